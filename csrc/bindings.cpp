@@ -1,0 +1,134 @@
+// Turns Python integers into the structs of crossfade.h, and nothing else. Python checks the
+// arguments: see python/crossfade/ops/check.py and native.py.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+
+#include "crossfade.h"
+
+namespace py = pybind11;
+
+namespace crossfade {
+namespace {
+
+template <class T>
+T* pointer(py::handle address) {
+  return reinterpret_cast<T*>(address.cast<uintptr_t>());
+}
+
+// [(address, row stride, dtype code), ...]
+int32_t read_matrices(py::handle list, Matrix* out) {
+  int32_t count = 0;
+  for (py::handle item : list) {
+    const auto t = py::reinterpret_borrow<py::tuple>(item);
+    out[count++] = {pointer<void>(t[0]), t[1].cast<int64_t>(), static_cast<DType>(t[2].cast<int>())};
+  }
+  return count;
+}
+
+// [address, row stride] of a float32 tensor, or a tuple of numbers
+Weights read_weights(py::handle object) {
+  Weights w{};
+  if (PyList_Check(object.ptr())) {
+    const auto t = py::reinterpret_borrow<py::list>(object);
+    w.rows = pointer<float>(t[0]);
+    w.row_stride = t[1].cast<int64_t>();
+  } else {
+    int k = 0;
+    for (py::handle x : object) w.all[k++] = x.cast<float>();
+  }
+  return w;
+}
+
+// [address] of a tensor, or a number
+template <class T>
+PerRow<T> read_setting(py::handle object) {
+  if (PyList_Check(object.ptr()))
+    return {pointer<T>(py::reinterpret_borrow<py::list>(object)[0]), T{}};
+  if constexpr (std::is_same_v<T, int64_t>)  // seeds and streams use all 64 bits
+    return {nullptr, static_cast<int64_t>(PyLong_AsUnsignedLongLongMask(object.ptr()))};
+  else
+    return {nullptr, object.cast<T>()};
+}
+
+// (rows, vocab, terms, values, weights, value weights, power, support, mask address, mask stride)
+Blend read_blend(const py::tuple& t) {
+  Blend b{};
+  b.rows = t[0].cast<int64_t>();
+  b.vocab = t[1].cast<int64_t>();
+  b.terms = read_matrices(t[2], b.term);
+  b.values = read_matrices(t[3], b.value);
+  b.weight = read_weights(t[4]);
+  b.value_weight = read_weights(t[5]);
+  b.power = t[6].cast<float>();
+  b.support.term = -1;
+  if (!t[7].is_none()) {
+    const auto s = py::reinterpret_borrow<py::tuple>(t[7]);
+    b.support = {s[0].cast<int32_t>(), s[1].cast<int64_t>(), s[2].cast<float>(), s[3].cast<float>()};
+  }
+  b.mask = pointer<uint8_t>(t[8]);
+  b.mask_stride = t[9].cast<int64_t>();
+  return b;
+}
+
+// (do_sample, temperature, top_p, min_p, top_k, seed, stream, step, addresses of the four outputs)
+Sampling read_sampling(const py::tuple& t) {
+  return {t[0].cast<bool>(),
+          read_setting<float>(t[1]),
+          read_setting<float>(t[2]),
+          read_setting<float>(t[3]),
+          read_setting<int64_t>(t[4]),
+          read_setting<int64_t>(t[5]),
+          read_setting<int64_t>(t[6]),
+          read_setting<int64_t>(t[7]),
+          pointer<int64_t>(t[8]),
+          pointer<float>(t[9]),
+          pointer<float>(t[10]),
+          pointer<float>(t[11])};
+}
+
+#ifdef CROSSFADE_CUDA
+void check(const char* error) {
+  if (error) throw std::runtime_error(error);
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.attr("max_terms") = kMaxTerms;
+  m.def("cpu_isa", &cpu_isa);
+  m.def("blend_cpu", [](const py::tuple& blend, uintptr_t out, int threads) {
+    const Blend b = read_blend(blend);
+    py::gil_scoped_release release;
+    blend_cpu(b, reinterpret_cast<float*>(out), threads);
+  });
+  m.def("blend_sample_cpu", [](const py::tuple& blend, const py::tuple& sampling, int threads) {
+    const Blend b = read_blend(blend);
+    const Sampling s = read_sampling(sampling);
+    py::gil_scoped_release release;
+    blend_sample_cpu(b, s, threads);
+  });
+
+#ifdef CROSSFADE_CUDA
+  m.attr("cuda_architectures") = CROSSFADE_CUDA_ARCHITECTURES;
+  m.def("scratch_bytes_cuda", [](const py::tuple& blend, int device) {
+    return scratch_bytes_cuda(read_blend(blend), device);
+  });
+  m.def("blend_cuda", [](const py::tuple& blend, uintptr_t out, uintptr_t scratch, int device,
+                         uintptr_t stream) {
+    check(blend_cuda(read_blend(blend), reinterpret_cast<float*>(out),
+                     reinterpret_cast<void*>(scratch), device, reinterpret_cast<void*>(stream)));
+  });
+  m.def("blend_sample_cuda", [](const py::tuple& blend, const py::tuple& sampling,
+                                uintptr_t scratch, int device, uintptr_t stream) {
+    check(blend_sample_cuda(read_blend(blend), read_sampling(sampling),
+                            reinterpret_cast<void*>(scratch), device,
+                            reinterpret_cast<void*>(stream)));
+  });
+#else
+  m.attr("cuda_architectures") = py::none();
+#endif
+}
+
+}  // namespace crossfade

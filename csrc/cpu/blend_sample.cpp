@@ -1,0 +1,398 @@
+// Blends and samples rows on CPUs. Compiled once for each instruction set; dispatch.cpp chooses.
+//
+// A row is worked on by a team: one thread where there are rows for all, else all threads, each on
+// a slice of the vocabulary. The row's scores stay in the cache between the phases:
+//   1. read the inputs once: scores, their maximum and the sum of their exponentials
+//   2. find the truncation threshold
+//   3. Gumbel-max over the tokens that are left
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "row_blend.h"
+#include "threshold.h"
+
+namespace crossfade {
+inline namespace CF_ISA {
+
+namespace {
+
+constexpr int64_t kTokensPerThread = 8192;  // fewer are not worth another thread
+
+struct Best {
+  float score = -kInf;
+  int64_t token = -1;
+
+  void offer(float other_score, int64_t other_token) {
+    if (other_score > score || (other_score == score && other_token < token)) {
+      score = other_score;
+      token = other_token;
+    }
+  }
+};
+
+// What each member of a team found in its slice, on cache lines of its own.
+struct alignas(64) Share {
+  LogSum blend;
+  LogSum term[kMaxTerms];
+  double mass;
+  Best best;
+};
+
+struct Team {
+  int rank, size;
+  Share* shares;         // [size]
+  Workspace* workspace;  // of the team
+  float* threshold;      // of the team
+
+  void sync() const {
+    if (size > 1) {
+#pragma omp barrier
+    }
+  }
+  Share& mine() const { return shares[rank]; }
+  int64_t begin(int64_t groups) const { return groups * rank / size; }
+  int64_t end(int64_t groups) const { return groups * (rank + 1) / size; }
+
+  template <class Get>
+  LogSum merged(Get get) const {
+    LogSum all = get(shares[0]);
+    for (int i = 1; i < size; ++i) all.merge(get(shares[i]));
+    return all;
+  }
+};
+
+int64_t groups_of(int64_t vocab) { return (vocab + kGroup - 1) / kGroup; }
+
+// A group of one input as it is, -inf past the vocabulary.
+void read_group(const Stream& x, int64_t first, int64_t vocab, F32* out) {
+  if (first + kGroup <= vocab) return x.group(first, out);
+  PaddedGroup copy;
+  const int64_t tokens = vocab - first;
+  copy.of(x, first, tokens).group(0, out);
+  alignas(64) float numbers[kGroup];
+  std::memcpy(numbers, out, sizeof numbers);
+  std::fill(numbers + tokens, numbers + kGroup, -kInf);
+  std::memcpy(out, numbers, sizeof numbers);
+}
+
+// Adds a group of logits to their log-sum-exp, minding what logits may hold.
+float add_logits(LogSum& sum, const F32* z) {
+  I32 odd = {};
+  for (int v = 0; v < kVectors; ++v) odd |= ~(z[v] < kInf);
+  if (any(odd)) {
+    sum.broken = true;
+    return -kInf;
+  }
+  return sum.add(z);
+}
+
+// Sum of exp((s - max) * inv_t) over a slice of the tokens with s >= least.
+double mass_of(const RowScores& row, float least, float inv_t, int64_t begin, int64_t end) {
+  const float negligible = row.max - 40.0f / inv_t;
+  double total = 0;
+  for (int64_t g = begin; g < end; ++g) {
+    if (row.group_max[g] < least || row.group_max[g] < negligible) continue;
+    F32 sum = {};
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      const F32 s = load(row.scores + g * kGroup + v * kLanes);
+      sum += s >= least ? exp((s - row.max) * inv_t) : F32{};
+    }
+    total += sum_of(sum);
+  }
+  return total;
+}
+
+// Where a member of a team reads the scores, and the support and the normalisers before them.
+class RowReader {
+ public:
+  RowReader(const Blend& blend, int64_t row, const Team& team)
+      : blend_(blend),
+        row_(row),
+        team_(team),
+        groups_(groups_of(blend.vocab)),
+        begin_(team.begin(groups_)),
+        end_(team.end(groups_)),
+        row_blend_(blend, row) {}
+
+  // Phase 1. False: the row is bad. With `terms`, each term's own log-sum-exp too.
+  bool read(bool terms) {
+    if (row_blend_.power != 0) normalise_means();
+    if (row_blend_.has_support) find_support();
+    Workspace& w = *team_.workspace;
+    Share& mine = team_.mine();
+    mine.blend = LogSum();
+    Stream own[kMaxTerms];
+    for (int k = 0; terms && k < blend_.terms; ++k) {
+      mine.term[k] = LogSum();
+      own[k] = stream_of(blend_.term[k], row_, 1);
+    }
+    mine.blend.broken = row_blend_.bad;
+    for (int64_t g = begin_; g < end_; ++g) {
+      F32 s[kVectors];
+      mine.blend.broken |= !row_blend_.scores(g * kGroup, s);
+      w.group_max[g] = mine.blend.add(s);
+      for (int v = 0; v < kVectors; ++v) store(w.scores + g * kGroup + v * kLanes, s[v]);
+      for (int k = 0; terms && k < blend_.terms; ++k) {
+        F32 z[kVectors];
+        read_group(own[k], g * kGroup, blend_.vocab, z);
+        add_logits(mine.term[k], z);
+      }
+    }
+    mine.blend.flush();
+    for (int k = 0; terms && k < blend_.terms; ++k) mine.term[k].flush();
+    team_.sync();
+    sum_ = team_.merged([](const Share& s) { return s.blend; });
+    return sum_.finite();
+  }
+
+  RowScores scores() const {
+    const Workspace& w = *team_.workspace;
+    return {w.scores, w.group_max, groups_, blend_.vocab, sum_.max};
+  }
+  const LogSum& sum() const { return sum_; }
+  int64_t begin() const { return begin_; }
+  int64_t end() const { return end_; }
+
+  // Calls find() on the team's first member and gives its result to all.
+  template <class Find>
+  float agree(Find find) const {
+    if (team_.rank == 0) *team_.threshold = find();
+    team_.sync();
+    return *team_.threshold;
+  }
+
+ private:
+  void normalise_means() {
+    for (int k = 0; k < row_blend_.means; ++k) {
+      LogSum& z = team_.mine().term[k] = LogSum();
+      for (int64_t g = begin_; g < end_; ++g) {
+        F32 x[kVectors];
+        read_group(row_blend_.mean[k], g * kGroup, blend_.vocab, x);
+        add_logits(z, x);
+      }
+      z.flush();
+    }
+    team_.sync();
+    for (int k = 0; k < row_blend_.means; ++k)
+      row_blend_.normalise(k, team_.merged([k](const Share& s) { return s.term[k]; }));
+    team_.sync();
+  }
+
+  void find_support() {
+    Workspace& w = *team_.workspace;
+    LogSum& z = team_.mine().blend = LogSum();
+    for (int64_t g = begin_; g < end_; ++g) {
+      F32 x[kVectors];
+      read_group(row_blend_.support, g * kGroup, blend_.vocab, x);
+      w.group_max[g] = add_logits(z, x);
+      for (int v = 0; v < kVectors; ++v) store(w.scores + g * kGroup + v * kLanes, x[v]);
+    }
+    z.flush();
+    team_.sync();
+    const LogSum all = team_.merged([](const Share& s) { return s.blend; });
+    const Truncation cut{blend_.support.top_k, blend_.support.top_p, blend_.support.min_p};
+    row_blend_.support_threshold = agree([&] {
+      const RowScores term{w.scores, w.group_max, groups_, blend_.vocab, all.max};
+      // a support that is no distribution leaves no token
+      return all.finite() ? threshold(term, cut, 1.0f, all.total, w) : kInf;
+    });
+    team_.sync();
+  }
+
+  const Blend& blend_;
+  const int64_t row_;
+  const Team& team_;
+  const int64_t groups_, begin_, end_;
+  RowBlend row_blend_;
+  LogSum sum_;
+};
+
+// The settings of one row.
+struct RowSampling {
+  float inv_t;
+  Truncation cut;
+  uint64_t seed, stream;
+  uint32_t step;
+  bool bad;
+
+  RowSampling(const Sampling& s, int64_t row)
+      : cut{at(s.top_k, row), at(s.top_p, row), at(s.min_p, row)},
+        seed(at(s.seed, row)),
+        stream(at(s.stream, row)),
+        step(static_cast<uint32_t>(at(s.step, row))) {
+    const float t = at(s.temperature, row);
+    inv_t = 1.0f / t;
+    bad = !(t > 0 && t < kInf && cut.top_k >= 0 && cut.top_p >= 0 && cut.top_p <= 1 &&
+            cut.min_p >= 0 && cut.min_p <= 1);
+  }
+
+ private:
+  template <class T>
+  static T at(const PerRow<T>& setting, int64_t row) {
+    return setting.rows ? setting.rows[row] : setting.all;
+  }
+};
+
+// The smallest word whose noise can lift a token by `gap`, rounded towards smaller ones:
+// -log E >= gap where E <= e^-gap, and word / 2^32 = e^-E >= 1 - E.
+uint64_t least_word(float gap) {
+  const double e = std::exp(-gap) * 1.0001;
+  return e < 1 ? static_cast<uint64_t>(std::max(0.0, (1 - e) * 4294967296.0 - 1024)) : 0;
+}
+
+// Phase 3 on a slice: the token with the largest tempered score plus noise among s >= least.
+Best gumbel_max(const RowScores& row, const RowSampling& settings, float least, int64_t begin,
+                int64_t end) {
+  Best best;
+  U64 lanes;
+  for (int i = 0; i < kLanes / 2; ++i) lanes[i] = i;
+  least = std::max(least, row.max - (kNoiseMax - kNoiseMin + 0.1f) / settings.inv_t);
+  for (int64_t g = begin; g < end; ++g) {
+    if (!(row.group_max[g] >= least)) continue;
+    const float* s = row.scores + g * kGroup;
+    const uint64_t word = least_word(best.score - (row.group_max[g] - row.max) * settings.inv_t);
+    for (int c = 0; c < kGroup / 4; c += kLanes / 2) {
+      const Words<U64> noise =
+          philox(lanes + static_cast<uint64_t>(g * (kGroup / 4) + c), settings.step, settings.stream, settings.seed);
+      U64 words[4];
+      I32 chance = {};
+      for (int j = 0; j < 4; ++j) {
+        words[j] = noise.w[j] & 0xFFFFFFFFu;
+        chance |= bit_cast<I32>(words[j] >= word);
+      }
+      if (!any(chance)) continue;
+      for (int j = 0; j < 4; ++j) {
+        for (int i = 0; i < kLanes / 2; ++i) {
+          const int t = (c + i) * 4 + j;
+          if (words[j][i] < word || !(s[t] >= least)) continue;
+          best.offer((s[t] - row.max) * settings.inv_t + gumbel(static_cast<uint32_t>(words[j][i])),
+                     g * kGroup + t);
+        }
+      }
+    }
+  }
+  return best;
+}
+
+Best first_of_the_best(const RowScores& row, int64_t begin, int64_t end) {
+  for (int64_t g = begin; g < end; ++g) {
+    if (row.group_max[g] != row.max) continue;
+    for (int t = 0; t < kGroup; ++t)
+      if (row.scores[g * kGroup + t] == row.max) return {0, g * kGroup + t};
+  }
+  return {};
+}
+
+void write_bad(const Sampling& out, int64_t row, int terms) {
+  const float nan = __builtin_nanf("");
+  out.tokens[row] = -1;
+  out.logprobs[row] = out.sampled_logprobs[row] = nan;
+  if (out.term_logprobs) std::fill_n(out.term_logprobs + row * terms, terms, nan);
+}
+
+void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team& team) {
+  const RowSampling settings(out, row);
+  RowReader reader(blend, row, team);
+  const bool good = reader.read(out.term_logprobs) && !(out.sample && settings.bad);
+  if (!good) {
+    if (team.rank == 0) write_bad(out, row, blend.terms);
+    return team.sync();
+  }
+
+  const RowScores scores = reader.scores();
+  const LogSum& sum = reader.sum();
+  Share& mine = team.mine();
+  if (out.sample) {
+    float least = -kInf;
+    double mass = sum.total;  // at temperature 1
+    if (settings.cut.top_p < 1 && settings.inv_t != 1) {
+      mine.mass = mass_of(scores, -kInf, settings.inv_t, reader.begin(), reader.end());
+      team.sync();
+      mass = 0;
+      for (int i = 0; i < team.size; ++i) mass += team.shares[i].mass;
+    }
+    if (settings.cut.any())
+      least = reader.agree([&] { return threshold(scores, settings.cut, settings.inv_t, mass, *team.workspace); });
+    mine.mass = least == -kInf && settings.inv_t == 1
+                    ? mine.blend.total * std::exp(mine.blend.max - sum.max)  // summed up already
+                    : mass_of(scores, least, settings.inv_t, reader.begin(), reader.end());
+    mine.best = gumbel_max(scores, settings, least, reader.begin(), reader.end());
+  } else {
+    mine.best = first_of_the_best(scores, reader.begin(), reader.end());
+  }
+  team.sync();
+
+  if (team.rank == 0) {
+    Best best;
+    double mass = 0;
+    for (int i = 0; i < team.size; ++i) {
+      if (team.shares[i].best.token >= 0) best.offer(team.shares[i].best.score, team.shares[i].best.token);
+      mass += team.shares[i].mass;
+    }
+    const float above_max = scores.scores[best.token] - scores.max;
+    out.tokens[row] = best.token;
+    out.logprobs[row] = above_max - sum.log_total();
+    out.sampled_logprobs[row] =
+        out.sample ? above_max * settings.inv_t - static_cast<float>(std::log(mass)) : 0.0f;
+    for (int k = 0; out.term_logprobs && k < blend.terms; ++k) {
+      const LogSum z = team.merged([k](const Share& s) { return s.term[k]; });
+      const float own = stream_of(blend.term[k], row, 1).number(best.token);
+      out.term_logprobs[row * blend.terms + k] =
+          z.finite() ? (own - z.max) - z.log_total() : __builtin_nanf("");
+    }
+  }
+  team.sync();
+}
+
+void blend_row(const Blend& blend, float* out, int64_t row, const Team& team) {
+  RowReader reader(blend, row, team);
+  const bool good = reader.read(false);
+  const RowScores scores = reader.scores();
+  const float max = scores.max, log_total = reader.sum().log_total();
+  const int64_t end = std::min(reader.end() * kGroup, blend.vocab);
+  float* to = out + row * blend.vocab;
+  for (int64_t v = reader.begin() * kGroup; v < end; ++v)
+    to[v] = good ? (scores.scores[v] - max) - log_total : __builtin_nanf("");
+  team.sync();
+}
+
+// Calls work(row, team) for all rows: whole rounds of one thread a row, then the rest by all.
+template <class Work>
+void for_rows(const Blend& blend, int threads, Work work) {
+  const int64_t most = std::max<int64_t>(1, blend.rows * blend.vocab / kTokensPerThread);
+  threads = static_cast<int>(std::min<int64_t>(std::max(threads, 1), most));
+  const int64_t whole = blend.rows / threads * threads;
+  Share* shares = new Share[threads];
+  float threshold;
+  Workspace* first = nullptr;
+#pragma omp parallel num_threads(threads)
+  {
+    static thread_local Workspace own;
+    own.reserve(blend.vocab);
+    const int rank = omp_get_thread_num();
+    if (rank == 0) first = &own;
+    float own_threshold;
+    const Team alone{0, 1, shares + rank, &own, &own_threshold};
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < whole; ++row) work(row, alone);
+    const Team all{rank, omp_get_num_threads(), shares, first, &threshold};
+    for (int64_t row = whole; row < blend.rows; ++row) work(row, all);
+  }
+  delete[] shares;
+}
+
+}  // namespace
+
+void blend_rows(const Blend& blend, float* out, int threads) {
+  for_rows(blend, threads, [&](int64_t row, const Team& team) { blend_row(blend, out, row, team); });
+}
+
+void blend_sample_rows(const Blend& blend, const Sampling& sampling, int threads) {
+  for_rows(blend, threads, [&](int64_t row, const Team& team) { sample_row(blend, sampling, row, team); });
+}
+
+}  // namespace CF_ISA
+}  // namespace crossfade

@@ -1,0 +1,62 @@
+// Chooses among the CPU kernels, which are built for several instruction sets, what this CPU runs.
+#include <cstdlib>
+#include <cstring>
+
+#include "../crossfade.h"
+
+namespace crossfade {
+
+#define CF_DECLARE(isa)                                                 \
+  namespace isa {                                                       \
+  void blend_rows(const Blend&, float*, int);                           \
+  void blend_sample_rows(const Blend&, const Sampling&, int);           \
+  }
+CF_DECLARE(baseline)
+#ifdef __x86_64__
+CF_DECLARE(avx2)
+CF_DECLARE(avx512)
+#endif
+#undef CF_DECLARE
+
+namespace {
+
+struct Kernels {
+  const char* isa;
+  decltype(&baseline::blend_rows) blend;
+  decltype(&baseline::blend_sample_rows) blend_sample;
+};
+
+// CROSSFADE_ISA names a lesser instruction set, for tests.
+Kernels choose() {
+  const char* wanted = std::getenv("CROSSFADE_ISA");
+  const auto may = [&](const char* isa) { return !wanted || !std::strcmp(wanted, isa); };
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  if (may("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+    return {"avx512", avx512::blend_rows, avx512::blend_sample_rows};
+  if (may("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c"))
+    return {"avx2", avx2::blend_rows, avx2::blend_sample_rows};
+#endif
+  return {"baseline", baseline::blend_rows, baseline::blend_sample_rows};
+}
+
+const Kernels& kernels() {
+  static const Kernels chosen = choose();
+  return chosen;
+}
+
+}  // namespace
+
+void blend_cpu(const Blend& blend, float* out, int threads) {
+  if (blend.rows > 0) kernels().blend(blend, out, threads);
+}
+
+void blend_sample_cpu(const Blend& blend, const Sampling& sampling, int threads) {
+  if (blend.rows > 0) kernels().blend_sample(blend, sampling, threads);
+}
+
+const char* cpu_isa() { return kernels().isa; }
+
+}  // namespace crossfade

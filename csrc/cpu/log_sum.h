@@ -1,0 +1,64 @@
+// log of a running sum of exponentials, read a group of tokens at a time.
+#pragma once
+#include <cmath>
+
+#include "simd.h"
+
+namespace crossfade {
+inline namespace CF_ISA {
+
+constexpr int kGroup = 64;  // tokens; the unit of all loops over a row
+constexpr int kVectors = kGroup / kLanes;
+constexpr float kInf = __builtin_inff();
+
+inline float max_of_group(const F32* x) {
+  F32 m = x[0];
+#pragma GCC unroll 16
+  for (int v = 1; v < kVectors; ++v) m = max(m, x[v]);
+  return max_of(m);
+}
+
+struct LogSum {
+  float max = -kInf;
+  double total = 0;  // sum of exp(x - max), less what `recent` holds
+  F32 recent = {};
+  int groups = 0;
+  bool broken = false;  // saw NaN or +inf, where the caller looks for them
+
+  // Returns the group's maximum. Tokens e^-40 below the maximum are left out: 2^31 of them would
+  // not move a float32 sum.
+  float add(const F32* x) {
+    const float top = max_of_group(x);
+    if (top > max) {
+      const float shrink = std::exp(max - top);
+      total *= shrink;
+      recent *= shrink;
+      max = top;
+    }
+    if (top > max - 40.0f) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) recent += exp(x[v] - max);
+      if (++groups % 16 == 0) flush();
+    }
+    return top;
+  }
+
+  void flush() {
+    total += sum_of(recent);
+    recent = F32{};
+  }
+
+  void merge(const LogSum& other) {
+    broken |= other.broken;
+    const float top = other.max > max ? other.max : max;
+    if (top == -kInf) return;
+    total = total * std::exp(max - top) + other.total * std::exp(other.max - top);
+    max = top;
+  }
+
+  bool finite() const { return !broken && max > -kInf && max < kInf; }
+  float log_total() const { return static_cast<float>(std::log(total)); }
+};
+
+}  // namespace CF_ISA
+}  // namespace crossfade

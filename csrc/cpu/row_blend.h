@@ -1,0 +1,192 @@
+// The blend of one row: what to read, and the scores of a group of tokens.
+//   power = 0: s(v) = sum_k w_k z_k(v)                   + sum_m l_m Q_m(v)
+//   else:      s(v) = log (sum_k w_k p_k(v)^r)^(1/r)     + sum_m l_m Q_m(v)
+// A token is removed (-inf) by the mask, by the support, or by a -inf in a term or value that has
+// weight; any other score that is not finite spoils the row.
+#pragma once
+#include <cmath>
+
+#include "log_sum.h"
+
+namespace crossfade {
+inline namespace CF_ISA {
+
+// One row of an input, and its weight.
+struct Stream {
+  const void* data;
+  DType dtype;
+  float weight;
+
+  F32 vector(int64_t i) const { return load_as(dtype, data, i); }
+  void group(int64_t i, F32* x) const {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) x[v] = vector(i + v * kLanes);
+  }
+  size_t bytes(int64_t tokens) const { return tokens * (dtype == DType::f32 ? 4 : 2); }
+  const void* at(int64_t i) const { return static_cast<const char*>(data) + bytes(i); }
+  float number(int64_t i) const {
+    alignas(64) char last[kLanes * 4] = {};
+    std::memcpy(last, at(i), bytes(1));
+    return load_as(dtype, last, 0)[0];
+  }
+};
+
+inline Stream stream_of(const Matrix& m, int64_t row, float weight) {
+  const Stream base{m.data, m.dtype, weight};
+  return {static_cast<const char*>(m.data) + row * static_cast<int64_t>(base.bytes(1)) * m.row_stride,
+          m.dtype, weight};
+}
+
+inline float weight_of(const Weights& w, int64_t row, int k) {
+  return w.rows ? w.rows[row * w.row_stride + k] : w.all[k];
+}
+
+// A group of the row's last tokens, copied where reading past the end does no harm.
+struct PaddedGroup {
+  alignas(64) char data[kGroup * 4];
+  Stream of(const Stream& s, int64_t first, int64_t tokens) {
+    std::memset(data, 0, sizeof data);
+    std::memcpy(data, s.at(first), s.bytes(tokens));
+    return {data, s.dtype, s.weight};
+  }
+};
+
+struct RowBlend {
+  int64_t vocab;
+  float power;
+  int sums = 0, means = 0;
+  Stream sum[2 * kMaxTerms];  // added with their weights: terms where power = 0, and values
+  Stream mean[kMaxTerms];     // terms of a power mean
+  float log_w[kMaxTerms], max[kMaxTerms], log_total[kMaxTerms];  // of mean[k]: log p = z - max - log_total
+  const uint8_t* mask;
+  bool has_support;
+  Stream support;
+  float support_threshold = -kInf;
+  bool bad = false;  // a weight is not one
+
+  RowBlend(const Blend& b, int64_t row)
+      : vocab(b.vocab),
+        power(b.power),
+        mask(b.mask ? b.mask + row * b.mask_stride : nullptr),
+        has_support(b.support.term >= 0),
+        support(stream_of(b.term[has_support ? b.support.term : 0], row, 1)) {
+    float weight_sum = 0;
+    for (int k = 0; k < b.terms; ++k) {
+      const float w = weight_of(b.weight, row, k);
+      bad |= !std::isfinite(w) || (power != 0 && w < 0);
+      weight_sum += w;
+      if (w == 0) continue;
+      if (power == 0) {
+        sum[sums++] = stream_of(b.term[k], row, w);
+      } else {
+        log_w[means] = std::log(w);
+        mean[means++] = stream_of(b.term[k], row, w);
+      }
+    }
+    bad |= power != 0 && !(std::fabs(weight_sum - 1) <= kWeightSumTolerance);
+    for (int m = 0; m < b.values; ++m) {
+      const float w = weight_of(b.value_weight, row, m);
+      bad |= !std::isfinite(w);
+      if (w != 0) sum[sums++] = stream_of(b.value[m], row, w);
+    }
+  }
+
+  // Once the terms of a power mean are read: their normalisers.
+  void normalise(int k, const LogSum& z) {
+    bad |= !z.finite();
+    max[k] = z.max;
+    log_total[k] = z.log_total();
+  }
+
+  // Scores of the group of tokens from `first` on, -inf past the vocabulary; false: the row is bad.
+  bool scores(int64_t first, F32* s) const {
+    return first + kGroup <= vocab ? full_group(first, s) : last_group(first, s);
+  }
+
+ private:
+  bool full_group(int64_t i, F32* s) const {
+    if (means) {
+      power_means(i, s);
+    } else {
+      for (int v = 0; v < kVectors; ++v) s[v] = F32{};
+    }
+    for (int k = 0; k < sums; ++k) add(sum[k], i, s);
+
+    I32 odd = {};
+    if (!mask && !has_support) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) odd |= not_finite(s[v]);
+      return any(odd) ? repair(i, s, nullptr) : true;
+    }
+    I32 allowed[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      allowed[v] = allowed_tokens(i + v * kLanes);
+      odd |= not_finite(s[v]) & allowed[v];
+    }
+    if (any(odd)) return repair(i, s, allowed);
+    for (int v = 0; v < kVectors; ++v) s[v] = allowed[v] ? s[v] : splat(-kInf);
+    return true;
+  }
+
+  bool last_group(int64_t first, F32* s) const {
+    const int64_t tokens = vocab - first;
+    PaddedGroup copies[2 * kMaxTerms + 1];
+    uint8_t allowed[kGroup] = {};
+    RowBlend last = *this;
+    for (int k = 0; k < means; ++k) last.mean[k] = copies[k].of(mean[k], first, tokens);
+    for (int k = 0; k < sums; ++k) last.sum[k] = copies[means + k].of(sum[k], first, tokens);
+    if (has_support) last.support = copies[2 * kMaxTerms].of(support, first, tokens);
+    for (int64_t v = 0; v < tokens; ++v) allowed[v] = mask ? mask[first + v] : 1;
+    last.mask = allowed;
+    return last.full_group(0, s);
+  }
+
+  static void add(const Stream& x, int64_t i, F32* s) {
+    const auto rows = [&](auto load) {
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) s[v] += x.weight * load(i + v * kLanes);
+    };
+    switch (x.dtype) {
+      case DType::f32: return rows([&](int64_t j) { return load(static_cast<const float*>(x.data) + j); });
+      case DType::bf16: return rows([&](int64_t j) { return load_bf16(static_cast<const uint16_t*>(x.data) + j); });
+      default: return rows([&](int64_t j) { return load_f16(static_cast<const uint16_t*>(x.data) + j); });
+    }
+  }
+
+  void power_means(int64_t i, F32* s) const {
+    F32 log_p[kMaxTerms];
+    for (int v = 0; v < kVectors; ++v) {
+      for (int k = 0; k < means; ++k)
+        log_p[k] = (mean[k].vector(i + v * kLanes) - max[k]) - log_total[k];
+      s[v] = log_power_mean(log_p, log_w, means, power);
+    }
+  }
+
+  I32 allowed_tokens(int64_t i) const {
+    I32 allowed = I32{} - 1;
+    if (mask) {
+      typedef uint8_t U8 __attribute__((vector_size(kLanes)));
+      allowed &= __builtin_convertvector(load_bits<U8>(mask + i), I32) != 0;
+    }
+    if (has_support) allowed &= support.vector(i) >= support_threshold;
+    return allowed;
+  }
+
+  // Tells removed tokens (a -inf with weight) from those that spoil the row.
+  bool repair(int64_t i, F32* s, const I32* allowed) const {
+    I32 spoilt = {};
+    F32 mean_score[kVectors];
+    if (means) power_means(i, mean_score);
+    for (int v = 0; v < kVectors; ++v) {
+      I32 left = allowed ? allowed[v] : I32{} - 1;
+      if (means) left &= mean_score[v] != -kInf;
+      for (int k = 0; k < sums; ++k) left &= sum[k].vector(i + v * kLanes) != -kInf;
+      spoilt |= left & not_finite(s[v]);
+      s[v] = left ? s[v] : splat(-kInf);
+    }
+    return !any(spoilt);
+  }
+};
+
+}  // namespace CF_ISA
+}  // namespace crossfade

@@ -1,0 +1,181 @@
+// One vector of floats for the instruction set that this file is compiled for: AVX-512, AVX2, or
+// whatever the compiler makes of four lanes (SSE2, NEON). GCC and Clang vector extensions do the
+// arithmetic; intrinsics stand only where those have no word for it.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#include "../crossfade.h"
+
+// Every instruction set has a namespace of its own, so that the linker never takes one's inline
+// function for another's.
+#ifndef CF_ISA
+#define CF_ISA baseline
+#endif
+
+namespace crossfade {
+inline namespace CF_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float F32 __attribute__((vector_size(kLanes * 4)));
+typedef int32_t I32 __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t U32 __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t U16 __attribute__((vector_size(kLanes * 2)));
+typedef uint64_t U64 __attribute__((vector_size(kLanes * 4)));  // kLanes / 2 lanes
+
+template <class To, class From>
+inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class V>
+inline V load_bits(const void* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline F32 splat(float x) { return F32{} + x; }
+inline F32 load(const float* p) { return load_bits<F32>(p); }
+inline void store(float* p, F32 v) { std::memcpy(p, &v, sizeof v); }
+
+inline F32 load_bf16(const uint16_t* p) {
+  return bit_cast<F32>(__builtin_convertvector(load_bits<U16>(p), U32) << 16);
+}
+
+inline F32 load_f16(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  const U32 h = __builtin_convertvector(load_bits<U16>(p), U32);
+  const U32 sign = (h & 0x8000u) << 16, exponent = h & 0x7C00u, mantissa = h & 0x03FFu;
+  const U32 normal = ((h & 0x7FFFu) << 13) + (112u << 23);
+  const U32 special = (mantissa << 13) | 0x7F800000u;
+  const F32 denormal = __builtin_convertvector(bit_cast<I32>(mantissa), F32) * 0x1p-24f;
+  const U32 large = exponent == 0x7C00u ? special : normal;
+  return bit_cast<F32>((exponent == 0u ? bit_cast<U32>(denormal) : large) | sign);
+#endif
+}
+
+// kLanes numbers of a matrix from element `i` of `data` on, as float32.
+inline F32 load_as(DType dtype, const void* data, int64_t i) {
+  switch (dtype) {
+    case DType::f32: return load(static_cast<const float*>(data) + i);
+    case DType::bf16: return load_bf16(static_cast<const uint16_t*>(data) + i);
+    default: return load_f16(static_cast<const uint16_t*>(data) + i);
+  }
+}
+
+inline F32 max(F32 a, F32 b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+inline bool any(I32 mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask(bit_cast<__m512i>(mask), bit_cast<__m512i>(mask)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(bit_cast<__m256>(mask)) != 0;
+#else
+  int32_t set = 0;
+  for (int i = 0; i < kLanes; ++i) set |= mask[i];
+  return set != 0;
+#endif
+}
+
+inline float max_of(F32 v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(v);
+#else
+  float m = v[0];
+  for (int i = 1; i < kLanes; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+#endif
+}
+
+inline double sum_of(F32 v) {
+  double s = 0;
+  for (int i = 0; i < kLanes; ++i) s += v[i];
+  return s;
+}
+
+// True in the lanes that are +-inf or NaN.
+inline I32 not_finite(F32 v) {
+  const U32 exponent = bit_cast<U32>(v) & 0x7F800000u;
+  return exponent == 0x7F800000u;
+}
+
+// e^x to 2 ulp for x <= 88; below -87.3 the result stays at 1.2e-38, for -inf too.
+inline F32 exp(F32 x) {
+  x = max(x, splat(-87.3f));
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const F32 shifted = x * 1.44269504f + magic;
+  const F32 n = shifted - magic;
+  const F32 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  F32 p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  return p * bit_cast<F32>((bit_cast<I32>(shifted) - bit_cast<I32>(splat(magic)) + 127) << 23);
+}
+
+// log x to 2 ulp for normal x > 0; 0 gives -inf.
+inline F32 log(F32 x) {
+  const I32 bits = bit_cast<I32>(x);
+  const I32 e = ((bits - 0x3F3504F3) >> 23);  // x = 2^e * m, m within [sqrt(1/2), sqrt(2))
+  const F32 m = bit_cast<F32>(bits - (e << 23)) - 1.0f;
+  const F32 n = __builtin_convertvector(e, F32), m2 = m * m;
+  F32 p = splat(7.0376836292e-2f);
+  p = p * m - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  const F32 y = p * m * m2 - n * 2.12194440e-4f - 0.5f * m2;
+  const F32 result = (m + y) + n * 0.693359375f;
+  return x > 0.0f ? result : splat(-__builtin_inff());
+}
+
+// For philox on vectors: words live in 64-bit lanes, whose upper halves hold leftovers.
+inline void mulhilo(U64 a, uint32_t b, U64& hi, U64& lo) {
+#if defined(__AVX512F__)
+  lo = bit_cast<U64>(_mm512_mul_epu32(bit_cast<__m512i>(a), _mm512_set1_epi64(b)));
+#elif defined(__AVX2__)
+  lo = bit_cast<U64>(_mm256_mul_epu32(bit_cast<__m256i>(a), _mm256_set1_epi64x(b)));
+#else
+  lo = (a & 0xFFFFFFFFu) * static_cast<uint64_t>(b);
+#endif
+  hi = lo >> 32;
+}
+
+}  // namespace CF_ISA
+}  // namespace crossfade
+
+#include "../blend_math.h"  // last: its templates find the functions above

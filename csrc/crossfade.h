@@ -1,0 +1,78 @@
+// The whole interface of the native module: plain structs, raw pointers, strides in elements, and
+// on CUDA a stream. Nothing here knows of a framework; bindings.cpp turns Python integers into it.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace crossfade {
+
+enum class DType : int32_t { f32, bf16, f16 };
+
+constexpr int kMaxTerms = 16;  // log-prob terms of a blend, and as many values
+
+// [rows, vocab], element (b, v) at data[b * row_stride + v]; row_stride 0 is one row for all.
+struct Matrix {
+  const void* data;
+  int64_t row_stride;
+  DType dtype;
+};
+
+// One number a column: `all`, or row b's own at rows[b * row_stride] where `rows` is set.
+struct Weights {
+  const float* rows;
+  int64_t row_stride;
+  float all[kMaxTerms];
+};
+
+// A setting of each row: `all`, or rows[b] where `rows` is set.
+template <class T>
+struct PerRow {
+  const T* rows;
+  T all;
+};
+
+// Truncation of one term's own distribution before the blend; term < 0 is none.
+struct Support {
+  int32_t term;
+  int64_t top_k;  // 0: off
+  float top_p;    // 1: off
+  float min_p;    // 0: off
+};
+
+// log pi = log blend + sum_m value_weight[m] * value[m] - log Z, for every row.
+struct Blend {
+  int64_t rows, vocab;
+  int32_t terms, values;
+  Matrix term[kMaxTerms], value[kMaxTerms];
+  Weights weight, value_weight;
+  float power;  // r of the power mean; 0 is the geometric blend
+  Support support;
+  const uint8_t* mask;  // nonzero where a token is allowed; null: all are
+  int64_t mask_stride;  // 0: one mask for all rows
+};
+
+struct Sampling {
+  bool sample;  // false: greedy, the settings below are not read
+  PerRow<float> temperature, top_p, min_p;
+  PerRow<int64_t> top_k, seed, stream, step;
+  int64_t* tokens;          // [rows]; -1 for a bad row
+  float* logprobs;          // [rows], under the blend at temperature 1
+  float* sampled_logprobs;  // [rows], under what was sampled from
+  float* term_logprobs;     // [rows, terms], or null
+};
+
+// out[rows, vocab]: normalised log-probs, NaN in a bad row.
+void blend_cpu(const Blend& blend, float* out, int threads);
+void blend_sample_cpu(const Blend& blend, const Sampling& sampling, int threads);
+const char* cpu_isa();  // what the CPU path runs with here: "avx512", "avx2" or "baseline"
+
+#ifdef CROSSFADE_CUDA
+// Asynchronous on `stream` (a cudaStream_t) of `device`. `scratch` holds scratch_bytes(blend) bytes
+// of device memory, or is null where that is 0. Returns null, or what CUDA said went wrong.
+size_t scratch_bytes_cuda(const Blend& blend, int device);
+const char* blend_cuda(const Blend& blend, float* out, void* scratch, int device, void* stream);
+const char* blend_sample_cuda(const Blend& blend, const Sampling& sampling, void* scratch,
+                              int device, void* stream);
+#endif
+
+}  // namespace crossfade

@@ -1,0 +1,501 @@
+"""What is decoded: language models and values as terms, and the algebra that blends them."""
+
+from __future__ import annotations
+
+import json
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .ops.check import MAX_TERMS
+from .ops.types import Support
+from .terms import Costs, check_adapter, check_language_model, check_name, costs, default_name
+from .weights import (
+    Weight,
+    check_mean,
+    check_number,
+    check_weight,
+    is_zero,
+    loaded_weight,
+    merge_weights,
+    plain_weight,
+    sum_text,
+    weight_rows,
+    weight_text,
+)
+
+T = TypeVar("T")
+
+
+class Algebra:
+    """The operators of terms, values and blends. Every result is a `Blend`."""
+
+    __array_ufunc__ = None  # numpy would multiply an array's elements one by one: leave it to us
+
+    def __add__(self, other: Any) -> Blend:
+        x = _operand(other)
+        return NotImplemented if x is None else _plus(_blend(self), x)
+
+    def __radd__(self, other: Any) -> Blend:
+        if type(other) is int and other == 0:  # where sum() starts
+            return _blend(self)
+        x = _operand(other)
+        return NotImplemented if x is None else _plus(x, _blend(self))
+
+    def __sub__(self, other: Any) -> Blend:
+        x = _operand(other)
+        return NotImplemented if x is None else _plus(_blend(self), -x)
+
+    def __rsub__(self, other: Any) -> Blend:
+        x = _operand(other)
+        return NotImplemented if x is None else _plus(x, -_blend(self))
+
+    def __mul__(self, weight: Any) -> Blend:
+        return _times(_blend(self), check_weight("weight", weight))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> Blend:
+        d = check_number("divisor", divisor)
+        if d == 0:
+            raise ValueError("divisor is 0; it must be another number")
+        return _times(_blend(self), d, divide=True)
+
+    def __neg__(self) -> Blend:
+        return _times(_blend(self), -1.0)
+
+    def within(self, support: Support | None) -> Blend:
+        """This blend with the tokens outside `support` removed before blending; None lifts it.
+
+        ``Support.term`` counts the blend's `terms` as they are now. Set it last: afterwards only
+        values can be added, since what another term or factor would mean to the set is unclear.
+
+        Raises:
+            TypeError: `support` is not a `Support`.
+            ValueError: it names a term that the blend lacks, or the blend has another one already.
+        """
+        x = _blend(self)
+        if support is not None and x.support not in (None, support):
+            raise ValueError(
+                f"support is {support_text(support)}; the blend is within "
+                f"{support_text(x.support)} already, and one set is all it can have"
+            )
+        return replace(x, support=support)
+
+
+@dataclass(frozen=True)
+class Model(Algebra):
+    """A causal language model as a term: its next-token log-probs, given its own prompt.
+
+    ``Model(a) + 0.8 * (Model(b) - Model(c))`` is a `Blend`. Terms are equal, and merge, if they
+    have the same model object, tokenizer, adapter, system prompt and prompt; names do not count.
+
+    Args:
+        model: a Hugging Face causal LM or a `peft.PeftModel` around one, on any device.
+        tokenizer: its tokenizer; None trusts that its ids mean what the other terms' ids mean.
+        adapter: a PEFT adapter's name, ``"active"`` for what the model would do by itself, or None
+            for the plain base. Terms over one PEFT model share its weights.
+        system: a system prompt, joined to every request through the chat template.
+        prompt: replaces the request's prompt for this term: one, a list of one a request, or a
+            function of the request.
+        name: what formulas, errors and saved blends call it, an identifier. By default the named
+            adapter or the last part of the model's path.
+
+    Raises:
+        TypeError: an argument is of the wrong kind, or the model has no language modelling head.
+        ValueError: `adapter` is not an adapter of the model, or `name` is not an identifier.
+        NotImplementedError: an encoder-decoder model, one with recurrent states (Mamba and its
+            like), or a prompt-learning adapter.
+    """
+
+    model: Any
+    tokenizer: Any = field(default=None, hash=False, kw_only=True)
+    adapter: str | None = field(default="active", kw_only=True)
+    system: str | None = field(default=None, kw_only=True)
+    prompt: str | Sequence[Any] | Callable[[Any], Any] | None = field(
+        default=None, hash=False, kw_only=True
+    )
+    name: str | None = field(default=None, compare=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_language_model(self.model, head=True)
+        check_adapter(self.model, self.adapter)
+        check_name(self.name)
+        if self.system is not None and not isinstance(self.system, str):
+            raise TypeError(f"system is a {type(self.system).__name__}; it must be a str or None")
+        if not (
+            self.prompt is None
+            or isinstance(self.prompt, (str, list, tuple))
+            or callable(self.prompt)
+        ):
+            raise TypeError(
+                f"prompt is a {type(self.prompt).__name__}; it must be a prompt, a list of one a "
+                "request, a function of the request, or None"
+            )
+        if isinstance(self.prompt, (list, tuple)) and not self.prompt:
+            raise ValueError("prompt is an empty list; it must have one prompt a request")
+
+
+@dataclass(frozen=True)
+class ValueHead(Algebra):
+    """A model whose ``model(...).logits`` are values of every next token, a Q-head's output.
+
+    As a term of a blend, ``weight * Q(v)`` is added to the log-prob of each token v after the
+    models are blended (ARGS, arXiv:2402.01694; IVG's explicit value, arXiv:2409.17819).
+
+    Args:
+        model: an ``nn.Module`` with a config, called as a Hugging Face causal LM is.
+        tokenizer: its tokenizer; None trusts that its ids mean what the other terms' ids mean.
+        name: as in `Model`.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as in `Model`.
+    """
+
+    model: Any
+    tokenizer: Any = field(default=None, hash=False, kw_only=True)
+    name: str | None = field(default=None, compare=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_language_model(self.model, head=False)
+        check_name(self.name)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Blend(Algebra):
+    """Weighted next-token distributions and values, decoded as one. Immutable.
+
+    ``log pi = log blend + sum_m value_weights[m] * values[m] - log Z``, where ``log blend`` is
+    ``sum_k weights[k] * log p_k`` for ``power = 0`` and ``log (sum_k weights[k] * p_k^r)^(1/r)``
+    for ``r = power != 0``. Usually written as a formula of `Model` and `ValueHead`.
+
+    Equal terms merge, and a term whose weight is the number 0 is left out and costs nothing, with
+    two exceptions: the first term, from which decoding takes the generation config and the base of
+    `kl_to_base`, and the support's term. (What is left out and comes back later comes back last.)
+
+    Args:
+        terms: models (bare ones will do), at most 16. None only on the way to a blend.
+        weights: a number or a tensor ``[requests]`` each, any sign. With ``power != 0`` none may be
+            negative and they must sum to 1.
+        values, value_weights: likewise, added after the models.
+        power: r of the power mean; 0 is the geometric blend.
+        support: removes tokens by one term's own distribution; its `term` counts `terms` as given.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+    """
+
+    terms: tuple[Model, ...]
+    weights: tuple[Weight, ...]
+    values: tuple[ValueHead, ...] = ()
+    value_weights: tuple[Weight, ...] = ()
+    power: float = 0.0
+    support: Support | None = None
+
+    def __post_init__(self) -> None:
+        terms = tuple(as_term("terms", t, Model) for t in self.terms)
+        values = tuple(as_term("values", v, ValueHead) for v in self.values)
+        s = self.support
+        if s is not None and not isinstance(s, Support):
+            raise TypeError(f"support is a {type(s).__name__}; it must be a Support or None")
+        if s is not None and s.term >= len(terms):
+            raise ValueError(f"support.term is {s.term}; the blend has terms 0 to {len(terms) - 1}")
+        power = check_number("power", self.power)
+
+        total = merge_weights("weights", terms, self.weights)
+        keep = set(list(total)[:1]) | ({terms[s.term]} if s else set())
+        total = {t: w for t, w in total.items() if t in keep or not is_zero(w)}
+        gains = merge_weights("value_weights", values, self.value_weights)
+        gains = {v: w for v, w in gains.items() if not is_zero(w)}
+        for name, kept in (("terms", total), ("values", gains)):
+            if len(kept) > MAX_TERMS:
+                raise ValueError(
+                    f"{name} are {len(kept)}; they must be at most {MAX_TERMS}"
+                )
+        if power != 0:
+            check_mean(tuple(total.values()))
+
+        put = object.__setattr__  # the dataclass is frozen
+        put(self, "terms", tuple(total))
+        put(self, "weights", tuple(total.values()))
+        put(self, "values", tuple(gains))
+        put(self, "value_weights", tuple(gains.values()))
+        put(self, "power", power)
+        if s is not None:
+            put(self, "support", replace(s, term=self.terms.index(terms[s.term])))
+
+    @cached_property
+    def _all_names(self) -> tuple[str, ...]:
+        names: list[str] = []
+        for i, term in enumerate((*self.terms, *self.values)):
+            j = i - len(self.terms)
+            name = term.name or default_name(
+                term.model, getattr(term, "adapter", None), f"model{i}" if j < 0 else f"value{j}"
+            )
+            same = (name, *(f"{name}_{n}" for n in range(2, i + 2)))
+            names.append(next(n for n in same if n not in names))
+        return tuple(names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each term, different from all others of the blend."""
+        return self._all_names[: len(self.terms)]
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """A name for each value, different from all others of the blend."""
+        return self._all_names[len(self.terms) :]
+
+    @property
+    def models(self) -> Costs:
+        """What the blend costs, by distinct underlying model; shared ones are counted once."""
+        members = (*self.terms, *self.values)
+        return costs(self._all_names, [m.model for m in members])
+
+    def row_weights(
+        self, requests: int, device: torch.device | str | None = None
+    ) -> tuple[float, ...] | Tensor:
+        """The weights as `crossfade.ops` takes them, for a batch of `requests`.
+
+        Returns:
+            ``[K]`` numbers, or float32 ``[requests, K]`` on `device` if any weight is a tensor.
+
+        Raises:
+            ValueError: a weight tensor has another length; names the term.
+        """
+        return weight_rows(self.names, self.weights, requests, device)
+
+    def row_value_weights(
+        self, requests: int, device: torch.device | str | None = None
+    ) -> tuple[float, ...] | Tensor:
+        """The values' weights, as `row_weights` gives the terms'."""
+        return weight_rows(self.value_names, self.value_weights, requests, device)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The blend as plain JSON: names, weights, prompts and settings, without the models.
+
+        Raises:
+            TypeError: a term's prompt is a function or not JSON; names the term.
+        """
+        terms = [
+            {
+                "name": name,
+                "weight": plain_weight(w),
+                "adapter": term.adapter,
+                "system": term.system,
+                "prompt": _plain_prompt(name, term.prompt),
+            }
+            for name, term, w in zip(self.names, self.terms, self.weights, strict=True)
+        ]
+        values = [
+            {"name": name, "weight": plain_weight(w)}
+            for name, w in zip(self.value_names, self.value_weights, strict=True)
+        ]
+        s = self.support
+        support = None if s is None else {f.name: getattr(s, f.name) for f in fields(s)}
+        return {"terms": terms, "values": values, "power": self.power, "support": support}
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any], /, **models: Any) -> Blend:
+        """The blend that `to_dict` saved, over `models` by the names in it.
+
+        Each is a bare model, or a `Model` (for a value a `ValueHead`) that gives a tokenizer too;
+        adapter, system prompt and prompt come from `d`.
+
+        Raises:
+            TypeError: a member of `models` is of the wrong kind.
+            ValueError: a name of `d` is missing in `models` or the other way round, a model comes
+                with settings that contradict `d`, or `d` is not what `to_dict` gives.
+        """
+        try:
+            given = {m["name"]: m for m in (*d["terms"], *d["values"])}
+            if set(given) != set(models):
+                raise ValueError(
+                    f"models are {sorted(models)}; they must be {sorted(given)}, the names in d"
+                )
+            terms = []
+            for saved in d["terms"]:
+                term = as_term(saved["name"], models[saved["name"]], Model)
+                settings = {key: saved[key] for key in ("name", "adapter", "system", "prompt")}
+                loaded = replace(term, **settings)
+                if term not in (loaded, Model(term.model, tokenizer=term.tokenizer)):
+                    raise ValueError(f"{saved['name']} is {term}; the settings in d say {loaded}")
+                terms.append(loaded)
+            values = [
+                replace(as_term(v["name"], models[v["name"]], ValueHead), name=v["name"])
+                for v in d["values"]
+            ]
+            return cls(
+                tuple(terms),
+                tuple(loaded_weight(t["weight"]) for t in d["terms"]),
+                tuple(values),
+                tuple(loaded_weight(v["weight"]) for v in d["values"]),
+                d["power"],
+                None if d["support"] is None else Support(**d["support"]),
+            )
+        except KeyError as e:
+            raise ValueError(f"d has no {e}; it must be what Blend.to_dict gives") from e
+
+    def __repr__(self) -> str:
+        if self.power == 0:
+            text = sum_text(self.names, self.weights)
+        else:
+            weights = ", ".join(map(weight_text, self.weights))
+            text = (
+                f"power_mean([{', '.join(self.names)}], weights=[{weights}], "
+                f"r={weight_text(self.power)})"
+            )
+        if self.support is not None:
+            bare = self.power != 0 or text.isidentifier()
+            text = f"{text if bare else f'({text})'}.within({support_text(self.support)})"
+        values = sum_text(self.value_names, self.value_weights)
+        if not text or not values:
+            return text or values
+        return f"{text} - {values[1:]}" if values.startswith("-") else f"{text} + {values}"
+
+
+def as_blend(x: Any) -> Blend:
+    """`x` as a blend that can be decoded: a `Blend`, a `Model`, or a bare Hugging Face model.
+
+    Raises:
+        TypeError: it is none of these. ValueError: it has values but no model.
+        NotImplementedError: a bare model that `Model` refuses.
+    """
+    blend = linear(x)
+    if blend is None:
+        raise TypeError(
+            f"blend is a {type(x).__name__}; it must be a Blend, a Model or a Hugging Face model"
+        )
+    if not blend.terms:
+        raise ValueError(f"blend is {blend}, values alone; it must have at least one Model")
+    return blend
+
+
+def power_mean(models: Sequence[Any], weights: Sequence[Any], r: float) -> Blend:
+    """The power mean of next-token distributions: ``pi ~ (sum_k w_k p_k^r)^(1/r)``.
+
+    ``r = 1`` is the mixture, ``r = -1`` the harmonic mean, and ``r = 0`` the geometric blend
+    ``sum_k w_k log p_k``, an ordinary blend. With ``r != 0`` only values can be added to it.
+
+    Args:
+        models: `Model` or bare Hugging Face models.
+        weights: a number or a tensor ``[requests]`` a model; with ``r != 0`` not negative, sum 1.
+        r: any finite number.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+
+    Source: MOD's decoding rules for f-divergences (Shi et al., arXiv:2406.18853). Every model reads
+    every token; ``r != 0`` reads the logits twice.
+    """
+    for name, x in (("models", models), ("weights", weights)):
+        if not isinstance(x, (list, tuple)):
+            raise TypeError(f"{name} is a {type(x).__name__}; it must be a list")
+    if not models:
+        raise ValueError("models is empty; it must have at least one model")
+    terms = tuple(as_term(f"models[{k}]", m, Model) for k, m in enumerate(models))
+    return Blend(terms, tuple(weights), power=check_number("r", r))
+
+
+def _blend(x: Algebra) -> Blend:
+    blend = linear(x)
+    assert blend is not None  # every subclass of Algebra is one
+    return blend
+
+
+def linear(x: Any) -> Blend | None:
+    """`x` as a blend, of values alone too, or None if it cannot be one."""
+    if isinstance(x, Blend):
+        return x
+    if isinstance(x, ValueHead):
+        return Blend((), (), (x,), (1.0,))
+    if isinstance(x, nn.Module):
+        x = Model(x)
+    return Blend((x,), (1.0,)) if isinstance(x, Model) else None
+
+
+def _operand(x: Any) -> Blend | None:
+    """The other side of a sum as a blend, or None to let Python say that it cannot be one."""
+    if isinstance(x, (numbers.Real, Tensor)):
+        raise TypeError(
+            f"a {type(x).__name__} cannot be added to a blend; terms, values and blends can"
+        )
+    return linear(x)
+
+
+def as_term(name: str, x: Any, kind: type[T]) -> T:
+    """`x` as a `Model` or a `ValueHead`, which a bare model becomes."""
+    if isinstance(x, nn.Module):
+        return kind(x)  # type: ignore[call-arg]
+    if not isinstance(x, kind):
+        raise TypeError(
+            f"{name} has a {type(x).__name__}; it must be a {kind.__name__} or a Hugging Face model"
+        )
+    return x
+
+
+def _fixed(x: Blend) -> str | None:
+    """Why no log-probs can be added to a blend and no factor applied, or None."""
+    if x.power != 0:
+        return f"a power mean with r = {x.power:g}, whose weights sum to 1"
+    return None if x.support is None else "a blend within a support, which is set last"
+
+
+def _plus(a: Blend, b: Blend) -> Blend:
+    for x, other in ((a, b), (b, a)):
+        why = _fixed(x)
+        if why and other.terms:
+            raise ValueError(f"log-probs of {other} cannot be added to {why}; only values can")
+    whole = a if a.terms else b  # has the power and the support, if any
+    return replace(
+        whole,
+        terms=a.terms + b.terms,
+        weights=a.weights + b.weights,
+        values=a.values + b.values,
+        value_weights=a.value_weights + b.value_weights,
+    )
+
+
+def _times(x: Blend, factor: Weight, *, divide: bool = False) -> Blend:
+    if not isinstance(factor, Tensor) and factor == 1:
+        return x
+    why = _fixed(x)
+    if why:
+        raise ValueError(f"{x} cannot be scaled: it is {why}")
+
+    def scaled(w: Weight) -> Weight:
+        if isinstance(w, Tensor) and isinstance(factor, Tensor) and len(w) != len(factor):
+            raise ValueError(
+                f"weight is [{len(factor)}]; it must be [{len(w)}], as the weights of {x} are"
+            )
+        return w / factor if divide else w * factor
+
+    return replace(
+        x,
+        weights=tuple(map(scaled, x.weights)),
+        value_weights=tuple(map(scaled, x.value_weights)),
+    )
+
+
+def support_text(s: Support) -> str:
+    settings = [f"term={s.term}"]
+    settings += [
+        f"{f.name}={getattr(s, f.name)}"
+        for f in fields(s)
+        if f.name != "term" and getattr(s, f.name) != f.default
+    ]
+    return f"Support({', '.join(settings)})"
+
+
+def _plain_prompt(name: str, prompt: Any) -> Any:
+    if callable(prompt):
+        raise TypeError(f"the prompt of {name} is a function; only text and lists can be saved")
+    try:
+        return json.loads(json.dumps(prompt))
+    except TypeError as e:
+        raise TypeError(f"the prompt of {name} cannot be saved as JSON: {e}") from e

@@ -1,0 +1,246 @@
+"""What the caller asks for, as token ids for each term: every term has its own prompt and padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Request = str | list[Any]  # a text, a chat (a list of messages) or a list of token ids
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Token ids ``[rows, length]`` int64, left-padded, and their mask (1 is a token, 0 padding)."""
+
+    ids: Tensor
+    mask: Tensor
+
+    def repeat(self, copies: int) -> Prompts:
+        """Every row `copies` times in a row: the rows of a request stay together."""
+        if copies == 1:
+            return self
+        return Prompts(
+            self.ids.repeat_interleave(copies, 0), self.mask.repeat_interleave(copies, 0)
+        )
+
+    def to(self, device: torch.device) -> Prompts:
+        return Prompts(self.ids.to(device), self.mask.to(device))
+
+    def unpadded(self) -> list[list[int]]:
+        rows = zip(self.ids.tolist(), self.mask.tolist(), strict=True)
+        return [[i for i, real in zip(*row, strict=True) if real] for row in rows]
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The requests of one call, and the padded tensors they came in, if they did."""
+
+    items: list[Request]
+    padded: Prompts | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad: int) -> Prompts:
+    width = max(map(len, rows))
+    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return Prompts(torch.tensor(ids), torch.tensor(mask))
+
+
+def read_requests(
+    inputs: Any, attention_mask: Any = None, pad: int | None = None, eos: Sequence[int] = ()
+) -> Requests:
+    """The requests in `inputs`, in any of the forms that `crossfade.generate` takes.
+
+    A tensor without a mask is padded where it holds `pad`, unless `pad` is one of `eos`, as in
+    Hugging Face.
+    """
+    if isinstance(inputs, Mapping):
+        if "input_ids" not in inputs:
+            raise ValueError(f"inputs has the keys {sorted(inputs)}; it must have 'input_ids'")
+        for key, value in inputs.items():
+            if key not in ("input_ids", "attention_mask") and value is not None:
+                raise NotImplementedError(
+                    f"inputs has {key!r}, which is not supported; only 'input_ids' and "
+                    "'attention_mask' are"
+                )
+        if attention_mask is not None and inputs.get("attention_mask") is not None:
+            raise ValueError("attention_mask is given twice: in inputs and as an argument")
+        if attention_mask is None:
+            attention_mask = inputs.get("attention_mask")
+        inputs = inputs["input_ids"]
+    if isinstance(inputs, Tensor):
+        return _padded(inputs, attention_mask, pad, eos)
+
+    if isinstance(inputs, str) or _is_chat(inputs) or _is_ids(inputs):
+        inputs = [inputs]
+        attention_mask = None if attention_mask is None else [attention_mask]
+    if not isinstance(inputs, Sequence):
+        raise TypeError(
+            f"inputs is a {type(inputs).__name__}; it must be a text, a chat, token ids, a list of "
+            "one of these, a tensor, or a mapping with input_ids and attention_mask"
+        )
+    if not inputs:
+        raise ValueError("inputs is empty; it must have at least one request")
+    items = [_request(f"inputs[{i}]", item) for i, item in enumerate(inputs)]
+    if attention_mask is not None:
+        return _padded(
+            _rectangle("input_ids", items), _rectangle("attention_mask", attention_mask), pad, eos
+        )
+    return Requests(items)
+
+
+def term_prompts(
+    requests: Requests,
+    *,
+    term: str,
+    tokenizer: Any,
+    system: str | None = None,
+    prompt: Any = None,
+    pad: int = 0,
+) -> Prompts:
+    """What one term reads: the requests, or its own prompts, under its own system prompt.
+
+    A text under a system prompt becomes a chat of the two; a chat that has a system message keeps
+    it, after the term's.
+    """
+    if system is None and prompt is None and requests.padded is not None:
+        return requests.padded
+    items = requests.items if prompt is None else _own_prompts(requests.items, prompt, term)
+    if system is not None:
+        items = [_with_system(item, system, term) for item in items]
+    rows = [encode(item, tokenizer, term) for item in items]
+    for i, row in enumerate(rows):
+        if not row:
+            raise ValueError(f"the prompt of request {i} has no tokens for {term}")
+    return left_pad(rows, pad)
+
+
+def encode(item: Request, tokenizer: Any, term: str) -> list[int]:
+    """Token ids of a request; a chat goes through the chat template.
+
+    A chat that ends with the assistant's message is continued there, as pipelines of transformers
+    do; any other gets the start of an answer.
+    """
+    if _is_ids(item):
+        return list(item)
+    if tokenizer is None:
+        raise ValueError(
+            f"tokenizer is None for {term}, whose prompt is a {'text' if isinstance(item, str) else 'chat'}; "
+            "give Model(..., tokenizer=...) or tokenizer=..., or pass token ids"
+        )
+    if isinstance(item, str):
+        return list(tokenizer(item)["input_ids"])
+    answering = item[-1]["role"] != "assistant"
+    text = tokenizer.apply_chat_template(
+        item,
+        tokenize=False,
+        add_generation_prompt=answering,
+        continue_final_message=not answering,
+    )
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has them
+
+
+def _is_chat(x: Any) -> bool:
+    return (
+        isinstance(x, list)
+        and bool(x)
+        and all(isinstance(m, Mapping) and "role" in m and "content" in m for m in x)
+    )
+
+
+def _is_ids(x: Any) -> bool:
+    return (
+        isinstance(x, Sequence)
+        and bool(x)
+        and all(isinstance(i, int) and not isinstance(i, bool) for i in x)
+    )
+
+
+def _request(name: str, item: Any) -> Request:
+    if isinstance(item, str) or _is_chat(item):
+        return item
+    if isinstance(item, Tensor) and item.dim() == 1 and not item.is_floating_point():
+        item = item.tolist()
+    if _is_ids(item):
+        return list(item)
+    what = "empty" if isinstance(item, (Sequence, Tensor)) and not len(item) else repr(item)[:80]
+    raise TypeError(
+        f"{name} is {what}; it must be a text, a chat (a list of messages with 'role' and "
+        "'content') or a list of token ids"
+    )
+
+
+def _rectangle(name: str, rows: Any) -> Tensor:
+    try:
+        return torch.as_tensor(rows)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} has rows of different lengths; with an attention_mask it must be a rectangle "
+            "[requests, length], left-padded"
+        ) from error
+
+
+def _padded(ids: Tensor, mask: Any, pad: int | None, eos: Sequence[int]) -> Requests:
+    if ids.is_floating_point() or ids.dtype == torch.bool or ids.is_complex():
+        raise TypeError(f"input_ids has dtype {ids.dtype}; it must be an integer tensor")
+    if ids.dim() == 1:
+        ids = ids[None]
+        mask = mask[None] if isinstance(mask, Tensor) and mask.dim() == 1 else mask
+    if ids.dim() != 2 or ids.numel() == 0:
+        raise ValueError(
+            f"input_ids has shape {list(ids.shape)}; it must be [requests, length], not empty"
+        )
+    if mask is None:
+        inferable = pad is not None and pad not in eos
+        mask = ids.ne(pad) if inferable else torch.ones_like(ids)  # type: ignore[arg-type]
+    elif not isinstance(mask, Tensor):
+        mask = torch.as_tensor(mask)
+    if mask.shape != ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {list(mask.shape)}; it must be {list(ids.shape)}, as input_ids"
+        )
+    mask = mask.ne(0).long().to(ids.device)
+    bad = (mask.diff(dim=1) < 0).any(dim=1) | (mask[:, -1] == 0)
+    if bad.any():
+        raise ValueError(
+            f"attention_mask of request {int(bad.nonzero()[0])} is 0 after or without a 1; prompts "
+            "must be left-padded (padding_side='left') and not empty"
+        )
+    prompts = Prompts(ids.long(), mask)
+    return Requests(list(prompts.unpadded()), prompts)
+
+
+def _own_prompts(items: list[Request], prompt: Any, term: str) -> list[Request]:
+    """`Model.prompt`: one for all requests, a list with one for each, or a function of each."""
+    if isinstance(prompt, Callable):  # type: ignore[arg-type]
+        own = [prompt(item) for item in items]
+    elif isinstance(prompt, str) or _is_chat(prompt) or _is_ids(prompt):
+        own = [prompt] * len(items)
+    else:
+        own = list(prompt)
+        if len(own) != len(items):
+            raise ValueError(
+                f"prompt of {term} has {len(own)} entries; it must have {len(items)}, one a request"
+            )
+    return [_request(f"prompt of {term} for request {i}", item) for i, item in enumerate(own)]
+
+
+def _with_system(item: Request, system: str, term: str) -> Request:
+    if isinstance(item, str):
+        return [{"role": "system", "content": system}, {"role": "user", "content": item}]
+    if _is_ids(item):
+        raise ValueError(
+            f"system of {term} is set, but the request is token ids; a system prompt needs a text "
+            "or a chat, which the chat template joins it to"
+        )
+    if item[0]["role"] == "system":
+        joined = f"{system}\n\n{item[0]['content']}"
+        return [{"role": "system", "content": joined}, *item[1:]]
+    return [{"role": "system", "content": system}, *item]

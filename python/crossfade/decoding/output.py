@@ -1,0 +1,101 @@
+"""What decoding gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ModelStats:
+    """What one model of the blend did: forward passes, and tokens read (padding not counted)."""
+
+    name: str
+    forwards: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a call cost.
+
+    Attributes:
+        tokens: generated, over all rows.
+        seconds: from the first forward to the last token.
+        models: one a term, then one a value.
+        cache_bytes: of all caches at the end.
+        peak_bytes: torch's peak on the first term's device since it was last reset; None on a CPU.
+    """
+
+    tokens: int
+    seconds: float
+    models: tuple[ModelStats, ...]
+    cache_bytes: int
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Output:
+    """Generated sequences. With `num_return_sequences` = n, the n rows of a request stay together.
+
+    Attributes:
+        sequences: ``[rows, prompt + new]`` int64: the first term's prompt, left-padded, then the
+            response, right-padded.
+        prompt_length: columns of the prompt in `sequences`.
+        lengths: ``[rows]`` int64: new tokens, EOS included.
+        text: the responses without special tokens; None without a tokenizer.
+        logprobs: ``[rows, new]`` float32, nats: of each token under the blend at temperature 1,
+            before logits processors and truncation; 0 past the end.
+        sampled_logprobs: ``[rows, new]`` float32: under what was sampled from; 0 where greedy.
+        finished: ``[rows]`` bool: ended by EOS, a stop string or a stopping criterion; False if cut
+            by a limit of length or time, or failed.
+        failed: ``[rows]`` bool: cut because no token could be chosen; a RuntimeWarning said why.
+        stats: what it cost.
+        term_logprobs: ``[rows, new, terms]`` float32: under each term alone; on demand.
+        kl_to_base: ``[rows, new]`` float32, nats: KL(blend at temperature 1 || first term) of each
+            step; on demand.
+    """
+
+    sequences: Tensor
+    prompt_length: int
+    lengths: Tensor
+    text: list[str] | None
+    logprobs: Tensor
+    sampled_logprobs: Tensor
+    finished: Tensor
+    failed: Tensor
+    stats: Stats
+    term_logprobs: Tensor | None = None
+    kl_to_base: Tensor | None = None
+
+    @property
+    def responses(self) -> list[list[int]]:
+        """The new tokens of each row, EOS included, without padding."""
+        new = self.sequences[:, self.prompt_length :].tolist()
+        return [row[:n] for row, n in zip(new, self.lengths.tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probs of given responses under a blend.
+
+    Attributes:
+        logprobs: ``[requests, tokens]`` float32, nats; 0 past the end; NaN where the blend is bad.
+        lengths: ``[requests]`` int64: tokens of each response.
+        term_logprobs: ``[requests, tokens, terms]`` float32: under each term alone; on demand.
+    """
+
+    logprobs: Tensor
+    lengths: Tensor
+    term_logprobs: Tensor | None = None
+
+    @property
+    def totals(self) -> Tensor:
+        """``[requests]``: the log-prob of each whole response."""
+        return self.logprobs.sum(dim=1)
+
+    @property
+    def perplexity(self) -> Tensor:
+        """``[requests]``: exp of the mean negative log-prob of a token."""
+        return (-self.totals / self.lengths).exp()

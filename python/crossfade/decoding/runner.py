@@ -1,0 +1,169 @@
+"""The models of a blend, run in step: the seam between what is decoded and how models are run.
+
+The loop knows a runner by `prefill`, `step`, `stats` and `cache_bytes` alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from ..blend import Blend
+from ..terms import underlying
+from .adapters import states, switched
+from .inputs import Prompts
+from .output import ModelStats
+
+CACHED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+class TermModel:
+    """One model of a blend, ready to be called: its adapter, device and arguments."""
+
+    def __init__(self, model: Any, name: str, adapter: str | None = "active") -> None:
+        self.model, self.name = model, name
+        self.bare = underlying(model)
+        self.adapter = states(model, adapter, name)
+        self.accepts = set(inspect.signature(self.bare.forward).parameters)
+        embedding = self.bare.get_input_embeddings()
+        self.device: torch.device = embedding.weight.device
+        self.vocabulary: int = embedding.weight.shape[0]
+
+    def new_cache(self) -> DynamicCache:
+        config = self.bare.config.get_text_config(decoder=True)
+        others = set(getattr(config, "layer_types", None) or ()) - CACHED_LAYERS
+        if others:
+            raise NotImplementedError(
+                f"{self.name} has layers of type {sorted(others)}; those supported are "
+                f"{sorted(CACHED_LAYERS)}"
+            )
+        return DynamicCache(config=config)
+
+    def check(self, prompts: Prompts) -> None:
+        """Ids that the model has no embedding for, which a GPU would answer with an abort."""
+        outside = (prompts.ids < 0) | (prompts.ids >= self.vocabulary)
+        outside &= prompts.mask.bool()
+        if outside.any():
+            row, column = outside.nonzero()[0].tolist()
+            raise ValueError(
+                f"the prompt of row {row} has id {int(prompts.ids[row, column])} for {self.name}; "
+                f"ids must be within [0, {self.vocabulary})"
+            )
+
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        positions: Tensor,
+        cache: DynamicCache | None,
+        keep: int = 1,
+    ) -> Tensor:
+        """Logits ``[rows, keep, V]`` of the last `keep` positions."""
+        arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
+        arguments |= {"logits_to_keep": keep}
+        arguments = {k: v for k, v in arguments.items() if k in self.accepts}
+        with switched(self.adapter):
+            output = self.model(
+                input_ids=ids,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                return_dict=True,
+                **arguments,
+            )
+        return output.logits[:, -keep:]
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Positions of tokens, counted without padding, as Hugging Face counts them."""
+    return (mask.cumsum(dim=-1) - 1).clamp(min=0)
+
+
+class CachedTerm:
+    """A `TermModel` with its cache: reads a prompt, then a token of each row at a time."""
+
+    def __init__(self, model: TermModel) -> None:
+        self.model = model
+        self.cache = model.new_cache()
+        self.forwards = 0
+        self.tokens = 0
+        self.mask: Tensor | None = None
+        self.positions: Tensor
+
+    def prefill(self, prompts: Prompts) -> Tensor:
+        self.model.check(prompts)
+        self.tokens = int(prompts.mask.sum())
+        prompts = prompts.to(self.model.device)
+        ids = prompts.ids.masked_fill(prompts.mask == 0, 0)  # padding may be another vocabulary's
+        positions = positions_of(prompts.mask)
+        self.positions = positions[:, -1:]
+        # no mask where nothing is padded, as Hugging Face does: attention has faster ways then
+        self.mask = None if prompts.mask.all() else prompts.mask
+        logits = self._forward(ids, positions)
+        if self.cache.get_seq_length() != ids.shape[1]:
+            raise NotImplementedError(
+                f"{self.model.name} ({type(self.model.bare).__name__}) does not fill a DynamicCache; "
+                "models with another kind of state are not supported"
+            )
+        return logits
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.positions = self.positions + 1
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        return self._forward(tokens.to(self.model.device)[:, None], self.positions)
+
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        self.forwards += 1
+        return self.model.forward(ids, self.mask, positions, self.cache)[:, -1]
+
+    @property
+    def cache_bytes(self) -> int:
+        tensors = (getattr(layer, n, None) for layer in self.cache.layers for n in ("keys", "values"))
+        return sum(t.nbytes for t in tensors if t is not None)
+
+
+class Runner:
+    """All models of a blend, each with a cache, its own prompt and its own padding.
+
+    Models run as they are: one in training mode keeps its dropout, as in Hugging Face.
+    """
+
+    def __init__(self, blend: Blend) -> None:
+        models = term_models(blend)
+        self.terms = [CachedTerm(m) for m in models]
+        self.device = models[0].device
+
+    def prefill(self, prompts: Sequence[Prompts]) -> list[Tensor]:
+        """Logits ``[rows, V_k]`` after the prompts, one a term and then one a value."""
+        return self._gather([t.prefill(p) for t, p in zip(self.terms, prompts, strict=True)])
+
+    def step(self, tokens: Tensor) -> list[Tensor]:
+        """Logits after one more token ``[rows]``, the same for all terms."""
+        return self._gather([t.step(tokens) for t in self.terms])
+
+    def _gather(self, logits: list[Tensor]) -> list[Tensor]:
+        return [z.to(logits[0].device) for z in logits]
+
+    def stats(self, read: int) -> tuple[ModelStats, ...]:
+        """What each model did; `read`: tokens that all of them read after the prompts."""
+        return tuple(ModelStats(t.model.name, t.forwards, t.tokens + read) for t in self.terms)
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(t.cache_bytes for t in self.terms)
+
+
+def term_models(blend: Blend) -> list[TermModel]:
+    """The models of a blend's terms, then of its values."""
+    return [
+        *(
+            TermModel(t.model, n, t.adapter)
+            for t, n in zip(blend.terms, blend.names, strict=True)
+        ),
+        *(TermModel(v.model, n) for v, n in zip(blend.values, blend.value_names, strict=True)),
+    ]

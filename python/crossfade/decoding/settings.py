@@ -1,0 +1,201 @@
+"""Hugging Face's generation arguments, resolved as `model.generate` resolves them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import logits_process as hf
+from transformers.generation.stopping_criteria import MaxLengthCriteria, MaxTimeCriteria
+
+from ..ops import check
+
+# fields of GenerationConfig that decoding does what they say
+SUPPORTED = {
+    *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings"),
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p"),
+    *("epsilon_cutoff", "eta_cutoff", "repetition_penalty", "no_repeat_ngram_size"),
+    *("bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens"),
+    *("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"),
+    *("renormalize_logits", "watermarking_config", "num_return_sequences"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "return_dict_in_generate"),
+    *("disable_compile", "transformers_version"),
+}
+# the others' values that ask for nothing, besides None and False
+NEUTRAL = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "length_penalty": 1.0,
+    "use_cache": True,
+    "cache_implementation": "dynamic",
+    "guidance_scale": 1,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "num_assistant_tokens": 20,
+    "num_assistant_tokens_schedule": "constant",
+    "assistant_confidence_threshold": 0.4,
+    "assistant_lookbehind": 10,
+    "target_lookbehind": 10,
+    "max_matching_ngram_size": 2,
+}
+INSTEAD = {
+    "guidance_scale": "; presets.cfg is classifier-free guidance",
+    "output_scores": "; logprobs are always returned, return_term_logprobs=True adds each term's",
+    "output_logits": "; logprobs are always returned, return_term_logprobs=True adds each term's",
+    "remove_invalid_values": "; a row without a finite score is reported and ended",
+    "num_beams": "; beam search is not supported",
+}
+# arguments of model.generate that are no fields of GenerationConfig
+UNSUPPORTED_ARGUMENTS = {
+    *("assistant_model", "assistant_tokenizer", "synced_gpus", "custom_generate", "trust_remote_code"),
+    *("negative_prompt_ids", "negative_prompt_attention_mask", "input_ids", "inputs_embeds"),
+    *("past_key_values", "position_ids", "token_type_ids", "cache_position", "encoder_outputs"),
+    *("decoder_input_ids", "decoder_attention_mask", "encoder_input_ids", "logits_to_keep"),
+    *("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "image_sizes"),
+    *("input_features", "input_values", "labels", "search", "cache", "return_cache"),
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What `crossfade.ops.blend_sample` does itself."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+def resolve(
+    model: Any, generation_config: GenerationConfig | None, arguments: dict[str, Any]
+) -> GenerationConfig:
+    """`arguments` over `generation_config` over the model's own over Hugging Face's defaults.
+
+    One default is not taken over: top-k is off, not 50, unless one of the three sets it.
+
+    Raises:
+        TypeError: an argument is unknown or of the wrong type. ValueError: its value is.
+        NotImplementedError: names an argument that is not supported.
+    """
+    fields = vars(GenerationConfig())
+    for name in arguments:
+        if name in UNSUPPORTED_ARGUMENTS:
+            raise NotImplementedError(f"{name} is not supported by crossfade.generate")
+        if name not in fields or name.startswith("_"):
+            raise TypeError(f"crossfade.generate got an unknown argument {name!r}")
+    if generation_config is not None and not isinstance(generation_config, GenerationConfig):
+        raise TypeError(
+            f"generation_config is a {type(generation_config).__name__}; it must be a "
+            "GenerationConfig or None"
+        )
+    asked = {**vars(generation_config or GenerationConfig()), **arguments}
+    _check_numbers(asked)
+    config, _ = model._prepare_generation_config(generation_config, **arguments)
+    sources = [generation_config, model.generation_config]
+    if "top_k" not in arguments and all(getattr(s, "top_k", None) is None for s in sources):
+        config.top_k = None
+    check_supported(config)
+    return config
+
+
+def check_supported(config: GenerationConfig) -> None:
+    """Refuse, by name, whatever `config` asks for that decoding does not do."""
+    for name in vars(GenerationConfig()):
+        value = getattr(config, name, None)
+        if name in SUPPORTED or name.startswith("_") or value is None or value is False:
+            continue
+        if name not in NEUTRAL or value != NEUTRAL[name]:
+            raise NotImplementedError(
+                f"{name}={value!r} is not supported{INSTEAD.get(name, '')}"
+            )
+
+
+def _check_numbers(asked: dict[str, Any]) -> None:
+    """Types and ranges, before Hugging Face compares what cannot be compared."""
+    for name in ("max_new_tokens", "max_length", "num_return_sequences"):
+        _check_int(name, asked.get(name), 1)
+    for name in ("min_new_tokens", "min_length", "no_repeat_ngram_size"):
+        _check_int(name, asked.get(name), 0)
+    for name in ("temperature", "top_k", "top_p", "min_p"):
+        value = asked.get(name)
+        if isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} is a tensor; it must be a number")
+        if value is not None and asked.get("do_sample"):
+            check.setting(name, value, 1, torch.device("cpu"))
+    time = asked.get("max_time")
+    if time is not None and (isinstance(time, bool) or not isinstance(time, (int, float))):
+        raise TypeError(f"max_time is {time!r}; it must be a number of seconds")
+    for name in ("do_sample", "return_dict_in_generate"):
+        if asked.get(name) is not None:
+            check.flag(name, asked[name])
+
+
+def _check_int(name: str, value: Any, lowest: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}; it must be an int")
+    if value < lowest:
+        raise ValueError(f"{name} is {value}; it must be at least {lowest}")
+
+
+def set_lengths(
+    model: Any, config: GenerationConfig, asked_max_length: bool, prompt_length: int
+) -> None:
+    """Turn the limits of new tokens into limits of the whole sequence, as Hugging Face does."""
+    model._prepare_generated_length(
+        generation_config=config,
+        has_default_max_length=not asked_max_length,
+        has_default_min_length=True,  # only chooses whether a clash is logged
+        model_input_name="input_ids",
+        input_ids_length=prompt_length,
+        inputs_tensor=None,
+    )
+    model._validate_generated_length(config, prompt_length, not asked_max_length)
+
+
+def split_processors(
+    processors: Sequence[Any], do_sample: bool
+) -> tuple[LogitsProcessorList, Sampling]:
+    """Take temperature, top-k, top-p and min-p off the end of the list: the kernel does them.
+
+    They are taken only where nothing else comes after one of them (but a normalisation, which
+    changes no distribution) and their order is the kernel's; what is left runs as it is.
+    """
+    rest = list(processors)
+    if rest and type(rest[-1]) is hf.LogitNormalization:
+        rest.pop()
+    taken: dict[str, Any] = {}
+    order = [
+        (hf.MinPLogitsWarper, "min_p"),
+        (hf.TopPLogitsWarper, "top_p"),
+        (hf.TopKLogitsWarper, "top_k"),
+        (hf.TemperatureLogitsWarper, "temperature"),
+    ]
+    for kind, name in order:
+        if rest and type(rest[-1]) is kind and _plain(rest[-1]):
+            taken[name] = getattr(rest.pop(), name)
+    return LogitsProcessorList(rest), Sampling(do_sample=do_sample, **taken)
+
+
+def _plain(warper: Any) -> bool:
+    """Whether a warper does what the kernel does: removes outright, and may leave one token.
+
+    TopKLogitsWarper holds the larger of its k and its minimum, so nothing is lost there.
+    """
+    removes = getattr(warper, "filter_value", -float("inf")) == -float("inf")
+    return removes and getattr(warper, "min_tokens_to_keep", 1) == 1
+
+
+def split_criteria(
+    criteria: Sequence[Any],
+) -> tuple[StoppingCriteriaList, StoppingCriteriaList]:
+    """Criteria that end a response, and limits that cut it."""
+    limits = [c for c in criteria if isinstance(c, (MaxLengthCriteria, MaxTimeCriteria))]
+    ends = [c for c in criteria if not isinstance(c, (MaxLengthCriteria, MaxTimeCriteria))]
+    return StoppingCriteriaList(ends), StoppingCriteriaList(limits)

@@ -1,0 +1,103 @@
+"""Formulas: the command line's spelling of a blend."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from .blend import Blend, Model, ValueHead, as_term, linear
+
+LONGEST = 4096  # characters of a formula that is read: far below what exhausts a parser's stack
+OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
+    """The value of a formula of numbers, `names`, ``+ - * /`` and parentheses; nothing else.
+
+    Python's parser reads it, and only those nodes are evaluated: no calls, attributes or indexing,
+    so that a formula from a command line or a file is safe to read.
+
+    Raises:
+        ValueError: shows the place, and for a name that is not there those that are.
+    """
+    if not isinstance(formula, str):
+        raise TypeError(f"formula is a {type(formula).__name__}; it must be a str")
+    if len(formula) > LONGEST:
+        raise ValueError(f"formula has {len(formula)} characters; it must have at most {LONGEST}")
+    text = " ".join(formula.split())
+
+    def fail(column: int, problem: str) -> NoReturn:
+        raise ValueError(
+            f"formula: {problem} at column {column + 1}\n  {text}\n  {' ' * column}^"
+        ) from None
+
+    def column(node: ast.expr) -> int:
+        return len(text.encode()[: node.col_offset].decode())  # ast counts bytes
+
+    def value(node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=int() | float() as x) if not isinstance(x, bool):
+                try:
+                    return float(x)
+                except OverflowError:
+                    fail(column(node), "a number that is too large")
+            case ast.Name(id=name):
+                if name not in names:
+                    fail(
+                        column(node),
+                        f"unknown name {name!r} (known: {', '.join(sorted(names)) or 'none'})",
+                    )
+                return names[name]
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -value(operand)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+                a, b = value(left), value(right)
+                try:
+                    return OPERATORS[type(op)](a, b)
+                except (TypeError, ValueError, ArithmeticError) as e:
+                    fail(column(right), str(e))
+        fail(column(node), "only names, numbers, + - * / and parentheses can stand")
+
+    if "#" in text:
+        fail(text.index("#"), "only names, numbers, + - * / and parentheses can stand")
+    try:
+        return value(ast.parse(text, mode="eval").body)
+    except SyntaxError as e:
+        fail(min(max((e.offset or 1) - 1, 0), len(text)), f"{e.msg}")
+    except (RecursionError, MemoryError):
+        fail(0, "it is nested too deeply")
+
+
+def parse(formula: str, /, **models: Any) -> Blend:
+    """The blend that a formula says: ``parse("base + 0.8 * (tuned - ref)", base=..., ...)``.
+
+    A formula has names, numbers, ``+ - * /`` and parentheses; it is never run as Python code. What
+    a blend of numbers prints reads back as that blend.
+
+    Args:
+        formula: the text.
+        models: what the names stand for: bare Hugging Face models, `Model`, `ValueHead` or `Blend`;
+            the first three are called by these names from then on. Not all need be used.
+
+    Raises:
+        TypeError: a member of `models` is none of these.
+        ValueError: shows the place in the formula and what is wrong there.
+    """
+    names: dict[str, Any] = {}
+    for name, x in models.items():
+        if not isinstance(x, Blend):
+            x = x if isinstance(x, ValueHead) else as_term(name, x, Model)
+            x = replace(x, name=name)
+        names[name] = x
+    blend = linear(evaluate(formula, names))
+    if blend is None:
+        raise ValueError(f"formula is {formula!r}, a number; it must have at least one model")
+    return blend

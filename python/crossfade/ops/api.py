@@ -1,0 +1,190 @@
+"""The public ops: check the arguments, choose a backend, and stay visible to `torch.compile`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import backends, check, registry
+from .types import BlendSample, Support
+
+
+def blend(
+    logits: Sequence[Tensor],
+    weights: Sequence[float] | Tensor,
+    values: Sequence[Tensor] = (),
+    value_weights: Sequence[float] | Tensor | None = None,
+    *,
+    power: float = 0.0,
+    support: Support | None = None,
+    mask: Tensor | None = None,
+    vocab_size: int | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Blend next-token distributions: the normalised log of their power mean, plus values.
+
+    The same in torch, with ``log_p = [z.log_softmax(-1) for z in logits]``::
+
+        if power == 0:   # the geometric blend: weights of any sign and sum
+            score = sum(w * lp for w, lp in zip(weights, log_p))
+        else:            # 1 is the mixture, -1 the harmonic mean
+            score = sum(w * (power * lp).exp() for w, lp in zip(weights, log_p)).log() / power
+        score = score + sum(w * q for w, q in zip(value_weights, values))
+        score = score.masked_fill(~(mask & inside_support), -inf)
+        return score.log_softmax(-1)
+
+    Args:
+        logits: K tensors ``[B, V_k]`` (1 <= K <= 16), float32, bfloat16 or float16, any row stride
+            (0 too: one row for all), columns contiguous. Unnormalised log-probs of each term.
+        weights: ``[K]`` numbers or tensor, or a tensor ``[B, K]``. A term with weight 0 is left
+            out. With ``power != 0`` they must not be negative and must sum to 1.
+        values: up to 16 tensors ``[B, V_m]`` like `logits`: values of each next token.
+        value_weights: like `weights`, one a value; required with `values`.
+        power: r of the power mean; 0 is the geometric blend.
+        support: removes tokens by one term's own distribution, before the blend.
+        mask: bool ``[V]`` or ``[B, V]``, True where a token is allowed.
+        vocab_size: columns to use; those after it are padding. By default, those all tensors have.
+        backend: "native", "triton", "reference", or None for the fastest one for the device.
+
+    Returns:
+        ``[B, V]`` float32 log-probs in nats, -inf where a token is removed: by `support`, by `mask`,
+        or by a logit or value of -inf in a term whose weight is not 0. A bad row is NaN: one with a
+        NaN or infinite score left, with no token left, or with a bad weight in a tensor.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+
+    Source: the geometric blend is EFT's (Mitchell et al., arXiv:2310.12962) and, over experts,
+    MOD's (Shi et al., arXiv:2406.18853), which gives the power means for other divergences.
+    """
+    check.matrices("logits", logits)
+    if not logits:
+        raise ValueError("logits is empty; it must have at least one tensor")
+    rows, device = logits[0].shape[0], logits[0].device
+    check.matrices("values", values, rows, device)
+    power = check.power(power)
+    weights = check.weights("weights", weights, len(logits), rows, device, mean=power != 0)
+    value_weights = _value_weights(values, value_weights, rows, device)
+    vocab = check.vocabulary(vocab_size, logits, values)
+    support = check.support(support, len(logits))
+    mask = check.mask(mask, rows, vocab, device)
+    run = backends.select(backend, device).blend
+    if torch.compiler.is_compiling():
+        run = registry.blend(backend)
+    return run(
+        logits,
+        weights,
+        values,
+        value_weights,
+        power=power,
+        support=support,
+        mask=mask,
+        vocab_size=vocab,
+    )
+
+
+def blend_sample(
+    logits: Sequence[Tensor],
+    weights: Sequence[float] | Tensor,
+    values: Sequence[Tensor] = (),
+    value_weights: Sequence[float] | Tensor | None = None,
+    *,
+    power: float = 0.0,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+    min_p: float | Tensor = 0.0,
+    do_sample: bool = True,
+    seed: int | Tensor,
+    stream: int | Tensor = 0,
+    step: int | Tensor,
+    support: Support | None = None,
+    mask: Tensor | None = None,
+    vocab_size: int | None = None,
+    return_term_logprobs: bool = False,
+    backend: str | None = None,
+) -> BlendSample:
+    """Blend next-token distributions as `blend` does, and draw one token a row, in one pass.
+
+    The same in torch, with ``noise`` the Gumbel noise of (seed, stream, step, token)::
+
+        log_p = blend(logits, weights, values, value_weights, ...)
+        score = MinP(TopP(TopK(log_p / temperature)))     # Hugging Face's processors, in their order
+        token = (score + noise).argmax(-1)
+        logprob, sampled_logprob = log_p[token], score.log_softmax(-1)[token]
+
+    The noise is counter-based (Philox-4x32-10): given equal logits, a token depends on its row's
+    seed, stream and step alone, not on the backend, the batch or the row's place in it. Nothing is
+    differentiable, nothing waits for the device.
+
+    Args:
+        logits, weights, values, value_weights, power, support, mask, vocab_size, backend: as in
+            `blend`.
+        temperature: above 0; a number or ``[B]``, as all settings down to `step` are, on the device
+            of the logits where they are tensors.
+        top_k: keep the `top_k` best tokens and ties with the last; 0 keeps all.
+        top_p: keep the smallest set of the best tokens with mass `top_p` after top-k, and ties.
+        min_p: keep tokens with at least `min_p` times the best one's probability.
+        do_sample: False takes the best token of each row (the lowest id of a tie) and leaves the
+            settings above and the noise unused.
+        seed: within [0, 2^64) (a tensor's int64 bits are taken as they are).
+        stream: within [0, 2^64): which sequence of draws of this seed.
+        step: within [0, 2^32): which draw of the stream.
+        return_term_logprobs: also give each term's own log-prob of the token.
+
+    Returns:
+        `BlendSample`. A bad row (as in `blend`, or with a bad setting in a tensor) has token -1 and
+        NaN log-probs; the other rows are as they would be without it.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+
+    Source: Gumbel-max sampling with the counter layout of the project's documentation; Philox is
+    Salmon et al., SC 2011.
+    """
+    check.matrices("logits", logits)
+    if not logits:
+        raise ValueError("logits is empty; it must have at least one tensor")
+    rows, device = logits[0].shape[0], logits[0].device
+    check.matrices("values", values, rows, device)
+    power = check.power(power)
+    weights = check.weights("weights", weights, len(logits), rows, device, mean=power != 0)
+    value_weights = _value_weights(values, value_weights, rows, device)
+    vocab = check.vocabulary(vocab_size, logits, values)
+    run = backends.select(backend, device).blend_sample
+    if torch.compiler.is_compiling():
+        run = registry.blend_sample(backend)
+    return run(
+        logits,
+        weights,
+        values,
+        value_weights,
+        power=power,
+        temperature=check.setting("temperature", temperature, rows, device),
+        top_k=check.setting("top_k", top_k, rows, device),
+        top_p=check.setting("top_p", top_p, rows, device),
+        min_p=check.setting("min_p", min_p, rows, device),
+        do_sample=check.flag("do_sample", do_sample),
+        seed=check.setting("seed", seed, rows, device),
+        stream=check.setting("stream", stream, rows, device),
+        step=check.setting("step", step, rows, device),
+        support=check.support(support, len(logits)),
+        mask=check.mask(mask, rows, vocab, device),
+        vocab_size=vocab,
+        return_term_logprobs=check.flag("return_term_logprobs", return_term_logprobs),
+    )
+
+
+def _value_weights(
+    values: Sequence[Tensor],
+    value_weights: Sequence[float] | Tensor | None,
+    rows: int,
+    device: torch.device,
+) -> tuple[float, ...] | Tensor:
+    if value_weights is None:
+        if values:
+            raise ValueError(f"value_weights is None; it must have {len(values)}, one a value")
+        return ()
+    return check.weights("value_weights", value_weights, len(values), rows, device)

@@ -1,0 +1,183 @@
+"""Argument checks of the ops, for everything the host can see without waiting for a device.
+
+Numbers are checked here; the contents of tensors are left to the kernels, which mark a bad row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .types import Support
+
+MAX_TERMS = 16
+MATRIX_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WEIGHT_SUM_TOLERANCE = 1e-3
+
+
+def matrices(
+    name: str, tensors: Any, rows: int | None = None, device: torch.device | None = None
+) -> Sequence[Tensor]:
+    """`tensors` as a sequence of `[rows, V_k]` float matrices on one device."""
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+        raise TypeError(
+            f"{name} is a {type(tensors).__name__}; it must be a list of [B, V] tensors"
+        )
+    if len(tensors) > MAX_TERMS:
+        raise ValueError(f"{name} has {len(tensors)} tensors; it must have at most {MAX_TERMS}")
+    for k, t in enumerate(tensors):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name}[{k}] is a {type(t).__name__}; it must be a tensor")
+        if t.dtype not in MATRIX_DTYPES:
+            raise TypeError(
+                f"{name}[{k}] has dtype {t.dtype}; it must be float32, bfloat16 or float16"
+            )
+        shape = t.shape
+        if len(shape) != 2:
+            raise ValueError(f"{name}[{k}] has shape {list(shape)}; it must be [B, V]")
+        if rows is None:
+            rows, device = shape[0], t.device
+        if shape[0] != rows:
+            raise ValueError(f"{name}[{k}] has {shape[0]} rows; it must have {rows}, as logits[0]")
+        if t.device != device:
+            raise ValueError(f"{name}[{k}] is on {t.device}; it must be on {device}, as logits[0]")
+        if shape[1] == 0:
+            raise ValueError(f"{name}[{k}] has shape {list(shape)}; V must be at least 1")
+        if t.stride(1) != 1 and shape[1] > 1:
+            raise ValueError(
+                f"{name}[{k}] has column stride {t.stride(1)}; it must be 1 (any row stride works)"
+            )
+    return tensors
+
+
+def vocabulary(vocab_size: Any, *groups: Sequence[Tensor]) -> int:
+    """The columns to use: `vocab_size`, or those that all tensors have."""
+    common = min(t.shape[1] for group in groups for t in group)
+    if vocab_size is None:
+        return common
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
+        raise TypeError(f"vocab_size is a {type(vocab_size).__name__}; it must be an int")
+    if not 1 <= vocab_size <= common:
+        raise ValueError(
+            f"vocab_size is {vocab_size}; it must be within [1, {common}], the columns that all "
+            "logits and values have"
+        )
+    return vocab_size
+
+
+def weights(
+    name: str, w: Any, count: int, rows: int, device: torch.device, *, mean: bool = False
+) -> tuple[float, ...] | Tensor:
+    """`w` as `count` numbers, or as a float32 tensor `[count]` or `[rows, count]`.
+
+    `mean`: the weights of a power mean, none negative and with a sum of one.
+    """
+    if isinstance(w, Tensor):
+        if not w.is_floating_point():
+            raise TypeError(f"{name} has dtype {w.dtype}; it must be a float tensor")
+        if w.shape != (count,) and w.shape != (rows, count):
+            raise ValueError(
+                f"{name} has shape {list(w.shape)}; it must be [{count}] or [{rows}, {count}]"
+            )
+        if w.device != device:
+            raise ValueError(f"{name} is on {w.device}; it must be on {device}, as logits[0]")
+        w = w.to(torch.float32)
+        return w if w.stride(-1) == 1 or count == 1 else w.contiguous()
+    if not isinstance(w, Sequence) or isinstance(w, str):
+        raise TypeError(
+            f"{name} is a {type(w).__name__}; it must be a list of {count} numbers or a tensor"
+        )
+    if len(w) != count:
+        raise ValueError(f"{name} has {len(w)} numbers; it must have {count}, one a tensor")
+    for k, x in enumerate(w):
+        if isinstance(x, bool) or not isinstance(x, (int, float)):
+            raise TypeError(f"{name}[{k}] is {x!r}; it must be a number")
+        if not math.isfinite(x):
+            raise ValueError(f"{name}[{k}] is {x}; it must be finite")
+        if mean and x < 0:
+            raise ValueError(f"{name}[{k}] is {x}; with power != 0 it must not be negative")
+    if mean and abs(sum(w) - 1) > WEIGHT_SUM_TOLERANCE:
+        raise ValueError(f"{name} sum to {sum(w):.6g}; with power != 0 they must sum to 1")
+    return tuple(w)
+
+
+def power(r: Any) -> float:
+    if isinstance(r, bool) or not isinstance(r, (int, float)):
+        raise TypeError(f"power is {r!r}; it must be a number")
+    if not math.isfinite(r):
+        raise ValueError(f"power is {r}; it must be finite")
+    return float(r)
+
+
+def support(s: Any, terms: int) -> Support | None:
+    if s is None:
+        return None
+    if not isinstance(s, Support):
+        raise TypeError(f"support is a {type(s).__name__}; it must be a Support or None")
+    if s.term >= terms:
+        raise ValueError(f"support.term is {s.term}; it must be below {terms}, the number of terms")
+    return s
+
+
+def mask(m: Any, rows: int, vocab: int, device: torch.device) -> Tensor | None:
+    """`m` as bool `[vocab]` or `[rows, vocab]`, True where a token is allowed."""
+    if m is None:
+        return None
+    if not isinstance(m, Tensor) or m.dtype != torch.bool:
+        found = m.dtype if isinstance(m, Tensor) else type(m).__name__
+        raise TypeError(f"mask is {found}; it must be a bool tensor, True where allowed")
+    if m.dim() not in (1, 2) or m.shape[-1] < vocab or (m.dim() == 2 and m.shape[0] != rows):
+        raise ValueError(
+            f"mask has shape {list(m.shape)}; it must be [{vocab}] or [{rows}, {vocab}] (more "
+            "columns are ignored)"
+        )
+    if m.device != device:
+        raise ValueError(f"mask is on {m.device}; it must be on {device}, as logits[0]")
+    m = m[..., :vocab]
+    return m if m.stride(-1) == 1 or vocab == 1 else m.contiguous()
+
+
+# name: (kind, lowest, highest, what it must be)
+RANGES: dict[str, tuple[type, float, float, str]] = {
+    "temperature": (float, 0.0, math.inf, "above 0 and finite (do_sample=False is greedy)"),
+    "top_k": (int, 0, 2**63 - 1, "0 (off) or more"),
+    "top_p": (float, 0.0, 1.0, "within [0, 1]"),
+    "min_p": (float, 0.0, 1.0, "within [0, 1]"),
+    "seed": (int, 0, 2**64 - 1, "within [0, 2^64)"),
+    "stream": (int, 0, 2**64 - 1, "within [0, 2^64)"),
+    "step": (int, 0, 2**32 - 1, "within [0, 2^32)"),
+}
+
+
+def setting(name: str, x: Any, rows: int, device: torch.device) -> Any:
+    """A setting of each row: a number in its range, or a float32 or int64 tensor `[rows]`."""
+    kind, lowest, highest, must_be = RANGES[name]
+    if isinstance(x, Tensor):
+        if x.dtype == torch.bool or (kind is int and x.is_floating_point()) or x.is_complex():
+            raise TypeError(
+                f"{name} has dtype {x.dtype}; it must be {'an int' if kind is int else 'a float'} "
+                "tensor"
+            )
+        if x.shape != (rows,) and x.dim() != 0:
+            raise ValueError(f"{name} has shape {list(x.shape)}; it must be a scalar or [{rows}]")
+        if x.device != device:
+            raise ValueError(f"{name} is on {x.device}; it must be on {device}, as logits[0]")
+        x = x.to(torch.int64 if kind is int else torch.float32)
+        return x.expand(rows).contiguous() if x.dim() == 0 else x.contiguous()
+    if isinstance(x, bool) or not isinstance(x, (int, kind)):
+        raise TypeError(
+            f"{name} is {x!r}; it must be {'an int' if kind is int else 'a number'} or a tensor"
+        )
+    if not lowest <= x <= highest or (name == "temperature" and not 0.0 < x < math.inf):
+        raise ValueError(f"{name} is {x}; it must be {must_be}")
+    return x
+
+
+def flag(name: str, x: Any) -> bool:
+    if not isinstance(x, bool):
+        raise TypeError(f"{name} is {x!r}; it must be True or False")
+    return x

@@ -1,0 +1,150 @@
+"""The compiled backend: hands tensors to `crossfade._native` as addresses, strides and a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .types import BlendSample, Support
+
+try:
+    from crossfade import _native
+except ImportError as error:  # a source tree that was never built
+    _native, _missing = None, str(error)
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # crossfade::DType
+
+
+def why_not(device: torch.device) -> str | None:
+    if _native is None:
+        return f"the native module does not import ({_missing})"
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        return f"there are no native kernels for {device.type}"
+    if _native.cuda_architectures is None:
+        return "it was built without CUDA (no nvcc was found)"
+    return None
+
+
+def _matrices(tensors: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+    return [(t.data_ptr(), t.stride(0), DTYPE_CODES[t.dtype]) for t in tensors]
+
+
+def _weights(w: tuple[float, ...] | Tensor) -> Any:
+    if isinstance(w, Tensor):
+        return [w.data_ptr(), w.stride(0) if w.dim() == 2 else 0]
+    return w
+
+
+def _setting(s: float | Tensor) -> Any:
+    return [s.data_ptr()] if isinstance(s, Tensor) else s
+
+
+def _blend(
+    logits: Sequence[Tensor],
+    weights: tuple[float, ...] | Tensor,
+    values: Sequence[Tensor],
+    value_weights: tuple[float, ...] | Tensor,
+    power: float,
+    support: Support | None,
+    mask: Tensor | None,
+    vocab_size: int,
+) -> tuple:
+    """`crossfade::Blend` as the binding reads it."""
+    return (
+        logits[0].shape[0],
+        vocab_size,
+        _matrices(logits),
+        _matrices(values),
+        _weights(weights),
+        _weights(value_weights),
+        power,
+        None if support is None else (support.term, support.top_k, support.top_p, support.min_p),
+        0 if mask is None else mask.data_ptr(),
+        0 if mask is None or mask.dim() == 1 else mask.stride(0),
+    )
+
+
+def _launch_cuda(launch: Any, blend: tuple, *args: Any, device: torch.device) -> None:
+    """Calls `launch(blend, *args, scratch, device, stream)` on the device's current stream."""
+    index = device.index
+    size = _native.scratch_bytes_cuda(blend, index)
+    scratch = torch.empty(size, dtype=torch.uint8, device=device) if size else None
+    stream = torch.cuda.current_stream(device).cuda_stream
+    launch(blend, *args, scratch.data_ptr() if scratch is not None else 0, index, stream)
+
+
+def blend(
+    logits: Sequence[Tensor],
+    weights: tuple[float, ...] | Tensor,
+    values: Sequence[Tensor] = (),
+    value_weights: tuple[float, ...] | Tensor = (),
+    *,
+    power: float,
+    support: Support | None,
+    mask: Tensor | None,
+    vocab_size: int,
+) -> Tensor:
+    device = logits[0].device
+    out = torch.empty(logits[0].shape[0], vocab_size, dtype=torch.float32, device=device)
+    b = _blend(logits, weights, values, value_weights, power, support, mask, vocab_size)
+    if device.type == "cpu":
+        _native.blend_cpu(b, out.data_ptr(), torch.get_num_threads())
+    else:
+        _launch_cuda(_native.blend_cuda, b, out.data_ptr(), device=device)
+    return out
+
+
+def blend_sample(
+    logits: Sequence[Tensor],
+    weights: tuple[float, ...] | Tensor,
+    values: Sequence[Tensor] = (),
+    value_weights: tuple[float, ...] | Tensor = (),
+    *,
+    power: float,
+    temperature: float | Tensor,
+    top_k: int | Tensor,
+    top_p: float | Tensor,
+    min_p: float | Tensor,
+    do_sample: bool,
+    seed: int | Tensor,
+    stream: int | Tensor,
+    step: int | Tensor,
+    support: Support | None,
+    mask: Tensor | None,
+    vocab_size: int,
+    return_term_logprobs: bool,
+) -> BlendSample:
+    rows, device = logits[0].shape[0], logits[0].device
+    tokens = torch.empty(rows, dtype=torch.int64, device=device)
+    logprobs = torch.empty(rows, dtype=torch.float32, device=device)
+    sampled = torch.empty(rows, dtype=torch.float32, device=device)
+    terms = (
+        torch.empty(rows, len(logits), dtype=torch.float32, device=device)
+        if return_term_logprobs
+        else None
+    )
+    b = _blend(logits, weights, values, value_weights, power, support, mask, vocab_size)
+    s = (
+        do_sample,
+        _setting(temperature),
+        _setting(top_p),
+        _setting(min_p),
+        _setting(top_k),
+        _setting(seed),
+        _setting(stream),
+        _setting(step),
+        tokens.data_ptr(),
+        logprobs.data_ptr(),
+        sampled.data_ptr(),
+        0 if terms is None else terms.data_ptr(),
+    )
+    if device.type == "cpu":
+        _native.blend_sample_cpu(b, s, torch.get_num_threads())
+    else:
+        _launch_cuda(_native.blend_sample_cuda, b, s, device=device)
+    return BlendSample(tokens, logprobs, sampled, terms)

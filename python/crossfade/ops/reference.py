@@ -1,0 +1,224 @@
+"""The truth for every kernel: blending and sampling in short torch, float64 inside.
+
+The functions have the signatures of the public ops and expect arguments those have checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .types import BlendSample, Support
+
+NEG_INF = -float("inf")
+WEIGHT_SUM_TOLERANCE = 1e-3  # of a power mean's weights, as in csrc/blend_math.h
+
+
+def per_row(setting: float | Tensor, rows: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A setting that is one number or `[B]` as `[B]`."""
+    return torch.as_tensor(setting, device=device).to(dtype).expand(rows)
+
+
+def weights_of(weights: Sequence[float] | Tensor, rows: int, device: torch.device) -> Tensor:
+    """Weights that are `[K]` or `[B, K]` as float64 `[B, K]`, rounded to float32 as kernels do."""
+    w = torch.as_tensor(weights, dtype=torch.float32, device=device).double()
+    return w.expand(rows, w.shape[-1])
+
+
+def keep(scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """The tokens `[B, V]` that top-k, top-p and min-p leave, in this order; ties are kept.
+
+    A token stays if fewer than `top_k` tokens score higher, if the tokens that score higher hold
+    less than `top_p` of the mass that top-k left, and if it has `min_p` of the top probability.
+    """
+    rows, vocab = scores.shape
+    ordered, _ = scores.sort(dim=-1, descending=True)
+    k = torch.where(top_k > 0, top_k, vocab).clamp(max=vocab)
+    kth = ordered.gather(1, k[:, None] - 1)
+    mass = (ordered.masked_fill(ordered < kth, NEG_INF)).softmax(dim=-1)
+    before = mass.cumsum(dim=-1) - mass  # mass of what sorts higher
+    inside = (before < top_p[:, None]) | (top_p >= 1.0)[:, None]
+    inside[:, 0] = True  # the best token stays, whatever top_p is
+    pth = ordered.gather(1, inside.long().cumprod(dim=-1).sum(dim=-1, keepdim=True) - 1)
+    mth = ordered[:, :1] + min_p.log()[:, None]
+    return (scores >= kth) & (scores >= pth) & (scores >= mth)
+
+
+def blend_scores(
+    logits: Sequence[Tensor],
+    weights: Sequence[float] | Tensor,
+    values: Sequence[Tensor] = (),
+    value_weights: Sequence[float] | Tensor | None = None,
+    *,
+    power: float = 0.0,
+    support: Support | None = None,
+    mask: Tensor | None = None,
+    vocab_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Unnormalised log-probs `[B, V]` in float64, -inf where a token is removed, and bad rows `[B]`."""
+    vocab = vocab_size or min(t.shape[1] for t in (*logits, *values))
+    rows, device = logits[0].shape[0], logits[0].device
+    z = [t[:, :vocab].double() for t in logits]
+    w = weights_of(weights, rows, device)
+    bad = ~w.isfinite().all(dim=1)
+    removed = torch.zeros(rows, vocab, dtype=torch.bool, device=device)
+    score = torch.zeros(rows, vocab, dtype=torch.float64, device=device)
+
+    if power == 0.0:  # sum_k w_k z_k: normalisers cancel
+        for k, z_k in enumerate(z):
+            on = w[:, k : k + 1] != 0
+            removed |= on & (z_k == NEG_INF)
+            score += torch.where(on, w[:, k : k + 1] * z_k, 0.0)
+    else:  # log (sum_k w_k p_k^r)^(1/r)
+        bad |= (w < 0).any(dim=1) | ((w.sum(dim=1) - 1).abs() > WEIGHT_SUM_TOLERANCE)
+        log_p = torch.stack([z_k.log_softmax(dim=-1) for z_k in z], dim=-1)
+        on = (w > 0)[:, None, :]
+        terms = torch.where(on, power * log_p + w.log()[:, None, :], NEG_INF)
+        score = terms.logsumexp(dim=-1) / power
+        bad |= (on & log_p.isnan()).any(dim=-1).any(dim=-1)
+        removed |= score == NEG_INF
+
+    if values:
+        assert value_weights is not None
+        v = weights_of(value_weights, rows, device)
+        bad |= ~v.isfinite().all(dim=1)
+        for m, q in enumerate(values):
+            q_m, on = q[:, :vocab].double(), v[:, m : m + 1] != 0
+            removed |= on & (q_m == NEG_INF)
+            score = score + torch.where(on, v[:, m : m + 1] * q_m, 0.0)
+
+    if support is not None:
+        settings = (support.top_k, torch.long), (support.top_p, torch.float32)
+        top_k, top_p = (per_row(s, rows, device, dtype) for s, dtype in settings)
+        min_p = per_row(support.min_p, rows, device, torch.float64)
+        removed |= ~keep(z[support.term], top_k, top_p, min_p)
+    if mask is not None:
+        removed |= ~mask
+
+    bad |= (~removed & ~score.isfinite()).any(dim=1) | removed.all(dim=1)
+    return score.masked_fill(removed, NEG_INF), bad
+
+
+def blend(
+    logits: Sequence[Tensor],
+    weights: Sequence[float] | Tensor,
+    values: Sequence[Tensor] = (),
+    value_weights: Sequence[float] | Tensor | None = None,
+    *,
+    power: float = 0.0,
+    support: Support | None = None,
+    mask: Tensor | None = None,
+    vocab_size: int | None = None,
+) -> Tensor:
+    score, bad = blend_scores(
+        logits,
+        weights,
+        values,
+        value_weights,
+        power=power,
+        support=support,
+        mask=mask,
+        vocab_size=vocab_size,
+    )
+    return score.log_softmax(dim=-1).masked_fill(bad[:, None], float("nan")).float()
+
+
+def philox(token_div_4: Tensor, step: Tensor, stream: Tensor, seed: Tensor) -> list[Tensor]:
+    """Philox-4x32-10 on int64 tensors that hold 32-bit words; four words a counter.
+
+    Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+    """
+    low = 0xFFFFFFFF
+    c = [token_div_4 & low, step & low, stream & low, (stream >> 32) & low]
+    k0, k1 = seed & low, (seed >> 32) & low
+    for _ in range(10):
+        a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57  # wraps modulo 2^64; the bits are right
+        c = [((b >> 32) & low) ^ c[1] ^ k0, b & low, ((a >> 32) & low) ^ c[3] ^ k1, a & low]
+        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+    return c
+
+
+def gumbel_noise(seed: Tensor, stream: Tensor, step: Tensor, vocab: int) -> Tensor:
+    """Standard Gumbel noise `[B, vocab]` in float64 from int64 `[B]` seeds, streams and steps.
+
+    Token v takes word v % 4 of counter (v // 4, step, stream low, stream high).
+    """
+    counter = torch.arange((vocab + 3) // 4, device=seed.device)
+    words = philox(counter[None, :], step[:, None], stream[:, None], seed[:, None])
+    h = torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :vocab].double()
+    x = (h + 0.5) / 2**32
+    e = torch.where(x <= 0.5, -x.log(), -torch.log1p(-(2**32 - 1 - h + 0.5) / 2**32))
+    return -e.log()
+
+
+def blend_sample(
+    logits: Sequence[Tensor],
+    weights: Sequence[float] | Tensor,
+    values: Sequence[Tensor] = (),
+    value_weights: Sequence[float] | Tensor | None = None,
+    *,
+    power: float = 0.0,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+    min_p: float | Tensor = 0.0,
+    do_sample: bool = True,
+    seed: int | Tensor,
+    stream: int | Tensor = 0,
+    step: int | Tensor,
+    support: Support | None = None,
+    mask: Tensor | None = None,
+    vocab_size: int | None = None,
+    return_term_logprobs: bool = False,
+) -> BlendSample:
+    score, bad = blend_scores(
+        logits,
+        weights,
+        values,
+        value_weights,
+        power=power,
+        support=support,
+        mask=mask,
+        vocab_size=vocab_size,
+    )
+    rows, vocab = score.shape
+    device, nan = score.device, float("nan")
+    if do_sample:
+        t, p, m = (
+            per_row(s, rows, device, torch.float32).double() for s in (temperature, top_p, min_p)
+        )
+        k = per_row(top_k, rows, device, torch.int64)
+        bad = bad | ~((t > 0) & t.isfinite() & (k >= 0) & (p >= 0) & (p <= 1) & (m >= 0) & (m <= 1))
+    score = torch.where(bad[:, None], 0.0, score)  # any numbers: the row's results are replaced
+
+    if do_sample:
+        t, p, m, k = (torch.where(bad, s.new_ones(()), s) for s in (t, p, m, k))
+        tempered = score / t[:, None]
+        tempered = tempered.masked_fill(~keep(tempered, k, p, m), NEG_INF)
+        ids = (per_row(s, rows, device, torch.int64) for s in (signed(seed), signed(stream), step))
+        tokens = (tempered + gumbel_noise(*ids, vocab)).argmax(dim=-1)
+        sampled = tempered.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
+    else:
+        tokens = score.argmax(dim=-1)  # ties go to the lowest id
+        sampled = score.new_zeros(rows)
+
+    def at_token(log_p: Tensor) -> Tensor:
+        return log_p.gather(1, tokens[:, None])[:, 0].masked_fill(bad, nan).float()
+
+    return BlendSample(
+        tokens=tokens.masked_fill(bad, -1),
+        logprobs=at_token(score.log_softmax(dim=-1)),
+        sampled_logprobs=sampled.masked_fill(bad, nan).float(),
+        term_logprobs=torch.stack(
+            [at_token(z[:, :vocab].double().log_softmax(dim=-1)) for z in logits], dim=1
+        )
+        if return_term_logprobs
+        else None,
+    )
+
+
+def signed(word: int | Tensor) -> int | Tensor:
+    """An integer of up to 64 bits as int64 holds it; tensors are already."""
+    return word - 2**64 if isinstance(word, int) and word >= 2**63 else word

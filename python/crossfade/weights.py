@@ -1,0 +1,141 @@
+"""Weights of terms: numbers, or tensors `[requests]` with one a request."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from .ops.check import WEIGHT_SUM_TOLERANCE
+
+Weight: TypeAlias = "float | Tensor"
+T = TypeVar("T")
+
+
+def check_number(name: str, x: Any) -> float:
+    if isinstance(x, bool) or not isinstance(x, numbers.Real):
+        raise TypeError(f"{name} is {x!r} ({type(x).__name__}); it must be a number")
+    try:
+        number = float(x)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number}; it must be finite")
+    return number
+
+
+def check_weight(name: str, w: Any) -> Weight:
+    """A weight as a float, or as a float32 tensor `[requests]` that nobody else can change."""
+    if not isinstance(w, Tensor):
+        if isinstance(w, bool) or not isinstance(w, numbers.Real):
+            raise TypeError(
+                f"{name} is a {type(w).__name__}; it must be a number or a tensor [requests]"
+            )
+        return check_number(name, w)
+    if w.dtype == torch.bool or w.is_complex():
+        raise TypeError(f"{name} has dtype {w.dtype}; it must be a float tensor [requests]")
+    if w.dim() != 1:
+        raise ValueError(
+            f"{name} has shape {list(w.shape)}; it must be [requests], or a number for all"
+        )
+    return w.detach().to(torch.float32, copy=True)
+
+
+def is_zero(w: Weight) -> bool:
+    """Whether a weight is the number 0. A tensor's contents are not looked at."""
+    return not isinstance(w, Tensor) and w == 0
+
+
+def merge_weights(name: str, terms: Sequence[T], weights: Sequence[Any]) -> dict[T, Weight]:
+    """The sum of the weights of each distinct term, in order of first appearance."""
+    if len(weights) != len(terms):
+        raise ValueError(
+            f"{name} has {len(weights)} members; it must have {len(terms)}, as terms"
+        )
+    total: dict[T, Weight] = {}
+    for k, (term, x) in enumerate(zip(terms, weights, strict=True)):
+        w = check_weight(f"{name}[{k}]", x)
+        if term in total:
+            w = _combined(total[term], w, name, term)
+        total[term] = w
+    return total
+
+
+def _combined(a: Weight, b: Weight, name: str, term: Any) -> Weight:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if a.shape != b.shape:
+            raise ValueError(
+                f"{name} of {term} are [{len(a)}] and [{len(b)}]; they must have one length, one a "
+                "request"
+            )
+        b = b.to(a.device)
+    return a + b
+
+
+def check_mean(weights: Sequence[Weight]) -> None:
+    """The host's part of a power mean's rule: weights not negative, with a sum of one."""
+    numbers_only = [w for w in weights if not isinstance(w, Tensor)]
+    for w in numbers_only:
+        if w < 0:
+            raise ValueError(f"weights have {w}; with power != 0 none may be negative")
+    total = sum(numbers_only)
+    if len(numbers_only) == len(weights) and abs(total - 1) > WEIGHT_SUM_TOLERANCE:
+        raise ValueError(
+            f"weights sum to {total:.6g}; with power != 0 they must sum to 1"
+        )
+
+
+def weight_rows(
+    names: Sequence[str],
+    weights: tuple[Weight, ...],
+    requests: int,
+    device: torch.device | str | None,
+) -> tuple[float, ...] | Tensor:
+    if not any(isinstance(w, Tensor) for w in weights):
+        return weights  # type: ignore[return-value]
+    columns = []
+    for name, w in zip(names, weights, strict=True):
+        if not isinstance(w, Tensor):
+            w = torch.full((requests,), w, dtype=torch.float32)
+        if len(w) != requests:
+            raise ValueError(
+                f"the weight of {name} is a tensor [{len(w)}]; it must be [{requests}], the "
+                "requests"
+            )
+        columns.append(w.to(device))
+    return torch.stack(columns, dim=1)
+
+
+def plain_weight(w: Weight) -> float | list[float]:
+    return w.tolist() if isinstance(w, Tensor) else w
+
+
+def loaded_weight(w: float | list[float]) -> Weight:
+    return torch.tensor(w, dtype=torch.float32) if isinstance(w, list) else w
+
+
+def weight_text(w: float | Tensor) -> str:
+    """A number so that it reads back exactly; a tensor by its first numbers."""
+    if isinstance(w, Tensor):
+        shown = [f"{x:.6g}" for x in w[:4].tolist()]
+        more = [f"{len(w)} requests"] if len(w) > 4 else []
+        return f"[{', '.join(shown + more)}]"
+    return repr(w).removesuffix(".0")
+
+
+def sum_text(names: Sequence[str], weights: Sequence[float | Tensor]) -> str:
+    """`base + 0.8*tuned - 0.8*ref`."""
+    text = ""
+    for name, w in zip(names, weights, strict=True):
+        minus = not isinstance(w, Tensor) and w < 0
+        size = weight_text(-w if minus else w)
+        term = name if size == "1" else f"{size}*{name}"
+        if text:
+            text += f" {'-' if minus else '+'} {term}"
+        else:
+            text = f"-{term}" if minus else term
+    return text

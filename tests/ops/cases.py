@@ -1,0 +1,321 @@
+"""What the op tests share: backends, problems and their layouts, tolerances, and a second Philox."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossfade import ops
+from crossfade.ops import BlendSample, reference
+
+NAN, INF = float("nan"), float("inf")
+EPS = 2.0**-23  # of float32
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend on a device. `interpreted` is slow: give it small problems."""
+
+    name: str
+    device: str
+
+    @property
+    def interpreted(self) -> bool:
+        return self.name == "triton" and self.device == "cpu"
+
+    def __str__(self) -> str:
+        return self.name if self.device == "cpu" else f"{self.name}-cuda"
+
+    def blend(self, *args: Any, **kwargs: Any) -> Tensor:
+        return ops.blend(*args, backend=self.name, **kwargs)
+
+    def blend_sample(self, *args: Any, **kwargs: Any) -> BlendSample:
+        return ops.blend_sample(*args, backend=self.name, **kwargs)
+
+
+# ---- Layouts: the same numbers in memory of another shape, with NaN in everything around ----------
+
+LAYOUTS = ("contiguous", "sliced", "offset", "padded")
+
+
+def lay_out(x: Tensor, layout: str, extra: int = 3) -> Tensor:
+    """`x` [B, V] as a view of a larger buffer of NaN.
+
+    "sliced": columns out of a wider tensor, so rows start unaligned. "offset": contiguous, one
+    element into its storage, so that no 4-byte or 16-byte alignment holds. "padded": `extra` columns
+    follow the vocabulary and are part of the tensor, as a model's padded head gives them.
+    """
+    rows, vocab = x.shape
+    if layout == "contiguous":
+        return x.contiguous()
+    if layout == "offset":
+        flat = x.new_full((rows * vocab + 1,), NAN)
+        view = flat[1:].view(rows, vocab)
+    else:
+        wide = x.new_full((rows, vocab + 2 * extra + 1), NAN)
+        view = wide[:, extra : extra + vocab]
+        if layout == "padded":
+            wide[:, extra + vocab : 2 * extra + vocab] = INF  # finite junk would hide in a softmax
+            view.copy_(x)
+            return wide[:, extra : 2 * extra + vocab]
+    return view.copy_(x)
+
+
+# ---- Problems ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Problem:
+    """The arguments of `blend`. `options`: power, support, mask, vocab_size."""
+
+    logits: list[Tensor]
+    weights: Sequence[float] | Tensor
+    values: list[Tensor] = field(default_factory=list)
+    value_weights: Sequence[float] | Tensor | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        return self.logits, self.weights, self.values, self.value_weights
+
+    @property
+    def vocab(self) -> int:
+        columns = min(t.shape[1] for t in (*self.logits, *self.values))
+        return self.options.get("vocab_size") or columns
+
+    @property
+    def rows(self) -> int:
+        return self.logits[0].shape[0]
+
+
+def normal(
+    rows: int,
+    vocab: int,
+    seed: int,
+    *,
+    scale: float = 3.0,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Tensor:
+    """Normal numbers, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(rows, vocab, generator=generator) * scale).to(dtype).to(device)
+
+
+def mean_weights(rows: int, terms: int, seed: int, device: str = "cpu") -> Tensor:
+    """Weights `[rows, terms]` of a power mean: positive, with a sum of one."""
+    return normal(rows, terms, seed, scale=1.0).softmax(dim=-1).to(device)
+
+
+def problem(
+    backend: Backend,
+    *,
+    terms: int = 3,
+    rows: int = 4,
+    vocab: int = 257,
+    values: int = 0,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "contiguous",
+    power: float = 0.0,
+    seed: int = 0,
+    **options: Any,
+) -> Problem:
+    """Normal logits under weights of both signs, or those of a mean where `power` is not 0."""
+
+    def matrix(k: int) -> Tensor:
+        x = normal(rows, vocab, 1000 * seed + k, dtype=dtype, device=backend.device)
+        return lay_out(x, layout, extra=1 + k)
+
+    weights = mean_weights(1, terms, seed)[0] if power else normal(1, terms, seed, scale=1.0)[0]
+    return Problem(
+        [matrix(k) for k in range(terms)],
+        weights.tolist(),
+        [matrix(100 + m) for m in range(values)],
+        normal(1, values, seed + 7, scale=0.5)[0].tolist() if values else None,
+        {"power": power, "vocab_size": vocab if layout == "padded" else None, **options},
+    )
+
+
+# ---- Agreement with the reference ----------------------------------------------------------------
+
+
+def magnitudes(p: Problem) -> Tensor:
+    """What rounding in float32 grows with, `[B, V]`: sum |w z|, and of the best token, for log Z.
+
+    With `power` != 0 the terms are normalised, not weighted: sum |z| of a token and of each best.
+    """
+    rows, device = p.rows, p.logits[0].device
+    total = torch.zeros(rows, p.vocab, dtype=torch.float64, device=device)
+    weights = reference.weights_of(p.weights, rows, device).nan_to_num()
+    for k, z in enumerate(p.logits):
+        w = weights[:, k : k + 1].abs()
+        z = z[:, : p.vocab].double().nan_to_num(0.0, 0.0, 0.0).abs()
+        if p.options.get("power"):
+            best = p.logits[k][:, : p.vocab].double().nan_to_num(0.0).argmax(-1, keepdim=True)
+            total += torch.where(w > 0, z + z.gather(1, best), 0.0)
+        else:
+            total += w * z
+    if p.values:
+        weights = reference.weights_of(p.value_weights, rows, device).nan_to_num()
+        for m, q in enumerate(p.values):
+            q = q[:, : p.vocab].double().nan_to_num(0.0, 0.0, 0.0).abs()
+            total += weights[:, m : m + 1].abs() * q
+    score, _ = reference.blend_scores(*p.args, **p.options)
+    best = score.nan_to_num(-INF).argmax(dim=-1, keepdim=True)
+    return total + total.gather(1, best)
+
+
+def tolerance(p: Problem) -> Tensor:
+    """How far a log-prob may be off, `[B, V]`."""
+    return 1e-5 + 4 * EPS * magnitudes(p)
+
+
+def assert_blend_agrees(backend: Backend, p: Problem) -> None:
+    got = backend.blend(*p.args, **p.options)
+    want = ops.blend(*p.args, **p.options, backend="reference")
+    assert got.shape == (p.rows, p.vocab) and got.dtype == torch.float32
+    assert got.device == p.logits[0].device
+    assert torch.equal(got.isnan(), want.isnan()), "rows that are bad"
+    assert torch.equal(got == -INF, want == -INF), "tokens that are removed"
+    finite = want.isfinite()
+    error = torch.where(finite, got.double() - want.double(), 0.0).abs()
+    excess = (error - tolerance(p)).max() if error.numel() else torch.tensor(0.0)
+    assert excess <= 0, f"log-probs are off by up to {error.max():.3g}, {excess:.3g} too far"
+
+
+def assert_samples_agree(backend: Backend, p: Problem, **settings: Any) -> BlendSample:
+    """Tokens and log-probs as the reference has them; returns the backend's."""
+    settings = {"return_term_logprobs": True, **settings}
+    got = backend.blend_sample(*p.args, **p.options, **settings)
+    want = ops.blend_sample(*p.args, **p.options, **settings, backend="reference")
+    assert got.tokens.dtype == torch.int64 and got.tokens.shape == (p.rows,)
+    assert torch.equal(got.tokens < 0, want.tokens < 0), "rows that are bad"
+    for b in (got.tokens != want.tokens).nonzero()[:, 0].tolist():
+        _assert_tied(p, settings, b, int(got.tokens[b]), int(want.tokens[b]))
+
+    same = (got.tokens == want.tokens) & (want.tokens >= 0)
+    token = want.tokens.clamp(min=0)[:, None]
+    allowed = tolerance(p).gather(1, token)[:, 0]
+    t = reference.per_row(settings.get("temperature", 1.0), p.rows, token.device, torch.float64)
+    allowed_sampled = 1e-5 + allowed / t if settings.get("do_sample", True) else allowed
+    _assert_close("logprobs", got.logprobs, want.logprobs, allowed, same)
+    _assert_close(
+        "sampled_logprobs", got.sampled_logprobs, want.sampled_logprobs, allowed_sampled, same
+    )
+    if not settings["return_term_logprobs"]:
+        assert got.term_logprobs is None
+        return got
+    assert got.term_logprobs is not None and want.term_logprobs is not None
+    assert got.term_logprobs.shape == (p.rows, len(p.logits))
+    for k, z in enumerate(p.logits):
+        z = z[:, : p.vocab].double()
+        scale = z.gather(1, token)[:, 0].abs() + z.nan_to_num(0.0).amax(dim=-1).abs()
+        allowed = 1e-5 + 4 * EPS * scale.nan_to_num(0.0, 0.0)
+        mine, truth = got.term_logprobs[:, k], want.term_logprobs[:, k]
+        _assert_close(f"term_logprobs[:, {k}]", mine, truth, allowed, same)
+    return got
+
+
+def _assert_close(name: str, got: Tensor, want: Tensor, allowed: Tensor, same: Tensor) -> None:
+    assert got.dtype == torch.float32, name
+    assert torch.equal(got.isnan()[same], want.isnan()[same]), f"{name}: NaN"
+    exact = (got == want) | want.isnan() | ~same  # infinities too
+    error = torch.where(exact, 0.0, got.double() - want.double()).abs()
+    excess = torch.where(exact, -1.0, error - allowed)
+    assert bool((excess <= 0).all()), f"{name}: {got.tolist()} for {want.tolist()}"
+
+
+def _assert_tied(p: Problem, settings: dict[str, Any], b: int, got: int, want: int) -> None:
+    """Row b may draw another token than the reference only where rounding decides.
+
+    That is where their noisy scores are closer than rounding, or where one of the two lies within
+    1e-6 of the boundary of top-p's mass.
+    """
+    device = p.logits[0].device
+    score, _ = reference.blend_scores(*p.args, **p.options)
+    t, top_p = (
+        reference.per_row(settings.get(name, 1.0), p.rows, device, torch.float64)[b].item()
+        for name in ("temperature", "top_p")
+    )
+    top_k = int(reference.per_row(settings.get("top_k", 0), p.rows, device, torch.int64)[b])
+    sampled = settings.get("do_sample", True)
+    row = score[b] / (t if sampled else 1.0)
+    noise = torch.zeros_like(row)
+    if sampled:
+        ids = (
+            reference.per_row(reference.signed(settings.get(n, 0)), p.rows, device, torch.int64)
+            for n in ("seed", "stream", "step")
+        )
+        noise = reference.gumbel_noise(*(i[b : b + 1] for i in ids), p.vocab)[0]
+    gap = (row + noise)[want] - (row + noise)[got]
+    allowed = (tolerance(p)[b, [got, want]].sum() / (t if sampled else 1.0)) + 4e-6
+    if abs(gap) <= allowed:
+        return
+    kept = row if not top_k else row.masked_fill(row < row.topk(min(top_k, len(row)))[0][-1], -INF)
+    mass = kept.softmax(dim=-1)
+    before = [float(mass[row > row[v]].sum()) for v in (got, want)]
+    assert sampled and any(abs(x - top_p) < 1e-6 for x in before), (
+        f"row {b}: token {got} for {want}, whose noisy score is {gap:.3g} higher ({allowed:.3g} "
+        "would be rounding)"
+    )
+
+
+# ---- Noise: a second implementation, from the paper and math.md -----------------------------------
+
+
+def philox4x32(counter: Sequence[Any], key: Sequence[Any]) -> list[np.ndarray]:
+    """Philox-4x32-10 (Salmon et al., SC 2011) on numpy arrays of 32-bit words."""
+    mask = np.uint64(0xFFFFFFFF)
+    c0, c1, c2, c3 = (np.asarray(c, dtype=np.uint64) for c in counter)
+    k0, k1 = (np.asarray(k, dtype=np.uint64) for k in key)
+    for _ in range(10):
+        product0, product1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (
+            (product1 >> np.uint64(32)) ^ c1 ^ k0,
+            product1 & mask,
+            (product0 >> np.uint64(32)) ^ c3 ^ k1,
+            product0 & mask,
+        )
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & mask, (k1 + np.uint64(0xBB67AE85)) & mask
+    return [c0, c1, c2, c3]
+
+
+def noise_words(seed: int, stream: Any, step: int, vocab: int) -> np.ndarray:
+    """The 32-bit words `[streams, vocab]` of a row's noise."""
+    stream = np.atleast_1d(np.asarray(stream, dtype=np.uint64))[:, None]
+    low = np.uint64(0xFFFFFFFF)
+    counter = (np.arange((vocab + 3) // 4)[None, :], step, stream & low, stream >> np.uint64(32))
+    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
+    shape = np.broadcast_shapes(*(w.shape for w in words))
+    stacked = np.stack([np.broadcast_to(w, shape) for w in words], axis=-1)
+    return stacked.reshape(shape[0], -1)[:, :vocab]
+
+
+def gumbel(words: np.ndarray) -> np.ndarray:
+    """-log(-log u), u = (word + 1/2) / 2^32, which float64 holds exactly."""
+    return -np.log(-np.log((words.astype(np.float64) + 0.5) / 2.0**32))
+
+
+@functools.cache
+def forcing_streams(vocab: int, seed: int, step: int) -> tuple[list[int], np.ndarray]:
+    """A stream for each token whose noise favours it most, and the noise `[vocab, vocab]`.
+
+    Out of 2^14: row v of the noise is that of token v's stream, where v leads all others by several
+    nats. Drawn with it, a token that is kept comes out unless it is far below the best, and one that
+    truncation should have removed has its best chance to show that it was not.
+    """
+    noise = gumbel(noise_words(seed, np.arange(2**14), step, vocab))
+    best_two = np.partition(noise, vocab - 2, axis=1)[:, -2:]
+    leader = noise.argmax(axis=1)
+    lead = best_two[:, 1] - best_two[:, 0]
+    streams = [int(np.where(leader == v, lead, -1.0).argmax()) for v in range(vocab)]
+    return streams, noise[streams]
+
+

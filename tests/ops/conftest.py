@@ -1,0 +1,41 @@
+"""One fixture runs the tests of the ops on every backend that works on this machine."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():  # before anything imports triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+pytest.register_assert_rewrite("cases")
+
+from cases import Backend  # noqa: E402
+
+from crossfade.ops.backends import why_not  # noqa: E402
+
+KERNELS = [Backend("native", "cpu")]
+if torch.cuda.is_available():
+    KERNELS += [Backend("native", "cuda:0"), Backend("triton", "cuda:0")]
+else:
+    KERNELS += [Backend("triton", "cpu")]
+EVERY = [Backend("reference", "cpu"), *KERNELS]
+
+
+def _usable(backend: Backend) -> Backend:
+    reason = why_not(backend.name, torch.device(backend.device))
+    if reason is not None:
+        pytest.skip(f"{backend}: {reason}")
+    return backend
+
+
+@pytest.fixture(scope="session", params=EVERY, ids=str)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Every backend, the reference too: for tests against a truth from elsewhere."""
+    return _usable(request.param)
+
+
+@pytest.fixture(scope="session", params=KERNELS, ids=str)
+def kernel(request: pytest.FixtureRequest) -> Backend:
+    """Every backend but the reference: for tests against the reference."""
+    return _usable(request.param)

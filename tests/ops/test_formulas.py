@@ -1,0 +1,118 @@
+"""The blends of the literature against their formulas, written out from the papers in float64."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from cases import NAN, Backend, Problem, normal, tolerance
+from torch import Tensor
+
+from crossfade.ops import Support
+
+ROWS, VOCAB = 3, 67
+Formula = Callable[[list[Tensor], Tensor], Tensor]  # (log p of each term, a value) -> log pi + const
+
+
+def on(allowed: Tensor, score: Tensor) -> Tensor:
+    return score.masked_fill(~allowed, -float("inf"))
+
+
+def top(log_p: Tensor, k: int) -> Tensor:
+    return log_p >= log_p.topk(k, dim=-1).values[:, -1:]
+
+
+# method: weights, formula, further arguments
+METHODS: dict[str, tuple[Sequence[float], Formula, dict[str, Any]]] = {
+    "one term": ([1.0], lambda p, q: p[0], {}),
+    "tempered term": ([0.25], lambda p, q: p[0] / 4, {}),
+    "EFT": ([1, 0.8, -0.8], lambda p, q: p[0] + 0.8 * (p[1] - p[2]), {}),
+    "DeRa": ([0.7, 0.3], lambda p, q: (1 - 0.3) * p[0] + 0.3 * p[1], {}),
+    "DeRa, extrapolating": ([-0.7, 1.7], lambda p, q: (1 - 1.7) * p[0] + 1.7 * p[1], {}),
+    "MOD, reverse KL": ([0.2, 0.5, 0.3], lambda p, q: 0.2 * p[0] + 0.5 * p[1] + 0.3 * p[2], {}),
+    "MOD, forward KL": (
+        [0.2, 0.5, 0.3],
+        lambda p, q: -(0.2 / p[0].exp() + 0.5 / p[1].exp() + 0.3 / p[2].exp()).log(),
+        {"power": -1},
+    ),
+    "MOD, alpha-divergence 0.5": (
+        [0.4, 0.6],
+        lambda p, q: ((0.4 * p[0].exp() ** -0.5 + 0.6 * p[1].exp() ** -0.5) ** (-1 / 0.5)).log(),
+        {"power": -0.5},
+    ),
+    "power mean 2": (
+        [0.4, 0.6],
+        lambda p, q: (0.4 * p[0].exp() ** 2 + 0.6 * p[1].exp() ** 2).sqrt().log(),
+        {"power": 2.0},
+    ),
+    "mixture": (
+        [0.25, 0.75],
+        lambda p, q: (0.25 * p[0].exp() + 0.75 * p[1].exp()).log(),
+        {"power": 1.0},
+    ),
+    "GenARM": ([1, 0.3, 0.6], lambda p, q: p[0] + 0.3 * p[1] + 0.6 * p[2], {}),
+    "classifier-free guidance": ([-0.5, 1.5], lambda p, q: p[0] + 1.5 * (p[1] - p[0]), {}),
+    "contrastive decoding": (
+        [1.5, -0.5],
+        lambda p, q: on(
+            p[0].exp() >= 0.05 * p[0].exp().amax(-1, keepdim=True), 1.5 * p[0] - 0.5 * p[1]
+        ),
+        {"support": Support(term=0, min_p=0.05)},
+    ),
+    "contrastive decoding, the amateur's tokens": (
+        [1.5, -0.5],
+        lambda p, q: on(top(p[1], 20), 1.5 * p[0] - 0.5 * p[1]),
+        {"support": Support(term=1, top_k=20)},
+    ),
+    "token-wise value": ([1.0], lambda p, q: p[0] + 1.5 * q, {"value": 1.5}),
+    "ARGS": (
+        [1.0],
+        lambda p, q: on(top(p[0], 10), p[0] + 1.5 * q),
+        {"value": 1.5, "support": Support(top_k=10)},
+    ),
+    "value over a mixture": (
+        [0.25, 0.75],
+        lambda p, q: (0.25 * p[0].exp() + 0.75 * p[1].exp()).log() - 0.5 * q,
+        {"value": -0.5, "power": 1},
+    ),
+}
+
+
+def assert_is(got: Tensor, truth: Tensor, p: Problem) -> None:
+    truth = truth.log_softmax(dim=-1)
+    assert torch.equal(got.isinf(), truth.isinf())
+    error = (got.double() - truth).nan_to_num(0.0).abs()
+    assert (error <= tolerance(p)).all(), f"off by {error.max():.3g}"
+    torch.testing.assert_close(got.double().exp().sum(-1), torch.ones_like(got[:, 0]).double())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method(backend: Backend, method: str) -> None:
+    weights, formula, options = METHODS[method]
+    options = dict(options)
+    z = [normal(ROWS, VOCAB, k, device=backend.device) for k in range(len(weights))]
+    q = normal(ROWS, VOCAB, 9, scale=1.0, device=backend.device)
+    value = options.pop("value", None)
+    p = Problem(z, weights, [q], [value], options) if value else Problem(z, weights, [], None, options)
+    truth = formula([t.double().log_softmax(dim=-1) for t in z], q.double())
+    assert_is(backend.blend(*p.args, **p.options), truth, p)
+
+
+def test_proxy_tuning_on_raw_logits(backend: Backend) -> None:
+    """Normalisers cancel: shifting any term's row by a constant is no change (`power` 0)."""
+    z = [normal(ROWS, VOCAB, k, device=backend.device) for k in range(3)]
+    shifted = [t + 10.0 * (k + 1) for k, t in enumerate(z)]
+    p = Problem(shifted, [1, 0.8, -0.8])
+    truth = z[0].double() + 0.8 * (z[1].double() - z[2].double())
+    assert_is(backend.blend(*p.args), truth, p)
+
+
+def test_a_fader_of_its_own_for_each_request(backend: Backend) -> None:
+    """DeRa with lambda per request, a weight of zero among them: that term's NaN is not looked at."""
+    z = [normal(ROWS, VOCAB, k, device=backend.device) for k in range(2)]
+    z[1][1] = NAN
+    lam = torch.tensor([0.3, 0.0, 2.0], device=backend.device)
+    p = Problem(z, torch.stack([1 - lam, lam], dim=1))
+    log_p = [t.double().log_softmax(dim=-1) for t in z]
+    truth = (1 - lam[:, None]) * log_p[0] + lam[:, None] * log_p[1].nan_to_num(0.0)
+    assert_is(backend.blend(*p.args), truth, p)
