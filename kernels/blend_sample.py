@@ -3,7 +3,7 @@
 `blend_tiles` reads every input once and leaves, for each tile of a row, its largest score, its sum
 of exponentials and (without truncation) the best candidate under the noise. `choose` puts the tiles
 of a row together. With truncation the scores go through scratch, and `choose` searches it for the
-threshold without a sort. Power means need each term's normaliser first: `term_tiles`, one more read.
+threshold without a sort. A power mean first needs its terms' normalisers: `term_tiles`, one more read.
 """
 
 import triton
@@ -12,7 +12,6 @@ import triton.language as tl
 from .noise import log1m, tile_noise
 
 NEG_INF = tl.constexpr(float("-inf"))
-NAN = tl.constexpr(float("nan"))
 WEIGHT_SUM_TOLERANCE = tl.constexpr(1e-3)
 LOWEST_KEY = tl.constexpr(-2139095041)  # key_of(-inf)
 INT_MIN = tl.constexpr(-(2**31))
@@ -27,8 +26,8 @@ VALUE = tl.constexpr(3)  # the best candidate's (score - TOP) / temperature + no
 SCORE = tl.constexpr(4)  # its score
 INDEX = tl.constexpr(5)  # its place in the tile
 
-# Numbers that change from call to call: as plain arguments they must not compile a new kernel.
-PER_CALL = ["seed", "seed_high", "stream", "stream_high", "step", "top_k"]
+# Numbers that change from call to call: their values must not compile a new kernel.
+PER_CALL = ["seed", "seed_high", "stream", "stream_high", "step", "rows", "tiles"]
 
 
 # ---- Small parts ---------------------------------------------------------------------------------
@@ -37,7 +36,9 @@ PER_CALL = ["seed", "seed_high", "stream", "stream_high", "step", "top_k"]
 @triton.jit
 def setting(x, row):
     """A row's setting: a number, or a pointer to [B]."""
-    if x.dtype.is_ptr():
+    if isinstance(x, float):  # under the interpreter
+        return tl.full((), x, tl.float32)
+    elif x.dtype.is_ptr():
         return tl.load(x + row)
     else:
         return x
@@ -47,7 +48,7 @@ def setting(x, row):
 def weight_of(weights, stride, row, k: tl.constexpr):
     """Weight k of a row: numbers (no stride), or a pointer with a row stride."""
     if stride is None:
-        return weights[k]
+        return tl.full((), weights[k], tl.float32)
     else:
         return tl.load(weights + row.to(tl.int64) * stride + k)
 
@@ -60,32 +61,22 @@ def load_row(x, stride, row, cols, vocab):
 
 
 @triton.jit
-def finite_or_zero(top):
-    """A value to subtract from scores whose largest is `top`: -inf - (-inf) would be NaN."""
-    return tl.where(top == NEG_INF, 0.0, top)
-
-
-@triton.jit
-def plane(partials, index, row, rows, tiles):
-    return partials + (index * rows + row).to(tl.int64) * tiles
-
-
-@triton.jit
-def combine(partials, index, row, rows, tiles, TILES: tl.constexpr):
+def combine(partials, size, index: tl.constexpr, tiles, TILES: tl.constexpr):
     """The largest of a row's tiles' maxima (plane `index`) and the sum of exponentials below it."""
     t = tl.arange(0, TILES)
-    top = tl.load(plane(partials, index, row, rows, tiles) + t, mask=t < tiles, other=NEG_INF)
-    total = tl.load(plane(partials, index + 1, row, rows, tiles) + t, mask=t < tiles, other=0.0)
-    best = tl.max(top)
-    return best, tl.sum(total * tl.exp(top - finite_or_zero(best)))
+    tops = tl.load(partials + size * index + t, mask=t < tiles, other=NEG_INF)
+    totals = tl.load(partials + size * (index + 1) + t, mask=t < tiles, other=0.0)
+    top = tl.max(tops)
+    return top, tl.sum(totals * tl.exp(tops - tl.where(top == NEG_INF, 0.0, top)))
 
 
 @triton.jit
-def store_term(z, term_partials, k: tl.constexpr, row, rows, tile, tiles):
+def store_term(z, partials, size, k: tl.constexpr):
+    """Planes 2 k and 2 k + 1: a term's maximum in a tile, and its sum of exponentials below it."""
     top = tl.max(tl.where(z == z, z, NEG_INF))
-    total = tl.sum(tl.exp(z - finite_or_zero(top)))
-    tl.store(plane(term_partials, 2 * k, row, rows, tiles) + tile, top)
-    tl.store(plane(term_partials, 2 * k + 1, row, rows, tiles) + tile, total)
+    tl.store(partials + size * (2 * k), top)
+    total = tl.sum(tl.exp(z - tl.where(top == NEG_INF, 0.0, top)))  # -inf - (-inf) would be NaN
+    tl.store(partials + size * (2 * k + 1), total)
 
 
 # ---- Truncation: a threshold without a sort ------------------------------------------------------
@@ -104,7 +95,17 @@ def float_of_key(key):
 
 
 @triton.jit
-def search(x, vocab, top, temperature, lo, target, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+def search(
+    x,
+    vocab,
+    top,
+    temperature,
+    lo,
+    target,
+    COUNT: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """The largest key, from `lo` on, such that the tokens from it up reach the target.
 
     With COUNT that is `target` tokens; else a share `target` of the mass
@@ -123,8 +124,8 @@ def search(x, vocab, top, temperature, lo, target, COUNT: tl.constexpr, BLOCK: t
         above = tl.zeros([8, BLOCK], tl.int32 if COUNT else tl.float32)
         low = tl.full([BLOCK], INT_MAX, tl.int32)
         high = tl.full([BLOCK], INT_MIN, tl.int32)
-        for start in range(0, vocab, BLOCK):
-            cols = start + tl.arange(0, BLOCK)
+        for block in range(BLOCKS):
+            cols = block * BLOCK + tl.arange(0, BLOCK)
             score = tl.load(x + cols, mask=cols < vocab, other=NEG_INF).to(tl.float32)
             key = key_of(score)
             reaches = key[None, :] >= pivots[:, None]
@@ -151,36 +152,41 @@ def search(x, vocab, top, temperature, lo, target, COUNT: tl.constexpr, BLOCK: t
 
 
 @triton.jit
-def truncation(x, vocab, top, temperature, top_k, top_p, min_p, BLOCK: tl.constexpr):
+def truncation(
+    x, vocab, top, temperature, top_k, top_p, min_p, BLOCKS: tl.constexpr, BLOCK: tl.constexpr
+):
     """The score from which top-k, then top-p, then min-p keep the tokens of one row `x`."""
     lo = tl.full((), LOWEST_KEY, tl.int32)
     if (top_k > 0) & (top_k < vocab):
-        lo = search(x, vocab, top, temperature, lo, top_k, True, BLOCK)
+        lo = search(x, vocab, top, temperature, lo, top_k, True, BLOCKS, BLOCK)
     if top_p < 1.0:
-        lo = search(x, vocab, top, temperature, lo, top_p, False, BLOCK)
-    by_min_p = top + temperature * tl.log(min_p + 0.0)
+        lo = search(x, vocab, top, temperature, lo, top_p, False, BLOCKS, BLOCK)
+    log_min_p = tl.where(min_p > 0.0, tl.log(tl.where(min_p > 0.0, min_p, 1.0)), NEG_INF)
+    by_min_p = top + temperature * log_min_p
     by_rank = float_of_key(lo)
     return tl.where(by_min_p < by_rank, by_rank, by_min_p)  # NaN stays: nothing is kept
 
 
 @triton.jit
-def support_threshold(x, stride, thresholds, vocab, top_k, top_p, min_p, BLOCK: tl.constexpr):
+def support_threshold(
+    x, stride, thresholds, vocab, top_k, top_p, min_p, BLOCKS: tl.constexpr, BLOCK: tl.constexpr
+):
     """Each row's threshold for one term's own logits; NaN where they hold a NaN. Grid (B,)."""
     row = tl.program_id(0)
     x += row.to(tl.int64) * stride
     largest = tl.full([BLOCK], NEG_INF, tl.float32)
     odd = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, vocab, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
+    for block in range(BLOCKS):
+        cols = block * BLOCK + tl.arange(0, BLOCK)
         z = tl.load(x + cols, mask=cols < vocab, other=NEG_INF).to(tl.float32)
         odd |= (z != z).to(tl.int32)
         largest = tl.maximum(largest, tl.where(z == z, z, NEG_INF))
     top = tl.max(largest)
     threshold = top
     if tl.max(odd) > 0:
-        threshold = NAN
+        threshold = float("nan")
     elif top > NEG_INF:
-        threshold = truncation(x, vocab, top, 1.0, top_k, top_p, min_p, BLOCK)
+        threshold = truncation(x, vocab, top, 1.0, top_k, top_p, min_p, BLOCKS, BLOCK)
     tl.store(thresholds + row, threshold)
 
 
@@ -188,14 +194,30 @@ def support_threshold(x, stride, thresholds, vocab, top_k, top_p, min_p, BLOCK: 
 
 
 @triton.jit
-def geometric(terms, strides, weights, weight_stride, row, cols, vocab, score, removed, ok):
-    """Adds sum_k w_k z_k: the geometric blend, or values. A term with weight 0 is left out."""
+def weighted_sum(
+    terms,
+    strides,
+    weights,
+    weight_stride,
+    term_partials,
+    size,
+    row,
+    cols,
+    vocab,
+    score,
+    removed,
+    ok,
+):
+    """Adds sum_k w_k z_k: a geometric blend, or values. A term with weight 0 is left out."""
     for k in tl.static_range(len(terms)):
         w = weight_of(weights, weight_stride, row, k)
         ok &= tl.abs(w) < float("inf")
         z = load_row(terms[k], strides[k], row, cols, vocab)
-        score += tl.where(w != 0.0, w * z, 0.0)
-        removed |= (w != 0.0) & (z == NEG_INF)
+        if term_partials is not None:
+            store_term(z, term_partials, size, k)
+        z = tl.where(w != 0.0, z, 0.0)
+        removed |= z == NEG_INF
+        score += w * tl.where(z == NEG_INF, 0.0, z)
     return score, removed, ok
 
 
@@ -208,24 +230,14 @@ def expm1_of_negative(x):
 
 @triton.jit
 def power_mean(
-    terms,
-    strides,
-    weights,
-    weight_stride,
-    term_partials,
-    power,
-    row,
-    rows,
-    tiles,
-    cols,
-    vocab,
-    TILES: tl.constexpr,
-):
-    """log (sum_k w_k p_k^r)^(1/r), from one read of the terms, each log-normalised.
+    terms, strides, weights, weight_stride, term_partials, size, tiles, TILES: tl.constexpr,
+    power, row, cols, vocab,
+):  # fmt: skip
+    """log (sum_k w_k p_k^r)^(1/r) from one read of the terms, each log-normalised.
 
-    With the term of the largest w-free a_k = r log p_k as the reference `ref`, and weights that sum
-    to one, it is ref + log1p(sum_k w_k expm1(a_k - a_ref)) / r: right for small r too, where a
-    plain log-sum-exp divides its rounding error by r.
+    With a_k = r log p_k, `ref` the log p_k of the largest a_k, and weights that sum to one, it is
+    ref + log1p(sum_k w_k expm1(a_k - r ref)) / r: right for small r too, where a plain log-sum-exp
+    has its rounding error divided by r.
     """
     total = 0.0
     ok = tl.full((), 1, tl.int1)
@@ -238,19 +250,19 @@ def power_mean(
     nothing = tl.zeros_like(cols).to(tl.float32)
     ref = nothing + tl.where(power > 0, NEG_INF, float("inf"))
     removed = nothing != 0.0
-    excess = nothing  # sum_k w_k expm1(a_k - a_ref)
-    sums = nothing  # sum_k w_k exp(a_k - a_ref), which keeps digits where excess nears -1
+    excess = nothing  # sum_k w_k expm1(a_k - r ref)
+    sums = nothing  # sum_k w_k exp(a_k - r ref), which keeps its digits where excess nears -1
     weight = 0.0
     for k in tl.static_range(len(terms)):
         w = weight_of(weights, weight_stride, row, k) / total
         if w > 0.0:
-            top, mass = combine(term_partials, 2 * k, row, rows, tiles, TILES)
+            top, mass = combine(term_partials, size, 2 * k, tiles, TILES)
+            ok &= (top > NEG_INF) & (mass < float("inf"))  # else no log-probs
             z = load_row(terms[k], strides[k], row, cols, vocab)
-            log_p = (z - top) - tl.log(mass)
-            empty = z == NEG_INF
-            removed |= empty & (power < 0)
+            removed |= tl.where(power < 0, z, 0.0) == NEG_INF
+            log_p = tl.where(z == NEG_INF, 0.0, (z - top) - tl.log(mass))
             a = power * (log_p - ref)
-            a = tl.where(empty, tl.where(power > 0, NEG_INF, 0.0), a)
+            a = tl.where(z == NEG_INF, tl.where(power > 0, NEG_INF, 0.0), a)
             rises = a > 0.0
             e = tl.exp(-tl.abs(a))
             em1 = expm1_of_negative(-tl.abs(a))
@@ -258,18 +270,22 @@ def power_mean(
             sums = tl.where(rises, sums * e + w, sums + w * e)
             ref = tl.where(rises, log_p, ref)
             weight += w
-    log_sum = tl.where(excess > -0.5, log1m(-excess), tl.log(sums))
-    return ref + log_sum / power, removed | (ref == NEG_INF), ok
+    near = excess > -0.5
+    log_near = log1m(tl.where(near, -excess, 0.0))
+    log_far = tl.log(tl.where(near, 1.0, tl.maximum(sums, 1e-38)))
+    return ref + tl.where(near, log_near, log_far) / power, removed | (ref == NEG_INF), ok
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "tiles"])
 def term_tiles(term_partials, terms, strides, rows, vocab, tiles, BLOCK: tl.constexpr):
     """Each term's maximum and sum of exponentials in one tile. Grid (B, tiles)."""
     row, tile = tl.program_id(0), tl.program_id(1)
     cols = tile * BLOCK + tl.arange(0, BLOCK)
+    size = rows.to(tl.int64) * tiles
+    term_partials += row.to(tl.int64) * tiles + tile
     for k in tl.static_range(len(terms)):
         z = load_row(terms[k], strides[k], row, cols, vocab)
-        store_term(z, term_partials, k, row, rows, tile, tiles)
+        store_term(z, term_partials, size, k)
 
 
 @triton.jit(do_not_specialize=PER_CALL)
@@ -309,32 +325,167 @@ def blend_tiles(
     """Scores of one tile of one row. Grid (B, tiles)."""
     row, tile = tl.program_id(0), tl.program_id(1)
     cols = tile * BLOCK + tl.arange(0, BLOCK)
+    size = rows.to(tl.int64) * tiles
+    here = row.to(tl.int64) * tiles + tile
     if MEAN:
         score, removed, ok = power_mean(
-            terms,
-            strides,
-            weights,
-            weight_stride,
-            term_partials,
-            power,
-            row,
-            rows,
-            tiles,
-            cols,
-            vocab,
-            TILES,
-        )
+            terms, strides, weights, weight_stride, term_partials + row.to(tl.int64) * tiles, size,
+            tiles, TILES, power, row, cols, vocab,
+        )  # fmt: skip
     else:
-        score = tl.zeros([BLOCK], tl.float32)
-        removed = cols >= vocab
-        ok = tl.full((), 1, tl.int1)
-        for k in tl.static_range(len(terms)):
-            w = weight_of(weights, weight_stride, row, k)
-            ok &= tl.abs(w) < float("inf")
-            z = load_row(terms[k], strides[k], row, cols, vocab)
-            score += tl.where(w != 0.0, w * z, 0.0)
-            removed |= (w != 0.0) & (z == NEG_INF)
-            if term_partials is not None:
-                store_term(z, term_partials, k, row, rows, tile, tiles)
+        if term_partials is not None:
+            term_partials += here
+        score, removed, ok = weighted_sum(
+            terms, strides, weights, weight_stride, term_partials, size, row, cols, vocab,
+            tl.zeros([BLOCK], tl.float32), cols >= vocab, tl.full((), 1, tl.int1),
+        )  # fmt: skip
     if values is not None:
-        pass
+        score, removed, ok = weighted_sum(
+            values, value_strides, value_weights, value_weight_stride, None, size, row, cols, vocab,
+            score, removed, ok,
+        )  # fmt: skip
+    if supported is not None:
+        z = load_row(supported, supported_stride, row, cols, vocab)
+        removed |= ~(z >= tl.load(thresholds + row))
+    if mask is not None:
+        at = mask + row.to(tl.int64) * mask_stride + cols
+        removed |= tl.load(at, mask=cols < vocab, other=0) == 0
+    removed |= cols >= vocab
+
+    wrong = ~removed & ~(tl.abs(score) < float("inf"))
+    score = tl.where(removed | wrong, NEG_INF, score)
+    if scores is not None:
+        at = scores + row.to(tl.int64) * vocab + cols
+        tl.store(at, score, mask=cols < vocab)
+
+    partials += here
+    top = tl.max(score)
+    below = score - tl.where(top == NEG_INF, 0.0, top)
+    total = tl.sum(tl.where(wrong, float("nan"), tl.exp(below)))
+    tl.store(partials + size * TOP, top)
+    tl.store(partials + size * SUM, tl.where(ok, total, float("nan")))
+    if PICK:
+        value = score
+        if SAMPLE:
+            value = below / setting(temperature, row)
+            tl.store(partials + size * TEMPERED, tl.sum(tl.exp(value)))
+            value += tile_noise(
+                tile * BLOCK, seed, seed_high, stream, stream_high, step, row, BLOCK
+            )
+        index = tl.argmax(value, axis=0)
+        chosen = tl.max(tl.where(tl.arange(0, BLOCK) == index, score, NEG_INF))
+        tl.store(partials + size * VALUE, tl.max(value))
+        tl.store(partials + size * SCORE, chosen)
+        tl.store(partials + size * INDEX, index.to(tl.float32))
+
+
+@triton.jit(do_not_specialize=["rows", "tiles"])
+def normalise(scores, partials, rows, vocab, tiles, BLOCK: tl.constexpr, TILES: tl.constexpr):
+    """Scores to log-probs in place, NaN in a bad row. Grid (B, tiles)."""
+    row, tile = tl.program_id(0), tl.program_id(1)
+    cols = tile * BLOCK + tl.arange(0, BLOCK)
+    partials += row.to(tl.int64) * tiles
+    top, total = combine(partials, rows.to(tl.int64) * tiles, TOP, tiles, TILES)
+    good = total > 0.0
+    log_total = tl.log(tl.where(good, total, 1.0))
+    at = scores + row.to(tl.int64) * vocab + cols
+    log_p = (tl.load(at, mask=cols < vocab) - tl.where(good, top, 0.0)) - log_total
+    tl.store(at, tl.where(good, log_p, float("nan")), mask=cols < vocab)
+
+
+# ---- Sampling ------------------------------------------------------------------------------------
+
+
+@triton.jit(do_not_specialize=[*PER_CALL, "top_k"])
+def choose(
+    tokens,  # [B] int64
+    logprobs,  # [B] float32
+    sampled_logprobs,  # [B] float32
+    term_logprobs,  # [B, K] float32, or None
+    partials,
+    scores,  # with TRUNCATE
+    term_partials,
+    terms,
+    strides,
+    temperature,
+    top_k,
+    top_p,
+    min_p,
+    seed,
+    seed_high,
+    stream,
+    stream_high,
+    step,
+    rows,
+    vocab,
+    tiles,
+    SAMPLE: tl.constexpr,
+    TRUNCATE: tl.constexpr,
+    BLOCKS: tl.constexpr,  # with TRUNCATE: ceil(vocab / BLOCK)
+    BLOCK: tl.constexpr,  # the tiles', or with TRUNCATE that of the loops here
+    TILES: tl.constexpr,
+):
+    """One token a row, from the tiles' candidates or, with TRUNCATE, from the scores. Grid (B,)."""
+    row = tl.program_id(0)
+    size = rows.to(tl.int64) * tiles
+    partials += row.to(tl.int64) * tiles
+    top, total = combine(partials, size, TOP, tiles, TILES)
+    good = total > 0.0
+    temper = 1.0
+    if SAMPLE:
+        temper = setting(temperature, row)
+        k, p, m = setting(top_k, row), setting(top_p, row), setting(min_p, row)
+        good &= (temper > 0.0) & (temper < float("inf")) & (k >= 0)
+        good &= (p >= 0.0) & (p <= 1.0) & (m >= 0.0) & (m <= 1.0)
+
+    token = 0
+    score = 0.0
+    tempered = 1.0
+    if TRUNCATE:
+        if good:
+            x = scores + row.to(tl.int64) * vocab
+            threshold = truncation(x, vocab, top, temper, k, p, m, BLOCKS, BLOCK)
+            best = NEG_INF + 0.0
+            tempered = 0.0
+            for block in range(BLOCKS):
+                cols = block * BLOCK + tl.arange(0, BLOCK)
+                s = tl.load(x + cols, mask=cols < vocab, other=NEG_INF)
+                s = tl.where(s >= threshold, s, NEG_INF)
+                if tl.max(s) > NEG_INF:
+                    value = (s - top) / temper
+                    tempered += tl.sum(tl.exp(value))
+                    value += tile_noise(
+                        block * BLOCK, seed, seed_high, stream, stream_high, step, row, BLOCK
+                    )
+                    leader = tl.max(value)
+                    if leader > best:  # not on a tie: the lower id wins
+                        best = leader
+                        index = tl.argmax(value, axis=0)
+                        token = block * BLOCK + index
+                        score = tl.max(tl.where(cols == token, s, NEG_INF))
+    else:
+        t = tl.arange(0, TILES)
+        value = tl.load(partials + size * VALUE + t, mask=t < tiles, other=NEG_INF)
+        if SAMPLE:
+            tops = tl.load(partials + size * TOP + t, mask=t < tiles, other=NEG_INF)
+            parts = tl.load(partials + size * TEMPERED + t, mask=t < tiles, other=0.0)
+            below = (tops - tl.where(good, top, 0.0)) / temper
+            tempered = tl.sum(parts * tl.exp(below))
+            value += below
+        tile = tl.minimum(tl.argmax(value, axis=0), tiles - 1)  # whatever a bad row holds
+        score = tl.load(partials + size * SCORE + tile)
+        token = tile * BLOCK + tl.load(partials + size * INDEX + tile).to(tl.int32)
+
+    tl.store(tokens + row, tl.where(good, token, -1).to(tl.int64))
+    below = tl.where(good, score - top, float("nan"))
+    tl.store(logprobs + row, below - tl.log(tl.where(good, total, 1.0)))
+    sampled = below - below  # greedy: 0, or NaN
+    if SAMPLE:
+        sampled = below / temper - tl.log(tl.where(good, tempered, 1.0))
+    tl.store(sampled_logprobs + row, sampled)
+    if term_logprobs is not None:
+        term_partials += row.to(tl.int64) * tiles
+        for n in tl.static_range(len(terms)):
+            term_top, mass = combine(term_partials, size, 2 * n, tiles, TILES)
+            log_p = (load_row(terms[n], strides[n], row, token, vocab) - term_top) - tl.log(mass)
+            tl.store(term_logprobs + row * len(terms) + n, tl.where(good, log_p, float("nan")))

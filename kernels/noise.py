@@ -8,11 +8,6 @@ import triton.language as tl
 
 
 @triton.jit
-def mulhilo(a, b):
-    return tl.umulhi(a, b), tl.mul(a, b, sanitize_overflow=False)
-
-
-@triton.jit
 def philox(c0, c1, c2, c3, k0, k1):
     """Four uint32 words for each counter (c0, c1, c2, c3) under the key (k0, k1), all uint32.
 
@@ -21,8 +16,8 @@ def philox(c0, c1, c2, c3, k0, k1):
     m0 = tl.full(c0.shape, 0xD2511F53, tl.uint32)
     m1 = tl.full(c0.shape, 0xCD9E8D57, tl.uint32)
     for _ in tl.static_range(10):
-        hi0, lo0 = mulhilo(c0, m0)
-        hi1, lo1 = mulhilo(c2, m1)
+        hi0, lo0 = tl.umulhi(c0, m0), tl.mul(c0, m0, sanitize_overflow=False)
+        hi1, lo1 = tl.umulhi(c2, m1), tl.mul(c2, m1, sanitize_overflow=False)
         c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
         k0 = tl.add(k0, 0x9E3779B9, sanitize_overflow=False)
         k1 = tl.add(k1, 0xBB67AE85, sanitize_overflow=False)
@@ -44,7 +39,9 @@ def log1m(y):
 def gumbel(h):
     """-log E of uint32 words, E = -log((h + 1/2) / 2^32), exact near u = 1 too."""
     low = h < 0x80000000
-    y = (tl.where(low, h, ~h).to(tl.float32) + 0.5) * 2.3283064365386963e-10  # within (0, 1/2]
+    y = (
+        tl.where(low, h, h ^ 0xFFFFFFFF).to(tl.float32) + 0.5
+    ) * 2.3283064365386963e-10  # within (0, 1/2]
     return -tl.log(-tl.where(low, tl.log(y), log1m(y)))
 
 

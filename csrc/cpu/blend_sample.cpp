@@ -105,7 +105,17 @@ double mass_of(const RowScores& row, float least, float inv_t, int64_t begin, in
   return total;
 }
 
-// Where a member of a team reads the scores, and the support and the normalisers before them.
+// The sum of exp((s - max) * inv_t) over the row, by the whole team. Unlike LogSum's total it does
+// not depend on the team's size: a token at the edge of the nucleus must not either.
+double team_mass(const RowScores& row, float inv_t, int64_t begin, int64_t end, const Team& team) {
+  team.mine().mass = mass_of(row, -kInf, inv_t, begin, end);
+  team.sync();
+  double mass = 0;
+  for (int i = 0; i < team.size; ++i) mass += team.shares[i].mass;
+  return mass;
+}
+
+// What one member of a team reads of a row: normalisers and support first, where needed, then scores.
 class RowReader {
  public:
   RowReader(const Blend& blend, int64_t row, const Team& team)
@@ -194,10 +204,11 @@ class RowReader {
     team_.sync();
     const LogSum all = team_.merged([](const Share& s) { return s.blend; });
     const Truncation cut{blend_.support.top_k, blend_.support.top_p, blend_.support.min_p};
+    const RowScores term{w.scores, w.group_max, groups_, blend_.vocab, all.max};
+    const double mass = cut.top_p < 1 ? team_mass(term, 1.0f, begin_, end_, team_) : 0;
     row_blend_.support_threshold = agree([&] {
-      const RowScores term{w.scores, w.group_max, groups_, blend_.vocab, all.max};
       // a support that is no distribution leaves no token
-      return all.finite() ? threshold(term, cut, 1.0f, all.total, w) : kInf;
+      return all.finite() ? threshold(term, cut, 1.0f, mass, w) : kInf;
     });
     team_.sync();
   }
@@ -255,15 +266,13 @@ Best gumbel_max(const RowScores& row, const RowSampling& settings, float least, 
     const float* s = row.scores + g * kGroup;
     const uint64_t word = least_word(best.score - (row.group_max[g] - row.max) * settings.inv_t);
     for (int c = 0; c < kGroup / 4; c += kLanes / 2) {
+      if (!any(max(load(s + c * 4), load(s + c * 4 + kLanes)) >= least)) continue;
       const Words<U64> noise =
           philox(lanes + static_cast<uint64_t>(g * (kGroup / 4) + c), settings.step, settings.stream, settings.seed);
       U64 words[4];
-      I32 chance = {};
-      for (int j = 0; j < 4; ++j) {
-        words[j] = noise.w[j] & 0xFFFFFFFFu;
-        chance |= bit_cast<I32>(words[j] >= word);
-      }
-      if (!any(chance)) continue;
+      for (int j = 0; j < 4; ++j) words[j] = noise.w[j] & 0xFFFFFFFFu;
+      const U64 largest = max(max(words[0], words[1]), max(words[2], words[3]));
+      if (!any(bit_cast<I32>(largest >= word))) continue;
       for (int j = 0; j < 4; ++j) {
         for (int i = 0; i < kLanes / 2; ++i) {
           const int t = (c + i) * 4 + j;
@@ -307,13 +316,8 @@ void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team
   Share& mine = team.mine();
   if (out.sample) {
     float least = -kInf;
-    double mass = sum.total;  // at temperature 1
-    if (settings.cut.top_p < 1 && settings.inv_t != 1) {
-      mine.mass = mass_of(scores, -kInf, settings.inv_t, reader.begin(), reader.end());
-      team.sync();
-      mass = 0;
-      for (int i = 0; i < team.size; ++i) mass += team.shares[i].mass;
-    }
+    const double mass =
+        settings.cut.top_p < 1 ? team_mass(scores, settings.inv_t, reader.begin(), reader.end(), team) : 0;
     if (settings.cut.any())
       least = reader.agree([&] { return threshold(scores, settings.cut, settings.inv_t, mass, *team.workspace); });
     mine.mass = least == -kInf && settings.inv_t == 1

@@ -7,8 +7,8 @@
 namespace crossfade {
 inline namespace CF_ISA {
 
-constexpr int kGroup = 64;  // tokens; the unit of all loops over a row
-constexpr int kVectors = kGroup / kLanes;
+constexpr int kVectors = 8;                // enough sums in flight to hide their latency
+constexpr int kGroup = kVectors * kLanes;  // tokens; the unit of all loops over a row
 constexpr float kInf = __builtin_inff();
 
 inline float max_of_group(const F32* x) {

@@ -62,7 +62,8 @@ struct RowBlend {
   bool has_support;
   Stream support;
   float support_threshold = -kInf;
-  bool bad = false;  // a weight is not one
+  bool bad = false;        // a weight is not one
+  bool simple, one_dtype;  // nothing but a sum; all of its inputs of one dtype
 
   RowBlend(const Blend& b, int64_t row)
       : vocab(b.vocab),
@@ -89,6 +90,9 @@ struct RowBlend {
       bad |= !std::isfinite(w);
       if (w != 0) sum[sums++] = stream_of(b.value[m], row, w);
     }
+    simple = power == 0 && !mask && !has_support;
+    one_dtype = sums > 0;
+    for (int k = 1; k < sums; ++k) one_dtype &= sum[k].dtype == sum[0].dtype;
   }
 
   // Once the terms of a power mean are read: their normalisers.
@@ -100,35 +104,42 @@ struct RowBlend {
 
   // Scores of the group of tokens from `first` on, -inf past the vocabulary; false: the row is bad.
   bool scores(int64_t first, F32* s) const {
-    return first + kGroup <= vocab ? full_group(first, s) : last_group(first, s);
+    if (simple && first + kGroup <= vocab) {
+      weighted_sum(first, s);
+      F32 zero = s[0] * 0.0f;  // NaN where a score is not finite
+#pragma GCC unroll 8
+      for (int v = 1; v < kVectors; ++v) zero += s[v] * 0.0f;
+      if (!any(zero != zero)) return true;
+    }
+    // s stays in registers above because its address is not taken here
+    F32 careful[kVectors];
+    const bool good = first + kGroup <= vocab ? full_group(first, careful) : last_group(first, careful);
+    for (int v = 0; v < kVectors; ++v) s[v] = careful[v];
+    return good;
   }
 
  private:
-  bool full_group(int64_t i, F32* s) const {
+  __attribute__((noinline)) bool full_group(int64_t i, F32* s) const {
+    weighted_sum(i, s);
+    I32 left[kVectors];
+    for (int v = 0; v < kVectors; ++v) left[v] = allowed_tokens(i + v * kLanes);
     if (means) {
-      power_means(i, s);
-    } else {
-      for (int v = 0; v < kVectors; ++v) s[v] = F32{};
+      for (int v = 0; v < kVectors; ++v) {
+        const F32 mean_score = power_mean(i + v * kLanes);
+        left[v] &= mean_score != -kInf;
+        s[v] += mean_score;
+      }
     }
-    for (int k = 0; k < sums; ++k) add(sum[k], i, s);
-
-    I32 odd = {};
-    if (!mask && !has_support) {
-#pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) odd |= not_finite(s[v]);
-      return any(odd) ? repair(i, s, nullptr) : true;
-    }
-    I32 allowed[kVectors];
+    I32 spoilt = {};
     for (int v = 0; v < kVectors; ++v) {
-      allowed[v] = allowed_tokens(i + v * kLanes);
-      odd |= not_finite(s[v]) & allowed[v];
+      for (int k = 0; k < sums; ++k) left[v] &= sum[k].vector(i + v * kLanes) != -kInf;
+      spoilt |= left[v] & not_finite(s[v]);
+      s[v] = left[v] ? s[v] : splat(-kInf);
     }
-    if (any(odd)) return repair(i, s, allowed);
-    for (int v = 0; v < kVectors; ++v) s[v] = allowed[v] ? s[v] : splat(-kInf);
-    return true;
+    return !any(spoilt);
   }
 
-  bool last_group(int64_t first, F32* s) const {
+  __attribute__((noinline)) bool last_group(int64_t first, F32* s) const {
     const int64_t tokens = vocab - first;
     PaddedGroup copies[2 * kMaxTerms + 1];
     uint8_t allowed[kGroup] = {};
@@ -141,25 +152,32 @@ struct RowBlend {
     return last.full_group(0, s);
   }
 
-  static void add(const Stream& x, int64_t i, F32* s) {
-    const auto rows = [&](auto load) {
-#pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) s[v] += x.weight * load(i + v * kLanes);
+  // s = sum_k w_k x_k. Inputs of one dtype are added up in registers.
+  void weighted_sum(int64_t i, F32* s) const {
+    F32 total[kVectors] = {};
+    const auto add = [&](const Stream* x, int count, auto load) {
+      for (int k = 0; k < count; ++k) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) total[v] += x[k].weight * load(x[k].data, i + v * kLanes);
+      }
     };
-    switch (x.dtype) {
-      case DType::f32: return rows([&](int64_t j) { return load(static_cast<const float*>(x.data) + j); });
-      case DType::bf16: return rows([&](int64_t j) { return load_bf16(static_cast<const uint16_t*>(x.data) + j); });
-      default: return rows([&](int64_t j) { return load_f16(static_cast<const uint16_t*>(x.data) + j); });
+    if (one_dtype && sum[0].dtype == DType::f32) {
+      add(sum, sums, [](const void* p, int64_t j) { return load_as(DType::f32, p, j); });
+    } else if (one_dtype && sum[0].dtype == DType::bf16) {
+      add(sum, sums, [](const void* p, int64_t j) { return load_as(DType::bf16, p, j); });
+    } else {
+      for (int k = 0; k < sums; ++k) {
+        const DType dtype = sum[k].dtype;
+        add(sum + k, 1, [dtype](const void* p, int64_t j) { return load_as(dtype, p, j); });
+      }
     }
+    for (int v = 0; v < kVectors; ++v) s[v] = total[v];
   }
 
-  void power_means(int64_t i, F32* s) const {
+  F32 power_mean(int64_t i) const {
     F32 log_p[kMaxTerms];
-    for (int v = 0; v < kVectors; ++v) {
-      for (int k = 0; k < means; ++k)
-        log_p[k] = (mean[k].vector(i + v * kLanes) - max[k]) - log_total[k];
-      s[v] = log_power_mean(log_p, log_w, means, power);
-    }
+    for (int k = 0; k < means; ++k) log_p[k] = (mean[k].vector(i) - max[k]) - log_total[k];
+    return log_power_mean(log_p, log_w, means, power);
   }
 
   I32 allowed_tokens(int64_t i) const {
@@ -170,21 +188,6 @@ struct RowBlend {
     }
     if (has_support) allowed &= support.vector(i) >= support_threshold;
     return allowed;
-  }
-
-  // Tells removed tokens (a -inf with weight) from those that spoil the row.
-  bool repair(int64_t i, F32* s, const I32* allowed) const {
-    I32 spoilt = {};
-    F32 mean_score[kVectors];
-    if (means) power_means(i, mean_score);
-    for (int v = 0; v < kVectors; ++v) {
-      I32 left = allowed ? allowed[v] : I32{} - 1;
-      if (means) left &= mean_score[v] != -kInf;
-      for (int k = 0; k < sums; ++k) left &= sum[k].vector(i + v * kLanes) != -kInf;
-      spoilt |= left & not_finite(s[v]);
-      s[v] = left ? s[v] : splat(-kInf);
-    }
-    return !any(spoilt);
   }
 };
 

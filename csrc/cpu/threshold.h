@@ -14,7 +14,7 @@ struct Workspace {
   float* scores = nullptr;      // [groups * kGroup]
   float* group_max = nullptr;   // [groups]
   float* candidates = nullptr;  // [groups * kGroup]
-  float* masses = nullptr;      // [groups * kGroup]
+  float* masses = nullptr;      // [groups * kGroup], of candidates
   double histogram[RadixSearch::kBins];
   int64_t groups = 0;
 
@@ -75,6 +75,61 @@ inline int64_t gather(const RowScores& row, float bound, float* out) {
   return n;
 }
 
+// The tokens among which top-p's threshold lies, in w.candidates, and the mass above them: those in
+// one of many even bins between `bound`, under which no token is kept, and the maximum.
+struct Bracket {
+  int64_t n;
+  double above;
+};
+
+inline Bracket bracket(const RowScores& row, float bound, float inv_t, double target,
+                       Workspace& w) {
+  // Four histograms side by side, so that neighbours in one bin need not wait for each other.
+  constexpr int kWays = 4, kBins = RadixSearch::kBins / kWays;
+  const float scale = row.max > bound ? (kBins - 1) / (row.max - bound) : 0;
+  const auto bins = [&](F32 s) {
+    return __builtin_convertvector((row.max - max(s, splat(bound))) * scale, I32);
+  };
+  std::memset(w.histogram, 0, sizeof w.histogram);
+  for (int64_t g = 0; g < row.groups; ++g) {
+    if (row.group_max[g] < bound) continue;
+    float mass[kGroup];
+    int32_t bin[kGroup];
+    for (int v = 0; v < kVectors; ++v) {
+      const F32 s = load(row.scores + g * kGroup + v * kLanes);
+      store(mass + v * kLanes, s >= bound ? exp((s - row.max) * inv_t) : F32{});
+      const I32 b = bins(s) * kWays;
+      std::memcpy(bin + v * kLanes, &b, sizeof b);
+    }
+    for (int i = 0; i < kGroup; i += kWays)
+      for (int way = 0; way < kWays; ++way) w.histogram[bin[i + way] + way] += mass[i + way];
+  }
+
+  Bracket found{0, 0};
+  int at = 0;
+  double above = 0;
+  for (int b = 0; b < kBins; ++b) {
+    double here = 0;
+    for (int way = 0; way < kWays; ++way) here += w.histogram[b * kWays + way];
+    if (here == 0) continue;
+    at = b;
+    found.above = above;
+    above += here;
+    if (above >= target) break;
+  }
+  for (int64_t g = 0; g < row.groups; ++g) {
+    if (row.group_max[g] < bound) continue;
+    for (int v = 0; v < kVectors; ++v) {
+      const F32 s = load(row.scores + g * kGroup + v * kLanes);
+      const I32 here = (bins(s) == at) & (s >= bound);
+      if (!any(here)) continue;
+      for (int i = 0; i < kLanes; ++i)
+        if (here[i]) w.candidates[found.n++] = s[i];
+    }
+  }
+  return found;
+}
+
 struct Truncation {
   int64_t top_k;
   float top_p, min_p;
@@ -85,46 +140,41 @@ struct Truncation {
 // `inv_t` is 1 / temperature; `mass` is the sum of exp((s - max) * inv_t), needed for top-p alone.
 inline float threshold(const RowScores& row, const Truncation& cut, float inv_t, double mass,
                        Workspace& w) {
-  float result = -kInf;
-  int64_t n = -1;  // candidates gathered
-  if (cut.top_k > 0 && cut.top_k < row.vocab) {
+  float kth = -kInf, nucleus = -kInf, least = -kInf;
+  Bracket in{0, 0};  // top-p's candidates
+  const bool top_k = cut.top_k > 0 && cut.top_k < row.vocab;
+  if (top_k) {
     // k groups have a maximum of at least the k-th largest maximum: so have k tokens.
     const float bound =
         cut.top_k <= row.groups
             ? radix_threshold(row.group_max, nullptr, row.groups, cut.top_k, w.histogram)
             : -kInf;
-    n = gather(row, bound, w.candidates);
-    result = radix_threshold(w.candidates, nullptr, n, cut.top_k, w.histogram);
+    const int64_t n = gather(row, bound, w.candidates);
+    kth = radix_threshold(w.candidates, nullptr, n, cut.top_k, w.histogram);
+    for (int64_t i = 0; i < n; ++i) {
+      w.candidates[in.n] = w.candidates[i];
+      in.n += w.candidates[i] >= kth;
+    }
   }
   if (cut.top_p < 1) {
-    if (n < 0) {
+    // p = 0 keeps the best token
+    const auto target = [&](double all) { return all > 0 && cut.top_p > 0 ? cut.top_p * all : 1e-300; };
+    if (!top_k) {
       // All tokens with at most (1 - p) / V of the mass hold at most 1 - p of it: none is kept.
       const double share = (1.0 - cut.top_p) * mass / static_cast<double>(row.vocab);
       const float bound = row.max + (static_cast<float>(std::log(share)) - 1e-3f) / inv_t;
-      n = gather(row, bound < row.max ? bound : row.max, w.candidates);
-    } else {
-      int64_t kept = 0;
-      for (int64_t i = 0; i < n; ++i) {
-        w.candidates[kept] = w.candidates[i];
-        kept += w.candidates[i] >= result;
-      }
-      n = kept;
-      mass = 0;
+      in = bracket(row, bound < row.max ? bound : row.max, inv_t, target(mass), w);
     }
-    for (int64_t i = 0; i < n; i += kLanes)
+    for (int64_t i = 0; i < in.n; i += kLanes)
       store(w.masses + i, exp((load(w.candidates + i) - row.max) * inv_t));
-    if (mass == 0)
-      for (int64_t i = 0; i < n; ++i) mass += w.masses[i];
-    const double target = cut.top_p * mass;
-    const float nucleus = radix_threshold(w.candidates, w.masses, n,
-                                          target > 0 ? target : 1e-300, w.histogram);
-    result = nucleus > result ? nucleus : result;
+    if (top_k) {
+      mass = 0;
+      for (int64_t i = 0; i < in.n; ++i) mass += w.masses[i];
+    }
+    nucleus = radix_threshold(w.candidates, w.masses, in.n, target(mass) - in.above, w.histogram);
   }
-  if (cut.min_p > 0) {
-    const float least = row.max + std::log(cut.min_p) / inv_t;
-    result = least > result ? least : result;
-  }
-  return result;
+  if (cut.min_p > 0) least = row.max + std::log(cut.min_p) / inv_t;
+  return std::fmax(std::fmax(kth, nucleus), least);
 }
 
 }  // namespace CF_ISA

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -12,80 +11,23 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .algebra import Algebra
 from .ops.check import MAX_TERMS
 from .ops.types import Support
+from .printing import blend_text, term_text
 from .terms import Costs, check_adapter, check_language_model, check_name, costs, default_name
 from .weights import (
     Weight,
     check_mean,
     check_number,
-    check_weight,
     is_zero,
     loaded_weight,
     merge_weights,
     plain_weight,
-    sum_text,
     weight_rows,
-    weight_text,
 )
 
 T = TypeVar("T")
-
-
-class Algebra:
-    """The operators of terms, values and blends. Every result is a `Blend`."""
-
-    __array_ufunc__ = None  # numpy would multiply an array's elements one by one: leave it to us
-
-    def __add__(self, other: Any) -> Blend:
-        x = _operand(other)
-        return NotImplemented if x is None else _plus(_blend(self), x)
-
-    def __radd__(self, other: Any) -> Blend:
-        if type(other) is int and other == 0:  # where sum() starts
-            return _blend(self)
-        x = _operand(other)
-        return NotImplemented if x is None else _plus(x, _blend(self))
-
-    def __sub__(self, other: Any) -> Blend:
-        x = _operand(other)
-        return NotImplemented if x is None else _plus(_blend(self), -x)
-
-    def __rsub__(self, other: Any) -> Blend:
-        x = _operand(other)
-        return NotImplemented if x is None else _plus(x, -_blend(self))
-
-    def __mul__(self, weight: Any) -> Blend:
-        return _times(_blend(self), check_weight("weight", weight))
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, divisor: Any) -> Blend:
-        d = check_number("divisor", divisor)
-        if d == 0:
-            raise ValueError("divisor is 0; it must be another number")
-        return _times(_blend(self), d, divide=True)
-
-    def __neg__(self) -> Blend:
-        return _times(_blend(self), -1.0)
-
-    def within(self, support: Support | None) -> Blend:
-        """This blend with the tokens outside `support` removed before blending; None lifts it.
-
-        ``Support.term`` counts the blend's `terms` as they are now. Set it last: afterwards only
-        values can be added, since what another term or factor would mean to the set is unclear.
-
-        Raises:
-            TypeError: `support` is not a `Support`.
-            ValueError: it names a term that the blend lacks, or the blend has another one already.
-        """
-        x = _blend(self)
-        if support is not None and x.support not in (None, support):
-            raise ValueError(
-                f"support is {support_text(support)}; the blend is within "
-                f"{support_text(x.support)} already, and one set is all it can have"
-            )
-        return replace(x, support=support)
 
 
 @dataclass(frozen=True)
@@ -140,6 +82,12 @@ class Model(Algebra):
         if isinstance(self.prompt, (list, tuple)) and not self.prompt:
             raise ValueError("prompt is an empty list; it must have one prompt a request")
 
+    def __repr__(self) -> str:
+        return term_text(self)
+
+    def _blend(self) -> Blend:
+        return Blend((self,), (1.0,))
+
 
 @dataclass(frozen=True)
 class ValueHead(Algebra):
@@ -164,6 +112,12 @@ class ValueHead(Algebra):
     def __post_init__(self) -> None:
         check_language_model(self.model, head=False)
         check_name(self.name)
+
+    def __repr__(self) -> str:
+        return term_text(self)
+
+    def _blend(self) -> Blend:
+        return Blend((), (), (self,), (1.0,))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -214,9 +168,7 @@ class Blend(Algebra):
         gains = {v: w for v, w in gains.items() if not is_zero(w)}
         for name, kept in (("terms", total), ("values", gains)):
             if len(kept) > MAX_TERMS:
-                raise ValueError(
-                    f"{name} are {len(kept)}; they must be at most {MAX_TERMS}"
-                )
+                raise ValueError(f"{name} are {len(kept)}; they must be at most {MAX_TERMS}")
         if power != 0:
             check_mean(tuple(total.values()))
 
@@ -229,14 +181,19 @@ class Blend(Algebra):
         if s is not None:
             put(self, "support", replace(s, term=self.terms.index(terms[s.term])))
 
+    @property
+    def _members(self) -> tuple[Model | ValueHead, ...]:
+        return (*self.terms, *self.values)
+
     @cached_property
     def _all_names(self) -> tuple[str, ...]:
         names: list[str] = []
-        for i, term in enumerate((*self.terms, *self.values)):
-            j = i - len(self.terms)
-            name = term.name or default_name(
-                term.model, getattr(term, "adapter", None), f"model{i}" if j < 0 else f"value{j}"
-            )
+        for i, member in enumerate(self._members):
+            name = member.name
+            if name is None and isinstance(member, Model):
+                name = default_name(member.model, member.adapter, f"model{i}")
+            elif name is None:
+                name = default_name(member.model, None, f"value{i - len(self.terms)}")
             same = (name, *(f"{name}_{n}" for n in range(2, i + 2)))
             names.append(next(n for n in same if n not in names))
         return tuple(names)
@@ -254,8 +211,7 @@ class Blend(Algebra):
     @property
     def models(self) -> Costs:
         """What the blend costs, by distinct underlying model; shared ones are counted once."""
-        members = (*self.terms, *self.values)
-        return costs(self._all_names, [m.model for m in members])
+        return costs(self._all_names, [m.model for m in self._members])
 
     def row_weights(
         self, requests: int, device: torch.device | str | None = None
@@ -342,21 +298,10 @@ class Blend(Algebra):
             raise ValueError(f"d has no {e}; it must be what Blend.to_dict gives") from e
 
     def __repr__(self) -> str:
-        if self.power == 0:
-            text = sum_text(self.names, self.weights)
-        else:
-            weights = ", ".join(map(weight_text, self.weights))
-            text = (
-                f"power_mean([{', '.join(self.names)}], weights=[{weights}], "
-                f"r={weight_text(self.power)})"
-            )
-        if self.support is not None:
-            bare = self.power != 0 or text.isidentifier()
-            text = f"{text if bare else f'({text})'}.within({support_text(self.support)})"
-        values = sum_text(self.value_names, self.value_weights)
-        if not text or not values:
-            return text or values
-        return f"{text} - {values[1:]}" if values.startswith("-") else f"{text} + {values}"
+        return blend_text(self)
+
+    def _blend(self) -> Blend:
+        return self
 
 
 def as_blend(x: Any) -> Blend:
@@ -366,11 +311,13 @@ def as_blend(x: Any) -> Blend:
         TypeError: it is none of these. ValueError: it has values but no model.
         NotImplementedError: a bare model that `Model` refuses.
     """
-    blend = linear(x)
-    if blend is None:
+    if isinstance(x, nn.Module):
+        x = Model(x)
+    if not isinstance(x, Algebra):
         raise TypeError(
             f"blend is a {type(x).__name__}; it must be a Blend, a Model or a Hugging Face model"
         )
+    blend = x._blend()
     if not blend.terms:
         raise ValueError(f"blend is {blend}, values alone; it must have at least one Model")
     return blend
@@ -402,32 +349,6 @@ def power_mean(models: Sequence[Any], weights: Sequence[Any], r: float) -> Blend
     return Blend(terms, tuple(weights), power=check_number("r", r))
 
 
-def _blend(x: Algebra) -> Blend:
-    blend = linear(x)
-    assert blend is not None  # every subclass of Algebra is one
-    return blend
-
-
-def linear(x: Any) -> Blend | None:
-    """`x` as a blend, of values alone too, or None if it cannot be one."""
-    if isinstance(x, Blend):
-        return x
-    if isinstance(x, ValueHead):
-        return Blend((), (), (x,), (1.0,))
-    if isinstance(x, nn.Module):
-        x = Model(x)
-    return Blend((x,), (1.0,)) if isinstance(x, Model) else None
-
-
-def _operand(x: Any) -> Blend | None:
-    """The other side of a sum as a blend, or None to let Python say that it cannot be one."""
-    if isinstance(x, (numbers.Real, Tensor)):
-        raise TypeError(
-            f"a {type(x).__name__} cannot be added to a blend; terms, values and blends can"
-        )
-    return linear(x)
-
-
 def as_term(name: str, x: Any, kind: type[T]) -> T:
     """`x` as a `Model` or a `ValueHead`, which a bare model becomes."""
     if isinstance(x, nn.Module):
@@ -437,59 +358,6 @@ def as_term(name: str, x: Any, kind: type[T]) -> T:
             f"{name} has a {type(x).__name__}; it must be a {kind.__name__} or a Hugging Face model"
         )
     return x
-
-
-def _fixed(x: Blend) -> str | None:
-    """Why no log-probs can be added to a blend and no factor applied, or None."""
-    if x.power != 0:
-        return f"a power mean with r = {x.power:g}, whose weights sum to 1"
-    return None if x.support is None else "a blend within a support, which is set last"
-
-
-def _plus(a: Blend, b: Blend) -> Blend:
-    for x, other in ((a, b), (b, a)):
-        why = _fixed(x)
-        if why and other.terms:
-            raise ValueError(f"log-probs of {other} cannot be added to {why}; only values can")
-    whole = a if a.terms else b  # has the power and the support, if any
-    return replace(
-        whole,
-        terms=a.terms + b.terms,
-        weights=a.weights + b.weights,
-        values=a.values + b.values,
-        value_weights=a.value_weights + b.value_weights,
-    )
-
-
-def _times(x: Blend, factor: Weight, *, divide: bool = False) -> Blend:
-    if not isinstance(factor, Tensor) and factor == 1:
-        return x
-    why = _fixed(x)
-    if why:
-        raise ValueError(f"{x} cannot be scaled: it is {why}")
-
-    def scaled(w: Weight) -> Weight:
-        if isinstance(w, Tensor) and isinstance(factor, Tensor) and len(w) != len(factor):
-            raise ValueError(
-                f"weight is [{len(factor)}]; it must be [{len(w)}], as the weights of {x} are"
-            )
-        return w / factor if divide else w * factor
-
-    return replace(
-        x,
-        weights=tuple(map(scaled, x.weights)),
-        value_weights=tuple(map(scaled, x.value_weights)),
-    )
-
-
-def support_text(s: Support) -> str:
-    settings = [f"term={s.term}"]
-    settings += [
-        f"{f.name}={getattr(s, f.name)}"
-        for f in fields(s)
-        if f.name != "term" and getattr(s, f.name) != f.default
-    ]
-    return f"Support({', '.join(settings)})"
 
 
 def _plain_prompt(name: str, prompt: Any) -> Any:

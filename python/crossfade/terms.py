@@ -42,7 +42,8 @@ def check_language_model(model: Any, *, head: bool) -> None:
             "config and a forward"
         )
     if is_peft(model):
-        learned = [name for name, c in model.peft_config.items() if c.is_prompt_learning]
+        adapters: dict[str, Any] = model.peft_config  # type: ignore[assignment]
+        learned = [name for name, c in adapters.items() if c.is_prompt_learning]
         if learned:
             raise NotImplementedError(
                 f"model has the prompt-learning adapter {learned[0]!r}; these are not supported yet"

@@ -53,9 +53,7 @@ def is_zero(w: Weight) -> bool:
 def merge_weights(name: str, terms: Sequence[T], weights: Sequence[Any]) -> dict[T, Weight]:
     """The sum of the weights of each distinct term, in order of first appearance."""
     if len(weights) != len(terms):
-        raise ValueError(
-            f"{name} has {len(weights)} members; it must have {len(terms)}, as terms"
-        )
+        raise ValueError(f"{name} has {len(weights)} members; it must have {len(terms)}, as terms")
     total: dict[T, Weight] = {}
     for k, (term, x) in enumerate(zip(terms, weights, strict=True)):
         w = check_weight(f"{name}[{k}]", x)
@@ -76,17 +74,19 @@ def _combined(a: Weight, b: Weight, name: str, term: Any) -> Weight:
     return a + b
 
 
+def check_sum(weights: Sequence[Weight]) -> None:
+    """Weights must sum to one, where the host can see it: a tensor's contents are not looked at."""
+    seen = [w for w in weights if not isinstance(w, Tensor)]
+    if len(seen) == len(weights) and abs(sum(seen) - 1) > WEIGHT_SUM_TOLERANCE:
+        raise ValueError(f"weights sum to {sum(seen):.6g}; they must sum to 1")
+
+
 def check_mean(weights: Sequence[Weight]) -> None:
-    """The host's part of a power mean's rule: weights not negative, with a sum of one."""
-    numbers_only = [w for w in weights if not isinstance(w, Tensor)]
-    for w in numbers_only:
-        if w < 0:
-            raise ValueError(f"weights have {w}; with power != 0 none may be negative")
-    total = sum(numbers_only)
-    if len(numbers_only) == len(weights) and abs(total - 1) > WEIGHT_SUM_TOLERANCE:
-        raise ValueError(
-            f"weights sum to {total:.6g}; with power != 0 they must sum to 1"
-        )
+    """A power mean's weights must not be negative and must sum to one."""
+    for w in weights:
+        if not isinstance(w, Tensor) and w < 0:
+            raise ValueError(f"weights have {w}; in a power mean none may be negative")
+    check_sum(weights)
 
 
 def weight_rows(
@@ -116,26 +116,3 @@ def plain_weight(w: Weight) -> float | list[float]:
 
 def loaded_weight(w: float | list[float]) -> Weight:
     return torch.tensor(w, dtype=torch.float32) if isinstance(w, list) else w
-
-
-def weight_text(w: float | Tensor) -> str:
-    """A number so that it reads back exactly; a tensor by its first numbers."""
-    if isinstance(w, Tensor):
-        shown = [f"{x:.6g}" for x in w[:4].tolist()]
-        more = [f"{len(w)} requests"] if len(w) > 4 else []
-        return f"[{', '.join(shown + more)}]"
-    return repr(w).removesuffix(".0")
-
-
-def sum_text(names: Sequence[str], weights: Sequence[float | Tensor]) -> str:
-    """`base + 0.8*tuned - 0.8*ref`."""
-    text = ""
-    for name, w in zip(names, weights, strict=True):
-        minus = not isinstance(w, Tensor) and w < 0
-        size = weight_text(-w if minus else w)
-        term = name if size == "1" else f"{size}*{name}"
-        if text:
-            text += f" {'-' if minus else '+'} {term}"
-        else:
-            text = f"-{term}" if minus else term
-    return text

@@ -1,4 +1,4 @@
-"""What the op tests share: backends, problems and their layouts, tolerances, and a second Philox."""
+"""What the op tests share: backends, problems and layouts, tolerances, a second Philox."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from crossfade import ops
-from crossfade.ops import BlendSample, reference
+from crossfade.ops import BlendSample, Support, reference
+from torch import Tensor
 
 NAN, INF = float("nan"), float("inf")
 EPS = 2.0**-23  # of float32
@@ -40,7 +39,7 @@ class Backend:
         return ops.blend_sample(*args, backend=self.name, **kwargs)
 
 
-# ---- Layouts: the same numbers in memory of another shape, with NaN in everything around ----------
+# ---- Layouts: the same numbers in other memory, with NaN in everything around them ---------------
 
 LAYOUTS = ("contiguous", "sliced", "offset", "padded")
 
@@ -49,8 +48,8 @@ def lay_out(x: Tensor, layout: str, extra: int = 3) -> Tensor:
     """`x` [B, V] as a view of a larger buffer of NaN.
 
     "sliced": columns out of a wider tensor, so rows start unaligned. "offset": contiguous, one
-    element into its storage, so that no 4-byte or 16-byte alignment holds. "padded": `extra` columns
-    follow the vocabulary and are part of the tensor, as a model's padded head gives them.
+    element into its storage, so that no vector's alignment holds. "padded": `extra` columns of
+    infinity follow the vocabulary within the tensor, where a model's padded head has them.
     """
     rows, vocab = x.shape
     if layout == "contiguous":
@@ -62,7 +61,7 @@ def lay_out(x: Tensor, layout: str, extra: int = 3) -> Tensor:
         wide = x.new_full((rows, vocab + 2 * extra + 1), NAN)
         view = wide[:, extra : extra + vocab]
         if layout == "padded":
-            wide[:, extra + vocab : 2 * extra + vocab] = INF  # finite junk would hide in a softmax
+            wide[:, extra + vocab : 2 * extra + vocab] = INF
             view.copy_(x)
             return wide[:, extra : 2 * extra + vocab]
     return view.copy_(x)
@@ -93,6 +92,13 @@ class Problem:
     @property
     def rows(self) -> int:
         return self.logits[0].shape[0]
+
+    def scores(self) -> Tensor:
+        """The reference's scores `[B, V]` in float64, -inf where a token is removed."""
+        options = dict(self.options)
+        if options.get("mask") is not None:
+            options["mask"] = options["mask"][..., : self.vocab]
+        return reference.blend_scores(*self.args, **options)[0]
 
 
 def normal(
@@ -143,6 +149,28 @@ def problem(
     )
 
 
+def matrices(count: int, device: str = "cpu") -> list[Tensor]:
+    return [normal(3, 8, k, scale=1.0, device=device) for k in range(count)]
+
+
+def good_call(device: str, sample: bool = True) -> dict[str, Any]:
+    """Every argument of `blend_sample` or `blend`: two terms and a value, 3 rows of 8 tokens."""
+    call: dict[str, Any] = {
+        "logits": matrices(2, device),
+        "weights": [0.6, 0.4],
+        "values": matrices(1, device),
+        "value_weights": [0.5],
+        "power": 0.0,
+        "support": Support(top_k=6),
+        "mask": torch.ones(8, dtype=torch.bool, device=device),
+        "vocab_size": 8,
+    }
+    if sample:
+        call |= {"temperature": 0.9, "top_k": 7, "top_p": 0.99, "min_p": 0.001, "do_sample": True}
+        call |= {"seed": 1, "stream": 2, "step": 3, "return_term_logprobs": True}
+    return call
+
+
 # ---- Agreement with the reference ----------------------------------------------------------------
 
 
@@ -167,8 +195,7 @@ def magnitudes(p: Problem) -> Tensor:
         for m, q in enumerate(p.values):
             q = q[:, : p.vocab].double().nan_to_num(0.0, 0.0, 0.0).abs()
             total += weights[:, m : m + 1].abs() * q
-    score, _ = reference.blend_scores(*p.args, **p.options)
-    best = score.nan_to_num(-INF).argmax(dim=-1, keepdim=True)
+    best = p.scores().nan_to_num(-INF).argmax(dim=-1, keepdim=True)
     return total + total.gather(1, best)
 
 
@@ -180,7 +207,7 @@ def tolerance(p: Problem) -> Tensor:
 def assert_blend_agrees(backend: Backend, p: Problem) -> None:
     got = backend.blend(*p.args, **p.options)
     want = ops.blend(*p.args, **p.options, backend="reference")
-    assert got.shape == (p.rows, p.vocab) and got.dtype == torch.float32
+    assert (got.shape, got.dtype) == ((p.rows, p.vocab), torch.float32)
     assert got.device == p.logits[0].device
     assert torch.equal(got.isnan(), want.isnan()), "rows that are bad"
     assert torch.equal(got == -INF, want == -INF), "tokens that are removed"
@@ -195,7 +222,7 @@ def assert_samples_agree(backend: Backend, p: Problem, **settings: Any) -> Blend
     settings = {"return_term_logprobs": True, **settings}
     got = backend.blend_sample(*p.args, **p.options, **settings)
     want = ops.blend_sample(*p.args, **p.options, **settings, backend="reference")
-    assert got.tokens.dtype == torch.int64 and got.tokens.shape == (p.rows,)
+    assert (got.tokens.shape, got.tokens.dtype) == ((p.rows,), torch.int64)
     assert torch.equal(got.tokens < 0, want.tokens < 0), "rows that are bad"
     for b in (got.tokens != want.tokens).nonzero()[:, 0].tolist():
         _assert_tied(p, settings, b, int(got.tokens[b]), int(want.tokens[b]))
@@ -212,7 +239,8 @@ def assert_samples_agree(backend: Backend, p: Problem, **settings: Any) -> Blend
     if not settings["return_term_logprobs"]:
         assert got.term_logprobs is None
         return got
-    assert got.term_logprobs is not None and want.term_logprobs is not None
+    assert got.term_logprobs is not None
+    assert want.term_logprobs is not None
     assert got.term_logprobs.shape == (p.rows, len(p.logits))
     for k, z in enumerate(p.logits):
         z = z[:, : p.vocab].double()
@@ -239,14 +267,13 @@ def _assert_tied(p: Problem, settings: dict[str, Any], b: int, got: int, want: i
     1e-6 of the boundary of top-p's mass.
     """
     device = p.logits[0].device
-    score, _ = reference.blend_scores(*p.args, **p.options)
     t, top_p = (
         reference.per_row(settings.get(name, 1.0), p.rows, device, torch.float64)[b].item()
         for name in ("temperature", "top_p")
     )
     top_k = int(reference.per_row(settings.get("top_k", 0), p.rows, device, torch.int64)[b])
     sampled = settings.get("do_sample", True)
-    row = score[b] / (t if sampled else 1.0)
+    row = p.scores()[b] / (t if sampled else 1.0)
     noise = torch.zeros_like(row)
     if sampled:
         ids = (
@@ -261,13 +288,14 @@ def _assert_tied(p: Problem, settings: dict[str, Any], b: int, got: int, want: i
     kept = row if not top_k else row.masked_fill(row < row.topk(min(top_k, len(row)))[0][-1], -INF)
     mass = kept.softmax(dim=-1)
     before = [float(mass[row > row[v]].sum()) for v in (got, want)]
-    assert sampled and any(abs(x - top_p) < 1e-6 for x in before), (
+    boundary = sampled and any(abs(x - top_p) < 1e-6 for x in before)
+    assert boundary, (
         f"row {b}: token {got} for {want}, whose noisy score is {gap:.3g} higher ({allowed:.3g} "
         "would be rounding)"
     )
 
 
-# ---- Noise: a second implementation, from the paper and math.md -----------------------------------
+# ---- Noise: a second implementation -------------------------------------------------------------
 
 
 def philox4x32(counter: Sequence[Any], key: Sequence[Any]) -> list[np.ndarray]:
@@ -308,8 +336,8 @@ def forcing_streams(vocab: int, seed: int, step: int) -> tuple[list[int], np.nda
     """A stream for each token whose noise favours it most, and the noise `[vocab, vocab]`.
 
     Out of 2^14: row v of the noise is that of token v's stream, where v leads all others by several
-    nats. Drawn with it, a token that is kept comes out unless it is far below the best, and one that
-    truncation should have removed has its best chance to show that it was not.
+    nats. Drawn with it, a token that is kept comes out unless it is far below the best, and one
+    that truncation should have removed has its best chance to show that it was not.
     """
     noise = gumbel(noise_words(seed, np.arange(2**14), step, vocab))
     best_two = np.partition(noise, vocab - 2, axis=1)[:, -2:]
@@ -317,5 +345,3 @@ def forcing_streams(vocab: int, seed: int, step: int) -> tuple[list[int], np.nda
     lead = best_two[:, 1] - best_two[:, 0]
     streams = [int(np.where(leader == v, lead, -1.0).argmax()) for v in range(vocab)]
     return streams, noise[streams]
-
-

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from cases import INF, Backend
-
 from crossfade.ops import reference
 
 # kat_vectors of Random123 for philox4x32-10: counter, key, output
@@ -79,7 +78,7 @@ def test_noise_of_every_token(backend: Backend, margin: float) -> None:
     rows, places, expected = [], [], []
     for place in PLACES:
         noise = cases.gumbel(cases.noise_words(*place, VOCAB))[0]
-        assert noise.min() > -3.14 and noise.max() < 22.88
+        assert (np.abs(noise - 9.87) < 13.01).all()  # within [-3.14, 22.88]
         for token in range(1, VOCAB):
             rows.append(duel(token, 0, float(noise[0] - noise[token]) + margin))
             places.append(place)
@@ -89,7 +88,7 @@ def test_noise_of_every_token(backend: Backend, margin: float) -> None:
     logits = torch.tensor(rows, device=backend.device)
     out = backend.blend_sample([logits], [1.0], **settings(places, backend.device))
     assert out.tokens.tolist() == expected
-    assert out.logprobs.isfinite().all() and out.sampled_logprobs.isfinite().all()
+    assert torch.stack(out[1:3]).isfinite().all()
 
 
 @pytest.mark.parametrize(("word", "seed", "stream", "step", "token"), EXTREMES)
@@ -111,7 +110,7 @@ def test_extreme_noise(
 
 @pytest.mark.parametrize("margin", [1e-4, -1e-4])
 def test_widest_gap_that_noise_can_close(backend: Backend, margin: float) -> None:
-    """26.01 nats: a kernel that spares noise must not spare it for a token this close to the best."""
+    """26.01 nats: a kernel that spares noise must not do so for a token this close to the best."""
     noise = cases.gumbel(cases.noise_words(*WIDEST, VOCAB))[0]
     gap = float(noise[5] - noise[6])
     assert 26.0 < gap < 26.1

@@ -94,8 +94,8 @@ def truncate(score: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
     return score, close
 
 
-def assert_draws(backend: Backend, logits: Tensor, blend: Tensor, weights: object, cut: Cut) -> None:
-    """Draw each token of each row of `blend` (float64, of `logits` under `weights`) in its favour."""
+def assert_draws(backend: Backend, z: Tensor, blend: Tensor, weights: object, cut: Cut) -> None:
+    """Draw with noise in favour of each token of each row. `blend`: z under weights in float64."""
     streams, noise = cases.forcing_streams(VOCAB, SEED, STEP)
     count = blend.shape[0]
     row = torch.arange(count).repeat_interleave(VOCAB)
@@ -104,7 +104,7 @@ def assert_draws(backend: Backend, logits: Tensor, blend: Tensor, weights: objec
         row, token = row[::9], token[::9]  # 9 is prime to 32: some tokens of every row
     score, close = truncate(blend, cut)
     out = backend.blend_sample(
-        [z[row].to(backend.device) for z in logits],
+        [t[row].to(backend.device) for t in z],
         weights,
         **cut._asdict(),
         seed=SEED,
@@ -116,7 +116,7 @@ def assert_draws(backend: Backend, logits: Tensor, blend: Tensor, weights: objec
     noisy = score[row] + torch.from_numpy(noise)[token]
     best = noisy.argmax(dim=-1)
     at = torch.arange(len(row)), drawn
-    rounding = 1e-5 + 8 * EPS * logits.abs().nan_to_num(0, 0, 0).amax() / cut.temperature
+    rounding = 1e-5 + 8 * EPS * z.abs().nan_to_num(0, 0, 0).amax() / cut.temperature
     lost = noisy.amax(dim=-1) - noisy[at]  # inf for a token that should be gone
     wrong = (drawn != best) & ~(lost < rounding) & ~close[row].any(dim=-1)
     assert not wrong.any(), [

@@ -1,8 +1,8 @@
-"""What the caller asks for, as token ids for each term: every term has its own prompt and padding."""
+"""What the caller asks for, as token ids for each term, each with its own prompt and padding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ def read_requests(
     if isinstance(inputs, Tensor):
         return _padded(inputs, attention_mask, pad, eos)
 
-    if isinstance(inputs, str) or _is_chat(inputs) or _is_ids(inputs):
+    if isinstance(inputs, str) or _is_chat(inputs) or is_ids(inputs):
         inputs = [inputs]
         attention_mask = None if attention_mask is None else [attention_mask]
     if not isinstance(inputs, Sequence):
@@ -128,11 +128,12 @@ def encode(item: Request, tokenizer: Any, term: str) -> list[int]:
     A chat that ends with the assistant's message is continued there, as pipelines of transformers
     do; any other gets the start of an answer.
     """
-    if _is_ids(item):
+    if is_ids(item):
         return list(item)
     if tokenizer is None:
+        kind = "text" if isinstance(item, str) else "chat"
         raise ValueError(
-            f"tokenizer is None for {term}, whose prompt is a {'text' if isinstance(item, str) else 'chat'}; "
+            f"tokenizer is None for {term}, whose prompt is a {kind}; "
             "give Model(..., tokenizer=...) or tokenizer=..., or pass token ids"
         )
     if isinstance(item, str):
@@ -155,7 +156,7 @@ def _is_chat(x: Any) -> bool:
     )
 
 
-def _is_ids(x: Any) -> bool:
+def is_ids(x: Any) -> bool:
     return (
         isinstance(x, Sequence)
         and bool(x)
@@ -168,7 +169,7 @@ def _request(name: str, item: Any) -> Request:
         return item
     if isinstance(item, Tensor) and item.dim() == 1 and not item.is_floating_point():
         item = item.tolist()
-    if _is_ids(item):
+    if is_ids(item):
         return list(item)
     what = "empty" if isinstance(item, (Sequence, Tensor)) and not len(item) else repr(item)[:80]
     raise TypeError(
@@ -204,7 +205,8 @@ def _padded(ids: Tensor, mask: Any, pad: int | None, eos: Sequence[int]) -> Requ
         mask = torch.as_tensor(mask)
     if mask.shape != ids.shape:
         raise ValueError(
-            f"attention_mask has shape {list(mask.shape)}; it must be {list(ids.shape)}, as input_ids"
+            f"attention_mask has shape {list(mask.shape)}; it must be {list(ids.shape)}, as "
+            "input_ids"
         )
     mask = mask.ne(0).long().to(ids.device)
     bad = (mask.diff(dim=1) < 0).any(dim=1) | (mask[:, -1] == 0)
@@ -219,9 +221,9 @@ def _padded(ids: Tensor, mask: Any, pad: int | None, eos: Sequence[int]) -> Requ
 
 def _own_prompts(items: list[Request], prompt: Any, term: str) -> list[Request]:
     """`Model.prompt`: one for all requests, a list with one for each, or a function of each."""
-    if isinstance(prompt, Callable):  # type: ignore[arg-type]
+    if callable(prompt):
         own = [prompt(item) for item in items]
-    elif isinstance(prompt, str) or _is_chat(prompt) or _is_ids(prompt):
+    elif isinstance(prompt, str) or _is_chat(prompt) or is_ids(prompt):
         own = [prompt] * len(items)
     else:
         own = list(prompt)
@@ -235,7 +237,7 @@ def _own_prompts(items: list[Request], prompt: Any, term: str) -> list[Request]:
 def _with_system(item: Request, system: str, term: str) -> Request:
     if isinstance(item, str):
         return [{"role": "system", "content": system}, {"role": "user", "content": item}]
-    if _is_ids(item):
+    if is_ids(item):
         raise ValueError(
             f"system of {term} is set, but the request is token ids; a system prompt needs a text "
             "or a chat, which the chat template joins it to"

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from ..blend import Blend
-from ..terms import underlying
+from ..terms import text_config, underlying
 from .adapters import states, switched
 from .inputs import Prompts
 from .output import ModelStats
@@ -29,20 +29,25 @@ class TermModel:
         self.model, self.name = model, name
         self.bare = underlying(model)
         self.adapter = states(model, adapter, name)
-        self.accepts = set(inspect.signature(self.bare.forward).parameters)
-        embedding = self.bare.get_input_embeddings()
-        self.device: torch.device = embedding.weight.device
-        self.vocabulary: int = embedding.weight.shape[0]
+        parameters = inspect.signature(self.bare.forward).parameters
+        self.accepts = set(parameters)
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and not isinstance(
+            self.bare, PreTrainedModel
+        ):  # a module of the user's own that hands its arguments on
+            self.accepts |= {"attention_mask", "position_ids"}
+        self.device: torch.device = next(self.bare.parameters()).device
+        self.vocabulary: int = text_config(self.bare).vocab_size
 
     def new_cache(self) -> DynamicCache:
-        config = self.bare.config.get_text_config(decoder=True)
+        config = text_config(self.bare)
         others = set(getattr(config, "layer_types", None) or ()) - CACHED_LAYERS
         if others:
             raise NotImplementedError(
                 f"{self.name} has layers of type {sorted(others)}; those supported are "
                 f"{sorted(CACHED_LAYERS)}"
             )
-        return DynamicCache(config=config)
+        # a value head's config may be its own: then all its layers are plain
+        return DynamicCache(config=config if hasattr(config, "get_text_config") else None)
 
     def check(self, prompts: Prompts) -> None:
         """Ids that the model has no embedding for, which a GPU would answer with an abort."""
@@ -64,6 +69,11 @@ class TermModel:
         keep: int = 1,
     ) -> Tensor:
         """Logits ``[rows, keep, V]`` of the last `keep` positions."""
+        if mask is not None and "attention_mask" not in self.accepts:
+            raise NotImplementedError(
+                f"{self.name} ({type(self.bare).__name__}) takes no attention_mask; without one, "
+                "prompts must have one length"
+            )
         arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
         arguments |= {"logits_to_keep": keep}
         arguments = {k: v for k, v in arguments.items() if k in self.accepts}
@@ -106,8 +116,8 @@ class CachedTerm:
         logits = self._forward(ids, positions)
         if self.cache.get_seq_length() != ids.shape[1]:
             raise NotImplementedError(
-                f"{self.model.name} ({type(self.model.bare).__name__}) does not fill a DynamicCache; "
-                "models with another kind of state are not supported"
+                f"{self.model.name} ({type(self.model.bare).__name__}) does not fill a "
+                "DynamicCache; models with another kind of state are not supported"
             )
         return logits
 
@@ -123,7 +133,8 @@ class CachedTerm:
 
     @property
     def cache_bytes(self) -> int:
-        tensors = (getattr(layer, n, None) for layer in self.cache.layers for n in ("keys", "values"))
+        layers = self.cache.layers
+        tensors = [getattr(x, name, None) for x in layers for name in ("keys", "values")]
         return sum(t.nbytes for t in tensors if t is not None)
 
 
@@ -161,9 +172,6 @@ class Runner:
 def term_models(blend: Blend) -> list[TermModel]:
     """The models of a blend's terms, then of its values."""
     return [
-        *(
-            TermModel(t.model, n, t.adapter)
-            for t, n in zip(blend.terms, blend.names, strict=True)
-        ),
+        *(TermModel(t.model, n, t.adapter) for t, n in zip(blend.terms, blend.names, strict=True)),
         *(TermModel(v.model, n) for v, n in zip(blend.values, blend.value_names, strict=True)),
     ]

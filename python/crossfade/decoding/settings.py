@@ -24,7 +24,7 @@ SUPPORTED = {
     *("pad_token_id", "bos_token_id", "eos_token_id", "return_dict_in_generate"),
     *("disable_compile", "transformers_version"),
 }
-# the others' values that ask for nothing, besides None and False
+# the others' values that ask for nothing, besides None; False where none is given
 NEUTRAL = {
     "num_beams": 1,
     "num_beam_groups": 1,
@@ -51,7 +51,13 @@ INSTEAD = {
 }
 # arguments of model.generate that are no fields of GenerationConfig
 UNSUPPORTED_ARGUMENTS = {
-    *("assistant_model", "assistant_tokenizer", "synced_gpus", "custom_generate", "trust_remote_code"),
+    *(
+        "assistant_model",
+        "assistant_tokenizer",
+        "synced_gpus",
+        "custom_generate",
+        "trust_remote_code",
+    ),
     *("negative_prompt_ids", "negative_prompt_attention_mask", "input_ids", "inputs_embeds"),
     *("past_key_values", "position_ids", "token_type_ids", "cache_position", "encoder_outputs"),
     *("decoder_input_ids", "decoder_attention_mask", "encoder_input_ids", "logits_to_keep"),
@@ -107,12 +113,10 @@ def check_supported(config: GenerationConfig) -> None:
     """Refuse, by name, whatever `config` asks for that decoding does not do."""
     for name in vars(GenerationConfig()):
         value = getattr(config, name, None)
-        if name in SUPPORTED or name.startswith("_") or value is None or value is False:
+        if name in SUPPORTED or name.startswith("_") or value is None:
             continue
-        if name not in NEUTRAL or value != NEUTRAL[name]:
-            raise NotImplementedError(
-                f"{name}={value!r} is not supported{INSTEAD.get(name, '')}"
-            )
+        if value != NEUTRAL.get(name, False):
+            raise NotImplementedError(f"{name}={value!r} is not supported{INSTEAD.get(name, '')}")
 
 
 def _check_numbers(asked: dict[str, Any]) -> None:

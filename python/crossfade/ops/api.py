@@ -70,9 +70,10 @@ def blend(
     vocab = check.vocabulary(vocab_size, logits, values)
     support = check.support(support, len(logits))
     mask = check.mask(mask, rows, vocab, device)
-    run = backends.select(backend, device).blend
     if torch.compiler.is_compiling():
         run = registry.blend(backend)
+    else:
+        run = backends.select(backend, device).blend
     return run(
         logits,
         weights,
@@ -153,9 +154,10 @@ def blend_sample(
     weights = check.weights("weights", weights, len(logits), rows, device, mean=power != 0)
     value_weights = _value_weights(values, value_weights, rows, device)
     vocab = check.vocabulary(vocab_size, logits, values)
-    run = backends.select(backend, device).blend_sample
     if torch.compiler.is_compiling():
         run = registry.blend_sample(backend)
+    else:
+        run = backends.select(backend, device).blend_sample
     return run(
         logits,
         weights,

@@ -96,7 +96,7 @@ def weights(
     for k, x in enumerate(w):
         if isinstance(x, bool) or not isinstance(x, (int, float)):
             raise TypeError(f"{name}[{k}] is {x!r}; it must be a number")
-        if not math.isfinite(x):
+        if not -math.inf < x < math.inf:
             raise ValueError(f"{name}[{k}] is {x}; it must be finite")
         if mean and x < 0:
             raise ValueError(f"{name}[{k}] is {x}; with power != 0 it must not be negative")
@@ -108,7 +108,7 @@ def weights(
 def power(r: Any) -> float:
     if isinstance(r, bool) or not isinstance(r, (int, float)):
         raise TypeError(f"power is {r!r}; it must be a number")
-    if not math.isfinite(r):
+    if not -math.inf < r < math.inf:  # math.isfinite cannot be compiled
         raise ValueError(f"power is {r}; it must be finite")
     return float(r)
 

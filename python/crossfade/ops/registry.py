@@ -17,7 +17,7 @@ from .types import BlendSample, Support
 
 _BLEND = (
     "Tensor[] logits, Tensor weights, Tensor[] values, Tensor value_weights, float power, "
-    "float[]? support, Tensor? mask, int vocab_size, str? backend"
+    "float[]? support, Tensor? mask, SymInt vocab_size, str? backend"
 )
 torch.library.define("crossfade::blend", f"({_BLEND}) -> Tensor")
 torch.library.define(
@@ -121,7 +121,14 @@ def _row_tensor(x: Any, rows: int, device: torch.device, dtype: torch.dtype) -> 
 
 
 def _weight_tensor(w: Any, device: torch.device) -> Tensor:
-    return w if isinstance(w, Tensor) else torch.tensor(w, dtype=torch.float32, device=device)
+    if isinstance(w, Tensor):
+        return w.detach()
+    return torch.tensor(w, dtype=torch.float32, device=device)
+
+
+def _detached(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients stop here: eager calls hand over addresses, which carry none either."""
+    return [t.detach() for t in tensors]
 
 
 def _support_numbers(s: Support | None) -> list[float] | None:
@@ -138,9 +145,9 @@ def _call_blend(
 ):
     device = logits[0].device
     return torch.ops.crossfade.blend(
-        logits,
+        _detached(logits),
         _weight_tensor(weights, device),
-        values,
+        _detached(values),
         _weight_tensor(value_weights, device),
         power,
         _support_numbers(support),
@@ -180,9 +187,9 @@ def _call_blend_sample(
     number = functools.partial(_row_tensor, rows=rows, device=device, dtype=torch.float32)
     integer = functools.partial(_row_tensor, rows=rows, device=device, dtype=torch.int64)
     tokens, logprobs, sampled, terms = torch.ops.crossfade.blend_sample(
-        logits,
+        _detached(logits),
         _weight_tensor(weights, device),
-        values,
+        _detached(values),
         _weight_tensor(value_weights, device),
         power,
         _support_numbers(support),

@@ -1,0 +1,127 @@
+// Gumbel-max: the token with the largest score * inv_t + noise, ties to the lowest id. Noise is made
+// only where a token can still win.
+#pragma once
+#include <cfloat>
+
+#include "row_blend.cuh"
+
+namespace crossfade {
+namespace cuda {
+
+constexpr uint32_t kNoToken = 0xFFFFFFFFu;
+
+struct Best {
+  float score = -INFINITY, noise = -INFINITY;
+  uint32_t token = kNoToken;
+
+  // By differences of scores, so that large scores cost no accuracy. `a` against `b` and `b` against
+  // `a` agree to the last bit.
+  __device__ bool loses_to(const Best& other, float inv_t) const {
+    const float lead = (other.score - score) * inv_t, handicap = noise - other.noise;
+    return lead > handicap || (lead == handicap && other.token < token);
+  }
+  __device__ static Best merge(const Best& a, const Best& b, float inv_t) {
+    return a.loses_to(b, inv_t) ? b : a;
+  }
+};
+
+// Where a row's noise comes from.
+struct Noise {
+  uint64_t seed, stream;
+  uint32_t step;
+
+  __device__ Words<uint32_t> of_four(uint32_t v) const {
+    return philox(v / 4, step, stream, seed);
+  }
+};
+
+// x[i] for an i that is not known to the compiler, without leaving the registers.
+template <class T>
+__device__ __forceinline__ T pick(const T (&x)[kWidth], uint32_t i) {
+  T found = x[0];
+#pragma unroll
+  for (uint32_t j = 1; j < kWidth; ++j) found = j == i ? x[j] : found;
+  return found;
+}
+
+// One thread's part in a block's race. `bar` is the block's: a key_of some tempered score plus noise
+// that is already reached, less a little, so that what stays below it cannot win. When a thread sees
+// it raised changes what is computed, never the result.
+class Race {
+ public:
+  Best best;
+
+  __device__ Race(const Noise& noise, float inv_t, uint32_t* bar)
+      : noise_(noise), inv_t_(inv_t), bar_(bar) {}
+
+  // Tokens v .. v + 7, ascending within a thread, those of -inf not taking part. In the first round
+  // all threads of the block must call: each enters its best token, which sets a bar for the rest.
+  __device__ void enter(uint32_t v, const Eight& s, float top, bool first_round) {
+    uint32_t words[kWidth] = {};
+    uint32_t open = can_win(top);
+    if (open) {
+      const Words<uint32_t> low = noise_.of_four(v), high = noise_.of_four(v + 4);
+#pragma unroll
+      for (uint32_t i = 0; i < 4; ++i) {
+        words[i] = low.w[i];
+        words[i + 4] = high.w[i];
+      }
+    }
+    if (first_round) {
+      uint32_t leader = 0;
+#pragma unroll
+      for (uint32_t i = 1; i < kWidth; ++i) leader = s[i] == top && s[0] != top && leader == 0 ? i : leader;
+      if (open) enter(v + leader, top, pick(words, leader));
+      __syncthreads();
+      open = can_win(top);
+    }
+    if (!open) return;
+    uint32_t starters = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < kWidth; ++i)
+      starters |= (s[i] > -INFINITY && ~words[i] < open ? 1u : 0u) << i;
+    for (; starters; starters &= starters - 1) {
+      const uint32_t i = __ffs(starters) - 1;
+      enter(v + i, pick(s, i), pick(words, i));
+    }
+  }
+
+  // One token with its word of noise.
+  __device__ void enter(uint32_t token, float score, uint32_t word) {
+    const Best other{score, gumbel(word), token};
+    if (!best.loses_to(other, inv_t_)) return;
+    best = other;
+    const float x = tempered(score);
+    atomicMax(bar_, key_of(x + best.noise - (fabsf(x) * 1e-6f + 1e-5f)));
+  }
+
+  __device__ void enter(uint32_t token, float score) {
+    const Words<uint32_t> words = noise_.of_four(token);
+    const uint32_t i = token % 4;
+    enter(token, score, i < 2 ? (i ? words.w[1] : words.w[0]) : (i == 3 ? words.w[3] : words.w[2]));
+  }
+
+ private:
+  // Far from infinity, whatever the temperature: the bar is a difference of two of these.
+  __device__ float tempered(float score) const {
+    return fminf(fmaxf(score * inv_t_, -1e30f), 1e30f);
+  }
+
+  // A word h of a token that scores `top` or less can win only if ~h is below this; 0: none can.
+  //   noise = -log E > gap where E < e^-gap, and E >= 1 - u = (~h + 1/2) / 2^32
+  __device__ uint32_t can_win(float top) const {
+    if (top == -INFINITY) return 0;
+    const float bar = float_of_key(*static_cast<volatile uint32_t*>(bar_));
+    const float gap = bar - tempered(top);
+    if (!(gap > 0)) return 0xFFFFFFFFu;  // but for ~h = 2^32 - 1, the least noise there is
+    if (gap > kNoiseMax) return 0;
+    return static_cast<uint32_t>(fminf(__expf(-gap) * (4294967296.0f * 1.0001f) + 2, 4294967040.0f));
+  }
+
+  const Noise noise_;
+  const float inv_t_;
+  uint32_t* const bar_;
+};
+
+}  // namespace cuda
+}  // namespace crossfade

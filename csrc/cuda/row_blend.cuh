@@ -1,0 +1,328 @@
+// The blend of one row: what to read, and the scores of eight tokens.
+//   power = 0: s(v) = sum_k w_k z_k(v)                   + sum_m l_m Q_m(v)
+//   else:      s(v) = log (sum_k w_k p_k(v)^r)^(1/r)     + sum_m l_m Q_m(v)
+// A token is removed (-inf) by the mask, by the support, or by a -inf in a term or value that has
+// weight; any other score that is not finite spoils the row.
+#pragma once
+#include <cfloat>
+
+#include "../blend_math.h"
+#include "../crossfade.h"
+#include "team.cuh"
+
+namespace crossfade {
+namespace cuda {
+
+constexpr uint32_t kWidth = Slice::kWidth;
+typedef float Eight[kWidth];
+
+__device__ __forceinline__ bool is_finite(float x) { return fabsf(x) < INFINITY; }
+
+// One row of a term or value.
+struct alignas(16) Input {
+  const void* row;
+  float weight;
+  uint16_t term;  // which one, for a term
+  uint8_t dtype;
+  bool aligned;  // to 16 bytes: eight tokens are one or two vector loads
+
+  __device__ bool wide() const { return dtype == static_cast<uint8_t>(DType::f32); }
+};
+
+__device__ __forceinline__ Input input_of(const Matrix& m, int64_t row, float weight, int term) {
+  const int64_t bytes = m.dtype == DType::f32 ? 4 : 2;
+  const char* data = static_cast<const char*>(m.data) + row * m.row_stride * bytes;
+  return {data, weight, static_cast<uint16_t>(term), static_cast<uint8_t>(m.dtype),
+          reinterpret_cast<uintptr_t>(data) % 16 == 0};
+}
+
+// Eight numbers as they lie in memory: a and b hold four float32 each, or a alone eight 16-bit ones.
+// Loading and unpacking are apart so that several loads can be under way.
+struct Raw {
+  uint4 a, b;
+};
+
+// Reads past the last token give the last one.
+__device__ __forceinline__ Raw load(const Input& in, uint32_t v, uint32_t vocab) {
+  Raw raw{};
+  if (in.aligned && v + kWidth <= vocab) {
+    const uint4* p = static_cast<const uint4*>(in.row) + v / (in.wide() ? 4 : 8);
+    raw.a = __ldg(p);
+    if (in.wide()) raw.b = __ldg(p + 1);
+    return raw;
+  }
+  uint32_t w[kWidth];
+  const uint32_t last = vocab - 1;
+  if (in.wide()) {
+#pragma unroll
+    for (uint32_t i = 0; i < kWidth; ++i)
+      w[i] = __ldg(static_cast<const uint32_t*>(in.row) + min(v + i, last));
+    return {{w[0], w[1], w[2], w[3]}, {w[4], w[5], w[6], w[7]}};
+  }
+#pragma unroll
+  for (uint32_t i = 0; i < kWidth; ++i)
+    w[i] = __ldg(static_cast<const uint16_t*>(in.row) + min(v + i, last));
+  raw.a = {w[0] | w[1] << 16, w[2] | w[3] << 16, w[4] | w[5] << 16, w[6] | w[7] << 16};
+  return raw;
+}
+
+__device__ __forceinline__ float from_f16(uint32_t bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+
+__device__ __forceinline__ void unpack(const Input& in, const Raw& raw, Eight& x) {
+  const uint32_t a[4] = {raw.a.x, raw.a.y, raw.a.z, raw.a.w};
+  const uint32_t b[4] = {raw.b.x, raw.b.y, raw.b.z, raw.b.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (in.wide()) {
+      x[i] = float_of(a[i]);
+      x[i + 4] = float_of(b[i]);
+    } else if (in.dtype == static_cast<uint8_t>(DType::bf16)) {
+      x[2 * i] = float_of(a[i] << 16);
+      x[2 * i + 1] = float_of(a[i] & 0xFFFF0000u);
+    } else {
+      x[2 * i] = from_f16(a[i] & 0xFFFFu);
+      x[2 * i + 1] = from_f16(a[i] >> 16);
+    }
+  }
+}
+
+__device__ __forceinline__ float number_at(const Input& in, uint32_t v) {
+  if (in.wide()) return __ldg(static_cast<const float*>(in.row) + v);
+  const uint32_t bits = __ldg(static_cast<const uint16_t*>(in.row) + v);
+  return in.dtype == static_cast<uint8_t>(DType::bf16) ? float_of(bits << 16) : from_f16(bits);
+}
+
+// log of a running sum of exp(scale * x), as scale * max + log(sum of exp(scale * (x - max))).
+// NaN and +inf make the sum NaN.
+struct LogSum {
+  float max = -INFINITY, sum = 0;
+
+  __device__ void add(const Eight& x, float top, float scale = 1) {
+    if (top > max) {
+      sum *= __expf((max - top) * scale);
+      max = top;
+    }
+    const float from = fmaxf(max, -FLT_MAX);  // where all are -inf: so stays x - from
+#pragma unroll
+    for (float xi : x) sum += __expf((xi - from) * scale);
+  }
+
+  __device__ static LogSum merge(const LogSum& a, const LogSum& b, float scale = 1) {
+    LogSum m;
+    m.max = fmaxf(a.max, b.max);
+    m.sum = a.shrunk_to(m.max, scale) + b.shrunk_to(m.max, scale);
+    return m;
+  }
+
+  __device__ float log_sum() const { return logf(sum); }
+  __device__ bool finite() const { return is_finite(max) && is_finite(sum); }
+
+ private:
+  __device__ float shrunk_to(float top, float scale) const {
+    return max == top ? sum : sum * __expf((max - top) * scale);
+  }
+};
+
+// What the threads of a block share of their row.
+struct RowBlend {
+  Input term[kMaxTerms];            // all terms, for their own log-probs and the support
+  Input weighted[2 * kMaxTerms];    // what has weight: first the terms of a power mean, then sums
+  LogSum term_sum[kMaxTerms];       // where asked for, or for a power mean
+  uint32_t means, inputs;
+  const uint8_t* mask;
+  bool mask_aligned, has_support, bad;
+  Input support;
+  float support_threshold;
+
+  // By the first warp, a lane an input; a barrier must follow.
+  __device__ void set_up(const Blend& b, int64_t row) {
+    const uint32_t lane = lane_id();
+    const bool is_term = lane < kMaxTerms;
+    const int i = is_term ? lane : lane - kMaxTerms;
+    const bool exists = i < (is_term ? b.terms : b.values);
+    const Weights& weights = is_term ? b.weight : b.value_weight;
+    float w = 0;
+    if (exists) w = weights.rows ? weights.rows[row * weights.row_stride + i] : weights.all[i];
+    Input in{};
+    if (exists) in = input_of(is_term ? b.term[i] : b.value[i], row, w, i);
+    if (exists && is_term) term[i] = in;
+
+    const bool mean = is_term && b.power != 0;
+    const float total = warp_reduce(mean ? w : 0.0f, [](float x, float y) { return x + y; });
+    const bool bad_weight = !is_finite(w) || (mean && w < 0);
+    const bool bad_total = b.power != 0 && !(fabsf(total - 1) <= kWeightSumTolerance);
+    const uint32_t used = __ballot_sync(kAllLanes, w != 0);
+    const bool any_bad = __ballot_sync(kAllLanes, bad_weight || bad_total) != 0;
+    if (w != 0) {
+      if (mean) in.weight = logf(w);
+      weighted[__popc(used & ((1u << lane) - 1))] = in;
+    }
+    if (lane == 0) {
+      means = b.power != 0 ? __popc(used & 0xFFFFu) : 0;
+      inputs = __popc(used);
+      mask = b.mask ? b.mask + row * b.mask_stride : nullptr;
+      mask_aligned = reinterpret_cast<uintptr_t>(mask) % 8 == 0;
+      bad = any_bad;
+      has_support = b.support.term >= 0;
+      if (has_support) support = input_of(b.term[b.support.term], row, 1, b.support.term);
+    }
+  }
+
+  // One bit a token: what mask, support and the vocabulary leave of tokens v .. v + 7.
+  __device__ uint32_t allowed(uint32_t v, uint32_t vocab) const {
+    uint32_t left = v + kWidth <= vocab ? 0xFFu : (1u << (vocab - v)) - 1;
+    if (mask) {
+      uint32_t allowed = 0;
+      if (mask_aligned && v + kWidth <= vocab) {
+        const uint2 bytes = __ldg(reinterpret_cast<const uint2*>(mask + v));
+#pragma unroll
+        for (uint32_t i = 0; i < kWidth; ++i)
+          allowed |= ((i < 4 ? bytes.x : bytes.y) >> (8 * (i % 4)) & 0xFFu ? 1u : 0u) << i;
+      } else {
+#pragma unroll
+        for (uint32_t i = 0; i < kWidth; ++i)
+          allowed |= (__ldg(mask + min(v + i, vocab - 1)) ? 1u : 0u) << i;
+      }
+      left &= allowed;
+    }
+    if (has_support) {
+      Eight z;
+      unpack(support, load(support, v, vocab), z);
+      uint32_t inside = 0;
+#pragma unroll
+      for (uint32_t i = 0; i < kWidth; ++i)
+        inside |= (z[i] >= support_threshold ? 1u : 0u) << i;
+      left &= inside;
+    }
+    return left;
+  }
+};
+
+// The logits of one term alone, for its support. NaN and +inf make it no distribution.
+struct TermScores {
+  const Input& input;
+  const uint32_t vocab;
+  bool bad = false;
+
+  __device__ void operator()(uint32_t v, Eight& s) {
+    unpack(input, load(input, v, vocab), s);
+#pragma unroll
+    for (uint32_t i = 0; i < kWidth; ++i) {
+      const bool read = v + i < vocab;
+      bad |= read && !(s[i] < INFINITY);
+      s[i] = read && s[i] < INFINITY ? s[i] : -INFINITY;
+    }
+  }
+};
+
+// log (sum_k w_k p_k^r)^(1/r) of one token, a term at a time: log_power_mean of blend_math.h without
+// arrays, which would leave the registers.
+struct PowerMean {
+  float top = -INFINITY, sum = 0;
+
+  __device__ void add(float log_p, float log_w, float r) {
+    const float a = log_p * r + log_w;
+    const float e = a == top ? 1.0f : expf(-fabsf(a - top));
+    sum = a > top ? sum * e + 1 : sum + e;
+    top = fmaxf(top, a);
+  }
+  // top is -inf where every term is without mass (r > 0), +inf where one is (r < 0)
+  __device__ float log_mean(float r) const {
+    return is_finite(top) ? (top + logf(sum)) * (1.0f / r) : -INFINITY;
+  }
+};
+
+// The blend's scores: weighted sums, and under kPower a power mean first.
+template <bool kPower>
+struct BlendScores {
+  const RowBlend& row;
+  const uint32_t vocab;
+  const float power;
+  bool bad = false;
+
+  __device__ void operator()(uint32_t v, Eight& s) {
+    if (kPower) {
+      means(v, s);
+    } else {
+#pragma unroll
+      for (float& x : s) x = 0;
+    }
+    constexpr uint32_t kLoads = 4;  // under way at once
+    for (uint32_t n = kPower ? row.means : 0; n < row.inputs; n += kLoads) {
+      Raw raw[kLoads];
+#pragma unroll
+      for (uint32_t j = 0; j < kLoads; ++j)
+        if (n + j < row.inputs) raw[j] = load(row.weighted[n + j], v, vocab);
+#pragma unroll
+      for (uint32_t j = 0; j < kLoads; ++j) {
+        if (n + j >= row.inputs) continue;
+        const Input& in = row.weighted[n + j];
+        Eight x;
+        unpack(in, raw[j], x);
+#pragma unroll
+        for (uint32_t i = 0; i < kWidth; ++i) s[i] = fmaf(in.weight, x[i], s[i]);
+      }
+    }
+
+    uint32_t left = row.allowed(v, vocab);
+    float probe = 0;  // becomes NaN where a score is not finite
+#pragma unroll
+    for (float x : s) probe = fmaf(x, 0.0f, probe);
+    if (probe != 0) left = sort_out(v, s, left);
+    if (left != 0xFFu) {
+#pragma unroll
+      for (uint32_t i = 0; i < kWidth; ++i) s[i] = left >> i & 1 ? s[i] : -INFINITY;
+    }
+  }
+
+ private:
+  __device__ void means(uint32_t v, Eight& s) const {
+    PowerMean mean[kWidth];
+    for (uint32_t n = 0; n < row.means; ++n) {
+      const Input& in = row.weighted[n];
+      const LogSum z = row.term_sum[in.term];
+      const float log_total = z.log_sum();
+      Eight x;
+      unpack(in, load(in, v, vocab), x);
+#pragma unroll
+      for (uint32_t i = 0; i < kWidth; ++i)
+        mean[i].add((x[i] - z.max) - log_total, in.weight, power);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kWidth; ++i) s[i] = mean[i].log_mean(power);
+  }
+
+  // Tells removed tokens (a -inf with weight) from those that spoil the row; returns what is left.
+  __device__ uint32_t sort_out(uint32_t v, const Eight& s, uint32_t left) {
+    uint32_t odd = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < kWidth; ++i) odd |= (is_finite(s[i]) ? 0u : 1u) << i;
+    for (odd &= left; odd; odd &= odd - 1) {
+      const uint32_t i = __ffs(odd) - 1;
+      bad |= !removed(v + i);
+      left &= ~(1u << i);
+    }
+    return left;
+  }
+
+  __device__ bool removed(uint32_t v) const {
+    bool massless = false;  // p^r of a -inf: for r > 0 it takes all terms, for r < 0 one
+    if (kPower) {
+      PowerMean mean;
+      for (uint32_t n = 0; n < row.means; ++n) {
+        const Input& in = row.weighted[n];
+        const LogSum z = row.term_sum[in.term];
+        mean.add((number_at(in, v) - z.max) - z.log_sum(), in.weight, power);
+      }
+      massless = mean.log_mean(power) == -INFINITY;
+    }
+    for (uint32_t n = kPower ? row.means : 0; n < row.inputs; ++n)
+      massless |= number_at(row.weighted[n], v) == -INFINITY;
+    return massless;
+  }
+};
+
+}  // namespace cuda
+}  // namespace crossfade

@@ -1,0 +1,146 @@
+// The threads that work on one row: a thread-block cluster where the GPU has them (sm_90 and later),
+// else one block. They meet at barriers and read each other's shared memory.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define CF_CLUSTERS 1
+#endif
+
+namespace crossfade {
+namespace cuda {
+
+constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
+
+__device__ __forceinline__ uint32_t lane_id() { return threadIdx.x % 32; }
+__device__ __forceinline__ uint32_t warp_id() { return threadIdx.x / 32; }
+__device__ __forceinline__ uint32_t warp_count() { return blockDim.x / 32; }
+
+template <class T>
+__device__ __forceinline__ T shuffle_xor(const T& x, int lanes) {
+  static_assert(sizeof(T) % 4 == 0, "shuffles move 32-bit words");
+  uint32_t words[sizeof(T) / 4];
+  memcpy(words, &x, sizeof x);
+#pragma unroll
+  for (uint32_t& w : words) w = __shfl_xor_sync(kAllLanes, w, lanes);
+  T result;
+  memcpy(&result, words, sizeof result);
+  return result;
+}
+
+// All lanes get the merge of all lanes' values. merge(a, b) must not depend on their order.
+template <class T, class Merge>
+__device__ __forceinline__ T warp_reduce(T x, Merge merge) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) x = merge(x, shuffle_xor(x, lanes));
+  return x;
+}
+
+// Where values meet on their way up, in each block's shared memory.
+struct Exchange {
+  static constexpr int kBytes = 40;  // of the largest value
+  alignas(8) unsigned char warp[2][32][kBytes];
+  alignas(8) unsigned char block[2][kBytes];
+};
+
+class Team {
+ public:
+  __device__ explicit Team(Exchange& exchange) : exchange_(exchange) {
+#ifdef CF_CLUSTERS
+    rank_ = __clusterRelativeBlockRank();
+    size_ = __clusterSizeInBlocks();
+#endif
+  }
+
+  __device__ uint32_t rank() const { return rank_; }
+  __device__ uint32_t size() const { return size_; }
+  __device__ bool leads() const { return rank_ == 0 && threadIdx.x == 0; }
+
+  __device__ void sync() const {
+#ifdef CF_CLUSTERS
+    if (size_ > 1) {
+      __cluster_barrier_arrive();
+      __cluster_barrier_wait();
+      return;
+    }
+#endif
+    __syncthreads();
+  }
+
+  // The same object in the shared memory of another member.
+  template <class T>
+  __device__ const T& at(uint32_t rank, const T& mine) const {
+#ifdef CF_CLUSTERS
+    if (size_ > 1) return *static_cast<const T*>(__cluster_map_shared_rank(&mine, rank));
+#endif
+    return mine;
+  }
+
+  // All threads get the merge of all threads' values; T{} is merge's neutral element. A barrier for
+  // all of shared memory. Two sets of slots take turns: a slot is written again only after a barrier
+  // that follows its last read.
+  template <class T, class Merge>
+  __device__ T reduce(T x, Merge merge) {
+    static_assert(sizeof(T) <= Exchange::kBytes, "make the exchange's slots larger");
+    const uint32_t lane = lane_id();
+    turn_ ^= 1;
+    x = warp_reduce(x, merge);
+    if (lane == 0) memcpy(exchange_.warp[turn_][warp_id()], &x, sizeof x);
+    __syncthreads();
+    if (size_ == 1 || warp_id() == 0) {
+      x = T{};
+      if (lane < warp_count()) memcpy(&x, exchange_.warp[turn_][lane], sizeof x);
+      x = warp_reduce(x, merge);
+    }
+    if (size_ == 1) return x;
+    if (threadIdx.x == 0) memcpy(exchange_.block[turn_], &x, sizeof x);
+    sync();
+    x = T{};
+    if (lane < size_) memcpy(&x, at(lane, exchange_).block[turn_], sizeof x);
+    return warp_reduce(x, merge);
+  }
+
+ private:
+  Exchange& exchange_;
+  uint32_t rank_ = 0, size_ = 1, turn_ = 0;
+};
+
+// The member's part of a row of `vocab` tokens, and the rounds in which its block reads it.
+struct Slice {
+  static constexpr uint32_t kWidth = 8;  // tokens a thread reads at once
+
+  uint32_t begin, end, rounds;
+
+  __device__ Slice(const Team& team, uint32_t vocab) {
+    const uint32_t even = (vocab + team.size() - 1) / team.size();
+    const uint32_t length = (even + kWidth - 1) / kWidth * kWidth;
+    const uint32_t round = blockDim.x * kWidth;
+    begin = min(team.rank() * length, vocab);
+    end = min(begin + length, vocab);
+    rounds = (length + round - 1) / round;
+  }
+};
+
+// Calls visit(round, v, s, top) in all threads for every round of the slice: s the scores of tokens
+// v .. v + 7, -inf past the end, and top their maximum. visit may hold barriers.
+template <class Scores, class Visit>
+__device__ __forceinline__ void sweep(const Slice& slice, Scores& scores, Visit visit) {
+  for (uint32_t round = 0; round < slice.rounds; ++round) {
+    const uint32_t v = slice.begin + (round * blockDim.x + threadIdx.x) * Slice::kWidth;
+    float s[Slice::kWidth];
+    if (v < slice.end) {
+      scores(v, s);
+    } else {
+#pragma unroll
+      for (float& x : s) x = -INFINITY;
+    }
+    float top = s[0];
+#pragma unroll
+    for (uint32_t i = 1; i < Slice::kWidth; ++i) top = fmaxf(top, s[i]);
+    visit(round, v, s, top);
+  }
+}
+
+}  // namespace cuda
+}  // namespace crossfade

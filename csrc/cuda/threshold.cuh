@@ -1,0 +1,295 @@
+// The score below which truncation removes tokens: top-k, top-p and min-p without a sort, ties kept.
+//
+// Most rows keep few tokens. While a row is read, each block lists the tokens that may be among its
+// best: those of at least a floor that is the j-th largest of the maxima of its quads of threads (j
+// quads reach it, so at least j tokens do). The floor rises as more is read, and some 2 j tokens end
+// up listed. Ranked against all of the team's lists, every one knows how many tokens and how much
+// mass lie above it, so whether it stays.
+//
+// Where the lists do not settle it (a flat row under top-p, a large k, masses of ties, rows sorted
+// ascending), a radix search over the keys of all scores does, reading the inputs again each round.
+#pragma once
+#include "race.cuh"
+
+namespace crossfade {
+namespace cuda {
+
+constexpr uint32_t kListed = 1920;  // what 48 KB of shared memory have room for
+constexpr int kMassBits = 43;  // a token's share of the row's mass, in fixed point: sums are exact,
+constexpr double kWholeMass = 8796093022208.0;  // whatever the order, and 2^43 the whole
+
+struct Cut {
+  int64_t top_k = 0;  // 0: off
+  float top_p = 1;
+  float inv_t = 1;
+  double min_p_gap = -INFINITY;  // log(min_p) / inv_t: how far below the best a token may score
+
+  __device__ bool any() const { return top_k > 0 || top_p < 1 || min_p_gap > -INFINITY; }
+};
+
+// What a block keeps for it, in shared memory.
+struct ThresholdMemory {
+  float quad_max[256];
+  float floor;
+  uint32_t listed, pulled, owned;
+  union {
+    struct {
+      float score[kListed];
+      uint32_t token[kListed];
+      float all[kListed];        // scores of the team's candidates
+      uint16_t own[kListed];     // which of the listed are candidates
+      uint64_t above[kListed];   // of each of those: the mass that scores higher
+    };
+    struct {
+      // Two halves, as shared memory adds 32 bits at a time: a value is high * 2^12 + low. Counts
+      // are all low.
+      uint32_t low[RadixSearch::kBins], high[RadixSearch::kBins];
+      uint64_t warp_total[32];
+      uint64_t over;
+      uint32_t digit;
+    };
+  };
+};
+
+// A row of which max and mass are known.
+struct RowMass {
+  float max, inv_t, share;  // share: 1 / sum of exp((s - max) * inv_t)
+
+  __device__ uint64_t of(float s) const {
+    return static_cast<uint64_t>(__expf((s - max) * inv_t) * share * static_cast<float>(kWholeMass));
+  }
+};
+
+__device__ __forceinline__ uint64_t add(uint64_t a, uint64_t b) { return a + b; }
+
+class Shortlist {
+ public:
+  __device__ Shortlist(const Team& team, ThresholdMemory& memory, const Cut& cut)
+      : team_(team), m_(memory), cut_(cut) {
+    const uint32_t most = blockDim.x / 8;  // half of the quads
+    enough_ = cut.top_k > 0 && cut.top_k < most ? static_cast<uint32_t>(cut.top_k) : most;
+  }
+
+  __device__ static void clear(ThresholdMemory& memory) {  // a barrier must follow
+    if (threadIdx.x == 0) memory.listed = memory.pulled = memory.owned = 0;
+  }
+
+  // Called by all threads of the block in every round of a sweep; thread_max is over the sweep so far.
+  __device__ void offer(uint32_t round, uint32_t v, const Eight& s, float top, float thread_max) {
+    if ((round & (round + 1)) == 0) raise_floor(thread_max);  // rounds 0, 1, 3, 7 ...
+    if (!(top >= floor_) || top == -INFINITY) return;
+    uint32_t some = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < kWidth; ++i)
+      some |= (s[i] >= floor_ && s[i] > -INFINITY ? 1u : 0u) << i;
+    for (; some; some &= some - 1) {
+      const uint32_t i = __ffs(some) - 1;
+      const uint32_t slot = atomicAdd(&m_.listed, 1u);
+      if (slot >= kListed) return;
+      m_.score[slot] = pick(s, i);
+      m_.token[slot] = v + i;
+    }
+  }
+
+  __device__ float floor() const { return floor_; }
+  __device__ bool overflows() const { return m_.listed > kListed; }  // after a barrier
+
+  // After the sweep, its results merged and no list overflowing: whether the lists hold all tokens
+  // that stay. `floor` is the highest of the team's. The same in all threads.
+  __device__ bool settle(Team& team, float floor, const RowMass& mass, float least) {
+    pull(floor);
+    __syncthreads();
+    if (m_.pulled > kListed) return false;
+    uint64_t covered = rank(mass);
+    all_ = floor == -INFINITY;  // every token is listed
+    whole_ = kWholeMass;
+    if (cut_.top_p < 1) {
+      covered = team.reduce(covered, add);
+      if (cut_.top_k > 0) whole_ = static_cast<double>(covered);
+    } else {
+      __syncthreads();
+    }
+    if (all_) return true;
+    if (cut_.top_k > 0) return m_.pulled >= cut_.top_k;
+    if (cut_.top_p < 1 && static_cast<double>(covered) >= cut_.top_p * whole_) return true;
+    return floor <= least;
+  }
+
+  // Whether, once settled, not even a token of -inf is cut.
+  __device__ bool spares_all() const {
+    return m_.pulled < cut_.top_k && cut_.top_p >= 1 && cut_.min_p_gap == -INFINITY;
+  }
+
+  // Calls visit(token, score) for the listed tokens that stay, each in one thread of the team.
+  template <class Visit>
+  __device__ void for_each_kept(float least, Visit visit) const {
+    const double nucleus = cut_.top_p * whole_;
+    for (uint32_t i = threadIdx.x; i < m_.owned; i += blockDim.x) {
+      const uint64_t above = m_.above[i];
+      const bool inside = cut_.top_p >= 1 || above == 0 || static_cast<double>(above) < nucleus;
+      const uint32_t e = m_.own[i];
+      if (above != kBeyondK && inside && m_.score[e] >= least) visit(m_.token[e], m_.score[e]);
+    }
+  }
+
+ private:
+  static constexpr uint64_t kBeyondK = ~uint64_t{0};
+
+  __device__ void raise_floor(float thread_max) {
+    float quad = fmaxf(thread_max, __shfl_xor_sync(kAllLanes, thread_max, 1));
+    quad = fmaxf(quad, __shfl_xor_sync(kAllLanes, quad, 2));
+    const uint32_t quads = blockDim.x / 4;
+    if (threadIdx.x % 4 == 0) m_.quad_max[threadIdx.x / 4] = quad;
+    __syncthreads();
+    if (threadIdx.x < quads) {
+      const float mine = m_.quad_max[threadIdx.x];
+      uint32_t before = 0;
+#pragma unroll 8
+      for (uint32_t i = 0; i < quads; ++i) {
+        const float other = m_.quad_max[i];
+        before += other > mine || (other == mine && i < threadIdx.x);
+      }
+      if (before == enough_ - 1) m_.floor = mine;
+    }
+    __syncthreads();
+    floor_ = m_.floor;
+  }
+
+  // Copies the scores of all candidates of the team to this block, and notes which are its own.
+  // Each warp reads from one member, or from every warps-th: blocks and teams are powers of two.
+  __device__ void pull(float floor) {
+    const uint32_t size = team_.size(), warps = warp_count();
+    const uint32_t share = warps > size ? warps / size : 1;
+    for (uint32_t r = warp_id() % size; r < size; r += warps) {
+      const ThresholdMemory& from = team_.at(r, m_);
+      const uint32_t listed = from.listed;
+      for (uint32_t i = warp_id() / size * 32 + lane_id(); i < listed; i += share * 32) {
+        const float s = from.score[i];
+        if (!(s >= floor)) continue;
+        const uint32_t slot = atomicAdd(&m_.pulled, 1u);
+        if (slot < kListed) m_.all[slot] = s;
+        if (r == team_.rank()) m_.own[atomicAdd(&m_.owned, 1u)] = static_cast<uint16_t>(i);
+      }
+    }
+  }
+
+  // Ranks this block's candidates, a warp each. Returns, in one lane, the mass of those it ranked
+  // that top-k keeps.
+  __device__ uint64_t rank(const RowMass& mass) {
+    uint64_t kept = 0;
+    const uint32_t count = m_.pulled;
+    for (uint32_t i = warp_id(); i < m_.owned; i += warp_count()) {
+      const float mine = m_.score[m_.own[i]];
+      uint32_t higher = 0;
+      uint64_t above = 0;
+      for (uint32_t j = lane_id(); j < count; j += 32) {
+        const float other = m_.all[j];
+        if (!(other > mine)) continue;
+        ++higher;
+        above += mass.of(other);
+      }
+      higher = warp_reduce(higher, [](uint32_t a, uint32_t b) { return a + b; });
+      above = warp_reduce(above, add);
+      if (lane_id() != 0) continue;
+      const bool beyond = cut_.top_k > 0 && higher >= cut_.top_k;
+      m_.above[i] = beyond ? kBeyondK : above;
+      kept += beyond ? 0 : mass.of(mine);
+    }
+    return kept;
+  }
+
+  const Team& team_;
+  ThresholdMemory& m_;
+  const Cut& cut_;
+  uint32_t enough_;  // j: how many tokens must reach the floor
+  float floor_ = -INFINITY;
+  bool all_ = false;
+  double whole_ = kWholeMass;  // of the mass that top-p takes its part from
+};
+
+// The largest score x with W{s >= x} >= target, among scores of at least `least`; -inf if none. W
+// counts tokens (kMass false: target of them), or adds up mass (target as a part of all of it).
+template <bool kMass, class Scores>
+__device__ float radix_threshold(Team& team, const Slice& slice, Scores& scores, ThresholdMemory& m,
+                                 const RowMass& mass, float least, double target) {
+  RadixSearch search(target);
+  while (!search.done()) {
+    team.sync();  // no member still reads the last histogram
+    for (uint32_t d = threadIdx.x; d < RadixSearch::kBins; d += blockDim.x) m.low[d] = m.high[d] = 0;
+    __syncthreads();
+    sweep(slice, scores, [&](uint32_t, uint32_t, const Eight& s, float top) {
+      if (!(top >= least) || top == -INFINITY) return;
+#pragma unroll
+      for (uint32_t i = 0; i < kWidth; ++i) {
+        const uint32_t key = key_of(s[i]);
+        if (!(s[i] >= least) || s[i] == -INFINITY || !search.in_play(key)) continue;
+        const uint64_t w = kMass ? mass.of(s[i]) : 1;
+        atomicAdd(&m.low[search.digit(key)], static_cast<uint32_t>(w & 0xFFFu));
+        if (kMass) atomicAdd(&m.high[search.digit(key)], static_cast<uint32_t>(w >> 12));
+      }
+    });
+    team.sync();
+
+    // Digits from the top, kPer a thread: where does their running sum reach the target?
+    const uint32_t bins = 1u << search.bits(), per = (bins + blockDim.x - 1) / blockDim.x;
+    const uint32_t first = threadIdx.x * per;
+    const auto bin = [&](uint32_t i) {
+      uint64_t sum = 0;
+      const uint32_t d = bins - 1 - i;
+      for (uint32_t r = 0; r < team.size(); ++r) {
+        const ThresholdMemory& from = team.at(r, m);
+        sum += (static_cast<uint64_t>(from.high[d]) << 12) + from.low[d];
+      }
+      return sum;
+    };
+    uint64_t own = 0;
+    for (uint32_t i = first; i < first + per && i < bins; ++i) own += bin(i);
+    uint64_t up_to = own;  // inclusive running sum over the block
+    for (uint32_t lanes = 1; lanes < 32; lanes *= 2) {
+      const uint64_t other = __shfl_up_sync(kAllLanes, static_cast<unsigned long long>(up_to), lanes);
+      if (lane_id() >= lanes) up_to += other;
+    }
+    if (lane_id() == 31) m.warp_total[warp_id()] = up_to;
+    __syncthreads();
+    uint64_t before = up_to - own, total = 0;
+    for (uint32_t w = 0; w < warp_count(); ++w) {
+      if (w < warp_id()) before += m.warp_total[w];
+      total += m.warp_total[w];
+    }
+    if (search.round == 0) {
+      if (total == 0 || (!kMass && static_cast<double>(total) < target)) return -INFINITY;
+      if (kMass) search.target = fmax(1.0, target * static_cast<double>(total));
+    }
+    double over = search.above + static_cast<double>(before);
+    if (over < search.target && over + static_cast<double>(own) >= search.target) {
+      uint32_t i = first;
+      uint64_t sum = before;
+      for (;; ++i) {
+        const uint64_t here = bin(i);
+        if (search.above + static_cast<double>(sum + here) >= search.target) break;
+        sum += here;
+      }
+      m.digit = bins - 1 - i;
+      m.over = sum;
+    }
+    __syncthreads();
+    search.descend_to(m.digit, static_cast<double>(m.over));
+  }
+  return float_of_key(search.threshold());
+}
+
+// The same threshold as the lists', from the inputs.
+template <class Scores>
+__device__ float threshold(Team& team, const Slice& slice, Scores& scores, ThresholdMemory& m,
+                           const RowMass& mass, const Cut& cut, float least) {
+  float kth = -INFINITY;
+  if (cut.top_k > 0)
+    kth = radix_threshold<false>(team, slice, scores, m, mass, kth, static_cast<double>(cut.top_k));
+  float pth = kth;
+  if (cut.top_p < 1)
+    pth = radix_threshold<true>(team, slice, scores, m, mass, kth, static_cast<double>(cut.top_p));
+  return fmaxf(fmaxf(kth, pth), least);
+}
+
+}  // namespace cuda
+}  // namespace crossfade

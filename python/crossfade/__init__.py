@@ -1,0 +1,66 @@
+"""Decode with several language models at once: blends, values, and the kernels under them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import models, ops, presets
+    from .blend import Blend, Model, ValueHead, as_blend, power_mean
+    from .decoding import Output, Scores, decode, generate, score
+    from .formula import parse
+    from .ops import Support
+
+# Names are imported at their first use, so that the kernels alone, or the command line's help,
+# do not wait for transformers.
+_HOME = {
+    "Blend": "blend",
+    "Model": "blend",
+    "Output": "decoding",
+    "Scores": "decoding",
+    "Support": "ops",
+    "ValueHead": "blend",
+    "as_blend": "blend",
+    "decode": "decoding",
+    "generate": "decoding",
+    "parse": "formula",
+    "power_mean": "blend",
+    "score": "decoding",
+}
+_MODULES = ("models", "ops", "presets")
+
+__all__ = [
+    "Blend",
+    "Model",
+    "Output",
+    "Scores",
+    "Support",
+    "ValueHead",
+    "as_blend",
+    "decode",
+    "generate",
+    "models",
+    "ops",
+    "parse",
+    "power_mean",
+    "presets",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version(__name__)
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

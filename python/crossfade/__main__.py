@@ -1,0 +1,7 @@
+"""`python -m crossfade`: the command line, where no script was installed."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,248 @@
+"""Prompts from files and results as JSON lines: what `crossfade generate` and `score` do.
+
+Every batch is written and flushed when it is done, so an interrupt loses at most one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, TextIO
+
+from .blend import Blend
+from .decoding import generate, score
+from .metrics import perplexity
+from .progress import OnStep, progress_bar
+
+
+def read_lines(source: str) -> list[Any]:
+    """The non-empty lines of a file or of stdin (``-``), as texts or as JSON objects.
+
+    They are JSON in a file named ``*.jsonl``, and on stdin if the first one starts with ``{``.
+    """
+    if source == "-":
+        lines = sys.stdin.read().splitlines()
+    else:
+        lines = Path(source).read_text(encoding="utf-8").splitlines()
+    numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
+    starts_json = bool(numbered) and numbered[0][1].lstrip().startswith("{")
+    if not (source.endswith(".jsonl") or (source == "-" and starts_json)):
+        return [line for _, line in numbered]
+    where = "stdin" if source == "-" else source
+    found = []
+    for i, line in numbered:
+        try:
+            item = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}, line {i}: not JSON ({error})") from None
+        if not isinstance(item, dict):
+            raise ValueError(f"{where}, line {i}: must be an object, not {line[:40]!r}")
+        found.append(item)
+    return found
+
+
+def read_prompts(texts: Sequence[str], source: str | None, *, chat: bool) -> list[Any]:
+    """Prompts given on the command line, or from a file or stdin: texts, or chats.
+
+    An object of a ``.jsonl`` has a ``"prompt"`` or a chat's ``"messages"``. `chat`: texts become
+    the user's message of a chat.
+    """
+    if texts and source is not None:
+        raise ValueError("prompts are given both as arguments and by --prompts; it must be one")
+    if not texts and source is None and sys.stdin.isatty():
+        raise ValueError("no prompts are given; pass them as arguments, by --prompts or on stdin")
+    items = list(texts) or read_lines(source or "-")
+    prompts = [prompt_of(item, i, chat=chat) for i, item in enumerate(items)]
+    if not prompts:
+        raise ValueError("there are no prompts: the input is empty")
+    return prompts
+
+
+def prompt_of(item: Any, index: int, *, chat: bool) -> Any:
+    if isinstance(item, dict):
+        both = [item[key] for key in ("prompt", "messages") if item.get(key)]
+        if len(both) != 1:
+            raise ValueError(
+                f'prompt {index} has the keys {sorted(item)}; it must have a "prompt" or "messages"'
+            )
+        item = both[0]
+    if isinstance(item, str):
+        if not item.strip():
+            raise ValueError(f"prompt {index} is empty")
+        return [{"role": "user", "content": item}] if chat else item
+    return item  # generate and score check what a chat is
+
+
+@contextmanager
+def _output(path: str | None, *, append: bool = False) -> Iterator[TextIO]:
+    if path is None:
+        yield sys.stdout
+        return
+    with open(path, "a" if append else "x", encoding="utf-8") as file:
+        yield file
+
+
+def run_generate(
+    blend: Blend,
+    prompts: Sequence[Any],
+    *,
+    output: str | None,
+    resume: bool,
+    batch_size: int,
+    seed: int,
+    **generation: Any,
+) -> None:
+    """A JSON line for each prompt, in order, to `output` or stdout; figures on stderr.
+
+    `resume`: keep the lines that `output` has and write those that are missing.
+    """
+    check_output(output, resume)
+    formula = str(blend)
+    finished = _finished(Path(output), prompts, formula) if output and resume else set()
+    todo = [i for i in range(len(prompts)) if i not in finished]
+    tokens, seconds = 0, 0.0
+    with _output(output, append=resume) as file, progress_bar(len(todo), "prompt") as bar:
+        for batch in _batches(todo, batch_size):
+            step = count(1)
+
+            def show(step: Iterator[int] = step) -> None:
+                bar.set_postfix(token=next(step))
+
+            out: Any = generate(
+                blend,
+                [prompts[i] for i in batch],
+                seed=[_seed_of(seed, i) for i in batch],
+                streamer=OnStep(show),
+                **generation,
+            )
+            texts = out.text or [None] * len(batch)
+            for row, i in enumerate(batch):
+                record = {
+                    "index": i,
+                    "prompt": prompts[i],
+                    "text": texts[row],
+                    "tokens": int(out.lengths[row]),
+                    "logprob": _number(out.logprobs[row].double().sum()),
+                    "finished": bool(out.finished[row]),
+                    "failed": bool(out.failed[row]),
+                    "blend": formula,
+                    "stats": {
+                        "batch_size": len(batch),
+                        "batch_seconds": round(out.stats.seconds, 4),
+                        "batch_tokens": out.stats.tokens,
+                    },
+                }
+                _write(file, record)
+            file.flush()
+            bar.update(len(batch))
+            tokens += out.stats.tokens
+            seconds += out.stats.seconds
+    kept = f", {len(finished)} kept" if finished else ""
+    speed = f", {tokens / seconds:.1f} tokens/s" if seconds else ""
+    print(f"{len(todo)} prompts{kept}, {tokens} tokens{speed}", file=sys.stderr)
+
+
+def check_output(output: str | None, resume: bool) -> None:
+    if resume and output is None:
+        raise ValueError("--resume is given without --output; it must have a file to resume")
+    if output is not None and not resume and os.path.exists(output):
+        raise ValueError(f"--output {output} exists; give --resume to go on with it, or remove it")
+
+
+def run_score(
+    blend: Blend,
+    items: Sequence[Any],
+    *,
+    output: str | None,
+    batch_size: int,
+    chat: bool,
+    terms: bool,
+) -> None:
+    """A JSON line for each ``{"prompt" or "messages", "response"}``; a summary on stderr."""
+    check_output(output, False)
+    if not items:
+        raise ValueError("there is nothing to score: the input is empty")
+    for i, item in enumerate(items):
+        if not isinstance(item, dict) or not isinstance(item.get("response"), str):
+            raise ValueError(f'line {i + 1} of the input has no "response"; it must be a text')
+        if not item["response"]:
+            raise ValueError(f'line {i + 1} of the input has an empty "response"')
+    prompts = [prompt_of(item, i, chat=chat) for i, item in enumerate(items)]
+    total, tokens = 0.0, 0
+    with _output(output) as file, progress_bar(len(items), "response") as bar:
+        for batch in _batches(range(len(items)), batch_size):
+            scores = score(
+                blend,
+                [prompts[i] for i in batch],
+                [items[i]["response"] for i in batch],
+                return_term_logprobs=terms,
+            )
+            for row, i in enumerate(batch):
+                logprob, length = float(scores.totals[row]), int(scores.lengths[row])
+                record: dict[str, Any] = {
+                    "index": i,
+                    "logprob": _number(logprob),
+                    "tokens": length,
+                    "perplexity": _number(perplexity(logprob, length)),
+                }
+                if scores.term_logprobs is not None:
+                    sums = scores.term_logprobs[row].double().sum(dim=0).tolist()
+                    record["terms"] = dict(zip(blend.names, map(_number, sums), strict=True))
+                _write(file, record)
+                total, tokens = total + logprob, tokens + length
+            file.flush()
+            bar.update(len(batch))
+    print(
+        f"{len(items)} responses, {tokens} tokens, perplexity {perplexity(total, tokens):.4g}",
+        file=sys.stderr,
+    )
+
+
+def _seed_of(seed: int, index: int) -> int:
+    """A prompt's own seed, so that no text depends on the batch size or on a resumption."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8], "little")
+
+
+def _finished(path: Path, prompts: Sequence[Any], formula: str) -> set[int]:
+    """Indices that the file has. A last line that was cut by a crash is taken off the file."""
+    if not path.exists():
+        return set()
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) != len(data):
+        os.truncate(path, len(whole))
+    found = set()
+    for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            i, prompt, made_with = record["index"], record["prompt"], record["blend"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}, line {number}: not a line that generate wrote") from None
+        if not 0 <= i < len(prompts) or prompt != prompts[i] or made_with != formula:
+            raise ValueError(
+                f"{path}, line {number}: comes from other prompts or another blend; --resume must "
+                "be given with those that the file was begun with"
+            )
+        found.add(i)
+    return found
+
+
+def _batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
+
+
+def _number(x: Any) -> float | None:
+    """A float that JSON has: NaN and infinities are none."""
+    return float(x) if math.isfinite(float(x)) else None
+
+
+def _write(file: TextIO, record: dict[str, Any]) -> None:
+    file.write(json.dumps(record, ensure_ascii=False) + "\n")

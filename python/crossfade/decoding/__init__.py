@@ -1,0 +1,8 @@
+"""Decoding: the loop that draws from a blend, its inputs and settings, and the ways into it."""
+
+from .generation import generate
+from .hook import decode
+from .output import ModelStats, Output, Scores, Stats
+from .scoring import score
+
+__all__ = ["ModelStats", "Output", "Scores", "Stats", "decode", "generate", "score"]

@@ -1,0 +1,251 @@
+"""`crossfade.generate`: Hugging Face's `generate` for a blend."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+from ..blend import Blend, as_blend
+from ..ops import check
+from ..terms import underlying
+from ..vocabulary import check_vocabularies
+from . import loop, settings
+from .inputs import Prompts, Requests, read_requests, term_prompts
+from .output import Output, Stats
+from .runner import Runner
+
+Seed = int | Sequence[int] | Tensor | None
+
+
+def generate(
+    blend: Any,
+    inputs: Any,
+    *,
+    tokenizer: Any = None,
+    attention_mask: Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
+    logits_processor: Sequence[Any] | None = None,
+    stopping_criteria: Sequence[Any] | None = None,
+    prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None,
+    streamer: Any = None,
+    seed: Seed = None,
+    return_term_logprobs: bool = False,
+    return_kl_to_base: bool = False,
+    **arguments: Any,
+) -> Output | Tensor:
+    """Decode a blend, with the arguments of Hugging Face's ``model.generate``.
+
+    Each argument means what it means there; one that is not supported raises. The first term's
+    model gives the saved generation config, and its prompt is the one in `sequences`. One default
+    differs: top-k is off unless the caller or the saved config sets it. With one term, greedy
+    tokens are those of ``model.generate``.
+
+    Logits processors read the first term's prompt and response and the blended logits (for
+    ``power != 0``, log-probs); `logprobs` are the blend's own, before them.
+
+    Args:
+        blend: a `Blend`, a `Model` or a bare Hugging Face causal LM.
+        inputs: a text, a chat, token ids, a list of one of these, or a left-padded tensor or
+            mapping of `input_ids` and `attention_mask`. Texts are read as they are; a term with a
+            system prompt reads them as a chat.
+        tokenizer: for terms that have none, for `stop_strings` and for `Output.text`; by default
+            the first one that a term has.
+        attention_mask: as in `inputs`.
+        generation_config, logits_processor, stopping_criteria, prefix_allowed_tokens_fn, streamer:
+            as in Hugging Face.
+        seed: an int: request i draws from stream i. One int a request: each has its own draws,
+            wherever it is in the batch. None takes one from torch's generator. Sample j of a
+            request (`num_return_sequences`) draws from stream ``i + (j << 32)``.
+        return_term_logprobs: also give each term's log-prob of each token.
+        return_kl_to_base: also give each step's divergence from the first term.
+        **arguments: the fields of ``GenerationConfig``.
+
+    Returns:
+        `Output`; the tensor `sequences` alone if ``return_dict_in_generate=False`` is passed.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+        NotImplementedError: names what is not supported.
+    """
+    blend = as_blend(blend)
+    check.flag("return_term_logprobs", return_term_logprobs)
+    check.flag("return_kl_to_base", return_kl_to_base)
+    tokenizers = [t.tokenizer for t in (*blend.terms, *blend.values)]
+    tokenizer = next((t for t in (tokenizer, *tokenizers) if t is not None), None)
+    vocabulary = check_vocabularies(blend, tokenizer)
+    base: Any = underlying(blend.terms[0].model)
+    runner = Runner(blend)
+    device = runner.device
+
+    config = settings.resolve(base, generation_config, arguments)
+    base._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=device)
+    eos = [] if config._eos_token_tensor is None else config._eos_token_tensor.tolist()
+    pad = _pad_id(config, tokenizer)
+    stated_pad = None if config._pad_token_tensor is None else pad
+    requests = read_requests(inputs, attention_mask, stated_pad, eos)
+    copies = config.num_return_sequences
+    prompts = [p.repeat(copies) for p in all_prompts(blend, requests, tokenizer, pad)]
+
+    ids = prompts[0].ids.to(device)
+    asked_max_length = any(
+        x is not None
+        for x in (
+            arguments.get("max_length"),
+            getattr(generation_config, "max_length", None),
+            base.generation_config.max_length,
+        )
+    )
+    settings.set_lengths(base, config, asked_max_length, ids.shape[1])
+    processors, sampling = settings.split_processors(
+        base._get_logits_processor(
+            generation_config=config,
+            input_ids_seq_length=ids.shape[1],
+            encoder_input_ids=ids,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            logits_processor=LogitsProcessorList(logits_processor or ()),
+            device=device,
+            model_kwargs={"attention_mask": prompts[0].mask.to(device)},
+        ),
+        config.do_sample,
+    )
+    ends, limits = settings.split_criteria(
+        base._get_stopping_criteria(
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList(stopping_criteria or ()),
+            tokenizer=tokenizer,
+        )
+    )
+    seeds, streams = seeds_and_streams(seed, len(requests), copies, config.do_sample, device)
+    job = loop.Job(
+        prompts=prompts,
+        sampling=sampling,
+        seeds=seeds,
+        streams=streams,
+        pad=pad,
+        processors=processors,
+        ends=ends,
+        limits=limits,
+        streamer=streamer,
+        term_logprobs=return_term_logprobs,
+        kl_to_base=return_kl_to_base,
+    )
+    output = run(blend, runner, job, len(requests), copies, vocabulary, tokenizer)
+    stated = (
+        arguments.get("return_dict_in_generate"),
+        getattr(generation_config, "return_dict_in_generate", None),
+    )
+    plain = next((s for s in stated if s is not None), True) is False
+    return output.sequences if plain else output
+
+
+def run(
+    blend: Blend,
+    runner: Runner,
+    job: loop.Job,
+    requests: int,
+    copies: int,
+    vocabulary: int,
+    tokenizer: Any = None,
+) -> Output:
+    """Run a job and put together what it gives."""
+    mixer = loop.Mixer(blend, requests, copies, vocabulary, runner.device)
+    start = time.perf_counter()
+    trace = loop.run(runner, mixer, job)
+    seconds = time.perf_counter() - start
+
+    prompt_length = job.prompts[0].ids.shape[1]
+    lengths = trace.lengths.tolist()
+    text = None
+    if tokenizer is not None:
+        new = trace.ids[:, prompt_length:].tolist()
+        responses = [row[:n] for row, n in zip(new, lengths, strict=True)]
+        text = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    cuda = runner.device.type == "cuda"
+    return Output(
+        sequences=trace.ids,
+        prompt_length=prompt_length,
+        lengths=trace.lengths,
+        text=text,
+        logprobs=torch.stack(trace.logprobs, dim=1),
+        sampled_logprobs=torch.stack(trace.sampled_logprobs, dim=1),
+        finished=trace.finished,
+        failed=trace.failed,
+        stats=Stats(
+            tokens=sum(lengths),
+            seconds=seconds,
+            models=runner.stats(read=sum(max(n - 1, 0) for n in lengths)),
+            cache_bytes=runner.cache_bytes,
+            peak_bytes=torch.cuda.max_memory_allocated(runner.device) if cuda else None,
+        ),
+        term_logprobs=torch.stack(trace.term_logprobs, dim=1) if job.term_logprobs else None,
+        kl_to_base=torch.stack(trace.kl_to_base, dim=1) if job.kl_to_base else None,
+    )
+
+
+def all_prompts(blend: Blend, requests: Requests, tokenizer: Any, pad: int) -> list[Prompts]:
+    """The prompt of every term, then of every value, which read the request as it is."""
+    return [
+        *(
+            term_prompts(
+                requests,
+                term=name,
+                tokenizer=t.tokenizer or tokenizer,
+                system=t.system,
+                prompt=t.prompt,
+                pad=pad,
+            )
+            for t, name in zip(blend.terms, blend.names, strict=True)
+        ),
+        *(
+            term_prompts(requests, term=name, tokenizer=v.tokenizer or tokenizer, pad=pad)
+            for v, name in zip(blend.values, blend.value_names, strict=True)
+        ),
+    ]
+
+
+def _pad_id(config: GenerationConfig, tokenizer: Any) -> int:
+    """The padding id, or any id where neither config nor tokenizer names one: masks count."""
+    if config._pad_token_tensor is not None:
+        return int(config._pad_token_tensor)
+    own = getattr(tokenizer, "pad_token_id", None)
+    return 0 if own is None else int(own)
+
+
+def seeds_and_streams(
+    seed: Seed, requests: int, copies: int, do_sample: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The seed and the stream of every row, int64 ``[requests * copies]``."""
+    if seed is None:
+        # greedy decoding leaves torch's generator as it is, as in Hugging Face
+        seed = int(torch.randint(2**63 - 1, ())) if do_sample else 0
+    if isinstance(seed, Tensor):
+        if seed.is_floating_point() or seed.dtype == torch.bool or seed.dim() > 1:
+            raise TypeError(
+                f"seed is a {seed.dtype} tensor {list(seed.shape)}; it must be an int tensor, one "
+                "a request"
+            )
+        each = seed.long().cpu()  # its bits, as the kernels take them
+    elif isinstance(seed, Sequence) and not isinstance(seed, str):
+        each = torch.tensor([_bits(f"seed[{i}]", s) for i, s in enumerate(seed)])
+    else:
+        each = torch.tensor(_bits("seed", seed))
+    if each.dim() == 1 and len(each) != requests:
+        raise ValueError(f"seed has {len(each)} entries; it must have {requests}, one a request")
+    stream = torch.zeros(requests, dtype=torch.int64) if each.dim() else torch.arange(requests)
+    slots = torch.arange(copies) << 32
+    streams = (stream[:, None] + slots[None, :]).flatten()
+    return each.expand(requests).repeat_interleave(copies).to(device), streams.to(device)
+
+
+def _bits(name: str, seed: Any) -> int:
+    """A seed within [0, 2^64) as int64 holds it."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"{name} is {seed!r}; it must be an int")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"{name} is {seed}; it must be within [0, 2^64)")
+    return seed - 2**64 if seed >= 2**63 else seed

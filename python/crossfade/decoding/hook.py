@@ -1,0 +1,110 @@
+"""`model.generate(..., custom_generate=crossfade.decode, blend=...)`: from inside Hugging Face."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from ..blend import as_blend
+from ..terms import underlying
+from ..vocabulary import check_vocabularies
+from . import loop, settings
+from .generation import Seed, all_prompts, run, seeds_and_streams
+from .inputs import Prompts, Requests
+from .runner import Runner, positions_of
+
+
+def decode(
+    model: Any,
+    input_ids: Tensor,
+    *,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: GenerationConfig,
+    blend: Any = None,
+    seed: Seed = None,
+    **model_kwargs: Any,
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """Decode a blend from inside Hugging Face: the value of ``custom_generate``.
+
+    ``model.generate(**inputs, custom_generate=crossfade.decode, blend=blend, do_sample=True)``.
+
+    Temperature, top-k, top-p and min-p are taken out of the processor list and done by the kernel;
+    other processors run as in `crossfade.generate`. Hugging Face's own defaults hold, such as a
+    top-k of 50. It hands over neither streamer nor tokenizer: a streamer sees the prompt alone,
+    and `stop_strings` raise there. `crossfade.generate` takes both.
+
+    Args:
+        model: one of the blend's models, whose ``generate`` was called.
+        input_ids, logits_processor, stopping_criteria, generation_config: from Hugging Face.
+        blend: what to decode, passed to ``generate`` beside `custom_generate`.
+        seed: as in `crossfade.generate`.
+
+    Returns:
+        What ``generate`` returns: sequences, or with ``return_dict_in_generate=True`` a
+        `GenerateDecoderOnlyOutput` that holds them.
+
+    Raises:
+        TypeError, ValueError: names the argument. NotImplementedError: what is not supported.
+    """
+    if blend is None:
+        raise TypeError("blend is None; pass it to generate: custom_generate=decode, blend=...")
+    blend = as_blend(blend)
+    terms = [*blend.terms, *blend.values]
+    if all(underlying(t.model) is not underlying(model) for t in terms):
+        raise ValueError(
+            f"generate was called on a {type(model).__name__} that is no term of the blend "
+            f"{blend}; call it on one that is"
+        )
+    settings.check_supported(generation_config)
+    prompts = _prompts(input_ids, model_kwargs)
+    copies = generation_config.num_return_sequences
+    first = Prompts(prompts.ids[::copies], prompts.mask[::copies])  # copies of a request are equal
+    requests = Requests(list(first.unpadded()), first)
+    tokenizer = next((t.tokenizer for t in terms if t.tokenizer is not None), None)
+    stated = generation_config._pad_token_tensor
+    pad = 0 if stated is None else int(stated)
+
+    runner = Runner(blend)
+    sample = bool(generation_config.do_sample)
+    processors, sampling = settings.split_processors(logits_processor, sample)
+    ends, limits = settings.split_criteria(stopping_criteria)
+    seeds, streams = seeds_and_streams(seed, len(requests), copies, sample, runner.device)
+    every = all_prompts(blend, requests, tokenizer, pad)
+    job = loop.Job(
+        prompts=[p.repeat(copies) for p in every],
+        sampling=sampling,
+        seeds=seeds,
+        streams=streams,
+        pad=pad,
+        processors=processors,
+        ends=ends,
+        limits=limits,
+    )
+    vocabulary = check_vocabularies(blend)
+    output = run(blend, runner, job, len(requests), copies, vocabulary)
+    sequences = output.sequences.to(input_ids.device)
+    if generation_config.return_dict_in_generate:
+        return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]
+    return sequences
+
+
+def _prompts(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Prompts:
+    """The caller's prompts; refuses, by name, whatever else came with them."""
+    mask = model_kwargs.pop("attention_mask", None)
+    mask = input_ids.new_ones(input_ids.shape) if mask is None else mask.ne(0).long()
+    cache = model_kwargs.pop("past_key_values", None)
+    if cache is not None and cache.get_seq_length() > 0:
+        raise NotImplementedError("past_key_values is not supported: a blend has a cache a term")
+    positions = model_kwargs.pop("position_ids", None)
+    if positions is not None and not positions.eq(positions_of(mask)).all():
+        raise NotImplementedError("position_ids is not supported; they follow from attention_mask")
+    for name in ("use_cache", "logits_to_keep"):  # Hugging Face's own
+        model_kwargs.pop(name, None)
+    for name, value in model_kwargs.items():
+        if value is not None and value is not False:
+            raise NotImplementedError(f"{name} is not supported with custom_generate=decode")
+    return Prompts(input_ids, mask)

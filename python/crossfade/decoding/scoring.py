@@ -1,0 +1,125 @@
+"""`crossfade.score`: log-probs of given responses under a blend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..blend import as_blend
+from ..ops import check
+from ..vocabulary import check_vocabularies
+from .generation import all_prompts
+from .inputs import Prompts, is_ids, read_requests
+from .loop import Mixer
+from .output import Scores
+from .runner import positions_of, term_models
+
+
+@torch.no_grad()
+def score(
+    blend: Any,
+    prompts: Any,
+    responses: Any,
+    *,
+    tokenizer: Any = None,
+    attention_mask: Tensor | None = None,
+    return_term_logprobs: bool = False,
+) -> Scores:
+    """Teacher-forced log-probs of `responses` after `prompts` under a blend at temperature 1.
+
+    What `crossfade.generate` gives as `logprobs` when it writes the same tokens, in one forward of
+    each model over all of them: perplexities, harnesses, importance weights. The whole batch is
+    read at once; cut it where its logits ``[requests, tokens, V]`` do not fit.
+
+    Args:
+        blend: a `Blend`, a `Model` or a bare Hugging Face causal LM.
+        prompts: as `inputs` of `crossfade.generate`; every term reads its own.
+        responses: one a prompt (or one alone): texts, tokenized without special tokens (so with
+            no EOS), or lists of token ids, as `Output.responses` gives them.
+        tokenizer, attention_mask, return_term_logprobs: as in `crossfade.generate`.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+    """
+    blend = as_blend(blend)
+    check.flag("return_term_logprobs", return_term_logprobs)
+    tokenizers = [t.tokenizer for t in (*blend.terms, *blend.values)]
+    tokenizer = next((t for t in (tokenizer, *tokenizers) if t is not None), None)
+    vocabulary = check_vocabularies(blend, tokenizer)
+    requests = read_requests(prompts, attention_mask)
+    written = _responses(responses, tokenizer, len(requests), vocabulary)
+    models = term_models(blend)
+    device = models[0].device
+    mixer = Mixer(blend, len(requests), 1, vocabulary, device)
+
+    tokens, real = _right_pad(written)
+    steps = tokens.shape[1]
+    logits = []
+    for model, prompt in zip(models, all_prompts(blend, requests, tokenizer, 0), strict=True):
+        model.check(prompt)
+        read = Prompts(
+            torch.cat([prompt.ids.cpu().masked_fill(prompt.mask.cpu() == 0, 0), tokens], dim=1),
+            torch.cat([prompt.mask.cpu(), real.long()], dim=1),
+        ).to(model.device)
+        mask = None if read.mask.all() else read.mask
+        z = model.forward(read.ids, mask, positions_of(read.mask), None, keep=steps + 1)
+        logits.append(z.to(device))
+
+    tokens, real = tokens.to(device), real.to(device)
+    log_p, terms = [], []
+    for t in range(steps):
+        at, now = tokens[:, t : t + 1], [z[:, t] for z in logits]
+        log_p.append(mixer.log_probs(now).gather(1, at))
+        if return_term_logprobs:
+            terms.append(torch.cat([p.gather(1, at) for p in mixer.term_log_probs(now)], dim=1))
+    return Scores(
+        logprobs=torch.cat(log_p, dim=1).masked_fill(~real, 0.0),
+        lengths=real.sum(dim=1),
+        term_logprobs=torch.stack(terms, dim=1).masked_fill(~real[..., None], 0.0)
+        if return_term_logprobs
+        else None,
+    )
+
+
+def _responses(responses: Any, tokenizer: Any, requests: int, vocabulary: int) -> list[list[int]]:
+    if isinstance(responses, str) or is_ids(responses):
+        responses = [responses]
+    if isinstance(responses, Tensor) and responses.dim() == 2:
+        responses = list(responses)
+    if not isinstance(responses, Sequence):
+        raise TypeError(
+            f"responses is a {type(responses).__name__}; it must be a list of texts or of token ids"
+        )
+    if len(responses) != requests:
+        raise ValueError(
+            f"responses has {len(responses)} entries; it must have {requests}, one a prompt"
+        )
+    rows = []
+    for i, response in enumerate(responses):
+        if isinstance(response, str):
+            if tokenizer is None:
+                raise ValueError("tokenizer is None; texts as responses need one (or give ids)")
+            response = tokenizer(response, add_special_tokens=False)["input_ids"]
+        if isinstance(response, Tensor):
+            response = response.tolist()
+        if not is_ids(response):
+            raise TypeError(
+                f"responses[{i}] is {response!r:.80}; it must be a text or token ids, not empty"
+            )
+        outside = [t for t in response if not 0 <= t < vocabulary]
+        if outside:
+            raise ValueError(
+                f"responses[{i}] has id {outside[0]}; ids must be within [0, {vocabulary})"
+            )
+        rows.append(list(response))
+    return rows
+
+
+def _right_pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Ids ``[rows, longest]`` with zeros after the end, and which of them are real."""
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    return ids, torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]

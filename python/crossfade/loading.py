@@ -1,0 +1,143 @@
+"""Models and blends as the command line names them: ``--model base=PATH --blend "base + ..."``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import models
+from .blend import Blend, Model
+from .extras import require
+from .formula import evaluate, parse
+
+SMALL_MODEL = "smollm2"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """``NAME=PATH`` or ``NAME=PATH@ADAPTER``."""
+
+    name: str
+    path: str
+    adapter: str | None = None
+
+    @classmethod
+    def read(cls, text: str, default_name: str | None = None) -> Spec:
+        name, equals, path = text.partition("=")
+        if not equals:
+            if default_name is None:
+                raise ValueError(f"--model is {text!r}; it must be NAME=PATH")
+            name, path = default_name, text
+        if not name.isidentifier():
+            raise ValueError(f"--model is {text!r}; the name before = must be an identifier")
+        adapter = None
+        if "@" in path and not Path(path).exists():
+            path, _, adapter = path.rpartition("@")
+        if not path or adapter == "":
+            raise ValueError(f"--model is {text!r}; it must be NAME=PATH or NAME=PATH@ADAPTER")
+        return cls(name, path, adapter)
+
+
+def load_blend(
+    model: Sequence[str],
+    blend: str | None,
+    system: Sequence[str] = (),
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+) -> Blend:
+    """The blend that the options of these names say. Terms of one path share its weights.
+
+    Raises:
+        ValueError: an option is malformed or does not fit the others. OSError: a model or adapter
+            is not there. ImportError: names what is not installed.
+    """
+    if not model:
+        raise ValueError("no model is given; it must be --model NAME=PATH, once for each model")
+    specs = [Spec.read(text, "model" if len(model) == 1 else None) for text in model]
+    names = [spec.name for spec in specs]
+    repeated = next((n for n in names if names.count(n) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"--model {repeated}=... is given twice; names must differ")
+    if blend is None:
+        if len(specs) > 1:
+            raise ValueError(f"--blend is missing; with {len(specs)} models it must be a formula")
+        blend = names[0]
+    prompts = dict(_system(text, names) for text in system)
+    _check_formula(blend, names)
+
+    terms: dict[str, Model] = {}
+    for path in dict.fromkeys(spec.path for spec in specs):
+        same = [spec for spec in specs if spec.path == path]
+        terms |= _terms(path, same, device, dtype)
+    for name, text in prompts.items():
+        terms[name] = replace(terms[name], system=text)
+    return parse(blend, **terms)
+
+
+def _check_formula(formula: str, names: Sequence[str]) -> None:
+    """What is wrong with a formula, said before models are loaded for minutes."""
+    evaluate(formula, dict.fromkeys(names, 1.0))
+    unused = next((n for n in names if not re.search(rf"\b{n}\b", formula)), None)
+    if unused is not None:
+        raise ValueError(f"--model {unused}=... is given, but --blend {formula!r} does not use it")
+
+
+def _system(text: str, names: Sequence[str]) -> tuple[str, str]:
+    name, equals, prompt = text.partition("=")
+    if not equals:
+        raise ValueError(f"--system is {text!r}; it must be NAME=TEXT")
+    if name not in names:
+        raise ValueError(f"--system names {name!r}; the models are {', '.join(names)}")
+    return name, prompt
+
+
+def _terms(path: str, specs: Sequence[Spec], device: str, dtype: str) -> dict[str, Model]:
+    """The terms over one model: as it is, or with adapters over the same weights."""
+    loaded: Any
+    loaded, tokenizer = models.load(
+        _folder(path), device, dtype if dtype == "auto" else getattr(torch, dtype)
+    )
+    adapted = {spec.name: Path(spec.adapter) for spec in specs if spec.adapter is not None}
+    for name, folder in adapted.items():
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise FileNotFoundError(
+                f"the adapter {name} is {str(folder)!r}; it must be a folder with an "
+                "adapter_model.safetensors (pickled weights are not loaded)"
+            )
+    for i, (name, folder) in enumerate(adapted.items()):
+        if i == 0:
+            peft = require("peft", "test")
+            loaded = peft.PeftModel.from_pretrained(loaded, folder, adapter_name=name)
+        else:
+            loaded.load_adapter(folder, adapter_name=name)
+    loaded.eval()
+    return {
+        spec.name: Model(
+            loaded,
+            tokenizer=tokenizer,
+            adapter=(spec.name if spec.adapter else None) if adapted else "active",
+        )
+        for spec in specs
+    }
+
+
+def _folder(path: str) -> str:
+    if path == SMALL_MODEL:
+        return str(models.get())
+    if Path(path).is_dir():
+        if not (Path(path) / "config.json").is_file():
+            raise FileNotFoundError(f"{path!r} has no config.json; it must be a saved model")
+        return path
+    if not HUB_ID.fullmatch(path):
+        raise FileNotFoundError(
+            f"there is no folder {path!r}; a model is a folder, an id on the Hugging Face hub, or "
+            f"{SMALL_MODEL!r}"
+        )
+    return path

@@ -1,0 +1,231 @@
+"""Launches the Triton kernels of `kernels/`; arguments are those that ops/api.py has checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossfade.kernels import blend_sample as kernels
+
+from .types import BlendSample, Support
+
+SEARCH_BLOCK = 2048  # tokens a pass of a threshold search takes at a time
+
+
+class Tiles(NamedTuple):
+    """A blend's tiles, as `kernels.blend_tiles` left them."""
+
+    partials: Tensor  # [PLANES, B, count]
+    term_partials: Tensor | None  # [2 K, B, count]
+    count: int
+    block: int
+
+    @property
+    def padded(self) -> int:
+        return 1 << (self.count - 1).bit_length()
+
+
+def blend(
+    logits: Sequence[Tensor],
+    weights: Sequence[float] | Tensor,
+    values: Sequence[Tensor] = (),
+    value_weights: Sequence[float] | Tensor | None = None,
+    *,
+    power: float = 0.0,
+    support: Support | None = None,
+    mask: Tensor | None = None,
+    vocab_size: int | None = None,
+) -> Tensor:
+    vocab = vocab_size or min(t.shape[1] for t in (*logits, *values))
+    rows, device = logits[0].shape[0], logits[0].device
+    scores = torch.empty(rows, vocab, device=device)
+    if rows == 0:
+        return scores
+    with torch.accelerator.device_index(device.index):
+        tiles = blend_tiles(
+            logits, weights, values, value_weights, power, support, mask, vocab, scores=scores
+        )
+        kernels.normalise[rows, tiles.count](
+            scores, tiles.partials, rows, vocab, tiles.count, BLOCK=tiles.block, TILES=tiles.padded
+        )
+    return scores
+
+
+def blend_sample(
+    logits: Sequence[Tensor],
+    weights: Sequence[float] | Tensor,
+    values: Sequence[Tensor] = (),
+    value_weights: Sequence[float] | Tensor | None = None,
+    *,
+    power: float = 0.0,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+    min_p: float | Tensor = 0.0,
+    do_sample: bool = True,
+    seed: int | Tensor,
+    stream: int | Tensor = 0,
+    step: int | Tensor,
+    support: Support | None = None,
+    mask: Tensor | None = None,
+    vocab_size: int | None = None,
+    return_term_logprobs: bool = False,
+) -> BlendSample:
+    vocab = vocab_size or min(t.shape[1] for t in (*logits, *values))
+    rows, device = logits[0].shape[0], logits[0].device
+    out = BlendSample(
+        torch.empty(rows, dtype=torch.int64, device=device),
+        torch.empty(rows, device=device),
+        torch.empty(rows, device=device),
+        torch.empty(rows, len(logits), device=device) if return_term_logprobs else None,
+    )
+    if rows == 0:
+        return out
+    off = (top_k, 0), (top_p, 1), (min_p, 0)
+    truncate = do_sample and any(isinstance(x, Tensor) or x != none for x, none in off)
+    noise = (*words(seed), *words(stream), words(step)[0])
+    temperature, top_p, min_p = (
+        x if isinstance(x, Tensor) else float(x) for x in (temperature, top_p, min_p)
+    )
+    if not isinstance(top_k, Tensor):
+        top_k = min(top_k, vocab)
+
+    with torch.accelerator.device_index(device.index):
+        scores = torch.empty(rows, vocab, device=device) if truncate else None
+        tiles = blend_tiles(
+            logits,
+            weights,
+            values,
+            value_weights,
+            power,
+            support,
+            mask,
+            vocab,
+            scores=scores,
+            term_stats=return_term_logprobs,
+            temperature=temperature,
+            noise=noise,
+            PICK=not truncate,
+            SAMPLE=do_sample and not truncate,
+        )
+        kernels.choose[rows,](
+            *out,
+            tiles.partials,
+            scores,
+            tiles.term_partials if return_term_logprobs else None,
+            tuple(logits),
+            strides_of(logits),
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            *noise,
+            rows,
+            vocab,
+            tiles.count,
+            SAMPLE=do_sample,
+            TRUNCATE=truncate,
+            TILES=tiles.padded,
+            **(search_sizes(vocab) if truncate else {"BLOCKS": 1, "BLOCK": tiles.block}),
+        )
+    return out
+
+
+def blend_tiles(
+    logits: Sequence[Tensor],
+    weights: Sequence[float] | Tensor,
+    values: Sequence[Tensor],
+    value_weights: Sequence[float] | Tensor | None,
+    power: float,
+    support: Support | None,
+    mask: Tensor | None,
+    vocab: int,
+    *,
+    scores: Tensor | None,
+    term_stats: bool = False,
+    temperature: float | Tensor = 1.0,
+    noise: Sequence[Tensor | int] = (0, 0, 0, 0, 0),
+    PICK: bool = False,
+    SAMPLE: bool = False,
+) -> Tiles:
+    rows, device = logits[0].shape[0], logits[0].device
+    # Large tiles, unless there are too few of them to fill a GPU.
+    block, num_warps = (4096, 8) if rows * vocab >= 2**20 else (1024, 4)
+    count = -(-vocab // block)
+    tiles = Tiles(
+        torch.empty(kernels.PLANES, rows, count, device=device),
+        torch.empty(2 * len(logits), rows, count, device=device) if term_stats or power else None,
+        count,
+        block,
+    )
+    terms, strides = tuple(logits), strides_of(logits)
+    if power:
+        kernels.term_tiles[rows, count](
+            tiles.term_partials, terms, strides, rows, vocab, count, BLOCK=block
+        )
+    supported: tuple[Tensor | int | None, ...] = None, None, None
+    if support is not None:
+        z, thresholds = logits[support.term], torch.empty(rows, device=device)
+        supported = z, z.stride(0), thresholds
+        top_k = min(support.top_k, vocab)
+        kernels.support_threshold[rows,](
+            *supported,
+            vocab,
+            top_k,
+            float(support.top_p),
+            float(support.min_p),
+            **search_sizes(vocab),
+        )
+    kernels.blend_tiles[rows, count](
+        tiles.partials,
+        scores,
+        tiles.term_partials,
+        terms,
+        strides,
+        *weights_of(weights),
+        *((tuple(values), strides_of(values)) if values else (None, None)),
+        *weights_of(value_weights if value_weights is not None else ()),
+        mask,
+        mask.stride(0) if mask is not None and mask.dim() == 2 else 0,
+        *supported,
+        power,
+        temperature,
+        *noise,
+        rows,
+        vocab,
+        count,
+        MEAN=power != 0,
+        PICK=PICK,
+        SAMPLE=SAMPLE,
+        BLOCK=block,
+        TILES=tiles.padded,
+        num_warps=num_warps,
+    )
+    return tiles
+
+
+def search_sizes(vocab: int) -> dict[str, int]:
+    """One program searches a row, so it is a wide one."""
+    return {"BLOCKS": -(-vocab // SEARCH_BLOCK), "BLOCK": SEARCH_BLOCK, "num_warps": 16}
+
+
+def strides_of(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(t.stride(0) for t in tensors)
+
+
+def weights_of(weights: Sequence[float] | Tensor) -> tuple[Any, int | None]:
+    """A kernel's `weights` and `weight_stride`: numbers, or a tensor and its row stride."""
+    if isinstance(weights, Tensor):
+        return weights, weights.stride(0) if weights.dim() == 2 else 0
+    return tuple(float(w) for w in weights), None
+
+
+def words(x: int | Tensor) -> tuple[Tensor | int, int]:
+    """A kernel's 64-bit setting: a tensor, or two int32 words, so that its type never varies."""
+    if isinstance(x, Tensor):
+        return x, 0
+    low, high = x & 0xFFFFFFFF, x >> 32
+    return low - (low >> 31 << 32), high - (high >> 31 << 32)

@@ -1,0 +1,72 @@
+"""Blends and their terms as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .ops.types import Support
+
+if TYPE_CHECKING:
+    from .blend import Blend
+
+
+def weight_text(w: float | Tensor) -> str:
+    """A number to twelve digits, so that 1 - 0.8 is 0.2; a tensor by its first numbers."""
+    if isinstance(w, Tensor):
+        shown = [f"{x:.6g}" for x in w[:4].tolist()]
+        more = [f"{len(w)} requests"] if len(w) > 4 else []
+        return f"[{', '.join(shown + more)}]"
+    return f"{w:.12g}"
+
+
+def sum_text(names: Sequence[str], weights: Sequence[float | Tensor]) -> str:
+    """`base + 0.8*tuned - 0.8*ref`."""
+    text = ""
+    for name, w in zip(names, weights, strict=True):
+        minus = not isinstance(w, Tensor) and w < 0
+        size = weight_text(w if isinstance(w, Tensor) else abs(w))
+        term = name if size == "1" else f"{size}*{name}"
+        if text:
+            text += f" {'-' if minus else '+'} {term}"
+        else:
+            text = f"-{term}" if minus else term
+    return text
+
+
+def settings_text(x: Any, skip: Sequence[str] = ()) -> list[str]:
+    """The fields of a dataclass that differ from their defaults, as keyword arguments."""
+    return [
+        f"{f.name}={getattr(x, f.name)!r}"
+        for f in fields(x)
+        if f.name not in skip and getattr(x, f.name) != f.default
+    ]
+
+
+def support_text(s: Support) -> str:
+    return f"Support({', '.join([f'term={s.term}', *settings_text(s, skip=['term'])])})"
+
+
+def term_text(term: Any) -> str:
+    """A term with its model's class; a module's own text would fill pages."""
+    settings = settings_text(term, skip=["model", "tokenizer"])
+    return f"{type(term).__name__}({', '.join([type(term.model).__name__, *settings])})"
+
+
+def blend_text(blend: Blend) -> str:
+    """The formula of a blend."""
+    text = sum_text(blend.names, blend.weights)
+    if blend.power != 0:
+        weights = ", ".join(map(weight_text, blend.weights))
+        text = f"[{', '.join(blend.names)}], weights=[{weights}], r={weight_text(blend.power)}"
+        text = f"power_mean({text})"
+    if blend.support is not None:
+        bare = blend.power != 0 or text.isidentifier()
+        text = f"{text if bare else f'({text})'}.within({support_text(blend.support)})"
+    values = sum_text(blend.value_names, blend.value_weights)
+    if not text or not values:
+        return text or values
+    return f"{text} - {values[1:]}" if values.startswith("-") else f"{text} + {values}"

@@ -1,0 +1,174 @@
+"""Forms of inputs, and what each term reads of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import crossfade as cf
+import pytest
+import torch
+from crossfade.decoding.inputs import read_requests, term_prompts
+from tiny_models import PAD, make
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerFast
+
+TEXT = "the film was"
+CHAT = [{"role": "user", "content": "the film"}]
+Tokenizer = PreTrainedTokenizerFast
+
+
+def read(inputs: Any, tokenizer: Tokenizer, **options: Any) -> list[str]:
+    prompts = term_prompts(read_requests(inputs), term="base", tokenizer=tokenizer, **options)
+    return tokenizer.batch_decode(prompts.unpadded())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        (TEXT, [TEXT]),
+        ([TEXT, "a plot"], [TEXT, "a plot"]),
+        (CHAT, ["<bos> user : the film <eos> <bos> assistant :"]),
+        ([CHAT, TEXT], ["<bos> user : the film <eos> <bos> assistant :", TEXT]),
+        # a chat that ends with the assistant is continued, not answered
+        (
+            [*CHAT, {"role": "assistant", "content": "was"}],
+            ["<bos> user : the film <eos> <bos> assistant : was"],
+        ),
+        ([11, 10], ["the film"]),
+        ([[11, 10], [12]], ["the film", "a"]),
+        ((11, 10), ["the film"]),
+        ([torch.tensor([11, 10]), torch.tensor([12])], ["the film", "a"]),
+        (torch.tensor([11, 10]), ["the film"]),
+        (torch.tensor([[PAD, 12], [11, 10]]), ["a", "the film"]),  # mask from padding, as in HF
+        (
+            {"input_ids": [[PAD, 12], [11, 10]], "attention_mask": [[0, 1], [1, 1]]},
+            ["a", "the film"],
+        ),
+        ({"input_ids": [11, 10], "attention_mask": [1, 1]}, ["the film"]),
+        (BatchEncoding({"input_ids": torch.tensor([[11, 10]])}), ["the film"]),
+    ],
+)
+def test_forms(inputs: Any, expected: list[str], tokenizer: Tokenizer) -> None:
+    requests = read_requests(inputs, pad=PAD, eos=[1])
+    prompts = term_prompts(requests, term="base", tokenizer=tokenizer)
+    assert tokenizer.batch_decode(prompts.unpadded()) == expected
+    assert prompts.mask[:, -1].all(), "prompts are padded on the left"
+
+
+def test_padding_that_is_eos_is_read_as_in_hugging_face(base: PreTrainedModel) -> None:
+    # no mask can be inferred then: the padding is part of the prompt
+    ids = torch.tensor([[1, 1, 12], [11, 10, 9]])
+    arguments = {"max_new_tokens": 5, "pad_token_id": 1, "eos_token_id": 1}
+    assert torch.equal(
+        cf.generate(base, ids, **arguments).sequences, base.generate(ids, **arguments)
+    )
+
+
+def test_system_prompts(tokenizer: Tokenizer) -> None:
+    system = "very bright"
+    head = "<bos> system : very bright <eos> <bos> user : "
+    tail = " <eos> <bos> assistant :"
+    assert read(TEXT, tokenizer, system=system) == [f"{head}{TEXT}{tail}"]
+    assert read([CHAT], tokenizer, system=system) == [f"{head}the film{tail}"]
+    both = [{"role": "system", "content": "dull"}, *CHAT]
+    assert read([both], tokenizer, system=system) == [
+        f"<bos> system : very bright dull <eos> <bos> user : the film{tail}"
+    ]
+    with pytest.raises(ValueError, match="system of base"):
+        read([[11, 10]], tokenizer, system=system)
+
+
+def test_own_prompts(tokenizer: Tokenizer) -> None:
+    two = [TEXT, "a plot"]
+    assert read(two, tokenizer, prompt="dull") == ["dull", "dull"]
+    assert read(two, tokenizer, prompt=["dull", "bright"]) == ["dull", "bright"]
+    assert read(two, tokenizer, prompt=[11, 10]) == ["the film"] * 2
+    assert read(two, tokenizer, prompt=lambda text: f"very {text}") == [
+        "very the film was",
+        "very a plot",
+    ]
+    assert read(two, tokenizer, prompt="dull", system="very")[0].startswith("<bos> system : very")
+    with pytest.raises(ValueError, match="prompt of base has 3 entries"):
+        read(two, tokenizer, prompt=["a", "b", "c"])
+    with pytest.raises(TypeError, match="prompt of base for request 1"):
+        read(two, tokenizer, prompt=lambda text: text if text == TEXT else None)
+
+
+def test_terms_with_prompts_of_their_own_lengths(
+    base: PreTrainedModel, tokenizer: Tokenizer
+) -> None:
+    """The real blend of the demo: one model, three system prompts; against unpadded forwards."""
+    terms = [cf.Model(base, tokenizer=tokenizer, system=s) for s in ("a", "very bright film", "w9")]
+    neutral, bright, dull = terms
+    texts = ["the film", "a very very dull plot w20 w21", "cast"]
+    out = cf.generate(neutral + 0.7 * (bright - dull), texts, max_new_tokens=6)
+    for i, text in enumerate(texts):
+        heads = [
+            tokenizer(
+                f"<bos> system : {t.system} <eos> <bos> user : {text} <eos> <bos> assistant :"
+            )
+            for t in terms
+        ]
+        new: list[int] = []
+        with torch.no_grad():
+            for token in out.responses[i]:
+                z = [base(torch.tensor([h["input_ids"] + new])).logits[0, -1] for h in heads]
+                assert int((z[0] + 0.7 * (z[1] - z[2])).argmax()) == token
+                new.append(token)
+        prompt = out.sequences[i, : out.prompt_length].tolist()
+        assert prompt[-len(heads[0]["input_ids"]) :] == heads[0]["input_ids"]
+    assert out.text == tokenizer.batch_decode(out.responses, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "error", "match"),
+    [
+        ([], ValueError, "inputs is empty"),
+        (3, TypeError, "inputs is a int"),
+        ([TEXT, 3], TypeError, r"inputs\[1\]"),
+        ([[11], []], TypeError, r"inputs\[1\] is empty"),
+        ([[1.5]], TypeError, r"inputs\[0\]"),
+        ([[True]], TypeError, r"inputs\[0\]"),
+        (torch.zeros(2, 3), TypeError, "input_ids has dtype"),
+        (torch.zeros(2, 0, dtype=torch.long), ValueError, "input_ids has shape"),
+        (torch.zeros(2, 2, 2, dtype=torch.long), ValueError, "input_ids has shape"),
+        ({"ids": [1]}, ValueError, "must have 'input_ids'"),
+        ({"input_ids": [[5]], "pixel_values": [1]}, NotImplementedError, "pixel_values"),
+        ({"input_ids": [[5]], "token_type_ids": [[0]]}, NotImplementedError, "token_type_ids"),
+        (
+            {"input_ids": torch.ones(2, 3).long(), "attention_mask": torch.ones(2, 2)},
+            ValueError,
+            "attention_mask has shape",
+        ),
+        (
+            {"input_ids": [[5, 6], [7, 0]], "attention_mask": [[1, 1], [1, 0]]},
+            ValueError,
+            "attention_mask of request 1",
+        ),
+        (
+            {"input_ids": [[5, 6], [7, 0]], "attention_mask": [[1, 1], [0, 0]]},
+            ValueError,
+            "attention_mask of request 1",
+        ),
+        ({"input_ids": [[5], [7, 0]], "attention_mask": [[1], [1, 1]]}, ValueError, "rectangle"),
+        (TEXT, ValueError, "tokenizer is None for model0"),
+        (CHAT, ValueError, "tokenizer is None for model0"),
+        ([[5, 61]], ValueError, "row 0 has id 61 for model0"),
+        ([[5], [-1]], ValueError, "row 1 has id -1 for model0"),
+    ],
+)
+def test_bad_inputs(inputs: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        cf.generate(make(), inputs, max_new_tokens=2)
+
+
+def test_bad_masks_and_empty_texts(base: PreTrainedModel, tokenizer: Tokenizer) -> None:
+    ids = torch.tensor([[5, 6]])
+    mask = torch.ones_like(ids)
+    with pytest.raises(ValueError, match="attention_mask is given twice"):
+        cf.generate(base, {"input_ids": ids, "attention_mask": mask}, attention_mask=mask)
+    with pytest.raises(ValueError, match="request 1 has no tokens"):
+        cf.generate(base, ["film", ""], tokenizer=tokenizer, max_new_tokens=2)
+    ours = cf.generate(
+        base, ids.repeat(2, 1), attention_mask=torch.tensor([[0, 1], [1, 1]]), max_new_tokens=3
+    )
+    assert ours.responses[0] == cf.generate(base, [6], max_new_tokens=3).responses[0]

@@ -1,0 +1,416 @@
+"""What is drawn, what it is reported with, and what ends it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import crossfade as cf
+import pytest
+import torch
+from tiny_models import EOS, PAD, VOCAB, make, make_letters
+from transformers import (
+    LogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    StoppingCriteria,
+    TextStreamer,
+    TopKLogitsWarper,
+)
+from transformers.generation import BaseStreamer
+
+Batch = dict[str, torch.Tensor]
+DRAW: dict[str, Any] = {"do_sample": True, "max_new_tokens": 12, "eos_token_id": None}
+
+
+@pytest.fixture(scope="module")
+def blend(trio: list[PreTrainedModel]) -> cf.Blend:
+    base, tuned, ref = map(cf.Model, trio)
+    return base + 0.5 * (tuned - ref)
+
+
+def rows(batch: Batch) -> list[list[int]]:
+    pairs = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    return [ids[mask.bool()].tolist() for ids, mask in pairs]
+
+
+def test_tokens_do_not_depend_on_the_batch_or_the_order(blend: cf.Blend, batch: Batch) -> None:
+    prompts, seeds = rows(batch), [5, 2**64 - 1, 7, 0]
+    together = cf.generate(blend, prompts, seed=seeds, **DRAW).responses
+    alone = [
+        cf.generate(blend, [p], seed=[s], **DRAW).responses[0]
+        for p, s in zip(prompts, seeds, strict=True)
+    ]
+    turned = cf.generate(blend, prompts[::-1], seed=torch.tensor([0, 7, -1, 5]), **DRAW)
+    assert together == alone
+    assert together == turned.responses[::-1]
+    assert len(set(map(tuple, together))) == 4
+
+
+def test_a_seed_for_all_gives_each_request_its_stream(blend: cf.Blend, batch: Batch) -> None:
+    prompts = [rows(batch)[0]] * 3
+    together = cf.generate(blend, prompts, seed=9, **DRAW).responses
+    assert len(set(map(tuple, together))) == 3
+    # stream 0 of a seed is what one seed a request draws from
+    assert together[0] == cf.generate(blend, prompts[:1], seed=[9], **DRAW).responses[0]
+    assert together == cf.generate(blend, prompts, seed=torch.tensor(9), **DRAW).responses
+
+
+def test_no_seed_follows_torch(blend: cf.Blend, batch: Batch) -> None:
+    def draw() -> list[list[int]]:
+        return cf.generate(blend, batch, **DRAW).responses
+
+    torch.manual_seed(0)
+    first, second = draw(), draw()
+    torch.manual_seed(0)
+    assert draw() == first
+    assert first != second
+    torch.manual_seed(0)
+    cf.generate(blend, batch, max_new_tokens=2)  # greedy draws nothing
+    assert draw() == first
+
+
+def test_several_sequences_a_request(blend: cf.Blend, batch: Batch) -> None:
+    prompts = rows(batch)
+    three = cf.generate(blend, prompts, seed=9, num_return_sequences=3, **DRAW)
+    assert len(three.sequences) == 12
+    assert len(set(map(tuple, three.responses))) == 12
+    one = cf.generate(blend, prompts, seed=9, **DRAW)
+    assert three.responses[::3] == one.responses  # sample 0 is what a single one would be
+    for i, prompt in enumerate(prompts):  # the rows of a request stay together
+        for j in range(3):
+            padded = three.sequences[3 * i + j, : three.prompt_length].tolist()
+            assert padded == [PAD] * (three.prompt_length - len(prompt)) + prompt
+    weights = torch.tensor([0.0, 0.2, 0.4, 0.6])
+    a, b = (cf.Model(make("llama", s)) for s in (0, 4))
+    rowwise = cf.generate(a + weights * b, prompts, seed=9, num_return_sequences=2, **DRAW)
+    for i, w in enumerate(weights.tolist()):
+        single = cf.generate(a + w * b, prompts, seed=9, num_return_sequences=2, **DRAW)
+        assert rowwise.responses[2 * i : 2 * i + 2] == single.responses[2 * i : 2 * i + 2]
+
+
+def test_draws_follow_the_distribution(base: PreTrainedModel) -> None:
+    """Frequencies of one step under temperature and top-k, against the softmax, by chi-square."""
+    z = base(torch.tensor([[5, 9, 14]])).logits[0, -1].detach() / 1.5
+    p = z.masked_fill(z < z.topk(6).values[-1], -float("inf")).softmax(-1)
+    out = cf.generate(
+        base,
+        [5, 9, 14],
+        do_sample=True,
+        temperature=1.5,
+        top_k=6,
+        num_return_sequences=2000,
+        max_new_tokens=1,
+        seed=3,
+    )
+    counts = out.sequences[:, -1].bincount(minlength=VOCAB)
+    assert not counts[p == 0].any()
+    kept = p > 0
+    chi2 = ((counts[kept] - 2000 * p[kept]) ** 2 / (2000 * p[kept])).sum()
+    assert chi2 < 20.5  # 5 degrees of freedom: exceeded once in a thousand seeds, and this is one
+    torch.testing.assert_close(out.sampled_logprobs[:, 0], p.log()[out.sequences[:, -1]])
+
+
+def test_top_k_is_off_unless_asked_for(base: PreTrainedModel) -> None:
+    # Hugging Face's own default is 50 of this vocabulary's 61: it would hide the 11 least likely
+    out = cf.generate(
+        base,
+        [5, 9],
+        do_sample=True,
+        temperature=50.0,
+        num_return_sequences=600,
+        max_new_tokens=1,
+        seed=1,
+    )
+    assert len(set(out.sequences[:, -1].tolist())) > 50
+    saved = make()
+    saved.generation_config.top_k = 3
+    for model, arguments in ((saved, {}), (base, {"top_k": 3})):
+        few = cf.generate(
+            model,
+            [5, 9],
+            do_sample=True,
+            num_return_sequences=50,
+            max_new_tokens=1,
+            seed=1,
+            **arguments,
+        )
+        assert len(set(few.sequences[:, -1].tolist())) <= 3
+
+
+def test_log_probs_of_terms_and_divergence(trio: list[PreTrainedModel], batch: Batch) -> None:
+    base, tuned, ref = map(cf.Model, trio)
+    blend = base + 0.5 * (tuned - ref)
+    out = cf.generate(
+        blend, batch, seed=1, return_term_logprobs=True, return_kl_to_base=True, **DRAW
+    )
+    assert out.term_logprobs.shape == (4, 12, 3)
+    for i, prompt in enumerate(rows(batch)):
+        for t, token in enumerate(out.responses[i]):
+            sequence = torch.tensor([prompt + out.responses[i][:t]])
+            with torch.no_grad():
+                p = torch.stack([m(sequence).logits[0, -1].double().log_softmax(-1) for m in trio])
+            mixed = (p[0] + 0.5 * (p[1] - p[2])).log_softmax(-1)
+            torch.testing.assert_close(
+                out.term_logprobs[i, t].double(), p[:, token], atol=1e-5, rtol=0
+            )
+            torch.testing.assert_close(out.logprobs[i, t].double(), mixed[token], atol=1e-5, rtol=0)
+            kl = (mixed.exp() * (mixed - p[0])).sum()
+            torch.testing.assert_close(out.kl_to_base[i, t].double(), kl, atol=1e-5, rtol=0)
+    assert (out.kl_to_base >= 0).all()
+    assert out.kl_to_base.max() > 0.01
+    alone = cf.generate(base, batch, max_new_tokens=3, return_kl_to_base=True)
+    assert alone.kl_to_base.max() < 1e-6
+    assert cf.generate(blend, batch, max_new_tokens=1).term_logprobs is None
+
+
+def test_past_the_end(base: PreTrainedModel, batch: Batch) -> None:
+    out = cf.generate(base, batch, max_new_tokens=16, eos_token_id=[39, 53], pad_token_id=4)
+    assert len(set(out.lengths.tolist())) > 1
+    for row, n, done in zip(
+        out.sequences, out.lengths.tolist(), out.finished.tolist(), strict=True
+    ):
+        new = row[out.prompt_length :]
+        assert done == (int(new[n - 1]) in (39, 53))
+        assert (new[n:] == 4).all()
+    past = torch.arange(out.logprobs.shape[1]) >= out.lengths[:, None]
+    assert past.any()
+    assert not out.logprobs[past].any()
+    assert (out.logprobs[~past] < 0).all()
+    assert not out.failed.any()
+    assert out.stats.tokens == int(out.lengths.sum())
+    assert out.stats.models[0].forwards == out.logprobs.shape[1]
+    read = int(batch["attention_mask"].sum() + (out.lengths - 1).sum())
+    assert out.stats.models[0].tokens == read
+    assert out.stats.cache_bytes > 0
+
+
+class Only(LogitsProcessor):
+    """Allows some tokens and notes what it was called with."""
+
+    def __init__(self, *tokens: int) -> None:
+        self.tokens = list(tokens)
+        self.calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.calls.append((input_ids, scores.clone()))
+        allowed = torch.full_like(scores, -float("inf"))
+        allowed[:, self.tokens] = scores[:, self.tokens]
+        return allowed
+
+
+def test_logits_processors(blend: cf.Blend, trio: list[PreTrainedModel], batch: Batch) -> None:
+    only = Only(20, 21, 22)
+    out = cf.generate(
+        blend, batch, logits_processor=[only], seed=2, return_term_logprobs=True, **DRAW
+    )
+    new = out.sequences[:, out.prompt_length :]
+    assert set(new.unique().tolist()) == {20, 21, 22}
+    ids, scores = only.calls[3]
+    assert torch.equal(ids, out.sequences[:, : out.prompt_length + 3])  # the first term's
+    # what it reads are the blended logits; what is reported as sampled is after it
+    log_p = scores.log_softmax(-1).gather(1, new[:, 3:4])[:, 0]
+    torch.testing.assert_close(out.logprobs[:, 3], log_p, atol=1e-5, rtol=0)
+    after = scores[:, [20, 21, 22]].log_softmax(-1).gather(1, new[:, 3:4] - 20)[:, 0]
+    torch.testing.assert_close(out.sampled_logprobs[:, 3], after, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        z = [m(**batch, position_ids=positions(batch)).logits[:, -1] for m in trio]
+    torch.testing.assert_close(only.calls[0][1], z[0] + 0.5 * (z[1] - z[2]), atol=1e-4, rtol=0)
+    again = cf.generate(blend, batch, seed=2, return_term_logprobs=True, **DRAW)
+    first = out.sequences[:, out.prompt_length] == again.sequences[:, again.prompt_length]
+    same = out.term_logprobs[first, 0], again.term_logprobs[first, 0]
+    torch.testing.assert_close(*same)
+
+
+def positions(batch: Batch) -> torch.Tensor:
+    return (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+
+
+def test_a_warper_of_the_caller_runs_in_its_place(base: PreTrainedModel, batch: Batch) -> None:
+    # before temperature, as in Hugging Face, and beside the kernel's own top-k
+    seen = [
+        cf.generate(base, batch, logits_processor=p, top_k=k, seed=4, **DRAW).responses
+        for p, k in (([TopKLogitsWarper(3)], 5), ([TopKLogitsWarper(5)], 3), ([], 3))
+    ]
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0] != cf.generate(base, batch, top_k=5, seed=4, **DRAW).responses
+
+
+def test_truncations_the_kernel_does_not_know(base: PreTrainedModel, batch: Batch) -> None:
+    """Typical and eta sampling run as Hugging Face's processors; where they leave one, it is it."""
+    for arguments in ({"typical_p": 1e-6}, {"epsilon_cutoff": 0.999}, {"top_h": 1e-3}):
+        ours = cf.generate(base, batch, seed=4, **arguments, **DRAW)
+        theirs = base.generate(**batch, top_k=0, **arguments, **DRAW)
+        assert torch.equal(ours.sequences, theirs), arguments
+
+
+class Stop(StoppingCriteria):
+    """Ends each row after as many new tokens as its index, plus one."""
+
+    def __init__(self, prompt: int) -> None:
+        self.prompt = prompt
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        new = input_ids.shape[1] - self.prompt
+        return torch.arange(len(input_ids)) < new
+
+
+def test_stopping_criteria(base: PreTrainedModel, batch: Batch) -> None:
+    arguments = {"max_new_tokens": 3, "stopping_criteria": [Stop(9)], "pad_token_id": 4}
+    out = cf.generate(base, batch, **arguments)
+    assert out.lengths.tolist() == [1, 2, 3, 3]
+    assert out.finished.tolist() == [True, True, True, False]
+    theirs = base.generate(**batch, **arguments)
+    assert torch.equal(out.sequences, theirs)
+
+
+def test_stop_strings(base: PreTrainedModel) -> None:
+    letters = make_letters()
+    prompts = letters(["thethe", "oneandone"], padding=True, return_tensors="pt")
+    plain = cf.generate(base, prompts, max_new_tokens=12, tokenizer=letters, eos_token_id=60)
+    stop = letters.decode(plain.responses[0][3:5])[-2:]
+    arguments = {
+        "max_new_tokens": 12,
+        "stop_strings": [stop],
+        "tokenizer": letters,
+        "eos_token_id": 60,
+    }
+    out = cf.generate(base, prompts, **arguments)
+    assert torch.equal(out.sequences, base.generate(**prompts, **arguments))
+    assert out.lengths[0] <= 5
+    assert bool(out.finished[0])
+    assert stop in out.text[0]
+    # the tokenizer of a term serves too
+    arguments.pop("tokenizer")
+    named = cf.generate(cf.Model(base, tokenizer=letters), prompts, **arguments)
+    assert torch.equal(named.sequences, out.sequences)
+    with pytest.raises(ValueError, match="stop strings"):
+        cf.generate(base, prompts, **arguments)
+
+
+def test_max_time(base: PreTrainedModel, batch: Batch) -> None:
+    class Slow(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.02)
+            return scores
+
+    out = cf.generate(
+        base, batch, max_new_tokens=100, max_time=0.1, eos_token_id=None, logits_processor=[Slow()]
+    )
+    assert 1 <= int(out.lengths[0]) < 20
+    assert not out.finished.any()
+
+
+class Record(BaseStreamer):
+    def __init__(self) -> None:
+        self.parts: list[torch.Tensor] = []
+        self.ended = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        assert value.device.type == "cpu"
+        self.parts.append(value)
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+def test_streamer(
+    base: PreTrainedModel, batch: Batch, tokenizer: PreTrainedTokenizerFast, capsys: Any
+) -> None:
+    record = Record()
+    out = cf.generate(base, batch, max_new_tokens=4, streamer=record)
+    assert torch.equal(record.parts[0], batch["input_ids"])
+    assert torch.equal(torch.stack(record.parts[1:], dim=1), out.sequences[:, 9:])
+    assert record.ended == 1
+    text = cf.generate(
+        base, ["the film"], tokenizer=tokenizer, max_new_tokens=4, streamer=TextStreamer(tokenizer)
+    ).text
+    assert capsys.readouterr().out == f"the film {text[0]}\n"
+    with pytest.raises(ValueError, match="batch size 1"):
+        cf.generate(base, batch, max_new_tokens=4, streamer=TextStreamer(tokenizer))
+
+
+def test_plain_tensor_on_request(base: PreTrainedModel, batch: Batch) -> None:
+    out = cf.generate(base, batch, max_new_tokens=3)
+    plain = cf.generate(base, batch, max_new_tokens=3, return_dict_in_generate=False)
+    assert isinstance(out, cf.Output)
+    assert torch.equal(plain, out.sequences)
+    held = cf.generate(base, batch, max_new_tokens=3, return_dict_in_generate=True)
+    assert isinstance(held, cf.Output)
+
+
+class Broken(torch.nn.Module):
+    """Gives one row of a model's logits NaN, from its `after`-th call on."""
+
+    def __init__(self, model: PreTrainedModel, row: int, after: int) -> None:
+        super().__init__()
+        self.model, self.config, self.row, self.left = model, model.config, row, after
+
+    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        output = self.model(input_ids=input_ids, **kwargs)
+        if self.left <= 0:
+            output.logits[self.row] = float("nan")
+        self.left -= 1
+        return output
+
+
+@pytest.mark.parametrize("processors", [[], [Only(*range(5, VOCAB))]])
+def test_a_bad_row_ends_alone(trio: list[PreTrainedModel], batch: Batch, processors: Any) -> None:
+    sound = cf.Model(trio[0]) + 0.5 * cf.ValueHead(trio[1])
+    broken = cf.Model(trio[0]) + 0.5 * cf.ValueHead(Broken(trio[1], row=2, after=3), name="judge")
+    arguments = {"seed": 1, "logits_processor": processors, **DRAW, "return_kl_to_base": True}
+    with pytest.warns(RuntimeWarning, match="request 2 was ended at its token 3: judge gave") as w:
+        out = cf.generate(broken, batch, **arguments)
+    assert len(w) == 1, "said once, not at every later step"
+    expected = cf.generate(sound, batch, **arguments)
+    assert out.lengths.tolist() == [12, 12, 3, 12]
+    assert out.failed.tolist() == [False, False, True, False]
+    assert not out.finished.any()
+    for i in range(4):  # the other rows as if nothing had been, and this one up to there
+        assert out.responses[i] == expected.responses[i][: int(out.lengths[i])]
+    for values in (out.logprobs, out.sampled_logprobs, out.kl_to_base):
+        assert values.isfinite().all()
+        assert not values[2, 3:].any()
+
+
+def test_a_row_without_any_token(base: PreTrainedModel, batch: Batch) -> None:
+    with pytest.warns(RuntimeWarning, match="no token has a finite score"):
+        out = cf.generate(base, batch, max_new_tokens=5, suppress_tokens=list(range(VOCAB)))
+    assert out.failed.all()
+    assert out.lengths.tolist() == [0] * 4
+    assert out.responses == [[]] * 4
+
+
+def test_padded_columns_are_never_drawn(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = make()
+    model.resize_token_embeddings(VOCAB + 7)
+    with torch.no_grad():
+        model.lm_head.weight[VOCAB:] = 3 * model.lm_head.weight[:7].abs().max()
+    named = cf.Model(model, tokenizer=tokenizer)
+    out = cf.generate(
+        named,
+        "the film",
+        do_sample=True,
+        temperature=9.0,
+        num_return_sequences=60,
+        max_new_tokens=4,
+        seed=0,
+    )
+    assert int(out.sequences.max()) < VOCAB
+    mixed = cf.generate(
+        0.5 * cf.Model(model) + 0.5 * cf.Model(make("gpt2", 1)), [5, 6], max_new_tokens=8
+    )
+    assert int(mixed.sequences.max()) < VOCAB
+
+
+def test_dropout_is_left_to_the_caller(base: PreTrainedModel, batch: Batch) -> None:
+    model = make().train()
+    cf.generate(model, batch, max_new_tokens=2)
+    assert model.training
+    assert not torch.is_inference(cf.generate(base, batch, max_new_tokens=2).logprobs)
+
+
+def test_eos_alone_ends_nothing_if_unset(base: PreTrainedModel, batch: Batch) -> None:
+    out = cf.generate(base, batch, max_new_tokens=30, eos_token_id=None)
+    assert out.lengths.tolist() == [30] * 4
+    assert EOS in cf.generate(base, batch, max_new_tokens=30).sequences[:, 9:]

@@ -1,0 +1,100 @@
+"""`cf.score` reads what `cf.generate` writes, and gives the same log-probs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import crossfade as cf
+import pytest
+import torch
+from tiny_models import SHAPES, make
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+Batch = dict[str, torch.Tensor]
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_score_is_what_generate_reports(
+    power: float, trio: list[PreTrainedModel], batch: Batch
+) -> None:
+    a, b, c = map(cf.Model, trio)
+    each = torch.tensor([0.1, 0.4, 0.6, 0.9])
+    blend = a + each * (b - c) if power == 0 else cf.power_mean([a, b], [1 - each, each], r=power)
+    blend = blend + 0.3 * cf.ValueHead(make("qwen3", 9))
+    out = cf.generate(
+        blend, batch, do_sample=True, seed=1, max_new_tokens=10, return_term_logprobs=True
+    )
+    scores = cf.score(blend, batch, out.responses, return_term_logprobs=True)
+    steps = scores.logprobs.shape[1]
+    torch.testing.assert_close(scores.logprobs, out.logprobs[:, :steps], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        scores.term_logprobs, out.term_logprobs[:, :steps], atol=1e-5, rtol=0
+    )
+    assert torch.equal(scores.lengths, out.lengths)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_term_is_a_forward(shape: str) -> None:
+    model = make(shape)
+    prompt, response = [9, 8, 7, 30, 31, 32], [5, 6, 11, 12, 13]
+    with torch.no_grad():
+        log_p = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    expected = log_p.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
+    # a longer neighbour pads this one on both sides
+    scores = cf.score(model, [prompt, [9] * 9], [response, [5] * 8])
+    torch.testing.assert_close(scores.logprobs[0, :5], expected)
+    assert not scores.logprobs[0, 5:].any()
+    assert scores.lengths.tolist() == [5, 8]
+    torch.testing.assert_close(scores.totals[0], expected.sum())
+    torch.testing.assert_close(scores.perplexity[0], (-expected.mean()).exp())
+    assert scores.term_logprobs is None
+
+
+def test_texts_and_system_prompts(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    term = cf.Model(base, tokenizer=tokenizer, system="very bright")
+    blend = cf.Model(base, tokenizer=tokenizer) + 0.5 * term
+    out = cf.generate(blend, "the film", max_new_tokens=5, eos_token_id=None)
+    scores = cf.score(blend, "the film", tokenizer.decode(out.responses[0]))
+    torch.testing.assert_close(scores.logprobs, out.logprobs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("responses", "error", "match"),
+    [
+        (3, TypeError, "responses is a int"),
+        ([[5]], ValueError, "responses has 1 entries; it must have 2"),
+        (["film", "plot"], ValueError, "tokenizer is None"),
+        ([[5], []], TypeError, r"responses\[1\]"),
+        ([[5], [61]], ValueError, r"responses\[1\] has id 61"),
+        ([[5], [-1]], ValueError, r"responses\[1\] has id -1"),
+    ],
+)
+def test_bad_responses(
+    responses: Any, error: type[Exception], match: str, base: PreTrainedModel
+) -> None:
+    with pytest.raises(error, match=match):
+        cf.score(base, [[5, 6], [7]], responses)
+    with pytest.raises(TypeError, match="return_term_logprobs is 2"):
+        cf.score(base, [5], [6], return_term_logprobs=2)
+
+
+class NanAfter(torch.nn.Module):
+    """A value head that has no values after token 40."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        output = self.model(input_ids=input_ids, **kwargs)
+        output.logits[input_ids == 40] = float("nan")
+        return output
+
+
+def test_a_bad_step_is_nan(base: PreTrainedModel, trio: list[PreTrainedModel]) -> None:
+    blend = cf.Model(base) + cf.ValueHead(NanAfter(trio[1]))
+    scores = cf.score(blend, [[5, 6], [7, 8]], [[9, 40, 3], [9, 10, 3]])
+    assert scores.logprobs[0].isnan().tolist() == [False, False, True]
+    assert scores.logprobs[1].isfinite().all()

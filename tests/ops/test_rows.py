@@ -1,0 +1,138 @@
+"""A row's result depends on its own inputs alone: not on the batch, its order, or the threads."""
+
+from typing import Any
+
+import pytest
+import torch
+from cases import INF, NAN, Backend, Problem, mean_weights, normal
+from crossfade.ops import BlendSample, Support
+
+ROWS = 6
+CUT = {"top_k": 40, "top_p": 0.95, "min_p": 0.001}
+
+
+def batch(backend: Backend, power: float = 0.0, vocab: int = 301, rows: int = ROWS) -> Problem:
+    on = {"device": backend.device}
+    weights = mean_weights(rows, 2, 3) if power else normal(rows, 2, 3, scale=1.0)
+    return Problem(
+        [normal(rows, vocab, k, **on) for k in range(2)],
+        weights.to(backend.device),
+        [normal(rows, vocab, 9, **on)],
+        normal(rows, 1, 4, scale=1.0, **on),
+        {"power": power, "mask": (normal(rows, vocab, 5) > -5.0).to(backend.device)},
+    )
+
+
+def settings(rows: int, device: str) -> dict[str, Any]:
+    """Each row with its own."""
+    count = torch.arange(rows, device=device)
+    own = {"temperature": 0.5 + count / 4, "top_k": 10 + count, "seed": count * 7, "step": count}
+    return {**CUT, **own, "stream": count + 2**33, "return_term_logprobs": True}
+
+
+def take(p: Problem, chosen: dict[str, Any], rows: Any) -> tuple[Problem, dict[str, Any]]:
+    """The problem of some rows."""
+
+    def pick(x: Any) -> Any:
+        return x[rows] if isinstance(x, torch.Tensor) else x
+
+    assert p.value_weights is not None
+    options = {name: pick(x) for name, x in p.options.items()}
+    values, value_weights = [pick(q) for q in p.values], pick(p.value_weights)
+    part = Problem([pick(z) for z in p.logits], pick(p.weights), values, value_weights, options)
+    return part, {name: pick(x) for name, x in chosen.items()}
+
+
+def assert_rows(got: BlendSample, want: BlendSample, rows: Any) -> None:
+    """Tokens equal; log-probs to the last places, as sums may run in another order."""
+    assert torch.equal(got.tokens, want.tokens[rows])
+    for a, b in zip(got[1:], want[1:], strict=True):
+        torch.testing.assert_close(a, b[rows], atol=2e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "rows",
+    [[5, 3, 1, 0, 2, 4], [2], [0], [5], [4, 4, 4], [1, 3], [*range(6), *range(6)]],
+    ids=str,
+)
+def test_any_rows_in_any_order(backend: Backend, rows: list[int], power: float) -> None:
+    p, chosen = batch(backend, power), settings(ROWS, backend.device)
+    whole = backend.blend_sample(*p.args, **p.options, **chosen)
+    log_p = backend.blend(*p.args, **p.options)
+    part, own = take(p, chosen, rows)
+    assert_rows(backend.blend_sample(*part.args, **part.options, **own), whole, rows)
+    got = backend.blend(*part.args, **part.options)
+    torch.testing.assert_close(got, log_p[rows], atol=2e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_threads(backend: Backend, rows: int, power: float) -> None:
+    """Threads share rows, or the vocabulary of few rows."""
+    if backend.device != "cpu":
+        pytest.skip("threads are the CPU's")
+    p = batch(backend, power, vocab=301 if backend.interpreted else 30_011, rows=rows)
+    p.options["support"] = Support(top_p=0.999)
+    chosen = settings(rows, backend.device)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one, log_p = (
+            backend.blend_sample(*p.args, **p.options, **chosen),
+            backend.blend(*p.args, **p.options),
+        )
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            assert_rows(backend.blend_sample(*p.args, **p.options, **chosen), one, slice(None))
+            got = backend.blend(*p.args, **p.options)
+            torch.testing.assert_close(got, log_p, atol=2e-6, rtol=1e-6)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("junk", [NAN, INF, -INF])
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_bad_rows_leave_others_alone(backend: Backend, junk: float, power: float) -> None:
+    p, chosen = batch(backend, power), settings(ROWS, backend.device)
+    good = [0, 2, 3, 5]
+    want = backend.blend_sample(*p.args, **p.options, **chosen)
+    log_p = backend.blend(*p.args, **p.options)
+    p.logits[0][1] = junk
+    p.logits[1][4] = junk
+    got = backend.blend_sample(*p.args, **p.options, **chosen)
+    assert got.tokens.tolist() == [-1 if b in (1, 4) else want.tokens[b] for b in range(ROWS)]
+    assert_rows(BlendSample(*(x[good] for x in got)), want, good)  # type: ignore[index]
+    torch.testing.assert_close(backend.blend(*p.args, **p.options)[good], log_p[good])
+
+
+def test_again_is_the_same(backend: Backend) -> None:
+    """To the last bit, without touching torch's generator or the inputs."""
+    p, chosen = batch(backend), settings(ROWS, backend.device)
+    copies = [x.clone() for x in (*p.logits, *p.values, p.weights)]
+    state = torch.get_rng_state()
+    first = backend.blend_sample(*p.args, **p.options, **chosen)
+    again = backend.blend_sample(*p.args, **p.options, **chosen)
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(torch.get_rng_state(), state)
+    for x, copy in zip((*p.logits, *p.values, p.weights), copies, strict=True):
+        assert torch.equal(x, copy)
+
+
+def test_inputs_that_require_grad(backend: Backend) -> None:
+    """Nothing is differentiable, and nothing minds; nor does inference mode."""
+    p, chosen = batch(backend), settings(ROWS, backend.device)
+    want, log_p = (
+        backend.blend_sample(*p.args, **p.options, **chosen),
+        backend.blend(*p.args, **p.options),
+    )
+    with torch.inference_mode():
+        assert_rows(backend.blend_sample(*p.args, **p.options, **chosen), want, slice(None))
+        assert torch.equal(backend.blend(*p.args, **p.options), log_p)
+    for x in (*p.logits, *p.values, p.weights, p.value_weights):
+        x.requires_grad_()
+    got = backend.blend_sample(*p.args, **p.options, **chosen)
+    assert_rows(got, want, slice(None))
+    assert not any(x.requires_grad for x in got)
+    assert not backend.blend(*p.args, **p.options).requires_grad

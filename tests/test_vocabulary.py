@@ -1,0 +1,150 @@
+"""Whether models speak of the same tokens, by their tokenizers or else by their sizes."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+from crossfade import vocabulary
+from crossfade.blend import Model, ValueHead, as_blend
+from crossfade.vocabulary import check_vocabularies
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+WORDS = [f"w{i}" for i in range(60)]
+
+
+def lm(size: int = 64) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=size,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+        )
+    )
+
+
+def tokenizer(words=WORDS, **changed: int) -> PreTrainedTokenizerFast:
+    """Words with their places for ids, and those of `changed`."""
+    vocab = {w: i for i, w in enumerate(words)} | changed
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocab, unk_token="w0")))
+
+
+def test_without_tokenizers_the_smallest_model_counts():
+    """Models of one family are padded to different sizes; that ids mean the same is trusted."""
+    assert check_vocabularies(as_blend(lm(64))) == 64
+    assert check_vocabularies(Model(lm(64)) + Model(lm(72)) + ValueHead(lm(128))) == 64
+    assert check_vocabularies(Model(lm(64)) + ValueHead(lm(48))) == 48
+
+
+def test_padding_past_the_tokenizer_is_cut():
+    assert check_vocabularies(as_blend(lm(64)), tokenizer()) == 60
+    assert check_vocabularies(as_blend(Model(lm(64), tokenizer=tokenizer()))) == 60
+    assert check_vocabularies(Model(lm(64)) + Model(lm(72), tokenizer=tokenizer())) == 60
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model():
+    """Tokens without a column cannot be written: the model's size holds."""
+    assert check_vocabularies(as_blend(lm(48)), tokenizer()) == 48
+
+
+def test_ids_with_gaps_count_to_the_highest():
+    """len(tokenizer) would cut real tokens off."""
+    gaps = tokenizer(WORDS, extra=62)
+    assert len(gaps) == 61
+    assert check_vocabularies(as_blend(lm(64)), gaps) == 63
+
+
+def test_added_tokens_count():
+    one = tokenizer()
+    assert check_vocabularies(as_blend(lm(64)), one) == 60
+    one.add_tokens(["new"])
+    assert check_vocabularies(as_blend(lm(64)), one) == 61  # not what was read before
+
+
+def test_equal_tokenizers():
+    blend = Model(lm(), tokenizer=tokenizer()) - Model(lm(), tokenizer=tokenizer()) + Model(lm())
+    assert check_vocabularies(blend, tokenizer()) == 60
+
+
+def swapped() -> PreTrainedTokenizerFast:
+    return tokenizer([*WORDS[:7], WORDS[8], WORDS[7], *WORDS[9:]])
+
+
+def test_the_first_difference_is_named():
+    blend = Model(lm(), tokenizer=tokenizer(), name="a") + Model(
+        lm(), tokenizer=swapped(), name="b"
+    )
+    with pytest.raises(ValueError, match="token 7 is 'w7' for a and 'w8' for b"):
+        check_vocabularies(blend)
+
+
+def test_the_inputs_tokenizer_is_compared():
+    blend = Model(lm(), name="a") + Model(lm(), tokenizer=swapped(), name="b")
+    with pytest.raises(ValueError, match="token 7 is 'w7' for the inputs and 'w8' for b"):
+        check_vocabularies(blend, tokenizer())
+
+
+def test_values_are_compared():
+    blend = Model(lm(), tokenizer=tokenizer(), name="a") + ValueHead(
+        lm(), tokenizer=swapped(), name="q"
+    )
+    with pytest.raises(ValueError, match="'w7' for a and 'w8' for q"):
+        check_vocabularies(blend)
+
+
+def test_a_missing_token_is_a_difference():
+    short, long = tokenizer(WORDS[:50]), tokenizer()
+    blend = Model(lm(), tokenizer=short, name="a") + Model(lm(), tokenizer=long, name="b")
+    with pytest.raises(ValueError, match="token 50 is None for a and 'w50' for b"):
+        check_vocabularies(blend)
+
+
+def test_tokens_that_no_model_can_write_do_not_matter():
+    """A padding token added past the models' columns, as people do, harms nobody."""
+    extended = tokenizer()
+    extended.add_special_tokens({"pad_token": "[PAD]"})
+    blend = Model(lm(60), tokenizer=tokenizer()) + Model(lm(60), tokenizer=extended)
+    assert check_vocabularies(blend) == 60
+
+
+def test_reading_is_done_once(monkeypatch):
+    one, other = tokenizer(), tokenizer()
+    blend = Model(lm(), tokenizer=one) + Model(lm(), tokenizer=other)
+    reads = []
+    read = vocabulary._tokens
+    monkeypatch.setattr(vocabulary, "_tokens", lambda t: reads.append(t) or read(t))
+    for _ in range(3):
+        check_vocabularies(blend)
+    assert [id(t) for t in reads] in ([id(other), id(one)], [id(one), id(other)])
+
+
+def test_tokenizers_are_not_kept_alive():
+    one = tokenizer()
+    check_vocabularies(as_blend(lm()), one)
+    gone = weakref.ref(one)
+    del one
+    gc.collect()
+    assert gone() is None
+
+
+def test_bad_tokenizer():
+    with pytest.raises(TypeError, match="tokenizer is a str"):
+        check_vocabularies(as_blend(lm()), "gpt2")
+
+
+def test_no_size_at_all():
+    class Own(nn.Module):
+        config = object()
+
+        def forward(self, input_ids):
+            return input_ids
+
+    with pytest.raises(ValueError, match="config of own has no vocab_size"):
+        check_vocabularies(as_blend(Model(Own(), name="own")))
+    assert check_vocabularies(as_blend(Own()), tokenizer()) == 60
