@@ -35,7 +35,7 @@ struct Shared {
   Exchange exchange;
   RowBlend row;
   uint32_t bar;  // of the race
-  double min_p_gap;
+  double min_p_gap[2];  // of the support, of the blend: log(min_p) * temperature
   ThresholdMemory threshold;
 };
 static_assert(sizeof(Shared) <= 48 * 1024, "more takes an attribute of the kernel");
@@ -47,7 +47,7 @@ __device__ __forceinline__ Shared& shared_memory() {
 }
 #endif
 
-// What a sweep over the blend's scores finds out.
+// What one reading of a row's scores finds out.
 struct Totals {
   LogSum at_one, at_t;  // at temperature 1, and at the row's where that is another
   Best best;
@@ -56,33 +56,25 @@ struct Totals {
 };
 constexpr uint32_t kBad = 1, kListOverflows = 2;
 
-struct Drawn {
-  Best best;
-  uint64_t kept = 0;  // mass
-};
-
 struct FourSums {
   LogSum of[4];
 };
 
 // Step 1: the log-sum-exp of terms, of those without weight only for `all`.
-__device__ void sum_terms(Team& team, const Slice& slice, RowBlend& row, uint32_t terms,
-                          uint32_t vocab, bool all) {
+__device__ __forceinline__ void sum_terms(Team& team, const Slice& slice, RowBlend& row,
+                                          uint32_t terms, uint32_t vocab, bool all) {
   for (uint32_t n = 0; n < terms; n += 4) {
     FourSums sums;
     const auto wanted = [&](uint32_t k) { return k < terms && (all || row.term[k].weight != 0); };
     for (uint32_t round = 0; round < slice.rounds; ++round) {
       const uint32_t v = slice.begin + (round * blockDim.x + threadIdx.x) * kWidth;
       if (v >= slice.end) break;
-      Raw raw[4];
-#pragma unroll
-      for (uint32_t j = 0; j < 4; ++j)
-        if (wanted(n + j)) raw[j] = load(row.term[n + j], v, vocab);
 #pragma unroll
       for (uint32_t j = 0; j < 4; ++j) {
         if (!wanted(n + j)) continue;
+        const Input& in = row.term[n + j];
         Eight z;
-        unpack(row.term[n + j], raw[j], z);
+        unpack(in, load(in, v, vocab), z);
         float top = -INFINITY;
 #pragma unroll
         for (uint32_t i = 0; i < kWidth; ++i) {
@@ -107,25 +99,39 @@ __device__ void sum_terms(Team& team, const Slice& slice, RowBlend& row, uint32_
   __syncthreads();
 }
 
-// The score at which min-p cuts: s >= max + log(min_p) / inv_t in exact arithmetic.
-__device__ float min_p_threshold(float max, double gap) {
+// The lowest score that min-p keeps: s >= max + log(min_p) / inv_t.
+__device__ __forceinline__ float min_p_threshold(float max, double gap) {
+  if (gap == -INFINITY) return -INFINITY;
   const double least = static_cast<double>(max) + gap;
   const float rounded = static_cast<float>(least);
-  return static_cast<double>(rounded) < least ? nextafterf(rounded, INFINITY) : rounded;
+  return static_cast<double>(rounded) < least ? float_of_key(key_of(rounded) + 1) : rounded;
 }
 
-// A sweep for max, sums and the shortlist; `visit` sees every round too.
-template <class Scores, class Visit>
-__device__ Totals first_sweep(Team& team, const Slice& slice, Scores& scores, Shortlist* list,
-                              float inv_t, Visit visit) {
+// Reads the row once. `list` is filled where given. Tokens of at least `from` race where `race` is
+// given, or without noise where `greedy`.
+template <class Scores>
+__device__ __forceinline__ Totals read(Team& team, const Slice& slice, Scores& scores,
+                                       Shortlist* list, Race* race, bool greedy, float inv_t,
+                                       float from) {
   Totals mine;
-  sweep(slice, scores, [&](uint32_t round, uint32_t v, const Eight& s, float top) {
+  sweep(slice, scores, [&](uint32_t round, uint32_t v, Eight& s, float top) {
+    if (from > -INFINITY) {
+#pragma unroll
+      for (float& x : s) x = x >= from ? x : -INFINITY;
+      top = top >= from ? top : -INFINITY;
+    }
     mine.at_one.add(s, top);
     if (inv_t != 1) mine.at_t.add(s, top, inv_t);
     if (list) list->offer(round, v, s, top, mine.at_one.max);
-    visit(round, v, s, top, mine.best);
+    if (race) race->enter(v, s, top, round == 0);
+    if (greedy && top > mine.best.score) {  // the lowest id of a tie
+      mine.best = {top, 0, kNoToken};
+#pragma unroll
+      for (int i = kWidth - 1; i >= 0; --i) mine.best.token = s[i] == top ? v + i : mine.best.token;
+    }
   });
   if (list) mine.floor = list->floor();
+  if (race) mine.best = race->best;
   __syncthreads();  // the list is complete
   mine.flags = (scores.bad ? kBad : 0) | (list && list->overflows() ? kListOverflows : 0);
   return team.reduce(mine, [inv_t](const Totals& a, const Totals& b) {
@@ -139,61 +145,129 @@ __device__ Totals first_sweep(Team& team, const Slice& slice, Scores& scores, Sh
   });
 }
 
-// Step 2: the logit below which the support's term removes tokens.
-__device__ float find_support(Team& team, const Slice& slice, Shared& shared, const Support& support,
-                              uint32_t vocab) {
-  ThresholdMemory& m = shared.threshold;
+// How a row's token is drawn.
+struct Settings {
+  bool race = false, greedy = false, bad = false;
   Cut cut;
-  cut.top_k = support.top_k;
-  cut.top_p = support.top_p;
-  cut.min_p_gap = shared.min_p_gap;
-  TermScores scores{shared.row.support, vocab};
-  Shortlist list(team, m, cut);
-  const Totals z = first_sweep(team, slice, scores, cut.top_k > 0 || cut.top_p < 1 ? &list : nullptr,
-                               1.0f, [](uint32_t, uint32_t, const Eight&, float, Best&) {});
-  if ((z.flags & kBad) || !z.at_one.finite()) return INFINITY;  // no distribution: no token is left
-  const float least = min_p_threshold(z.at_one.max, cut.min_p_gap);
-  if (cut.top_k == 0 && cut.top_p >= 1) return least;
-  const RowMass mass{z.at_one.max, 1.0f, 1.0f / z.at_one.sum};
-  if (!(z.flags & kListOverflows) && list.settle(team, z.floor, mass, least)) {
-    if (list.spares_all()) return -INFINITY;
-    float lowest = INFINITY;
-    list.for_each_kept(least, [&](uint32_t, float s) { lowest = fminf(lowest, s); });
-    struct Lowest {
-      float x = INFINITY;
-    };
-    return team.reduce(Lowest{lowest}, [](Lowest a, Lowest b) { return Lowest{fminf(a.x, b.x)}; }).x;
-  }
-  return threshold(team, slice, scores, m, mass, cut, least);
-}
+  float temperature = 1, min_p = 0;
+  Noise noise{};
+};
 
-// Steps 1 and 2. Returns false for a bad row; the same in all threads.
+struct Drawn {
+  Best best;
+  uint64_t kept = 0;  // mass
+};
+
+// What is known of a row in the end.
+struct Result {
+  bool good = false;
+  float max, log_sum;   // of the blend: log pi = s - max - log_sum
+  Best best;
+  float log_kept;       // log of the sum of exp((s - max) / temperature) over the tokens that stay
+};
+
+// Steps 1 to 4 for one row. The same in all threads of the team.
 template <bool kPower>
-__device__ bool prepare(Team& team, const Slice& slice, Shared& shared, const Blend& blend,
-                        int64_t row, bool all_terms) {
+__device__ __forceinline__ Result read_row(Team& team, const Slice& slice, Shared& shared,
+                                           const Blend& blend, int64_t row, bool all_terms,
+                                           Settings own) {
   const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
+  ThresholdMemory& m = shared.threshold;
   if (warp_id() == 0) shared.row.set_up(blend, row);
-  if (threadIdx.x == 32 % blockDim.x) shared.min_p_gap = log(static_cast<double>(blend.support.min_p));
-  Shortlist::clear(shared.threshold);
+  if (threadIdx.x == blockDim.x - 1) {  // double logarithms are slow on most GPUs: by one thread
+    if (blend.support.min_p > 0)
+      shared.min_p_gap[0] = log(static_cast<double>(blend.support.min_p));
+    if (own.min_p > 0)
+      shared.min_p_gap[1] = own.temperature * log(static_cast<double>(own.min_p));
+  }
+  if (threadIdx.x == 0) {
+    shared.bar = key_of(-INFINITY);
+    m.listed = m.pulled = m.owned = 0;
+  }
   __syncthreads();
-  bool bad = shared.row.bad;
+  Result result;
+  if (shared.row.bad || own.bad) return result;
+  if (own.min_p > 0) own.cut.min_p_gap = shared.min_p_gap[1];
+
   if (kPower || all_terms) sum_terms(team, slice, shared.row, blend.terms, vocab, all_terms);
   if (kPower) {
     for (uint32_t n = 0; n < shared.row.means; ++n)
-      bad |= !shared.row.term_sum[shared.row.weighted[n].term].finite();
+      if (!shared.row.term_sum[shared.row.weighted[n].term].finite()) return result;
   }
-  if (!bad && shared.row.has_support) {
-    const float threshold = find_support(team, slice, shared, blend.support, vocab);
-    team.sync();  // no member still reads another's lists
-    if (threadIdx.x == 0) shared.row.support_threshold = threshold;
-    Shortlist::clear(shared.threshold);
+
+  enum { kSupport, kBlend, kRest } step = kBlend;
+  if (shared.row.has_support) {
+    step = kSupport;
+    __syncthreads();
+    if (threadIdx.x == 0) shared.row.set_up_support();
     __syncthreads();
   }
-  return !bad;
+  BlendScores<kPower> scores{shared.row, vocab, blend.power};
+  Race race(own.noise, own.cut.inv_t, &shared.bar);
+  float from = -INFINITY;
+  for (;;) {
+    Cut cut = own.cut;
+    if (step == kSupport) {
+      cut = {blend.support.top_k, blend.support.top_p, 1.0f,
+             blend.support.min_p > 0 ? shared.min_p_gap[0] : -INFINITY};
+    }
+    const bool cuts = step != kRest && cut.any();
+    Shortlist list(team, m, cut);
+    const Totals totals =
+        read(team, slice, scores, cuts ? &list : nullptr,
+             own.race && step != kSupport && !cuts ? &race : nullptr, own.greedy, cut.inv_t, from);
+    const LogSum& at_t = cut.inv_t != 1 ? totals.at_t : totals.at_one;
+    const bool good = !(totals.flags & kBad) && totals.at_one.finite();
+    if (step != kRest) {
+      result.max = totals.at_one.max;
+      result.log_sum = totals.at_one.log_sum();
+    }
+    result.best = totals.best;
+    result.log_kept = at_t.log_sum();
+    if (!good || (step != kSupport && !cuts)) {
+      result.good = good;
+      return result;
+    }
+
+    const RowMass mass{result.max, cut.inv_t, 1 / at_t.sum};
+    const float least = min_p_threshold(result.max, cut.min_p_gap);
+    const bool settled = cuts && !(totals.flags & kListOverflows) &&
+                         list.settle(team, totals.floor, mass, least);
+    if (settled && step == kBlend) {
+      Drawn drawn;
+      list.for_each_kept(least, [&](uint32_t token, float s) {
+        race.enter(token, s);
+        drawn.kept += mass.of(s);
+      });
+      drawn.best = race.best;
+      drawn = team.reduce(drawn, [&](const Drawn& a, const Drawn& b) {
+        return Drawn{Best::merge(a.best, b.best, cut.inv_t), a.kept + b.kept};
+      });
+      result.good = true;
+      result.best = drawn.best;
+      result.log_kept += logf(static_cast<float>(drawn.kept) * static_cast<float>(1 / kWholeMass));
+      return result;
+    }
+    from = settled ? list.lowest_kept(team, least)
+                   : threshold(team, slice, scores, m, mass, cut, least);
+    if (step == kBlend) {
+      step = kRest;
+      continue;
+    }
+    team.sync();  // no member still reads another's lists
+    if (warp_id() == 0) shared.row.set_up(blend, row);
+    if (threadIdx.x == 0) {
+      shared.row.support_threshold = from;
+      m.listed = m.pulled = m.owned = 0;
+    }
+    __syncthreads();
+    step = kBlend;
+    from = -INFINITY;
+  }
 }
 
 template <class T>
-__device__ T setting(const PerRow<T>& setting, int64_t row) {
+__device__ __forceinline__ T setting(const PerRow<T>& setting, int64_t row) {
   return setting.rows ? setting.rows[row] : setting.all;
 }
 
@@ -203,102 +277,41 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   Shared& shared = shared_memory();
   Team team(shared.exchange);
   const int64_t row = blockIdx.x / team.size();
-  const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
-  const Slice slice(team, vocab);
+  const Slice slice(team, static_cast<uint32_t>(blend.vocab));
 
-  Cut cut;
-  Noise noise{};
-  float temperature = 1, min_p = 0;
-  bool good = true;
+  Settings own;
+  own.race = out.sample;
+  own.greedy = !out.sample;
   if (out.sample) {
-    temperature = setting(out.temperature, row);
-    min_p = setting(out.min_p, row);
-    cut.top_k = setting(out.top_k, row);
-    cut.top_p = setting(out.top_p, row);
-    cut.inv_t = fminf(1 / temperature, FLT_MAX);
-    noise = {static_cast<uint64_t>(setting(out.seed, row)),
-             static_cast<uint64_t>(setting(out.stream, row)),
-             static_cast<uint32_t>(setting(out.step, row))};
-    good = temperature > 0 && temperature < INFINITY && cut.top_k >= 0 && cut.top_p >= 0 &&
-           cut.top_p <= 1 && min_p >= 0 && min_p <= 1;
+    own.temperature = setting(out.temperature, row);
+    own.min_p = setting(out.min_p, row);
+    own.cut.top_k = setting(out.top_k, row);
+    own.cut.top_p = setting(out.top_p, row);
+    own.cut.inv_t = fminf(1 / own.temperature, FLT_MAX);
+    own.noise = {static_cast<uint64_t>(setting(out.seed, row)),
+                 static_cast<uint64_t>(setting(out.stream, row)),
+                 static_cast<uint32_t>(setting(out.step, row))};
+    own.bad = !(own.temperature > 0 && own.temperature < INFINITY && own.cut.top_k >= 0 &&
+                own.cut.top_p >= 0 && own.cut.top_p <= 1 && own.min_p >= 0 && own.min_p <= 1);
   }
-  if (threadIdx.x == 0) shared.bar = key_of(-INFINITY);
-  good &= prepare<kPower>(team, slice, shared, blend, row, out.term_logprobs != nullptr);
+  const bool all_terms = out.term_logprobs != nullptr;
+  const float inv_t = own.cut.inv_t;
+  const Result r = read_row<kPower>(team, slice, shared, blend, row, all_terms, own);
 
-  Totals totals;
-  Drawn drawn;
-  float log_kept = 0;
-  if (good) {
-    if (min_p > 0) {  // double arithmetic is slow on most GPUs: by one thread
-      if (threadIdx.x == 0) shared.min_p_gap = temperature * log(static_cast<double>(min_p));
-      __syncthreads();
-      cut.min_p_gap = shared.min_p_gap;
-    }
-    BlendScores<kPower> scores{shared.row, vocab, blend.power};
-    Race race(noise, cut.inv_t, &shared.bar);
-    Shortlist list(team, shared.threshold, cut);
-    const bool truncated = cut.any();
-    totals = first_sweep(
-        team, slice, scores, truncated ? &list : nullptr, cut.inv_t,
-        [&](uint32_t round, uint32_t v, const Eight& s, float top, Best& best) {
-          if (truncated) return;
-          if (out.sample) {
-            race.enter(v, s, top, round == 0);
-            best = race.best;
-          } else if (top > best.score) {  // greedy: the lowest id of a tie
-            best = {top, 0, kNoToken};
-#pragma unroll
-            for (int i = kWidth - 1; i >= 0; --i) best.token = s[i] == top ? v + i : best.token;
-          }
-        });
-    good = !(totals.flags & kBad) && totals.at_one.finite();
-    drawn.best = totals.best;
-    if (good && truncated) {
-      const float max = totals.at_one.max;
-      const float sum = cut.inv_t != 1 ? totals.at_t.sum : totals.at_one.sum;
-      const RowMass mass{max, cut.inv_t, 1 / sum};
-      const float least = min_p > 0 ? min_p_threshold(max, cut.min_p_gap) : -INFINITY;
-      uint64_t kept = 0;
-      if (!(totals.flags & kListOverflows) && list.settle(team, totals.floor, mass, least)) {
-        list.for_each_kept(least, [&](uint32_t token, float s) {
-          race.enter(token, s);
-          kept += mass.of(s);
-        });
-      } else {
-        const float from = threshold(team, slice, scores, shared.threshold, mass, cut, least);
-        sweep(slice, scores, [&](uint32_t round, uint32_t v, const Eight& s, float top) {
-          Eight left;
-#pragma unroll
-          for (uint32_t i = 0; i < kWidth; ++i) {
-            const bool stays = s[i] >= from && s[i] > -INFINITY;
-            left[i] = stays ? s[i] : -INFINITY;
-            if (stays) kept += mass.of(s[i]);
-          }
-          race.enter(v, left, top >= from ? top : -INFINITY, round == 0);
-        });
-      }
-      drawn = team.reduce(Drawn{race.best, kept}, [&](const Drawn& a, const Drawn& b) {
-        return Drawn{Best::merge(a.best, b.best, cut.inv_t), a.kept + b.kept};
-      });
-      log_kept = logf(static_cast<float>(drawn.kept) * static_cast<float>(1 / kWholeMass));
-    }
-  }
-
-  if (team.rank() == 0 && threadIdx.x < 32) {  // a lane a term
-    const float below = drawn.best.score - totals.at_one.max;
+  if (team.rank() == 0) {
+    const uint32_t token = r.best.token;
+    const float below = r.best.score - r.max;
     if (threadIdx.x == 0) {
-      const float log_sum = totals.at_one.log_sum();
-      const float log_sum_t = cut.inv_t != 1 ? totals.at_t.log_sum() : log_sum;
-      out.tokens[row] = good ? static_cast<int64_t>(drawn.best.token) : -1;
-      out.logprobs[row] = good ? below - log_sum : NAN;
-      out.sampled_logprobs[row] =
-          !good ? NAN : out.sample ? below * cut.inv_t - log_sum_t - log_kept : 0;
+      out.tokens[row] = r.good ? static_cast<int64_t>(token) : -1;
+      out.logprobs[row] = r.good ? below - r.log_sum : NAN;
+      const float sampled = out.sample ? below * inv_t - r.log_kept : 0.0f;
+      out.sampled_logprobs[row] = r.good ? sampled : NAN;
     }
-    if (out.term_logprobs && threadIdx.x < blend.terms) {
+    if (all_terms && threadIdx.x < blend.terms) {
       const LogSum& z = shared.row.term_sum[threadIdx.x];
       float log_p = NAN;
-      if (good && z.finite())
-        log_p = (number_at(shared.row.term[threadIdx.x], drawn.best.token) - z.max) - z.log_sum();
+      if (r.good && z.finite())
+        log_p = (number_at(shared.row.term[threadIdx.x], token) - z.max) - z.log_sum();
       out.term_logprobs[row * blend.terms + threadIdx.x] = log_p;
     }
   }
@@ -313,30 +326,23 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int64_t row = blockIdx.x / team.size();
   const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
   const Slice slice(team, vocab);
-  bool good = prepare<kPower>(team, slice, shared, blend, row, false);
-  BlendScores<kPower> scores{shared.row, vocab, blend.power};
-  Totals totals;
-  if (good) {
-    totals = first_sweep(team, slice, scores, nullptr, 1.0f,
-                         [](uint32_t, uint32_t, const Eight&, float, Best&) {});
-    good = !(totals.flags & kBad) && totals.at_one.finite();
-  }
-  const float max = totals.at_one.max, log_sum = totals.at_one.log_sum();
+  const Result r = read_row<kPower>(team, slice, shared, blend, row, false, Settings{});
+
   float* const to = out + row * blend.vocab;
   const bool aligned = reinterpret_cast<uintptr_t>(to) % 16 == 0;
-  sweep(slice, scores, [&](uint32_t, uint32_t v, const Eight& s, float) {
+  BlendScores<kPower> scores{shared.row, vocab, blend.power};
+  sweep(slice, scores, [&](uint32_t, uint32_t v, Eight& s, float) {
     if (v >= slice.end) return;
-    Eight log_p;
 #pragma unroll
-    for (uint32_t i = 0; i < kWidth; ++i) log_p[i] = good ? (s[i] - max) - log_sum : NAN;
+    for (float& x : s) x = r.good ? (x - r.max) - r.log_sum : NAN;
     if (aligned && v + kWidth <= vocab) {
-      reinterpret_cast<float4*>(to + v)[0] = {log_p[0], log_p[1], log_p[2], log_p[3]};
-      reinterpret_cast<float4*>(to + v)[1] = {log_p[4], log_p[5], log_p[6], log_p[7]};
+      reinterpret_cast<float4*>(to + v)[0] = {s[0], s[1], s[2], s[3]};
+      reinterpret_cast<float4*>(to + v)[1] = {s[4], s[5], s[6], s[7]};
       return;
     }
 #pragma unroll
     for (uint32_t i = 0; i < kWidth; ++i)
-      if (v + i < vocab) to[v + i] = log_p[i];
+      if (v + i < vocab) to[v + i] = s[i];
   });
   team.sync();
 }

@@ -27,6 +27,7 @@ struct alignas(16) Input {
   bool aligned;  // to 16 bytes: eight tokens are one or two vector loads
 
   __device__ bool wide() const { return dtype == static_cast<uint8_t>(DType::f32); }
+  __device__ bool narrow() const { return !wide() && aligned; }
 };
 
 __device__ __forceinline__ Input input_of(const Matrix& m, int64_t row, float weight, int term) {
@@ -41,6 +42,11 @@ __device__ __forceinline__ Input input_of(const Matrix& m, int64_t row, float we
 struct Raw {
   uint4 a, b;
 };
+
+// Of a narrow input, before the last tokens.
+__device__ __forceinline__ uint4 load_narrow(const Input& in, uint32_t v) {
+  return __ldg(static_cast<const uint4*>(in.row) + v / kWidth);
+}
 
 // Reads past the last token give the last one.
 __device__ __forceinline__ Raw load(const Input& in, uint32_t v, uint32_t vocab) {
@@ -70,22 +76,22 @@ __device__ __forceinline__ float from_f16(uint32_t bits) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
-__device__ __forceinline__ void unpack(const Input& in, const Raw& raw, Eight& x) {
-  const uint32_t a[4] = {raw.a.x, raw.a.y, raw.a.z, raw.a.w};
-  const uint32_t b[4] = {raw.b.x, raw.b.y, raw.b.z, raw.b.w};
+__device__ __forceinline__ void unpack(const Input& in, const uint4& raw, Eight& x) {
+  const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
+  const bool bf16 = in.dtype == static_cast<uint8_t>(DType::bf16);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if (in.wide()) {
-      x[i] = float_of(a[i]);
-      x[i + 4] = float_of(b[i]);
-    } else if (in.dtype == static_cast<uint8_t>(DType::bf16)) {
-      x[2 * i] = float_of(a[i] << 16);
-      x[2 * i + 1] = float_of(a[i] & 0xFFFF0000u);
-    } else {
-      x[2 * i] = from_f16(a[i] & 0xFFFFu);
-      x[2 * i + 1] = from_f16(a[i] >> 16);
-    }
+    x[2 * i] = bf16 ? float_of(pairs[i] << 16) : from_f16(pairs[i] & 0xFFFFu);
+    x[2 * i + 1] = bf16 ? float_of(pairs[i] & 0xFFFF0000u) : from_f16(pairs[i] >> 16);
   }
+}
+
+__device__ __forceinline__ void unpack(const Input& in, const Raw& raw, Eight& x) {
+  if (!in.wide()) return unpack(in, raw.a, x);
+  const uint32_t words[kWidth] = {raw.a.x, raw.a.y, raw.a.z, raw.a.w,
+                                  raw.b.x, raw.b.y, raw.b.z, raw.b.w};
+#pragma unroll
+  for (uint32_t i = 0; i < kWidth; ++i) x[i] = float_of(words[i]);
 }
 
 __device__ __forceinline__ float number_at(const Input& in, uint32_t v) {
@@ -131,6 +137,7 @@ struct RowBlend {
   Input weighted[2 * kMaxTerms];    // what has weight: first the terms of a power mean, then sums
   LogSum term_sum[kMaxTerms];       // where asked for, or for a power mean
   uint32_t means, inputs;
+  bool narrow;                      // inputs are 16 bits a number and aligned: the fast path
   const uint8_t* mask;
   bool mask_aligned, has_support, bad;
   Input support;
@@ -159,7 +166,9 @@ struct RowBlend {
       if (mean) in.weight = logf(w);
       weighted[__popc(used & ((1u << lane) - 1))] = in;
     }
+    const bool all_narrow = __ballot_sync(kAllLanes, w != 0 && !in.narrow()) == 0;
     if (lane == 0) {
+      narrow = all_narrow;
       means = b.power != 0 ? __popc(used & 0xFFFFu) : 0;
       inputs = __popc(used);
       mask = b.mask ? b.mask + row * b.mask_stride : nullptr;
@@ -168,6 +177,16 @@ struct RowBlend {
       has_support = b.support.term >= 0;
       if (has_support) support = input_of(b.term[b.support.term], row, 1, b.support.term);
     }
+  }
+
+  // By one thread, after set_up: the blend of the support's term alone.
+  __device__ void set_up_support() {
+    weighted[0] = support;
+    means = 0;
+    inputs = 1;
+    narrow = support.narrow();
+    mask = nullptr;
+    has_support = false;
   }
 
   // One bit a token: what mask, support and the vocabulary leave of tokens v .. v + 7.
@@ -200,23 +219,6 @@ struct RowBlend {
   }
 };
 
-// The logits of one term alone, for its support. NaN and +inf make it no distribution.
-struct TermScores {
-  const Input& input;
-  const uint32_t vocab;
-  bool bad = false;
-
-  __device__ void operator()(uint32_t v, Eight& s) {
-    unpack(input, load(input, v, vocab), s);
-#pragma unroll
-    for (uint32_t i = 0; i < kWidth; ++i) {
-      const bool read = v + i < vocab;
-      bad |= read && !(s[i] < INFINITY);
-      s[i] = read && s[i] < INFINITY ? s[i] : -INFINITY;
-    }
-  }
-};
-
 // log (sum_k w_k p_k^r)^(1/r) of one token, a term at a time: log_power_mean of blend_math.h without
 // arrays, which would leave the registers.
 struct PowerMean {
@@ -243,27 +245,16 @@ struct BlendScores {
   bool bad = false;
 
   __device__ void operator()(uint32_t v, Eight& s) {
-    if (kPower) {
+    if (kPower && row.means > 0) {
       means(v, s);
     } else {
 #pragma unroll
       for (float& x : s) x = 0;
     }
-    constexpr uint32_t kLoads = 4;  // under way at once
-    for (uint32_t n = kPower ? row.means : 0; n < row.inputs; n += kLoads) {
-      Raw raw[kLoads];
-#pragma unroll
-      for (uint32_t j = 0; j < kLoads; ++j)
-        if (n + j < row.inputs) raw[j] = load(row.weighted[n + j], v, vocab);
-#pragma unroll
-      for (uint32_t j = 0; j < kLoads; ++j) {
-        if (n + j >= row.inputs) continue;
-        const Input& in = row.weighted[n + j];
-        Eight x;
-        unpack(in, raw[j], x);
-#pragma unroll
-        for (uint32_t i = 0; i < kWidth; ++i) s[i] = fmaf(in.weight, x[i], s[i]);
-      }
+    if (row.narrow && v + kWidth <= vocab) {
+      add<4>(s, [v](const Input& in) { return load_narrow(in, v); });
+    } else {
+      add<2>(s, [&](const Input& in) { return load(in, v, vocab); });
     }
 
     uint32_t left = row.allowed(v, vocab);
@@ -278,6 +269,26 @@ struct BlendScores {
   }
 
  private:
+  // Adds the weighted inputs, kLoads of them under way at once.
+  template <uint32_t kLoads, class Load>
+  __device__ __forceinline__ void add(Eight& s, Load load) const {
+    for (uint32_t n = kPower ? row.means : 0; n < row.inputs; n += kLoads) {
+      decltype(load(row.weighted[n])) raw[kLoads];
+#pragma unroll
+      for (uint32_t j = 0; j < kLoads; ++j)
+        if (n + j < row.inputs) raw[j] = load(row.weighted[n + j]);
+#pragma unroll
+      for (uint32_t j = 0; j < kLoads; ++j) {
+        if (n + j >= row.inputs) continue;
+        const Input& in = row.weighted[n + j];
+        Eight x;
+        unpack(in, raw[j], x);
+#pragma unroll
+        for (uint32_t i = 0; i < kWidth; ++i) s[i] = fmaf(in.weight, x[i], s[i]);
+      }
+    }
+  }
+
   __device__ void means(uint32_t v, Eight& s) const {
     PowerMean mean[kWidth];
     for (uint32_t n = 0; n < row.means; ++n) {
@@ -309,7 +320,7 @@ struct BlendScores {
 
   __device__ bool removed(uint32_t v) const {
     bool massless = false;  // p^r of a -inf: for r > 0 it takes all terms, for r < 0 one
-    if (kPower) {
+    if (kPower && row.means > 0) {
       PowerMean mean;
       for (uint32_t n = 0; n < row.means; ++n) {
         const Input& in = row.weighted[n];

@@ -70,10 +70,6 @@ class Shortlist {
     enough_ = cut.top_k > 0 && cut.top_k < most ? static_cast<uint32_t>(cut.top_k) : most;
   }
 
-  __device__ static void clear(ThresholdMemory& memory) {  // a barrier must follow
-    if (threadIdx.x == 0) memory.listed = memory.pulled = memory.owned = 0;
-  }
-
   // Called by all threads of the block in every round of a sweep; thread_max is over the sweep so far.
   __device__ void offer(uint32_t round, uint32_t v, const Eight& s, float top, float thread_max) {
     if ((round & (round + 1)) == 0) raise_floor(thread_max);  // rounds 0, 1, 3, 7 ...
@@ -115,11 +111,6 @@ class Shortlist {
     return floor <= least;
   }
 
-  // Whether, once settled, not even a token of -inf is cut.
-  __device__ bool spares_all() const {
-    return m_.pulled < cut_.top_k && cut_.top_p >= 1 && cut_.min_p_gap == -INFINITY;
-  }
-
   // Calls visit(token, score) for the listed tokens that stay, each in one thread of the team.
   template <class Visit>
   __device__ void for_each_kept(float least, Visit visit) const {
@@ -130,6 +121,20 @@ class Shortlist {
       const uint32_t e = m_.own[i];
       if (above != kBeyondK && inside && m_.score[e] >= least) visit(m_.token[e], m_.score[e]);
     }
+  }
+
+  // The lowest score that stays; -inf where nothing is cut.
+  __device__ float lowest_kept(Team& team, float least) const {
+    struct Lowest {
+      float score = INFINITY;
+    } lowest;
+    for_each_kept(least, [&](uint32_t, float s) { lowest.score = fminf(lowest.score, s); });
+    lowest = team.reduce(lowest, [](const Lowest& a, const Lowest& b) {
+      return Lowest{fminf(a.score, b.score)};
+    });
+    const bool k_spares_all = cut_.top_k == 0 || m_.pulled < cut_.top_k;
+    const bool spares_all = k_spares_all && cut_.top_p >= 1 && cut_.min_p_gap == -INFINITY;
+    return spares_all ? -INFINITY : lowest.score;
   }
 
  private:
@@ -208,10 +213,11 @@ class Shortlist {
 };
 
 // The largest score x with W{s >= x} >= target, among scores of at least `least`; -inf if none. W
-// counts tokens (kMass false: target of them), or adds up mass (target as a part of all of it).
-template <bool kMass, class Scores>
-__device__ float radix_threshold(Team& team, const Slice& slice, Scores& scores, ThresholdMemory& m,
-                                 const RowMass& mass, float least, double target) {
+// counts tokens (target of them), or adds up their `mass` (target: a part of all of it).
+template <class Scores>
+__device__ float radix_threshold(const Team& team, const Slice& slice, Scores& scores,
+                                 ThresholdMemory& m, const RowMass* mass, float least,
+                                 double target) {
   RadixSearch search(target);
   while (!search.done()) {
     team.sync();  // no member still reads the last histogram
@@ -221,16 +227,16 @@ __device__ float radix_threshold(Team& team, const Slice& slice, Scores& scores,
       if (!(top >= least) || top == -INFINITY) return;
 #pragma unroll
       for (uint32_t i = 0; i < kWidth; ++i) {
-        const uint32_t key = key_of(s[i]);
+        const uint32_t key = key_of(s[i]), digit = search.digit(key);
         if (!(s[i] >= least) || s[i] == -INFINITY || !search.in_play(key)) continue;
-        const uint64_t w = kMass ? mass.of(s[i]) : 1;
-        atomicAdd(&m.low[search.digit(key)], static_cast<uint32_t>(w & 0xFFFu));
-        if (kMass) atomicAdd(&m.high[search.digit(key)], static_cast<uint32_t>(w >> 12));
+        const uint64_t w = mass ? mass->of(s[i]) : 1;
+        atomicAdd(&m.low[digit], static_cast<uint32_t>(w & 0xFFFu));
+        if (mass) atomicAdd(&m.high[digit], static_cast<uint32_t>(w >> 12));
       }
     });
     team.sync();
 
-    // Digits from the top, kPer a thread: where does their running sum reach the target?
+    // Digits from the top, `per` a thread: where does their running sum reach the target?
     const uint32_t bins = 1u << search.bits(), per = (bins + blockDim.x - 1) / blockDim.x;
     const uint32_t first = threadIdx.x * per;
     const auto bin = [&](uint32_t i) {
@@ -257,17 +263,16 @@ __device__ float radix_threshold(Team& team, const Slice& slice, Scores& scores,
       total += m.warp_total[w];
     }
     if (search.round == 0) {
-      if (total == 0 || (!kMass && static_cast<double>(total) < target)) return -INFINITY;
-      if (kMass) search.target = fmax(1.0, target * static_cast<double>(total));
+      if (total == 0 || (!mass && static_cast<double>(total) < target)) return -INFINITY;
+      if (mass) search.target = fmax(1.0, target * static_cast<double>(total));
     }
-    double over = search.above + static_cast<double>(before);
-    if (over < search.target && over + static_cast<double>(own) >= search.target) {
+    const double short_by = search.target - search.above;
+    if (static_cast<double>(before) < short_by && static_cast<double>(before + own) >= short_by) {
       uint32_t i = first;
-      uint64_t sum = before;
-      for (;; ++i) {
-        const uint64_t here = bin(i);
-        if (search.above + static_cast<double>(sum + here) >= search.target) break;
+      uint64_t sum = before, here = bin(i);
+      while (static_cast<double>(sum + here) < short_by) {
         sum += here;
+        here = bin(++i);
       }
       m.digit = bins - 1 - i;
       m.over = sum;
@@ -278,17 +283,19 @@ __device__ float radix_threshold(Team& team, const Slice& slice, Scores& scores,
   return float_of_key(search.threshold());
 }
 
-// The same threshold as the lists', from the inputs.
-template <class Scores>
-__device__ float threshold(Team& team, const Slice& slice, Scores& scores, ThresholdMemory& m,
-                           const RowMass& mass, const Cut& cut, float least) {
-  float kth = -INFINITY;
-  if (cut.top_k > 0)
-    kth = radix_threshold<false>(team, slice, scores, m, mass, kth, static_cast<double>(cut.top_k));
-  float pth = kth;
-  if (cut.top_p < 1)
-    pth = radix_threshold<true>(team, slice, scores, m, mass, kth, static_cast<double>(cut.top_p));
-  return fmaxf(fmaxf(kth, pth), least);
+// The threshold that the lists do not give. Not inlined, for the sake of the registers of the rest.
+template <bool kPower>
+__device__ __noinline__ float threshold(const Team team, const Slice slice,
+                                        BlendScores<kPower> scores, ThresholdMemory& m,
+                                        const RowMass mass, const Cut cut, float least) {
+  float cutoff = -INFINITY;
+  for (int nucleus = 0; nucleus < 2; ++nucleus) {
+    if (nucleus ? cut.top_p >= 1 : cut.top_k == 0) continue;
+    const double target = nucleus ? cut.top_p : static_cast<double>(cut.top_k);
+    const RowMass* weigh = nucleus ? &mass : nullptr;
+    cutoff = fmaxf(cutoff, radix_threshold(team, slice, scores, m, weigh, cutoff, target));
+  }
+  return fmaxf(cutoff, least);
 }
 
 }  // namespace cuda

@@ -113,7 +113,8 @@ def run_generate(
             step = count(1)
 
             def show(step: Iterator[int] = step) -> None:
-                bar.set_postfix(token=next(step))
+                bar.set_postfix(token=next(step), refresh=False)
+                bar.update(0)  # shows it, if the last time was not just now
 
             out: Any = generate(
                 blend,

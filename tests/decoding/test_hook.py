@@ -128,6 +128,10 @@ def test_refuses_what_only_the_caller_knows(
     hook: dict[str, Any] = {"custom_generate": cf.decode, "blend": blend, "max_new_tokens": 2}
     with pytest.raises(ValueError, match="no term of the blend"):
         make("llama", 8).generate(**batch, **hook)
+    with pytest.raises(ValueError, match="attention_mask of request 1 is 0 after"):
+        base.generate(batch["input_ids"], attention_mask=batch["attention_mask"].flip(1), **hook)
+    with pytest.raises(ValueError, match="system of strict"):
+        base.generate(**batch, **{**hook, "blend": cf.Model(base, system="a", name="strict")})
     with pytest.raises(NotImplementedError, match="position_ids"):
         base.generate(**batch, **hook, position_ids=torch.arange(9).expand(4, 9) + 3)
     cache = DynamicCache(config=base.config)

@@ -150,6 +150,7 @@ def test_terms_with_prompts_of_their_own_lengths(
             "attention_mask of request 1",
         ),
         ({"input_ids": [[5], [7, 0]], "attention_mask": [[1], [1, 1]]}, ValueError, "rectangle"),
+        ({"input_ids": ["film"], "attention_mask": [[1]]}, ValueError, "attention_mask is set"),
         (TEXT, ValueError, "tokenizer is None for model0"),
         (CHAT, ValueError, "tokenizer is None for model0"),
         ([[5, 61]], ValueError, "row 0 has id 61 for model0"),

@@ -13,7 +13,7 @@ from ..terms import underlying
 from ..vocabulary import check_vocabularies
 from . import loop, settings
 from .generation import Seed, all_prompts, run, seeds_and_streams
-from .inputs import Prompts, Requests
+from .inputs import read_requests
 from .runner import Runner, positions_of
 
 
@@ -60,10 +60,9 @@ def decode(
             f"{blend}; call it on one that is"
         )
     settings.check_supported(generation_config)
-    prompts = _prompts(input_ids, model_kwargs)
     copies = generation_config.num_return_sequences
-    first = Prompts(prompts.ids[::copies], prompts.mask[::copies])  # copies of a request are equal
-    requests = Requests(list(first.unpadded()), first)
+    mask = _mask(input_ids, model_kwargs)
+    requests = read_requests(input_ids[::copies], mask[::copies])  # a request's copies are equal
     tokenizer = next((t.tokenizer for t in terms if t.tokenizer is not None), None)
     stated = generation_config._pad_token_tensor
     pad = 0 if stated is None else int(stated)
@@ -73,9 +72,8 @@ def decode(
     processors, sampling = settings.split_processors(logits_processor, sample)
     ends, limits = settings.split_criteria(stopping_criteria)
     seeds, streams = seeds_and_streams(seed, len(requests), copies, sample, runner.device)
-    every = all_prompts(blend, requests, tokenizer, pad)
     job = loop.Job(
-        prompts=[p.repeat(copies) for p in every],
+        prompts=[p.repeat(copies) for p in all_prompts(blend, requests, tokenizer, pad)],
         sampling=sampling,
         seeds=seeds,
         streams=streams,
@@ -92,19 +90,19 @@ def decode(
     return sequences
 
 
-def _prompts(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Prompts:
-    """The caller's prompts; refuses, by name, whatever else came with them."""
+def _mask(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+    """The prompts' attention mask; refuses, by name, whatever else came with them."""
     mask = model_kwargs.pop("attention_mask", None)
     mask = input_ids.new_ones(input_ids.shape) if mask is None else mask.ne(0).long()
     cache = model_kwargs.pop("past_key_values", None)
     if cache is not None and cache.get_seq_length() > 0:
         raise NotImplementedError("past_key_values is not supported: a blend has a cache a term")
     positions = model_kwargs.pop("position_ids", None)
-    if positions is not None and not positions.eq(positions_of(mask)).all():
+    if positions is not None and ((positions != positions_of(mask)) & mask.bool()).any():
         raise NotImplementedError("position_ids is not supported; they follow from attention_mask")
     for name in ("use_cache", "logits_to_keep"):  # Hugging Face's own
         model_kwargs.pop(name, None)
     for name, value in model_kwargs.items():
         if value is not None and value is not False:
             raise NotImplementedError(f"{name} is not supported with custom_generate=decode")
-    return Prompts(input_ids, mask)
+    return mask

@@ -90,6 +90,8 @@ def read_requests(
         raise ValueError("inputs is empty; it must have at least one request")
     items = [_request(f"inputs[{i}]", item) for i, item in enumerate(inputs)]
     if attention_mask is not None:
+        if not all(is_ids(item) for item in items):
+            raise ValueError("attention_mask is set, but inputs has texts or chats; it is for ids")
         return _padded(
             _rectangle("input_ids", items), _rectangle("attention_mask", attention_mask), pad, eos
         )
@@ -243,6 +245,10 @@ def _with_system(item: Request, system: str, term: str) -> Request:
             "or a chat, which the chat template joins it to"
         )
     if item[0]["role"] == "system":
+        if not isinstance(item[0]["content"], str):
+            raise NotImplementedError(
+                f"system of {term} cannot be joined to a system message that is no text"
+            )
         joined = f"{system}\n\n{item[0]['content']}"
         return [{"role": "system", "content": joined}, *item[1:]]
     return [{"role": "system", "content": system}, *item]

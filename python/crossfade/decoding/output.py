@@ -35,7 +35,7 @@ class Stats:
     peak_bytes: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Output:
     """Generated sequences. With `num_return_sequences` = n, the n rows of a request stay together.
 
@@ -76,7 +76,7 @@ class Output:
         return [row[:n] for row, n in zip(new, self.lengths.tolist(), strict=True)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """Log-probs of given responses under a blend.
 

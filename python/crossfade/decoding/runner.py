@@ -36,7 +36,7 @@ class TermModel:
         ):  # a module of the user's own that hands its arguments on
             self.accepts |= {"attention_mask", "position_ids"}
         self.device: torch.device = next(self.bare.parameters()).device
-        self.vocabulary: int = text_config(self.bare).vocab_size
+        self.vocabulary: int | None = getattr(text_config(self.bare), "vocab_size", None)
 
     def new_cache(self) -> DynamicCache:
         config = text_config(self.bare)
@@ -51,6 +51,8 @@ class TermModel:
 
     def check(self, prompts: Prompts) -> None:
         """Ids that the model has no embedding for, which a GPU would answer with an abort."""
+        if self.vocabulary is None:
+            return
         outside = (prompts.ids < 0) | (prompts.ids >= self.vocabulary)
         outside &= prompts.mask.bool()
         if outside.any():
@@ -158,7 +160,7 @@ class Runner:
         return self._gather([t.step(tokens) for t in self.terms])
 
     def _gather(self, logits: list[Tensor]) -> list[Tensor]:
-        return [z.to(logits[0].device) for z in logits]
+        return [z.to(self.device) for z in logits]
 
     def stats(self, read: int) -> tuple[ModelStats, ...]:
         """What each model did; `read`: tokens that all of them read after the prompts."""

@@ -13,6 +13,7 @@ from transformers.generation.stopping_criteria import MaxLengthCriteria, MaxTime
 
 from ..ops import check
 
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 # fields of GenerationConfig that decoding does what they say
 SUPPORTED = {
     *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings"),
@@ -51,13 +52,8 @@ INSTEAD = {
 }
 # arguments of model.generate that are no fields of GenerationConfig
 UNSUPPORTED_ARGUMENTS = {
-    *(
-        "assistant_model",
-        "assistant_tokenizer",
-        "synced_gpus",
-        "custom_generate",
-        "trust_remote_code",
-    ),
+    *("assistant_model", "assistant_tokenizer", "synced_gpus", "custom_generate"),
+    "trust_remote_code",
     *("negative_prompt_ids", "negative_prompt_attention_mask", "input_ids", "inputs_embeds"),
     *("past_key_values", "position_ids", "token_type_ids", "cache_position", "encoder_outputs"),
     *("decoder_input_ids", "decoder_attention_mask", "encoder_input_ids", "logits_to_keep"),
@@ -106,6 +102,10 @@ def resolve(
     if "top_k" not in arguments and all(getattr(s, "top_k", None) is None for s in sources):
         config.top_k = None
     check_supported(config)
+    for name in SAMPLING if config.do_sample else ():
+        if getattr(config, name) is not None:
+            value = check.setting(name, getattr(config, name), 1, torch.device("cpu"))
+            setattr(config, name, value if name == "top_k" else float(value))
     return config
 
 
@@ -125,12 +125,9 @@ def _check_numbers(asked: dict[str, Any]) -> None:
         _check_int(name, asked.get(name), 1)
     for name in ("min_new_tokens", "min_length", "no_repeat_ngram_size"):
         _check_int(name, asked.get(name), 0)
-    for name in ("temperature", "top_k", "top_p", "min_p"):
-        value = asked.get(name)
-        if isinstance(value, torch.Tensor):
+    for name in SAMPLING:
+        if isinstance(asked.get(name), torch.Tensor):
             raise TypeError(f"{name} is a tensor; it must be a number")
-        if value is not None and asked.get("do_sample"):
-            check.setting(name, value, 1, torch.device("cpu"))
     time = asked.get("max_time")
     if time is not None and (isinstance(time, bool) or not isinstance(time, (int, float))):
         raise TypeError(f"max_time is {time!r}; it must be a number of seconds")

@@ -152,8 +152,7 @@ def blend_tiles(
     SAMPLE: bool = False,
 ) -> Tiles:
     rows, device = logits[0].shape[0], logits[0].device
-    # Large tiles, unless there are too few of them to fill a GPU.
-    block, num_warps = (4096, 8) if rows * vocab >= 2**20 else (1024, 4)
+    block, num_warps = tile_size(rows, vocab)
     count = -(-vocab // block)
     tiles = Tiles(
         torch.empty(kernels.PLANES, rows, count, device=device),
@@ -205,6 +204,11 @@ def blend_tiles(
         num_warps=num_warps,
     )
     return tiles
+
+
+def tile_size(rows: int, vocab: int) -> tuple[int, int]:
+    """Tokens and warps of a tile: large ones, unless there are then too few to fill a GPU."""
+    return (4096, 8) if rows * vocab >= 2**20 else (1024, 4)
 
 
 def search_sizes(vocab: int) -> dict[str, int]:

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Proves the CUDA and Triton code on this machine's NVIDIA GPU; needs no network.
+#   bash bench/gpu_check.sh [build|ops|sanitizer|bench]     (no argument: build and ops)
+# Needs torch, triton, transformers, pybind11, scikit-build-core, cmake, ninja, pytest and nvcc in
+# place. Each stage ends within 8 minutes and adds what it found to bench/results/<gpu>.json.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+limit=480
+site=$PWD/build/gpu_check
+gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr 'A-Z ' 'a-z-' | tr -cd 'a-z0-9-')
+result=bench/results/$gpu.json
+export PYTHONPATH=$site PYTHONUNBUFFERED=1
+
+record() { python3 bench/record.py "$result" "$@"; }
+
+# stage NAME COMMAND...: runs it within the limit, keeps its log, records how it ended.
+stage() {
+  local name=$1 log=build/gpu_check_$1.log start=$SECONDS code=0
+  shift
+  mkdir -p build
+  timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$log" || code=$?
+  record "$name" --log "$log" --exit-code "$code" --seconds $((SECONDS - start))
+  return "$code"
+}
+
+build() {
+  rm -rf "$site"
+  CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=native" python3 -m pip install --no-index \
+    --no-build-isolation --no-deps --target "$site" --verbose .
+  python3 -m crossfade info
+}
+
+ops() { python3 -m pytest tests/ops -q -p no:cacheprovider; }
+
+# The caching allocator would hide reads past a tensor's end.
+sanitizer() {
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+  local tests=(python3 -m pytest tests/ops/test_bad_rows.py tests/ops/test_truncation.py -q -x
+    -p no:cacheprovider -k "native and cuda")
+  for tool in memcheck racecheck; do
+    timeout 230 compute-sanitizer --tool "$tool" --error-exitcode 9 "${tests[@]}"
+  done
+}
+
+bench() { python3 -m crossfade bench ops --output build/gpu_check_bench.json; }
+
+export -f build ops sanitizer bench
+export site result
+for name in "${@:-build ops}"; do
+  for one in $name; do
+    case $one in
+      build | ops | sanitizer | bench) stage "$one" bash -euo pipefail -c "$one" ;;
+      *) echo "unknown stage '$one'; it must be build, ops, sanitizer or bench" >&2; exit 2 ;;
+    esac
+  done
+done

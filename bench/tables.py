@@ -1,0 +1,67 @@
+"""README's tables, made from bench/results/. `--check` only says whether they are up to date."""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from crossfade import bench
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+
+def bench_section() -> Iterator[str]:
+    report = json.loads((RESULTS / "cpu.json").read_text())
+    hardware = report["hardware"]
+    yield from bench.table(report)
+    yield ""
+    yield (
+        f"{hardware['device']}, {hardware['threads']} threads, {hardware['isa']}; three terms; torch "
+        f"{report['versions']['torch']}; `{report['command']}`. One eager call on tiny inputs takes "
+        f"{report['eager_call_us']:.0f} µs."
+    )
+
+
+def demo_section() -> Iterator[str]:
+    report = json.loads((RESULTS / "demo.json").read_text())
+    yield "| w | reward (VADER) | perplexity (neutral) | distinct-2 | KL to neutral, nats a token |"
+    yield "|---|---|---|---|---|"
+    for p in report["positions"]:
+        yield (
+            f"| {p['weight']:+g} | {p['reward']:+.2f} ± {p['reward_interval']:.2f} | "
+            f"{p['perplexity']:.1f} | {p['distinct_2']:.2f} | {p['kl']:.2f} ± {p['kl_interval']:.2f} |"
+        )
+    yield ""
+    yield (
+        f"{len(report['positions'][0]['texts'])} texts a position, ± is a 95 % interval of the mean; "
+        "`crossfade demo --json`."
+    )
+
+
+def filled(readme: str) -> str:
+    """`readme` with each section between its markers made anew."""
+    for name, section in (("bench", bench_section), ("demo", demo_section)):
+        text = "\n".join(section())
+        readme, found = re.subn(
+            rf"(?s)<!--{name}-->.*?<!--/{name}-->",
+            lambda _, name=name, text=text: f"<!--{name}-->\n{text}\n<!--/{name}-->",
+            readme,
+        )
+        if found != 1:
+            sys.exit(f"README.md has {found} sections {name!r}; it must have one")
+    return readme
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    path = ROOT / "README.md"
+    old = path.read_text()
+    new = filled(old)
+    if args.check and new != old:
+        sys.exit("README.md is not what bench/results/ says: run python bench/tables.py")
+    path.write_text(new)

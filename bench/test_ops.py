@@ -1,0 +1,30 @@
+"""The ops under pytest-benchmark: pytest bench/test_ops.py --benchmark-group-by=param:case
+
+`crossfade bench ops` measures the same contenders in turns, which is what the tables are made of.
+"""
+
+import functools
+import itertools
+from dataclasses import astuple
+
+import pytest
+import torch
+from crossfade import bench
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+contenders = functools.lru_cache(maxsize=1)(bench.contenders)
+
+
+@pytest.mark.parametrize("contender", ["read", "ours", "torch chain"])
+@pytest.mark.parametrize(
+    "case", bench.cases(DEVICE, quick=False), ids=lambda c: "-".join(map(str, astuple(c)))
+)
+def test_blend_sample(benchmark, case, contender):
+    calls = itertools.cycle(contenders(case, DEVICE)[contender])
+
+    def call():
+        next(calls)()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark.pedantic(call, rounds=20, warmup_rounds=3)

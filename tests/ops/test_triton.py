@@ -1,0 +1,294 @@
+"""What is Triton's own: the kernels' parts in isolation, and that they compile for GPUs.
+
+The interpreter hides wrong types and recompilation; compiling needs no GPU, so it is tested
+everywhere: this file, run as a program, compiles what the launchers launch.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+import triton.language as tl  # noqa: E402
+from crossfade.kernels import blend_sample as kernels  # noqa: E402
+from crossfade.kernels import noise  # noqa: E402
+from crossfade.ops import Support, reference  # noqa: E402
+from crossfade.ops import triton as backend  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INF = float("inf")
+
+
+@triton.jit
+def apply_kernel(out, x, F: tl.constexpr, N: tl.constexpr):
+    at = tl.arange(0, N)
+    tl.store(out + at, F(tl.load(x + at)))
+
+
+def apply(function: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A kernel's elementwise part on [N]."""
+    size = 1 << (len(x) - 1).bit_length()
+    x = torch.cat([x, x[:1].expand(size - len(x))]).to(DEVICE)
+    out = torch.empty(size, dtype=dtype, device=DEVICE)
+    apply_kernel[1,](out, x, function, size)
+    return out.cpu()
+
+
+def words(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64).to(torch.uint32)
+
+
+# ---- Noise ---------------------------------------------------------------------------------------
+
+
+@triton.jit
+def philox_kernel(out, x):
+    zero = tl.zeros([1], tl.uint32)
+    c0, c1, c2, c3 = tl.load(x), tl.load(x + 1), tl.load(x + 2), tl.load(x + 3)
+    w0, w1, w2, w3 = noise.philox(
+        zero + c0, zero + c1, zero + c2, zero + c3, tl.load(x + 4), tl.load(x + 5)
+    )
+    one = tl.arange(0, 1)
+    tl.store(out + one, w0)
+    tl.store(out + 1 + one, w1)
+    tl.store(out + 2 + one, w2)
+    tl.store(out + 3 + one, w3)
+
+
+@pytest.mark.parametrize(
+    ("counter_and_key", "expected"),
+    [  # the known answers of Random123's philox4x32-10
+        ([0] * 6, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([0xFFFFFFFF] * 6, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344, 0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
+def test_philox_known_answers(counter_and_key, expected):
+    out = torch.empty(4, dtype=torch.uint32, device=DEVICE)
+    philox_kernel[1,](out, words(*counter_and_key).to(DEVICE))
+    assert out.tolist() == expected
+
+
+def test_gumbel_is_exact_at_both_ends():
+    """Near u = 1 the plain formula gives infinity, near u = 0 the other branch would lose digits."""
+    ends = [0, 1, 2, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 3, 2**32 - 2, 2**32 - 1]
+    h = torch.cat([torch.tensor(ends), torch.randint(0, 2**32, (2**12,))])
+    x = (h.double() + 0.5) / 2**32
+    e = torch.where(x <= 0.5, -x.log(), -torch.log1p(-(2**32 - 1 - h.double() + 0.5) / 2**32))
+    ours = apply(noise.gumbel, words(*h.tolist()), torch.float32)[: len(h)].double()
+    torch.testing.assert_close(ours, -e.log(), rtol=2e-7, atol=2e-7)
+    assert ours.max() == ours[8]
+    assert 22.87 < ours[8] < 22.88
+
+
+def test_gumbel_of_every_word_near_one_is_finite_and_ordered():
+    h = torch.arange(2**32 - 1024, 2**32)
+    ours = apply(noise.gumbel, words(*h.tolist()), torch.float32)
+    assert ours.isfinite().all()
+    assert (ours.diff() >= 0).all()
+
+
+def test_log1m_and_expm1_keep_relative_precision():
+    y = torch.cat([torch.logspace(-30, math.log10(0.5), 500), torch.tensor([0.0, 0.5])])
+    ours = apply(noise.log1m, y, torch.float32)[: len(y)].double()
+    torch.testing.assert_close(ours, torch.log1p(-y.double()), rtol=5e-7, atol=0.0)
+    x = -torch.cat([torch.logspace(-30, 2, 500), torch.tensor([0.0, INF])])
+    ours = apply(kernels.expm1_of_negative, x, torch.float32)[: len(x)].double()
+    torch.testing.assert_close(ours, torch.expm1(x.double()), rtol=5e-7, atol=0.0)
+
+
+# ---- Threshold -----------------------------------------------------------------------------------
+
+
+def test_keys_sort_as_floats_do_and_convert_back():
+    tiny = torch.finfo(torch.float32).smallest_normal
+    x = torch.tensor([-INF, -3e38, -1.0, -tiny, -0.0, 0.0, tiny, 1.0, 1.0000001, 3e38, INF])
+    keys = apply(kernels.key_of, x, torch.int32)[: len(x)]
+    assert ((keys.diff() > 0) == (x.diff() > 0)).all()  # zeros of both signs share a key
+    assert keys[0] == kernels.LOWEST_KEY.value
+    assert apply(kernels.float_of_key, keys, torch.float32)[: len(x)].tolist() == x.tolist()
+
+
+@triton.jit
+def truncation_kernel(
+    out, x, vocab, temperature, settings, BLOCKS: tl.constexpr, BLOCK: tl.constexpr
+):
+    top = tl.load(x)
+    k = tl.load(settings).to(tl.int32)
+    p, m = tl.load(settings + 1), tl.load(settings + 2)
+    t = tl.load(temperature)
+    tl.store(out, kernels.truncation(x, vocab, top, t, k, p, m, BLOCKS, BLOCK))
+
+
+GENERATOR = torch.Generator().manual_seed(0)
+NORMAL = 3 * torch.randn(1000, generator=GENERATOR)
+ROWS = {
+    "normal": NORMAL,
+    "bfloat16": NORMAL.bfloat16().float(),  # many ties
+    "integers": NORMAL.round(),
+    "equal": torch.full((77,), -2.5),
+    "one": torch.tensor([1.25]),
+    "huge": NORMAL * 1e4,
+    "spread": torch.logspace(-38, 38, 300) * torch.tensor([1.0, -1.0]).repeat(150),
+    "all digits": torch.arange(300, dtype=torch.int32).view(torch.float32) + 1.0,
+    "next to one": (torch.arange(300, dtype=torch.int32) + 0x3F800000).view(torch.float32),
+    "removed": torch.where(NORMAL > 1, NORMAL, -INF),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p"),
+    [(1, 1, 0), (50, 1, 0), (0, 0.9, 0), (0, 0, 0), (300, 0.3, 0), (0, 1, 0.05), (40, 0.95, 0.02)],
+)
+def test_threshold_keeps_what_a_sort_keeps(row, top_k, top_p, min_p):
+    x = ROWS[row].sort(descending=True).values  # the kernel takes the maximum from the first
+    temperature = 1.5
+    settings = torch.tensor([top_k, top_p, min_p], dtype=torch.float32)
+    out = torch.empty(1, device=DEVICE)
+    blocks = -(-len(x) // 256)
+    t = torch.tensor([temperature], device=DEVICE)
+    truncation_kernel[1,](out, x.to(DEVICE), len(x), t, settings.to(DEVICE), blocks, 256)
+    kept = (x >= out.cpu()) & (x > -INF)
+    one = [torch.tensor([s]) for s in (top_k, top_p, min_p)]
+    expected = reference.keep(x.double()[None] / temperature, *one)[0] & (x > -INF)
+    assert kept.sum() == expected.sum()
+    assert (kept == expected).all()
+
+
+# ---- Tiles ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[(1024, 4), (4096, 8)], ids=["small tiles", "large tiles"])
+def tiles(request, monkeypatch):
+    monkeypatch.setattr(backend, "tile_size", lambda rows, vocab: request.param)
+
+
+@pytest.mark.parametrize("vocab", [1, 1023, 1024, 1025, 4099])
+@pytest.mark.usefixtures("tiles")
+def test_results_do_not_depend_on_the_tiles(vocab):
+    """One tile, a full one, one with a single token in it: all agree with the reference."""
+    z = [torch.randn(2, vocab, generator=GENERATOR) for _ in range(2)]
+    on_device = [x.to(DEVICE) for x in z]
+    options = dict(seed=3, step=5, temperature=0.8, return_term_logprobs=True)
+    for settings in ({}, {"top_k": 7, "top_p": 0.8}, {"do_sample": False}):
+        ours = backend.blend_sample(on_device, (1.0, 0.5), **options, **settings)
+        truth = reference.blend_sample(z, (1.0, 0.5), **options, **settings)
+        for x, y in zip(ours, truth, strict=True):
+            torch.testing.assert_close(x.cpu(), y, rtol=0, atol=2e-5)
+    ours = backend.blend(on_device, (1.0, 0.5))
+    torch.testing.assert_close(ours.cpu(), reference.blend(z, (1.0, 0.5)), rtol=0, atol=2e-5)
+
+
+@pytest.mark.usefixtures("tiles")
+def test_greedy_ties_across_tiles_go_to_the_lowest_id():
+    z = torch.zeros(2, 5000)
+    z[0, [1700, 1701, 4999]] = 2.5
+    z[1, [4097, 4500]] = 2.5
+    greedy = backend.blend_sample([z.to(DEVICE)], (1.0,), do_sample=False, seed=0, step=0)
+    assert greedy.tokens.tolist() == [1700, 4097]
+
+
+@pytest.mark.usefixtures("tiles")
+def test_a_tile_without_a_token_left_is_passed_over():
+    """Its maximum is -inf: -inf - (-inf) must not reach the sums, nor noise the masked tokens."""
+    z = torch.zeros(1, 5000, device=DEVICE)
+    mask = torch.zeros(5000, dtype=torch.bool, device=DEVICE)
+    mask[4500] = True
+    for settings in ({}, {"top_k": 3}, {"top_p": 0.5}, {"do_sample": False}):
+        out = backend.blend_sample([z], (1.0,), mask=mask, seed=1, step=1, **settings)
+        assert [x.item() for x in out[:3]] == [4500, 0.0, 0.0]
+
+
+def test_small_powers_keep_their_digits():
+    """A plain log-sum-exp over r = 1e-4 would be off by some 1e-3."""
+    z = [torch.randn(2, 300, generator=GENERATOR) for _ in range(3)]
+    ours = backend.blend([x.to(DEVICE) for x in z], (0.2, 0.5, 0.3), power=1e-4)
+    truth = reference.blend(z, (0.2, 0.5, 0.3), power=1e-4)
+    torch.testing.assert_close(ours.cpu(), truth, rtol=0, atol=1e-5)
+
+
+# ---- Compiling -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_compiles_for_gpus_and_once_for_all_seeds(capability):
+    if "nvidia" not in triton.backends.backends:
+        pytest.skip("this Triton has no NVIDIA backend")
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, __file__, str(capability)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def compile_all(capability: int) -> None:
+    """Compiles what the launchers launch, without launching it."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import JITFunction
+
+    class Driver:
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", capability, 32)
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    compiled: list[str] = []
+    run = JITFunction.run
+
+    def compile_only(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        kernel = run(self, *args, **{**kwargs, "warmup": True})
+        assert ".f64" not in kernel.asm["ptx"], f"{self.__name__} computes in float64"
+        compiled.append(kernel.hash)
+        return kernel
+
+    triton.runtime.driver.set_active(Driver())
+    JITFunction.run = compile_only
+
+    rows, vocab = 3, 2100
+    z = [torch.zeros(rows, vocab, dtype=t) for t in (torch.float32, torch.bfloat16, torch.float16)]
+    floats, ints = torch.ones(rows), torch.ones(rows, dtype=torch.int64)
+    everything = dict(
+        values=z[:1],
+        value_weights=(1.0,),
+        mask=torch.ones(rows, vocab, dtype=torch.bool),
+        support=Support(top_k=5, top_p=0.5, min_p=0.1),
+        return_term_logprobs=True,
+    )
+    per_row = dict(temperature=floats, seed=ints, stream=ints, step=ints)
+    backend.blend_sample(z, (1.0, 1.0, -1.0), do_sample=False, seed=0, step=0)
+    backend.blend_sample(z, torch.ones(rows, 3), **per_row, **everything)
+    backend.blend_sample(
+        z, (0.5, 0.3, 0.2), top_k=ints, top_p=floats, min_p=floats, **per_row, **everything, power=1
+    )
+    backend.blend([x.expand(rows, -1) for x in z[1:2]], torch.ones(1), power=-1)
+
+    for settings in ({}, {"top_k": 5}):
+        variants = []
+        for seed, stream, step in (
+            (1, 0, 0),
+            (0, 1, 1),
+            (16, 2**31, 16),
+            (2**64 - 1,) * 2 + (2**32 - 1,),
+        ):
+            compiled.clear()
+            backend.blend_sample(z, (1, 1, 1), seed=seed, stream=stream, step=step, **settings)
+            variants.append(tuple(compiled))
+        assert len(set(variants)) == 1, "a seed, stream or step compiled another kernel"
+
+
+if __name__ == "__main__":
+    compile_all(int(sys.argv[1]))

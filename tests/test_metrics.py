@@ -1,0 +1,78 @@
+"""Figures about texts, against numbers worked out by hand and numpy."""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import numpy as np
+import pytest
+from crossfade import extras, metrics
+
+
+def test_sentiment_has_the_signs_that_a_reward_needs() -> None:
+    good, bad, plain = metrics.sentiment(
+        [
+            "A wonderful, brilliant film. I loved it!",
+            "Awful and boring. I hated it.",
+            "It is a film.",
+        ]
+    )
+    assert good > 0.7
+    assert bad < -0.6
+    assert plain == 0.0
+
+
+def test_sentiment_of_nothing_is_nothing() -> None:
+    assert metrics.sentiment([]) == []
+
+
+def test_distinct_counts_word_pairs_over_all_texts() -> None:
+    # a b, b a, a b | a b: two different pairs of four; case and spacing do not count
+    assert metrics.distinct_n(["a b  a B", "A b"], 2) == 0.5
+    assert metrics.distinct_n(["a a a"], 1) == pytest.approx(1 / 3)
+
+
+def test_distinct_does_not_join_texts() -> None:
+    assert metrics.distinct_n(["a b", "c d"], 2) == 1.0
+    assert math.isnan(metrics.distinct_n(["a", "", "b"], 2))
+
+
+def test_distinct_refuses_empty_grams() -> None:
+    with pytest.raises(ValueError, match="n is 0"):
+        metrics.distinct_n(["a"], 0)
+
+
+def test_mean_interval_is_the_normal_one() -> None:
+    values = np.random.default_rng(0).normal(2.0, 3.0, 50)
+    mean, half = metrics.mean_interval(values.tolist())
+    assert mean == pytest.approx(values.mean())
+    assert half == pytest.approx(1.96 * values.std(ddof=1) / math.sqrt(50))
+
+
+def test_mean_interval_of_one_and_of_none() -> None:
+    mean, half = metrics.mean_interval([2.0])
+    assert mean == 2.0
+    assert math.isnan(half)
+    with pytest.raises(ValueError, match="values is empty"):
+        metrics.mean_interval([])
+
+
+def test_perplexity_of_a_uniform_choice_is_its_size() -> None:
+    assert metrics.perplexity(3 * math.log(1 / 8), 3) == pytest.approx(8.0)
+    assert math.isnan(metrics.perplexity(0.0, 0))
+
+
+def test_a_missing_package_is_said_with_its_extra() -> None:
+    with pytest.raises(ImportError, match=r'pip install "crossfade\[demo\]"'):
+        extras.require("a_package_that_nobody_wrote", "demo")
+
+
+def test_a_broken_package_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the advice to install what is installed would send people in circles
+    def broken(name: str) -> None:
+        raise ImportError("no libfoo", name="libfoo")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(ImportError, match="no libfoo"):
+        extras.require("json", "demo")

