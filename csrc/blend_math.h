@@ -150,27 +150,55 @@ struct RadixSearch {
 
 // ---- Power mean ----------------------------------------------------------------------------------
 
-// log of (sum_k w_k p_k^r)^(1/r), r != 0, from log_p[k] = log p_k and log_w[k] = log w_k (-inf for
-// a term without weight). A token without mass in some term has none in the blend for r < 0.
+// e^x - 1 for x <= 0 to a few float32 steps: near 0, where the difference would lose its digits, by
+// a series for x / 4 and (1 + s)^2 - 1 = s (s + 2), twice.
 template <class F>
-CF_HD F log_power_mean(const F* log_p, const float* log_w, int terms, float r) {
-  const float none = -INFINITY;
-  F top = F{} + none;
-  for (int k = 0; k < terms; ++k) {
-    if (log_w[k] == none) continue;
-    const F a = log_p[k] * r + log_w[k];
-    top = a > top ? a : top;
-  }
-  F sum = F{};
-  for (int k = 0; k < terms; ++k) {
-    if (log_w[k] == none) continue;
-    const F a = log_p[k] * r + log_w[k];
-    sum += exp(a - top);
-  }
-  const F mean = (top + log(sum)) * (1.0f / r);
-  // top is -inf where every term is without mass (r > 0), +inf where one is (r < 0)
-  return top > none ? (top < -none ? mean : F{} + none) : F{} + none;
+CF_HD F expm1_of_negative(F x) {
+  const F y = x * 0.25f;
+  F s = y * (1.0f + y * (1.0f / 2 + y * (1.0f / 6 + y * (1.0f / 24 + y * (1.0f / 120 + y / 720.0f)))));
+  s = s * (s + 2.0f);
+  s = s * (s + 2.0f);
+  return x > -1.4f ? s : exp(x) - 1.0f;
 }
+
+// log (sum_k w_k p_k^r)^(1/r), r != 0, of weights with a sum of one, a term at a time. With a_k =
+// r log p_k and `ref` the log p_k of the largest a_k, it is
+//   ref + log1p(sum_k w_k expm1(a_k - r ref)) / r,
+// which stays right for small r, where a log-sum-exp's rounding would be divided by r.
+template <class F>
+struct PowerMean {
+  float r, weight = 0;
+  F most, least;  // log p_k: whether all terms, or any, leave the token without mass
+  F ref, excess{}, sum{};  // excess = sum_k w_k expm1(a_k - r ref), sum = sum_k w_k exp(a_k - r ref)
+
+  CF_HD explicit PowerMean(float r) : r(r) {}
+
+  CF_HD void add(F log_p, float w) {
+    const F p = log_p > -1e30f ? log_p : F{} - 1e30f;  // for the arithmetic only: see result()
+    if (weight == 0) {
+      most = least = log_p;
+      ref = p;
+      sum = F{} + w;
+    } else {
+      most = log_p > most ? log_p : most;
+      least = log_p < least ? log_p : least;
+      const F a = (p - ref) * r, d = a > 0.0f ? -a : a;
+      const F e = exp(d), m = expm1_of_negative(d);
+      excess = a > 0.0f ? excess * e + weight * m : excess + w * m;
+      sum = a > 0.0f ? sum * e + w : sum + w * e;
+      ref = a > 0.0f ? p : ref;
+    }
+    weight += w;
+  }
+
+  // A token without mass in all terms (r > 0) or in any (r < 0) has none in the blend.
+  CF_HD F result() const {
+    const F u = 1.0f + excess, one = F{} + 1.0f;
+    const F near = u == 1.0f ? excess : log(u) * (excess / (u == 1.0f ? one : u - 1.0f));
+    const F mean = ref + (excess > -0.5f ? near : log(sum)) / r;
+    return (r > 0 ? most : least) > -INFINITY ? mean : F{} - INFINITY;
+  }
+};
 
 // Weights of a power mean: none negative, and a sum of one.
 constexpr float kWeightSumTolerance = 1e-3f;

@@ -1,9 +1,9 @@
 """Blend and sample in Triton: tiles of a row in parallel, then one program a row.
 
 `blend_tiles` reads every input once and leaves, for each tile of a row, its largest score, its sum
-of exponentials and (without truncation) the best candidate under the noise. `choose` puts the tiles
-of a row together. With truncation the scores go through scratch, and `choose` searches it for the
-threshold without a sort. A power mean first needs its terms' normalisers: `term_tiles`, one more read.
+of exponentials and (without truncation) the best candidate under the noise; `choose` puts the tiles
+of a row together. With truncation the scores go through scratch memory, and `choose` finds their
+threshold there without a sort. A power mean takes one more read: `term_tiles`, for the normalisers.
 """
 
 import triton
@@ -272,7 +272,7 @@ def power_mean(
             weight += w
     near = excess > -0.5
     log_near = log1m(tl.where(near, -excess, 0.0))
-    log_far = tl.log(tl.where(near, 1.0, tl.maximum(sums, 1e-38)))
+    log_far = tl.log(tl.where(near, 1.0, tl.maximum(sums, 1e-37)))
     return ref + tl.where(near, log_near, log_far) / power, removed | (ref == NEG_INF), ok
 
 

@@ -57,7 +57,7 @@ struct RowBlend {
   int sums = 0, means = 0;
   Stream sum[2 * kMaxTerms];  // added with their weights: terms where power = 0, and values
   Stream mean[kMaxTerms];     // terms of a power mean
-  float log_w[kMaxTerms], max[kMaxTerms], log_total[kMaxTerms];  // of mean[k]: log p = z - max - log_total
+  float max[kMaxTerms], log_total[kMaxTerms];  // of mean[k]: log p = z - max - log_total
   const uint8_t* mask;
   bool has_support;
   Stream support;
@@ -77,13 +77,9 @@ struct RowBlend {
       bad |= !std::isfinite(w) || (power != 0 && w < 0);
       weight_sum += w;
       if (w == 0) continue;
-      if (power == 0) {
-        sum[sums++] = stream_of(b.term[k], row, w);
-      } else {
-        log_w[means] = std::log(w);
-        mean[means++] = stream_of(b.term[k], row, w);
-      }
+      (power == 0 ? sum[sums++] : mean[means++]) = stream_of(b.term[k], row, w);
     }
+    for (int k = 0; k < means; ++k) mean[k].weight /= weight_sum;
     bad |= power != 0 && !(std::fabs(weight_sum - 1) <= kWeightSumTolerance);
     for (int m = 0; m < b.values; ++m) {
       const float w = weight_of(b.value_weight, row, m);
@@ -175,9 +171,10 @@ struct RowBlend {
   }
 
   F32 power_mean(int64_t i) const {
-    F32 log_p[kMaxTerms];
-    for (int k = 0; k < means; ++k) log_p[k] = (mean[k].vector(i) - max[k]) - log_total[k];
-    return log_power_mean(log_p, log_w, means, power);
+    PowerMean<F32> result(power);
+    for (int k = 0; k < means; ++k)
+      result.add((mean[k].vector(i) - max[k]) - log_total[k], mean[k].weight);
+    return result.result();
   }
 
   I32 allowed_tokens(int64_t i) const {

@@ -30,12 +30,29 @@ namespace cuda {
 
 constexpr int kMaxThreads = 1024;
 
-// All of a block's shared memory.
+// How a row's token is drawn.
+struct Settings {
+  bool race, greedy, bad;
+  float temperature, min_p;
+  Cut cut;
+  Noise noise;
+};
+
+// What is known of a row in the end: log pi = s - max - log_sum.
+struct Result {
+  float max, log_sum;
+  float log_kept;  // log of the sum of exp((s - max) / temperature) over the tokens that stay
+};
+
+// All of a block's shared memory. What is the same in all threads is here, not in registers, which
+// the sweeps need.
 struct Shared {
   Exchange exchange;
   RowBlend row;
+  Settings own;
+  Cut cut;  // of the step that is under way
+  Result result;
   uint32_t bar;  // of the race
-  double min_p_gap[2];  // of the support, of the blend: log(min_p) * temperature
   ThresholdMemory threshold;
 };
 static_assert(sizeof(Shared) <= 48 * 1024, "more takes an attribute of the kernel");
@@ -145,93 +162,71 @@ __device__ __forceinline__ Totals read(Team& team, const Slice& slice, Scores& s
   });
 }
 
-// How a row's token is drawn.
-struct Settings {
-  bool race = false, greedy = false, bad = false;
-  Cut cut;
-  float temperature = 1, min_p = 0;
-  Noise noise{};
-};
-
 struct Drawn {
   Best best;
   uint64_t kept = 0;  // mass
 };
 
-// What is known of a row in the end.
-struct Result {
-  bool good = false;
-  float max, log_sum;   // of the blend: log pi = s - max - log_sum
-  Best best;
-  float log_kept;       // log of the sum of exp((s - max) / temperature) over the tokens that stay
-};
+// How far below the best a token may score; double logarithms are slow on most GPUs.
+__device__ __forceinline__ double min_p_gap(float min_p, float temperature) {
+  return min_p > 0 ? temperature * log(static_cast<double>(min_p)) : -INFINITY;
+}
 
-// Steps 1 to 4 for one row. The same in all threads of the team.
+// Steps 1 to 4 for one row, of which `shared.own` is set. Fills shared.result. Returns the token to
+// take, the same in all threads of the team; without a token, the row is bad.
 template <bool kPower>
-__device__ __forceinline__ Result read_row(Team& team, const Slice& slice, Shared& shared,
-                                           const Blend& blend, int64_t row, bool all_terms,
-                                           Settings own) {
+__device__ __forceinline__ Best read_row(Team& team, const Slice& slice, Shared& shared,
+                                         const Blend& blend, int64_t row, bool all_terms) {
   const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
   ThresholdMemory& m = shared.threshold;
+  const Settings& own = shared.own;
   if (warp_id() == 0) shared.row.set_up(blend, row);
-  if (threadIdx.x == blockDim.x - 1) {  // double logarithms are slow on most GPUs: by one thread
-    if (blend.support.min_p > 0)
-      shared.min_p_gap[0] = log(static_cast<double>(blend.support.min_p));
-    if (own.min_p > 0)
-      shared.min_p_gap[1] = own.temperature * log(static_cast<double>(own.min_p));
-  }
   if (threadIdx.x == 0) {
+    shared.own.cut.min_p_gap = min_p_gap(own.min_p, own.temperature);
     shared.bar = key_of(-INFINITY);
-    m.listed = m.pulled = m.owned = 0;
   }
   __syncthreads();
-  Result result;
-  if (shared.row.bad || own.bad) return result;
-  if (own.min_p > 0) own.cut.min_p_gap = shared.min_p_gap[1];
+  if (shared.row.bad || own.bad) return Best();
 
   if (kPower || all_terms) sum_terms(team, slice, shared.row, blend.terms, vocab, all_terms);
   if (kPower) {
     for (uint32_t n = 0; n < shared.row.means; ++n)
-      if (!shared.row.term_sum[shared.row.weighted[n].term].finite()) return result;
+      if (!shared.row.term_sum[shared.row.weighted[n].term].finite()) return Best();
   }
 
-  enum { kSupport, kBlend, kRest } step = kBlend;
-  if (shared.row.has_support) {
-    step = kSupport;
-    __syncthreads();
-    if (threadIdx.x == 0) shared.row.set_up_support();
-    __syncthreads();
-  }
+  enum { kSupport, kBlend, kRest } step = shared.row.has_support ? kSupport : kBlend;
   BlendScores<kPower> scores{shared.row, vocab, blend.power};
-  Race race(own.noise, own.cut.inv_t, &shared.bar);
+  Race race(own.noise, shared.own.cut.inv_t, &shared.bar);
   float from = -INFINITY;
   for (;;) {
-    Cut cut = own.cut;
-    if (step == kSupport) {
-      cut = {blend.support.top_k, blend.support.top_p, 1.0f,
-             blend.support.min_p > 0 ? shared.min_p_gap[0] : -INFINITY};
+    __syncthreads();  // all have read what is set now
+    if (threadIdx.x == 0) {
+      m.listed = m.pulled = m.owned = 0;
+      shared.cut = own.cut;
+      if (step == kSupport) {
+        const Support& cut = blend.support;
+        shared.cut = {cut.top_k, cut.top_p, 1.0f, min_p_gap(cut.min_p, 1.0f)};
+        shared.row.set_up_support();
+      }
     }
+    __syncthreads();
+    const Cut& cut = shared.cut;
     const bool cuts = step != kRest && cut.any();
     Shortlist list(team, m, cut);
-    const Totals totals =
-        read(team, slice, scores, cuts ? &list : nullptr,
-             own.race && step != kSupport && !cuts ? &race : nullptr, own.greedy, cut.inv_t, from);
+    const Totals totals = read(team, slice, scores, cuts ? &list : nullptr,
+                               own.race && step != kSupport && !cuts ? &race : nullptr, own.greedy,
+                               cut.inv_t, from);
+    if ((totals.flags & kBad) || !totals.at_one.finite()) return Best();
     const LogSum& at_t = cut.inv_t != 1 ? totals.at_t : totals.at_one;
-    const bool good = !(totals.flags & kBad) && totals.at_one.finite();
-    if (step != kRest) {
-      result.max = totals.at_one.max;
-      result.log_sum = totals.at_one.log_sum();
+    if (threadIdx.x == 0) {
+      if (step != kRest) shared.result = {totals.at_one.max, totals.at_one.log_sum()};
+      shared.result.log_kept = at_t.log_sum();
     }
-    result.best = totals.best;
-    result.log_kept = at_t.log_sum();
-    if (!good || (step != kSupport && !cuts)) {
-      result.good = good;
-      return result;
-    }
+    if (step != kSupport && !cuts) return totals.best;
 
-    const RowMass mass{result.max, cut.inv_t, 1 / at_t.sum};
-    const float least = min_p_threshold(result.max, cut.min_p_gap);
-    const bool settled = cuts && !(totals.flags & kListOverflows) &&
+    const RowMass mass{totals.at_one.max, cut.inv_t, 1 / at_t.sum};
+    const float least = min_p_threshold(mass.max, cut.min_p_gap);
+    const bool settled = !(totals.flags & kListOverflows) &&
                          list.settle(team, totals.floor, mass, least);
     if (settled && step == kBlend) {
       Drawn drawn;
@@ -243,10 +238,9 @@ __device__ __forceinline__ Result read_row(Team& team, const Slice& slice, Share
       drawn = team.reduce(drawn, [&](const Drawn& a, const Drawn& b) {
         return Drawn{Best::merge(a.best, b.best, cut.inv_t), a.kept + b.kept};
       });
-      result.good = true;
-      result.best = drawn.best;
-      result.log_kept += logf(static_cast<float>(drawn.kept) * static_cast<float>(1 / kWholeMass));
-      return result;
+      if (threadIdx.x == 0)
+        shared.result.log_kept += logf(static_cast<float>(drawn.kept) * static_cast<float>(1 / kWholeMass));
+      return drawn.best;
     }
     from = settled ? list.lowest_kept(team, least)
                    : threshold(team, slice, scores, m, mass, cut, least);
@@ -254,14 +248,10 @@ __device__ __forceinline__ Result read_row(Team& team, const Slice& slice, Share
       step = kRest;
       continue;
     }
+    step = kBlend;
     team.sync();  // no member still reads another's lists
     if (warp_id() == 0) shared.row.set_up(blend, row);
-    if (threadIdx.x == 0) {
-      shared.row.support_threshold = from;
-      m.listed = m.pulled = m.owned = 0;
-    }
-    __syncthreads();
-    step = kBlend;
+    if (threadIdx.x == 0) shared.row.support_threshold = from;
     from = -INFINITY;
   }
 }
@@ -279,39 +269,42 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int64_t row = blockIdx.x / team.size();
   const Slice slice(team, static_cast<uint32_t>(blend.vocab));
 
-  Settings own;
-  own.race = out.sample;
-  own.greedy = !out.sample;
-  if (out.sample) {
-    own.temperature = setting(out.temperature, row);
-    own.min_p = setting(out.min_p, row);
-    own.cut.top_k = setting(out.top_k, row);
-    own.cut.top_p = setting(out.top_p, row);
-    own.cut.inv_t = fminf(1 / own.temperature, FLT_MAX);
-    own.noise = {static_cast<uint64_t>(setting(out.seed, row)),
-                 static_cast<uint64_t>(setting(out.stream, row)),
-                 static_cast<uint32_t>(setting(out.step, row))};
-    own.bad = !(own.temperature > 0 && own.temperature < INFINITY && own.cut.top_k >= 0 &&
-                own.cut.top_p >= 0 && own.cut.top_p <= 1 && own.min_p >= 0 && own.min_p <= 1);
+  if (threadIdx.x == 0) {
+    Settings own{};
+    own.greedy = !out.sample;
+    own.race = out.sample;
+    if (own.race) {
+      own.temperature = setting(out.temperature, row);
+      own.min_p = setting(out.min_p, row);
+      own.cut = {setting(out.top_k, row), setting(out.top_p, row),
+                 fminf(1 / own.temperature, FLT_MAX)};
+      own.noise = {static_cast<uint64_t>(setting(out.seed, row)),
+                   static_cast<uint64_t>(setting(out.stream, row)),
+                   static_cast<uint32_t>(setting(out.step, row))};
+      own.bad = !(own.temperature > 0 && own.temperature < INFINITY && own.cut.top_k >= 0 &&
+                  own.cut.top_p >= 0 && own.cut.top_p <= 1 && own.min_p >= 0 && own.min_p <= 1);
+    }
+    shared.own = own;
   }
   const bool all_terms = out.term_logprobs != nullptr;
-  const float inv_t = own.cut.inv_t;
-  const Result r = read_row<kPower>(team, slice, shared, blend, row, all_terms, own);
+  const Best best = read_row<kPower>(team, slice, shared, blend, row, all_terms);
 
   if (team.rank() == 0) {
-    const uint32_t token = r.best.token;
-    const float below = r.best.score - r.max;
+    __syncthreads();
+    const Result& r = shared.result;
+    const bool good = best.token != kNoToken;
+    const float below = best.score - r.max;
     if (threadIdx.x == 0) {
-      out.tokens[row] = r.good ? static_cast<int64_t>(token) : -1;
-      out.logprobs[row] = r.good ? below - r.log_sum : NAN;
-      const float sampled = out.sample ? below * inv_t - r.log_kept : 0.0f;
-      out.sampled_logprobs[row] = r.good ? sampled : NAN;
+      out.tokens[row] = good ? static_cast<int64_t>(best.token) : -1;
+      out.logprobs[row] = good ? below - r.log_sum : NAN;
+      const float sampled = out.sample ? below * shared.own.cut.inv_t - r.log_kept : 0.0f;
+      out.sampled_logprobs[row] = good ? sampled : NAN;
     }
-    if (all_terms && threadIdx.x < blend.terms) {
+    if (all_terms && threadIdx.x < static_cast<uint32_t>(blend.terms)) {
       const LogSum& z = shared.row.term_sum[threadIdx.x];
       float log_p = NAN;
-      if (r.good && z.finite())
-        log_p = (number_at(shared.row.term[threadIdx.x], token) - z.max) - z.log_sum();
+      if (good && z.finite())
+        log_p = (number_at(shared.row.term[threadIdx.x], best.token) - z.max) - z.log_sum();
       out.term_logprobs[row * blend.terms + threadIdx.x] = log_p;
     }
   }
@@ -326,7 +319,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int64_t row = blockIdx.x / team.size();
   const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
   const Slice slice(team, vocab);
-  const Result r = read_row<kPower>(team, slice, shared, blend, row, false, Settings{});
+  if (threadIdx.x == 0) {
+    shared.own = Settings{};
+    shared.own.greedy = true;
+  }
+  const bool good = read_row<kPower>(team, slice, shared, blend, row, false).token != kNoToken;
+  __syncthreads();
+  const float max = shared.result.max, log_sum = shared.result.log_sum;
 
   float* const to = out + row * blend.vocab;
   const bool aligned = reinterpret_cast<uintptr_t>(to) % 16 == 0;
@@ -334,7 +333,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   sweep(slice, scores, [&](uint32_t, uint32_t v, Eight& s, float) {
     if (v >= slice.end) return;
 #pragma unroll
-    for (float& x : s) x = r.good ? (x - r.max) - r.log_sum : NAN;
+    for (float& x : s) x = good ? (x - max) - log_sum : NAN;
     if (aligned && v + kWidth <= vocab) {
       reinterpret_cast<float4*>(to + v)[0] = {s[0], s[1], s[2], s[3]};
       reinterpret_cast<float4*>(to + v)[1] = {s[4], s[5], s[6], s[7]};
@@ -344,7 +343,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     for (uint32_t i = 0; i < kWidth; ++i)
       if (v + i < vocab) to[v + i] = s[i];
   });
-  team.sync();
+  team.sync();  // no member leaves while another reads its shared memory
 }
 
 // ---- Launching -----------------------------------------------------------------------------------

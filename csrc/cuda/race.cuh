@@ -51,7 +51,7 @@ class Race {
  public:
   Best best;
 
-  __device__ Race(const Noise& noise, float inv_t, uint32_t* bar)
+  __device__ Race(const Noise& noise, const float& inv_t, uint32_t* bar)
       : noise_(noise), inv_t_(inv_t), bar_(bar) {}
 
   // Tokens v .. v + 7, ascending within a thread, those of -inf not taking part. In the first round
@@ -118,8 +118,8 @@ class Race {
     return static_cast<uint32_t>(fminf(__expf(-gap) * (4294967296.0f * 1.0001f) + 2, 4294967040.0f));
   }
 
-  const Noise noise_;
-  const float inv_t_;
+  const Noise& noise_;  // in shared memory, as are the next
+  const float& inv_t_;
   uint32_t* const bar_;
 };
 

@@ -65,10 +65,7 @@ __device__ __forceinline__ uint64_t add(uint64_t a, uint64_t b) { return a + b; 
 class Shortlist {
  public:
   __device__ Shortlist(const Team& team, ThresholdMemory& memory, const Cut& cut)
-      : team_(team), m_(memory), cut_(cut) {
-    const uint32_t most = blockDim.x / 8;  // half of the quads
-    enough_ = cut.top_k > 0 && cut.top_k < most ? static_cast<uint32_t>(cut.top_k) : most;
-  }
+      : team_(team), m_(memory), cut_(cut) {}
 
   // Called by all threads of the block in every round of a sweep; thread_max is over the sweep so far.
   __device__ void offer(uint32_t round, uint32_t v, const Eight& s, float top, float thread_max) {
@@ -144,6 +141,8 @@ class Shortlist {
     float quad = fmaxf(thread_max, __shfl_xor_sync(kAllLanes, thread_max, 1));
     quad = fmaxf(quad, __shfl_xor_sync(kAllLanes, quad, 2));
     const uint32_t quads = blockDim.x / 4;
+    const bool small_k = cut_.top_k > 0 && cut_.top_k < quads / 2;
+    const uint32_t enough = small_k ? static_cast<uint32_t>(cut_.top_k) : quads / 2;
     if (threadIdx.x % 4 == 0) m_.quad_max[threadIdx.x / 4] = quad;
     __syncthreads();
     if (threadIdx.x < quads) {
@@ -154,7 +153,7 @@ class Shortlist {
         const float other = m_.quad_max[i];
         before += other > mine || (other == mine && i < threadIdx.x);
       }
-      if (before == enough_ - 1) m_.floor = mine;
+      if (before == enough - 1) m_.floor = mine;
     }
     __syncthreads();
     floor_ = m_.floor;
@@ -206,7 +205,6 @@ class Shortlist {
   const Team& team_;
   ThresholdMemory& m_;
   const Cut& cut_;
-  uint32_t enough_;  // j: how many tokens must reach the floor
   float floor_ = -INFINITY;
   bool all_ = false;
   double whole_ = kWholeMass;  // of the mass that top-p takes its part from
@@ -283,11 +281,11 @@ __device__ float radix_threshold(const Team& team, const Slice& slice, Scores& s
   return float_of_key(search.threshold());
 }
 
-// The threshold that the lists do not give. Not inlined, for the sake of the registers of the rest.
-template <bool kPower>
-__device__ __noinline__ float threshold(const Team team, const Slice slice,
-                                        BlendScores<kPower> scores, ThresholdMemory& m,
-                                        const RowMass mass, const Cut cut, float least) {
+// The threshold that the lists do not give.
+template <class Scores>
+__device__ __forceinline__ float threshold(const Team& team, const Slice& slice, Scores& scores,
+                                           ThresholdMemory& m, const RowMass& mass, const Cut& cut,
+                                           float least) {
   float cutoff = -INFINITY;
   for (int nucleus = 0; nucleus < 2; ++nucleus) {
     if (nucleus ? cut.top_p >= 1 : cut.top_k == 0) continue;

@@ -41,7 +41,9 @@ def read_lines(source: str) -> list[Any]:
         try:
             item = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{where}, line {i}: not JSON ({error})") from None
+            raise ValueError(
+                f"{where}, line {i}: not JSON ({error.msg} at column {error.colno})"
+            ) from None
         if not isinstance(item, dict):
             raise ValueError(f"{where}, line {i}: must be an object, not {line[:40]!r}")
         found.append(item)

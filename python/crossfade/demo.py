@@ -163,7 +163,7 @@ def side_by_side(found: Sequence[Position], rows: int = 3, width: int = 110) -> 
     """The first texts of every position, in columns: a row holds one movie's."""
     gap = 3
     column = max(16, (width - gap * (len(found) - 1)) // len(found))
-    lines = [(" " * gap).join(f"w = {p.weight:+g}".ljust(column) for p in found)]
+    lines = [(" " * gap).join(f"w = {p.weight:g}".ljust(column) for p in found)]
     for i, movie in enumerate(MOVIES[:rows]):
         first = [p.texts[i * len(p.texts) // len(MOVIES)] for p in found]
         cells = [textwrap.wrap(text, column) or ["(empty)"] for text in first]
@@ -217,7 +217,9 @@ def run(settings: Settings, output: Path, *, as_json: bool = False, device: Any 
             found.append(position)  # noqa: PERF402 (an interrupt must leave what is finished)
     except KeyboardInterrupt:
         interrupted = True
-        print(f"interrupted after {len(found)} positions", file=sys.stderr)
+        print(
+            f"interrupted after {len(found)} of {len(settings.weights)} positions", file=sys.stderr
+        )
     if found:
         plot(found, output)
         if as_json:

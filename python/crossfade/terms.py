@@ -26,7 +26,7 @@ def underlying(model: Any) -> nn.Module:
 def text_config(model: Any) -> Any:
     """The config of the text decoder, which a multimodal model has inside its own."""
     config = model.config
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
 def check_language_model(model: Any, *, head: bool) -> None:
@@ -49,10 +49,10 @@ def check_language_model(model: Any, *, head: bool) -> None:
                 f"model has the prompt-learning adapter {learned[0]!r}; these are not supported yet"
             )
     base = underlying(model)
-    config = text_config(base)
     if getattr(base.config, "is_encoder_decoder", False):
         raise NotImplementedError(f"model is a {kind}, an encoder-decoder; not supported yet")
-    layers = RECURRENT_LAYERS.intersection(getattr(config, "layer_types", None) or ())
+    layer_types = getattr(text_config(base), "layer_types", None) or ()
+    layers = RECURRENT_LAYERS.intersection(layer_types)
     if layers or getattr(base, "_is_stateful", False):
         why = f" ({', '.join(sorted(layers))} layers)" if layers else ""
         raise NotImplementedError(

@@ -92,15 +92,8 @@ def generate(
     prompts = [p.repeat(copies) for p in all_prompts(blend, requests, tokenizer, pad)]
 
     ids = prompts[0].ids.to(device)
-    asked_max_length = any(
-        x is not None
-        for x in (
-            arguments.get("max_length"),
-            getattr(generation_config, "max_length", None),
-            base.generation_config.max_length,
-        )
-    )
-    settings.set_lengths(base, config, asked_max_length, ids.shape[1])
+    asked = settings.stated("max_length", arguments, generation_config, base.generation_config)
+    settings.set_lengths(base, config, asked is not None, ids.shape[1])
     processors, sampling = settings.split_processors(
         base._get_logits_processor(
             generation_config=config,
@@ -135,12 +128,8 @@ def generate(
         kl_to_base=return_kl_to_base,
     )
     output = run(blend, runner, job, len(requests), copies, vocabulary, tokenizer)
-    stated = (
-        arguments.get("return_dict_in_generate"),
-        getattr(generation_config, "return_dict_in_generate", None),
-    )
-    plain = next((s for s in stated if s is not None), True) is False
-    return output.sequences if plain else output
+    as_dict = settings.stated("return_dict_in_generate", arguments, generation_config)
+    return output.sequences if as_dict is False else output
 
 
 def run(
@@ -194,7 +183,7 @@ def all_prompts(blend: Blend, requests: Requests, tokenizer: Any, pad: int) -> l
             term_prompts(
                 requests,
                 term=name,
-                tokenizer=t.tokenizer or tokenizer,
+                tokenizer=tokenizer if t.tokenizer is None else t.tokenizer,
                 system=t.system,
                 prompt=t.prompt,
                 pad=pad,
@@ -202,7 +191,12 @@ def all_prompts(blend: Blend, requests: Requests, tokenizer: Any, pad: int) -> l
             for t, name in zip(blend.terms, blend.names, strict=True)
         ),
         *(
-            term_prompts(requests, term=name, tokenizer=v.tokenizer or tokenizer, pad=pad)
+            term_prompts(
+                requests,
+                term=name,
+                tokenizer=tokenizer if v.tokenizer is None else v.tokenizer,
+                pad=pad,
+            )
             for v, name in zip(blend.values, blend.value_names, strict=True)
         ),
     ]

@@ -19,27 +19,20 @@ from .runner import Runner
 from .settings import Sampling
 
 
-@dataclass(frozen=True)
 class Mixer:
     """A blend's arithmetic for the rows of one call, each request `copies` times."""
 
-    blend: Blend
-    requests: int
-    copies: int
-    vocabulary: int
-    device: torch.device
-    weights: Any = field(init=False)
-    value_weights: Any = field(init=False)
+    def __init__(
+        self, blend: Blend, requests: int, copies: int, vocabulary: int, device: torch.device
+    ) -> None:
+        self.blend, self.copies = blend, copies
+        self.vocabulary, self.device = vocabulary, device
+        self.weights = self._rows(blend.row_weights(requests, device))
+        self.value_weights = self._rows(blend.row_value_weights(requests, device))
 
-    def __post_init__(self) -> None:
-        for name, of in (
-            ("weights", self.blend.row_weights),
-            ("value_weights", self.blend.row_value_weights),
-        ):
-            w = of(self.requests, self.device)
-            if isinstance(w, Tensor) and w.dim() == 2:
-                w = w.repeat_interleave(self.copies, 0)
-            object.__setattr__(self, name, w)
+    def _rows(self, weights: tuple[float, ...] | Tensor) -> tuple[float, ...] | Tensor:
+        each = isinstance(weights, Tensor) and weights.dim() == 2
+        return weights.repeat_interleave(self.copies, 0) if each else weights  # type: ignore[union-attr]
 
     def _inputs(self, logits: Sequence[Tensor]) -> dict[str, Any]:
         blend = self.blend

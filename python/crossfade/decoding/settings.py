@@ -98,8 +98,7 @@ def resolve(
     asked = {**vars(generation_config or GenerationConfig()), **arguments}
     _check_numbers(asked)
     config, _ = model._prepare_generation_config(generation_config, **arguments)
-    sources = [generation_config, model.generation_config]
-    if "top_k" not in arguments and all(getattr(s, "top_k", None) is None for s in sources):
+    if stated("top_k", arguments, generation_config, model.generation_config) is None:
         config.top_k = None
     check_supported(config)
     for name in SAMPLING if config.do_sample else ():
@@ -107,6 +106,12 @@ def resolve(
             value = check.setting(name, getattr(config, name), 1, torch.device("cpu"))
             setattr(config, name, value if name == "top_k" else float(value))
     return config
+
+
+def stated(name: str, arguments: dict[str, Any], *configs: GenerationConfig | None) -> Any:
+    """What the caller's arguments, or else the first of `configs` that does, say of `name`."""
+    values = (arguments.get(name), *(getattr(c, name, None) for c in configs))
+    return next((v for v in values if v is not None), None)
 
 
 def check_supported(config: GenerationConfig) -> None:

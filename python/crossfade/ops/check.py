@@ -56,7 +56,7 @@ def matrices(
 
 def vocabulary(vocab_size: Any, *groups: Sequence[Tensor]) -> int:
     """The columns to use: `vocab_size`, or those that all tensors have."""
-    common = min(t.shape[1] for group in groups for t in group)
+    common = min([t.shape[1] for group in groups for t in group])
     if vocab_size is None:
         return common
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
@@ -141,9 +141,11 @@ def mask(m: Any, rows: int, vocab: int, device: torch.device) -> Tensor | None:
     return m if m.stride(-1) == 1 or vocab == 1 else m.contiguous()
 
 
+TINY, HUGE = 2.0**-149, (2 - 2.0**-23) * 2.0**127  # the ends of float32
+
 # name: (kind, lowest, highest, what it must be)
 RANGES: dict[str, tuple[type, float, float, str]] = {
-    "temperature": (float, 0.0, math.inf, "above 0 and finite (do_sample=False is greedy)"),
+    "temperature": (float, TINY, HUGE, "above 0 and finite (do_sample=False is greedy)"),
     "top_k": (int, 0, 2**63 - 1, "0 (off) or more"),
     "top_p": (float, 0.0, 1.0, "within [0, 1]"),
     "min_p": (float, 0.0, 1.0, "within [0, 1]"),
@@ -172,7 +174,7 @@ def setting(name: str, x: Any, rows: int, device: torch.device) -> Any:
         raise TypeError(
             f"{name} is {x!r}; it must be {'an int' if kind is int else 'a number'} or a tensor"
         )
-    if not lowest <= x <= highest or (name == "temperature" and not 0.0 < x < math.inf):
+    if not lowest <= x <= highest:
         raise ValueError(f"{name} is {x}; it must be {must_be}")
     return x
 

@@ -1,0 +1,467 @@
+// Blends and samples rows on CUDA GPUs, a row a team of threads, in one launch:
+//   1. power != 0, or log-probs of the terms are asked for: read the terms for their normalisers
+//   2. support: read its term for the threshold
+//   3. read the inputs for max and sum of exponentials. Without truncation the Gumbel-max race is
+//      run on the way and the row is done; else each block lists the tokens that may stay
+//   4. truncation: settle the lists and race what stays; where they do not settle it, find the
+//      threshold by a radix search and race in one more reading
+// Scores are never stored: they are made anew from the inputs where needed, so that shared memory
+// and registers do not limit how many rows are under way, and no scratch memory is needed.
+//
+// How rows are spread. Three bfloat16 terms at V = 151,936 are 912 KB a row. An H100 reads some
+// 3.0 TB/s at best, 23 bytes a nanosecond and multiprocessor; with 0.8 us of latency under load that
+// takes 18 KB under way in each. 64 registers a thread (the launch bounds) let 1,024 threads live
+// there, 48 bytes under way each: 48 KB, of which arithmetic (some 40 instructions a token with
+// noise, 60 are the time of reading it) may cost the larger part. As two blocks of 512, one block's
+// barriers and last steps are hidden by the other's reading. 132 multiprocessors then hold 264
+// blocks: 256 rows are one wave of single blocks, 64 rows one of clusters of 4. Few rows take
+// clusters of 16 (the most there is) and 1,024 threads a block: nothing else is there to hide the
+// latency. Between those, spread_of() takes what wastes least in the last wave.
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "threshold.cuh"
+
+namespace crossfade {
+namespace cuda {
+
+constexpr int kMaxThreads = 1024;
+
+// How a row's token is drawn.
+struct Settings {
+  bool race, greedy, bad;
+  float temperature, min_p;
+  Cut cut;
+  Noise noise;
+};
+
+// What is known of a row in the end: log pi = s - max - log_sum.
+struct Result {
+  float max, log_sum;
+  float log_kept;  // log of the sum of exp((s - max) / temperature) over the tokens that stay
+};
+
+// All of a block's shared memory. What is the same in all threads is here, not in registers, which
+// the sweeps need.
+struct Shared {
+  Exchange exchange;
+  RowBlend row;
+  Settings own;
+  Cut cut;  // of the step that is under way
+  Result result;
+  uint32_t bar;  // of the race
+  ThresholdMemory threshold;
+};
+static_assert(sizeof(Shared) <= 48 * 1024, "more takes an attribute of the kernel");
+
+#ifndef CF_EMULATED
+__device__ __forceinline__ Shared& shared_memory() {
+  __shared__ Shared shared;
+  return shared;
+}
+#endif
+
+// What one reading of a row's scores finds out.
+struct Totals {
+  LogSum at_one, at_t;  // at temperature 1, and at the row's where that is another
+  Best best;
+  float floor = -INFINITY;
+  uint32_t flags = 0;
+};
+constexpr uint32_t kBad = 1, kListOverflows = 2;
+
+struct FourSums {
+  LogSum of[4];
+};
+
+// Step 1: the log-sum-exp of terms, of those without weight only for `all`.
+__device__ __forceinline__ void sum_terms(Team& team, const Slice& slice, RowBlend& row,
+                                          uint32_t terms, uint32_t vocab, bool all) {
+  for (uint32_t n = 0; n < terms; n += 4) {
+    FourSums sums;
+    const auto wanted = [&](uint32_t k) { return k < terms && (all || row.term[k].weight != 0); };
+    for (uint32_t round = 0; round < slice.rounds; ++round) {
+      const uint32_t v = slice.begin + (round * blockDim.x + threadIdx.x) * kWidth;
+      if (v >= slice.end) break;
+#pragma unroll
+      for (uint32_t j = 0; j < 4; ++j) {
+        if (!wanted(n + j)) continue;
+        const Input& in = row.term[n + j];
+        Eight z;
+        unpack(in, load(in, v, vocab), z);
+        float top = -INFINITY;
+#pragma unroll
+        for (uint32_t i = 0; i < kWidth; ++i) {
+          if (v + i >= vocab) z[i] = -INFINITY;
+          top = fmaxf(top, z[i]);
+        }
+        sums.of[j].add(z, top);
+      }
+    }
+    sums = team.reduce(sums, [](const FourSums& a, const FourSums& b) {
+      FourSums m;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) m.of[j] = LogSum::merge(a.of[j], b.of[j]);
+      return m;
+    });
+    if (threadIdx.x == 0) {
+#pragma unroll
+      for (uint32_t j = 0; j < 4; ++j)
+        if (n + j < terms) row.term_sum[n + j] = sums.of[j];
+    }
+  }
+  __syncthreads();
+}
+
+// The lowest score that min-p keeps: s >= max + log(min_p) / inv_t.
+__device__ __forceinline__ float min_p_threshold(float max, double gap) {
+  if (gap == -INFINITY) return -INFINITY;
+  const double least = static_cast<double>(max) + gap;
+  const float rounded = static_cast<float>(least);
+  return static_cast<double>(rounded) < least ? float_of_key(key_of(rounded) + 1) : rounded;
+}
+
+// Reads the row once. `list` is filled where given. Tokens of at least `from` race where `race` is
+// given, or without noise where `greedy`.
+template <class Scores>
+__device__ __forceinline__ Totals read(Team& team, const Slice& slice, Scores& scores,
+                                       Shortlist* list, Race* race, bool greedy, float inv_t,
+                                       float from) {
+  Totals mine;
+  sweep(slice, scores, [&](uint32_t round, uint32_t v, Eight& s, float top) {
+    if (from > -INFINITY) {
+#pragma unroll
+      for (float& x : s) x = x >= from ? x : -INFINITY;
+      top = top >= from ? top : -INFINITY;
+    }
+    mine.at_one.add(s, top);
+    if (inv_t != 1) mine.at_t.add(s, top, inv_t);
+    if (list) list->offer(round, v, s, top, mine.at_one.max);
+    if (race) race->enter(v, s, top, round == 0);
+    if (greedy && top > mine.best.score) {  // the lowest id of a tie
+      mine.best = {top, 0, kNoToken};
+#pragma unroll
+      for (int i = kWidth - 1; i >= 0; --i) mine.best.token = s[i] == top ? v + i : mine.best.token;
+    }
+  });
+  if (list) mine.floor = list->floor();
+  if (race) mine.best = race->best;
+  __syncthreads();  // the list is complete
+  mine.flags = (scores.bad ? kBad : 0) | (list && list->overflows() ? kListOverflows : 0);
+  return team.reduce(mine, [inv_t](const Totals& a, const Totals& b) {
+    Totals m;
+    m.at_one = LogSum::merge(a.at_one, b.at_one);
+    m.at_t = LogSum::merge(a.at_t, b.at_t, inv_t);
+    m.best = Best::merge(a.best, b.best, inv_t);
+    m.floor = fmaxf(a.floor, b.floor);
+    m.flags = a.flags | b.flags;
+    return m;
+  });
+}
+
+struct Drawn {
+  Best best;
+  uint64_t kept = 0;  // mass
+};
+
+// How far below the best a token may score; double logarithms are slow on most GPUs.
+__device__ __forceinline__ double min_p_gap(float min_p, float temperature) {
+  return min_p > 0 ? temperature * log(static_cast<double>(min_p)) : -INFINITY;
+}
+
+// Steps 1 to 4 for one row, of which `shared.own` is set. Fills shared.result. Returns the token to
+// take, the same in all threads of the team; without a token, the row is bad.
+template <bool kPower>
+__device__ __forceinline__ Best read_row(Team& team, const Slice& slice, Shared& shared,
+                                         const Blend& blend, int64_t row, bool all_terms) {
+  const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
+  ThresholdMemory& m = shared.threshold;
+  const Settings& own = shared.own;
+  if (warp_id() == 0) shared.row.set_up(blend, row);
+  if (threadIdx.x == 0) {
+    shared.own.cut.min_p_gap = min_p_gap(own.min_p, own.temperature);
+    shared.bar = key_of(-INFINITY);
+  }
+  __syncthreads();
+  if (shared.row.bad || own.bad) return Best();
+
+  if (kPower || all_terms) sum_terms(team, slice, shared.row, blend.terms, vocab, all_terms);
+  if (kPower) {
+    for (uint32_t n = 0; n < shared.row.means; ++n)
+      if (!shared.row.term_sum[shared.row.weighted[n].term].finite()) return Best();
+  }
+
+  enum { kSupport, kBlend, kRest } step = shared.row.has_support ? kSupport : kBlend;
+  BlendScores<kPower> scores{shared.row, vocab, blend.power};
+  Race race(own.noise, shared.own.cut.inv_t, &shared.bar);
+  float from = -INFINITY;
+  for (;;) {
+    __syncthreads();  // all have read what is set now
+    if (threadIdx.x == 0) {
+      m.listed = m.pulled = m.owned = 0;
+      shared.cut = own.cut;
+      if (step == kSupport) {
+        const Support& cut = blend.support;
+        shared.cut = {cut.top_k, cut.top_p, 1.0f, min_p_gap(cut.min_p, 1.0f)};
+        shared.row.set_up_support();
+      }
+    }
+    __syncthreads();
+    const Cut& cut = shared.cut;
+    const bool cuts = step != kRest && cut.any();
+    Shortlist list(team, m, cut);
+    const Totals totals = read(team, slice, scores, cuts ? &list : nullptr,
+                               own.race && step != kSupport && !cuts ? &race : nullptr, own.greedy,
+                               cut.inv_t, from);
+    if ((totals.flags & kBad) || !totals.at_one.finite()) return Best();
+    const LogSum& at_t = cut.inv_t != 1 ? totals.at_t : totals.at_one;
+    if (threadIdx.x == 0) {
+      if (step != kRest) shared.result = {totals.at_one.max, totals.at_one.log_sum()};
+      shared.result.log_kept = at_t.log_sum();
+    }
+    if (step != kSupport && !cuts) return totals.best;
+
+    const RowMass mass{totals.at_one.max, cut.inv_t, 1 / at_t.sum};
+    const float least = min_p_threshold(mass.max, cut.min_p_gap);
+    const bool settled = !(totals.flags & kListOverflows) &&
+                         list.settle(team, totals.floor, mass, least);
+    if (settled && step == kBlend) {
+      Drawn drawn;
+      list.for_each_kept(least, [&](uint32_t token, float s) {
+        race.enter(token, s);
+        drawn.kept += mass.of(s);
+      });
+      drawn.best = race.best;
+      drawn = team.reduce(drawn, [&](const Drawn& a, const Drawn& b) {
+        return Drawn{Best::merge(a.best, b.best, cut.inv_t), a.kept + b.kept};
+      });
+      if (threadIdx.x == 0)
+        shared.result.log_kept += logf(static_cast<float>(drawn.kept) * static_cast<float>(1 / kWholeMass));
+      return drawn.best;
+    }
+    from = settled ? list.lowest_kept(team, least)
+                   : threshold(team, slice, scores, m, mass, cut, least);
+    if (step == kBlend) {
+      step = kRest;
+      continue;
+    }
+    step = kBlend;
+    team.sync();  // no member still reads another's lists
+    if (warp_id() == 0) shared.row.set_up(blend, row);
+    if (threadIdx.x == 0) shared.row.support_threshold = from;
+    from = -INFINITY;
+  }
+}
+
+template <class T>
+__device__ __forceinline__ T setting(const PerRow<T>& setting, int64_t row) {
+  return setting.rows ? setting.rows[row] : setting.all;
+}
+
+template <bool kPower>
+__global__ void __launch_bounds__(512, 1)
+    sample_kernel(const __grid_constant__ Blend blend, const __grid_constant__ Sampling out) {
+  Shared& shared = shared_memory();
+  Team team(shared.exchange);
+  const int64_t row = blockIdx.x / team.size();
+  const Slice slice(team, static_cast<uint32_t>(blend.vocab));
+
+  if (threadIdx.x == 0) {
+    Settings own{};
+    own.greedy = !out.sample;
+    own.race = out.sample;
+    if (own.race) {
+      own.temperature = setting(out.temperature, row);
+      own.min_p = setting(out.min_p, row);
+      own.cut = {setting(out.top_k, row), setting(out.top_p, row),
+                 fminf(1 / own.temperature, FLT_MAX)};
+      own.noise = {static_cast<uint64_t>(setting(out.seed, row)),
+                   static_cast<uint64_t>(setting(out.stream, row)),
+                   static_cast<uint32_t>(setting(out.step, row))};
+      own.bad = !(own.temperature > 0 && own.temperature < INFINITY && own.cut.top_k >= 0 &&
+                  own.cut.top_p >= 0 && own.cut.top_p <= 1 && own.min_p >= 0 && own.min_p <= 1);
+    }
+    shared.own = own;
+  }
+  const bool all_terms = out.term_logprobs != nullptr;
+  const Best best = read_row<kPower>(team, slice, shared, blend, row, all_terms);
+
+  if (team.rank() == 0) {
+    __syncthreads();
+    const Result& r = shared.result;
+    const bool good = best.token != kNoToken;
+    const float below = best.score - r.max;
+    if (threadIdx.x == 0) {
+      out.tokens[row] = good ? static_cast<int64_t>(best.token) : -1;
+      out.logprobs[row] = good ? below - r.log_sum : NAN;
+      const float sampled = out.sample ? below * shared.own.cut.inv_t - r.log_kept : 0.0f;
+      out.sampled_logprobs[row] = good ? sampled : NAN;
+    }
+    if (all_terms && threadIdx.x < static_cast<uint32_t>(blend.terms)) {
+      const LogSum& z = shared.row.term_sum[threadIdx.x];
+      float log_p = NAN;
+      if (good && z.finite())
+        log_p = (number_at(shared.row.term[threadIdx.x], best.token) - z.max) - z.log_sum();
+      out.term_logprobs[row * blend.terms + threadIdx.x] = log_p;
+    }
+  }
+  team.sync();  // no member leaves while another reads its shared memory
+}
+
+template <bool kPower>
+__global__ void __launch_bounds__(512, 1)
+    blend_kernel(const __grid_constant__ Blend blend, float* __restrict__ out) {
+  Shared& shared = shared_memory();
+  Team team(shared.exchange);
+  const int64_t row = blockIdx.x / team.size();
+  const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
+  const Slice slice(team, vocab);
+  if (threadIdx.x == 0) {
+    shared.own = Settings{};
+    shared.own.greedy = true;
+  }
+  const bool good = read_row<kPower>(team, slice, shared, blend, row, false).token != kNoToken;
+  __syncthreads();
+  const float max = shared.result.max, log_sum = shared.result.log_sum;
+
+  float* const to = out + row * blend.vocab;
+  const bool aligned = reinterpret_cast<uintptr_t>(to) % 16 == 0;
+  BlendScores<kPower> scores{shared.row, vocab, blend.power};
+  sweep(slice, scores, [&](uint32_t, uint32_t v, Eight& s, float) {
+    if (v >= slice.end) return;
+#pragma unroll
+    for (float& x : s) x = good ? (x - max) - log_sum : NAN;
+    if (aligned && v + kWidth <= vocab) {
+      reinterpret_cast<float4*>(to + v)[0] = {s[0], s[1], s[2], s[3]};
+      reinterpret_cast<float4*>(to + v)[1] = {s[4], s[5], s[6], s[7]};
+      return;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < kWidth; ++i)
+      if (v + i < vocab) to[v + i] = s[i];
+  });
+  team.sync();  // no member leaves while another reads its shared memory
+}
+
+// ---- Launching -----------------------------------------------------------------------------------
+
+struct Spread {
+  unsigned cluster, threads;  // powers of two
+};
+
+// What limits it on one device.
+struct Limits {
+  int multiprocessors;
+  int cluster;  // largest, 1 without clusters
+};
+
+// Blocks a row and threads a block. Blocks of 512 fit twice on a multiprocessor; a wave of them takes
+// as long as a block's tokens, and as some 4,096 more for its barriers and last steps.
+Spread spread_of(int64_t rows, int64_t vocab, const Limits& limits) {
+  const int64_t at_once = 2 * limits.multiprocessors;
+  Spread best{1, 512};
+  int64_t least = INT64_MAX;
+  for (int cluster = 1; cluster <= limits.cluster; cluster *= 2) {
+    const int64_t waves = (rows * cluster + at_once - 1) / at_once;
+    const int64_t cost = waves * (vocab / cluster + 4096);
+    if (cost < least) {
+      least = cost;
+      best.cluster = cluster;
+    }
+  }
+  if (rows * best.cluster <= limits.multiprocessors) best.threads = kMaxThreads;
+  return best;
+}
+
+// Makes `device` current, and the one that was again in the end.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    error = cudaGetDevice(&before_);
+    if (error == cudaSuccess && before_ != device) {
+      error = cudaSetDevice(device);
+      changed_ = error == cudaSuccess;
+    }
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  cudaError_t error;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+// The limits of one kernel on the current device; lets it use clusters of 16.
+cudaError_t limits_of(const void* kernel, int device, Limits& limits) {
+  int major = 0;
+  limits.cluster = 1;
+  cudaError_t error =
+      cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error != cudaSuccess || major < 9) return error;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (error != cudaSuccess) return error;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(16);
+  config.blockDim = dim3(kMaxThreads);
+  int largest = 1;
+  error = cudaOccupancyMaxPotentialClusterSize(&largest, kernel, &config);
+  while (limits.cluster * 2 <= std::min(largest, 16)) limits.cluster *= 2;
+  return error;
+}
+
+template <class... Args>
+cudaError_t launch(void (*kernel)(Args...), const Spread& spread, int64_t rows, void* stream,
+                   const Args&... args) {
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {spread.cluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(rows * spread.cluster));
+  config.blockDim = dim3(spread.threads);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &cluster;
+  config.numAttrs = spread.cluster > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+// Launches kernel(args...) on all rows.
+template <class... Args>
+const char* run(void (*kernel)(Args...), const Blend& blend, int device, void* stream,
+                const Args&... args) {
+  if (blend.rows == 0) return nullptr;
+  constexpr int64_t kMost = INT32_MAX / 16;  // of rows times blocks a row; of tokens, plus a round
+  if (blend.rows > kMost || blend.vocab > kMost)
+    return "crossfade's CUDA kernels take at most 134,217,727 rows and tokens";
+  const DeviceGuard guard(device);
+  if (guard.error != cudaSuccess) return cudaGetErrorString(guard.error);
+  Limits limits;
+  cudaError_t error = limits_of(reinterpret_cast<const void*>(kernel), device, limits);
+  if (error == cudaSuccess)
+    error = launch(kernel, spread_of(blend.rows, blend.vocab, limits), blend.rows, stream, args...);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace cuda
+
+size_t scratch_bytes_cuda(const Blend&, int) { return 0; }
+
+const char* blend_cuda(const Blend& blend, float* out, void*, int device, void* stream) {
+  return cuda::run(blend.power != 0 ? cuda::blend_kernel<true> : cuda::blend_kernel<false>, blend,
+                   device, stream, blend, out);
+}
+
+const char* blend_sample_cuda(const Blend& blend, const Sampling& sampling, void*, int device,
+                              void* stream) {
+  return cuda::run(blend.power != 0 ? cuda::sample_kernel<true> : cuda::sample_kernel<false>, blend,
+                   device, stream, blend, sampling);
+}
+
+}  // namespace crossfade

@@ -1,0 +1,468 @@
+"""The CUDA kernels' logic without a GPU: compiled for the CPU and run thread by thread.
+
+tests/cuda_emulation says how. Every barrier, shuffle and cluster read of csrc/cuda is executed, with
+the threads in shuffled order and shared memory full of NaN at the start. What only hardware shows
+(memory ordering, speed) is left to the GPU tests.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import (
+    DTYPES,
+    INF,
+    LAYOUTS,
+    NAN,
+    assert_blend_agrees,
+    assert_samples_agree,
+    lay_out,
+    mean_weights,
+    normal,
+    problem,
+)
+from crossfade.ops import BlendSample, Support, check
+from torch import Tensor
+
+SOURCES = Path(__file__).parent.parent / "cuda_emulation"
+MAX_TERMS = 16
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+# ---- csrc/crossfade.h in ctypes ------------------------------------------------------------------
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("row_stride", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+    )
+
+
+class Weights(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("row_stride", ctypes.c_int64),
+        ("all", ctypes.c_float * MAX_TERMS),
+    )
+
+
+class PerRowFloat(ctypes.Structure):
+    _fields_ = (("rows", ctypes.c_void_p), ("all", ctypes.c_float))
+
+
+class PerRowInt(ctypes.Structure):
+    _fields_ = (("rows", ctypes.c_void_p), ("all", ctypes.c_int64))
+
+
+class SupportStruct(ctypes.Structure):
+    _fields_ = (
+        ("term", ctypes.c_int32),
+        ("top_k", ctypes.c_int64),
+        ("top_p", ctypes.c_float),
+        ("min_p", ctypes.c_float),
+    )
+
+
+class BlendStruct(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("vocab", ctypes.c_int64),
+        ("terms", ctypes.c_int32),
+        ("values", ctypes.c_int32),
+        ("term", Matrix * MAX_TERMS),
+        ("value", Matrix * MAX_TERMS),
+        ("weight", Weights),
+        ("value_weight", Weights),
+        ("power", ctypes.c_float),
+        ("support", SupportStruct),
+        ("mask", ctypes.c_void_p),
+        ("mask_stride", ctypes.c_int64),
+    )
+
+
+class SamplingStruct(ctypes.Structure):
+    _fields_ = (
+        ("sample", ctypes.c_bool),
+        ("temperature", PerRowFloat),
+        ("top_p", PerRowFloat),
+        ("min_p", PerRowFloat),
+        ("top_k", PerRowInt),
+        ("seed", PerRowInt),
+        ("stream", PerRowInt),
+        ("step", PerRowInt),
+        ("tokens", ctypes.c_void_p),
+        ("logprobs", ctypes.c_void_p),
+        ("sampled_logprobs", ctypes.c_void_p),
+        ("term_logprobs", ctypes.c_void_p),
+    )
+
+
+def matrix(t: Tensor) -> Matrix:
+    return Matrix(t.data_ptr(), t.stride(0), DTYPE_CODES[t.dtype])
+
+
+def weights_struct(w: Any) -> Weights:
+    if isinstance(w, Tensor):
+        return Weights(w.data_ptr(), w.stride(0) if w.dim() == 2 else 0)
+    return Weights(None, 0, tuple(w))
+
+
+# ---- The emulated backend ------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class EmulatedCuda:
+    """What `cases` asks of a backend: ops with the public signatures."""
+
+    library: Any
+    cluster: int
+    threads: int
+    order: int = 1  # the seed that shuffles the threads
+    device: str = "cpu"
+
+    def _run(self, name: str, *args: Any) -> None:
+        capability = 9 if self.cluster > 1 else 8
+        self.library.configure(self.cluster, self.threads, self.order, capability)
+        error = getattr(self.library, name)(*(ctypes.byref(a) for a in args))
+        assert error is None, error.decode()
+
+    def _blend(
+        self,
+        keep: list[Any],
+        logits: Sequence[Tensor],
+        weights: Any,
+        values: Sequence[Tensor] = (),
+        value_weights: Any = None,
+        *,
+        power: float = 0.0,
+        support: Support | None = None,
+        mask: Tensor | None = None,
+        vocab_size: int | None = None,
+    ) -> BlendStruct:
+        """`keep` holds the tensors whose addresses the struct has."""
+        rows, device = logits[0].shape[0], logits[0].device
+        weights = check.weights("weights", weights, len(logits), rows, device)
+        value_weights = () if value_weights is None else value_weights
+        value_weights = check.weights("value_weights", value_weights, len(values), rows, device)
+        vocab = check.vocabulary(vocab_size, logits, values)
+        mask = check.mask(mask, rows, vocab, device)
+        keep += [logits, values, weights, value_weights, mask]
+        s = support
+        return BlendStruct(
+            rows=rows,
+            vocab=vocab,
+            terms=len(logits),
+            values=len(values),
+            term=tuple(map(matrix, logits)),
+            value=tuple(map(matrix, values)),
+            weight=weights_struct(weights),
+            value_weight=weights_struct(value_weights),
+            power=power,
+            support=SupportStruct(s.term, s.top_k, s.top_p, s.min_p) if s else SupportStruct(-1),
+            mask=None if mask is None else mask.data_ptr(),
+            mask_stride=mask.stride(0) if mask is not None and mask.dim() == 2 else 0,
+        )
+
+    def blend(self, *args: Any, **options: Any) -> Tensor:
+        keep: list[Any] = []
+        b = self._blend(keep, *args, **options)
+        out = torch.full((b.rows, b.vocab), 12345.0)
+        self._run("emulated_blend", b, (ctypes.c_float * 0).from_address(out.data_ptr()))
+        return out
+
+    def blend_sample(
+        self,
+        *args: Any,
+        temperature: Any = 1.0,
+        top_k: Any = 0,
+        top_p: Any = 1.0,
+        min_p: Any = 0.0,
+        do_sample: bool = True,
+        seed: Any = 0,
+        stream: Any = 0,
+        step: Any = 0,
+        return_term_logprobs: bool = False,
+        **options: Any,
+    ) -> BlendSample:
+        keep: list[Any] = []
+        b = self._blend(keep, *args, **options)
+        cpu = torch.device("cpu")
+
+        def setting(struct: Callable[..., Any], name: str, x: Any) -> Any:
+            x = check.setting(name, x, b.rows, cpu)
+            keep.append(x)
+            return struct(x.data_ptr()) if isinstance(x, Tensor) else struct(None, x)
+
+        tokens = torch.full((b.rows,), 77, dtype=torch.int64)
+        logprobs, sampled = torch.full((2, b.rows), 12345.0)
+        terms = torch.full((b.rows, b.terms), 12345.0)
+        s = SamplingStruct(
+            do_sample,
+            setting(PerRowFloat, "temperature", temperature),
+            setting(PerRowFloat, "top_p", top_p),
+            setting(PerRowFloat, "min_p", min_p),
+            setting(PerRowInt, "top_k", top_k),
+            setting(PerRowInt, "seed", seed),
+            setting(PerRowInt, "stream", stream),
+            setting(PerRowInt, "step", step),
+            tokens.data_ptr(),
+            logprobs.data_ptr(),
+            sampled.data_ptr(),
+            terms.data_ptr() if return_term_logprobs else None,
+        )
+        self._run("emulated_blend_sample", b, s)
+        return BlendSample(tokens, logprobs, sampled, terms if return_term_logprobs else None)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("there is no g++ to compile the kernels for the CPU with")
+    built = tmp_path_factory.mktemp("cuda_emulation") / "kernels.so"
+    flags = ["-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
+    includes = [f"-I{SOURCES / 'include'}", "-DCROSSFADE_CUDA"]
+    source = SOURCES / "kernels.cpp"
+    subprocess.run(
+        [compiler, *flags, *includes, "-shared", "-fPIC", "-o", built, source], check=True
+    )
+    loaded = ctypes.CDLL(str(built))
+    for name in ("emulated_blend", "emulated_blend_sample"):
+        getattr(loaded, name).restype = ctypes.c_char_p
+    assert loaded.blend_bytes() == ctypes.sizeof(BlendStruct)
+    assert loaded.sampling_bytes() == ctypes.sizeof(SamplingStruct)
+    return loaded
+
+
+# One block alone (GPUs before Hopper), and clusters with as many, more and fewer warps than members.
+TEAMS = [(1, 64), (2, 64), (4, 32), (8, 32)]
+
+
+@pytest.fixture(params=TEAMS, ids=lambda team: f"{team[0]}x{team[1]}")
+def cuda(request: pytest.FixtureRequest, library: Any) -> EmulatedCuda:
+    return EmulatedCuda(library, *request.param)
+
+
+@pytest.fixture
+def pair(library: Any) -> EmulatedCuda:
+    """A cluster of two, for what does not depend on the team."""
+    return EmulatedCuda(library, 2, 64)
+
+
+SAMPLE = {"seed": 3, "stream": 5, "step": 7}
+TRUNCATIONS = [
+    {},
+    {"top_k": 1},
+    {"top_k": 7},
+    {"top_k": 200},
+    {"top_p": 0.0},
+    {"top_p": 0.3},
+    {"top_p": 0.999},
+    {"min_p": 0.1},
+    {"top_k": 11, "top_p": 0.8, "min_p": 0.05, "temperature": 0.7},
+    {"top_k": 300, "top_p": 0.9, "temperature": 2.0},
+]
+
+
+# ---- Tests ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(pair: EmulatedCuda, dtype: torch.dtype, layout: str) -> None:
+    """300 is a multiple of 4 and not of 8, so half the rows of 16-bit logits start unaligned."""
+    p = problem(pair, vocab=300, values=2, dtype=dtype, layout=layout)
+    assert_blend_agrees(pair, p)
+    assert_samples_agree(pair, p, **SAMPLE)
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 8, 37, 1031, 5000])
+def test_vocabularies(cuda: EmulatedCuda, vocab: int) -> None:
+    """Smaller than a thread's read, than a warp's, and of several rounds."""
+    p = problem(cuda, vocab=vocab, rows=2)
+    assert_blend_agrees(cuda, p)
+    assert_samples_agree(cuda, p, **SAMPLE)
+    assert_samples_agree(cuda, p, top_k=5, top_p=0.9, **SAMPLE)
+
+
+@pytest.mark.parametrize("settings", TRUNCATIONS, ids=str)
+def test_truncation(cuda: EmulatedCuda, settings: dict[str, Any]) -> None:
+    """By the lists (peaked rows) and by the radix search (flat ones, and k beyond the lists)."""
+    for scale in (0.3, 3.0):
+        p = problem(cuda, vocab=1031, rows=1)
+        p.logits = [z * scale for z in p.logits]
+        assert_samples_agree(cuda, p, **SAMPLE, **settings)
+
+
+@pytest.mark.parametrize("terms", [1, 2, 5, 16])
+@pytest.mark.parametrize("power", [0.0, 1.0, -1.0, 0.5])
+def test_terms_and_powers(pair: EmulatedCuda, terms: int, power: float) -> None:
+    p = problem(pair, terms=terms, vocab=259, rows=2, values=terms % 3, power=power)
+    assert_blend_agrees(pair, p)
+    assert_samples_agree(pair, p, top_p=0.9, **SAMPLE)
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "support",
+    [
+        Support(term=1, top_k=3),
+        Support(term=1, top_k=250),
+        Support(term=0, top_p=0.8),
+        Support(term=2, min_p=0.1),
+        Support(term=1, top_k=40, top_p=0.9, min_p=0.01),
+    ],
+    ids=str,
+)
+def test_support(cuda: EmulatedCuda, support: Support, power: float) -> None:
+    p = problem(cuda, vocab=530, rows=2, power=power, support=support, values=1)
+    assert_blend_agrees(cuda, p)
+    assert_samples_agree(cuda, p, top_k=9, **SAMPLE)
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_mask(pair: EmulatedCuda, per_row: bool) -> None:
+    """Unaligned, of one row for all or of each; one that leaves nothing spoils its row."""
+    mask = normal(4, 301, 5)[:, 1:] > 0
+    mask[2] = False
+    p = problem(pair, vocab=300, mask=mask if per_row else mask[0])
+    assert_blend_agrees(pair, p)
+    assert_samples_agree(pair, p, top_k=4, **SAMPLE)
+
+
+def test_greedy(cuda: EmulatedCuda) -> None:
+    """Ties, across threads and blocks too, go to the lowest id."""
+    p = problem(cuda, terms=1, vocab=1031, rows=3)
+    p.weights = [1.0]
+    p.logits[0].round_()
+    p.logits[0][1] = 0.0
+    p.logits[0][2, [40, 700, 1030]] = 50.0
+    got = assert_samples_agree(cuda, p, do_sample=False, **SAMPLE)
+    assert got.tokens[1:].tolist() == [0, 40]
+
+
+def test_settings_of_each_row(pair: EmulatedCuda) -> None:
+    p = problem(pair, vocab=300, rows=6, values=1)
+    p.weights = normal(6, 3, 1)
+    p.value_weights = normal(6, 4, 2)[:, :1]
+    settings = {
+        "temperature": torch.tensor([0.1, 1.0, 0.7, 1.5, 1e-30, 1e30]),
+        "top_k": torch.tensor([0, 1, 5, 0, 400, 0]),
+        "top_p": torch.tensor([1.0, 0.5, 0.9, 0.3, 1.0, 1.0]),
+        "min_p": torch.tensor([0.0, 0.0, 0.02, 1.0, 0.0, 0.0]),
+        "seed": torch.arange(6) - 3,
+        "stream": torch.arange(6) << 33,
+        "step": torch.arange(6),
+    }
+    assert_samples_agree(pair, p, **settings)
+
+
+def test_bad_settings_spoil_their_row(pair: EmulatedCuda) -> None:
+    p = problem(pair, vocab=64, rows=8)
+    settings = {
+        "temperature": torch.tensor([1.0, 0.0, -1.0, NAN, INF, 1.0, 1.0, 1.0]),
+        "top_p": torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.5, 1.0, NAN]),
+        "top_k": torch.tensor([0, 0, 0, 0, 0, 0, -1, 0]),
+    }
+    got = assert_samples_agree(pair, p, **settings, **SAMPLE)
+    assert (got.tokens >= 0).tolist() == [True] + [False] * 7
+
+
+def adversarial(vocab: int) -> Tensor:
+    """Rows that break samplers, one kind each."""
+    x = normal(12, vocab, 11)
+    x[0] = 0.0  # all tie: the lists overflow
+    x[1] = -INF
+    x[1, vocab // 2] = 1.0
+    x[2, ::2] = -INF
+    x[3] = x[3].round()  # ties at every threshold
+    x[4] *= 1e4
+    x[5] *= 1e-40  # denormal
+    x[6, 17] = NAN
+    x[7] = -INF
+    x[8, 5] = INF
+    x[9] = x[9].sort().values  # ascending: each round beats the last
+    x[10] = torch.where(torch.arange(vocab) < 20, 10.0, -1e4)
+    x[11] = 1e30
+    return x
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, -1.0])
+@pytest.mark.parametrize("settings", [{}, {"top_k": 12, "top_p": 0.9}, {"top_p": 0.6}], ids=str)
+def test_adversarial_rows(pair: EmulatedCuda, power: float, settings: dict[str, Any]) -> None:
+    p = problem(pair, terms=2, vocab=530, rows=12, power=power)
+    p.logits = [lay_out(adversarial(530), "sliced"), adversarial(530).roll(3, dims=0)]
+    p.weights = [0.75, 0.25] if power else [1.5, -0.5]
+    assert_blend_agrees(pair, p)
+    assert_samples_agree(pair, p, **SAMPLE, **settings)
+    p.logits[1] = torch.zeros(12, 530)
+    assert_blend_agrees(pair, p)
+    assert_samples_agree(pair, p, **SAMPLE, **settings)
+
+
+def test_lists_that_overflow(library: Any) -> None:
+    """Ascending scores put every token of every round on the list: the radix search takes over."""
+    cuda = EmulatedCuda(library, 1, 64)
+    p = problem(cuda, terms=1, vocab=5000, rows=2)
+    p.weights = [1.0]
+    p.logits = [p.logits[0].sort().values]
+    p.logits[0][1, 100:] = 3.0
+    for settings in ({"top_k": 20}, {"top_p": 0.5}, {"top_k": 30, "top_p": 0.5, "min_p": 0.2}):
+        assert_samples_agree(cuda, p, **SAMPLE, **settings)
+
+
+def test_strides(pair: EmulatedCuda) -> None:
+    """One row for all (stride 0), a column slice, mixed dtypes, and padding that is never read."""
+    rows, vocab = 5, 201
+    logits = [
+        normal(1, vocab, 1).expand(rows, vocab),
+        normal(rows, 2 * vocab + 1, 2, dtype=torch.bfloat16)[:, 1 : 1 + vocab],
+        lay_out(normal(rows, vocab, 3, dtype=torch.float16), "padded"),
+    ]
+    p = problem(pair, vocab=vocab, rows=rows)
+    p.logits = logits
+    assert_blend_agrees(pair, p)
+    assert_samples_agree(pair, p, top_k=3, **SAMPLE)
+
+
+def test_weights(pair: EmulatedCuda) -> None:
+    """A term of weight 0 is left out, NaN and all, but for its own log-probs; bad ones spoil rows."""
+    p = problem(pair, vocab=70, rows=4)
+    p.logits[1][0, 3] = NAN
+    p.weights = torch.tensor([[1.0, 0.0, 2.0], [NAN, 1, 1], [INF, 0, 0], [0.0, 0.0, 0.0]])
+    assert_blend_agrees(pair, p)
+    assert_samples_agree(pair, p, **SAMPLE)
+    p = problem(pair, vocab=70, rows=4, power=1.0)
+    p.weights = mean_weights(4, 3, 1)
+    p.weights[1, 0] += 0.5
+    p.weights[2] = torch.tensor([1.5, -0.5, 0.0])
+    assert_blend_agrees(pair, p)
+
+
+def test_empty_batch(pair: EmulatedCuda) -> None:
+    p = problem(pair, vocab=8, rows=0)
+    assert pair.blend(*p.args, **p.options).shape == (0, 8)
+    assert pair.blend_sample(*p.args, **p.options).tokens.shape == (0,)
+
+
+def test_results_do_not_depend_on_the_order_of_threads(library: Any) -> None:
+    """Equal to the last bit: sums are made in a fixed order or in fixed point."""
+    p = problem(EmulatedCuda(library, 2, 64), vocab=700, rows=2)
+    results = []
+    for order in (1, 2, 3):
+        cuda = EmulatedCuda(library, 2, 64, order)
+        for settings in ({}, {"top_k": 20, "top_p": 0.9}, {"top_p": 0.99, "temperature": 3.0}):
+            got = cuda.blend_sample(*p.args, **settings, **SAMPLE, return_term_logprobs=True)
+            results.append(got)
+    for i, got in enumerate(results[3:]):
+        assert all(torch.equal(x, y) for x, y in zip(got, results[i % 3], strict=True))

@@ -1,0 +1,376 @@
+"""The command line: the same results as the library, prompts in, JSON lines out, plain errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import crossfade as cf
+import pytest
+import torch
+from crossfade import batch, cli
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+WORDS = ["<pad>", "<eos>", "<unk>", "system", "user", "assistant", *"abcdefghijklmnopqrstuvwxyz"]
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
+)
+
+
+def make_model(folder: Path, seed: int, words: list[str] = WORDS) -> str:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        **{"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 24},
+        **{"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1},
+        **{"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None},
+    )
+    model = LlamaForCausalLM(config)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.5)
+    model.save_pretrained(folder)
+    core = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    return {n: make_model(folder / n, seed) for seed, n in enumerate(["base", "tuned", "ref"])}
+
+
+@pytest.fixture(scope="module")
+def blend(paths: dict[str, str]) -> cf.Blend:
+    """What `trio` says, made without the command line."""
+    terms = {name: cf.Model(*loaded(path), name=name) for name, path in paths.items()}
+    return cf.parse("base + 0.8 * (tuned - ref)", **terms)
+
+
+def loaded(path: str) -> tuple[Any, ...]:
+    return (LlamaForCausalLM.from_pretrained(path).eval(),)
+
+
+def trio(paths: dict[str, str]) -> list[str]:
+    models = [f"--model={name}={path}" for name, path in paths.items()]
+    return [*models, "--blend", "base + 0.8 * (tuned - ref)"]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command that must succeed, and reads the JSON lines it prints."""
+
+    def call(*argv: str, lines: bool = True) -> Any:
+        assert cli.main(list(argv)) == 0, capsys.readouterr().err
+        out = capsys.readouterr().out
+        return [json.loads(line) for line in out.splitlines()] if lines else out
+
+    return call
+
+
+PROMPTS = ["a b c", "d", "e f g h i j", "k l"]
+
+
+def test_generate_writes_what_the_library_gives(paths, blend, run) -> None:
+    found = run("generate", *PROMPTS, *trio(paths), "--greedy", "--max-new-tokens", "6")
+    ids = [[WORDS.index(w) for w in p.split()] for p in PROMPTS]
+    out = cf.generate(blend, ids, do_sample=False, max_new_tokens=6)
+    assert [r["index"] for r in found] == [0, 1, 2, 3]
+    assert [r["prompt"] for r in found] == PROMPTS
+    assert [r["tokens"] for r in found] == out.lengths.tolist()
+    assert [r["logprob"] for r in found] == pytest.approx(out.logprobs.sum(dim=1).tolist())
+    assert [r["finished"] for r in found] == out.finished.tolist()
+    written = [[w for w in row if w > 2] for row in out.responses]
+    assert [r["text"].split() for r in found] == [[WORDS[i] for i in row] for row in written]
+    assert found[0]["blend"] == "base + 0.8*tuned - 0.8*ref"
+
+
+def test_a_system_prompt_is_its_terms_own(paths, run) -> None:
+    # the same model under two names: the blend is of one model with and without it
+    models = [f"--model={name}={paths['base']}" for name in ("plain", "told")]
+    common = ["--greedy", "--max-new-tokens", "5", "--blend", "plain + 2 * (told - plain)"]
+    told = run("generate", "a b", *models, *common, "--system", "told=x y z")
+    model, tokenizer = (
+        loaded(paths["base"])[0],
+        PreTrainedTokenizerFast.from_pretrained(paths["base"]),
+    )
+    plain = cf.Model(model, tokenizer=tokenizer, name="plain")
+    same = cf.Model(model, tokenizer=tokenizer, system="x y z", name="told")
+    chat = [[{"role": "user", "content": "a b"}]]
+    out = cf.generate(-plain + 2 * same, chat, do_sample=False, max_new_tokens=5)
+    assert told[0]["logprob"] == pytest.approx(float(out.logprobs.sum()))
+    assert told[0]["prompt"] == chat[0]
+
+
+def test_samples_do_not_depend_on_the_batch(paths, run) -> None:
+    common = ["generate", *PROMPTS, *trio(paths), "--max-new-tokens", "8", "--temperature", "1.5"]
+    together = run(*common)
+    alone = run(*common, "--batch-size", "1")
+    other = run(*common, "--seed", "1")
+    assert [r["text"] for r in together] == [r["text"] for r in alone]
+    assert [r["text"] for r in together] != [r["text"] for r in other]
+
+
+def test_equal_prompts_get_different_samples(paths, run) -> None:
+    found = run("generate", *["a b"] * 8, f"--model={paths['base']}", "--sample")
+    assert len({r["text"] for r in found}) > 1
+
+
+def test_truncation_options_reach_the_sampler(paths, run) -> None:
+    one = ["generate", *PROMPTS, f"--model={paths['base']}", "--max-new-tokens", "6"]
+    greedy = [r["text"] for r in run(*one, "--greedy")]
+    for option in (["--top-k", "1"], ["--top-p", "1e-6"], ["--min-p", "1"]):
+        assert [r["text"] for r in run(*one, *option)] == greedy, option
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "stdin", "stdin jsonl"])
+def test_prompts_come_from_files_and_stdin(
+    paths, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    plain = "\n".join(["a b c", "", "d", "  "])
+    rows = [{"prompt": "a b c"}, {"messages": [{"role": "user", "content": "d"}]}]
+    text = "\n".join(map(json.dumps, rows)) if "jsonl" in kind else plain
+    argv = ["generate", f"--model={paths['base']}", "--greedy", "--max-new-tokens", "2"]
+    if kind.startswith("stdin"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    else:
+        file = tmp_path / f"prompts.{kind}"
+        file.write_text(text)
+        argv += ["--prompts", str(file)]
+    expected = ["a b c", rows[1]["messages"] if "jsonl" in kind else "d"]
+    assert [r["prompt"] for r in run(*argv)] == expected
+
+
+def test_chat_sends_texts_through_the_template(paths, run) -> None:
+    found = run("generate", "a", f"--model={paths['base']}", "--greedy", "--chat")
+    assert found[0]["prompt"] == [{"role": "user", "content": "a"}]
+
+
+def test_resume_keeps_lines_and_writes_the_missing(paths, run, tmp_path: Path) -> None:
+    file = tmp_path / "out.jsonl"
+    argv = ["generate", *PROMPTS, *trio(paths), "--sample", "--max-new-tokens", "5"]
+    run(*argv, "--output", str(file), "--batch-size", "3")
+    whole = file.read_text()
+    records = [json.loads(line) for line in whole.splitlines()]
+    # a crash in the middle of the third line; another worker's order
+    lines = whole.splitlines(keepends=True)
+    file.write_text(lines[3] + lines[0] + lines[1][:40])
+    run(*argv, "--output", str(file), "--resume")
+    again = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [r["index"] for r in again] == [3, 0, 1, 2]
+    assert {r["index"]: r["text"] for r in again} == {r["index"]: r["text"] for r in records}
+    run(*argv, "--output", str(file), "--resume")
+    assert len(file.read_text().splitlines()) == 4
+
+
+def test_what_is_finished_is_on_disk_when_interrupted(
+    paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter([cf.generate])
+
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return next(calls)(*args, **kwargs)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(batch, "generate", generate)
+    file = tmp_path / "out.jsonl"
+    argv = ["generate", *PROMPTS, *trio(paths), "--greedy", "--batch-size", "2"]
+    assert cli.main([*argv, "--output", str(file)]) == 130
+    assert [json.loads(line)["index"] for line in file.read_text().splitlines()] == [0, 1]
+
+
+def test_score_gives_the_librarys_figures(paths, blend, run, tmp_path: Path) -> None:
+    pairs = [("a b c", "d e"), ("f", "g h i"), ("j k", "l")]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": p, "response": r}) for p, r in pairs))
+    found = run("score", str(file), *trio(paths), "--terms", "--batch-size", "2")
+    ids = [[[WORDS.index(w) for w in text.split()] for text in pair] for pair in pairs]
+    prompts, responses = zip(*ids, strict=True)
+    expected = cf.score(blend, list(prompts), list(responses), return_term_logprobs=True)
+    assert [r["tokens"] for r in found] == [2, 3, 1]
+    assert [r["logprob"] for r in found] == pytest.approx(expected.totals.tolist())
+    assert [r["perplexity"] for r in found] == pytest.approx(expected.perplexity.tolist(), rel=1e-4)
+    tuned = expected.term_logprobs[:, :, 1].sum(dim=1).tolist()
+    assert [r["terms"]["tuned"] for r in found] == pytest.approx(tuned)
+
+
+def test_inspect_prints_the_formula_and_counts_shared_weights_once(paths, run) -> None:
+    one = f"--model=a={paths['base']}", f"--model=b={paths['base']}", f"--model=c={paths['ref']}"
+    argv = ["inspect", *one, "--blend", "a + 2 * (b - c) / 4", "--system", "b=x"]
+    text = run(*argv, lines=False)
+    assert text.splitlines()[0] == "a + 0.5*b - 0.5*c"
+    assert "2 models" in text
+    (found,) = run(*argv, "--json")
+    assert found["formula"] == "a + 0.5*b - 0.5*c"
+    assert [m["names"] for m in found["models"]] == [["a", "b"], ["c"]]
+    assert [t["system"] for t in found["blend"]["terms"]] == [None, "x", None]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_adapters_over_one_base_share_it(paths, run, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(9)
+    for name in ("one", "two"):
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        adapted = peft.get_peft_model(loaded(paths["base"])[0], config)
+        adapted.save_pretrained(tmp_path / name)
+    base = paths["base"]
+    models = [
+        f"--model=base={base}",
+        *(f"--model={n}={base}@{tmp_path / n}" for n in ("one", "two")),
+    ]
+    (cost,) = run("inspect", *models, "--blend", "base + one + two", "--json")
+    assert [m["names"] for m in cost["models"]] == [["base", "one", "two"]]
+
+    greedy = ["--greedy", "--max-new-tokens", "8"]
+    for name in ("one", "two", None):
+        model = loaded(base)[0]
+        if name:
+            model = peft.PeftModel.from_pretrained(model, tmp_path / name).eval()
+        ids = torch.tensor([[WORDS.index(w) for w in "abc"]])
+        expected = cf.generate(cf.Model(model), ids, do_sample=False, max_new_tokens=8)
+        used = (
+            "base + one + two - one - two" if name is None else f"{name} + 0*base + 0*one + 0*two"
+        )
+        found = run("generate", "a b c", *models, *greedy, "--blend", used)
+        assert found[0]["logprob"] == pytest.approx(float(expected.logprobs.sum()), rel=1e-4)
+
+
+def test_info_says_what_works(run) -> None:
+    (found,) = (run("info", "--json", lines=False),)
+    found = json.loads(found)
+    assert found["packages"]["torch"] == torch.__version__
+    assert found["backends"]["cpu"]["reference"] is None
+    assert set(found["backends"]["cpu"]) == {"reference", "native", "triton"}
+    text = run("info", lines=False)
+    assert "reference on cpu" in text
+    assert "works" in text
+
+
+def test_the_module_runs_too(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["crossfade", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("crossfade", run_name="__main__")
+    assert "generate" in capsys.readouterr().out
+
+
+TWO = ["--model=a={base}", "--model=b={tuned}"]
+MISTAKES = {
+    "no model": (["generate", "a"], "no model is given"),
+    "unknown name": (["generate", "a", *TWO, "--blend=a+d"], "unknown name 'd' (known: a, b)"),
+    "unused model": (["generate", "a", *TWO, "--blend=a"], "does not use it"),
+    "no blend": (["generate", "a", *TWO], "--blend is missing"),
+    "same name": (["generate", "a", "--model=a={base}", "--model=a={ref}"], "given twice"),
+    "no name": (["generate", "a", "--model={base}", "--model=b={ref}"], "must be NAME=PATH"),
+    "bad name": (["generate", "a", "--model=a-b={base}"], "must be an identifier"),
+    "no folder": (["generate", "a", "--model=/not/here"], "there is no folder '/not/here'"),
+    "no config": (["generate", "a", "--model={empty}"], "has no config.json"),
+    "no adapter": (["generate", "a", "--model={base}@{empty}"], "adapter_model.safetensors"),
+    "system of none": (["generate", "a", "--model=a={base}", "--system=b=x"], "names 'b'"),
+    "no system text": (["generate", "a", "--model=a={base}", "--system=a"], "must be NAME=TEXT"),
+    "device": (["generate", "a", "--model={base}", "--device=nope"], "--device is 'nope'"),
+    "no prompts file": (["generate", "--model={base}", "--prompts=/not/here"], "/not/here"),
+    "prompts twice": (["generate", "a", "--model={base}", "--prompts={file}"], "it must be one"),
+    "empty prompts": (["generate", "--model={base}", "--prompts={empty}/e.txt"], "no prompts"),
+    "empty prompt": (["generate", "", "--model={base}"], "prompt 0 is empty"),
+    "not JSON": (["generate", "--model={base}", "--prompts={bad}"], "line 2: not JSON"),
+    "no key": (["generate", "--model={base}", "--prompts={file}"], '"prompt" or "messages"'),
+    "greedy draws": (["generate", "a", "--model={base}", "--greedy", "--top-k=3"], "--top-k"),
+    "temperature": (["generate", "a", "--model={base}", "--temperature=0"], "temperature is 0.0"),
+    "top-p": (["generate", "a", "--model={base}", "--top-p=2"], "top_p is 2.0"),
+    "length": (["generate", "a", "--model={base}", "--max-new-tokens=0"], "max_new_tokens is 0"),
+    "resume what": (["generate", "a", "--model={base}", "--resume"], "without --output"),
+    "output exists": (["generate", "a", "--model={base}", "--output={file}"], "exists"),
+    "not our file": (
+        ["generate", "a", "--model={base}", "--output={file}", "--resume"],
+        "not a line that generate wrote",
+    ),
+    "score what": (["score", "{file}", "--model={base}"], 'no "response"'),
+    "score nothing": (["score", "{empty}/e.txt", "--model={base}"], "nothing to score"),
+    "vocabularies": (
+        ["inspect", *["--model=a={base}", "--model=b={other}"], "--blend=a/b"],
+        "column",
+    ),
+    "demo weights": (["demo", "--samples=0"], "samples is 0"),
+    "demo seed": (["demo", "--seed=-1"], "seed is -1"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_gets_a_sentence_and_no_traceback(
+    paths, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "e.txt").write_text("\n \n")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
+    names = {"empty": empty, "file": tmp_path / "rows.jsonl", "bad": tmp_path / "bad.jsonl"}
+    names["other"] = paths["ref"]
+    argv, message = MISTAKES[name]
+    assert cli.main([part.format(**paths, **names) for part in argv]) == 2
+    out, err = capsys.readouterr()
+    error = err[err.index("crossfade ") :]  # a bar may come first
+    assert out == ""
+    assert message in error
+    assert "Traceback" not in error
+    assert len(error.splitlines()) == (3 if "formula:" in error else 1)  # a formula is shown
+
+
+@pytest.mark.parametrize("argv", [["nope"], [], ["generate", "--batch-size=0"], ["bench", "x"]])
+def test_argparse_refuses_what_it_does_not_know(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(argv)
+    assert "usage: crossfade" in capsys.readouterr().err
+
+
+def test_a_traceback_is_shown_on_request(paths) -> None:
+    with pytest.raises(ValueError, match="--blend is missing"):
+        cli.main(["inspect", "--traceback", *(p.format(**paths) for p in TWO)])
+
+
+def test_models_of_different_vocabularies_are_refused(
+    tmp_path: Path, paths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_model(tmp_path / "other", 0, [*WORDS[:10], "other", *WORDS[11:]])
+    models = [f"--model=a={paths['base']}", f"--model=b={other}", "--blend", "a + b"]
+    assert cli.main(["generate", "a", "--greedy", *models]) == 2
+    assert "'other'" in capsys.readouterr().err
+
+
+def test_pickled_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(make_model(tmp_path / "pickled", 0))
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    assert cli.main(["generate", "a", f"--model={folder}"]) == 2
+    assert "safetensors" in capsys.readouterr().err
+
+
+def test_code_of_a_model_is_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(make_model(tmp_path / "remote", 0))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "evil",
+        "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nC = M = None\n")
+    assert cli.main(["generate", "a", f"--model={folder}"]) == 2
+    assert not (tmp_path / "ran").exists()
+    assert "Traceback" not in capsys.readouterr().err
