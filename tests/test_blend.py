@@ -189,9 +189,9 @@ class TestTensorWeights:
 
     def test_the_callers_tensor_can_change(self):
         w = self.w.clone()
-        blend = w * A
+        blends = w * A, Blend((A,), (w,)), power_mean([A, B], [w, w], r=1)
         w.zero_()
-        assert torch.equal(blend.weights[0], self.w)
+        assert all(torch.equal(blend.weights[0], self.w) for blend in blends)
 
     def test_gradients_stay_outside(self):
         assert not (self.w.clone().requires_grad_() * A).weights[0].requires_grad

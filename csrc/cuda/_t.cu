@@ -217,14 +217,14 @@ __device__ __forceinline__ Best read_row(Team& team, const Slice& slice, Shared&
                                own.race && step != kSupport && !cuts ? &race : nullptr, own.greedy,
                                cut.inv_t, from);
     if ((totals.flags & kBad) || !totals.at_one.finite()) return Best();
-    const LogSum& at_t = cut.inv_t != 1 ? totals.at_t : totals.at_one;
+    const float sum = cut.inv_t != 1 ? totals.at_t.sum : totals.at_one.sum;
     if (threadIdx.x == 0) {
       if (step != kRest) shared.result = {totals.at_one.max, totals.at_one.log_sum()};
-      shared.result.log_kept = at_t.log_sum();
+      shared.result.log_kept = logf(sum);
     }
     if (step != kSupport && !cuts) return totals.best;
 
-    const RowMass mass{totals.at_one.max, cut.inv_t, 1 / at_t.sum};
+    const RowMass mass{totals.at_one.max, cut.inv_t, 1 / sum};
     const float least = min_p_threshold(mass.max, cut.min_p_gap);
     const bool settled = !(totals.flags & kListOverflows) &&
                          list.settle(team, totals.floor, mass, least);

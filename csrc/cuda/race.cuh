@@ -35,15 +35,6 @@ struct Noise {
   }
 };
 
-// x[i] for an i that is not known to the compiler, without leaving the registers.
-template <class T>
-__device__ __forceinline__ T pick(const T (&x)[kWidth], uint32_t i) {
-  T found = x[0];
-#pragma unroll
-  for (uint32_t j = 1; j < kWidth; ++j) found = j == i ? x[j] : found;
-  return found;
-}
-
 // One thread's part in a block's race. `bar` is the block's: a key_of some tempered score plus noise
 // that is already reached, less a little, so that what stays below it cannot win. When a thread sees
 // it raised changes what is computed, never the result.
@@ -68,18 +59,13 @@ class Race {
       }
     }
     if (first_round) {
-      uint32_t leader = 0;
-#pragma unroll
-      for (uint32_t i = 1; i < kWidth; ++i) leader = s[i] == top && s[0] != top && leader == 0 ? i : leader;
+      const uint32_t leader = __ffs(which([&](uint32_t i) { return s[i] == top; })) - 1;
       if (open) enter(v + leader, top, pick(words, leader));
       __syncthreads();
       open = can_win(top);
     }
     if (!open) return;
-    uint32_t starters = 0;
-#pragma unroll
-    for (uint32_t i = 0; i < kWidth; ++i)
-      starters |= (s[i] > -INFINITY && ~words[i] < open ? 1u : 0u) << i;
+    uint32_t starters = which([&](uint32_t i) { return s[i] > -INFINITY && ~words[i] < open; });
     for (; starters; starters &= starters - 1) {
       const uint32_t i = __ffs(starters) - 1;
       enter(v + i, pick(s, i), pick(words, i));

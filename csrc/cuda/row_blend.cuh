@@ -18,6 +18,24 @@ typedef float Eight[kWidth];
 
 __device__ __forceinline__ bool is_finite(float x) { return fabsf(x) < INFINITY; }
 
+// One bit for each i below kWidth: whether test(i).
+template <class Test>
+__device__ __forceinline__ uint32_t which(Test test) {
+  uint32_t bits = 0;
+#pragma unroll
+  for (uint32_t i = 0; i < kWidth; ++i) bits |= (test(i) ? 1u : 0u) << i;
+  return bits;
+}
+
+// x[i] for an i that is not known to the compiler, without leaving the registers.
+template <class T>
+__device__ __forceinline__ T pick(const T (&x)[kWidth], uint32_t i) {
+  T found = x[0];
+#pragma unroll
+  for (uint32_t j = 1; j < kWidth; ++j) found = j == i ? x[j] : found;
+  return found;
+}
+
 // One row of a term or value.
 struct alignas(16) Input {
   const void* row;
@@ -192,28 +210,18 @@ struct RowBlend {
   // One bit a token: what mask, support and the vocabulary leave of tokens v .. v + 7.
   __device__ uint32_t allowed(uint32_t v, uint32_t vocab) const {
     uint32_t left = v + kWidth <= vocab ? 0xFFu : (1u << (vocab - v)) - 1;
-    if (mask) {
-      uint32_t allowed = 0;
-      if (mask_aligned && v + kWidth <= vocab) {
-        const uint2 bytes = __ldg(reinterpret_cast<const uint2*>(mask + v));
-#pragma unroll
-        for (uint32_t i = 0; i < kWidth; ++i)
-          allowed |= ((i < 4 ? bytes.x : bytes.y) >> (8 * (i % 4)) & 0xFFu ? 1u : 0u) << i;
-      } else {
-#pragma unroll
-        for (uint32_t i = 0; i < kWidth; ++i)
-          allowed |= (__ldg(mask + min(v + i, vocab - 1)) ? 1u : 0u) << i;
-      }
-      left &= allowed;
+    if (mask && mask_aligned && v + kWidth <= vocab) {
+      const uint2 bytes = __ldg(reinterpret_cast<const uint2*>(mask + v));
+      left &= which([&](uint32_t i) {
+        return ((i < 4 ? bytes.x : bytes.y) >> (8 * (i % 4)) & 0xFFu) != 0;
+      });
+    } else if (mask) {
+      left &= which([&](uint32_t i) { return __ldg(mask + min(v + i, vocab - 1)) != 0; });
     }
     if (has_support) {
       Eight z;
       unpack(support, load(support, v, vocab), z);
-      uint32_t inside = 0;
-#pragma unroll
-      for (uint32_t i = 0; i < kWidth; ++i)
-        inside |= (z[i] >= support_threshold ? 1u : 0u) << i;
-      left &= inside;
+      left &= which([&](uint32_t i) { return z[i] >= support_threshold; });
     }
     return left;
   }
@@ -307,10 +315,8 @@ struct BlendScores {
 
   // Tells removed tokens (a -inf with weight) from those that spoil the row; returns what is left.
   __device__ uint32_t sort_out(uint32_t v, const Eight& s, uint32_t left) {
-    uint32_t odd = 0;
-#pragma unroll
-    for (uint32_t i = 0; i < kWidth; ++i) odd |= (is_finite(s[i]) ? 0u : 1u) << i;
-    for (odd &= left; odd; odd &= odd - 1) {
+    uint32_t odd = left & which([&](uint32_t i) { return !is_finite(s[i]); });
+    for (; odd; odd &= odd - 1) {
       const uint32_t i = __ffs(odd) - 1;
       bad |= !removed(v + i);
       left &= ~(1u << i);

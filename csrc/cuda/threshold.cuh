@@ -70,11 +70,8 @@ class Shortlist {
   // Called by all threads of the block in every round of a sweep; thread_max is over the sweep so far.
   __device__ void offer(uint32_t round, uint32_t v, const Eight& s, float top, float thread_max) {
     if ((round & (round + 1)) == 0) raise_floor(thread_max);  // rounds 0, 1, 3, 7 ...
-    if (!(top >= floor_) || top == -INFINITY) return;
-    uint32_t some = 0;
-#pragma unroll
-    for (uint32_t i = 0; i < kWidth; ++i)
-      some |= (s[i] >= floor_ && s[i] > -INFINITY ? 1u : 0u) << i;
+    if (!(top >= floor_)) return;
+    uint32_t some = which([&](uint32_t i) { return s[i] >= floor_ && s[i] > -INFINITY; });
     for (; some; some &= some - 1) {
       const uint32_t i = __ffs(some) - 1;
       const uint32_t slot = atomicAdd(&m_.listed, 1u);
@@ -211,25 +208,27 @@ class Shortlist {
 };
 
 // The largest score x with W{s >= x} >= target, among scores of at least `least`; -inf if none. W
-// counts tokens (target of them), or adds up their `mass` (target: a part of all of it).
+// counts tokens (target of them), or where `weigh` adds up their mass (target: a part of all of it).
 template <class Scores>
 __device__ float radix_threshold(const Team& team, const Slice& slice, Scores& scores,
-                                 ThresholdMemory& m, const RowMass* mass, float least,
-                                 double target) {
+                                 ThresholdMemory& m, const RowMass& mass, bool weigh,
+                                 float least, double target) {
   RadixSearch search(target);
   while (!search.done()) {
     team.sync();  // no member still reads the last histogram
     for (uint32_t d = threadIdx.x; d < RadixSearch::kBins; d += blockDim.x) m.low[d] = m.high[d] = 0;
     __syncthreads();
     sweep(slice, scores, [&](uint32_t, uint32_t, const Eight& s, float top) {
-      if (!(top >= least) || top == -INFINITY) return;
-#pragma unroll
-      for (uint32_t i = 0; i < kWidth; ++i) {
-        const uint32_t key = key_of(s[i]), digit = search.digit(key);
-        if (!(s[i] >= least) || s[i] == -INFINITY || !search.in_play(key)) continue;
-        const uint64_t w = mass ? mass->of(s[i]) : 1;
+      if (!(top >= least)) return;
+      uint32_t in_play = which([&](uint32_t i) {
+        return s[i] >= least && s[i] > -INFINITY && search.in_play(key_of(s[i]));
+      });
+      for (; in_play; in_play &= in_play - 1) {
+        const float x = pick(s, __ffs(in_play) - 1);
+        const uint32_t digit = search.digit(key_of(x));
+        const uint64_t w = weigh ? mass.of(x) : 1;
         atomicAdd(&m.low[digit], static_cast<uint32_t>(w & 0xFFFu));
-        if (mass) atomicAdd(&m.high[digit], static_cast<uint32_t>(w >> 12));
+        if (weigh) atomicAdd(&m.high[digit], static_cast<uint32_t>(w >> 12));
       }
     });
     team.sync();
@@ -261,8 +260,8 @@ __device__ float radix_threshold(const Team& team, const Slice& slice, Scores& s
       total += m.warp_total[w];
     }
     if (search.round == 0) {
-      if (total == 0 || (!mass && static_cast<double>(total) < target)) return -INFINITY;
-      if (mass) search.target = fmax(1.0, target * static_cast<double>(total));
+      if (total == 0 || (!weigh && static_cast<double>(total) < target)) return -INFINITY;
+      if (weigh) search.target = fmax(1.0, target * static_cast<double>(total));
     }
     const double short_by = search.target - search.above;
     if (static_cast<double>(before) < short_by && static_cast<double>(before + own) >= short_by) {
@@ -290,8 +289,7 @@ __device__ __forceinline__ float threshold(const Team& team, const Slice& slice,
   for (int nucleus = 0; nucleus < 2; ++nucleus) {
     if (nucleus ? cut.top_p >= 1 : cut.top_k == 0) continue;
     const double target = nucleus ? cut.top_p : static_cast<double>(cut.top_k);
-    const RowMass* weigh = nucleus ? &mass : nullptr;
-    cutoff = fmaxf(cutoff, radix_threshold(team, slice, scores, m, weigh, cutoff, target));
+    cutoff = fmaxf(cutoff, radix_threshold(team, slice, scores, m, mass, nucleus, cutoff, target));
   }
   return fmaxf(cutoff, least);
 }

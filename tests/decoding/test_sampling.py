@@ -8,6 +8,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
+from crossfade.decoding.generation import seeds_and_streams
 from tiny_models import EOS, PAD, VOCAB, make, make_letters
 from transformers import (
     LogitsProcessor,
@@ -87,6 +88,17 @@ def test_several_sequences_a_request(blend: cf.Blend, batch: Batch) -> None:
     for i, w in enumerate(weights.tolist()):
         single = cf.generate(a + w * b, prompts, seed=9, num_return_sequences=2, **DRAW)
         assert rowwise.responses[2 * i : 2 * i + 2] == single.responses[2 * i : 2 * i + 2]
+
+
+def test_streams_are_laid_out_as_documented() -> None:
+    # other tools draw the same samples from (seed, stream), so the layout is part of the interface
+    cpu = torch.device("cpu")
+    seeds, streams = seeds_and_streams(7, 2, 3, True, cpu)
+    assert seeds.tolist() == [7] * 6
+    assert streams.tolist() == [0, 1 << 32, 2 << 32, 1, 1 + (1 << 32), 1 + (2 << 32)]
+    seeds, streams = seeds_and_streams([8, 2**64 - 1], 2, 2, True, cpu)
+    assert seeds.tolist() == [8, 8, -1, -1]
+    assert streams.tolist() == [0, 1 << 32] * 2
 
 
 def test_draws_follow_the_distribution(base: PreTrainedModel) -> None:
@@ -373,6 +385,18 @@ def test_a_bad_row_ends_alone(trio: list[PreTrainedModel], batch: Batch, process
         assert not values[2, 3:].any()
 
 
+def test_a_bad_row_is_not_finished_by_its_padding(
+    trio: list[PreTrainedModel], batch: Batch
+) -> None:
+    # padding is EOS by default, and a criterion that reads it must not call the row complete
+    broken = cf.Model(trio[0]) + 0.1 * cf.ValueHead(Broken(trio[1], row=2, after=1))
+    with pytest.warns(RuntimeWarning, match="request 2"):
+        out = cf.generate(broken, batch, max_new_tokens=4, eos_token_id=39, pad_token_id=39)
+    assert out.failed.tolist() == [False, False, True, False]
+    assert not out.finished[2]
+    assert out.lengths[2] == 1
+
+
 def test_a_row_without_any_token(base: PreTrainedModel, batch: Batch) -> None:
     with pytest.warns(RuntimeWarning, match="no token has a finite score"):
         out = cf.generate(base, batch, max_new_tokens=5, suppress_tokens=list(range(VOCAB)))
@@ -401,6 +425,18 @@ def test_padded_columns_are_never_drawn(tokenizer: PreTrainedTokenizerFast) -> N
         0.5 * cf.Model(model) + 0.5 * cf.Model(make("gpt2", 1)), [5, 6], max_new_tokens=8
     )
     assert int(mixed.sequences.max()) < VOCAB
+
+
+def test_padding_that_another_term_has_no_embedding_for(batch: Batch) -> None:
+    wide = make()
+    wide.resize_token_embeddings(VOCAB + 7)
+    blend = 0.9 * cf.Model(wide) + 0.1 * cf.Model(make("gpt2", 1))
+    pad = VOCAB + 3
+    ids = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, pad)
+    arguments: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": [39, 49]}
+    out = cf.generate(blend, {**batch, "input_ids": ids}, pad_token_id=pad, **arguments)
+    assert (out.sequences[:, 9:] == pad).any(), "a row must end before the others"
+    assert out.responses == cf.generate(blend, batch, pad_token_id=PAD, **arguments).responses
 
 
 def test_dropout_is_left_to_the_caller(base: PreTrainedModel, batch: Batch) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from .types import BlendSample, Support
 SEARCH_BLOCK = 2048  # tokens a pass of a threshold search takes at a time
 
 
-class Tiles(NamedTuple):
+@dataclass(frozen=True)
+class Tiles:
     """A blend's tiles, as `kernels.blend_tiles` left them."""
 
     partials: Tensor  # [PLANES, B, count]
