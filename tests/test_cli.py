@@ -306,6 +306,8 @@ MISTAKES = {
         "column",
     ),
     "demo weights": (["demo", "--samples=0"], "samples is 0"),
+    "demo weight": (["demo", "--weights", "1", "nan"], "nan"),
+    "demo output": (["demo", "--output=/not/here/x.png"], "no folder '/not/here'"),
     "demo seed": (["demo", "--seed=-1"], "seed is -1"),
 }
 

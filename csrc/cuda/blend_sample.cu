@@ -59,8 +59,8 @@ static_assert(sizeof(Shared) <= 48 * 1024, "more takes an attribute of the kerne
 
 #ifndef CF_EMULATED
 __device__ __forceinline__ Shared& shared_memory() {
-  __shared__ Shared shared;
-  return shared;
+  __shared__ alignas(16) unsigned char bytes[sizeof(Shared)];
+  return *reinterpret_cast<Shared*>(bytes);
 }
 #endif
 
@@ -124,33 +124,33 @@ __device__ __forceinline__ float min_p_threshold(float max, double gap) {
   return static_cast<double>(rounded) < least ? float_of_key(key_of(rounded) + 1) : rounded;
 }
 
-// Reads the row once. `list` is filled where given. Tokens of at least `from` race where `race` is
-// given, or without noise where `greedy`.
+// What a reading of the row does besides the sums.
+struct Task {
+  bool lists, races, greedy;  // greedy: the best without noise
+  float from;                 // lower scores are left out
+};
+
 template <class Scores>
 __device__ __forceinline__ Totals read(Team& team, const Slice& slice, Scores& scores,
-                                       Shortlist* list, Race* race, bool greedy, float inv_t,
-                                       float from) {
+                                       Shortlist& list, Race& race, const Task& task, float inv_t) {
   Totals mine;
   sweep(slice, scores, [&](uint32_t round, uint32_t v, Eight& s, float top) {
-    if (from > -INFINITY) {
+    if (task.from > -INFINITY) {
 #pragma unroll
-      for (float& x : s) x = x >= from ? x : -INFINITY;
-      top = top >= from ? top : -INFINITY;
+      for (float& x : s) x = x >= task.from ? x : -INFINITY;
+      top = top >= task.from ? top : -INFINITY;
     }
     mine.at_one.add(s, top);
     if (inv_t != 1) mine.at_t.add(s, top, inv_t);
-    if (list) list->offer(round, v, s, top, mine.at_one.max);
-    if (race) race->enter(v, s, top, round == 0);
-    if (greedy && top > mine.best.score) {  // the lowest id of a tie
-      mine.best = {top, 0, kNoToken};
-#pragma unroll
-      for (int i = kWidth - 1; i >= 0; --i) mine.best.token = s[i] == top ? v + i : mine.best.token;
-    }
+    if (task.lists) list.offer(round, v, s, top, mine.at_one.max);
+    if (task.races) race.enter(v, s, top, round == 0);
+    if (task.greedy && top > race.best.score)  // the lowest id of a tie
+      race.best = {top, 0, v + __ffs(which([&](uint32_t i) { return s[i] == top; })) - 1};
   });
-  if (list) mine.floor = list->floor();
-  if (race) mine.best = race->best;
+  mine.best = race.best;
+  mine.floor = list.floor();
   __syncthreads();  // the list is complete
-  mine.flags = (scores.bad ? kBad : 0) | (list && list->overflows() ? kListOverflows : 0);
+  mine.flags = (scores.bad ? kBad : 0) | (task.lists && list.overflows() ? kListOverflows : 0);
   return team.reduce(mine, [inv_t](const Totals& a, const Totals& b) {
     Totals m;
     m.at_one = LogSum::merge(a.at_one, b.at_one);
@@ -213,9 +213,8 @@ __device__ __forceinline__ Best read_row(Team& team, const Slice& slice, Shared&
     const Cut& cut = shared.cut;
     const bool cuts = step != kRest && cut.any();
     Shortlist list(team, m, cut);
-    const Totals totals = read(team, slice, scores, cuts ? &list : nullptr,
-                               own.race && step != kSupport && !cuts ? &race : nullptr, own.greedy,
-                               cut.inv_t, from);
+    const Task task{cuts, own.race && step != kSupport && !cuts, own.greedy && step == kBlend, from};
+    const Totals totals = read(team, slice, scores, list, race, task, cut.inv_t);
     if ((totals.flags & kBad) || !totals.at_one.finite()) return Best();
     const float sum = cut.inv_t != 1 ? totals.at_t.sum : totals.at_one.sum;
     if (threadIdx.x == 0) {
@@ -224,15 +223,17 @@ __device__ __forceinline__ Best read_row(Team& team, const Slice& slice, Shared&
     }
     if (step != kSupport && !cuts) return totals.best;
 
-    const RowMass mass{totals.at_one.max, cut.inv_t, 1 / sum};
-    const float least = min_p_threshold(mass.max, cut.min_p_gap);
-    const bool settled = !(totals.flags & kListOverflows) &&
-                         list.settle(team, totals.floor, mass, least);
+    if (threadIdx.x == 0) {
+      m.mass = {totals.at_one.max, cut.inv_t, 1 / sum};
+      m.least = min_p_threshold(m.mass.max, cut.min_p_gap);
+    }
+    __syncthreads();
+    const bool settled = !(totals.flags & kListOverflows) && list.settle(team, totals.floor);
     if (settled && step == kBlend) {
       Drawn drawn;
-      list.for_each_kept(least, [&](uint32_t token, float s) {
+      list.for_each_kept([&](uint32_t token, float s) {
         race.enter(token, s);
-        drawn.kept += mass.of(s);
+        drawn.kept += m.mass.of(s);
       });
       drawn.best = race.best;
       drawn = team.reduce(drawn, [&](const Drawn& a, const Drawn& b) {
@@ -242,8 +243,7 @@ __device__ __forceinline__ Best read_row(Team& team, const Slice& slice, Shared&
         shared.result.log_kept += logf(static_cast<float>(drawn.kept) * static_cast<float>(1 / kWholeMass));
       return drawn.best;
     }
-    from = settled ? list.lowest_kept(team, least)
-                   : threshold(team, slice, scores, m, mass, cut, least);
+    from = settled ? list.lowest_kept(team) : threshold(team, slice, scores, m, cut);
     if (step == kBlend) {
       step = kRest;
       continue;

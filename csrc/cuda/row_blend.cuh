@@ -262,7 +262,7 @@ struct BlendScores {
     if (row.narrow && v + kWidth <= vocab) {
       add<4>(s, [v](const Input& in) { return load_narrow(in, v); });
     } else {
-      add<2>(s, [&](const Input& in) { return load(in, v, vocab); });
+      add<1>(s, [&](const Input& in) { return load(in, v, vocab); });
     }
 
     uint32_t left = row.allowed(v, vocab);

@@ -32,7 +32,7 @@ __device__ __forceinline__ T shuffle_xor(const T& x, int lanes) {
 // All lanes get the merge of all lanes' values. merge(a, b) must not depend on their order.
 template <class T, class Merge>
 __device__ __forceinline__ T warp_reduce(T x, Merge merge) {
-#pragma unroll
+#pragma unroll 1  // large values would fill the instruction cache
   for (int lanes = 16; lanes > 0; lanes /= 2) x = merge(x, shuffle_xor(x, lanes));
   return x;
 }

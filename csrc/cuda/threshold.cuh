@@ -27,8 +27,20 @@ struct Cut {
   __device__ bool any() const { return top_k > 0 || top_p < 1 || min_p_gap > -INFINITY; }
 };
 
+// A row of which max and mass are known.
+struct RowMass {
+  float max, inv_t, share;  // share: 1 / sum of exp((s - max) * inv_t)
+
+  __device__ uint64_t of(float s) const {
+    return static_cast<uint64_t>(__expf((s - max) * inv_t) * share * static_cast<float>(kWholeMass));
+  }
+};
+
 // What a block keeps for it, in shared memory.
 struct ThresholdMemory {
+  RowMass mass;
+  float least;  // what min-p asks for
+  RadixSearch search;
   float quad_max[256];
   float floor;
   uint32_t listed, pulled, owned;
@@ -45,19 +57,8 @@ struct ThresholdMemory {
       // are all low.
       uint32_t low[RadixSearch::kBins], high[RadixSearch::kBins];
       uint64_t warp_total[32];
-      uint64_t over;
-      uint32_t digit;
     };
   };
-};
-
-// A row of which max and mass are known.
-struct RowMass {
-  float max, inv_t, share;  // share: 1 / sum of exp((s - max) * inv_t)
-
-  __device__ uint64_t of(float s) const {
-    return static_cast<uint64_t>(__expf((s - max) * inv_t) * share * static_cast<float>(kWholeMass));
-  }
 };
 
 __device__ __forceinline__ uint64_t add(uint64_t a, uint64_t b) { return a + b; }
@@ -86,11 +87,11 @@ class Shortlist {
 
   // After the sweep, its results merged and no list overflowing: whether the lists hold all tokens
   // that stay. `floor` is the highest of the team's. The same in all threads.
-  __device__ bool settle(Team& team, float floor, const RowMass& mass, float least) {
+  __device__ bool settle(Team& team, float floor) {
     pull(floor);
     __syncthreads();
     if (m_.pulled > kListed) return false;
-    uint64_t covered = rank(mass);
+    uint64_t covered = rank();
     all_ = floor == -INFINITY;  // every token is listed
     whole_ = kWholeMass;
     if (cut_.top_p < 1) {
@@ -102,27 +103,27 @@ class Shortlist {
     if (all_) return true;
     if (cut_.top_k > 0) return m_.pulled >= cut_.top_k;
     if (cut_.top_p < 1 && static_cast<double>(covered) >= cut_.top_p * whole_) return true;
-    return floor <= least;
+    return floor <= m_.least;
   }
 
   // Calls visit(token, score) for the listed tokens that stay, each in one thread of the team.
   template <class Visit>
-  __device__ void for_each_kept(float least, Visit visit) const {
+  __device__ void for_each_kept(Visit visit) const {
     const double nucleus = cut_.top_p * whole_;
     for (uint32_t i = threadIdx.x; i < m_.owned; i += blockDim.x) {
       const uint64_t above = m_.above[i];
       const bool inside = cut_.top_p >= 1 || above == 0 || static_cast<double>(above) < nucleus;
       const uint32_t e = m_.own[i];
-      if (above != kBeyondK && inside && m_.score[e] >= least) visit(m_.token[e], m_.score[e]);
+      if (above != kBeyondK && inside && m_.score[e] >= m_.least) visit(m_.token[e], m_.score[e]);
     }
   }
 
   // The lowest score that stays; -inf where nothing is cut.
-  __device__ float lowest_kept(Team& team, float least) const {
+  __device__ float lowest_kept(Team& team) const {
     struct Lowest {
       float score = INFINITY;
     } lowest;
-    for_each_kept(least, [&](uint32_t, float s) { lowest.score = fminf(lowest.score, s); });
+    for_each_kept([&](uint32_t, float s) { lowest.score = fminf(lowest.score, s); });
     lowest = team.reduce(lowest, [](const Lowest& a, const Lowest& b) {
       return Lowest{fminf(a.score, b.score)};
     });
@@ -176,7 +177,7 @@ class Shortlist {
 
   // Ranks this block's candidates, a warp each. Returns, in one lane, the mass of those it ranked
   // that top-k keeps.
-  __device__ uint64_t rank(const RowMass& mass) {
+  __device__ uint64_t rank() {
     uint64_t kept = 0;
     const uint32_t count = m_.pulled;
     for (uint32_t i = warp_id(); i < m_.owned; i += warp_count()) {
@@ -187,14 +188,14 @@ class Shortlist {
         const float other = m_.all[j];
         if (!(other > mine)) continue;
         ++higher;
-        above += mass.of(other);
+        above += m_.mass.of(other);
       }
       higher = warp_reduce(higher, [](uint32_t a, uint32_t b) { return a + b; });
       above = warp_reduce(above, add);
       if (lane_id() != 0) continue;
       const bool beyond = cut_.top_k > 0 && higher >= cut_.top_k;
       m_.above[i] = beyond ? kBeyondK : above;
-      kept += beyond ? 0 : mass.of(mine);
+      kept += beyond ? 0 : m_.mass.of(mine);
     }
     return kept;
   }
@@ -207,91 +208,101 @@ class Shortlist {
   double whole_ = kWholeMass;  // of the mass that top-p takes its part from
 };
 
+// One round of m.search on the team's histograms. False: the search has no result, as fewer tokens
+// than its target are left.
+__device__ __forceinline__ bool descend(const Team& team, ThresholdMemory& m, bool weigh) {
+  // Digits from the top, `per` a thread: where does their running sum reach the target?
+  const uint32_t bins = 1u << m.search.bits(), per = (bins + blockDim.x - 1) / blockDim.x;
+  const uint32_t first = threadIdx.x * per;
+  const auto bin = [&](uint32_t i) {
+    uint64_t sum = 0;
+    const uint32_t d = bins - 1 - i;
+    for (uint32_t r = 0; r < team.size(); ++r) {
+      const ThresholdMemory& from = team.at(r, m);
+      sum += (static_cast<uint64_t>(from.high[d]) << 12) + from.low[d];
+    }
+    return sum;
+  };
+  uint64_t own = 0;
+  for (uint32_t i = first; i < first + per && i < bins; ++i) own += bin(i);
+  unsigned long long up_to = own;  // running sum over the block, this thread's included
+#pragma unroll 1
+  for (uint32_t lanes = 1; lanes < 32; lanes *= 2) {
+    const unsigned long long other = __shfl_up_sync(kAllLanes, up_to, lanes);
+    if (lane_id() >= lanes) up_to += other;
+  }
+  if (lane_id() == 31) m.warp_total[warp_id()] = up_to;
+  const bool new_search = m.search.round == 0;
+  const double above = m.search.above;
+  double target = m.search.target;
+  __syncthreads();
+  uint64_t before = up_to - own, total = 0;
+#pragma unroll 1
+  for (uint32_t w = 0; w < warp_count(); ++w) {
+    if (w < warp_id()) before += m.warp_total[w];
+    total += m.warp_total[w];
+  }
+  if (new_search) {
+    if (weigh) target = fmax(1.0, target * static_cast<double>(total));
+    if (static_cast<double>(total) < target) return false;
+  }
+  const double missing = target - above;
+  if (static_cast<double>(before) < missing && static_cast<double>(before + own) >= missing) {
+    uint32_t i = first;
+    uint64_t sum = before, here = bin(i);
+    while (static_cast<double>(sum + here) < missing) {
+      sum += here;
+      here = bin(++i);
+    }
+    m.search.target = target;
+    m.search.descend_to(bins - 1 - i, static_cast<double>(sum));
+  }
+  __syncthreads();
+  return true;
+}
+
 // The largest score x with W{s >= x} >= target, among scores of at least `least`; -inf if none. W
 // counts tokens (target of them), or where `weigh` adds up their mass (target: a part of all of it).
 template <class Scores>
-__device__ float radix_threshold(const Team& team, const Slice& slice, Scores& scores,
-                                 ThresholdMemory& m, const RowMass& mass, bool weigh,
-                                 float least, double target) {
-  RadixSearch search(target);
-  while (!search.done()) {
+__device__ __forceinline__ float radix_threshold(const Team& team, const Slice& slice,
+                                                 Scores& scores, ThresholdMemory& m, bool weigh,
+                                                 float least, double target) {
+  if (threadIdx.x == 0) m.search = RadixSearch(target);
+  do {
     team.sync();  // no member still reads the last histogram
     for (uint32_t d = threadIdx.x; d < RadixSearch::kBins; d += blockDim.x) m.low[d] = m.high[d] = 0;
     __syncthreads();
     sweep(slice, scores, [&](uint32_t, uint32_t, const Eight& s, float top) {
       if (!(top >= least)) return;
       uint32_t in_play = which([&](uint32_t i) {
-        return s[i] >= least && s[i] > -INFINITY && search.in_play(key_of(s[i]));
+        return s[i] >= least && s[i] > -INFINITY && m.search.in_play(key_of(s[i]));
       });
       for (; in_play; in_play &= in_play - 1) {
         const float x = pick(s, __ffs(in_play) - 1);
-        const uint32_t digit = search.digit(key_of(x));
-        const uint64_t w = weigh ? mass.of(x) : 1;
+        const uint32_t digit = m.search.digit(key_of(x));
+        const uint64_t w = weigh ? m.mass.of(x) : 1;
         atomicAdd(&m.low[digit], static_cast<uint32_t>(w & 0xFFFu));
         if (weigh) atomicAdd(&m.high[digit], static_cast<uint32_t>(w >> 12));
       }
     });
     team.sync();
-
-    // Digits from the top, `per` a thread: where does their running sum reach the target?
-    const uint32_t bins = 1u << search.bits(), per = (bins + blockDim.x - 1) / blockDim.x;
-    const uint32_t first = threadIdx.x * per;
-    const auto bin = [&](uint32_t i) {
-      uint64_t sum = 0;
-      const uint32_t d = bins - 1 - i;
-      for (uint32_t r = 0; r < team.size(); ++r) {
-        const ThresholdMemory& from = team.at(r, m);
-        sum += (static_cast<uint64_t>(from.high[d]) << 12) + from.low[d];
-      }
-      return sum;
-    };
-    uint64_t own = 0;
-    for (uint32_t i = first; i < first + per && i < bins; ++i) own += bin(i);
-    uint64_t up_to = own;  // inclusive running sum over the block
-    for (uint32_t lanes = 1; lanes < 32; lanes *= 2) {
-      const uint64_t other = __shfl_up_sync(kAllLanes, static_cast<unsigned long long>(up_to), lanes);
-      if (lane_id() >= lanes) up_to += other;
-    }
-    if (lane_id() == 31) m.warp_total[warp_id()] = up_to;
-    __syncthreads();
-    uint64_t before = up_to - own, total = 0;
-    for (uint32_t w = 0; w < warp_count(); ++w) {
-      if (w < warp_id()) before += m.warp_total[w];
-      total += m.warp_total[w];
-    }
-    if (search.round == 0) {
-      if (total == 0 || (!weigh && static_cast<double>(total) < target)) return -INFINITY;
-      if (weigh) search.target = fmax(1.0, target * static_cast<double>(total));
-    }
-    const double short_by = search.target - search.above;
-    if (static_cast<double>(before) < short_by && static_cast<double>(before + own) >= short_by) {
-      uint32_t i = first;
-      uint64_t sum = before, here = bin(i);
-      while (static_cast<double>(sum + here) < short_by) {
-        sum += here;
-        here = bin(++i);
-      }
-      m.digit = bins - 1 - i;
-      m.over = sum;
-    }
-    __syncthreads();
-    search.descend_to(m.digit, static_cast<double>(m.over));
-  }
-  return float_of_key(search.threshold());
+    if (!descend(team, m, weigh)) return -INFINITY;
+  } while (!m.search.done());
+  return float_of_key(m.search.threshold());
 }
 
 // The threshold that the lists do not give.
 template <class Scores>
 __device__ __forceinline__ float threshold(const Team& team, const Slice& slice, Scores& scores,
-                                           ThresholdMemory& m, const RowMass& mass, const Cut& cut,
-                                           float least) {
+                                           ThresholdMemory& m, const Cut& cut) {
   float cutoff = -INFINITY;
+#pragma unroll 1
   for (int nucleus = 0; nucleus < 2; ++nucleus) {
     if (nucleus ? cut.top_p >= 1 : cut.top_k == 0) continue;
     const double target = nucleus ? cut.top_p : static_cast<double>(cut.top_k);
-    cutoff = fmaxf(cutoff, radix_threshold(team, slice, scores, m, mass, nucleus, cutoff, target));
+    cutoff = fmaxf(cutoff, radix_threshold(team, slice, scores, m, nucleus, cutoff, target));
   }
-  return fmaxf(cutoff, least);
+  return fmaxf(cutoff, m.least);
 }
 
 }  // namespace cuda

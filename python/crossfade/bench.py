@@ -7,6 +7,7 @@ time, without launches.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import platform
@@ -60,8 +61,10 @@ class Result:
 
 def cases(device: str, quick: bool) -> list[Case]:
     """What `crossfade bench ops` measures on a device."""
-    vocab, batches = (151_936, (1, 8, 64, 256)) if device == "cuda" else (128_256, (1, 8, 32))
-    dtypes: tuple[str, ...] = ("bfloat16", "float32") if device == "cuda" else ("float32", "bfloat16")
+    if device == "cuda":
+        vocab, batches, dtypes = 151_936, [1, 8, 64, 256], ["bfloat16", "float32"]
+    else:
+        vocab, batches, dtypes = 128_256, [1, 8, 32], ["float32", "bfloat16"]
     if quick:
         dtypes, batches = dtypes[:1], batches[:2]
     return [Case(*c) for c in itertools.product(dtypes, batches, (vocab,), SETTINGS)]
@@ -76,10 +79,10 @@ def chain(logits: list[Tensor], setting: dict[str, Any]) -> Callable[[], Tensor]
         processors.append(hf.TopKLogitsWarper(setting["top_k"]))
     if "top_p" in setting:
         processors.append(hf.TopPLogitsWarper(setting["top_p"]))
-    ids = torch.zeros(len(logits[0]), 1, dtype=torch.long, device=logits[0].device)
+    ids: Any = torch.zeros(len(logits[0]), 1, dtype=torch.long, device=logits[0].device)
 
     def sample() -> Tensor:
-        blended = sum(
+        blended: Any = sum(
             w * z.float().log_softmax(-1) for w, z in zip(WEIGHTS, logits, strict=True)
         )
         return torch.multinomial(processors(ids, blended).softmax(-1), 1)
@@ -108,8 +111,10 @@ def flashinfer(logits: list[Tensor], setting: dict[str, Any]) -> Callable[[], Te
 
 def contenders(case: Case, device: str) -> dict[str, list[Callable[[], Any]]]:
     """Each contender as one call a set of inputs; the sets together are too large for a cache."""
-    sets = max(2, -(-COLD_BYTES // case.bytes)) if device == "cpu" else max(
-        2, min(64, -(-COLD_BYTES // case.bytes))
+    sets = (
+        max(2, -(-COLD_BYTES // case.bytes))
+        if device == "cpu"
+        else max(2, min(64, -(-COLD_BYTES // case.bytes)))
     )
     dtype, setting = getattr(torch, case.dtype), SETTINGS[case.setting]
     generator = torch.Generator(device).manual_seed(0)
@@ -132,7 +137,7 @@ def contenders(case: Case, device: str) -> dict[str, list[Callable[[], Any]]]:
             "flashinfer": flashinfer(z, setting),
         }
         if device == "cuda":
-            ways["ours, Triton"] = lambda z=z: ours(z, backend="triton")
+            ways["ours, Triton"] = functools.partial(ours, backend="triton")
         for name, call in ways.items():
             if call is not None:
                 calls.setdefault(name, []).append(call)
@@ -282,9 +287,11 @@ def table(report: dict[str, Any]) -> Iterator[str]:
     """The report as the lines of a Markdown table."""
     names = list(dict.fromkeys(n for r in report["results"] for n in r["us"] if n != "read"))
     peers = [n for n in names if n != "ours"]
-    yield "| inputs | sampling | read, us | ours, us | ours / read | " + " | ".join(
-        f"{p} / ours" for p in peers
-    ) + " |"
+    yield (
+        "| inputs | sampling | read, us | ours, us | ours / read | "
+        + " | ".join(f"{p} / ours" for p in peers)
+        + " |"
+    )
     yield "|---" * (5 + len(peers)) + "|"
     for r in report["results"]:
         us = r["us"]

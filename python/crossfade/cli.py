@@ -63,18 +63,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _demo_options(p: argparse.ArgumentParser) -> None:
+    positions = (-1.0, -0.5, 0.0, 0.5, 1.0)
     p.add_argument(
-        "--weights",
-        type=_numbers,
-        default=(-1.0, -0.5, 0.0, 0.5, 1.0),
-        metavar="W,W,...",
-        help="fader positions; write --weights=-1,0,1 if the first is negative",
+        "--weights", type=float, nargs="+", default=positions, metavar="W", help="fader positions"
     )
-    p.add_argument("--samples", type=int, default=8, help="texts about each of 8 movies")
-    p.add_argument("--max-new-tokens", type=int, default=32)
-    p.add_argument("--temperature", type=float, default=0.7)
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--output", type=Path, default=Path("crossfade-demo.png"), help="the plot")
+    p.add_argument(
+        "--samples", type=int, default=8, help="texts about each of 8 movies (%(default)s)"
+    )
+    p.add_argument("--max-new-tokens", type=int, default=32, help="of each text (%(default)s)")
+    p.add_argument("--temperature", type=float, default=0.7, help="of sampling (%(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of all texts (%(default)s)")
+    p.add_argument(
+        "--output", type=Path, default=Path("crossfade-demo.png"), help="the plot (%(default)s)"
+    )
     p.add_argument("--device", help="by default a GPU if torch finds one, else the CPU")
     p.add_argument("--json", action="store_true", help="print JSON")
 
@@ -111,7 +112,9 @@ def _batch_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--chat", action="store_true", help="send texts as a user's message, by the chat template"
     )
-    p.add_argument("--batch-size", type=_positive, default=8)
+    p.add_argument(
+        "--batch-size", type=_positive, default=8, help="requests at a time (%(default)s)"
+    )
     p.add_argument("--output", metavar="FILE", help="by default stdout")
 
 
@@ -124,11 +127,11 @@ def _generate_options(p: argparse.ArgumentParser) -> None:
     )
     _blend_options(p)
     _batch_options(p)
-    p.add_argument("--max-new-tokens", type=int, default=128)
+    p.add_argument("--max-new-tokens", type=int, default=128, help="%(default)s by default")
     mode = p.add_mutually_exclusive_group()
     mode.add_argument("--greedy", action="store_true", help="take the likeliest token")
     mode.add_argument("--sample", action="store_true", help="draw; the options below imply it")
-    p.add_argument("--temperature", type=float)
+    p.add_argument("--temperature", type=float, help="as in Hugging Face, as the next three")
     p.add_argument("--top-k", type=int)
     p.add_argument("--top-p", type=float)
     p.add_argument("--min-p", type=float)
@@ -154,7 +157,9 @@ def _score_options(p: argparse.ArgumentParser) -> None:
 def _demo(a: argparse.Namespace) -> int:
     from . import demo
 
-    settings = demo.Settings(a.weights, a.samples, a.max_new_tokens, a.temperature, a.seed)
+    settings = demo.Settings(tuple(a.weights), a.samples, a.max_new_tokens, a.temperature, a.seed)
+    if not a.output.parent.is_dir():
+        raise FileNotFoundError(f"--output {a.output}: there is no folder {str(a.output.parent)!r}")
     _quiet()
     return demo.run(settings, a.output, as_json=a.json, device=_device(a.device))
 
@@ -255,13 +260,6 @@ def _quiet() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be numbers with commas between") from None
 
 
 def _positive(text: str) -> int:

@@ -7,6 +7,8 @@ Three terms over one small model, told apart by their system prompts alone:
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +58,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.weights:
             raise ValueError("weights is empty; it must have at least one number")
+        if not all(map(math.isfinite, self.weights)):
+            raise ValueError(f"weights are {self.weights}; they must be finite")
         for name, value in (("samples", self.samples), ("max_new_tokens", self.max_new_tokens)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
@@ -159,7 +163,7 @@ def table(found: Sequence[Position]) -> str:
     return "\n".join(lines)
 
 
-def side_by_side(found: Sequence[Position], rows: int = 3, width: int = 110) -> str:
+def side_by_side(found: Sequence[Position], rows: int = 2, width: int = 110) -> str:
     """The first texts of every position, in columns: a row holds one movie's."""
     gap = 3
     column = max(16, (width - gap * (len(found) - 1)) // len(found))
@@ -196,7 +200,7 @@ def plot(found: Sequence[Position], path: Path) -> None:
         w, [p.kl for p in ordered], [p.kl_interval for p in ordered], color="C3", **style
     )
     bottom.set_ylabel("KL to neutral\n(nats a token)")
-    bottom.set_ylim(bottom=0)
+    bottom.axhline(0, color="0.6", linewidth=0.8)
     bottom.set_xlabel("fader weight w   (error bars: 95 % interval of the mean)")
     for axes in (top, bottom):
         axes.grid(alpha=0.25)
@@ -226,7 +230,8 @@ def run(settings: Settings, output: Path, *, as_json: bool = False, device: Any 
             figures = [asdict(p) for p in found]
             print(json.dumps({"settings": asdict(settings), "positions": figures}, indent=2))
         else:
-            print(f"{side_by_side(found)}\n{FORMULA}\n\n{table(found)}")
+            width = max(80, min(200, shutil.get_terminal_size((110, 50)).columns))
+            print(f"{side_by_side(found, width=width)}\n{FORMULA}\n\n{table(found)}")
             print(f"\n± is a 95 % interval over {len(found[0].texts)} texts of a position.")
         print(f"plot: {output.resolve()}", file=sys.stderr if as_json else sys.stdout)
     return 130 if interrupted else 0

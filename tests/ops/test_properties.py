@@ -1,5 +1,6 @@
 """Laws that hold for any blend, tried on whatever hypothesis comes up with."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,28 @@ def problems(draw: Any, power: bool = False) -> Problem:
     return Problem(list(z), weights)
 
 
-def law(examples: int = 40) -> Any:
-    """The same examples each run; an interpreter sees the first few of them."""
-    quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
-    return settings(
-        max_examples=examples,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=quiet,
-    )
+def law(**strategies: Any) -> Callable[[Callable[..., None]], Callable[[Backend], None]]:
+    """A test of examples that are the same each run; an interpreter sees the first few of them."""
+
+    def decorate(check: Callable[..., None]) -> Callable[[Backend], None]:
+        def test(backend: Backend) -> None:
+            @settings(
+                max_examples=4 if backend.interpreted else 60,
+                derandomize=True,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(**strategies)
+            def holds(**example: Any) -> None:
+                check(backend, **example)
+
+            holds()
+
+        test.__doc__ = check.__doc__
+        return test
+
+    return decorate
 
 
 def on(backend: Backend, p: Problem) -> Problem:
@@ -51,8 +64,7 @@ def assert_near(a: Tensor, b: Tensor, allowed: Tensor) -> None:
     assert (error <= allowed).all(), f"{error.max():.3g} apart"
 
 
-@law()
-@given(p=st.one_of(problems(), problems(power=True)))
+@law(p=st.one_of(problems(), problems(power=True)))
 def test_probabilities_sum_to_one(backend: Backend, p: Problem) -> None:
     p = on(backend, p)
     total = backend.blend(*p.args, **p.options).double().exp().sum(dim=-1)
@@ -60,8 +72,7 @@ def test_probabilities_sum_to_one(backend: Backend, p: Problem) -> None:
     assert ((total - 1).abs() <= 2 * allowed).all(), total
 
 
-@law()
-@given(p=problems(), shift=st.floats(-50, 50, width=32), data=st.data())
+@law(p=problems(), shift=st.floats(-50, 50, width=32), data=st.data())
 def test_a_constant_on_a_term_changes_nothing(
     backend: Backend, p: Problem, shift: float, data: Any
 ) -> None:
@@ -73,8 +84,7 @@ def test_a_constant_on_a_term_changes_nothing(
     assert_near(backend.blend(*p.args), backend.blend(*moved.args), allowed)
 
 
-@law()
-@given(p=st.one_of(problems(), problems(power=True)), data=st.data())
+@law(p=st.one_of(problems(), problems(power=True)), data=st.data())
 def test_terms_in_any_order(backend: Backend, p: Problem, data: Any) -> None:
     p = on(backend, p)
     order = data.draw(st.permutations(range(len(p.logits))))
@@ -85,8 +95,7 @@ def test_terms_in_any_order(backend: Backend, p: Problem, data: Any) -> None:
     assert_near(got, want, 2 * tolerance(p))
 
 
-@law()
-@given(
+@law(
     p=st.one_of(problems(), problems(power=True)),
     seed=st.integers(0, 2**64 - 1),
     top_k=st.integers(0, 25),
@@ -109,8 +118,7 @@ def test_draws_are_of_what_is_left(
     assert (out.sampled_logprobs <= 1e-6).all()
 
 
-@law()
-@given(p=st.one_of(problems(), problems(power=True)), seed=st.integers(0, 2**64 - 1))
+@law(p=st.one_of(problems(), problems(power=True)), seed=st.integers(0, 2**64 - 1))
 def test_cold_is_greedy(backend: Backend, p: Problem, seed: int) -> None:
     """As the temperature falls, a draw is the best token, or one tied with it within rounding."""
     p = on(backend, p)

@@ -17,7 +17,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 from crossfade.kernels import blend_sample as kernels  # noqa: E402
-from crossfade.kernels import noise  # noqa: E402
+from crossfade.kernels import noise, threshold  # noqa: E402
 from crossfade.ops import Support, reference  # noqa: E402
 from crossfade.ops import triton as backend  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -117,10 +117,10 @@ def test_log1m_and_expm1_keep_relative_precision():
 def test_keys_sort_as_floats_do_and_convert_back():
     tiny = torch.finfo(torch.float32).smallest_normal
     x = torch.tensor([-INF, -3e38, -1.0, -tiny, -0.0, 0.0, tiny, 1.0, 1.0000001, 3e38, INF])
-    keys = apply(kernels.key_of, x, torch.int32)[: len(x)]
+    keys = apply(threshold.key_of, x, torch.int32)[: len(x)]
     assert ((keys.diff() > 0) == (x.diff() > 0)).all()  # zeros of both signs share a key
-    assert keys[0] == kernels.LOWEST_KEY.value
-    assert apply(kernels.float_of_key, keys, torch.float32)[: len(x)].tolist() == x.tolist()
+    assert keys[0] == threshold.LOWEST_KEY.value
+    assert apply(threshold.float_of_key, keys, torch.float32)[: len(x)].tolist() == x.tolist()
 
 
 @triton.jit
@@ -131,7 +131,7 @@ def truncation_kernel(
     k = tl.load(settings).to(tl.int32)
     p, m = tl.load(settings + 1), tl.load(settings + 2)
     t = tl.load(temperature)
-    tl.store(out, kernels.truncation(x, vocab, top, t, k, p, m, BLOCKS, BLOCK))
+    tl.store(out, threshold.truncation(x, vocab, top, t, k, p, m, BLOCKS, BLOCK))
 
 
 NORMAL = 3 * normal(1000)
@@ -219,6 +219,19 @@ def test_small_powers_keep_their_digits():
     ours = backend.blend([x.to(DEVICE) for x in z], (0.2, 0.5, 0.3), power=1e-4)
     truth = reference.blend(z, (0.2, 0.5, 0.3), power=1e-4)
     torch.testing.assert_close(ours.cpu(), truth, rtol=0, atol=1e-5)
+
+
+def test_outputs_do_not_follow_the_default_dtype():
+    z = [normal(2, 40).to(DEVICE)]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        drawn = backend.blend_sample(z, (1.0,), top_k=3, seed=0, step=0, return_term_logprobs=True)
+        log_p = backend.blend(z, (1.0,))
+    finally:
+        torch.set_default_dtype(before)
+    assert {x.dtype for x in (*drawn[1:], log_p)} == {torch.float32}
+    torch.testing.assert_close(log_p.cpu(), reference.blend([z[0].cpu()], (1.0,)))
 
 
 # ---- Compiling -----------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def _record(
 
 
 def _warn(rows: list[int], step: int, runner: Runner, mixer: Mixer, logits: list[Tensor]) -> None:
-    names = [t.model.name for t in runner.terms]
+    names = [m.name for m in runner.models]
     for row in rows:
         culprits = [
             n

@@ -9,9 +9,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ModelStats:
-    """What one model of the blend did: forward passes, and tokens read (padding not counted)."""
+    """What one model of the blend did.
 
-    name: str
+    Attributes:
+        names: the terms and values that it computed, as rows of one batch.
+        forwards: how often it ran.
+        tokens: read over all of them, padding not counted.
+    """
+
+    names: tuple[str, ...]
     forwards: int
     tokens: int
 
@@ -23,7 +29,7 @@ class Stats:
     Attributes:
         tokens: generated, over all rows.
         seconds: from the first forward to the last token.
-        models: one a term, then one a value.
+        models: one a model and adapter, in the order of their first terms.
         cache_bytes: of all caches at the end.
         peak_bytes: torch's peak on the first term's device since it was last reset; None on a CPU.
     """

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
 from ..blend import Blend
@@ -28,7 +29,8 @@ class TermModel:
     def __init__(self, model: Any, name: str, adapter: str | None = "active") -> None:
         self.model, self.name = model, name
         self.bare = underlying(model)
-        self.adapter = states(model, adapter, name)
+        self.adapter = adapter
+        self.layers = states(model, adapter, name)
         parameters = inspect.signature(self.bare.forward).parameters
         self.accepts = set(parameters)
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and not isinstance(
@@ -79,7 +81,7 @@ class TermModel:
         arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
         arguments |= {"logits_to_keep": keep}
         arguments = {k: v for k, v in arguments.items() if k in self.accepts}
-        with switched(self.adapter):
+        with switched(self.layers):
             output = self.model(
                 input_ids=ids,
                 past_key_values=cache,
@@ -107,7 +109,6 @@ class CachedTerm:
         self.positions: Tensor
 
     def prefill(self, prompts: Prompts) -> Tensor:
-        self.model.check(prompts)
         self.tokens = int(prompts.mask.sum())
         prompts = prompts.to(self.model.device)
         ids = prompts.ids.masked_fill(prompts.mask == 0, 0)  # padding may be another vocabulary's
@@ -143,32 +144,63 @@ class CachedTerm:
 class Runner:
     """All models of a blend, each with a cache, its own prompt and its own padding.
 
-    Models run as they are: one in training mode keeps its dropout, as in Hugging Face.
+    Terms over one model with one adapter are rows of one batch, so that its weights are read once
+    for all of them. Models run as they are: one in training mode keeps its dropout, as in Hugging
+    Face.
     """
 
     def __init__(self, blend: Blend) -> None:
-        models = term_models(blend)
-        self.terms = [CachedTerm(m) for m in models]
-        self.device = models[0].device
+        self.models = term_models(blend)
+        self.device = self.models[0].device
+        self.groups: list[tuple[CachedTerm, list[int]]] = []
+        members: dict[tuple[int, str | None], list[int]] = {}
+        for k, m in enumerate(self.models):
+            members.setdefault((id(m.model), m.adapter), []).append(k)
+        for ks in members.values():
+            self.groups.append((CachedTerm(self.models[ks[0]]), ks))
 
     def prefill(self, prompts: Sequence[Prompts]) -> list[Tensor]:
         """Logits ``[rows, V_k]`` after the prompts, one a term and then one a value."""
-        return self._gather([t.prefill(p) for t, p in zip(self.terms, prompts, strict=True)])
+        for model, prompt in zip(self.models, prompts, strict=True):
+            model.check(prompt)
+        return self._spread([t.prefill(stack([prompts[k] for k in ks])) for t, ks in self.groups])
 
     def step(self, tokens: Tensor) -> list[Tensor]:
         """Logits after one more token ``[rows]``, the same for all terms."""
-        return self._gather([t.step(tokens) for t in self.terms])
+        return self._spread([t.step(tokens.repeat(len(ks))) for t, ks in self.groups])
 
-    def _gather(self, logits: list[Tensor]) -> list[Tensor]:
-        return [z.to(self.device) for z in logits]
+    def _spread(self, logits: list[Tensor]) -> list[Tensor]:
+        """From one a group to one a term, on the first term's device."""
+        each: dict[int, Tensor] = {}
+        for z, (_, ks) in zip(logits, self.groups, strict=True):
+            each.update(zip(ks, z.to(self.device).chunk(len(ks)), strict=True))
+        return [each[k] for k in range(len(self.models))]
 
     def stats(self, read: int) -> tuple[ModelStats, ...]:
-        """What each model did; `read`: tokens that all of them read after the prompts."""
-        return tuple(ModelStats(t.model.name, t.forwards, t.tokens + read) for t in self.terms)
+        """What each model did; `read`: tokens that every term read after its prompts."""
+        return tuple(
+            ModelStats(
+                tuple(self.models[k].name for k in ks), t.forwards, t.tokens + read * len(ks)
+            )
+            for t, ks in self.groups
+        )
 
     @property
     def cache_bytes(self) -> int:
-        return sum(t.cache_bytes for t in self.terms)
+        return sum(t.cache_bytes for t, _ in self.groups)
+
+
+def stack(prompts: Sequence[Prompts]) -> Prompts:
+    """Prompts of several terms as rows of one batch, padded on the left to one length."""
+    if len(prompts) == 1:
+        return prompts[0]
+    width = max(p.ids.shape[1] for p in prompts)
+    device = prompts[0].ids.device
+
+    def rows(tensors: list[Tensor]) -> Tensor:
+        return torch.cat([pad(t.to(device), (width - t.shape[1], 0)) for t in tensors])
+
+    return Prompts(rows([p.ids for p in prompts]), rows([p.mask for p in prompts]))
 
 
 def term_models(blend: Blend) -> list[TermModel]:

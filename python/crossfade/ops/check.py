@@ -174,7 +174,8 @@ def setting(name: str, x: Any, rows: int, device: torch.device) -> Any:
         raise TypeError(
             f"{name} is {x!r}; it must be {'an int' if kind is int else 'a number'} or a tensor"
         )
-    if not lowest <= x <= highest:
+    number: Any = x  # an int or a float, as `kind` says
+    if not lowest <= number <= highest:
         raise ValueError(f"{name} is {x}; it must be {must_be}")
     return x
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from .types import BlendSample, Support
 
 try:
-    from crossfade import _native
+    _native: Any = importlib.import_module("crossfade._native")
 except ImportError as error:  # a source tree that was never built
     _native, _missing = None, str(error)
 

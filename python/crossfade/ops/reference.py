@@ -197,8 +197,8 @@ def blend_sample(
         t, p, m, k = (torch.where(bad, s.new_ones(()), s) for s in (t, p, m, k))
         tempered = score / t[:, None]
         tempered = tempered.masked_fill(~keep(tempered, k, p, m), NEG_INF)
-        ids = (per_row(s, rows, device, torch.int64) for s in (signed(seed), signed(stream), step))
-        tokens = (tempered + gumbel_noise(*ids, vocab)).argmax(dim=-1)
+        ids = [per_row(s, rows, device, torch.int64) for s in (signed(seed), signed(stream), step)]
+        tokens = (tempered + gumbel_noise(ids[0], ids[1], ids[2], vocab)).argmax(dim=-1)
         sampled = tempered.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
     else:
         tokens = score.argmax(dim=-1)  # ties go to the lowest id

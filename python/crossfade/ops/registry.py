@@ -106,9 +106,7 @@ def _blend_sample_fake(logits, *args):
         logits[0].new_empty(rows, dtype=torch.int64),
         logits[0].new_empty(rows, dtype=torch.float32),
         logits[0].new_empty(rows, dtype=torch.float32),
-        logits[0].new_empty(
-            rows, len(logits) if return_term_logprobs else 0, dtype=torch.float32
-        ),
+        logits[0].new_empty(rows, len(logits) if return_term_logprobs else 0, dtype=torch.float32),
     )
 
 

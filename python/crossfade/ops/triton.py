@@ -43,7 +43,7 @@ def blend(
 ) -> Tensor:
     vocab = vocab_size or min(t.shape[1] for t in (*logits, *values))
     rows, device = logits[0].shape[0], logits[0].device
-    scores = torch.empty(rows, vocab, device=device)
+    scores = floats(device, rows, vocab)
     if rows == 0:
         return scores
     with torch.accelerator.device_index(device.index):
@@ -80,9 +80,9 @@ def blend_sample(
     rows, device = logits[0].shape[0], logits[0].device
     out = BlendSample(
         torch.empty(rows, dtype=torch.int64, device=device),
-        torch.empty(rows, device=device),
-        torch.empty(rows, device=device),
-        torch.empty(rows, len(logits), device=device) if return_term_logprobs else None,
+        floats(device, rows),
+        floats(device, rows),
+        floats(device, rows, len(logits)) if return_term_logprobs else None,
     )
     if rows == 0:
         return out
@@ -96,7 +96,7 @@ def blend_sample(
         top_k = min(top_k, vocab)
 
     with torch.accelerator.device_index(device.index):
-        scores = torch.empty(rows, vocab, device=device) if truncate else None
+        scores = floats(device, rows, vocab) if truncate else None
         tiles = blend_tiles(
             logits,
             weights,
@@ -157,8 +157,8 @@ def blend_tiles(
     block, num_warps = tile_size(rows, vocab)
     count = -(-vocab // block)
     tiles = Tiles(
-        torch.empty(kernels.PLANES, rows, count, device=device),
-        torch.empty(2 * len(logits), rows, count, device=device) if term_stats or power else None,
+        floats(device, kernels.PLANES, rows, count),
+        floats(device, 2 * len(logits), rows, count) if term_stats or power else None,
         count,
         block,
     )
@@ -169,7 +169,7 @@ def blend_tiles(
         )
     supported: tuple[Tensor | int | None, ...] = None, None, None
     if support is not None:
-        z, thresholds = logits[support.term], torch.empty(rows, device=device)
+        z, thresholds = logits[support.term], floats(device, rows)
         supported = z, z.stride(0), thresholds
         top_k = min(support.top_k, vocab)
         kernels.support_threshold[rows,](
@@ -206,6 +206,10 @@ def blend_tiles(
         num_warps=num_warps,
     )
     return tiles
+
+
+def floats(device: torch.device, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=device)  # whatever torch's default is
 
 
 def tile_size(rows: int, vocab: int) -> tuple[int, int]:
