@@ -28,7 +28,9 @@
 namespace crossfade {
 namespace cuda {
 
-constexpr int kMaxThreads = 1024;
+// Threads of a block. A power mean holds 16 more numbers a thread, so twice the registers.
+template <bool kPower>
+constexpr int kMostThreads = kPower ? 512 : 1024;
 
 // How a row's token is drawn.
 struct Settings {
@@ -44,13 +46,18 @@ struct Result {
   float log_kept;  // log of the sum of exp((s - max) / temperature) over the tokens that stay
 };
 
+enum Step { kSupport, kBlend, kRest };
+
 // All of a block's shared memory. What is the same in all threads is here, not in registers, which
 // the sweeps need.
 struct Shared {
   Exchange exchange;
+  Slice slice;
   RowBlend row;
   Settings own;
-  Cut cut;  // of the step that is under way
+  Step step;   // what is under way, and
+  Cut cut;     // its truncation, and
+  float from;  // the score below which it leaves tokens out
   Result result;
   uint32_t bar;  // of the race
   ThresholdMemory threshold;
@@ -110,7 +117,8 @@ __device__ __forceinline__ void sum_terms(Team& team, const Slice& slice, RowBle
     if (threadIdx.x == 0) {
 #pragma unroll
       for (uint32_t j = 0; j < 4; ++j)
-        if (n + j < terms) row.term_sum[n + j] = sums.of[j];
+        if (n + j < terms)
+          row.log_z[n + j] = {sums.of[j].max, sums.of[j].finite() ? sums.of[j].log_sum() : NAN};
     }
   }
   __syncthreads();
@@ -175,15 +183,17 @@ __device__ __forceinline__ double min_p_gap(float min_p, float temperature) {
 // Steps 1 to 4 for one row, of which `shared.own` is set. Fills shared.result. Returns the token to
 // take, the same in all threads of the team; without a token, the row is bad.
 template <bool kPower>
-__device__ __forceinline__ Best read_row(Team& team, const Slice& slice, Shared& shared,
-                                         const Blend& blend, int64_t row, bool all_terms) {
+__device__ __forceinline__ Best read_row(Team& team, Shared& shared, const Blend& blend,
+                                         bool all_terms) {
   const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
+  const Slice& slice = shared.slice;
   ThresholdMemory& m = shared.threshold;
   const Settings& own = shared.own;
-  if (warp_id() == 0) shared.row.set_up(blend, row);
+  if (warp_id() == 0) shared.row.set_up(blend, Team::row());
   if (threadIdx.x == 0) {
     shared.own.cut.min_p_gap = min_p_gap(own.min_p, own.temperature);
     shared.bar = key_of(-INFINITY);
+    shared.slice = Slice(vocab);
   }
   __syncthreads();
   if (shared.row.bad || own.bad) return Best();
@@ -191,29 +201,33 @@ __device__ __forceinline__ Best read_row(Team& team, const Slice& slice, Shared&
   if (kPower || all_terms) sum_terms(team, slice, shared.row, blend.terms, vocab, all_terms);
   if (kPower) {
     for (uint32_t n = 0; n < shared.row.means; ++n)
-      if (!shared.row.term_sum[shared.row.weighted[n].term].finite()) return Best();
+      if (!shared.row.log_z[shared.row.weighted[n].term].finite()) return Best();
   }
 
-  enum { kSupport, kBlend, kRest } step = shared.row.has_support ? kSupport : kBlend;
-  BlendScores<kPower> scores{shared.row, vocab, blend.power};
-  Race race(own.noise, shared.own.cut.inv_t, &shared.bar);
-  float from = -INFINITY;
+  if (threadIdx.x == 0) {
+    shared.step = shared.row.has_support ? kSupport : kBlend;
+    shared.from = -INFINITY;
+  }
   for (;;) {
-    __syncthreads();  // all have read what is set now
+    __syncthreads();
     if (threadIdx.x == 0) {
       m.listed = m.pulled = m.owned = 0;
       shared.cut = own.cut;
-      if (step == kSupport) {
+      if (shared.step == kSupport) {
         const Support& cut = blend.support;
         shared.cut = {cut.top_k, cut.top_p, 1.0f, min_p_gap(cut.min_p, 1.0f)};
         shared.row.set_up_support();
       }
     }
     __syncthreads();
+    const Step step = shared.step;
     const Cut& cut = shared.cut;
     const bool cuts = step != kRest && cut.any();
-    Shortlist list(team, m, cut);
-    const Task task{cuts, own.race && step != kSupport && !cuts, own.greedy && step == kBlend, from};
+    Shortlist list(m, cut);
+    const Task task{cuts, own.race && step != kSupport && !cuts, own.greedy && step == kBlend,
+                    shared.from};
+    BlendScores<kPower> scores{shared.row, vocab, blend.power};
+    Race race(own.noise, own.cut.inv_t, &shared.bar);
     const Totals totals = read(team, slice, scores, list, race, task, cut.inv_t);
     if ((totals.flags & kBad) || !totals.at_one.finite()) return Best();
     const float sum = cut.inv_t != 1 ? totals.at_t.sum : totals.at_one.sum;
@@ -243,16 +257,13 @@ __device__ __forceinline__ Best read_row(Team& team, const Slice& slice, Shared&
         shared.result.log_kept += logf(static_cast<float>(drawn.kept) * static_cast<float>(1 / kWholeMass));
       return drawn.best;
     }
-    from = settled ? list.lowest_kept(team) : threshold(team, slice, scores, m, cut);
-    if (step == kBlend) {
-      step = kRest;
-      continue;
+    const float from = settled ? list.lowest_kept(team) : threshold(slice, scores, m, cut);
+    Team::sync();  // no member still reads another's lists, and no thread the step
+    if (step == kSupport && warp_id() == 0) shared.row.set_up(blend, Team::row());
+    if (threadIdx.x == 0) {
+      (step == kSupport ? shared.row.support_threshold : shared.from) = from;
+      shared.step = step == kSupport ? kBlend : kRest;
     }
-    step = kBlend;
-    team.sync();  // no member still reads another's lists
-    if (warp_id() == 0) shared.row.set_up(blend, row);
-    if (threadIdx.x == 0) shared.row.support_threshold = from;
-    from = -INFINITY;
   }
 }
 
@@ -262,14 +273,12 @@ __device__ __forceinline__ T setting(const PerRow<T>& setting, int64_t row) {
 }
 
 template <bool kPower>
-__global__ void __launch_bounds__(kMaxThreads, 1)
+__global__ void __launch_bounds__(kMostThreads<kPower>, 1)
     sample_kernel(const __grid_constant__ Blend blend, const __grid_constant__ Sampling out) {
   Shared& shared = shared_memory();
   Team team(shared.exchange);
-  const int64_t row = blockIdx.x / team.size();
-  const Slice slice(team, static_cast<uint32_t>(blend.vocab));
-
   if (threadIdx.x == 0) {
+    const int64_t row = Team::row();
     Settings own{};
     own.greedy = !out.sample;
     own.race = out.sample;
@@ -287,10 +296,11 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     shared.own = own;
   }
   const bool all_terms = out.term_logprobs != nullptr;
-  const Best best = read_row<kPower>(team, slice, shared, blend, row, all_terms);
+  const Best best = read_row<kPower>(team, shared, blend, all_terms);
 
-  if (team.rank() == 0) {
+  if (Team::rank() == 0) {
     __syncthreads();
+    const int64_t row = Team::row();
     const Result& r = shared.result;
     const bool good = best.token != kNoToken;
     const float below = best.score - r.max;
@@ -301,33 +311,30 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       out.sampled_logprobs[row] = good ? sampled : NAN;
     }
     if (all_terms && threadIdx.x < static_cast<uint32_t>(blend.terms)) {
-      const LogSum& z = shared.row.term_sum[threadIdx.x];
-      float log_p = NAN;
-      if (good && z.finite())
-        log_p = (number_at(shared.row.term[threadIdx.x], best.token) - z.max) - z.log_sum();
-      out.term_logprobs[row * blend.terms + threadIdx.x] = log_p;
+      const Input& term = shared.row.term[threadIdx.x];
+      out.term_logprobs[Team::row() * blend.terms + threadIdx.x] =
+          good ? shared.row.log_z[threadIdx.x].log_p(number_at(term, best.token)) : NAN;
     }
   }
-  team.sync();  // no member leaves while another reads its shared memory
+  Team::sync();  // no member leaves while another reads its shared memory
 }
 
 template <bool kPower>
-__global__ void __launch_bounds__(kMaxThreads, 1)
+__global__ void __launch_bounds__(kMostThreads<kPower>, 1)
     blend_kernel(const __grid_constant__ Blend blend, float* __restrict__ out) {
   Shared& shared = shared_memory();
   Team team(shared.exchange);
-  const int64_t row = blockIdx.x / team.size();
-  const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
-  const Slice slice(team, vocab);
   if (threadIdx.x == 0) {
     shared.own = Settings{};
     shared.own.greedy = true;
   }
-  const bool good = read_row<kPower>(team, slice, shared, blend, row, false).token != kNoToken;
+  const bool good = read_row<kPower>(team, shared, blend, false).token != kNoToken;
   __syncthreads();
   const float max = shared.result.max, log_sum = shared.result.log_sum;
 
-  float* const to = out + row * blend.vocab;
+  const Slice& slice = shared.slice;
+  const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
+  float* const to = out + Team::row() * blend.vocab;
   const bool aligned = reinterpret_cast<uintptr_t>(to) % 16 == 0;
   BlendScores<kPower> scores{shared.row, vocab, blend.power};
   sweep(slice, scores, [&](uint32_t, uint32_t v, Eight& s, float) {
@@ -343,7 +350,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     for (uint32_t i = 0; i < kWidth; ++i)
       if (v + i < vocab) to[v + i] = s[i];
   });
-  team.sync();  // no member leaves while another reads its shared memory
+  Team::sync();  // no member leaves while another reads its shared memory
 }
 
 // ---- Launching -----------------------------------------------------------------------------------
@@ -352,19 +359,21 @@ struct Spread {
   unsigned cluster, threads;  // powers of two
 };
 
-// What limits it on one device.
-struct Limits {
-  int multiprocessors;
-  int cluster;  // largest, 1 without clusters
+// What one device allows one kernel.
+struct alignas(8) Limits {
+  uint16_t multiprocessors;
+  uint16_t cluster;  // largest, 1 without clusters
+  uint16_t threads;  // of a block
 };
 
-// Blocks a row and threads a block. Blocks of 512 fit twice on a multiprocessor; a wave of them takes
-// as long as a block's tokens, and as some 4,096 more for its barriers and last steps.
+// Blocks a row and threads a block. Where a block may have 1,024, two of 512 fit on a multiprocessor.
+// A wave of them takes as long as a block's tokens, and as some 4,096 more for its barriers and last
+// steps.
 Spread spread_of(int64_t rows, int64_t vocab, const Limits& limits) {
-  const int64_t at_once = 2 * limits.multiprocessors;
+  const int64_t at_once = limits.multiprocessors * (limits.threads / 512);
   Spread best{1, 512};
   int64_t least = INT64_MAX;
-  for (int cluster = 1; cluster <= limits.cluster; cluster *= 2) {
+  for (unsigned cluster = 1; cluster <= limits.cluster; cluster *= 2) {
     const int64_t waves = (rows * cluster + at_once - 1) / at_once;
     const int64_t cost = waves * (vocab / cluster + 4096);
     if (cost < least) {
@@ -372,7 +381,7 @@ Spread spread_of(int64_t rows, int64_t vocab, const Limits& limits) {
       best.cluster = cluster;
     }
   }
-  if (rows * best.cluster <= limits.multiprocessors) best.threads = kMaxThreads;
+  if (rows * best.cluster <= limits.multiprocessors) best.threads = limits.threads;
   return best;
 }
 
@@ -397,23 +406,37 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// The limits of one kernel on the current device; lets it use clusters of 16.
-cudaError_t limits_of(const void* kernel, int device, Limits& limits) {
-  int major = 0;
-  limits.cluster = 1;
+// Asks the current device; lets the kernel use clusters of 16.
+cudaError_t query(const void* kernel, int device, Limits& limits) {
+  int multiprocessors = 0, major = 0, largest = 1;
+  cudaFuncAttributes attributes{};
   cudaError_t error =
-      cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error != cudaSuccess || major < 9) return error;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  if (error != cudaSuccess) return error;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(16);
-  config.blockDim = dim3(kMaxThreads);
-  int largest = 1;
-  error = cudaOccupancyMaxPotentialClusterSize(&largest, kernel, &config);
-  while (limits.cluster * 2 <= std::min(largest, 16)) limits.cluster *= 2;
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (!error) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (!error) error = cudaFuncGetAttributes(&attributes, kernel);
+  const int threads = attributes.maxThreadsPerBlock;
+  if (!error && major >= 9) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(16);
+    config.blockDim = dim3(threads);
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (!error) error = cudaOccupancyMaxPotentialClusterSize(&largest, kernel, &config);
+  }
+  uint16_t cluster = 1;
+  while (cluster * 2 <= std::min(largest, 16)) cluster *= 2;
+  limits = {static_cast<uint16_t>(multiprocessors), cluster, static_cast<uint16_t>(threads)};
+  return error;
+}
+
+// The same, asked once.
+template <auto kernel>
+cudaError_t limits_of(int device, Limits& limits) {
+  static std::atomic<Limits> known[64];  // of device 0, 1, ...
+  const bool remember = device < 64;
+  if (remember) limits = known[device].load();
+  if (remember && limits.threads != 0) return cudaSuccess;
+  const cudaError_t error = query(reinterpret_cast<const void*>(kernel), device, limits);
+  if (remember && !error) known[device].store(limits);
   return error;
 }
 
@@ -433,20 +456,21 @@ cudaError_t launch(void (*kernel)(Args...), const Spread& spread, int64_t rows, 
 }
 
 // Launches kernel(args...) on all rows.
-template <class... Args>
-const char* run(void (*kernel)(Args...), const Blend& blend, int device, void* stream,
-                const Args&... args) {
+template <auto kernel, class... Args>
+const char* run(const Blend& blend, int device, void* stream, const Args&... args) {
   if (blend.rows == 0) return nullptr;
   constexpr int64_t kMost = INT32_MAX / 16;  // of rows times blocks a row; of tokens, plus a round
   if (blend.rows > kMost || blend.vocab > kMost)
-    return "crossfade's CUDA kernels take at most 134,217,727 rows and tokens";
+    return "crossfade's CUDA kernels take at most 134,217,727 rows and as many tokens";
   const DeviceGuard guard(device);
-  if (guard.error != cudaSuccess) return cudaGetErrorString(guard.error);
-  Limits limits;
-  cudaError_t error = limits_of(reinterpret_cast<const void*>(kernel), device, limits);
-  if (error == cudaSuccess)
-    error = launch(kernel, spread_of(blend.rows, blend.vocab, limits), blend.rows, stream, args...);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  cudaError_t error = guard.error;
+  Limits limits{};
+  if (!error) error = limits_of<kernel>(device, limits);
+  if (!error) {
+    const Spread spread = spread_of(blend.rows, blend.vocab, limits);
+    error = launch(kernel, spread, blend.rows, stream, args...);
+  }
+  return error ? cudaGetErrorString(error) : nullptr;
 }
 
 }  // namespace cuda
@@ -454,14 +478,15 @@ const char* run(void (*kernel)(Args...), const Blend& blend, int device, void* s
 size_t scratch_bytes_cuda(const Blend&, int) { return 0; }
 
 const char* blend_cuda(const Blend& blend, float* out, void*, int device, void* stream) {
-  return cuda::run(blend.power != 0 ? cuda::blend_kernel<true> : cuda::blend_kernel<false>, blend,
-                   device, stream, blend, out);
+  return blend.power != 0 ? cuda::run<cuda::blend_kernel<true>>(blend, device, stream, blend, out)
+                          : cuda::run<cuda::blend_kernel<false>>(blend, device, stream, blend, out);
 }
 
 const char* blend_sample_cuda(const Blend& blend, const Sampling& sampling, void*, int device,
                               void* stream) {
-  return cuda::run(blend.power != 0 ? cuda::sample_kernel<true> : cuda::sample_kernel<false>, blend,
-                   device, stream, blend, sampling);
+  return blend.power != 0
+             ? cuda::run<cuda::sample_kernel<true>>(blend, device, stream, blend, sampling)
+             : cuda::run<cuda::sample_kernel<false>>(blend, device, stream, blend, sampling);
 }
 
 }  // namespace crossfade

@@ -149,11 +149,19 @@ struct LogSum {
   }
 };
 
+// A term's normaliser: log p = (z - max) - log_sum, NaN where the logits are no distribution.
+struct LogZ {
+  float max, log_sum;
+
+  __device__ bool finite() const { return is_finite(log_sum); }
+  __device__ float log_p(float z) const { return (z - max) - log_sum; }
+};
+
 // What the threads of a block share of their row.
 struct RowBlend {
   Input term[kMaxTerms];            // all terms, for their own log-probs and the support
   Input weighted[2 * kMaxTerms];    // what has weight: first the terms of a power mean, then sums
-  LogSum term_sum[kMaxTerms];       // where asked for, or for a power mean
+  LogZ log_z[kMaxTerms];            // of terms, where asked for or for a power mean
   uint32_t means, inputs;
   bool narrow;                      // inputs are 16 bits a number and aligned: the fast path
   const uint8_t* mask;
@@ -301,13 +309,12 @@ struct BlendScores {
     PowerMean mean[kWidth];
     for (uint32_t n = 0; n < row.means; ++n) {
       const Input& in = row.weighted[n];
-      const LogSum z = row.term_sum[in.term];
-      const float log_total = z.log_sum();
+      const LogZ z = row.log_z[in.term];
       Eight x;
       unpack(in, load(in, v, vocab), x);
 #pragma unroll
       for (uint32_t i = 0; i < kWidth; ++i)
-        mean[i].add((x[i] - z.max) - log_total, in.weight, power);
+        mean[i].add(z.log_p(x[i]), in.weight, power);
     }
 #pragma unroll
     for (uint32_t i = 0; i < kWidth; ++i) s[i] = mean[i].log_mean(power);
@@ -330,8 +337,7 @@ struct BlendScores {
       PowerMean mean;
       for (uint32_t n = 0; n < row.means; ++n) {
         const Input& in = row.weighted[n];
-        const LogSum z = row.term_sum[in.term];
-        mean.add((number_at(in, v) - z.max) - z.log_sum(), in.weight, power);
+        mean.add(row.log_z[in.term].log_p(number_at(in, v)), in.weight, power);
       }
       massless = mean.log_mean(power) == -INFINITY;
     }

@@ -46,20 +46,20 @@ struct Exchange {
 
 class Team {
  public:
-  __device__ explicit Team(Exchange& exchange) : exchange_(exchange) {
+  __device__ explicit Team(Exchange& exchange) : exchange_(exchange) {}
+
 #ifdef CF_CLUSTERS
-    rank_ = __clusterRelativeBlockRank();
-    size_ = __clusterSizeInBlocks();
+  __device__ static uint32_t rank() { return __clusterRelativeBlockRank(); }
+  __device__ static uint32_t size() { return __clusterSizeInBlocks(); }
+#else
+  __device__ static uint32_t rank() { return 0; }
+  __device__ static uint32_t size() { return 1; }
 #endif
-  }
+  __device__ static int64_t row() { return blockIdx.x / size(); }
 
-  __device__ uint32_t rank() const { return rank_; }
-  __device__ uint32_t size() const { return size_; }
-  __device__ bool leads() const { return rank_ == 0 && threadIdx.x == 0; }
-
-  __device__ void sync() const {
+  __device__ static void sync() {
 #ifdef CF_CLUSTERS
-    if (size_ > 1) {
+    if (size() > 1) {
       __cluster_barrier_arrive();
       __cluster_barrier_wait();
       return;
@@ -70,9 +70,9 @@ class Team {
 
   // The same object in the shared memory of another member.
   template <class T>
-  __device__ const T& at(uint32_t rank, const T& mine) const {
+  __device__ static const T& at(uint32_t rank, const T& mine) {
 #ifdef CF_CLUSTERS
-    if (size_ > 1) return *static_cast<const T*>(__cluster_map_shared_rank(&mine, rank));
+    if (size() > 1) return *static_cast<const T*>(__cluster_map_shared_rank(&mine, rank));
 #endif
     return mine;
   }
@@ -88,22 +88,22 @@ class Team {
     x = warp_reduce(x, merge);
     if (lane == 0) memcpy(exchange_.warp[turn_][warp_id()], &x, sizeof x);
     __syncthreads();
-    if (size_ == 1 || warp_id() == 0) {
+    if (size() == 1 || warp_id() == 0) {
       x = T{};
       if (lane < warp_count()) memcpy(&x, exchange_.warp[turn_][lane], sizeof x);
       x = warp_reduce(x, merge);
     }
-    if (size_ == 1) return x;
+    if (size() == 1) return x;
     if (threadIdx.x == 0) memcpy(exchange_.block[turn_], &x, sizeof x);
     sync();
     x = T{};
-    if (lane < size_) memcpy(&x, at(lane, exchange_).block[turn_], sizeof x);
+    if (lane < size()) memcpy(&x, at(lane, exchange_).block[turn_], sizeof x);
     return warp_reduce(x, merge);
   }
 
  private:
   Exchange& exchange_;
-  uint32_t rank_ = 0, size_ = 1, turn_ = 0;
+  uint32_t turn_ = 0;
 };
 
 // The member's part of a row of `vocab` tokens, and the rounds in which its block reads it.
@@ -112,11 +112,11 @@ struct Slice {
 
   uint32_t begin, end, rounds;
 
-  __device__ Slice(const Team& team, uint32_t vocab) {
-    const uint32_t even = (vocab + team.size() - 1) / team.size();
+  __device__ explicit Slice(uint32_t vocab) {
+    const uint32_t even = (vocab + Team::size() - 1) / Team::size();
     const uint32_t length = (even + kWidth - 1) / kWidth * kWidth;
     const uint32_t round = blockDim.x * kWidth;
-    begin = min(team.rank() * length, vocab);
+    begin = min(Team::rank() * length, vocab);
     end = min(begin + length, vocab);
     rounds = (length + round - 1) / round;
   }

@@ -65,8 +65,7 @@ __device__ __forceinline__ uint64_t add(uint64_t a, uint64_t b) { return a + b; 
 
 class Shortlist {
  public:
-  __device__ Shortlist(const Team& team, ThresholdMemory& memory, const Cut& cut)
-      : team_(team), m_(memory), cut_(cut) {}
+  __device__ Shortlist(ThresholdMemory& memory, const Cut& cut) : m_(memory), cut_(cut) {}
 
   // Called by all threads of the block in every round of a sweep; thread_max is over the sweep so far.
   __device__ void offer(uint32_t round, uint32_t v, const Eight& s, float top, float thread_max) {
@@ -160,17 +159,17 @@ class Shortlist {
   // Copies the scores of all candidates of the team to this block, and notes which are its own.
   // Each warp reads from one member, or from every warps-th: blocks and teams are powers of two.
   __device__ void pull(float floor) {
-    const uint32_t size = team_.size(), warps = warp_count();
+    const uint32_t size = Team::size(), warps = warp_count();
     const uint32_t share = warps > size ? warps / size : 1;
     for (uint32_t r = warp_id() % size; r < size; r += warps) {
-      const ThresholdMemory& from = team_.at(r, m_);
+      const ThresholdMemory& from = Team::at(r, m_);
       const uint32_t listed = from.listed;
       for (uint32_t i = warp_id() / size * 32 + lane_id(); i < listed; i += share * 32) {
         const float s = from.score[i];
         if (!(s >= floor)) continue;
         const uint32_t slot = atomicAdd(&m_.pulled, 1u);
         if (slot < kListed) m_.all[slot] = s;
-        if (r == team_.rank()) m_.own[atomicAdd(&m_.owned, 1u)] = static_cast<uint16_t>(i);
+        if (r == Team::rank()) m_.own[atomicAdd(&m_.owned, 1u)] = static_cast<uint16_t>(i);
       }
     }
   }
@@ -200,7 +199,6 @@ class Shortlist {
     return kept;
   }
 
-  const Team& team_;
   ThresholdMemory& m_;
   const Cut& cut_;
   float floor_ = -INFINITY;
@@ -210,15 +208,15 @@ class Shortlist {
 
 // One round of m.search on the team's histograms. False: the search has no result, as fewer tokens
 // than its target are left.
-__device__ __forceinline__ bool descend(const Team& team, ThresholdMemory& m, bool weigh) {
+__device__ __forceinline__ bool descend(ThresholdMemory& m, bool weigh) {
   // Digits from the top, `per` a thread: where does their running sum reach the target?
   const uint32_t bins = 1u << m.search.bits(), per = (bins + blockDim.x - 1) / blockDim.x;
   const uint32_t first = threadIdx.x * per;
   const auto bin = [&](uint32_t i) {
     uint64_t sum = 0;
     const uint32_t d = bins - 1 - i;
-    for (uint32_t r = 0; r < team.size(); ++r) {
-      const ThresholdMemory& from = team.at(r, m);
+    for (uint32_t r = 0; r < Team::size(); ++r) {
+      const ThresholdMemory& from = Team::at(r, m);
       sum += (static_cast<uint64_t>(from.high[d]) << 12) + from.low[d];
     }
     return sum;
@@ -264,12 +262,13 @@ __device__ __forceinline__ bool descend(const Team& team, ThresholdMemory& m, bo
 // The largest score x with W{s >= x} >= target, among scores of at least `least`; -inf if none. W
 // counts tokens (target of them), or where `weigh` adds up their mass (target: a part of all of it).
 template <class Scores>
-__device__ __forceinline__ float radix_threshold(const Team& team, const Slice& slice,
-                                                 Scores& scores, ThresholdMemory& m, bool weigh,
-                                                 float least, double target) {
+__device__ __forceinline__ float radix_threshold(const Slice& slice, Scores& scores,
+                                                 ThresholdMemory& m, bool weigh, float least,
+                                                 double target) {
+  __syncthreads();  // all have read the last search
   if (threadIdx.x == 0) m.search = RadixSearch(target);
   do {
-    team.sync();  // no member still reads the last histogram
+    Team::sync();  // no member still reads the last histogram
     for (uint32_t d = threadIdx.x; d < RadixSearch::kBins; d += blockDim.x) m.low[d] = m.high[d] = 0;
     __syncthreads();
     sweep(slice, scores, [&](uint32_t, uint32_t, const Eight& s, float top) {
@@ -285,22 +284,22 @@ __device__ __forceinline__ float radix_threshold(const Team& team, const Slice& 
         if (weigh) atomicAdd(&m.high[digit], static_cast<uint32_t>(w >> 12));
       }
     });
-    team.sync();
-    if (!descend(team, m, weigh)) return -INFINITY;
+    Team::sync();
+    if (!descend(m, weigh)) return -INFINITY;
   } while (!m.search.done());
   return float_of_key(m.search.threshold());
 }
 
 // The threshold that the lists do not give.
 template <class Scores>
-__device__ __forceinline__ float threshold(const Team& team, const Slice& slice, Scores& scores,
-                                           ThresholdMemory& m, const Cut& cut) {
+__device__ __forceinline__ float threshold(const Slice& slice, Scores& scores, ThresholdMemory& m,
+                                           const Cut& cut) {
   float cutoff = -INFINITY;
 #pragma unroll 1
   for (int nucleus = 0; nucleus < 2; ++nucleus) {
     if (nucleus ? cut.top_p >= 1 : cut.top_k == 0) continue;
     const double target = nucleus ? cut.top_p : static_cast<double>(cut.top_k);
-    cutoff = fmaxf(cutoff, radix_threshold(team, slice, scores, m, nucleus, cutoff, target));
+    cutoff = fmaxf(cutoff, radix_threshold(slice, scores, m, nucleus, cutoff, target));
   }
   return fmaxf(cutoff, m.least);
 }
