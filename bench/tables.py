@@ -19,9 +19,9 @@ def bench_section() -> Iterator[str]:
     yield from bench.table(report)
     yield ""
     yield (
-        f"{hardware['device']}, {hardware['threads']} threads, {hardware['isa']}; three terms; torch "
-        f"{report['versions']['torch']}; `{report['command']}`. One eager call on tiny inputs takes "
-        f"{report['eager_call_us']:.0f} µs."
+        f"{hardware['device']}, {hardware['threads']} threads, {hardware['isa']}; three terms; "
+        f"torch {report['versions']['torch']}; `{report['command']}`. One eager call on tiny "
+        f"inputs takes {report['eager_call_us']:.0f} µs."
     )
 
 
@@ -32,12 +32,13 @@ def demo_section() -> Iterator[str]:
     for p in report["positions"]:
         yield (
             f"| {p['weight']:+g} | {p['reward']:+.2f} ± {p['reward_interval']:.2f} | "
-            f"{p['perplexity']:.1f} | {p['distinct_2']:.2f} | {p['kl']:.2f} ± {p['kl_interval']:.2f} |"
+            f"{p['perplexity']:.1f} | {p['distinct_2']:.2f} | "
+            f"{p['kl']:.2f} ± {p['kl_interval']:.2f} |"
         )
     yield ""
     yield (
-        f"{len(report['positions'][0]['texts'])} texts a position, ± is a 95 % interval of the mean; "
-        "`crossfade demo --json`."
+        f"{len(report['positions'][0]['texts'])} texts a position, ± is a 95 % interval of the "
+        "mean; `crossfade demo --json`."
     )
 
 

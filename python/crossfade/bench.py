@@ -145,7 +145,7 @@ def contenders(case: Case, device: str) -> dict[str, list[Callable[[], Any]]]:
 
 
 def read_of(z: list[Tensor], device: str) -> Callable[[], Any]:
-    """The floor: on a CPU a sum of all bytes as float32, on a GPU half of a copy's bytes each way."""
+    """The floor: a sum of all bytes as float32 on a CPU; a copy that moves as many on a GPU."""
     if device == "cpu":
         rows = [t.view(torch.float32) if t.dtype != torch.float32 else t for t in z]
         for r in rows:  # two bfloat16 read as one float32 may be NaN or denormal: slow to add

@@ -1,4 +1,4 @@
-"""Kernels: log-prob blending and sampling. Each op has one truth, `reference`, and fast backends."""
+"""Kernels: blending and sampling. Each op has one truth, `reference`, and fast backends."""
 
 from .api import blend, blend_sample
 from .types import BlendSample, Support

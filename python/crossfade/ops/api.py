@@ -49,8 +49,8 @@ def blend(
         backend: "native", "triton", "reference", or None for the fastest one for the device.
 
     Returns:
-        ``[B, V]`` float32 log-probs in nats, -inf where a token is removed: by `support`, by `mask`,
-        or by a logit or value of -inf in a term whose weight is not 0. A bad row is NaN: one with a
+        ``[B, V]`` float32 log-probs in nats, -inf where a token is removed: by `support`, by
+        `mask`, or by a -inf in a term or value whose weight is not 0. A bad row is NaN: one with a
         NaN or infinite score left, with no token left, or with a bad weight in a tensor.
 
     Raises:
@@ -112,7 +112,7 @@ def blend_sample(
     The same in torch, with ``noise`` the Gumbel noise of (seed, stream, step, token)::
 
         log_p = blend(logits, weights, values, value_weights, ...)
-        score = MinP(TopP(TopK(log_p / temperature)))     # Hugging Face's processors, in their order
+        score = MinP(TopP(TopK(log_p / temperature)))  # Hugging Face's processors
         token = (score + noise).argmax(-1)
         logprob, sampled_logprob = log_p[token], score.log_softmax(-1)[token]
 

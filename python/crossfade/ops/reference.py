@@ -33,7 +33,7 @@ def keep(scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     A token stays if fewer than `top_k` tokens score higher, if the tokens that score higher hold
     less than `top_p` of the mass that top-k left, and if it has `min_p` of the top probability.
     """
-    rows, vocab = scores.shape
+    vocab = scores.shape[1]
     ordered, _ = scores.sort(dim=-1, descending=True)
     k = torch.where(top_k > 0, top_k, vocab).clamp(max=vocab)
     kth = ordered.gather(1, k[:, None] - 1)
@@ -57,7 +57,7 @@ def blend_scores(
     mask: Tensor | None = None,
     vocab_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Unnormalised log-probs `[B, V]` in float64, -inf where a token is removed, and bad rows `[B]`."""
+    """Unnormalised log-probs `[B, V]` in float64, -inf where removed, and which rows are bad."""
     vocab = vocab_size or min(t.shape[1] for t in (*logits, *values))
     rows, device = logits[0].shape[0], logits[0].device
     z = [t[:, :vocab].double() for t in logits]
