@@ -42,7 +42,7 @@ sanitizer() {
   done
 }
 
-bench() { python3 -m crossfade bench ops --output build/gpu_check_bench.json; }
+bench() { python3 -m crossfade bench ops --json build/gpu_check_bench.json; }
 
 export -f build ops sanitizer bench
 export site result

@@ -106,7 +106,6 @@ CF_HD float float_of_key(uint32_t key) {
 // (top-k) or adds up their mass (top-p). Every token equal to the threshold is kept. Each round
 // fills a histogram over digit() of the keys in_play(), then descend() picks a digit.
 struct RadixSearch {
-  static constexpr int kBits[3] = {11, 11, 10};
   static constexpr int kBins = 1 << 11;
 
   double target;      // > 0

@@ -9,6 +9,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <new>
+#include <vector>
 
 #include "row_blend.h"
 #include "threshold.h"
@@ -207,8 +210,8 @@ class RowReader {
     const RowScores term{w.scores, w.group_max, groups_, blend_.vocab, all.max};
     const double mass = cut.top_p < 1 ? team_mass(term, 1.0f, begin_, end_, team_) : 0;
     row_blend_.support_threshold = agree([&] {
-      // a support that is no distribution leaves no token
-      return all.finite() ? threshold(term, cut, 1.0f, mass, w) : kInf;
+      // a support that is no distribution leaves no token: none compares with NaN
+      return all.finite() ? threshold(term, cut, 1.0f, mass, w) : __builtin_nanf("");
     });
     team_.sync();
   }
@@ -235,7 +238,7 @@ struct RowSampling {
         stream(at(s.stream, row)),
         step(static_cast<uint32_t>(at(s.step, row))) {
     const float t = at(s.temperature, row);
-    inv_t = 1.0f / t;
+    inv_t = std::min(1.0f / t, std::numeric_limits<float>::max());  // infinite where t is denormal
     bad = !(t > 0 && t < kInf && cut.top_k >= 0 && cut.top_p >= 0 && cut.top_p <= 1 &&
             cut.min_p >= 0 && cut.min_p <= 1);
   }
@@ -363,29 +366,41 @@ void blend_row(const Blend& blend, float* out, int64_t row, const Team& team) {
   team.sync();
 }
 
+Workspace& own_workspace() {
+  static thread_local Workspace own;
+  return own;
+}
+
 // Calls work(row, team) for all rows: whole rounds of one thread a row, then the rest by all.
 template <class Work>
 void for_rows(const Blend& blend, int threads, Work work) {
   const int64_t most = std::max<int64_t>(1, blend.rows * blend.vocab / kTokensPerThread);
   threads = static_cast<int>(std::min<int64_t>(std::max(threads, 1), most));
   const int64_t whole = blend.rows / threads * threads;
-  Share* shares = new Share[threads];
+  std::vector<Share> shares(threads);
   float threshold;
   Workspace* first = nullptr;
+  bool out_of_memory = false;  // no exception may leave a parallel region
 #pragma omp parallel num_threads(threads)
   {
-    static thread_local Workspace own;
-    own.reserve(blend.vocab);
+    Workspace& own = own_workspace();
+    if (!own.reserve(blend.vocab)) {
+#pragma omp atomic write
+      out_of_memory = true;
+    }
     const int rank = omp_get_thread_num();
     if (rank == 0) first = &own;
-    float own_threshold;
-    const Team alone{0, 1, shares + rank, &own, &own_threshold};
+#pragma omp barrier
+    if (!out_of_memory) {
+      float own_threshold;
+      const Team alone{0, 1, &shares[rank], &own, &own_threshold};
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < whole; ++row) work(row, alone);
-    const Team all{rank, omp_get_num_threads(), shares, first, &threshold};
-    for (int64_t row = whole; row < blend.rows; ++row) work(row, all);
+      for (int64_t row = 0; row < whole; ++row) work(row, alone);
+      const Team all{rank, omp_get_num_threads(), shares.data(), first, &threshold};
+      for (int64_t row = whole; row < blend.rows; ++row) work(row, all);
+    }
   }
-  delete[] shares;
+  if (out_of_memory) throw std::bad_alloc();
 }
 
 }  // namespace

@@ -26,16 +26,17 @@ struct LogSum {
   bool broken = false;  // saw NaN or +inf, where the caller looks for them
 
   // Returns the group's maximum. Tokens e^-40 below the maximum are left out: 2^31 of them would
-  // not move a float32 sum.
+  // not move a float32 sum. Rows that rise from group to group rescale `total` thousands of times:
+  // in double, or the roundings would add up.
   float add(const F32* x) {
     const float top = max_of_group(x);
     if (top > max) {
-      const float shrink = std::exp(max - top);
+      const double shrink = std::exp(static_cast<double>(max) - top);
       total *= shrink;
-      recent *= shrink;
+      recent *= static_cast<float>(shrink);
       max = top;
     }
-    if (top > max - 40.0f) {
+    if (top - max > -40.0f) {  // not `top > max - 40`: a large max would absorb the 40
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) recent += exp(x[v] - max);
       if (++groups % 16 == 0) flush();
@@ -52,7 +53,8 @@ struct LogSum {
     broken |= other.broken;
     const float top = other.max > max ? other.max : max;
     if (top == -kInf) return;
-    total = total * std::exp(max - top) + other.total * std::exp(other.max - top);
+    const double t = top;
+    total = total * std::exp(max - t) + other.total * std::exp(other.max - t);
     max = top;
   }
 

@@ -2,7 +2,6 @@
 #pragma once
 #include <cmath>
 #include <cstdlib>
-#include <new>
 
 #include "log_sum.h"
 
@@ -22,19 +21,21 @@ struct Workspace {
   Workspace(const Workspace&) = delete;
   ~Workspace() { std::free(scores); }
 
-  void reserve(int64_t vocab) {
+  // False: out of memory.
+  bool reserve(int64_t vocab) {
     const int64_t needed = (vocab + kGroup - 1) / kGroup;
-    if (needed <= groups) return;
+    if (needed <= groups) return true;
     std::free(scores);
     groups = (needed + 15) / 16 * 16;
     scores = static_cast<float*>(std::aligned_alloc(64, groups * (3 * kGroup + 1) * sizeof(float)));
     if (!scores) {
       groups = 0;
-      throw std::bad_alloc();
+      return false;
     }
     candidates = scores + groups * kGroup;
     masses = candidates + groups * kGroup;
     group_max = masses + groups * kGroup;
+    return true;
   }
 };
 
@@ -87,8 +88,10 @@ inline Bracket bracket(const RowScores& row, float bound, float inv_t, double ta
   // Four histograms side by side, so that neighbours in one bin need not wait for each other.
   constexpr int kWays = 4, kBins = RadixSearch::kBins / kWays;
   const float scale = row.max > bound ? (kBins - 1) / (row.max - bound) : 0;
+  // Extreme scores and temperatures make the product infinite, or NaN: it stays within the bins.
   const auto bins = [&](F32 s) {
-    return __builtin_convertvector((row.max - max(s, splat(bound))) * scale, I32);
+    const F32 b = max((row.max - max(s, splat(bound))) * scale, F32{}), last = splat(kBins - 1);
+    return __builtin_convertvector(b < last ? b : last, I32);
   };
   std::memset(w.histogram, 0, sizeof w.histogram);
   for (int64_t g = 0; g < row.groups; ++g) {

@@ -48,6 +48,13 @@ struct Result {
 
 enum Step { kSupport, kBlend, kRest };
 
+// What one reading of the row does besides the sums.
+struct Task {
+  bool lists, races, greedy;  // greedy: the best without noise
+  float inv_t;
+  float from;  // lower scores are left out
+};
+
 // All of a block's shared memory. What is the same in all threads is here, not in registers, which
 // the sweeps need.
 struct Shared {
@@ -55,9 +62,9 @@ struct Shared {
   Slice slice;
   RowBlend row;
   Settings own;
-  Step step;   // what is under way, and
-  Cut cut;     // its truncation, and
-  float from;  // the score below which it leaves tokens out
+  Step step;  // what is under way, and
+  Cut cut;    // its truncation
+  Task task;
   Result result;
   uint32_t bar;  // of the race
   ThresholdMemory threshold;
@@ -132,15 +139,10 @@ __device__ __forceinline__ float min_p_threshold(float max, double gap) {
   return static_cast<double>(rounded) < least ? float_of_key(key_of(rounded) + 1) : rounded;
 }
 
-// What a reading of the row does besides the sums.
-struct Task {
-  bool lists, races, greedy;  // greedy: the best without noise
-  float from;                 // lower scores are left out
-};
-
+// Reads the row once and does `task`.
 template <class Scores>
-__device__ __forceinline__ Totals read(Team& team, const Slice& slice, Scores& scores,
-                                       Shortlist& list, Race& race, const Task& task, float inv_t) {
+__device__ __forceinline__ Totals read(Team& team, const Slice& slice, const Scores& scores,
+                                       Shortlist& list, Race& race, const Task& task) {
   Totals mine;
   sweep(slice, scores, [&](uint32_t round, uint32_t v, Eight& s, float top) {
     if (task.from > -INFINITY) {
@@ -149,7 +151,7 @@ __device__ __forceinline__ Totals read(Team& team, const Slice& slice, Scores& s
       top = top >= task.from ? top : -INFINITY;
     }
     mine.at_one.add(s, top);
-    if (inv_t != 1) mine.at_t.add(s, top, inv_t);
+    if (task.inv_t != 1) mine.at_t.add(s, top, task.inv_t);
     if (task.lists) list.offer(round, v, s, top, mine.at_one.max);
     if (task.races) race.enter(v, s, top, round == 0);
     if (task.greedy && top > race.best.score)  // the lowest id of a tie
@@ -157,13 +159,13 @@ __device__ __forceinline__ Totals read(Team& team, const Slice& slice, Scores& s
   });
   mine.best = race.best;
   mine.floor = list.floor();
-  __syncthreads();  // the list is complete
-  mine.flags = (scores.bad ? kBad : 0) | (task.lists && list.overflows() ? kListOverflows : 0);
-  return team.reduce(mine, [inv_t](const Totals& a, const Totals& b) {
+  __syncthreads();  // the list is complete, and what the scores found bad
+  mine.flags = (scores.row.bad ? kBad : 0) | (task.lists && list.overflows() ? kListOverflows : 0);
+  return team.reduce(mine, [&task](const Totals& a, const Totals& b) {
     Totals m;
     m.at_one = LogSum::merge(a.at_one, b.at_one);
-    m.at_t = LogSum::merge(a.at_t, b.at_t, inv_t);
-    m.best = Best::merge(a.best, b.best, inv_t);
+    m.at_t = LogSum::merge(a.at_t, b.at_t, task.inv_t);
+    m.best = Best::merge(a.best, b.best, task.inv_t);
     m.floor = fmaxf(a.floor, b.floor);
     m.flags = a.flags | b.flags;
     return m;
@@ -206,7 +208,7 @@ __device__ __forceinline__ Best read_row(Team& team, Shared& shared, const Blend
 
   if (threadIdx.x == 0) {
     shared.step = shared.row.has_support ? kSupport : kBlend;
-    shared.from = -INFINITY;
+    shared.task.from = -INFINITY;
   }
   for (;;) {
     __syncthreads();
@@ -218,24 +220,24 @@ __device__ __forceinline__ Best read_row(Team& team, Shared& shared, const Blend
         shared.cut = {cut.top_k, cut.top_p, 1.0f, min_p_gap(cut.min_p, 1.0f)};
         shared.row.set_up_support();
       }
+      const bool lists = shared.step != kRest && shared.cut.any();
+      shared.task = {lists, own.race && shared.step != kSupport && !lists,
+                     own.greedy && shared.step == kBlend, shared.cut.inv_t, shared.task.from};
     }
     __syncthreads();
     const Step step = shared.step;
     const Cut& cut = shared.cut;
-    const bool cuts = step != kRest && cut.any();
+    const BlendScores<kPower> scores{shared.row, vocab, blend.power};
     Shortlist list(m, cut);
-    const Task task{cuts, own.race && step != kSupport && !cuts, own.greedy && step == kBlend,
-                    shared.from};
-    BlendScores<kPower> scores{shared.row, vocab, blend.power};
     Race race(own.noise, own.cut.inv_t, &shared.bar);
-    const Totals totals = read(team, slice, scores, list, race, task, cut.inv_t);
+    const Totals totals = read(team, slice, scores, list, race, shared.task);
     if ((totals.flags & kBad) || !totals.at_one.finite()) return Best();
     const float sum = cut.inv_t != 1 ? totals.at_t.sum : totals.at_one.sum;
     if (threadIdx.x == 0) {
       if (step != kRest) shared.result = {totals.at_one.max, totals.at_one.log_sum()};
       shared.result.log_kept = logf(sum);
     }
-    if (step != kSupport && !cuts) return totals.best;
+    if (step != kSupport && !shared.task.lists) return totals.best;
 
     if (threadIdx.x == 0) {
       m.mass = {totals.at_one.max, cut.inv_t, 1 / sum};
@@ -261,7 +263,7 @@ __device__ __forceinline__ Best read_row(Team& team, Shared& shared, const Blend
     Team::sync();  // no member still reads another's lists, and no thread the step
     if (step == kSupport && warp_id() == 0) shared.row.set_up(blend, Team::row());
     if (threadIdx.x == 0) {
-      (step == kSupport ? shared.row.support_threshold : shared.from) = from;
+      (step == kSupport ? shared.row.support_threshold : shared.task.from) = from;
       shared.step = step == kSupport ? kBlend : kRest;
     }
   }
@@ -336,7 +338,7 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
   const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
   float* const to = out + Team::row() * blend.vocab;
   const bool aligned = reinterpret_cast<uintptr_t>(to) % 16 == 0;
-  BlendScores<kPower> scores{shared.row, vocab, blend.power};
+  const BlendScores<kPower> scores{shared.row, vocab, blend.power};
   sweep(slice, scores, [&](uint32_t, uint32_t v, Eight& s, float) {
     if (v >= slice.end) return;
 #pragma unroll

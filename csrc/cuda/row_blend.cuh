@@ -165,7 +165,8 @@ struct RowBlend {
   uint32_t means, inputs;
   bool narrow;                      // inputs are 16 bits a number and aligned: the fast path
   const uint8_t* mask;
-  bool mask_aligned, has_support, bad;
+  bool mask_aligned, has_support;
+  uint32_t bad;  // a weight is not one, or a score that is left is not finite
   Input support;
   float support_threshold;
 
@@ -255,12 +256,11 @@ struct PowerMean {
 // The blend's scores: weighted sums, and under kPower a power mean first.
 template <bool kPower>
 struct BlendScores {
-  const RowBlend& row;
+  RowBlend& row;
   const uint32_t vocab;
   const float power;
-  bool bad = false;
 
-  __device__ void operator()(uint32_t v, Eight& s) {
+  __device__ void operator()(uint32_t v, Eight& s) const {
     if (kPower && row.means > 0) {
       means(v, s);
     } else {
@@ -321,11 +321,11 @@ struct BlendScores {
   }
 
   // Tells removed tokens (a -inf with weight) from those that spoil the row; returns what is left.
-  __device__ uint32_t sort_out(uint32_t v, const Eight& s, uint32_t left) {
+  __device__ uint32_t sort_out(uint32_t v, const Eight& s, uint32_t left) const {
     uint32_t odd = left & which([&](uint32_t i) { return !is_finite(s[i]); });
     for (; odd; odd &= odd - 1) {
       const uint32_t i = __ffs(odd) - 1;
-      bad |= !removed(v + i);
+      if (!removed(v + i)) atomicOr(&row.bad, 1u);
       left &= ~(1u << i);
     }
     return left;

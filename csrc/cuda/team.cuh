@@ -125,7 +125,7 @@ struct Slice {
 // Calls visit(round, v, s, top) in all threads for every round of the slice: s the scores of tokens
 // v .. v + 7, -inf past the end, and top their maximum. visit may hold barriers.
 template <class Scores, class Visit>
-__device__ __forceinline__ void sweep(const Slice& slice, Scores& scores, Visit visit) {
+__device__ __forceinline__ void sweep(const Slice& slice, const Scores& scores, Visit visit) {
   for (uint32_t round = 0; round < slice.rounds; ++round) {
     const uint32_t v = slice.begin + (round * blockDim.x + threadIdx.x) * Slice::kWidth;
     float s[Slice::kWidth];

@@ -262,7 +262,7 @@ __device__ __forceinline__ bool descend(ThresholdMemory& m, bool weigh) {
 // The largest score x with W{s >= x} >= target, among scores of at least `least`; -inf if none. W
 // counts tokens (target of them), or where `weigh` adds up their mass (target: a part of all of it).
 template <class Scores>
-__device__ __forceinline__ float radix_threshold(const Slice& slice, Scores& scores,
+__device__ __forceinline__ float radix_threshold(const Slice& slice, const Scores& scores,
                                                  ThresholdMemory& m, bool weigh, float least,
                                                  double target) {
   __syncthreads();  // all have read the last search
@@ -292,7 +292,7 @@ __device__ __forceinline__ float radix_threshold(const Slice& slice, Scores& sco
 
 // The threshold that the lists do not give.
 template <class Scores>
-__device__ __forceinline__ float threshold(const Slice& slice, Scores& scores, ThresholdMemory& m,
+__device__ __forceinline__ float threshold(const Slice& slice, const Scores& scores, ThresholdMemory& m,
                                            const Cut& cut) {
   float cutoff = -INFINITY;
 #pragma unroll 1

@@ -253,6 +253,11 @@ inline uint32_t atomicMax(uint32_t* p, uint32_t x) {
   *p = std::max(before, x);
   return before;
 }
+inline uint32_t atomicOr(uint32_t* p, uint32_t x) {
+  const uint32_t before = *p;
+  *p |= x;
+  return before;
+}
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline int __ffs(uint32_t x) { return __builtin_ffs(x); }
 inline float __expf(float x) { return std::exp(x); }

@@ -294,15 +294,14 @@ def test_settings_of_each_row(kernel: Backend) -> None:
 def test_seeds_are_64_bits(kernel: Backend) -> None:
     """A number of 2^63 or more is the tensor with its bits; no word of seed or stream is lost."""
     p = problem(kernel, rows=2, vocab=500)
+    flat = {"temperature": 100.0, "step": torch.arange(2, device=kernel.device)}
     drawn = set()
     for seed in (0, 1, 2**32, 2**63, 2**64 - 1):
         for stream in (0, 1, 2**32, 2**64 - 1):
-            out = kernel.blend_sample(*p.args, temperature=3.0, seed=seed, stream=stream, step=0)
+            out = kernel.blend_sample(*p.args, **flat, seed=seed, stream=stream)
             drawn.add(tuple(out.tokens.tolist()))
-            as_tensor = torch.tensor(seed - 2**64 if seed >= 2**63 else seed, device=kernel.device)
-            again = kernel.blend_sample(
-                *p.args, temperature=3.0, seed=as_tensor, stream=stream, step=0
-            )
+            bits = torch.tensor(seed - 2**64 if seed >= 2**63 else seed, device=kernel.device)
+            again = kernel.blend_sample(*p.args, **flat, seed=bits, stream=stream)
             assert torch.equal(out.tokens, again.tokens)
     assert len(drawn) == 20
 

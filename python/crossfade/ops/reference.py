@@ -90,17 +90,20 @@ def blend_scores(
             score = score + torch.where(on, v[:, m : m + 1] * q_m, 0.0)
 
     if support is not None:
-        settings = (support.top_k, torch.long), (support.top_p, torch.float32)
-        top_k, top_p = (per_row(s, rows, device, dtype) for s, dtype in settings)
-        min_p = per_row(support.min_p, rows, device, torch.float64)
+        top_k = per_row(support.top_k, rows, device, torch.int64)
+        top_p, min_p = (
+            per_row(s, rows, device, torch.float32).double() for s in (support.top_p, support.min_p)
+        )
         removed |= ~keep(z[support.term], top_k, top_p, min_p)
     if mask is not None:
         removed |= ~mask
 
-    bad |= (~removed & ~score.isfinite()).any(dim=1) | removed.all(dim=1)
+    # in float32, as the kernels have it: a sum that overflows there is bad here too
+    bad |= (~removed & ~score.float().isfinite()).any(dim=1) | removed.all(dim=1)
     return score.masked_fill(removed, NEG_INF), bad
 
 
+@torch.no_grad()
 def blend(
     logits: Sequence[Tensor],
     weights: Sequence[float] | Tensor,
@@ -153,6 +156,7 @@ def gumbel_noise(seed: Tensor, stream: Tensor, step: Tensor, vocab: int) -> Tens
     return -e.log()
 
 
+@torch.no_grad()
 def blend_sample(
     logits: Sequence[Tensor],
     weights: Sequence[float] | Tensor,
