@@ -21,7 +21,8 @@ int32_t read_matrices(py::handle list, Matrix* out) {
   int32_t count = 0;
   for (py::handle item : list) {
     const auto t = py::reinterpret_borrow<py::tuple>(item);
-    out[count++] = {pointer<void>(t[0]), t[1].cast<int64_t>(), static_cast<DType>(t[2].cast<int>())};
+    out[count++] = {pointer<void>(t[0]), t[1].cast<int64_t>(),
+                    static_cast<DType>(t[2].cast<int>())};
   }
   return count;
 }
@@ -64,7 +65,8 @@ Blend read_blend(const py::tuple& t) {
   b.support.term = -1;
   if (!t[7].is_none()) {
     const auto s = py::reinterpret_borrow<py::tuple>(t[7]);
-    b.support = {s[0].cast<int32_t>(), s[1].cast<int64_t>(), s[2].cast<float>(), s[3].cast<float>()};
+    b.support = {s[0].cast<int32_t>(), s[1].cast<int64_t>(), s[2].cast<float>(),
+                 s[3].cast<float>()};
   }
   b.mask = pointer<uint8_t>(t[8]);
   b.mask_stride = t[9].cast<int64_t>();
@@ -73,18 +75,10 @@ Blend read_blend(const py::tuple& t) {
 
 // (do_sample, temperature, top_p, min_p, top_k, seed, stream, step, addresses of the four outputs)
 Sampling read_sampling(const py::tuple& t) {
-  return {t[0].cast<bool>(),
-          read_setting<float>(t[1]),
-          read_setting<float>(t[2]),
-          read_setting<float>(t[3]),
-          read_setting<int64_t>(t[4]),
-          read_setting<int64_t>(t[5]),
-          read_setting<int64_t>(t[6]),
-          read_setting<int64_t>(t[7]),
-          pointer<int64_t>(t[8]),
-          pointer<float>(t[9]),
-          pointer<float>(t[10]),
-          pointer<float>(t[11])};
+  return {t[0].cast<bool>(),           read_setting<float>(t[1]),   read_setting<float>(t[2]),
+          read_setting<float>(t[3]),   read_setting<int64_t>(t[4]), read_setting<int64_t>(t[5]),
+          read_setting<int64_t>(t[6]), read_setting<int64_t>(t[7]), pointer<int64_t>(t[8]),
+          pointer<float>(t[9]),        pointer<float>(t[10]),       pointer<float>(t[11])};
 }
 
 #ifdef CROSSFADE_CUDA

@@ -1,8 +1,8 @@
-// What the CPU and the CUDA kernels both compute: the sampling noise, the power mean, and the search
-// for a truncation threshold. Compiles for host and device; the CPU tests cover both.
+// What the CPU and the CUDA kernels both compute: the sampling noise, the power mean, and the
+// search for a truncation threshold. Compiles for host and device; the CPU tests cover both.
 //
-// Functions are templates over the word or number type where the CPU runs them on vectors: cpu/simd.h
-// declares mulhilo, exp and log for those before it includes this file.
+// Functions are templates over the word or number type where the CPU runs them on vectors:
+// cpu/simd.h declares mulhilo, exp and log for those before it includes this file.
 #pragma once
 #include <math.h>
 #include <cstdint>
@@ -23,7 +23,8 @@
 namespace crossfade {
 inline namespace CF_ISA {
 
-// ---- Noise: Philox-4x32-10 (Salmon et al., SC 2011) and Gumbel's distribution --------------------
+// ---- Noise: Philox-4x32-10 (Salmon et al., SC 2011) and Gumbel's distribution
+// --------------------
 
 CF_HD void mulhilo(uint32_t a, uint32_t b, uint32_t& hi, uint32_t& lo) {
   const uint64_t product = static_cast<uint64_t>(a) * b;
@@ -68,7 +69,8 @@ CF_HD float gumbel(uint32_t h) {
   return -logf(e);
 }
 
-// ---- Order: float32 as integers that sort alike --------------------------------------------------
+// ---- Order: float32 as integers that sort alike
+// --------------------------------------------------
 
 CF_HD uint32_t bits_of(float x) {
 #ifdef __CUDA_ARCH__
@@ -100,7 +102,8 @@ CF_HD float float_of_key(uint32_t key) {
   return float_of(key & 0x80000000u ? key & 0x7FFFFFFFu : ~key);
 }
 
-// ---- Threshold: top-k and top-p without a sort ---------------------------------------------------
+// ---- Threshold: top-k and top-p without a sort
+// ---------------------------------------------------
 
 // Finds the largest key x with W{key >= x} >= target, digit by digit from the top: W counts tokens
 // (top-k) or adds up their mass (top-p). Every token equal to the threshold is kept. Each round
@@ -108,8 +111,8 @@ CF_HD float float_of_key(uint32_t key) {
 struct RadixSearch {
   static constexpr int kBins = 1 << 11;
 
-  double target;      // > 0
-  double above = 0;   // W of the keys known to lie above the threshold
+  double target;     // > 0
+  double above = 0;  // W of the keys known to lie above the threshold
   uint32_t prefix = 0;
   int round = 0, shift = 32;
 
@@ -147,14 +150,16 @@ struct RadixSearch {
   }
 };
 
-// ---- Power mean ----------------------------------------------------------------------------------
+// ---- Power mean
+// ----------------------------------------------------------------------------------
 
 // e^x - 1 for x <= 0 to a few float32 steps: near 0, where the difference would lose its digits, by
 // a series for x / 4 and (1 + s)^2 - 1 = s (s + 2), twice.
 template <class F>
 CF_HD F expm1_of_negative(F x) {
   const F y = x * 0.25f;
-  F s = y * (1.0f + y * (1.0f / 2 + y * (1.0f / 6 + y * (1.0f / 24 + y * (1.0f / 120 + y / 720.0f)))));
+  F s = y *
+        (1.0f + y * (1.0f / 2 + y * (1.0f / 6 + y * (1.0f / 24 + y * (1.0f / 120 + y / 720.0f)))));
   s = s * (s + 2.0f);
   s = s * (s + 2.0f);
   return x > -1.4f ? s : exp(x) - 1.0f;
@@ -168,7 +173,8 @@ template <class F>
 struct PowerMean {
   float r, weight = 0;
   F most, least;  // log p_k: whether all terms, or any, leave the token without mass
-  F ref, excess{}, sum{};  // excess = sum_k w_k expm1(a_k - r ref), sum = sum_k w_k exp(a_k - r ref)
+  F ref, excess{},
+      sum{};  // excess = sum_k w_k expm1(a_k - r ref), sum = sum_k w_k exp(a_k - r ref)
 
   CF_HD explicit PowerMean(float r) : r(r) {}
 

@@ -1,4 +1,4 @@
-"""For all tests: without a GPU, Triton runs in its interpreter, which it must know when imported."""
+"""Without a GPU, Triton runs in its interpreter, which it must know before it is imported."""
 
 import os
 

@@ -175,6 +175,17 @@ def test_resume_keeps_lines_and_writes_the_missing(paths, run, tmp_path: Path) -
     assert len(file.read_text().splitlines()) == 4
 
 
+@pytest.mark.parametrize("change", ["--seed=1", "--top-k=3", "--system=base=x", "--blend=base"])
+def test_resume_refuses_to_mix_two_runs(
+    paths, run, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    argv = ["generate", "a", f"--model=base={paths['base']}", "--chat", "--sample"]
+    argv += ["--max-new-tokens=2", f"--output={tmp_path / 'out.jsonl'}"]
+    run(*argv, "--blend=2 * base")
+    assert cli.main([*argv, "--resume", "--blend=2 * base", change]) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
 def test_what_is_finished_is_on_disk_when_interrupted(
     paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

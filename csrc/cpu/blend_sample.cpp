@@ -118,7 +118,8 @@ double team_mass(const RowScores& row, float inv_t, int64_t begin, int64_t end, 
   return mass;
 }
 
-// What one member of a team reads of a row: normalisers and support first, where needed, then scores.
+// What one member of a team reads of a row: normalisers and support first, where needed, then
+// scores.
 class RowReader {
  public:
   RowReader(const Blend& blend, int64_t row, const Team& team)
@@ -270,8 +271,8 @@ Best gumbel_max(const RowScores& row, const RowSampling& settings, float least, 
     const uint64_t word = least_word(best.score - (row.group_max[g] - row.max) * settings.inv_t);
     for (int c = 0; c < kGroup / 4; c += kLanes / 2) {
       if (!any(max(load(s + c * 4), load(s + c * 4 + kLanes)) >= least)) continue;
-      const Words<U64> noise =
-          philox(lanes + static_cast<uint64_t>(g * (kGroup / 4) + c), settings.step, settings.stream, settings.seed);
+      const Words<U64> noise = philox(lanes + static_cast<uint64_t>(g * (kGroup / 4) + c),
+                                      settings.step, settings.stream, settings.seed);
       U64 words[4];
       for (int j = 0; j < 4; ++j) words[j] = noise.w[j] & 0xFFFFFFFFu;
       const U64 largest = max(max(words[0], words[1]), max(words[2], words[3]));
@@ -319,10 +320,12 @@ void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team
   Share& mine = team.mine();
   if (out.sample) {
     float least = -kInf;
-    const double mass =
-        settings.cut.top_p < 1 ? team_mass(scores, settings.inv_t, reader.begin(), reader.end(), team) : 0;
+    const double mass = settings.cut.top_p < 1
+                            ? team_mass(scores, settings.inv_t, reader.begin(), reader.end(), team)
+                            : 0;
     if (settings.cut.any())
-      least = reader.agree([&] { return threshold(scores, settings.cut, settings.inv_t, mass, *team.workspace); });
+      least = reader.agree(
+          [&] { return threshold(scores, settings.cut, settings.inv_t, mass, *team.workspace); });
     mine.mass = least == -kInf && settings.inv_t == 1
                     ? mine.blend.total * std::exp(mine.blend.max - sum.max)  // summed up already
                     : mass_of(scores, least, settings.inv_t, reader.begin(), reader.end());
@@ -336,7 +339,8 @@ void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team
     Best best;
     double mass = 0;
     for (int i = 0; i < team.size; ++i) {
-      if (team.shares[i].best.token >= 0) best.offer(team.shares[i].best.score, team.shares[i].best.token);
+      if (team.shares[i].best.token >= 0)
+        best.offer(team.shares[i].best.score, team.shares[i].best.token);
       mass += team.shares[i].mass;
     }
     const float above_max = scores.scores[best.token] - scores.max;
@@ -406,11 +410,13 @@ void for_rows(const Blend& blend, int threads, Work work) {
 }  // namespace
 
 void blend_rows(const Blend& blend, float* out, int threads) {
-  for_rows(blend, threads, [&](int64_t row, const Team& team) { blend_row(blend, out, row, team); });
+  for_rows(blend, threads,
+           [&](int64_t row, const Team& team) { blend_row(blend, out, row, team); });
 }
 
 void blend_sample_rows(const Blend& blend, const Sampling& sampling, int threads) {
-  for_rows(blend, threads, [&](int64_t row, const Team& team) { sample_row(blend, sampling, row, team); });
+  for_rows(blend, threads,
+           [&](int64_t row, const Team& team) { sample_row(blend, sampling, row, team); });
 }
 
 }  // namespace CF_ISA

@@ -6,10 +6,10 @@
 
 namespace crossfade {
 
-#define CF_DECLARE(isa)                                                 \
-  namespace isa {                                                       \
-  void blend_rows(const Blend&, float*, int);                           \
-  void blend_sample_rows(const Blend&, const Sampling&, int);           \
+#define CF_DECLARE(isa)                                       \
+  namespace isa {                                             \
+  void blend_rows(const Blend&, float*, int);                 \
+  void blend_sample_rows(const Blend&, const Sampling&, int); \
   }
 CF_DECLARE(baseline)
 #ifdef __x86_64__
@@ -28,9 +28,9 @@ struct Kernels {
 
 // CROSSFADE_ISA names a lesser instruction set, for tests.
 Kernels choose() {
+#ifdef __x86_64__
   const char* wanted = std::getenv("CROSSFADE_ISA");
   const auto may = [&](const char* isa) { return !wanted || !std::strcmp(wanted, isa); };
-#ifdef __x86_64__
   __builtin_cpu_init();
   if (may("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))

@@ -33,8 +33,9 @@ struct Stream {
 
 inline Stream stream_of(const Matrix& m, int64_t row, float weight) {
   const Stream base{m.data, m.dtype, weight};
-  return {static_cast<const char*>(m.data) + row * static_cast<int64_t>(base.bytes(1)) * m.row_stride,
-          m.dtype, weight};
+  return {
+      static_cast<const char*>(m.data) + row * static_cast<int64_t>(base.bytes(1)) * m.row_stride,
+      m.dtype, weight};
 }
 
 inline float weight_of(const Weights& w, int64_t row, int k) {
@@ -109,7 +110,8 @@ struct RowBlend {
     }
     // s stays in registers above because its address is not taken here
     F32 careful[kVectors];
-    const bool good = first + kGroup <= vocab ? full_group(first, careful) : last_group(first, careful);
+    const bool good =
+        first + kGroup <= vocab ? full_group(first, careful) : last_group(first, careful);
     for (int v = 0; v < kVectors; ++v) s[v] = careful[v];
     return good;
   }
@@ -154,7 +156,8 @@ struct RowBlend {
     const auto add = [&](const Stream* x, int count, auto load) {
       for (int k = 0; k < count; ++k) {
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) total[v] += x[k].weight * load(x[k].data, i + v * kLanes);
+        for (int v = 0; v < kVectors; ++v)
+          total[v] += x[k].weight * load(x[k].data, i + v * kLanes);
       }
     };
     if (one_dtype && sum[0].dtype == DType::f32) {

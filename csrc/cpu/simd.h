@@ -76,9 +76,12 @@ inline F32 load_f16(const uint16_t* p) {
 // kLanes numbers of a matrix from element `i` of `data` on, as float32.
 inline F32 load_as(DType dtype, const void* data, int64_t i) {
   switch (dtype) {
-    case DType::f32: return load(static_cast<const float*>(data) + i);
-    case DType::bf16: return load_bf16(static_cast<const uint16_t*>(data) + i);
-    default: return load_f16(static_cast<const uint16_t*>(data) + i);
+    case DType::f32:
+      return load(static_cast<const float*>(data) + i);
+    case DType::bf16:
+      return load_bf16(static_cast<const uint16_t*>(data) + i);
+    default:
+      return load_f16(static_cast<const uint16_t*>(data) + i);
   }
 }
 

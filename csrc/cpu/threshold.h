@@ -161,7 +161,9 @@ inline float threshold(const RowScores& row, const Truncation& cut, float inv_t,
   }
   if (cut.top_p < 1) {
     // p = 0 keeps the best token
-    const auto target = [&](double all) { return all > 0 && cut.top_p > 0 ? cut.top_p * all : 1e-300; };
+    const auto target = [&](double all) {
+      return all > 0 && cut.top_p > 0 ? cut.top_p * all : 1e-300;
+    };
     if (!top_k) {
       // All tokens with at most (1 - p) / V of the mass hold at most 1 - p of it: none is kept.
       const double share = (1.0 - cut.top_p) * mass / static_cast<double>(row.vocab);

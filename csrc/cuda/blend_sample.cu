@@ -9,12 +9,12 @@
 // and registers do not limit how many rows are under way, and no scratch memory is needed.
 //
 // How rows are spread. Three bfloat16 terms at V = 151,936 are 912 KB a row. An H100 reads some
-// 3.0 TB/s at best, 23 bytes a nanosecond and multiprocessor; with 0.8 us of latency under load that
-// takes 18 KB under way in each. 64 registers a thread (the launch bounds) let 1,024 threads live
-// there, 48 bytes under way each: 48 KB, of which arithmetic (some 40 instructions a token with
-// noise, 60 are the time of reading it) may cost the larger part. As two blocks of 512, one block's
-// barriers and last steps are hidden by the other's reading. 132 multiprocessors then hold 264
-// blocks: 256 rows are one wave of single blocks, 64 rows one of clusters of 4. Few rows take
+// 3.0 TB/s at best, 23 bytes a nanosecond and multiprocessor; with 0.8 us of latency under load
+// that takes 18 KB under way in each. 64 registers a thread (the launch bounds) let 1,024 threads
+// live there, 48 bytes under way each: 48 KB, of which arithmetic (some 40 instructions a token
+// with noise, 60 are the time of reading it) may cost the larger part. As two blocks of 512, one
+// block's barriers and last steps are hidden by the other's reading. 132 multiprocessors then hold
+// 264 blocks: 256 rows are one wave of single blocks, 64 rows one of clusters of 4. Few rows take
 // clusters of 16 (the most there is) and 1,024 threads a block: nothing else is there to hide the
 // latency. Between those, spread_of() takes what wastes least in the last wave.
 #include <cuda_fp16.h>
@@ -28,9 +28,7 @@
 namespace crossfade {
 namespace cuda {
 
-// Threads of a block. A power mean holds 16 more numbers a thread, so twice the registers.
-template <bool kPower>
-constexpr int kMostThreads = kPower ? 512 : 1024;
+constexpr int kMostThreads = 1024;  // of a block
 
 // How a row's token is drawn.
 struct Settings {
@@ -159,7 +157,7 @@ __device__ __forceinline__ Totals read(Team& team, const Slice& slice, const Sco
   });
   mine.best = race.best;
   mine.floor = list.floor();
-  __syncthreads();  // the list is complete, and what the scores found bad
+  // Whoever made the list overflow or the row bad sees it, if not all do yet.
   mine.flags = (scores.row.bad ? kBad : 0) | (task.lists && list.overflows() ? kListOverflows : 0);
   return team.reduce(mine, [&task](const Totals& a, const Totals& b) {
     Totals m;
@@ -256,7 +254,8 @@ __device__ __forceinline__ Best read_row(Team& team, Shared& shared, const Blend
         return Drawn{Best::merge(a.best, b.best, cut.inv_t), a.kept + b.kept};
       });
       if (threadIdx.x == 0)
-        shared.result.log_kept += logf(static_cast<float>(drawn.kept) * static_cast<float>(1 / kWholeMass));
+        shared.result.log_kept +=
+            logf(static_cast<float>(drawn.kept) * static_cast<float>(1 / kWholeMass));
       return drawn.best;
     }
     const float from = settled ? list.lowest_kept(team) : threshold(slice, scores, m, cut);
@@ -275,7 +274,7 @@ __device__ __forceinline__ T setting(const PerRow<T>& setting, int64_t row) {
 }
 
 template <bool kPower>
-__global__ void __launch_bounds__(kMostThreads<kPower>, 1)
+__global__ void __launch_bounds__(kMostThreads, 1)
     sample_kernel(const __grid_constant__ Blend blend, const __grid_constant__ Sampling out) {
   Shared& shared = shared_memory();
   Team team(shared.exchange);
@@ -322,7 +321,7 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
 }
 
 template <bool kPower>
-__global__ void __launch_bounds__(kMostThreads<kPower>, 1)
+__global__ void __launch_bounds__(kMostThreads, 1)
     blend_kernel(const __grid_constant__ Blend blend, float* __restrict__ out) {
   Shared& shared = shared_memory();
   Team team(shared.exchange);
@@ -355,7 +354,8 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
   Team::sync();  // no member leaves while another reads its shared memory
 }
 
-// ---- Launching -----------------------------------------------------------------------------------
+// ---- Launching
+// -----------------------------------------------------------------------------------
 
 struct Spread {
   unsigned cluster, threads;  // powers of two
@@ -368,9 +368,9 @@ struct alignas(8) Limits {
   uint16_t threads;  // of a block
 };
 
-// Blocks a row and threads a block. Where a block may have 1,024, two of 512 fit on a multiprocessor.
-// A wave of them takes as long as a block's tokens, and as some 4,096 more for its barriers and last
-// steps.
+// Blocks a row and threads a block. Where a block may have 1,024, two of 512 fit on a
+// multiprocessor. A wave of them takes as long as a block's tokens, and as some 4,096 more for its
+// barriers and last steps.
 Spread spread_of(int64_t rows, int64_t vocab, const Limits& limits) {
   const int64_t at_once = limits.multiprocessors * (limits.threads / 512);
   Spread best{1, 512};

@@ -1,5 +1,5 @@
-// Gumbel-max: the token with the largest score * inv_t + noise, ties to the lowest id. Noise is made
-// only where a token can still win.
+// Gumbel-max: the token with the largest score * inv_t + noise, ties to the lowest id. Noise is
+// made only where a token can still win.
 #pragma once
 #include <cfloat>
 
@@ -14,8 +14,8 @@ struct Best {
   float score = -INFINITY, noise = -INFINITY;
   uint32_t token = kNoToken;
 
-  // By differences of scores, so that large scores cost no accuracy. `a` against `b` and `b` against
-  // `a` agree to the last bit.
+  // By differences of scores, so that large scores cost no accuracy. `a` against `b` and `b`
+  // against `a` agree to the last bit.
   __device__ bool loses_to(const Best& other, float inv_t) const {
     const float lead = (other.score - score) * inv_t, handicap = noise - other.noise;
     return lead > handicap || (lead == handicap && other.token < token);
@@ -30,14 +30,12 @@ struct Noise {
   uint64_t seed, stream;
   uint32_t step;
 
-  __device__ Words<uint32_t> of_four(uint32_t v) const {
-    return philox(v / 4, step, stream, seed);
-  }
+  __device__ Words<uint32_t> of_four(uint32_t v) const { return philox(v / 4, step, stream, seed); }
 };
 
-// One thread's part in a block's race. `bar` is the block's: a key_of some tempered score plus noise
-// that is already reached, less a little, so that what stays below it cannot win. When a thread sees
-// it raised changes what is computed, never the result.
+// One thread's part in a block's race. `bar` is the block's: a key_of some tempered score plus
+// noise that is already reached, less a little, so that what stays below it cannot win. When a
+// thread sees it raised changes what is computed, never the result.
 class Race {
  public:
   Best best;
@@ -101,7 +99,8 @@ class Race {
     const float gap = bar - tempered(top);
     if (!(gap > 0)) return 0xFFFFFFFFu;  // but for ~h = 2^32 - 1, the least noise there is
     if (gap > kNoiseMax) return 0;
-    return static_cast<uint32_t>(fminf(__expf(-gap) * (4294967296.0f * 1.0001f) + 2, 4294967040.0f));
+    return static_cast<uint32_t>(
+        fminf(__expf(-gap) * (4294967296.0f * 1.0001f) + 2, 4294967040.0f));
   }
 
   const Noise& noise_;  // in shared memory, as are the next

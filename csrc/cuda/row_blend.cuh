@@ -55,8 +55,8 @@ __device__ __forceinline__ Input input_of(const Matrix& m, int64_t row, float we
           reinterpret_cast<uintptr_t>(data) % 16 == 0};
 }
 
-// Eight numbers as they lie in memory: a and b hold four float32 each, or a alone eight 16-bit ones.
-// Loading and unpacking are apart so that several loads can be under way.
+// Eight numbers as they lie in memory: a and b hold four float32 each, or a alone eight 16-bit
+// ones. Loading and unpacking are apart so that several loads can be under way.
 struct Raw {
   uint4 a, b;
 };
@@ -96,11 +96,18 @@ __device__ __forceinline__ float from_f16(uint32_t bits) {
 
 __device__ __forceinline__ void unpack(const Input& in, const uint4& raw, Eight& x) {
   const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
-  const bool bf16 = in.dtype == static_cast<uint8_t>(DType::bf16);
+  if (in.dtype == static_cast<uint8_t>(DType::bf16)) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    x[2 * i] = bf16 ? float_of(pairs[i] << 16) : from_f16(pairs[i] & 0xFFFFu);
-    x[2 * i + 1] = bf16 ? float_of(pairs[i] & 0xFFFF0000u) : from_f16(pairs[i] >> 16);
+    for (int i = 0; i < 4; ++i) {
+      x[2 * i] = float_of(pairs[i] << 16);
+      x[2 * i + 1] = float_of(pairs[i] & 0xFFFF0000u);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[2 * i] = from_f16(pairs[i] & 0xFFFFu);
+      x[2 * i + 1] = from_f16(pairs[i] >> 16);
+    }
   }
 }
 
@@ -159,11 +166,11 @@ struct LogZ {
 
 // What the threads of a block share of their row.
 struct RowBlend {
-  Input term[kMaxTerms];            // all terms, for their own log-probs and the support
-  Input weighted[2 * kMaxTerms];    // what has weight: first the terms of a power mean, then sums
-  LogZ log_z[kMaxTerms];            // of terms, where asked for or for a power mean
+  Input term[kMaxTerms];          // all terms, for their own log-probs and the support
+  Input weighted[2 * kMaxTerms];  // what has weight: first the terms of a power mean, then sums
+  LogZ log_z[kMaxTerms];          // of terms, where asked for or for a power mean
   uint32_t means, inputs;
-  bool narrow;                      // inputs are 16 bits a number and aligned: the fast path
+  bool narrow;  // inputs are 16 bits a number and aligned: the fast path
   const uint8_t* mask;
   bool mask_aligned, has_support;
   uint32_t bad;  // a weight is not one, or a score that is left is not finite
@@ -221,9 +228,8 @@ struct RowBlend {
     uint32_t left = v + kWidth <= vocab ? 0xFFu : (1u << (vocab - v)) - 1;
     if (mask && mask_aligned && v + kWidth <= vocab) {
       const uint2 bytes = __ldg(reinterpret_cast<const uint2*>(mask + v));
-      left &= which([&](uint32_t i) {
-        return ((i < 4 ? bytes.x : bytes.y) >> (8 * (i % 4)) & 0xFFu) != 0;
-      });
+      left &= which(
+          [&](uint32_t i) { return ((i < 4 ? bytes.x : bytes.y) >> (8 * (i % 4)) & 0xFFu) != 0; });
     } else if (mask) {
       left &= which([&](uint32_t i) { return __ldg(mask + min(v + i, vocab - 1)) != 0; });
     }
@@ -236,8 +242,8 @@ struct RowBlend {
   }
 };
 
-// log (sum_k w_k p_k^r)^(1/r) of one token, a term at a time: log_power_mean of blend_math.h without
-// arrays, which would leave the registers.
+// log (sum_k w_k p_k^r)^(1/r) of one token, a term at a time: log_power_mean of blend_math.h
+// without arrays, which would leave the registers.
 struct PowerMean {
   float top = -INFINITY, sum = 0;
 
@@ -289,18 +295,19 @@ struct BlendScores {
   template <uint32_t kLoads, class Load>
   __device__ __forceinline__ void add(Eight& s, Load load) const {
     for (uint32_t n = kPower ? row.means : 0; n < row.inputs; n += kLoads) {
-      decltype(load(row.weighted[n])) raw[kLoads];
+      decltype(load(row.weighted[n])) raw[kLoads] = {};
 #pragma unroll
       for (uint32_t j = 0; j < kLoads; ++j)
         if (n + j < row.inputs) raw[j] = load(row.weighted[n + j]);
 #pragma unroll
       for (uint32_t j = 0; j < kLoads; ++j) {
-        if (n + j >= row.inputs) continue;
-        const Input& in = row.weighted[n + j];
-        Eight x;
-        unpack(in, raw[j], x);
+        if (n + j < row.inputs) {
+          const Input& in = row.weighted[n + j];
+          Eight x;
+          unpack(in, raw[j], x);
 #pragma unroll
-        for (uint32_t i = 0; i < kWidth; ++i) s[i] = fmaf(in.weight, x[i], s[i]);
+          for (uint32_t i = 0; i < kWidth; ++i) s[i] = fmaf(in.weight, x[i], s[i]);
+        }
       }
     }
   }
@@ -313,8 +320,7 @@ struct BlendScores {
       Eight x;
       unpack(in, load(in, v, vocab), x);
 #pragma unroll
-      for (uint32_t i = 0; i < kWidth; ++i)
-        mean[i].add(z.log_p(x[i]), in.weight, power);
+      for (uint32_t i = 0; i < kWidth; ++i) mean[i].add(z.log_p(x[i]), in.weight, power);
     }
 #pragma unroll
     for (uint32_t i = 0; i < kWidth; ++i) s[i] = mean[i].log_mean(power);

@@ -1,5 +1,5 @@
-// The threads that work on one row: a thread-block cluster where the GPU has them (sm_90 and later),
-// else one block. They meet at barriers and read each other's shared memory.
+// The threads that work on one row: a thread-block cluster where the GPU has them (sm_90 and
+// later), else one block. They meet at barriers and read each other's shared memory.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -78,8 +78,8 @@ class Team {
   }
 
   // All threads get the merge of all threads' values; T{} is merge's neutral element. A barrier for
-  // all of shared memory. Two sets of slots take turns: a slot is written again only after a barrier
-  // that follows its last read.
+  // all of shared memory. Two sets of slots take turns: a slot is written again only after a
+  // barrier that follows its last read.
   template <class T, class Merge>
   __device__ T reduce(T x, Merge merge) {
     static_assert(sizeof(T) <= Exchange::kBytes, "make the exchange's slots larger");

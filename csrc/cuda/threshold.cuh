@@ -1,10 +1,11 @@
-// The score below which truncation removes tokens: top-k, top-p and min-p without a sort, ties kept.
+// The score below which truncation removes tokens: top-k, top-p and min-p without a sort, ties
+// kept.
 //
 // Most rows keep few tokens. While a row is read, each block lists the tokens that may be among its
 // best: those of at least a floor that is the j-th largest of the maxima of its quads of threads (j
-// quads reach it, so at least j tokens do). The floor rises as more is read, and some 2 j tokens end
-// up listed. Ranked against all of the team's lists, every one knows how many tokens and how much
-// mass lie above it, so whether it stays.
+// quads reach it, so at least j tokens do). The floor rises as more is read, and some 2 j tokens
+// end up listed. Ranked against all of the team's lists, every one knows how many tokens and how
+// much mass lie above it, so whether it stays.
 //
 // Where the lists do not settle it (a flat row under top-p, a large k, masses of ties, rows sorted
 // ascending), a radix search over the keys of all scores does, reading the inputs again each round.
@@ -32,7 +33,8 @@ struct RowMass {
   float max, inv_t, share;  // share: 1 / sum of exp((s - max) * inv_t)
 
   __device__ uint64_t of(float s) const {
-    return static_cast<uint64_t>(__expf((s - max) * inv_t) * share * static_cast<float>(kWholeMass));
+    return static_cast<uint64_t>(__expf((s - max) * inv_t) * share *
+                                 static_cast<float>(kWholeMass));
   }
 };
 
@@ -48,9 +50,9 @@ struct ThresholdMemory {
     struct {
       float score[kListed];
       uint32_t token[kListed];
-      float all[kListed];        // scores of the team's candidates
-      uint16_t own[kListed];     // which of the listed are candidates
-      uint64_t above[kListed];   // of each of those: the mass that scores higher
+      float all[kListed];       // scores of the team's candidates
+      uint16_t own[kListed];    // which of the listed are candidates
+      uint64_t above[kListed];  // of each of those: the mass that scores higher
     };
     struct {
       // Two halves, as shared memory adds 32 bits at a time: a value is high * 2^12 + low. Counts
@@ -67,7 +69,8 @@ class Shortlist {
  public:
   __device__ Shortlist(ThresholdMemory& memory, const Cut& cut) : m_(memory), cut_(cut) {}
 
-  // Called by all threads of the block in every round of a sweep; thread_max is over the sweep so far.
+  // Called by all threads of the block in every round of a sweep; thread_max is over the sweep so
+  // far.
   __device__ void offer(uint32_t round, uint32_t v, const Eight& s, float top, float thread_max) {
     if ((round & (round + 1)) == 0) raise_floor(thread_max);  // rounds 0, 1, 3, 7 ...
     if (!(top >= floor_)) return;
@@ -82,7 +85,7 @@ class Shortlist {
   }
 
   __device__ float floor() const { return floor_; }
-  __device__ bool overflows() const { return m_.listed > kListed; }  // after a barrier
+  __device__ bool overflows() const { return m_.listed > kListed; }
 
   // After the sweep, its results merged and no list overflowing: whether the lists hold all tokens
   // that stay. `floor` is the highest of the team's. The same in all threads.
@@ -123,9 +126,8 @@ class Shortlist {
       float score = INFINITY;
     } lowest;
     for_each_kept([&](uint32_t, float s) { lowest.score = fminf(lowest.score, s); });
-    lowest = team.reduce(lowest, [](const Lowest& a, const Lowest& b) {
-      return Lowest{fminf(a.score, b.score)};
-    });
+    lowest = team.reduce(
+        lowest, [](const Lowest& a, const Lowest& b) { return Lowest{fminf(a.score, b.score)}; });
     const bool k_spares_all = cut_.top_k == 0 || m_.pulled < cut_.top_k;
     const bool spares_all = k_spares_all && cut_.top_p >= 1 && cut_.min_p_gap == -INFINITY;
     return spares_all ? -INFINITY : lowest.score;
@@ -260,7 +262,8 @@ __device__ __forceinline__ bool descend(ThresholdMemory& m, bool weigh) {
 }
 
 // The largest score x with W{s >= x} >= target, among scores of at least `least`; -inf if none. W
-// counts tokens (target of them), or where `weigh` adds up their mass (target: a part of all of it).
+// counts tokens (target of them), or where `weigh` adds up their mass (target: a part of all of
+// it).
 template <class Scores>
 __device__ __forceinline__ float radix_threshold(const Slice& slice, const Scores& scores,
                                                  ThresholdMemory& m, bool weigh, float least,
@@ -269,7 +272,8 @@ __device__ __forceinline__ float radix_threshold(const Slice& slice, const Score
   if (threadIdx.x == 0) m.search = RadixSearch(target);
   do {
     Team::sync();  // no member still reads the last histogram
-    for (uint32_t d = threadIdx.x; d < RadixSearch::kBins; d += blockDim.x) m.low[d] = m.high[d] = 0;
+    for (uint32_t d = threadIdx.x; d < RadixSearch::kBins; d += blockDim.x)
+      m.low[d] = m.high[d] = 0;
     __syncthreads();
     sweep(slice, scores, [&](uint32_t, uint32_t, const Eight& s, float top) {
       if (!(top >= least)) return;
@@ -292,8 +296,8 @@ __device__ __forceinline__ float radix_threshold(const Slice& slice, const Score
 
 // The threshold that the lists do not give.
 template <class Scores>
-__device__ __forceinline__ float threshold(const Slice& slice, const Scores& scores, ThresholdMemory& m,
-                                           const Cut& cut) {
+__device__ __forceinline__ float threshold(const Slice& slice, const Scores& scores,
+                                           ThresholdMemory& m, const Cut& cut) {
   float cutoff = -INFINITY;
 #pragma unroll 1
   for (int nucleus = 0; nucleus < 2; ++nucleus) {

@@ -106,8 +106,9 @@ def run_generate(
     `resume`: keep the lines that `output` has and write those that are missing.
     """
     check_output(output, resume)
-    formula = str(blend)
-    finished = _finished(Path(output), prompts, formula) if output and resume else set()
+    asked = json.dumps([blend.to_dict(), seed, generation], sort_keys=True)
+    run = hashlib.sha256(asked.encode()).hexdigest()[:12]
+    finished = _finished(Path(output), prompts, run) if output and resume else set()
     todo = [i for i in range(len(prompts)) if i not in finished]
     tokens, seconds = 0, 0.0
     with _output(output, append=resume) as file, progress_bar(len(todo), "prompt") as bar:
@@ -135,7 +136,8 @@ def run_generate(
                     "logprob": _number(out.logprobs[row].double().sum()),
                     "finished": bool(out.finished[row]),
                     "failed": bool(out.failed[row]),
-                    "blend": formula,
+                    "blend": str(blend),
+                    "run": run,
                     "stats": {
                         "batch_size": len(batch),
                         "batch_seconds": round(out.stats.seconds, 4),
@@ -213,8 +215,11 @@ def _seed_of(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8], "little")
 
 
-def _finished(path: Path, prompts: Sequence[Any], formula: str) -> set[int]:
-    """Indices that the file has. A last line that was cut by a crash is taken off the file."""
+def _finished(path: Path, prompts: Sequence[Any], run: str) -> set[int]:
+    """Indices that the file has, all of one run: of one blend, seed and settings.
+
+    A last line that was cut by a crash is taken off the file.
+    """
     if not path.exists():
         return set()
     data = path.read_bytes()
@@ -225,13 +230,13 @@ def _finished(path: Path, prompts: Sequence[Any], formula: str) -> set[int]:
     for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
         try:
             record = json.loads(line)
-            i, prompt, made_with = record["index"], record["prompt"], record["blend"]
+            i, prompt, made_with = record["index"], record["prompt"], record["run"]
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path}, line {number}: not a line that generate wrote") from None
-        if not 0 <= i < len(prompts) or prompt != prompts[i] or made_with != formula:
+        if not 0 <= i < len(prompts) or prompt != prompts[i] or made_with != run:
             raise ValueError(
-                f"{path}, line {number}: comes from other prompts or another blend; --resume must "
-                "be given with those that the file was begun with"
+                f"{path}, line {number}: comes from other prompts, another blend or other "
+                "settings; --resume must be given with those that the file was begun with"
             )
         found.add(i)
     return found

@@ -113,7 +113,7 @@ def _terms(path: str, specs: Sequence[Spec], device: str, dtype: str) -> dict[st
             )
     for i, (name, folder) in enumerate(adapted.items()):
         if i == 0:
-            peft = require("peft", "test")
+            peft = require("peft", "adapters")
             loaded = peft.PeftModel.from_pretrained(loaded, folder, adapter_name=name)
         else:
             loaded.load_adapter(folder, adapter_name=name)

@@ -1,11 +1,11 @@
 // Runs CUDA kernels on a CPU, for tests: enough of the language and of the runtime to compile
 // csrc/cuda with a C++ compiler and execute its logic, thread by thread, where there is no GPU.
 //
-// The threads of a thread-block cluster are fibers of one OS thread. A fiber runs until it waits: at
-// a barrier of its warp (every shuffle and vote is one), block or cluster. Waiting fibers go on in a
-// shuffled order, so that a missing barrier shows up as a wrong result, and so does a read of memory
-// that nothing wrote, as shared memory starts out full of NaN. A thread that leaves while others wait
-// for it, or waits at another barrier than they do, is an error.
+// The threads of a thread-block cluster are fibers of one OS thread. A fiber runs until it waits:
+// at a barrier of its warp (every shuffle and vote is one), block or cluster. Waiting fibers go on
+// in a shuffled order, so that a missing barrier shows up as a wrong result, and so does a read of
+// memory that nothing wrote, as shared memory starts out full of NaN. A thread that leaves while
+// others wait for it, or waits at another barrier than they do, is an error.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -165,10 +165,22 @@ inline void run_cluster(unsigned first_block, unsigned cluster, unsigned threads
   const auto ready = [](const Fiber* f) {
     return !f->waits_for || f->waits_since != f->waits_for->generation;
   };
+  std::vector<unsigned> left(cluster, threads);  // of each block
+  unsigned block = 0, warp = 0;                  // the ones that go on; past the last: all do
   while (!live.empty() && m.error.empty()) {
     std::vector<Fiber*> turn;
-    std::copy_if(live.begin(), live.end(), std::back_inserter(turn), ready);
-    if (turn.empty()) return fail("threads wait at a barrier that others have left behind");
+    for (Fiber* f : live) {
+      const bool favoured = (block >= cluster || f->rank == block) &&
+                            (warp >= threads / kWarp || f->thread.x / kWarp == warp);
+      if (favoured && ready(f)) turn.push_back(f);
+    }
+    if (turn.empty()) {
+      if (std::none_of(live.begin(), live.end(), ready))
+        return fail("threads wait at a barrier that others have left behind");
+      block = m.random() % (cluster + 1);
+      warp = m.random() % (threads / kWarp * 2);
+      continue;
+    }
     std::shuffle(turn.begin(), turn.end(), m.random);
     for (Fiber* f : turn) {
       m.current = f;
@@ -185,7 +197,10 @@ inline void run_cluster(unsigned first_block, unsigned cluster, unsigned threads
       makecontext(&m.start, run_fiber, 0);
       setcontext(&m.start);
     }
-    live.erase(std::remove_if(live.begin(), live.end(), [](Fiber* f) { return f->done; }), live.end());
+    for (const Fiber* f : turn)
+      if (f->done && --left[f->rank] == 0) std::memset(f->block->shared.get(), 0xFF, shared_bytes);
+    live.erase(std::remove_if(live.begin(), live.end(), [](Fiber* f) { return f->done; }),
+               live.end());
   }
 }
 
@@ -217,12 +232,13 @@ inline uint32_t ballot(bool vote, int line) {
 
 }  // namespace cuda_on_cpu
 
-// ---- The language --------------------------------------------------------------------------------
+// ---- The language
+// --------------------------------------------------------------------------------
 
 #define __syncthreads() cuda_on_cpu::wait(cuda_on_cpu::self().block->barrier, __LINE__)
 #define __shfl_xor_sync(mask, value, lanes) \
   cuda_on_cpu::shuffle(value, cuda_on_cpu::lane() ^ (lanes), __LINE__)
-#define __shfl_up_sync(mask, value, lanes) \
+#define __shfl_up_sync(mask, value, lanes)                                                         \
   cuda_on_cpu::shuffle(value, cuda_on_cpu::lane() - (cuda_on_cpu::lane() < (lanes) ? 0 : (lanes)), \
                        __LINE__)
 #define __ballot_sync(mask, vote) cuda_on_cpu::ballot(vote, __LINE__)
@@ -233,7 +249,8 @@ inline unsigned __clusterRelativeBlockRank() { return cuda_on_cpu::self().rank; 
 inline unsigned __clusterSizeInBlocks() { return cuda_on_cpu::machine().blocks.size(); }
 inline const void* __cluster_map_shared_rank(const void* mine, unsigned rank) {
   const char* own = reinterpret_cast<const char*>(cuda_on_cpu::self().block->shared.get());
-  const char* other = reinterpret_cast<const char*>(cuda_on_cpu::machine().blocks[rank].shared.get());
+  const char* other =
+      reinterpret_cast<const char*>(cuda_on_cpu::machine().blocks[rank].shared.get());
   return other + (static_cast<const char*>(mine) - own);
 }
 
@@ -266,14 +283,17 @@ inline float __half2float(unsigned short h) {
   const uint32_t sign = (h & 0x8000u) << 16, magnitude = h & 0x7FFFu;
   float x;
   uint32_t bits = magnitude < 0x7C00u ? 0 : 0x7F800000u | (magnitude & 0x3FFu) << 13;
-  if (bits == 0) return (sign ? -1.0f : 1.0f) * std::ldexp((magnitude < 0x400u ? 0 : 1024.0f) +
-      (magnitude & 0x3FFu), std::max<int>(magnitude >> 10, 1) - 25);
+  if (bits == 0)
+    return (sign ? -1.0f : 1.0f) *
+           std::ldexp((magnitude < 0x400u ? 0 : 1024.0f) + (magnitude & 0x3FFu),
+                      std::max<int>(magnitude >> 10, 1) - 25);
   bits |= sign;
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
 
-// ---- The runtime ---------------------------------------------------------------------------------
+// ---- The runtime
+// ---------------------------------------------------------------------------------
 
 enum cudaError_t { cudaSuccess, cudaErrorUnknown };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };

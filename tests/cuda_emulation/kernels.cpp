@@ -27,7 +27,8 @@ const char* emulated_blend(const crossfade::Blend* blend, float* out) {
   return crossfade::blend_cuda(*blend, out, nullptr, 0, nullptr);
 }
 
-const char* emulated_blend_sample(const crossfade::Blend* blend, const crossfade::Sampling* sampling) {
+const char* emulated_blend_sample(const crossfade::Blend* blend,
+                                  const crossfade::Sampling* sampling) {
   return crossfade::blend_sample_cuda(*blend, *sampling, nullptr, 0, nullptr);
 }
 

@@ -89,7 +89,7 @@ def generate(
     stated_pad = None if config._pad_token_tensor is None else pad
     requests = read_requests(inputs, attention_mask, stated_pad, eos)
     copies = config.num_return_sequences
-    prompts = [p.repeat(copies) for p in all_prompts(blend, requests, tokenizer, pad)]
+    prompts = all_prompts(blend, requests, tokenizer, pad)
 
     ids = prompts[0].ids.to(device)
     asked = settings.stated("max_length", arguments, generation_config, base.generation_config)

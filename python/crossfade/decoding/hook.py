@@ -73,7 +73,7 @@ def decode(
     ends, limits = settings.split_criteria(stopping_criteria)
     seeds, streams = seeds_and_streams(seed, len(requests), copies, sample, runner.device)
     job = loop.Job(
-        prompts=[p.repeat(copies) for p in all_prompts(blend, requests, tokenizer, pad)],
+        prompts=all_prompts(blend, requests, tokenizer, pad),
         sampling=sampling,
         seeds=seeds,
         streams=streams,

@@ -118,7 +118,7 @@ def run(runner: Runner, mixer: Mixer, job: Job) -> Trace:
 
     Finished rows get padding, as in Hugging Face; the host waits for the device once a step.
     """
-    ids = job.prompts[0].ids.to(mixer.device)
+    ids = job.prompts[0].repeat(mixer.copies).ids.to(mixer.device)
     rows = len(ids)
     no = torch.zeros(rows, dtype=torch.bool, device=mixer.device)
     trace = Trace(ids, no.long(), no, no)
@@ -126,7 +126,7 @@ def run(runner: Runner, mixer: Mixer, job: Job) -> Trace:
     if job.streamer is not None:
         job.streamer.put(ids.cpu())
 
-    logits = runner.prefill(job.prompts)
+    logits = runner.prefill(job.prompts, mixer.copies)
     step = 0
     while True:
         sample = _draw(mixer, job, logits, trace.ids, step)

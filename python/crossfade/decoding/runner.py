@@ -108,7 +108,7 @@ class CachedTerm:
         self.mask: Tensor | None = None
         self.positions: Tensor
 
-    def prefill(self, prompts: Prompts) -> Tensor:
+    def prefill(self, prompts: Prompts, copies: int = 1) -> Tensor:
         self.tokens = int(prompts.mask.sum())
         prompts = prompts.to(self.model.device)
         ids = prompts.ids.masked_fill(prompts.mask == 0, 0)  # padding may be another vocabulary's
@@ -122,6 +122,11 @@ class CachedTerm:
                 f"{self.model.name} ({type(self.model.bare).__name__}) does not fill a "
                 "DynamicCache; models with another kind of state are not supported"
             )
+        if copies > 1:  # a prompt is read once, however many samples continue it
+            self.cache.batch_repeat_interleave(copies)
+            self.positions = self.positions.repeat_interleave(copies, 0)
+            self.mask = None if self.mask is None else self.mask.repeat_interleave(copies, 0)
+            logits = logits.repeat_interleave(copies, 0)
         return logits
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -159,11 +164,16 @@ class Runner:
         for ks in members.values():
             self.groups.append((CachedTerm(self.models[ks[0]]), ks))
 
-    def prefill(self, prompts: Sequence[Prompts]) -> list[Tensor]:
-        """Logits ``[rows, V_k]`` after the prompts, one a term and then one a value."""
+    def prefill(self, prompts: Sequence[Prompts], copies: int = 1) -> list[Tensor]:
+        """Logits ``[rows, V_k]`` after the prompts, one a term and then one a value.
+
+        A prompt is read once and then is `copies` rows.
+        """
         for model, prompt in zip(self.models, prompts, strict=True):
             model.check(prompt)
-        return self._spread([t.prefill(stack([prompts[k] for k in ks])) for t, ks in self.groups])
+        return self._spread(
+            [t.prefill(stack([prompts[k] for k in ks]), copies) for t, ks in self.groups]
+        )
 
     def step(self, tokens: Tensor) -> list[Tensor]:
         """Logits after one more token ``[rows]``, the same for all terms."""

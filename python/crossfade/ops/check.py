@@ -5,7 +5,6 @@ Numbers are checked here; the contents of tensors are left to the kernels, which
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from .types import Support
 MAX_TERMS = 16
 MATRIX_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WEIGHT_SUM_TOLERANCE = 1e-3
+TINY, HUGE = 2.0**-149, (2 - 2.0**-23) * 2.0**127  # the ends of float32
 
 
 def matrices(
@@ -96,8 +96,8 @@ def weights(
     for k, x in enumerate(w):
         if isinstance(x, bool) or not isinstance(x, (int, float)):
             raise TypeError(f"{name}[{k}] is {x!r}; it must be a number")
-        if not -math.inf < x < math.inf:
-            raise ValueError(f"{name}[{k}] is {x}; it must be finite")
+        if not -HUGE <= x <= HUGE:
+            raise ValueError(f"{name}[{k}] is {x}; it must be finite, as a float32")
         if mean and x < 0:
             raise ValueError(f"{name}[{k}] is {x}; with power != 0 it must not be negative")
     if mean and abs(sum(w) - 1) > WEIGHT_SUM_TOLERANCE:
@@ -108,8 +108,8 @@ def weights(
 def power(r: Any) -> float:
     if isinstance(r, bool) or not isinstance(r, (int, float)):
         raise TypeError(f"power is {r!r}; it must be a number")
-    if not -math.inf < r < math.inf:  # math.isfinite cannot be compiled
-        raise ValueError(f"power is {r}; it must be finite")
+    if not -HUGE <= r <= HUGE:
+        raise ValueError(f"power is {r}; it must be finite, as a float32")
     return float(r)
 
 
@@ -140,8 +140,6 @@ def mask(m: Any, rows: int, vocab: int, device: torch.device) -> Tensor | None:
     m = m[..., :vocab]
     return m if m.stride(-1) == 1 or vocab == 1 else m.contiguous()
 
-
-TINY, HUGE = 2.0**-149, (2 - 2.0**-23) * 2.0**127  # the ends of float32
 
 # name: (kind, lowest, highest, what it must be)
 RANGES: dict[str, tuple[type, float, float, str]] = {
