@@ -1,5 +1,4 @@
-// The score below which truncation removes tokens: top-k, top-p and min-p without a sort, ties
-// kept.
+// The score below which truncation removes tokens: top-k, top-p and min-p, ties kept, no sort.
 //
 // Most rows keep few tokens. While a row is read, each block lists the tokens that may be among its
 // best: those of at least a floor that is the j-th largest of the maxima of its quads of threads (j
@@ -16,8 +15,8 @@ namespace crossfade {
 namespace cuda {
 
 constexpr uint32_t kListed = 1920;  // what 48 KB of shared memory have room for
-constexpr int kMassBits = 43;  // a token's share of the row's mass, in fixed point: sums are exact,
-constexpr double kWholeMass = 8796093022208.0;  // whatever the order, and 2^43 the whole
+// A token's share of the row's mass is in fixed point: sums are exact, whatever their order.
+constexpr double kWholeMass = 1ll << 43;
 
 struct Cut {
   int64_t top_k = 0;  // 0: off

@@ -19,6 +19,7 @@
 #include <functional>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
 #define CF_EMULATED 1
@@ -26,7 +27,6 @@
 #define __host__
 #define __global__
 #define __forceinline__ inline
-#define __noinline__
 #define __launch_bounds__(...)
 #define __grid_constant__
 

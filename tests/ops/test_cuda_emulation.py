@@ -1,8 +1,8 @@
 """The CUDA kernels' logic without a GPU: compiled for the CPU and run thread by thread.
 
-tests/cuda_emulation says how. Every barrier, shuffle and cluster read of csrc/cuda is executed, with
-the threads in shuffled order and shared memory full of NaN at the start. What only hardware shows
-(memory ordering, speed) is left to the GPU tests.
+tests/cuda_emulation says how. Every barrier, shuffle and cluster read of csrc/cuda is executed, by
+threads that drift as far apart as barriers let them, in shared memory that is full of NaN at the
+start. What only hardware shows (memory ordering, speed) is left to the GPU tests.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return loaded
 
 
-# One block alone (GPUs before Hopper), and clusters with as many, more and fewer warps than members.
+# Blocks of a team and their threads: one block as before Hopper, then clusters.
 TEAMS = [(1, 64), (2, 64), (4, 32), (8, 32)]
 
 
@@ -436,7 +436,7 @@ def test_strides(pair: EmulatedCuda) -> None:
 
 
 def test_weights(pair: EmulatedCuda) -> None:
-    """A term of weight 0 is left out, NaN and all, but for its own log-probs; bad ones spoil rows."""
+    """A term of weight 0 is left out, NaN and all; a bad weight spoils its row."""
     p = problem(pair, vocab=70, rows=4)
     p.logits[1][0, 3] = NAN
     p.weights = torch.tensor([[1.0, 0.0, 2.0], [NAN, 1, 1], [INF, 0, 0], [0.0, 0.0, 0.0]])
