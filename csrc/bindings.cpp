@@ -106,20 +106,15 @@ PYBIND11_MODULE(_native, m) {
 
 #ifdef CROSSFADE_CUDA
   m.attr("cuda_architectures") = CROSSFADE_CUDA_ARCHITECTURES;
-  m.def("scratch_bytes_cuda", [](const py::tuple& blend, int device) {
-    return scratch_bytes_cuda(read_blend(blend), device);
+  m.def("blend_cuda", [](const py::tuple& blend, uintptr_t out, int device, uintptr_t stream) {
+    check(blend_cuda(read_blend(blend), reinterpret_cast<float*>(out), device,
+                     reinterpret_cast<void*>(stream)));
   });
-  m.def("blend_cuda", [](const py::tuple& blend, uintptr_t out, uintptr_t scratch, int device,
-                         uintptr_t stream) {
-    check(blend_cuda(read_blend(blend), reinterpret_cast<float*>(out),
-                     reinterpret_cast<void*>(scratch), device, reinterpret_cast<void*>(stream)));
-  });
-  m.def("blend_sample_cuda", [](const py::tuple& blend, const py::tuple& sampling,
-                                uintptr_t scratch, int device, uintptr_t stream) {
-    check(blend_sample_cuda(read_blend(blend), read_sampling(sampling),
-                            reinterpret_cast<void*>(scratch), device,
-                            reinterpret_cast<void*>(stream)));
-  });
+  m.def("blend_sample_cuda",
+        [](const py::tuple& blend, const py::tuple& sampling, int device, uintptr_t stream) {
+          check(blend_sample_cuda(read_blend(blend), read_sampling(sampling), device,
+                                  reinterpret_cast<void*>(stream)));
+        });
 #else
   m.attr("cuda_architectures") = py::none();
 #endif

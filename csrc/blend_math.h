@@ -44,7 +44,7 @@ CF_HD Words<U> philox(U token_div_4, uint32_t step, uint64_t stream, uint64_t se
   Words<U> c{{token_div_4, U{} + step, U{} + static_cast<uint32_t>(stream),
               U{} + static_cast<uint32_t>(stream >> 32)}};
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-#ifdef __CUDACC__
+#ifdef __CUDA_ARCH__
 #pragma unroll
 #endif
   for (int round = 0; round < 10; ++round) {
@@ -171,37 +171,31 @@ CF_HD F expm1_of_negative(F x) {
 // which stays right for small r, where a log-sum-exp's rounding would be divided by r.
 template <class F>
 struct PowerMean {
-  float r, weight = 0;
-  F most, least;  // log p_k: whether all terms, or any, leave the token without mass
-  F ref, excess{},
-      sum{};  // excess = sum_k w_k expm1(a_k - r ref), sum = sum_k w_k exp(a_k - r ref)
+  F bound{};  // r > 0: the largest log p_k, r < 0: the smallest; -inf: no mass in the blend
+  F ref{}, excess{}, sum{};  // sum_k w_k expm1(a_k - r ref) and sum_k w_k exp(a_k - r ref)
 
-  CF_HD explicit PowerMean(float r) : r(r) {}
-
-  CF_HD void add(F log_p, float w) {
-    const F p = log_p > -1e30f ? log_p : F{} - 1e30f;  // for the arithmetic only: see result()
-    if (weight == 0) {
-      most = least = log_p;
+  // `before`: the weight of the terms added before.
+  CF_HD void add(F log_p, float w, float before, float r) {
+    const F p = log_p > -1e30f ? log_p : F{} - 1e30f;  // for the arithmetic only: see `bound`
+    if (before == 0) {
+      bound = log_p;
       ref = p;
       sum = F{} + w;
-    } else {
-      most = log_p > most ? log_p : most;
-      least = log_p < least ? log_p : least;
-      const F a = (p - ref) * r, d = a > 0.0f ? -a : a;
-      const F e = exp(d), m = expm1_of_negative(d);
-      excess = a > 0.0f ? excess * e + weight * m : excess + w * m;
-      sum = a > 0.0f ? sum * e + w : sum + w * e;
-      ref = a > 0.0f ? p : ref;
+      return;
     }
-    weight += w;
+    bound = (r > 0 ? log_p > bound : log_p < bound) ? log_p : bound;
+    const F a = (p - ref) * r, d = a > 0.0f ? -a : a;
+    const F e = exp(d), m = expm1_of_negative(d);
+    excess = a > 0.0f ? excess * e + before * m : excess + w * m;
+    sum = a > 0.0f ? sum * e + w : sum + w * e;
+    ref = a > 0.0f ? p : ref;
   }
 
-  // A token without mass in all terms (r > 0) or in any (r < 0) has none in the blend.
-  CF_HD F result() const {
+  CF_HD F result(float r) const {
     const F u = 1.0f + excess, one = F{} + 1.0f;
     const F near = u == 1.0f ? excess : log(u) * (excess / (u == 1.0f ? one : u - 1.0f));
     const F mean = ref + (excess > -0.5f ? near : log(sum)) / r;
-    return (r > 0 ? most : least) > -INFINITY ? mean : F{} - INFINITY;
+    return bound > -INFINITY ? mean : F{} - INFINITY;
   }
 };
 

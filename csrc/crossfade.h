@@ -67,12 +67,10 @@ void blend_sample_cpu(const Blend& blend, const Sampling& sampling, int threads)
 const char* cpu_isa();  // what the CPU path runs with here: "avx512", "avx2" or "baseline"
 
 #ifdef CROSSFADE_CUDA
-// Asynchronous on `stream` (a cudaStream_t) of `device`. `scratch` holds scratch_bytes(blend) bytes
-// of device memory, or is null where that is 0. Returns null, or what CUDA said went wrong.
-size_t scratch_bytes_cuda(const Blend& blend, int device);
-const char* blend_cuda(const Blend& blend, float* out, void* scratch, int device, void* stream);
-const char* blend_sample_cuda(const Blend& blend, const Sampling& sampling, void* scratch,
-                              int device, void* stream);
+// Asynchronous on `stream` (a cudaStream_t) of `device`. Returns null, or what CUDA said went wrong.
+const char* blend_cuda(const Blend& blend, float* out, int device, void* stream);
+const char* blend_sample_cuda(const Blend& blend, const Sampling& sampling, int device,
+                              void* stream);
 #endif
 
 }  // namespace crossfade

@@ -174,10 +174,13 @@ struct RowBlend {
   }
 
   F32 power_mean(int64_t i) const {
-    PowerMean<F32> result(power);
-    for (int k = 0; k < means; ++k)
-      result.add((mean[k].vector(i) - max[k]) - log_total[k], mean[k].weight);
-    return result.result();
+    PowerMean<F32> result;
+    float before = 0;
+    for (int k = 0; k < means; ++k) {
+      result.add((mean[k].vector(i) - max[k]) - log_total[k], mean[k].weight, before, power);
+      before += mean[k].weight;
+    }
+    return result.result(power);
   }
 
   I32 allowed_tokens(int64_t i) const {

@@ -260,7 +260,7 @@ __device__ __forceinline__ T setting(const PerRow<T>& setting, int64_t row) {
 }
 
 template <bool kPower>
-__global__ void __launch_bounds__(kMostThreads, 1)
+__global__ void __launch_bounds__(kMostThreads<kPower>, 1)
     sample_kernel(const __grid_constant__ Blend blend, const __grid_constant__ Sampling out) {
   Shared& shared = shared_memory();
   Team team(shared.exchange);
@@ -307,7 +307,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
 }
 
 template <bool kPower>
-__global__ void __launch_bounds__(kMostThreads, 1)
+__global__ void __launch_bounds__(kMostThreads<kPower>, 1)
     blend_kernel(const __grid_constant__ Blend blend, float* __restrict__ out) {
   Shared& shared = shared_memory();
   Team team(shared.exchange);
@@ -342,15 +342,13 @@ __global__ void __launch_bounds__(kMostThreads, 1)
 
 }  // namespace cuda
 
-size_t scratch_bytes_cuda(const Blend&, int) { return 0; }
-
-const char* blend_cuda(const Blend& blend, float* out, void*, int device, void* stream) {
+const char* blend_cuda(const Blend& blend, float* out, int device, void* stream) {
   const auto run = blend.power != 0 ? cuda::run<cuda::blend_kernel<true>, Blend, float*>
                                     : cuda::run<cuda::blend_kernel<false>, Blend, float*>;
   return run(blend.rows, blend.vocab, device, stream, blend, out);
 }
 
-const char* blend_sample_cuda(const Blend& blend, const Sampling& sampling, void*, int device,
+const char* blend_sample_cuda(const Blend& blend, const Sampling& sampling, int device,
                               void* stream) {
   const auto run = blend.power != 0 ? cuda::run<cuda::sample_kernel<true>, Blend, Sampling>
                                     : cuda::run<cuda::sample_kernel<false>, Blend, Sampling>;

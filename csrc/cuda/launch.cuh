@@ -19,7 +19,9 @@
 namespace crossfade {
 namespace cuda {
 
-constexpr int kMostThreads = 1024;  // of a block
+// Threads of a block. Eight tokens' power means take more registers than 1,024 threads have.
+template <bool kPower>
+constexpr int kMostThreads = kPower ? 512 : 1024;
 
 struct Spread {
   unsigned cluster, threads;  // powers of two

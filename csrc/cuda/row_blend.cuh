@@ -197,7 +197,7 @@ struct RowBlend {
     const uint32_t used = __ballot_sync(kAllLanes, w != 0);
     const bool any_bad = __ballot_sync(kAllLanes, bad_weight || bad_total) != 0;
     if (w != 0) {
-      if (mean) in.weight = logf(w);
+      if (mean) in.weight = w / total;
       weighted[__popc(used & ((1u << lane) - 1))] = in;
     }
     const bool all_narrow = __ballot_sync(kAllLanes, w != 0 && !in.narrow()) == 0;
@@ -239,23 +239,6 @@ struct RowBlend {
       left &= which([&](uint32_t i) { return z[i] >= support_threshold; });
     }
     return left;
-  }
-};
-
-// log (sum_k w_k p_k^r)^(1/r) of one token, a term at a time: log_power_mean of blend_math.h
-// without arrays, which would leave the registers.
-struct PowerMean {
-  float top = -INFINITY, sum = 0;
-
-  __device__ void add(float log_p, float log_w, float r) {
-    const float a = log_p * r + log_w;
-    const float e = a == top ? 1.0f : expf(-fabsf(a - top));
-    sum = a > top ? sum * e + 1 : sum + e;
-    top = fmaxf(top, a);
-  }
-  // top is -inf where every term is without mass (r > 0), +inf where one is (r < 0)
-  __device__ float log_mean(float r) const {
-    return is_finite(top) ? (top + logf(sum)) * (1.0f / r) : -INFINITY;
   }
 };
 
@@ -313,17 +296,20 @@ struct BlendScores {
   }
 
   __device__ void means(uint32_t v, Eight& s) const {
-    PowerMean mean[kWidth];
+    PowerMean<float> mean[kWidth];
+    float before = 0;
     for (uint32_t n = 0; n < row.means; ++n) {
       const Input& in = row.weighted[n];
       const LogZ z = row.log_z[in.term];
       Eight x;
       unpack(in, load(in, v, vocab), x);
 #pragma unroll
-      for (uint32_t i = 0; i < kWidth; ++i) mean[i].add(z.log_p(x[i]), in.weight, power);
+      for (uint32_t i = 0; i < kWidth; ++i)
+        mean[i].add(z.log_p(x[i]), in.weight, before, power);
+      before += in.weight;
     }
 #pragma unroll
-    for (uint32_t i = 0; i < kWidth; ++i) s[i] = mean[i].log_mean(power);
+    for (uint32_t i = 0; i < kWidth; ++i) s[i] = mean[i].result(power);
   }
 
   // Tells removed tokens (a -inf with weight) from those that spoil the row; returns what is left.
@@ -340,12 +326,14 @@ struct BlendScores {
   __device__ bool removed(uint32_t v) const {
     bool massless = false;  // p^r of a -inf: for r > 0 it takes all terms, for r < 0 one
     if (kPower && row.means > 0) {
-      PowerMean mean;
+      PowerMean<float> mean;
+      float before = 0;
       for (uint32_t n = 0; n < row.means; ++n) {
         const Input& in = row.weighted[n];
-        mean.add(row.log_z[in.term].log_p(number_at(in, v)), in.weight, power);
+        mean.add(row.log_z[in.term].log_p(number_at(in, v)), in.weight, before, power);
+        before += in.weight;
       }
-      massless = mean.log_mean(power) == -INFINITY;
+      massless = mean.bound == -INFINITY;
     }
     for (uint32_t n = kPower ? row.means : 0; n < row.inputs; ++n)
       massless |= number_at(row.weighted[n], v) == -INFINITY;

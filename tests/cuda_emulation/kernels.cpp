@@ -24,12 +24,12 @@ void configure(unsigned cluster, unsigned threads, unsigned seed, int compute_ca
 }
 
 const char* emulated_blend(const crossfade::Blend* blend, float* out) {
-  return crossfade::blend_cuda(*blend, out, nullptr, 0, nullptr);
+  return crossfade::blend_cuda(*blend, out, 0, nullptr);
 }
 
 const char* emulated_blend_sample(const crossfade::Blend* blend,
                                   const crossfade::Sampling* sampling) {
-  return crossfade::blend_sample_cuda(*blend, *sampling, nullptr, 0, nullptr);
+  return crossfade::blend_sample_cuda(*blend, *sampling, 0, nullptr);
 }
 
 size_t blend_bytes() { return sizeof(crossfade::Blend); }

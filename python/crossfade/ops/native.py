@@ -45,6 +45,10 @@ def _setting(s: float | Tensor) -> Any:
     return [s.data_ptr()] if isinstance(s, Tensor) else s
 
 
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream
+
+
 def _blend(
     logits: Sequence[Tensor],
     weights: tuple[float, ...] | Tensor,
@@ -70,15 +74,6 @@ def _blend(
     )
 
 
-def _launch_cuda(launch: Any, blend: tuple, *args: Any, device: torch.device) -> None:
-    """Calls `launch(blend, *args, scratch, device, stream)` on the device's current stream."""
-    index = device.index
-    size = _native.scratch_bytes_cuda(blend, index)
-    scratch = torch.empty(size, dtype=torch.uint8, device=device) if size else None
-    stream = torch.cuda.current_stream(device).cuda_stream
-    launch(blend, *args, scratch.data_ptr() if scratch is not None else 0, index, stream)
-
-
 def blend(
     logits: Sequence[Tensor],
     weights: tuple[float, ...] | Tensor,
@@ -96,7 +91,7 @@ def blend(
     if device.type == "cpu":
         _native.blend_cpu(b, out.data_ptr(), torch.get_num_threads())
     else:
-        _launch_cuda(_native.blend_cuda, b, out.data_ptr(), device=device)
+        _native.blend_cuda(b, out.data_ptr(), device.index, _stream(device))
     return out
 
 
@@ -147,5 +142,5 @@ def blend_sample(
     if device.type == "cpu":
         _native.blend_sample_cpu(b, s, torch.get_num_threads())
     else:
-        _launch_cuda(_native.blend_sample_cuda, b, s, device=device)
+        _native.blend_sample_cuda(b, s, device.index, _stream(device))
     return BlendSample(tokens, logprobs, sampled, terms)
