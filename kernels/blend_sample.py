@@ -84,7 +84,7 @@ def store_term(z, partials, size, k: tl.constexpr):
 def support_threshold(
     x, stride, thresholds, vocab, top_k, top_p, min_p, BLOCKS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Each row's threshold for one term's own logits; NaN where they hold a NaN. Grid (B,)."""
+    """Each row's threshold for one term's own logits; NaN if they are none. Grid (B,)."""
     row = tl.program_id(0)
     x += row.to(tl.int64) * stride
     largest = tl.full([BLOCK], NEG_INF, tl.float32)
@@ -95,10 +95,8 @@ def support_threshold(
         odd |= (z != z).to(tl.int32)
         largest = tl.maximum(largest, tl.where(z == z, z, NEG_INF))
     top = tl.max(largest)
-    threshold = top
-    if tl.max(odd) > 0:
-        threshold = float("nan")
-    elif top > NEG_INF:
+    threshold = top * float("nan")  # of what is no distribution: nothing is kept
+    if (tl.max(odd) == 0) & (tl.abs(top) < float("inf")):
         threshold = truncation(x, vocab, top, 1.0, top_k, top_p, min_p, BLOCKS, BLOCK)
     tl.store(thresholds + row, threshold)
 

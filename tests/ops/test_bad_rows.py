@@ -36,6 +36,17 @@ def everything_out(call: dict[str, Any]) -> None:
     call["mask"][ROW, call["logits"][0][ROW].argmax()] = False
 
 
+def cut_from_nothing(to: float) -> Change:
+    """The support's term has no weight, and is no distribution that a support could be cut from."""
+
+    def write(call: dict[str, Any]) -> None:
+        call["support"] = Support(term=1, min_p=0.1)
+        call["weights"][ROW] = torch.tensor([1.0, 0.0])
+        at("logits", to=to, k=1)(call)
+
+    return write
+
+
 def in_turn(call: dict[str, Any]) -> None:
     """Each token is removed by one term or the other."""
     call["logits"][0][ROW, ::2] = -INF
@@ -59,6 +70,8 @@ BAD_ROWS: dict[str, Change] = {
     "values all -inf": at("values", to=-INF, k=0),
     "mask empty": at("mask", to=False),
     "mask and support empty": everything_out,
+    "support of a term that is all -inf": cut_from_nothing(-INF),
+    "support of a term that is all +inf": cut_from_nothing(INF),
     "weights NaN": at("weights", 0, to=NAN),
     "weights inf": at("weights", 1, to=INF),
     "weights that overflow": overflow,

@@ -25,7 +25,7 @@ from cases import (
 )
 from crossfade.ops import Support
 
-POWERS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
+POWERS = (-2.0, -1.0, -0.5, 0.01, 0.5, 1.0, 2.0)
 CUT = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.01}
 IDS = {"seed": 2**63 + 11, "stream": 2**32 + 3, "step": 2**31}
 
@@ -228,6 +228,31 @@ def test_power_mean_without_mass(kernel: Backend, power: float) -> None:
     left = kernel.blend(*p.args, **p.options).isfinite()[0].nonzero()[:, 0].tolist()
     out = range(15, 20) if power > 0 else range(10, 30)
     assert left == [v for v in range(50) if v not in out]
+
+
+@pytest.mark.parametrize("top", [2e9, -1e30, 3e38])
+def test_scores_far_from_zero(kernel: Backend, top: float) -> None:
+    """A score may be so large that a float32 near it cannot tell how far below another one is."""
+    z = torch.tensor([[top, 1.0, 2.0] * 30, [top] * 90], device=kernel.device)
+    assert_agrees(kernel, Problem([z], [1.0]))
+
+
+def test_rising_scores(kernel: Backend) -> None:
+    """Each token is a new maximum: a sum that is scaled anew for each must not lose its digits."""
+    vocab = 1000 if kernel.interpreted else 1_000_000
+    z = torch.linspace(0, 0.3, vocab, device=kernel.device)[None]
+    assert_blend_agrees(kernel, Problem([z], [1.0]))
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}], ids=str)
+def test_extreme_temperatures(kernel: Backend, cut: dict[str, Any]) -> None:
+    """The lowest, whose inverse overflows, is greedy; the highest is uniform over what has mass."""
+    z = normal(3, 100, 0, device=kernel.device)
+    cold = kernel.blend_sample([z], [1.0], temperature=2e-39, **cut, **IDS)
+    assert torch.equal(cold.tokens, z.argmax(dim=-1))
+    z[:, 40:] = -INF
+    hot = kernel.blend_sample([z], [1.0], temperature=3e38, **cut, **IDS)
+    assert ((hot.tokens >= 0) & (hot.tokens < 40)).all()
 
 
 def test_greedy_ties_go_to_the_lowest_id(kernel: Backend) -> None:

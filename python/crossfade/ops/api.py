@@ -59,15 +59,16 @@ def blend(
     Source: the geometric blend is EFT's (Mitchell et al., arXiv:2310.12962) and, over experts,
     MOD's (Shi et al., arXiv:2406.18853), which gives the power means for other divergences.
     """
-    check.matrices("logits", logits)
+    columns = check.matrices("logits", logits)
     if not logits:
         raise ValueError("logits is empty; it must have at least one tensor")
     rows, device = logits[0].shape[0], logits[0].device
-    check.matrices("values", values, rows, device)
+    if type(values) is not tuple or values:
+        columns = min(columns, check.matrices("values", values, rows, device))
     power = check.power(power)
     weights = check.weights("weights", weights, len(logits), rows, device, mean=power != 0)
     value_weights = _value_weights(values, value_weights, rows, device)
-    vocab = check.vocabulary(vocab_size, logits, values)
+    vocab = check.vocabulary(vocab_size, columns)
     support = check.support(support, len(logits))
     mask = check.mask(mask, rows, vocab, device)
     if torch.compiler.is_compiling():
@@ -145,15 +146,16 @@ def blend_sample(
     Source: Gumbel-max sampling with the counter layout of the project's documentation; Philox is
     Salmon et al., SC 2011.
     """
-    check.matrices("logits", logits)
+    columns = check.matrices("logits", logits)
     if not logits:
         raise ValueError("logits is empty; it must have at least one tensor")
     rows, device = logits[0].shape[0], logits[0].device
-    check.matrices("values", values, rows, device)
+    if type(values) is not tuple or values:
+        columns = min(columns, check.matrices("values", values, rows, device))
     power = check.power(power)
     weights = check.weights("weights", weights, len(logits), rows, device, mean=power != 0)
     value_weights = _value_weights(values, value_weights, rows, device)
-    vocab = check.vocabulary(vocab_size, logits, values)
+    vocab = check.vocabulary(vocab_size, columns)
     if torch.compiler.is_compiling():
         run = registry.blend_sample(backend)
     else:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .types import Support
 
 MAX_TERMS = 16
+MOST_COLUMNS = 2**31 - 1
 MATRIX_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WEIGHT_SUM_TOLERANCE = 1e-3
 TINY, HUGE = 2.0**-149, (2 - 2.0**-23) * 2.0**127  # the ends of float32
@@ -21,14 +22,15 @@ TINY, HUGE = 2.0**-149, (2 - 2.0**-23) * 2.0**127  # the ends of float32
 
 def matrices(
     name: str, tensors: Any, rows: int | None = None, device: torch.device | None = None
-) -> Sequence[Tensor]:
-    """`tensors` as a sequence of `[rows, V_k]` float matrices on one device."""
+) -> int:
+    """Checks a sequence of `[rows, V_k]` float matrices on one device; returns the smallest V_k."""
     if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
         raise TypeError(
             f"{name} is a {type(tensors).__name__}; it must be a list of [B, V] tensors"
         )
     if len(tensors) > MAX_TERMS:
         raise ValueError(f"{name} has {len(tensors)} tensors; it must have at most {MAX_TERMS}")
+    columns = MOST_COLUMNS
     for k, t in enumerate(tensors):
         if not isinstance(t, Tensor):
             raise TypeError(f"{name}[{k}] is a {type(t).__name__}; it must be a tensor")
@@ -47,23 +49,23 @@ def matrices(
             raise ValueError(f"{name}[{k}] is on {t.device}; it must be on {device}, as logits[0]")
         if shape[1] == 0:
             raise ValueError(f"{name}[{k}] has shape {list(shape)}; V must be at least 1")
-        if t.stride(1) != 1 and shape[1] > 1:
+        if not t.is_contiguous() and t.stride(1) != 1 and shape[1] > 1:
             raise ValueError(
                 f"{name}[{k}] has column stride {t.stride(1)}; it must be 1 (any row stride works)"
             )
-    return tensors
+        columns = min(columns, shape[1])
+    return columns
 
 
-def vocabulary(vocab_size: Any, *groups: Sequence[Tensor]) -> int:
-    """The columns to use: `vocab_size`, or those that all tensors have."""
-    common = min([t.shape[1] for group in groups for t in group])
+def vocabulary(vocab_size: Any, columns: int) -> int:
+    """The columns to use: `vocab_size`, or the `columns` that all tensors have."""
     if vocab_size is None:
-        return common
+        return columns
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
         raise TypeError(f"vocab_size is a {type(vocab_size).__name__}; it must be an int")
-    if not 1 <= vocab_size <= common:
+    if not 1 <= vocab_size <= columns:
         raise ValueError(
-            f"vocab_size is {vocab_size}; it must be within [1, {common}], the columns that all "
+            f"vocab_size is {vocab_size}; it must be within [1, {columns}], the columns that all "
             "logits and values have"
         )
     return vocab_size
@@ -156,6 +158,9 @@ RANGES: dict[str, tuple[type, float, float, str]] = {
 def setting(name: str, x: Any, rows: int, device: torch.device) -> Any:
     """A setting of each row: a number in its range, or a float32 or int64 tensor `[rows]`."""
     kind, lowest, highest, must_be = RANGES[name]
+    number: Any = x  # where it is one
+    if type(x) is kind and lowest <= number <= highest:  # nearly all calls
+        return x
     if isinstance(x, Tensor):
         if x.dtype == torch.bool or (kind is int and x.is_floating_point()) or x.is_complex():
             raise TypeError(
@@ -172,7 +177,6 @@ def setting(name: str, x: Any, rows: int, device: torch.device) -> Any:
         raise TypeError(
             f"{name} is {x!r}; it must be {'an int' if kind is int else 'a number'} or a tensor"
         )
-    number: Any = x  # an int or a float, as `kind` says
     if not lowest <= number <= highest:
         raise ValueError(f"{name} is {x}; it must be {must_be}")
     return x

@@ -118,7 +118,7 @@ def blend_sample(
     rows, device = logits[0].shape[0], logits[0].device
     tokens = torch.empty(rows, dtype=torch.int64, device=device)
     logprobs = torch.empty(rows, dtype=torch.float32, device=device)
-    sampled = torch.empty(rows, dtype=torch.float32, device=device)
+    sampled = torch.empty_like(logprobs)
     terms = (
         torch.empty(rows, len(logits), dtype=torch.float32, device=device)
         if return_term_logprobs

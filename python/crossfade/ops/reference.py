@@ -95,6 +95,7 @@ def blend_scores(
             per_row(s, rows, device, torch.float32).double() for s in (support.top_p, support.min_p)
         )
         removed |= ~keep(z[support.term], top_k, top_p, min_p)
+        bad |= ~z[support.term].logsumexp(dim=-1).isfinite()  # no distribution to cut from
     if mask is not None:
         removed |= ~mask
 
