@@ -33,7 +33,7 @@ def demo_section() -> Iterator[str]:
         yield (
             f"| {p['weight']:+g} | {p['reward']:+.2f} ± {p['reward_interval']:.2f} | "
             f"{p['perplexity']:.1f} | {p['distinct_2']:.2f} | "
-            f"{p['kl']:.2f} ± {p['kl_interval']:.2f} |"
+            f"{p['kl']:.3f} ± {p['kl_interval']:.3f} |"
         )
     yield ""
     yield (

@@ -245,7 +245,7 @@ def test_rising_scores(kernel: Backend) -> None:
 
 
 @pytest.mark.parametrize("cut", [{}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}], ids=str)
-def test_extreme_temperatures(kernel: Backend, cut: dict[str, Any]) -> None:
+def test_temperatures_that_overflow(kernel: Backend, cut: dict[str, Any]) -> None:
     """The lowest, whose inverse overflows, is greedy; the highest is uniform over what has mass."""
     z = normal(3, 100, 0, device=kernel.device)
     cold = kernel.blend_sample([z], [1.0], temperature=2e-39, **cut, **IDS)
