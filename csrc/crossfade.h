@@ -67,7 +67,8 @@ void blend_sample_cpu(const Blend& blend, const Sampling& sampling, int threads)
 const char* cpu_isa();  // what the CPU path runs with here: "avx512", "avx2" or "baseline"
 
 #ifdef CROSSFADE_CUDA
-// Asynchronous on `stream` (a cudaStream_t) of `device`. Returns null, or what CUDA said went wrong.
+// Asynchronous on `stream` (a cudaStream_t) of `device`. Returns null, or what CUDA said went
+// wrong.
 const char* blend_cuda(const Blend& blend, float* out, int device, void* stream);
 const char* blend_sample_cuda(const Blend& blend, const Sampling& sampling, int device,
                               void* stream);

@@ -304,8 +304,7 @@ struct BlendScores {
       Eight x;
       unpack(in, load(in, v, vocab), x);
 #pragma unroll
-      for (uint32_t i = 0; i < kWidth; ++i)
-        mean[i].add(z.log_p(x[i]), in.weight, before, power);
+      for (uint32_t i = 0; i < kWidth; ++i) mean[i].add(z.log_p(x[i]), in.weight, before, power);
       before += in.weight;
     }
 #pragma unroll

@@ -26,7 +26,7 @@ def _why_not(name: str, kind: str, index: int | None) -> str | None:
     if name == "native":
         from . import native
 
-        return native.why_not(torch.device(kind))
+        return native.why_not(torch.device(kind) if index is None else torch.device(kind, index))
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,11 @@ def why_not(device: torch.device) -> str | None:
         return f"there are no native kernels for {device.type}"
     if _native.cuda_architectures is None:
         return "it was built without CUDA (no nvcc was found)"
+    major, minor = torch.cuda.get_device_capability(device)
+    # machine code of older architectures comes with PTX, which the driver compiles for newer ones
+    built = [int(n) for n in re.findall(r"\d+", _native.cuda_architectures)]
+    if built and min(built) > 10 * major + minor:
+        return f"it was built for sm_{min(built)} and later; this GPU is sm_{major}{minor}"
     return None
 
 
