@@ -154,7 +154,8 @@ class EmulatedCuda:
         weights = check.weights("weights", weights, len(logits), rows, device)
         value_weights = () if value_weights is None else value_weights
         value_weights = check.weights("value_weights", value_weights, len(values), rows, device)
-        vocab = check.vocabulary(vocab_size, logits, values)
+        columns = min(t.shape[1] for t in (*logits, *values))
+        vocab = check.vocabulary(vocab_size, columns)
         mask = check.mask(mask, rows, vocab, device)
         keep += [logits, values, weights, value_weights, mask]
         s = support

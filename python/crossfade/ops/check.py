@@ -5,7 +5,6 @@ Numbers are checked here; the contents of tensors are left to the kernels, which
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ def matrices(
     name: str, tensors: Any, rows: int | None = None, device: torch.device | None = None
 ) -> int:
     """Checks a sequence of `[rows, V_k]` float matrices on one device; returns the smallest V_k."""
-    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+    if not isinstance(tensors, (list, tuple)):  # abc.Sequence would cost a quarter microsecond
         raise TypeError(
             f"{name} is a {type(tensors).__name__}; it must be a list of [B, V] tensors"
         )
@@ -53,7 +52,8 @@ def matrices(
             raise ValueError(
                 f"{name}[{k}] has column stride {t.stride(1)}; it must be 1 (any row stride works)"
             )
-        columns = min(columns, shape[1])
+        if shape[1] < columns:
+            columns = shape[1]
     return columns
 
 
@@ -89,14 +89,14 @@ def weights(
             raise ValueError(f"{name} is on {w.device}; it must be on {device}, as logits[0]")
         w = w.to(torch.float32)
         return w if w.stride(-1) == 1 or count == 1 else w.contiguous()
-    if not isinstance(w, Sequence) or isinstance(w, str):
+    if not isinstance(w, (list, tuple)):
         raise TypeError(
             f"{name} is a {type(w).__name__}; it must be a list of {count} numbers or a tensor"
         )
     if len(w) != count:
         raise ValueError(f"{name} has {len(w)} numbers; it must have {count}, one a tensor")
     for k, x in enumerate(w):
-        if isinstance(x, bool) or not isinstance(x, (int, float)):
+        if type(x) is not float and (isinstance(x, bool) or not isinstance(x, (int, float))):
             raise TypeError(f"{name}[{k}] is {x!r}; it must be a number")
         if not -HUGE <= x <= HUGE:
             raise ValueError(f"{name}[{k}] is {x}; it must be finite, as a float32")
