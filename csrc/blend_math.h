@@ -23,8 +23,7 @@
 namespace crossfade {
 inline namespace CF_ISA {
 
-// ---- Noise: Philox-4x32-10 (Salmon et al., SC 2011) and Gumbel's distribution
-// --------------------
+// ---- Noise: Philox-4x32-10 (Salmon et al., SC 2011) and Gumbel's distribution ------------------
 
 CF_HD void mulhilo(uint32_t a, uint32_t b, uint32_t& hi, uint32_t& lo) {
   const uint64_t product = static_cast<uint64_t>(a) * b;
@@ -69,8 +68,7 @@ CF_HD float gumbel(uint32_t h) {
   return -logf(e);
 }
 
-// ---- Order: float32 as integers that sort alike
-// --------------------------------------------------
+// ---- Order: float32 as integers that sort alike ------------------------------------------------
 
 CF_HD uint32_t bits_of(float x) {
 #ifdef __CUDA_ARCH__
@@ -102,8 +100,7 @@ CF_HD float float_of_key(uint32_t key) {
   return float_of(key & 0x80000000u ? key & 0x7FFFFFFFu : ~key);
 }
 
-// ---- Threshold: top-k and top-p without a sort
-// ---------------------------------------------------
+// ---- Threshold: top-k and top-p without a sort -------------------------------------------------
 
 // Finds the largest key x with W{key >= x} >= target, digit by digit from the top: W counts tokens
 // (top-k) or adds up their mass (top-p). Every token equal to the threshold is kept. Each round
@@ -133,13 +130,13 @@ struct RadixSearch {
     if (++round < 3) shift -= bits();
   }
 
-  // The same from the histogram itself. Rounding may leave the total just under the target: then
-  // the lowest digit in use is the one.
+  // The same from the histogram itself, of which `largest` is the largest digit in use. Rounding
+  // may leave the total just under the target: then the smallest digit in use is the one.
   template <class T>
-  CF_HD void descend(const T* histogram) {
+  CF_HD void descend(const T* histogram, uint32_t largest) {
     double over = 0, over_found = 0;
     uint32_t found = 0;
-    for (uint32_t d = 1u << bits(); d-- > 0;) {
+    for (uint32_t d = largest + 1; d-- > 0;) {
       if (histogram[d] == T{0}) continue;
       found = d;
       over_found = over;
@@ -150,8 +147,7 @@ struct RadixSearch {
   }
 };
 
-// ---- Power mean
-// ----------------------------------------------------------------------------------
+// ---- Power mean --------------------------------------------------------------------------------
 
 // e^x - 1 for x <= 0 to a few float32 steps: near 0, where the difference would lose its digits, by
 // a series for x / 4 and (1 + s)^2 - 1 = s (s + 2), twice.

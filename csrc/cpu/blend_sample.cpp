@@ -209,7 +209,8 @@ class RowReader {
     const LogSum all = team_.merged([](const Share& s) { return s.blend; });
     const Truncation cut{blend_.support.top_k, blend_.support.top_p, blend_.support.min_p};
     const RowScores term{w.scores, w.group_max, groups_, blend_.vocab, all.max};
-    const double mass = cut.top_p < 1 ? team_mass(term, 1.0f, begin_, end_, team_) : 0;
+    const double mass =
+        cut.needs_mass(blend_.vocab) ? team_mass(term, 1.0f, begin_, end_, team_) : 0;
     row_blend_.support_threshold = agree([&] {
       // a support that is no distribution leaves no token: none compares with NaN
       return all.finite() ? threshold(term, cut, 1.0f, mass, w) : __builtin_nanf("");
@@ -320,7 +321,7 @@ void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team
   Share& mine = team.mine();
   if (out.sample) {
     float least = -kInf;
-    const double mass = settings.cut.top_p < 1
+    const double mass = settings.cut.needs_mass(blend.vocab)
                             ? team_mass(scores, settings.inv_t, reader.begin(), reader.end(), team)
                             : 0;
     if (settings.cut.any())

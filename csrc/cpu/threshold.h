@@ -53,11 +53,15 @@ inline float radix_threshold(const float* x, const float* masses, int64_t n, dou
   RadixSearch search(target);
   while (!search.done()) {
     std::memset(histogram, 0, sizeof(double) << search.bits());
+    uint32_t largest = 0;
     for (int64_t i = 0; i < n; ++i) {
       const uint32_t key = key_of(x[i]);
-      if (search.in_play(key)) histogram[search.digit(key)] += masses ? masses[i] : 1.0;
+      if (!search.in_play(key)) continue;
+      const uint32_t digit = search.digit(key);
+      histogram[digit] += masses ? masses[i] : 1.0;
+      largest = digit > largest ? digit : largest;
     }
-    search.descend(histogram);
+    search.descend(histogram, largest);
   }
   return float_of_key(search.threshold());
 }
@@ -138,14 +142,16 @@ struct Truncation {
   float top_p, min_p;
 
   bool any() const { return top_k > 0 || top_p < 1 || min_p > 0; }
+  bool ranks(int64_t vocab) const { return top_k > 0 && top_k < vocab; }
+  bool needs_mass(int64_t vocab) const { return top_p < 1 && !ranks(vocab); }
 };
 
-// `inv_t` is 1 / temperature; `mass` is the sum of exp((s - max) * inv_t), needed for top-p alone.
+// `inv_t` is 1 / temperature; `mass` is the sum of exp((s - max) * inv_t), where cut.needs_mass().
 inline float threshold(const RowScores& row, const Truncation& cut, float inv_t, double mass,
                        Workspace& w) {
   float kth = -kInf, nucleus = -kInf, least = -kInf;
   Bracket in{0, 0};  // top-p's candidates
-  const bool top_k = cut.top_k > 0 && cut.top_k < row.vocab;
+  const bool top_k = cut.ranks(row.vocab);
   if (top_k) {
     // k groups have a maximum of at least the k-th largest maximum: so have k tokens.
     const float bound =
