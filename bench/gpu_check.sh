@@ -30,7 +30,12 @@ build() {
   python3 -m crossfade info
 }
 
-ops() { python3 -m pytest tests/ops -q -p no:cacheprovider; }
+# Most of the time goes into Triton's compiler, on a core each where pytest-xdist is there.
+ops() {
+  local parallel=()
+  if python3 -c "import xdist" 2>/dev/null; then parallel=(-n 8); fi
+  python3 -m pytest tests/ops -q -p no:cacheprovider "${parallel[@]}"
+}
 
 # The caching allocator would hide reads past a tensor's end.
 sanitizer() {
