@@ -9,7 +9,7 @@ limit=480
 site=$PWD/build/gpu_check
 gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1 | tr 'A-Z ' 'a-z-' | tr -cd 'a-z0-9-')
 result=bench/results/$gpu.json
-export PYTHONPATH=$site PYTHONUNBUFFERED=1
+export PYTHONPATH=$site PYTHONUNBUFFERED=1 PATH=$PATH:/usr/local/cuda/bin
 
 record() { python3 bench/record.py "$result" "$@"; }
 
@@ -28,6 +28,9 @@ build() {
   CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=native" python3 -m pip install --no-index \
     --no-build-isolation --no-deps --target "$site" --verbose .
   python3 -m crossfade info
+  # else the tests would skip the CUDA kernels and pass
+  python3 -c "import sys, torch; from crossfade.ops.backends import why_not
+sys.exit(why_not('native', torch.device('cuda:0')))"
 }
 
 # Most of the time goes into Triton's compiler, on a core each where pytest-xdist is there.
@@ -47,7 +50,10 @@ sanitizer() {
   done
 }
 
-bench() { python3 -m crossfade bench ops --json build/gpu_check_bench.json; }
+bench() {
+  rm -f build/gpu_check_bench.json # what a run before this one left
+  python3 -m crossfade bench ops --json build/gpu_check_bench.json
+}
 
 export -f build ops sanitizer bench
 export site result

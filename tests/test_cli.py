@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,7 @@ MISTAKES = {
     "empty prompt": (["generate", "", "--model={base}"], "prompt 0 is empty"),
     "not JSON": (["generate", "--model={base}", "--prompts={bad}"], "line 2: not JSON"),
     "no key": (["generate", "--model={base}", "--prompts={file}"], '"prompt" or "messages"'),
+    "a number": (["generate", "--model={base}", "--prompts={number}"], "prompt 0 is 3"),
     "greedy draws": (["generate", "a", "--model={base}", "--greedy", "--top-k=3"], "--top-k"),
     "temperature": (["generate", "a", "--model={base}", "--temperature=0"], "temperature is 0.0"),
     "top-p": (["generate", "a", "--model={base}", "--top-p=2"], "top_p is 2.0"),
@@ -319,6 +321,18 @@ MISTAKES = {
     "demo weights": (["demo", "--samples=0"], "samples is 0"),
     "demo weight": (["demo", "--weights", "1", "nan"], "nan"),
     "demo output": (["demo", "--output=/not/here/x.png"], "no folder '/not/here'"),
+    "demo format": (["demo", "--output=x.xyz"], "must end in .png"),
+    "bench output": (["bench", "ops", "--json=/not/here/x.json"], "--json is '/not/here/x.json'"),
+    "output folder": (
+        ["generate", "a", "--model={base}", "--output=/not/here/x.jsonl"],
+        "--output is '/not/here/x.jsonl'",
+    ),
+    "not text": (["score", "{junk}", "--model={base}"], "junk.txt is not UTF-8"),
+    "broken weights": (["inspect", "--model={broken}"], "cannot be read"),
+    "chat without text": (
+        ["generate", "--model={base}", "--prompts={null}"],
+        "the chat template of model cannot take",
+    ),
     "demo seed": (["demo", "--seed=-1"], "seed is -1"),
 }
 
@@ -334,6 +348,16 @@ def test_a_mistake_gets_a_sentence_and_no_traceback(
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
     names = {"empty": empty, "file": tmp_path / "rows.jsonl", "bad": tmp_path / "bad.jsonl"}
     names["other"] = paths["ref"]
+    names["junk"] = tmp_path / "junk.txt"
+    names["junk"].write_bytes(b"\xff\xfe")
+    names["null"] = tmp_path / "null.jsonl"
+    names["null"].write_text('{"messages": [{"role": "user", "content": null}]}\n')
+    names["number"] = tmp_path / "number.jsonl"
+    names["number"].write_text('{"prompt": 3}\n{"prompt": 4}\n')
+    if "{broken}" in str(MISTAKES[name]):
+        names["broken"] = tmp_path / "broken"
+        shutil.copytree(paths["base"], names["broken"])
+        (names["broken"] / "model.safetensors").write_bytes(b"junk" * 10)
     argv, message = MISTAKES[name]
     assert cli.main([part.format(**paths, **names) for part in argv]) == 2
     out, err = capsys.readouterr()

@@ -27,15 +27,16 @@ def read_lines(source: str) -> list[Any]:
 
     They are JSON in a file named ``*.jsonl``, and on stdin if the first one starts with ``{``.
     """
-    if source == "-":
-        lines = sys.stdin.read().splitlines()
-    else:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
+    where = "stdin" if source == "-" else source
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8 text: {error}") from None
+    lines = text.splitlines()
     numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
     starts_json = bool(numbered) and numbered[0][1].lstrip().startswith("{")
     if not (source.endswith(".jsonl") or (source == "-" and starts_json)):
         return [line for _, line in numbered]
-    where = "stdin" if source == "-" else source
     found = []
     for i, line in numbered:
         try:
@@ -79,6 +80,8 @@ def prompt_of(item: Any, index: int, *, chat: bool) -> Any:
         if not item.strip():
             raise ValueError(f"prompt {index} is empty")
         return [{"role": "user", "content": item}] if chat else item
+    if not isinstance(item, list):
+        raise ValueError(f"prompt {index} is {item!r:.80}; it must be a text, a chat or token ids")
     return item  # generate and score check what a chat is
 
 

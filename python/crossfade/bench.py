@@ -194,6 +194,7 @@ def cuda_times(calls: dict[str, list[Callable[[], Any]]], rounds: int) -> dict[s
     graphs = {}
     for name, ways in calls.items():
         side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())  # which makes the inputs
         with torch.cuda.stream(side):
             for call in ways[:2]:
                 call()

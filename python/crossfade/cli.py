@@ -74,7 +74,10 @@ def _demo_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--temperature", type=float, default=0.7, help="of sampling (%(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of all texts (%(default)s)")
     p.add_argument(
-        "--output", type=Path, default=Path("crossfade-demo.png"), help="the plot (%(default)s)"
+        "--output",
+        type=Path,
+        default=Path("crossfade-demo.png"),
+        help="the plot, a .png (%(default)s)",
     )
     p.add_argument("--device", help="by default a GPU if torch finds one, else the CPU")
     p.add_argument("--json", action="store_true", help="print JSON")
@@ -158,8 +161,9 @@ def _demo(a: argparse.Namespace) -> int:
     from . import demo
 
     settings = demo.Settings(tuple(a.weights), a.samples, a.max_new_tokens, a.temperature, a.seed)
-    if not a.output.parent.is_dir():
-        raise FileNotFoundError(f"--output {a.output}: there is no folder {str(a.output.parent)!r}")
+    if a.output.suffix != ".png":
+        raise ValueError(f"--output is {str(a.output)!r}; it must end in .png")
+    _check_folder("--output", a.output)
     _quiet()
     return demo.run(settings, a.output, as_json=a.json, device=_device(a.device))
 
@@ -178,6 +182,7 @@ def _generate(a: argparse.Namespace) -> int:
     from . import batch
 
     batch.check_output(a.output, a.resume)
+    _check_folder("--output", a.output)
     prompts = batch.read_prompts(a.prompt, a.prompts, chat=a.chat or bool(a.system))
     batch.run_generate(
         _load(a),
@@ -196,6 +201,7 @@ def _score(a: argparse.Namespace) -> int:
     from . import batch
 
     batch.check_output(a.output, False)
+    _check_folder("--output", a.output)
     items = batch.read_lines(a.data)
     batch.run_score(
         _load(a),
@@ -221,6 +227,7 @@ def _inspect(a: argparse.Namespace) -> int:
 def _bench(a: argparse.Namespace) -> int:
     from . import bench
 
+    _check_folder("--json", a.json)
     report = bench.run_ops(quick=a.quick, output=a.json)
     print("\n".join(bench.table(report)))
     return 0
@@ -232,6 +239,14 @@ def _info(a: argparse.Namespace) -> int:
     found = info.collect()
     print(json.dumps(found, indent=2) if a.json else info.text(found))
     return 0
+
+
+def _check_folder(option: str, path: str | Path | None) -> None:
+    """Said before the work whose result would have no place."""
+    if path is not None and not Path(path).parent.is_dir():
+        raise FileNotFoundError(
+            f"{option} is {str(path)!r}: there is no folder {str(Path(path).parent)!r}"
+        )
 
 
 def _load(a: argparse.Namespace) -> Any:

@@ -75,9 +75,19 @@ def generate(
     blend = as_blend(blend)
     check.flag("return_term_logprobs", return_term_logprobs)
     check.flag("return_kl_to_base", return_kl_to_base)
+    for name, x in (
+        ("logits_processor", logits_processor),
+        ("stopping_criteria", stopping_criteria),
+    ):
+        if x is not None and not isinstance(x, (list, tuple)):
+            raise TypeError(f"{name} is a {type(x).__name__}; it must be a list or None")
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise TypeError(
+            f"streamer is a {type(streamer).__name__}; it must have put and end, as Hugging Face's"
+        )
+    vocabulary = check_vocabularies(blend, tokenizer)
     tokenizers = [t.tokenizer for t in (*blend.terms, *blend.values)]
     tokenizer = next((t for t in (tokenizer, *tokenizers) if t is not None), None)
-    vocabulary = check_vocabularies(blend, tokenizer)
     base: Any = underlying(blend.terms[0].model)
     runner = Runner(blend)
     device = runner.device

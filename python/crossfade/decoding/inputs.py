@@ -141,12 +141,17 @@ def encode(item: Request, tokenizer: Any, term: str) -> list[int]:
     if isinstance(item, str):
         return list(tokenizer(item)["input_ids"])
     answering = item[-1]["role"] != "assistant"
-    text = tokenizer.apply_chat_template(
-        item,
-        tokenize=False,
-        add_generation_prompt=answering,
-        continue_final_message=not answering,
-    )
+    try:
+        text = tokenizer.apply_chat_template(
+            item,
+            tokenize=False,
+            add_generation_prompt=answering,
+            continue_final_message=not answering,
+        )
+    except Exception as error:  # whatever a template raises: it is the tokenizer's own program
+        raise ValueError(
+            f"the chat template of {term} cannot take the chat {item!r:.200}: {error}"
+        ) from error
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has them
 
 

@@ -46,9 +46,9 @@ def score(
     """
     blend = as_blend(blend)
     check.flag("return_term_logprobs", return_term_logprobs)
+    vocabulary = check_vocabularies(blend, tokenizer)
     tokenizers = [t.tokenizer for t in (*blend.terms, *blend.values)]
     tokenizer = next((t for t in (tokenizer, *tokenizers) if t is not None), None)
-    vocabulary = check_vocabularies(blend, tokenizer)
     requests = read_requests(prompts, attention_mask)
     written = _responses(responses, tokenizer, len(requests), vocabulary)
     models = term_models(blend)
@@ -99,6 +99,7 @@ def _responses(responses: Any, tokenizer: Any, requests: int, vocabulary: int) -
         )
     rows = []
     for i, response in enumerate(responses):
+        given = response
         if isinstance(response, str):
             if tokenizer is None:
                 raise ValueError("tokenizer is None; texts as responses need one (or give ids)")
@@ -107,7 +108,7 @@ def _responses(responses: Any, tokenizer: Any, requests: int, vocabulary: int) -
             response = response.tolist()
         if not is_ids(response):
             raise TypeError(
-                f"responses[{i}] is {response!r:.80}; it must be a text or token ids, not empty"
+                f"responses[{i}] is {given!r:.80}; it must be a text or token ids, not empty"
             )
         outside = [t for t in response if not 0 <= t < vocabulary]
         if outside:
