@@ -90,7 +90,6 @@ void check(const char* error) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.attr("max_terms") = kMaxTerms;
   m.def("cpu_isa", &cpu_isa);
   m.def("blend_cpu", [](const py::tuple& blend, uintptr_t out, int threads) {
     const Blend b = read_blend(blend);

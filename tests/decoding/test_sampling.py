@@ -397,6 +397,18 @@ def test_a_bad_row_is_not_finished_by_its_padding(
     assert out.lengths[2] == 1
 
 
+@pytest.mark.parametrize(("power", "weight"), [(0.0, float("nan")), (1.0, -0.5), (1.0, 0.7)])
+def test_a_bad_weight_is_named(
+    trio: list[PreTrainedModel], batch: Batch, power: float, weight: float
+) -> None:
+    w = torch.tensor([0.5, 0.5, weight, 0.5])
+    models = tuple(map(cf.Model, trio[:2]))
+    bad = cf.Blend(models, (0.5, w), power=power) + 0.5 * cf.ValueHead(trio[2])
+    with pytest.warns(RuntimeWarning, match=r"request 2 was ended .*: its weights are \[0\.5, "):
+        out = cf.generate(bad, batch, max_new_tokens=2, eos_token_id=None)
+    assert out.failed.tolist() == [False, False, True, False]
+
+
 def test_a_row_without_any_token(base: PreTrainedModel, batch: Batch) -> None:
     with pytest.warns(RuntimeWarning, match="no token has a finite score"):
         out = cf.generate(base, batch, max_new_tokens=5, suppress_tokens=list(range(VOCAB)))

@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from .. import ops
 from ..blend import Blend
-from ..ops import BlendSample
+from ..ops import BlendSample, check
 from .inputs import Prompts
 from .runner import Runner
 from .settings import Sampling
@@ -206,6 +206,12 @@ def _record(
         trace.kl_to_base.append(kl.masked_fill(closed, 0.0))
 
 
+def _bad_weights(w: Tensor, power: float) -> bool:
+    """Whether a request's weights, one a term, cannot be blended with."""
+    mean = power != 0 and ((w < 0).any() or (w.sum() - 1).abs() > check.WEIGHT_SUM_TOLERANCE)
+    return bool(mean) or not bool(w.isfinite().all())
+
+
 def _warn(rows: list[int], step: int, runner: Runner, mixer: Mixer, logits: list[Tensor]) -> None:
     names = [m.name for m in runner.models]
     for row in rows:
@@ -214,11 +220,12 @@ def _warn(rows: list[int], step: int, runner: Runner, mixer: Mixer, logits: list
             for n, z in zip(names, logits, strict=True)
             if (z[row, : mixer.vocabulary].isnan() | z[row, : mixer.vocabulary].isposinf()).any()
         ]
-        why = (
-            f"{' and '.join(culprits)} gave logits that are NaN or infinite"
-            if culprits
-            else "no token has a finite score"
-        )
+        why = "no token has a finite score"
+        if culprits:
+            why = f"{' and '.join(culprits)} gave logits that are NaN or infinite"
+        for w, power in ((mixer.weights, mixer.blend.power), (mixer.value_weights, 0.0)):
+            if isinstance(w, Tensor) and _bad_weights(w[row], power):
+                why = f"its weights are {w[row].tolist()}"
         copy = f", sample {row % mixer.copies}" if mixer.copies > 1 else ""
         warnings.warn(
             f"request {row // mixer.copies}{copy} was ended at its token {step}: {why}",

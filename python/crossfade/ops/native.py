@@ -38,7 +38,8 @@ def why_not(device: torch.device) -> str | None:
 
 
 def _matrices(tensors: Sequence[Tensor]) -> list[tuple[int, int, int]]:
-    return [(t.data_ptr(), t.stride(0), DTYPE_CODES[t.dtype]) for t in tensors]
+    # stride()[0] takes half the time of stride(0)
+    return [(t.data_ptr(), t.stride()[0], DTYPE_CODES[t.dtype]) for t in tensors]
 
 
 def _weights(w: tuple[float, ...] | Tensor) -> Any:
