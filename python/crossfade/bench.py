@@ -229,18 +229,18 @@ def measure(case: Case, device: str, seconds: float) -> Result:
     return Result(case, us, (high - low) / us["ours"], case.bytes / us["read"] / 1e3)
 
 
-def eager_call_us(device: str) -> float:
-    """The cost of one eager call on tiny inputs: all of it, the kernel of 8 tokens too."""
+def eager_calls_us(device: str) -> list[float]:
+    """The cost of eager calls on tiny inputs: all of it, the kernel of 8 tokens too."""
     z = [torch.randn(1, 8, device=device) for _ in WEIGHTS]
     samples = []
-    for _ in range(15):
+    for _ in range(5):
         start = time.perf_counter()
         for _ in range(500):
             ops.blend_sample(z, WEIGHTS, seed=0, step=0)
         samples.append((time.perf_counter() - start) / 500 * 1e6)
         if device == "cuda":
             torch.cuda.synchronize()
-    return statistics.median(samples)
+    return samples
 
 
 def hardware(device: str) -> dict[str, Any]:
@@ -266,11 +266,13 @@ def run_ops(
         "command": "crossfade bench ops" + (" --quick" if quick else ""),
         "hardware": hardware(device),
         "versions": {p: metadata.version(p) for p in ("crossfade", "torch", "transformers")},
-        "eager_call_us": round(eager_call_us(device), 2),
         "results": [],
     }
+    eager: list[float] = []  # spread over the run, as the machine's speed is not even
     for case in tqdm(cases(device, quick), desc="bench ops", file=sys.stderr):
         result = measure(case, device, seconds=1.0 if quick else 4.0)
+        eager += eager_calls_us(device)
+        report["eager_call_us"] = round(statistics.median(eager), 2)
         report["results"].append(
             {
                 **asdict(result.case),
