@@ -86,8 +86,7 @@ def generate(
             f"streamer is a {type(streamer).__name__}; it must have put and end, as Hugging Face's"
         )
     vocabulary = check_vocabularies(blend, tokenizer)
-    tokenizers = [t.tokenizer for t in (*blend.terms, *blend.values)]
-    tokenizer = next((t for t in (tokenizer, *tokenizers) if t is not None), None)
+    tokenizer = tokenizer_of(blend, tokenizer)
     base: Any = underlying(blend.terms[0].model)
     runner = Runner(blend)
     device = runner.device
@@ -104,35 +103,27 @@ def generate(
     ids = prompts[0].ids.to(device)
     asked = settings.stated("max_length", arguments, generation_config, base.generation_config)
     settings.set_lengths(base, config, asked is not None, ids.shape[1])
-    processors, sampling = settings.split_processors(
-        base._get_logits_processor(
-            generation_config=config,
-            input_ids_seq_length=ids.shape[1],
-            encoder_input_ids=ids,
-            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-            logits_processor=LogitsProcessorList(logits_processor or ()),
-            device=device,
-            model_kwargs={"attention_mask": prompts[0].mask.to(device)},
-        ),
-        config.do_sample,
+    processors = base._get_logits_processor(
+        generation_config=config,
+        input_ids_seq_length=ids.shape[1],
+        encoder_input_ids=ids,
+        prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+        logits_processor=LogitsProcessorList(logits_processor or ()),
+        device=device,
+        model_kwargs={"attention_mask": prompts[0].mask.to(device)},
     )
-    ends, limits = settings.split_criteria(
-        base._get_stopping_criteria(
-            generation_config=config,
-            stopping_criteria=StoppingCriteriaList(stopping_criteria or ()),
-            tokenizer=tokenizer,
-        )
+    criteria = base._get_stopping_criteria(
+        generation_config=config,
+        stopping_criteria=StoppingCriteriaList(stopping_criteria or ()),
+        tokenizer=tokenizer,
     )
-    seeds, streams = seeds_and_streams(seed, len(requests), copies, config.do_sample, device)
-    job = loop.Job(
-        prompts=prompts,
-        sampling=sampling,
-        seeds=seeds,
-        streams=streams,
+    job = new_job(
+        prompts,
+        processors,
+        criteria,
+        seeds_and_streams(seed, len(requests), copies, config.do_sample, device),
+        do_sample=config.do_sample,
         pad=pad,
-        processors=processors,
-        ends=ends,
-        limits=limits,
         streamer=streamer,
         term_logprobs=return_term_logprobs,
         kl_to_base=return_kl_to_base,
@@ -140,6 +131,37 @@ def generate(
     output = run(blend, runner, job, len(requests), copies, vocabulary, tokenizer)
     as_dict = settings.stated("return_dict_in_generate", arguments, generation_config)
     return output.sequences if as_dict is False else output
+
+
+def tokenizer_of(blend: Blend, given: Any = None) -> Any:
+    """The tokenizer given, or the first that a term or value has; None if there is none."""
+    members: tuple[Any, ...] = (*blend.terms, *blend.values)
+    return next((t for t in (given, *(m.tokenizer for m in members)) if t is not None), None)
+
+
+def new_job(
+    prompts: Sequence[Prompts],
+    processors: Sequence[Any],
+    criteria: Sequence[Any],
+    seeds_and_streams: tuple[Tensor, Tensor],
+    *,
+    do_sample: bool,
+    **options: Any,
+) -> loop.Job:
+    """A job from Hugging Face's lists, of which the kernel takes temperature and truncation."""
+    processors, sampling = settings.split_processors(processors, do_sample)
+    ends, limits = settings.split_criteria(criteria)
+    seeds, streams = seeds_and_streams
+    return loop.Job(
+        prompts=prompts,
+        sampling=sampling,
+        seeds=seeds,
+        streams=streams,
+        processors=processors,
+        ends=ends,
+        limits=limits,
+        **options,
+    )
 
 
 def run(

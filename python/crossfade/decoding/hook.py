@@ -11,8 +11,8 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from ..blend import as_blend
 from ..terms import underlying
 from ..vocabulary import check_vocabularies
-from . import loop, settings
-from .generation import Seed, all_prompts, run, seeds_and_streams
+from . import settings
+from .generation import Seed, all_prompts, new_job, run, seeds_and_streams, tokenizer_of
 from .inputs import read_requests
 from .runner import Runner, positions_of
 
@@ -63,24 +63,18 @@ def decode(
     copies = generation_config.num_return_sequences
     mask = _mask(input_ids, model_kwargs)
     requests = read_requests(input_ids[::copies], mask[::copies])  # a request's copies are equal
-    tokenizer = next((t.tokenizer for t in terms if t.tokenizer is not None), None)
     stated = generation_config._pad_token_tensor
     pad = 0 if stated is None else int(stated)
 
     runner = Runner(blend)
     sample = bool(generation_config.do_sample)
-    processors, sampling = settings.split_processors(logits_processor, sample)
-    ends, limits = settings.split_criteria(stopping_criteria)
-    seeds, streams = seeds_and_streams(seed, len(requests), copies, sample, runner.device)
-    job = loop.Job(
-        prompts=all_prompts(blend, requests, tokenizer, pad),
-        sampling=sampling,
-        seeds=seeds,
-        streams=streams,
+    job = new_job(
+        all_prompts(blend, requests, tokenizer_of(blend), pad),
+        logits_processor,
+        stopping_criteria,
+        seeds_and_streams(seed, len(requests), copies, sample, runner.device),
+        do_sample=sample,
         pad=pad,
-        processors=processors,
-        ends=ends,
-        limits=limits,
     )
     vocabulary = check_vocabularies(blend)
     output = run(blend, runner, job, len(requests), copies, vocabulary)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..blend import as_blend
 from ..ops import check
 from ..vocabulary import check_vocabularies
-from .generation import all_prompts
+from .generation import all_prompts, tokenizer_of
 from .inputs import Prompts, is_ids, read_requests
 from .loop import Mixer
 from .output import Scores
@@ -47,8 +47,7 @@ def score(
     blend = as_blend(blend)
     check.flag("return_term_logprobs", return_term_logprobs)
     vocabulary = check_vocabularies(blend, tokenizer)
-    tokenizers = [t.tokenizer for t in (*blend.terms, *blend.values)]
-    tokenizer = next((t for t in (tokenizer, *tokenizers) if t is not None), None)
+    tokenizer = tokenizer_of(blend, tokenizer)
     requests = read_requests(prompts, attention_mask)
     written = _responses(responses, tokenizer, len(requests), vocabulary)
     models = term_models(blend)

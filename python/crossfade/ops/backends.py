@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 from types import ModuleType
 
 import torch
 
-from . import reference
-
 NAMES = ("native", "triton", "reference")  # the fastest first
 
 
+@functools.cache
 def why_not(name: str, device: torch.device) -> str | None:
     """Why a backend cannot take tensors of this device; None if it can."""
     if name == "reference":
         return None
-    return _why_not(name, device.type, device.index)
-
-
-@functools.cache
-def _why_not(name: str, kind: str, index: int | None) -> str | None:
     if name == "native":
-        from . import native
-
-        return native.why_not(torch.device(kind) if index is None else torch.device(kind, index))
+        return _module(name).why_not(device)
+    kind = device.type
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -46,16 +40,9 @@ def _fastest(device: torch.device) -> ModuleType:
     raise AssertionError("the reference runs everywhere")
 
 
+@functools.cache
 def _module(name: str) -> ModuleType:
-    if name == "reference":
-        return reference
-    if name == "native":
-        from . import native
-
-        return native
-    from . import triton
-
-    return triton
+    return importlib.import_module(f"{__package__}.{name}")
 
 
 def select(name: str | None, device: torch.device) -> ModuleType:

@@ -15,7 +15,7 @@ from .types import Support
 MAX_TERMS = 16
 MOST_COLUMNS = 2**31 - 1
 MATRIX_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-WEIGHT_SUM_TOLERANCE = 1e-3
+WEIGHT_SUM_TOLERANCE = 1e-3  # of a power mean, as in csrc/blend_math.h
 TINY, HUGE = 2.0**-149, (2 - 2.0**-23) * 2.0**127  # the ends of float32
 
 

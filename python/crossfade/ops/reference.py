@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .check import WEIGHT_SUM_TOLERANCE
 from .types import BlendSample, Support
 
 NEG_INF = -float("inf")
-WEIGHT_SUM_TOLERANCE = 1e-3  # of a power mean's weights, as in csrc/blend_math.h
 
 
 def per_row(setting: float | Tensor, rows: int, device: torch.device, dtype: torch.dtype) -> Tensor:
