@@ -81,6 +81,32 @@ Sampling read_sampling(const py::tuple& t) {
           pointer<float>(t[9]),        pointer<float>(t[10]),       pointer<float>(t[11])};
 }
 
+// (address, strides): of a [rows, heads, tokens, size] tensor
+Heads read_heads(py::handle object) {
+  const auto t = py::reinterpret_borrow<py::tuple>(object);
+  const auto s = py::reinterpret_borrow<py::tuple>(t[1]);
+  return {pointer<void>(t[0]), s[0].cast<int64_t>(), s[1].cast<int64_t>(), s[2].cast<int64_t>()};
+}
+
+// (dtype code, the shapes' eight numbers, query, key, value, keys, values, addresses of lengths and
+// cache rows, scale, softcap, window, address of the output), in the order of Attention
+Attention read_attention(const py::tuple& t) {
+  Attention a{};
+  a.dtype = static_cast<DType>(t[0].cast<int>());
+  int64_t* const shape[] = {&a.rows, &a.tokens,     &a.heads,      &a.kv_heads,
+                            &a.size, &a.value_size, &a.cache_rows, &a.capacity};
+  for (int i = 0; i < 8; ++i) *shape[i] = t[1 + i].cast<int64_t>();
+  Heads* const tensors[] = {&a.query, &a.key, &a.value, &a.keys, &a.values};
+  for (int i = 0; i < 5; ++i) *tensors[i] = read_heads(t[9 + i]);
+  a.lengths = pointer<int64_t>(t[14]);
+  a.cache_row = pointer<int64_t>(t[15]);
+  a.scale = t[16].cast<float>();
+  a.softcap = t[17].cast<float>();
+  a.window = t[18].cast<int64_t>();
+  a.out = pointer<void>(t[19]);
+  return a;
+}
+
 #ifdef CROSSFADE_CUDA
 void check(const char* error) {
   if (error) throw std::runtime_error(error);
@@ -101,6 +127,11 @@ PYBIND11_MODULE(_native, m) {
     const Sampling s = read_sampling(sampling);
     py::gil_scoped_release release;
     blend_sample_cpu(b, s, threads);
+  });
+  m.def("attention_cpu", [](const py::tuple& attention, int threads) {
+    const Attention a = read_attention(attention);
+    py::gil_scoped_release release;
+    attention_cpu(a, threads);
   });
 
 #ifdef CROSSFADE_CUDA

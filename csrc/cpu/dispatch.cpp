@@ -10,6 +10,7 @@ namespace crossfade {
   namespace isa {                                             \
   void blend_rows(const Blend&, float*, int);                 \
   void blend_sample_rows(const Blend&, const Sampling&, int); \
+  void attention_rows(const Attention&, int);                 \
   }
 CF_DECLARE(baseline)
 #ifdef __x86_64__
@@ -24,6 +25,7 @@ struct Kernels {
   const char* isa;
   decltype(&baseline::blend_rows) blend;
   decltype(&baseline::blend_sample_rows) blend_sample;
+  decltype(&baseline::attention_rows) attention;
 };
 
 // CROSSFADE_ISA names a lesser instruction set, for tests.
@@ -34,12 +36,13 @@ Kernels choose() {
   __builtin_cpu_init();
   if (may("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    return {"avx512", avx512::blend_rows, avx512::blend_sample_rows};
+    return {"avx512", avx512::blend_rows, avx512::blend_sample_rows, avx512::attention_rows};
   if (may("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c"))
-    return {"avx2", avx2::blend_rows, avx2::blend_sample_rows};
+    return {"avx2", avx2::blend_rows, avx2::blend_sample_rows, avx2::attention_rows};
 #endif
-  return {"baseline", baseline::blend_rows, baseline::blend_sample_rows};
+  return {"baseline", baseline::blend_rows, baseline::blend_sample_rows,
+          baseline::attention_rows};
 }
 
 const Kernels& kernels() {
@@ -55,6 +58,10 @@ void blend_cpu(const Blend& blend, float* out, int threads) {
 
 void blend_sample_cpu(const Blend& blend, const Sampling& sampling, int threads) {
   if (blend.rows > 0) kernels().blend_sample(blend, sampling, threads);
+}
+
+void attention_cpu(const Attention& attention, int threads) {
+  if (attention.rows > 0 && attention.tokens > 0) kernels().attention(attention, threads);
 }
 
 const char* cpu_isa() { return kernels().isa; }

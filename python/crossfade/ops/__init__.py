@@ -1,6 +1,7 @@
-"""Kernels: blending and sampling. Each op has one truth, `reference`, and fast backends."""
+"""Kernels: blending and sampling, and attention to caches. Each op has one truth, `reference`, and fast backends."""
 
 from .api import blend, blend_sample
+from .attention import attend_
 from .types import BlendSample, Support
 
-__all__ = ["BlendSample", "Support", "blend", "blend_sample"]
+__all__ = ["BlendSample", "Support", "attend_", "blend", "blend_sample"]

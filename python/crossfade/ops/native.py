@@ -151,3 +151,44 @@ def blend_sample(
     else:
         _native.blend_sample_cuda(b, s, device.index, _stream(device))
     return BlendSample(tokens, logprobs, sampled, terms)
+
+
+def attend_(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    rows: Tensor | None,
+) -> Tensor:
+    batch, heads, tokens, size = query.shape
+    cache_rows, kv_heads, capacity, value_size = values.shape
+    out = query.new_empty(batch, tokens, heads, value_size)
+    attention = (
+        DTYPE_CODES[query.dtype],
+        batch,
+        tokens,
+        heads,
+        kv_heads,
+        size,
+        value_size,
+        cache_rows,
+        capacity,
+        (query.data_ptr(), query.stride()),
+        (key.data_ptr(), key.stride()),
+        (value.data_ptr(), value.stride()),
+        (keys.data_ptr(), keys.stride()),
+        (values.data_ptr(), values.stride()),
+        lengths.data_ptr(),
+        0 if rows is None else rows.data_ptr(),
+        scale,
+        softcap,
+        window,
+        out.data_ptr(),
+    )
+    _native.attention_cpu(attention, torch.get_num_threads())
+    return out

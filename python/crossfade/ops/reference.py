@@ -227,3 +227,40 @@ def blend_sample(
 def signed(word: int | Tensor) -> int | Tensor:
     """An integer of up to 64 bits as int64 holds it; tensors are already."""
     return word - 2**64 if isinstance(word, int) and word >= 2**63 else word
+
+
+def attend_(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    rows: Tensor | None,
+) -> Tensor:
+    batch, heads, tokens, _ = query.shape
+    kv_heads, capacity = keys.shape[1:3]
+    if rows is None:
+        rows = torch.arange(batch, device=query.device)
+    slot = torch.arange(capacity, device=query.device)
+    nth = slot - lengths[:, None]  # [B, C], which of the new tokens a slot is for
+    is_new = ((nth >= 0) & (nth < tokens))[:, None, :, None]
+    live = (nth < tokens)[:, None, :, None]  # past that a cache may hold anything
+
+    def appended(cache: Tensor, new: Tensor) -> Tensor:
+        index = nth.clamp(0, tokens - 1)[:, None, :, None].expand(-1, kv_heads, -1, new.shape[3])
+        cache[rows] = torch.where(is_new, new.gather(2, index), cache[rows])
+        return cache[rows].masked_fill(~live, 0.0).float()[:, :, None]  # [B, Hkv, 1, C, D]
+
+    k, v = appended(keys, key), appended(values, value)
+    q = query.float().unflatten(1, (kv_heads, heads // kv_heads))
+    scores = scale * q @ k.mT  # [B, Hkv, Hq / Hkv, n, C]
+    if softcap > 0:
+        scores = softcap * (scores / softcap).tanh()
+    behind = torch.arange(tokens, device=query.device)[:, None] - nth[:, None]  # [B, n, C]
+    seen = (behind >= 0) & (behind < window) if window > 0 else behind >= 0
+    weights = scores.masked_fill(~seen[:, None, None], NEG_INF).softmax(dim=-1)
+    return (weights @ v).flatten(1, 2).transpose(1, 2).to(query.dtype).contiguous()
