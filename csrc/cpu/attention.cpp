@@ -25,7 +25,7 @@ constexpr int64_t kChunk = 128;          // slots between two looks at the onlin
 constexpr int64_t kTileRows = 96;        // query rows (tokens x heads of a group) of a tile
 constexpr int64_t kDotRows = 8;          // up to so many, scores are dot products, else a matrix product
 constexpr int64_t kRowsPerSplit = 16;    // a split has a chunk for so many, to pay for its partial
-constexpr int64_t kWorkPerThread = 1 << 16;  // products that are worth another thread
+constexpr int64_t kWorkPerThread = 1 << 17;  // products that are worth another thread
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t padded(int64_t size) { return ceil_div(size, kLanes) * kLanes; }
@@ -104,6 +104,8 @@ class Attend {
     return static_cast<T*>(x.data) + row * x.row_stride + head * x.head_stride +
            token * x.token_stride;
   }
+  // A row past its capacity sees and writes nothing, however far past.
+  int64_t length_of(int64_t b) const { return std::min(a_.lengths[b], a_.capacity); }
   int64_t cache_row(int64_t b) const { return a_.cache_row ? a_.cache_row[b] : b; }
   int64_t partial_size() const { return rows_ * (value_size_ + kLanes); }
 
@@ -114,7 +116,7 @@ class Attend {
   }
   // What any token of a tile sees.
   Range slots_of(int64_t b, int64_t tile) const {
-    const int64_t length = a_.lengths[b], first = tile * tile_;
+    const int64_t length = length_of(b), first = tile * tile_;
     const int64_t last = std::min(first + tile_, a_.tokens) - 1;
     return {slots_of_token(length, first).begin, slots_of_token(length, last).end};
   }
@@ -128,7 +130,7 @@ class Attend {
 
   // Writes those of a row's new tokens that belong in `slots`.
   void append(int64_t b, int64_t head, Range slots) const {
-    const int64_t row = cache_row(b), length = a_.lengths[b];
+    const int64_t row = cache_row(b), length = length_of(b);
     const int64_t begin = std::max(length, slots.begin);
     const int64_t end = std::min({length + a_.tokens, slots.end, a_.capacity});
     for (int64_t s = begin; s < end; ++s) {
@@ -164,7 +166,7 @@ class Attend {
   void attend(int64_t b, int64_t head, int64_t tile, Range slots, float* partial,
               float* scratch) const {
     const int64_t first = tile * tile_, tokens = std::min(tile_, a_.tokens - first);
-    const int64_t rows = tokens * group_, length = a_.lengths[b], row = cache_row(b);
+    const int64_t rows = tokens * group_, length = length_of(b), row = cache_row(b);
     float *query = scratch, *scores = query + rows_ * size_, *transposed = scores + rows_ * kChunk;
     for (int64_t r = 0; r < rows; ++r) {
       const T* from = at(a_.query, b, head * group_ + r % group_, first + r / group_);
@@ -187,7 +189,8 @@ class Attend {
       }
       for (int64_t r = 0; r < rows; ++r) {
         const Range seen = slots_of_token(length, first + r / group_);
-        softmax(scores + r * kChunk, count, seen.begin - begin, seen.end - begin, partial, r);
+        softmax(scores + r * kChunk, count, seen.begin - begin,
+                std::min(seen.end - begin, count), partial, r);
       }
       product({scores, kChunk}, rows, values, count, a_.value_size, partial, value_size_ + kLanes,
               true);

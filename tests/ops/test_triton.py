@@ -305,6 +305,18 @@ def compile_all(capability: int) -> None:
             variants.append(tuple(compiled))
         assert len(set(variants)) == 1, "a seed, stream or step compiled another kernel"
 
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for tokens in (1, 30):  # one tile in splits, and several tiles
+            q, k = (torch.zeros(rows, h, tokens, 80, dtype=dtype) for h in (6, 2))
+            cache = torch.zeros(rows, 2, 600, 80, dtype=dtype)
+            variants = []
+            for window in (0, 1, 16):
+                compiled.clear()
+                backend.attend_(q, k, k, cache, cache.clone(), ints, 0.1, window, 5.0, ints)
+                variants.append(tuple(compiled))
+            assert len(set(variants)) == 1, "a window compiled another kernel"
+            backend.attend_(q, k, k, cache, cache.clone(), ints, 0.1, 0, 0.0, None)
+
 
 if __name__ == "__main__":
     compile_all(int(sys.argv[1]))

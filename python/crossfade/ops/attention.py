@@ -112,55 +112,48 @@ def _check(
     lengths: Tensor,
     rows: Tensor | None,
 ) -> None:
-    """Everything but the contents of tensors. Few statements: a model's step has tens of calls."""
-    dtype, device = query.dtype, query.device
+    """Everything but the contents of tensors. A model's step has tens of calls: few statements."""
+    dtype, device, shape, cache = query.dtype, query.device, query.shape, keys.shape
     if dtype not in DTYPES:
         raise TypeError(f"query has dtype {dtype}; it must be float32, bfloat16 or float16")
-    for name, x in (
-        ("query", query),
-        ("key", key),
-        ("value", value),
-        ("keys", keys),
-        ("values", values),
-    ):
-        if x.dtype != dtype:
-            raise TypeError(f"{name} has dtype {x.dtype}; it must be {dtype}, as query")
-        if x.device != device:
-            raise ValueError(f"{name} is on {x.device}; it must be on {device}, as query")
+    for name, x in (("query", query), ("keys", keys)):
         if x.dim() != 4:
-            raise ValueError(f"{name} has shape {list(x.shape)}; it must have four dimensions")
-        if x.stride(3) != 1 and x.shape[3] > 1:
-            raise ValueError(f"{name} has a last stride of {x.stride(3)}; it must be 1")
-    batch, heads, tokens, size = query.shape
-    cache_rows, kv_heads, capacity, _ = keys.shape
-    value_size = value.shape[3]
+            raise ValueError(f"{name} has shape {list(x.shape)}; it must have 4 dimensions")
+    batch, heads, tokens, size = shape
+    slots, kv_heads, capacity, _ = cache
+    value_size = value.shape[-1] if value.dim() else 0
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(f"query has {heads} heads; it must have a multiple of keys' {kv_heads}")
     if tokens == 0 or size == 0:
-        raise ValueError(f"query has shape {list(query.shape)}; n and D must be at least 1")
-    if capacity == 0 or value_size == 0:
-        raise ValueError(f"values has shape {list(values.shape)}; C and Dv must be at least 1")
-    for name, x, shape in (
-        ("key", key, (batch, kv_heads, tokens, size)),
-        ("value", value, (batch, kv_heads, tokens, value_size)),
-        ("keys", keys, (cache_rows, kv_heads, capacity, size)),
-        ("values", values, (cache_rows, kv_heads, capacity, value_size)),
-    ):
-        if x.shape != shape:
-            raise ValueError(f"{name} has shape {list(x.shape)}; it must be {list(shape)}")
-    if rows is None and cache_rows < batch:
-        raise ValueError(f"keys has {cache_rows} rows; it must have at least query's {batch}")
-    for name, x in (("lengths", lengths), ("rows", rows)):
-        if x is None:
-            continue
-        if x.dtype != torch.int64:
-            raise TypeError(f"{name} has dtype {x.dtype}; it must be int64")
-        if x.shape != (batch,):
-            raise ValueError(f"{name} has shape {list(x.shape)}; it must be [{batch}]")
-        if x.device != device:
-            raise ValueError(f"{name} is on {x.device}; it must be on {device}, as query")
-        if batch > 1 and x.stride(0) != 1:
-            raise ValueError(f"{name} has stride {x.stride(0)}; it must be 1")
+        raise ValueError(f"query has shape {list(shape)}; n and D must be at least 1")
+    if capacity == 0:
+        raise ValueError(f"keys has shape {list(cache)}; C must be at least 1")
+    if value_size == 0:
+        raise ValueError(f"value has shape {list(value.shape)}; Dv must be at least 1")
+    if rows is None and slots < batch:
+        raise ValueError(f"keys has {slots} rows; it must have at least query's {batch}")
+    _check_like("key", key, (batch, kv_heads, tokens, size), dtype, device)
+    _check_like("value", value, (batch, kv_heads, tokens, value_size), dtype, device)
+    _check_like("keys", keys, (slots, kv_heads, capacity, size), dtype, device)
+    _check_like("values", values, (slots, kv_heads, capacity, value_size), dtype, device)
+    _check_like("lengths", lengths, (batch,), torch.int64, device)
+    if rows is not None:
+        _check_like("rows", rows, (batch,), torch.int64, device)
+    if query.stride()[3] != 1 and size > 1:
+        raise ValueError(f"query has a last stride of {query.stride(3)}; it must be 1")
+
+
+def _check_like(
+    name: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    if x.dtype is not dtype:
+        raise TypeError(f"{name} has dtype {x.dtype}; it must be {dtype}")
+    if x.shape != shape:
+        raise ValueError(f"{name} has shape {list(x.shape)}; it must be {list(shape)}")
+    if x.device != device:
+        raise ValueError(f"{name} is on {x.device}; it must be on {device}, as query")
+    if not x.is_contiguous() and x.stride()[-1] != 1 and shape[-1] > 1:
+        raise ValueError(f"{name} has a last stride of {x.stride(-1)}; it must be 1")
 
 
 torch.library.define(

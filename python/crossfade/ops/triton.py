@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crossfade.kernels import blend_sample as kernels
 
+from .triton_attend import attend_ as attend_
 from .types import BlendSample, Support
 
 SEARCH_BLOCK = 2048  # tokens a pass of a threshold search takes at a time

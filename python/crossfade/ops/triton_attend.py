@@ -1,0 +1,101 @@
+"""Launches the Triton kernels of kernels/attend.py."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from crossfade.kernels import attend as kernels
+
+MOST_ROWS = 64  # query rows (tokens x heads of a group) of a program
+SPLIT = 256  # slots of a split, where the tokens fit one tile
+
+
+def attend_(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    rows: Tensor | None,
+) -> Tensor:
+    batch, heads, tokens, size = query.shape
+    kv_heads, capacity, value_size = values.shape[1:]
+    group = heads // kv_heads
+    tile = max(1, min(tokens, MOST_ROWS // group))
+    tiles = -(-tokens // tile)
+    splits = -(-capacity // SPLIT) if tiles == 1 else 1
+    split = SPLIT if splits > 1 else 0
+    out = query.new_empty(batch, tokens, heads, value_size)
+    if batch == 0:
+        return out
+    window = min(window, 2**31 - 1)
+    padded_rows, d, dv = (_power_of_two(x) for x in (tile * group, size, value_size))
+    partials = stats = None
+    if splits > 1:
+        floats = {"dtype": torch.float32, "device": query.device}
+        partials = torch.empty(batch, kv_heads, splits, padded_rows, dv, **floats)
+        stats = torch.empty(batch, kv_heads, splits, 2, padded_rows, **floats)
+    with torch.accelerator.device_index(query.device.index):
+        kernels.attend_splits[batch * kv_heads, tiles, splits](
+            out,
+            partials,
+            stats,
+            query,
+            query.stride()[:3],
+            key,
+            key.stride()[:3],
+            value,
+            value.stride()[:3],
+            keys,
+            keys.stride()[:3],
+            values,
+            values.stride()[:3],
+            lengths,
+            rows,
+            float(scale),
+            float(softcap),
+            window,
+            tokens,
+            capacity,
+            size,
+            value_size,
+            SOFTCAP=softcap > 0,
+            KV_HEADS=kv_heads,
+            GROUP=group,
+            TILE=tile,
+            SPLIT=split,
+            ROWS=padded_rows,
+            BLOCK=32 if query.dtype == torch.float32 else 64,
+            D=d,
+            DV=dv,
+            WIDEN=os.environ.get("TRITON_INTERPRET") == "1",
+        )
+        if splits > 1:
+            kernels.combine[batch * kv_heads,](
+                out,
+                partials,
+                stats,
+                lengths,
+                window,
+                tokens,
+                capacity,
+                splits,
+                value_size,
+                KV_HEADS=kv_heads,
+                GROUP=group,
+                SPLIT=split,
+                ROWS=padded_rows,
+                DV=dv,
+            )
+    return out
+
+
+def _power_of_two(x: int) -> int:
+    return max(16, 1 << (x - 1).bit_length())  # 16: the least that tl.dot takes
