@@ -71,20 +71,20 @@ struct Heads {
 // the slots up to that one, of a window the last ones. Query head h reads kv head h / (heads /
 // kv_heads).
 struct Attention {
-  DType dtype;                      // of all
-  int64_t rows, tokens;             // new tokens of each row
-  int64_t heads, kv_heads;          // a multiple of, and that
-  int64_t size, value_size;         // of a head's query and key, and of its value
-  int64_t cache_rows, capacity;     // rows and slots of the caches
-  Heads query;                      // [rows, heads, tokens, size]
-  Heads key, value;                 // [rows, kv_heads, tokens, ...]
-  Heads keys, values;               // [cache_rows, kv_heads, capacity, ...]: the caches
-  const int64_t* lengths;           // [rows] tokens before the new ones
-  const int64_t* cache_row;         // [rows] distinct rows of the caches; null: row b's is b
-  float scale;                      // of the scores
-  float softcap;                    // softcap * tanh(score / softcap); 0: off
-  int64_t window;                   // 0: off
-  void* out;                        // [rows, tokens, heads, value_size]
+  DType dtype;                   // of all
+  int64_t rows, tokens;          // new tokens of each row
+  int64_t heads, kv_heads;       // a multiple of, and that
+  int64_t size, value_size;      // of a head's query and key, and of its value
+  int64_t cache_rows, capacity;  // rows and slots of the caches
+  Heads query;                   // [rows, heads, tokens, size]
+  Heads key, value;              // [rows, kv_heads, tokens, ...]
+  Heads keys, values;            // [cache_rows, kv_heads, capacity, ...]: the caches
+  const int64_t* lengths;        // [rows] tokens before the new ones
+  const int64_t* cache_row;      // [rows] distinct rows of the caches; null: row b's is b
+  float scale;                   // of the scores
+  float softcap;                 // softcap * tanh(score / softcap); 0: off
+  int64_t window;                // 0: off
+  void* out;                     // [rows, tokens, heads, value_size]
 };
 
 // out[rows, vocab]: normalised log-probs, NaN in a bad row.

@@ -52,8 +52,9 @@ def store_slots(cache, slot_stride, slot, mine, d, size, x):
 
 
 @triton.jit
-def store_result(out, acc, total, b, h, token, tokens, r, value_size, dv, KV_HEADS: tl.constexpr,
-                 GROUP: tl.constexpr, valid):  # fmt: skip
+def store_result(
+    out, acc, total, b, h, token, tokens, r, value_size, dv, KV_HEADS, GROUP: tl.constexpr, valid
+):
     """Query rows to out [B, n, Hq, Dv]."""
     head = h * GROUP + r % GROUP
     row = (b.to(tl.int64) * tokens + token) * (KV_HEADS * GROUP) + head
@@ -118,7 +119,8 @@ def attend_splits(
     row = tl.load(rows + b) if rows is not None else b.to(tl.int64)
     query += b.to(tl.int64) * query_strides[0] + h * GROUP * query_strides[1]
     at = (r % GROUP).to(tl.int64) * query_strides[1] + token.to(tl.int64) * query_strides[2]
-    q = tl.load(query + at[:, None] + d[None, :], mask=valid[:, None] & (d < size)[None, :], other=0)
+    asked = valid[:, None] & (d < size)[None, :]
+    q = tl.load(query + at[:, None] + d[None, :], mask=asked, other=0.0)
     key += b.to(tl.int64) * key_strides[0] + h * key_strides[1]
     value += b.to(tl.int64) * value_strides[0] + h * value_strides[1]
     keys += row * keys_strides[0] + h * keys_strides[1]
@@ -135,7 +137,8 @@ def attend_splits(
         score = product(q, tl.trans(k), WIDEN) * scale
         if SOFTCAP:  # softcap tanh(score / softcap)
             e = tl.exp(tl.minimum(score * (2.0 / softcap), 60.0))
-            score = softcap - 2.0 * softcap / (e + 1.0)
+            capped = softcap - 2.0 * softcap / (e + 1.0)
+            score = tl.where(score == score, capped, score)  # tl.minimum loses a NaN
         seen = (slot[None, :] <= position[:, None]) & (slot < end)[None, :]
         seen &= (window == 0) | (slot[None, :] > position[:, None] - window)
         score = tl.where(seen, score, LOWEST)
@@ -151,7 +154,9 @@ def attend_splits(
         top = new_top
 
     if partials is None:
-        store_result(out, acc, total, b, h, token, tokens, r, value_size, dv, KV_HEADS, GROUP, valid)
+        store_result(
+            out, acc, total, b, h, token, tokens, r, value_size, dv, KV_HEADS, GROUP, valid
+        )
     else:
         here = pair.to(tl.int64) * tl.num_programs(2) + split
         tl.store(partials + (here * ROWS + r)[:, None] * DV + dv[None, :], acc)

@@ -21,10 +21,10 @@ inline namespace CF_ISA {
 
 namespace {
 
-constexpr int64_t kChunk = 128;          // slots between two looks at the online softmax
-constexpr int64_t kTileRows = 96;        // query rows (tokens x heads of a group) of a tile
-constexpr int64_t kDotRows = 8;          // up to so many, scores are dot products, else a matrix product
-constexpr int64_t kRowsPerSplit = 16;    // a split has a chunk for so many, to pay for its partial
+constexpr int64_t kChunk = 128;    // slots between two looks at the online softmax
+constexpr int64_t kTileRows = 96;  // query rows (tokens x heads of a group) of a tile
+constexpr int64_t kDotRows = 8;    // up to so many, scores are dot products, else a matrix product
+constexpr int64_t kRowsPerSplit = 16;  // a split has a chunk for so many, to pay for its partial
 constexpr int64_t kWorkPerThread = 1 << 17;  // products that are worth another thread
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -158,8 +158,7 @@ class Attend {
     if (splits_ == 1)
       finish(b, head, tile, partial, 1);
     else if (__atomic_sub_fetch(&left_[team], 1, __ATOMIC_ACQ_REL) == 0)
-      finish(b, head, tile, partials_ + team * splits_ * partial_size(),
-             splits.end - splits.begin);
+      finish(b, head, tile, partials_ + team * splits_ * partial_size(), splits.end - splits.begin);
   }
 
   // The partial result of a tile's query rows over `slots`.
@@ -189,8 +188,8 @@ class Attend {
       }
       for (int64_t r = 0; r < rows; ++r) {
         const Range seen = slots_of_token(length, first + r / group_);
-        softmax(scores + r * kChunk, count, seen.begin - begin,
-                std::min(seen.end - begin, count), partial, r);
+        softmax(scores + r * kChunk, count, seen.begin - begin, std::min(seen.end - begin, count),
+                partial, r);
       }
       product({scores, kChunk}, rows, values, count, a_.value_size, partial, value_size_ + kLanes,
               true);

@@ -10,9 +10,9 @@ namespace crossfade {
 inline namespace CF_ISA {
 
 constexpr float kInf = __builtin_inff(), kNan = __builtin_nanf("");
-constexpr float kLowest = -3.4028235e38f;  // below all scores, and no -inf: differences stay numbers
+constexpr float kLowest = -3.4028235e38f;  // below all scores; finite, for differences
 
-// ---- Numbers -------------------------------------------------------------------------------------
+// ---- Numbers ----------------------------------------------------------------------------------
 
 struct Bf16 {
   uint16_t bits;
@@ -85,7 +85,7 @@ inline I32 inside(int64_t s, int64_t begin, int64_t end) {
   return (lane >= clamped(begin - s)) & (lane < clamped(end - s));
 }
 
-// ---- Transposing ---------------------------------------------------------------------------------
+// ---- Transposing ------------------------------------------------------------------------------
 
 // One step of a transposition: lanes j and j ^ H of `a` and `b` change places crosswise.
 template <int H, int... J>
@@ -122,7 +122,7 @@ inline F32 sums_of(F32* v) {
   }
 }
 
-// ---- Products ------------------------------------------------------------------------------------
+// ---- Products ---------------------------------------------------------------------------------
 
 template <class T>
 struct Strided {

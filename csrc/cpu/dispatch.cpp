@@ -41,8 +41,7 @@ Kernels choose() {
       __builtin_cpu_supports("f16c"))
     return {"avx2", avx2::blend_rows, avx2::blend_sample_rows, avx2::attention_rows};
 #endif
-  return {"baseline", baseline::blend_rows, baseline::blend_sample_rows,
-          baseline::attention_rows};
+  return {"baseline", baseline::blend_rows, baseline::blend_sample_rows, baseline::attention_rows};
 }
 
 const Kernels& kernels() {

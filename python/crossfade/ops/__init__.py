@@ -1,4 +1,4 @@
-"""Kernels: blending and sampling, and attention to caches. Each op has one truth, `reference`, and fast backends."""
+"""Kernels: blending, sampling, attention. Each op has one truth, `reference`, and fast backends."""
 
 from .api import blend, blend_sample
 from .attention import attend_

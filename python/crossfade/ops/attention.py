@@ -1,4 +1,4 @@
-"""`attend_`: append to key and value caches and attend to them, in one pass over their live part."""
+"""`attend_`: append to key and value caches and attend to their live part, in one pass."""
 
 from __future__ import annotations
 

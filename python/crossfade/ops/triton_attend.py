@@ -39,9 +39,9 @@ def attend_(
     padded_rows, d, dv = (_power_of_two(x) for x in (tile * group, size, value_size))
     partials = stats = None
     if splits > 1:
-        floats = {"dtype": torch.float32, "device": query.device}
-        partials = torch.empty(batch, kv_heads, splits, padded_rows, dv, **floats)
-        stats = torch.empty(batch, kv_heads, splits, 2, padded_rows, **floats)
+        shape = batch, kv_heads, splits
+        partials = query.new_empty(*shape, padded_rows, dv, dtype=torch.float32)
+        stats = query.new_empty(*shape, 2, padded_rows, dtype=torch.float32)
     with torch.accelerator.device_index(query.device.index):
         kernels.attend_splits[batch * kv_heads, tiles, splits](
             out,
