@@ -357,13 +357,11 @@ def test_gradients_come_from_the_reference() -> None:
     """They are those of plain torch, and NaN past the lengths does not reach them."""
     c = case((3, 3), tokens=2, capacity=9)
     leaves = [x.clone().requires_grad_() for x in c[:3]]
-    attend_(
-        *leaves, c.keys.clone(), c.values.clone(), c.lengths, scale=0.3
-    ).square().sum().backward()
+    caches = c.keys.clone(), c.values.clone()
+    attend_(*leaves, *caches, c.lengths, scale=0.3).square().sum().backward()
     again = [x.clone().requires_grad_() for x in c[:3]]
-    keys, values = (
-        torch.cat([x[:, :, :3], y], 2) for x, y in ((c.keys, again[1]), (c.values, again[2]))
-    )
+    keys = torch.cat([c.keys[:, :, :3], again[1]], dim=2)
+    values = torch.cat([c.values[:, :, :3], again[2]], dim=2)
     mask = torch.arange(5) <= 3 + torch.arange(2)[:, None]
     out = F.scaled_dot_product_attention(
         again[0], keys, values, attn_mask=mask, scale=0.3, enable_gqa=True
