@@ -10,6 +10,7 @@ namespace crossfade {
   namespace isa {                                             \
   void blend_rows(const Blend&, float*, int);                 \
   void blend_sample_rows(const Blend&, const Sampling&, int); \
+  void linear_rows(const Linear&, int);                       \
   }
 CF_DECLARE(baseline)
 #ifdef __x86_64__
@@ -24,6 +25,7 @@ struct Kernels {
   const char* isa;
   decltype(&baseline::blend_rows) blend;
   decltype(&baseline::blend_sample_rows) blend_sample;
+  decltype(&baseline::linear_rows) linear;
 };
 
 // CROSSFADE_ISA names a lesser instruction set, for tests.
@@ -34,12 +36,12 @@ Kernels choose() {
   __builtin_cpu_init();
   if (may("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    return {"avx512", avx512::blend_rows, avx512::blend_sample_rows};
+    return {"avx512", avx512::blend_rows, avx512::blend_sample_rows, avx512::linear_rows};
   if (may("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c"))
-    return {"avx2", avx2::blend_rows, avx2::blend_sample_rows};
+    return {"avx2", avx2::blend_rows, avx2::blend_sample_rows, avx2::linear_rows};
 #endif
-  return {"baseline", baseline::blend_rows, baseline::blend_sample_rows};
+  return {"baseline", baseline::blend_rows, baseline::blend_sample_rows, baseline::linear_rows};
 }
 
 const Kernels& kernels() {
@@ -55,6 +57,10 @@ void blend_cpu(const Blend& blend, float* out, int threads) {
 
 void blend_sample_cpu(const Blend& blend, const Sampling& sampling, int threads) {
   if (blend.rows > 0) kernels().blend_sample(blend, sampling, threads);
+}
+
+void linear_cpu(const Linear& linear, int threads) {
+  if (linear.rows > 0 && linear.out > 0) kernels().linear(linear, threads);
 }
 
 const char* cpu_isa() { return kernels().isa; }

@@ -1,0 +1,259 @@
+// Linear layers of few rows on CPUs, with low-rank deltas. Compiled once for each instruction set;
+// dispatch.cpp chooses.
+//
+// Weights are used as they lie in memory, once: a tile of some of their rows and of all rows of x
+// keeps one vector of partial sums for each pair, which steps along `in`. Every sum is taken in the
+// same order whatever the tile, so that a row does not depend on the others of its batch.
+#include <omp.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "simd.h"
+
+namespace crossfade {
+inline namespace CF_ISA {
+
+namespace {
+
+#if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers
+constexpr int kTileRows = 6;
+constexpr int kNarrowRows = 3;  // up to these, tiles are twice as wide
+#else
+constexpr int kTileRows = 3;
+constexpr int kNarrowRows = 1;
+#endif
+constexpr int kWidth = 4;                      // columns of y in a tile
+constexpr int kWide = 2 * kWidth;              // and in one of few rows
+constexpr int64_t kProductsPerThread = 32768;  // fewer are not worth another thread
+constexpr int64_t kCachedNumbers = 1 << 17;    // of x, to stay in the second-level cache
+
+// Rows of x times rows of a matrix, and where there are deltas, rows of t times rows of b.
+struct Product {
+  const float* x;
+  int64_t x_stride, length;
+  Matrix w;
+  const float* t;  // null: none
+  int64_t t_stride, rank;
+  Matrix b;
+  const uint8_t* used;  // whether a vector of t has a number other than 0: [rows, t_stride / kLanes]
+};
+
+template <DType kType, int kRows, int kColumns>
+struct Tile {
+  F32 sum[kRows][kColumns] = {};
+
+  template <class LoadX, class LoadW>
+  inline __attribute__((always_inline)) void step(LoadX x, LoadW w) {
+    F32 column[kColumns];
+#pragma GCC unroll 8
+    for (int n = 0; n < kColumns; ++n) column[n] = w(n);
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) {
+      const F32 row = x(m);
+#pragma GCC unroll 8
+      for (int n = 0; n < kColumns; ++n) sum[m][n] = fma(column[n], row, sum[m][n]);
+    }
+  }
+
+  inline void add_weights(const Product& p, int64_t row, int64_t column) {
+    const float* x = p.x + row * p.x_stride;
+    const int64_t w = column * p.w.row_stride;
+    int64_t k = 0;
+    for (; k + kLanes <= p.length; k += kLanes)
+      step([&](int m) { return load(x + m * p.x_stride + k); },
+           [&](int n) { return load_as(kType, p.w.data, w + n * p.w.row_stride + k); });
+    const int64_t rest = p.length - k;
+    if (rest > 0)
+      step([&](int m) { return load_first(DType::f32, x, m * p.x_stride + k, rest); },
+           [&](int n) { return load_first(kType, p.w.data, w + n * p.w.row_stride + k, rest); });
+  }
+
+  inline void add_deltas(const Product& p, int64_t row, int64_t column) {
+    const float* t = p.t + row * p.t_stride;
+    const uint8_t* used = p.used + row * (p.t_stride / kLanes);
+    for (int64_t k = 0; k < p.rank; k += kLanes) {
+      const int64_t rest = p.rank - k;
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) {
+        if (!used[(m * p.t_stride + k) / kLanes]) continue;
+        const F32 numbers = load(t + m * p.t_stride + k);
+#pragma GCC unroll 8
+        for (int n = 0; n < kColumns; ++n) {
+          const int64_t b = (column + n) * p.b.row_stride + k;
+          const F32 w = rest < kLanes ? load_first(kType, p.b.data, b, rest)
+                                      : load_as(kType, p.b.data, b);
+          sum[m][n] = fma(w, numbers, sum[m][n]);
+        }
+      }
+    }
+  }
+
+  // put(row, column, sum) for each of the tile
+  template <class Put>
+  inline void put_sums(int64_t row, int64_t column, Put put) const {
+    constexpr int kSums = std::min(4, kColumns);  // of a vector of them
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 8
+      for (int n = 0; n < kColumns; n += kSums) {
+        const auto of = [&](int i) { return i < kColumns ? sum[m][i < kColumns ? i : 0] : F32{}; };
+        const F32x4 sums = sums_of(of(n), of(n + 1), of(n + 2), of(n + 3));
+        for (int i = 0; i < kSums; ++i) put(row + m, column + n + i, sums[i]);
+      }
+    }
+  }
+};
+
+template <DType kType, int kRows, int kColumns, class Put>
+void run_tile(const Product& p, int64_t row, int64_t column, Put put) {
+  Tile<kType, kRows, kColumns> tile;
+  tile.add_weights(p, row, column);
+  if (p.t) tile.add_deltas(p, row, column);
+  tile.put_sums(row, column, put);
+}
+
+template <DType kType, int kColumns, int kRows = (kColumns > kWidth ? kNarrowRows : kTileRows),
+          class Put>
+void run_rows(const Product& p, int64_t row, int64_t rows, int64_t column, Put put) {
+  if constexpr (kRows > 1)
+    if (rows < kRows) return run_rows<kType, kColumns, kRows - 1>(p, row, rows, column, put);
+  run_tile<kType, kRows, kColumns>(p, row, column, put);
+}
+
+// All tiles of some columns: the rows in equal parts.
+template <DType kType, int kColumns, class Put>
+void run_columns(const Product& p, int64_t first, int64_t end, int64_t column, Put put) {
+  const int64_t tiles = (end - first + kTileRows - 1) / kTileRows;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t row = first + (end - first) * i / tiles;
+    run_rows<kType, kColumns>(p, row, first + (end - first) * (i + 1) / tiles - row, column, put);
+  }
+}
+
+// Columns [begin, end) of all rows.
+template <DType kType, class Put>
+void run(const Product& p, int64_t rows, int64_t begin, int64_t end, Put put) {
+  const int64_t most = std::max<int64_t>(kCachedNumbers / p.length, kTileRows);
+  const int64_t parts = (rows + most - 1) / most;
+  for (int64_t i = 0; i < parts; ++i) {
+    const int64_t first = rows * i / parts, last = rows * (i + 1) / parts;
+    int64_t column = begin;
+    if (last - first <= kNarrowRows)
+      for (; column + kWide <= end; column += kWide)
+        run_columns<kType, kWide>(p, first, last, column, put);
+    for (; column + kWidth <= end; column += kWidth)
+      run_columns<kType, kWidth>(p, first, last, column, put);
+    for (; column < end; ++column) run_columns<kType, 1>(p, first, last, column, put);
+  }
+}
+
+// One thread's share of `count`, in whole wide tiles.
+int64_t share(int64_t count, int64_t rank, int64_t threads) {
+  const int64_t tiles = (count + kWide - 1) / kWide;
+  return std::min(tiles * rank / threads * kWide, count);
+}
+
+template <DType kType>
+float number(const void* data, int64_t i) {
+  if constexpr (kType == DType::f32) return static_cast<const float*>(data)[i];
+  return load_first(kType, data, i, 1)[0];
+}
+
+template <DType kType>
+void put_number(void* data, int64_t i, float x) {
+  if constexpr (kType == DType::f32)
+    static_cast<float*>(data)[i] = x;
+  else
+    static_cast<uint16_t*>(data)[i] = kType == DType::bf16 ? to_bf16(x) : to_f16(x);
+}
+
+// Numbers that outlive a call, as allocating them anew costs more than a small product.
+struct Scratch {
+  std::vector<float> x, t;
+  std::vector<uint8_t> used;
+
+  template <class T>
+  static T* reserve(std::vector<T>& v, int64_t count) {
+    if (static_cast<int64_t>(v.size()) < count) v.resize(count);
+    return v.data();
+  }
+};
+
+template <DType kType>
+void run_linear(const Linear& l, int threads) {
+  static thread_local Scratch scratch;
+  Product y{static_cast<const float*>(l.x.data), l.x.row_stride, l.in, l.weight, nullptr, 0, l.rank,
+            l.b, nullptr};
+  if (kType != DType::f32) {
+    float* wide = Scratch::reserve(scratch.x, l.rows * l.in);
+    for (int64_t row = 0; row < l.rows; ++row) {
+      const int64_t from = row * l.x.row_stride;
+      float* to = wide + row * l.in;
+      int64_t k = 0;
+      for (; k + kLanes <= l.in; k += kLanes) store(to + k, load_as(kType, l.x.data, from + k));
+      for (; k < l.in; ++k) to[k] = number<kType>(l.x.data, from + k);
+    }
+    y.x = wide;
+    y.x_stride = l.in;
+  }
+  const int64_t vectors = (l.rank + kLanes - 1) / kLanes;
+  const Product down{y.x, y.x_stride, l.in, l.a, nullptr, 0, 0, {}, nullptr};
+  float* t = nullptr;
+  uint8_t* used = nullptr;
+  if (l.rank > 0) {
+    y.t = t = Scratch::reserve(scratch.t, l.rows * vectors * kLanes);
+    y.t_stride = vectors * kLanes;
+    y.used = used = Scratch::reserve(scratch.used, l.rows * vectors);
+    std::fill_n(t, l.rows * vectors * kLanes, 0.0f);
+  }
+
+  // t = (x a^T) * scale
+  const auto put_t = [&](int64_t row, int64_t column, float sum) {
+    const float scale = l.scale[row / l.scale_rows * l.scale_stride + column];
+    t[row * y.t_stride + column] = scale == 0 ? 0.0f : sum * scale;
+  };
+  const auto put_y = [&](int64_t row, int64_t column, float sum) {
+    if (l.bias) sum += number<kType>(l.bias, column);
+    put_number<kType>(l.y, row * l.out + column, sum);
+  };
+  const int64_t worth = l.rows * l.in * (l.out + l.rank) / kProductsPerThread;
+  threads = static_cast<int>(std::min<int64_t>(threads, worth));
+  const auto find_used = [&] {
+    for (int64_t i = 0; i < l.rows * vectors; ++i) used[i] = any(load(t + i * kLanes) != 0.0f);
+  };
+  if (threads <= 1) {
+    if (t) {
+      run<kType>(down, l.rows, 0, l.rank, put_t);
+      find_used();
+    }
+    return run<kType>(y, l.rows, 0, l.out, put_y);
+  }
+#pragma omp parallel num_threads(threads)
+  {
+    const int rank = omp_get_thread_num(), size = omp_get_num_threads();
+    if (t) {
+      run<kType>(down, l.rows, share(l.rank, rank, size), share(l.rank, rank + 1, size), put_t);
+#pragma omp barrier
+      if (rank == 0) find_used();
+#pragma omp barrier
+    }
+    run<kType>(y, l.rows, share(l.out, rank, size), share(l.out, rank + 1, size), put_y);
+  }
+}
+
+}  // namespace
+
+void linear_rows(const Linear& linear, int threads) {
+  switch (linear.weight.dtype) {
+    case DType::f32:
+      return run_linear<DType::f32>(linear, threads);
+    case DType::bf16:
+      return run_linear<DType::bf16>(linear, threads);
+    default:
+      return run_linear<DType::f16>(linear, threads);
+  }
+}
+
+}  // namespace CF_ISA
+}  // namespace crossfade
