@@ -39,6 +39,11 @@ struct Product {
   const uint8_t* used;  // whether a vector of t has a number other than 0: [rows, t_stride / kLanes]
 };
 
+// Rows of the weights that a tile fetches for those that come after it.
+struct Ahead {
+  int64_t begin, end;
+};
+
 template <DType kType, int kRows, int kColumns>
 struct Tile {
   F32 sum[kRows][kColumns] = {};
@@ -56,13 +61,17 @@ struct Tile {
     }
   }
 
-  inline void add_weights(const Product& p, int64_t row, int64_t column) {
+  inline void add_weights(const Product& p, int64_t row, int64_t column, const Ahead& ahead) {
     const float* x = p.x + row * p.x_stride;
     const int64_t w = column * p.w.row_stride;
     int64_t k = 0;
-    for (; k + kLanes <= p.length; k += kLanes)
+    for (; k + kLanes <= p.length; k += kLanes) {
+      for (int64_t i = ahead.begin; i < ahead.end; ++i)
+        __builtin_prefetch(static_cast<const char*>(p.w.data) +
+                           (i * p.w.row_stride + k) * (kType == DType::f32 ? 4 : 2));
       step([&](int m) { return load(x + m * p.x_stride + k); },
            [&](int n) { return load_as(kType, p.w.data, w + n * p.w.row_stride + k); });
+    }
     const int64_t rest = p.length - k;
     if (rest > 0)
       step([&](int m) { return load_first(DType::f32, x, m * p.x_stride + k, rest); },
@@ -106,28 +115,35 @@ struct Tile {
 };
 
 template <DType kType, int kRows, int kColumns, class Put>
-void run_tile(const Product& p, int64_t row, int64_t column, Put put) {
+void run_tile(const Product& p, int64_t row, int64_t column, const Ahead& ahead, Put put) {
   Tile<kType, kRows, kColumns> tile;
-  tile.add_weights(p, row, column);
+  tile.add_weights(p, row, column, ahead);
   if (p.t) tile.add_deltas(p, row, column);
   tile.put_sums(row, column, put);
 }
 
 template <DType kType, int kColumns, int kRows = (kColumns > kWidth ? kNarrowRows : kTileRows),
           class Put>
-void run_rows(const Product& p, int64_t row, int64_t rows, int64_t column, Put put) {
+void run_rows(const Product& p, int64_t row, int64_t rows, int64_t column, const Ahead& ahead,
+              Put put) {
   if constexpr (kRows > 1)
-    if (rows < kRows) return run_rows<kType, kColumns, kRows - 1>(p, row, rows, column, put);
-  run_tile<kType, kRows, kColumns>(p, row, column, put);
+    if (rows < kRows) return run_rows<kType, kColumns, kRows - 1>(p, row, rows, column, ahead, put);
+  run_tile<kType, kRows, kColumns>(p, row, column, ahead, put);
 }
 
-// All tiles of some columns: the rows in equal parts.
+// All tiles of some columns: the rows in equal parts. Each fetches a part of the next columns, so
+// that memory works all the time.
 template <DType kType, int kColumns, class Put>
-void run_columns(const Product& p, int64_t first, int64_t end, int64_t column, Put put) {
-  const int64_t tiles = (end - first + kTileRows - 1) / kTileRows;
+void run_columns(const Product& p, int64_t first, int64_t last, int64_t column, int64_t end,
+                 Put put) {
+  const int64_t tiles = (last - first + kTileRows - 1) / kTileRows, rows = last - first;
+  const int64_t next = column + kColumns, ahead = std::min<int64_t>(kColumns, end - next);
+  const int64_t fetchers = std::min<int64_t>(tiles, kColumns);
   for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t row = first + (end - first) * i / tiles;
-    run_rows<kType, kColumns>(p, row, first + (end - first) * (i + 1) / tiles - row, column, put);
+    const int64_t row = first + rows * i / tiles;
+    const Ahead a{next + std::min(ahead, ahead * i / fetchers),
+                  next + std::min(ahead, ahead * (i + 1) / fetchers)};
+    run_rows<kType, kColumns>(p, row, first + rows * (i + 1) / tiles - row, column, a, put);
   }
 }
 
@@ -141,10 +157,10 @@ void run(const Product& p, int64_t rows, int64_t begin, int64_t end, Put put) {
     int64_t column = begin;
     if (last - first <= kNarrowRows)
       for (; column + kWide <= end; column += kWide)
-        run_columns<kType, kWide>(p, first, last, column, put);
+        run_columns<kType, kWide>(p, first, last, column, end, put);
     for (; column + kWidth <= end; column += kWidth)
-      run_columns<kType, kWidth>(p, first, last, column, put);
-    for (; column < end; ++column) run_columns<kType, 1>(p, first, last, column, put);
+      run_columns<kType, kWidth>(p, first, last, column, end, put);
+    for (; column < end; ++column) run_columns<kType, 1>(p, first, last, column, end, put);
   }
 }
 
