@@ -81,8 +81,8 @@ Sampling read_sampling(const py::tuple& t) {
           pointer<float>(t[9]),        pointer<float>(t[10]),       pointer<float>(t[11])};
 }
 
-// `lora`: None, or (rank, address of a, row stride, of b, row stride, of scale, row stride, rows of x
-// to a row of scale)
+// `lora`: None, or (rank, address of a, row stride, of b, row stride, of scale, row stride, rows of
+// x to a row of scale)
 Linear read_linear(int64_t rows, int64_t in, int64_t out, DType dtype, uintptr_t x,
                    int64_t x_stride, uintptr_t weight, int64_t weight_stride, uintptr_t bias,
                    uintptr_t y, const py::object& lora) {
@@ -127,15 +127,14 @@ PYBIND11_MODULE(_native, m) {
     blend_sample_cpu(b, s, threads);
   });
   // Plain numbers one by one: a call a layer and token, where building tuples would cost more.
-  m.def("linear_cpu",
-        [](int64_t rows, int64_t in, int64_t out, int dtype, uintptr_t x, int64_t x_stride,
-           uintptr_t weight, int64_t weight_stride, uintptr_t bias, uintptr_t y,
-           const py::object& lora, int threads) {
-          const Linear l = read_linear(rows, in, out, static_cast<DType>(dtype), x, x_stride,
-                                       weight, weight_stride, bias, y, lora);
-          py::gil_scoped_release release;
-          linear_cpu(l, threads);
-        });
+  m.def("linear_cpu", [](int64_t rows, int64_t in, int64_t out, int dtype, uintptr_t x,
+                         int64_t x_stride, uintptr_t weight, int64_t weight_stride, uintptr_t bias,
+                         uintptr_t y, const py::object& lora, int threads) {
+    const Linear l = read_linear(rows, in, out, static_cast<DType>(dtype), x, x_stride, weight,
+                                 weight_stride, bias, y, lora);
+    py::gil_scoped_release release;
+    linear_cpu(l, threads);
+  });
 
 #ifdef CROSSFADE_CUDA
   m.attr("cuda_architectures") = CROSSFADE_CUDA_ARCHITECTURES;

@@ -61,8 +61,8 @@ struct Sampling {
   float* term_logprobs;     // [rows, terms], or null
 };
 
-// y = x weight^T + bias + ((x a^T) * scale) b^T, with sums in float32. x [rows, in] and y [rows, out],
-// which is contiguous, have the weight's dtype, as bias, a and b do.
+// y = x weight^T + bias + ((x a^T) * scale) b^T, with sums in float32. x [rows, in] and y [rows,
+// out], which is contiguous, have the weight's dtype, as bias, a and b do.
 struct Linear {
   int64_t rows, in, out, rank;  // rank 0: no a, b and scale
   Matrix x, weight;             // weight [out, in]

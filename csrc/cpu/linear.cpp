@@ -25,6 +25,7 @@ constexpr int kNarrowRows = 1;
 #endif
 constexpr int kWidth = 4;                      // columns of y in a tile
 constexpr int kWide = 2 * kWidth;              // and in one of few rows
+constexpr int64_t kLine = 64;                  // bytes that memory gives at once
 constexpr int64_t kProductsPerThread = 32768;  // fewer are not worth another thread
 constexpr int64_t kCachedNumbers = 1 << 17;    // of x, to stay in the second-level cache
 
@@ -36,13 +37,19 @@ struct Product {
   const float* t;  // null: none
   int64_t t_stride, rank;
   Matrix b;
-  const uint8_t* used;  // whether a vector of t has a number other than 0: [rows, t_stride / kLanes]
+  const uint8_t*
+      used;  // whether a vector of t has a number other than 0: [rows, t_stride / kLanes]
 };
 
-// Rows of the weights that a tile fetches for those that come after it.
+// What of the weights a tile fetches for those that come after it: in order, and into the
+// second-level cache, as more of it is under way at once so than into the first.
 struct Ahead {
-  int64_t begin, end;
+  const char* at;
+  const char* end;
+  int64_t bytes;  // at each step
 };
+
+inline void fetch(const char* p) { __builtin_prefetch(p, 0, 2); }
 
 template <DType kType, int kRows, int kColumns>
 struct Tile {
@@ -61,14 +68,13 @@ struct Tile {
     }
   }
 
-  inline void add_weights(const Product& p, int64_t row, int64_t column, const Ahead& ahead) {
+  inline void add_weights(const Product& p, int64_t row, int64_t column, Ahead ahead) {
     const float* x = p.x + row * p.x_stride;
     const int64_t w = column * p.w.row_stride;
     int64_t k = 0;
     for (; k + kLanes <= p.length; k += kLanes) {
-      for (int64_t i = ahead.begin; i < ahead.end; ++i)
-        __builtin_prefetch(static_cast<const char*>(p.w.data) +
-                           (i * p.w.row_stride + k) * (kType == DType::f32 ? 4 : 2));
+      const char* stop = std::min(ahead.at + ahead.bytes, ahead.end);
+      for (; ahead.at < stop; ahead.at += kLine) fetch(ahead.at);
       step([&](int m) { return load(x + m * p.x_stride + k); },
            [&](int n) { return load_as(kType, p.w.data, w + n * p.w.row_stride + k); });
     }
@@ -90,8 +96,8 @@ struct Tile {
 #pragma GCC unroll 8
         for (int n = 0; n < kColumns; ++n) {
           const int64_t b = (column + n) * p.b.row_stride + k;
-          const F32 w = rest < kLanes ? load_first(kType, p.b.data, b, rest)
-                                      : load_as(kType, p.b.data, b);
+          const F32 w =
+              rest < kLanes ? load_first(kType, p.b.data, b, rest) : load_as(kType, p.b.data, b);
           sum[m][n] = fma(w, numbers, sum[m][n]);
         }
       }
@@ -131,19 +137,23 @@ void run_rows(const Product& p, int64_t row, int64_t rows, int64_t column, const
   run_tile<kType, kRows, kColumns>(p, row, column, ahead, put);
 }
 
-// All tiles of some columns: the rows in equal parts. Each fetches a part of the next columns, so
-// that memory works all the time.
+// All tiles of some columns: the rows in equal parts. Each fetches a part of the columns that come
+// next, so that memory is never idle.
 template <DType kType, int kColumns, class Put>
-void run_columns(const Product& p, int64_t first, int64_t last, int64_t column, int64_t end,
+void run_columns(const Product& p, int64_t first, int64_t rows, int64_t column, int64_t end,
                  Put put) {
-  const int64_t tiles = (last - first + kTileRows - 1) / kTileRows, rows = last - first;
-  const int64_t next = column + kColumns, ahead = std::min<int64_t>(kColumns, end - next);
-  const int64_t fetchers = std::min<int64_t>(tiles, kColumns);
+  constexpr int64_t kSize = kType == DType::f32 ? 4 : 2;
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  const int64_t next = column + kColumns, columns = std::min<int64_t>(kColumns, end - next);
+  const bool dense = p.w.row_stride == p.length;
+  const int64_t lines = dense ? columns * p.length * kSize / kLine : 0;
+  const char* from = static_cast<const char*>(p.w.data) + next * p.w.row_stride * kSize;
+  const int64_t each = (kColumns * kLanes * kSize / tiles + kLine - 1) / kLine * kLine;
   for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t row = first + rows * i / tiles;
-    const Ahead a{next + std::min(ahead, ahead * i / fetchers),
-                  next + std::min(ahead, ahead * (i + 1) / fetchers)};
-    run_rows<kType, kColumns>(p, row, first + rows * (i + 1) / tiles - row, column, a, put);
+    const Ahead ahead{from + lines * i / tiles * kLine, from + lines * (i + 1) / tiles * kLine,
+                      each};
+    const int64_t row = rows * i / tiles, count = rows * (i + 1) / tiles - row;
+    run_rows<kType, kColumns>(p, first + row, count, column, ahead, put);
   }
 }
 
@@ -153,14 +163,14 @@ void run(const Product& p, int64_t rows, int64_t begin, int64_t end, Put put) {
   const int64_t most = std::max<int64_t>(kCachedNumbers / p.length, kTileRows);
   const int64_t parts = (rows + most - 1) / most;
   for (int64_t i = 0; i < parts; ++i) {
-    const int64_t first = rows * i / parts, last = rows * (i + 1) / parts;
+    const int64_t first = rows * i / parts, count = rows * (i + 1) / parts - first;
     int64_t column = begin;
-    if (last - first <= kNarrowRows)
+    if (count <= kNarrowRows)
       for (; column + kWide <= end; column += kWide)
-        run_columns<kType, kWide>(p, first, last, column, end, put);
+        run_columns<kType, kWide>(p, first, count, column, end, put);
     for (; column + kWidth <= end; column += kWidth)
-      run_columns<kType, kWidth>(p, first, last, column, end, put);
-    for (; column < end; ++column) run_columns<kType, 1>(p, first, last, column, end, put);
+      run_columns<kType, kWidth>(p, first, count, column, end, put);
+    for (; column < end; ++column) run_columns<kType, 1>(p, first, count, column, end, put);
   }
 }
 
@@ -199,8 +209,15 @@ struct Scratch {
 template <DType kType>
 void run_linear(const Linear& l, int threads) {
   static thread_local Scratch scratch;
-  Product y{static_cast<const float*>(l.x.data), l.x.row_stride, l.in, l.weight, nullptr, 0, l.rank,
-            l.b, nullptr};
+  Product y{static_cast<const float*>(l.x.data),
+            l.x.row_stride,
+            l.in,
+            l.weight,
+            nullptr,
+            0,
+            l.rank,
+            l.b,
+            nullptr};
   if (kType != DType::f32) {
     float* wide = Scratch::reserve(scratch.x, l.rows * l.in);
     for (int64_t row = 0; row < l.rows; ++row) {
