@@ -29,16 +29,27 @@ constexpr int64_t kLine = 64;                  // bytes that memory gives at onc
 constexpr int64_t kProductsPerThread = 32768;  // fewer are not worth another thread
 constexpr int64_t kCachedNumbers = 1 << 17;    // of x, to stay in the second-level cache
 
-// Rows of x times rows of a matrix, and where there are deltas, rows of t times rows of b.
+// Which vectors of a row's scale have a number other than 0: [rows, vectors].
+struct Used {
+  const uint8_t* flags;
+  int64_t vectors;
+
+  bool operator()(int64_t row, int64_t column) const {
+    return flags[row * vectors + column / kLanes];
+  }
+};
+
+// Rows of x times rows of w. `wanted`: results that are not used are left out. `t`: rows of t times
+// rows of b are added.
 struct Product {
-  const float* x;
-  int64_t x_stride, length;
-  Matrix w;
-  const float* t;  // null: none
-  int64_t t_stride, rank;
-  Matrix b;
-  const uint8_t*
-      used;  // whether a vector of t has a number other than 0: [rows, t_stride / kLanes]
+  const float* x = nullptr;
+  int64_t x_stride = 0, length = 0;
+  Matrix w = {};
+  const Used* wanted = nullptr;
+  const float* t = nullptr;  // [rows, rank], rows padded with zeros to whole vectors
+  int64_t t_stride = 0, rank = 0;
+  Matrix b = {};
+  const Used* used = nullptr;  // of t
 };
 
 // What of the weights a tile fetches for those that come after it: in order, and into the
@@ -86,12 +97,11 @@ struct Tile {
 
   inline void add_deltas(const Product& p, int64_t row, int64_t column) {
     const float* t = p.t + row * p.t_stride;
-    const uint8_t* used = p.used + row * (p.t_stride / kLanes);
     for (int64_t k = 0; k < p.rank; k += kLanes) {
       const int64_t rest = p.rank - k;
 #pragma GCC unroll 8
       for (int m = 0; m < kRows; ++m) {
-        if (!used[(m * p.t_stride + k) / kLanes]) continue;
+        if (!(*p.used)(row + m, k)) continue;
         const F32 numbers = load(t + m * p.t_stride + k);
 #pragma GCC unroll 8
         for (int n = 0; n < kColumns; ++n) {
@@ -122,6 +132,12 @@ struct Tile {
 
 template <DType kType, int kRows, int kColumns, class Put>
 void run_tile(const Product& p, int64_t row, int64_t column, const Ahead& ahead, Put put) {
+  if (p.wanted) {
+    bool any = false;
+    for (int m = 0; m < kRows; ++m)
+      for (int n = 0; n < kColumns; n += kWidth) any |= (*p.wanted)(row + m, column + n);
+    if (!any) return;
+  }
   Tile<kType, kRows, kColumns> tile;
   tile.add_weights(p, row, column, ahead);
   if (p.t) tile.add_deltas(p, row, column);
@@ -198,81 +214,85 @@ void put_number(void* data, int64_t i, float x) {
 struct Scratch {
   std::vector<float> x, t;
   std::vector<uint8_t> used;
-
-  template <class T>
-  static T* reserve(std::vector<T>& v, int64_t count) {
-    if (static_cast<int64_t>(v.size()) < count) v.resize(count);
-    return v.data();
-  }
 };
+
+Scratch& own_scratch() {
+  static thread_local Scratch own;
+  return own;
+}
+
+// x as float32, as every column needs it.
+template <DType kType>
+void widen(const Linear& l, std::vector<float>& wide) {
+  wide.resize(l.rows * l.in);
+  for (int64_t row = 0; row < l.rows; ++row) {
+    const int64_t from = row * l.x.row_stride;
+    float* to = wide.data() + row * l.in;
+    int64_t k = 0;
+    for (; k + kLanes <= l.in; k += kLanes) store(to + k, load_as(kType, l.x.data, from + k));
+    for (; k < l.in; ++k) to[k] = number<kType>(l.x.data, from + k);
+  }
+}
+
+const float* scale_of(const Linear& l, int64_t row) {
+  return l.scale + row / l.scale_rows * l.scale_stride;
+}
 
 template <DType kType>
 void run_linear(const Linear& l, int threads) {
-  static thread_local Scratch scratch;
-  Product y{static_cast<const float*>(l.x.data),
-            l.x.row_stride,
-            l.in,
-            l.weight,
-            nullptr,
-            0,
-            l.rank,
-            l.b,
-            nullptr};
-  if (kType != DType::f32) {
-    float* wide = Scratch::reserve(scratch.x, l.rows * l.in);
-    for (int64_t row = 0; row < l.rows; ++row) {
-      const int64_t from = row * l.x.row_stride;
-      float* to = wide + row * l.in;
-      int64_t k = 0;
-      for (; k + kLanes <= l.in; k += kLanes) store(to + k, load_as(kType, l.x.data, from + k));
-      for (; k < l.in; ++k) to[k] = number<kType>(l.x.data, from + k);
-    }
-    y.x = wide;
+  Scratch& scratch = own_scratch();
+  Product y, down;
+  if constexpr (kType == DType::f32) {
+    y.x = static_cast<const float*>(l.x.data);
+    y.x_stride = l.x.row_stride;
+  } else {
+    widen<kType>(l, scratch.x);
+    y.x = scratch.x.data();
     y.x_stride = l.in;
   }
+  y.length = l.in;
+  down = y;
+  y.w = l.weight;
+  down.w = l.a;
+
   const int64_t vectors = (l.rank + kLanes - 1) / kLanes;
-  const Product down{y.x, y.x_stride, l.in, l.a, nullptr, 0, 0, {}, nullptr};
-  float* t = nullptr;
-  uint8_t* used = nullptr;
+  scratch.t.assign(l.rows * vectors * kLanes, 0.0f);
+  scratch.used.assign(l.rows * vectors, 0);
+  for (int64_t row = 0; row < l.rows; ++row)
+    for (int64_t k = 0; k < l.rank; ++k)
+      scratch.used[row * vectors + k / kLanes] |= scale_of(l, row)[k] != 0;
+  const Used used{scratch.used.data(), vectors};
+  float* t = scratch.t.data();
   if (l.rank > 0) {
-    y.t = t = Scratch::reserve(scratch.t, l.rows * vectors * kLanes);
+    down.wanted = y.used = &used;
+    y.t = t;
     y.t_stride = vectors * kLanes;
-    y.used = used = Scratch::reserve(scratch.used, l.rows * vectors);
-    std::fill_n(t, l.rows * vectors * kLanes, 0.0f);
+    y.rank = l.rank;
+    y.b = l.b;
   }
 
-  // t = (x a^T) * scale
   const auto put_t = [&](int64_t row, int64_t column, float sum) {
-    const float scale = l.scale[row / l.scale_rows * l.scale_stride + column];
+    const float scale = scale_of(l, row)[column];
     t[row * y.t_stride + column] = scale == 0 ? 0.0f : sum * scale;
   };
   const auto put_y = [&](int64_t row, int64_t column, float sum) {
     if (l.bias) sum += number<kType>(l.bias, column);
     put_number<kType>(l.y, row * l.out + column, sum);
   };
-  const int64_t worth = l.rows * l.in * (l.out + l.rank) / kProductsPerThread;
-  threads = static_cast<int>(std::min<int64_t>(threads, worth));
-  const auto find_used = [&] {
-    for (int64_t i = 0; i < l.rows * vectors; ++i) used[i] = any(load(t + i * kLanes) != 0.0f);
-  };
-  if (threads <= 1) {
-    if (t) {
-      run<kType>(down, l.rows, 0, l.rank, put_t);
-      find_used();
-    }
-    return run<kType>(y, l.rows, 0, l.out, put_y);
-  }
-#pragma omp parallel num_threads(threads)
-  {
-    const int rank = omp_get_thread_num(), size = omp_get_num_threads();
-    if (t) {
+  const auto work = [&](int rank, int size) {
+    if (l.rank > 0) {
       run<kType>(down, l.rows, share(l.rank, rank, size), share(l.rank, rank + 1, size), put_t);
+      if (size > 1) {
 #pragma omp barrier
-      if (rank == 0) find_used();
-#pragma omp barrier
+      }
     }
     run<kType>(y, l.rows, share(l.out, rank, size), share(l.out, rank + 1, size), put_y);
-  }
+  };
+  const int64_t worth = l.rows * l.in * (l.out + l.rank) / kProductsPerThread;
+  threads = static_cast<int>(std::min<int64_t>(threads, worth));
+  if (threads <= 1) return work(0, 1);  // without OpenMP's overhead
+#pragma omp parallel num_threads(threads)
+  work(omp_get_thread_num(), omp_get_num_threads());
 }
 
 }  // namespace
