@@ -107,6 +107,30 @@ Attention read_attention(const py::tuple& t) {
   return a;
 }
 
+// `lora`: None, or (rank, address of a, row stride, of b, row stride, of scale, row stride, rows of
+// x to a row of scale)
+Linear read_linear(int64_t rows, int64_t in, int64_t out, DType dtype, uintptr_t x,
+                   int64_t x_stride, uintptr_t weight, int64_t weight_stride, uintptr_t bias,
+                   uintptr_t y, const py::object& lora) {
+  Linear l{};
+  l.rows = rows;
+  l.in = in;
+  l.out = out;
+  l.x = {reinterpret_cast<void*>(x), x_stride, dtype};
+  l.weight = {reinterpret_cast<void*>(weight), weight_stride, dtype};
+  l.bias = reinterpret_cast<void*>(bias);
+  l.y = reinterpret_cast<void*>(y);
+  if (lora.is_none()) return l;
+  const auto t = py::reinterpret_borrow<py::tuple>(lora);
+  l.rank = t[0].cast<int64_t>();
+  l.a = {pointer<void>(t[1]), t[2].cast<int64_t>(), dtype};
+  l.b = {pointer<void>(t[3]), t[4].cast<int64_t>(), dtype};
+  l.scale = pointer<float>(t[5]);
+  l.scale_stride = t[6].cast<int64_t>();
+  l.scale_rows = t[7].cast<int64_t>();
+  return l;
+}
+
 #ifdef CROSSFADE_CUDA
 void check(const char* error) {
   if (error) throw std::runtime_error(error);
@@ -132,6 +156,15 @@ PYBIND11_MODULE(_native, m) {
     const Attention a = read_attention(attention);
     py::gil_scoped_release release;
     attention_cpu(a, threads);
+  });
+  // Plain numbers one by one: a call a layer and token, where building tuples would cost more.
+  m.def("linear_cpu", [](int64_t rows, int64_t in, int64_t out, int dtype, uintptr_t x,
+                         int64_t x_stride, uintptr_t weight, int64_t weight_stride, uintptr_t bias,
+                         uintptr_t y, const py::object& lora, int threads) {
+    const Linear l = read_linear(rows, in, out, static_cast<DType>(dtype), x, x_stride, weight,
+                                 weight_stride, bias, y, lora);
+    py::gil_scoped_release release;
+    linear_cpu(l, threads);
   });
 
 #ifdef CROSSFADE_CUDA

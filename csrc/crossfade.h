@@ -87,10 +87,24 @@ struct Attention {
   void* out;                     // [rows, tokens, heads, value_size]
 };
 
+// y = x weight^T + bias + ((x a^T) * scale) b^T, with sums in float32. x [rows, in] and y [rows,
+// out], which is contiguous, have the weight's dtype, as bias, a and b do.
+struct Linear {
+  int64_t rows, in, out, rank;  // rank 0: no a, b and scale
+  Matrix x, weight;             // weight [out, in]
+  const void* bias;             // [out], or null
+  Matrix a, b;                  // [rank, in] and [out, rank]
+  const float* scale;           // of row r: scale[r / scale_rows * scale_stride], [rank]
+  int64_t scale_stride, scale_rows;
+  void* y;
+};
+
 // out[rows, vocab]: normalised log-probs, NaN in a bad row.
 void blend_cpu(const Blend& blend, float* out, int threads);
 void blend_sample_cpu(const Blend& blend, const Sampling& sampling, int threads);
 void attention_cpu(const Attention& attention, int threads);
+// A row of y does not depend on the other rows, nor on the number of threads.
+void linear_cpu(const Linear& linear, int threads);
 const char* cpu_isa();  // what the CPU path runs with here: "avx512", "avx2" or "baseline"
 
 #ifdef CROSSFADE_CUDA

@@ -11,6 +11,7 @@ namespace crossfade {
   void blend_rows(const Blend&, float*, int);                 \
   void blend_sample_rows(const Blend&, const Sampling&, int); \
   void attention_rows(const Attention&, int);                 \
+  void linear_rows(const Linear&, int);                       \
   }
 CF_DECLARE(baseline)
 #ifdef __x86_64__
@@ -26,7 +27,11 @@ struct Kernels {
   decltype(&baseline::blend_rows) blend;
   decltype(&baseline::blend_sample_rows) blend_sample;
   decltype(&baseline::attention_rows) attention;
+  decltype(&baseline::linear_rows) linear;
 };
+
+#define CF_KERNELS(isa) \
+  Kernels { #isa, isa::blend_rows, isa::blend_sample_rows, isa::attention_rows, isa::linear_rows }
 
 // CROSSFADE_ISA names a lesser instruction set, for tests.
 Kernels choose() {
@@ -36,12 +41,12 @@ Kernels choose() {
   __builtin_cpu_init();
   if (may("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    return {"avx512", avx512::blend_rows, avx512::blend_sample_rows, avx512::attention_rows};
+    return CF_KERNELS(avx512);
   if (may("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c"))
-    return {"avx2", avx2::blend_rows, avx2::blend_sample_rows, avx2::attention_rows};
+    return CF_KERNELS(avx2);
 #endif
-  return {"baseline", baseline::blend_rows, baseline::blend_sample_rows, baseline::attention_rows};
+  return CF_KERNELS(baseline);
 }
 
 const Kernels& kernels() {
@@ -61,6 +66,10 @@ void blend_sample_cpu(const Blend& blend, const Sampling& sampling, int threads)
 
 void attention_cpu(const Attention& attention, int threads) {
   if (attention.rows > 0 && attention.tokens > 0) kernels().attention(attention, threads);
+}
+
+void linear_cpu(const Linear& linear, int threads) {
+  if (linear.rows > 0 && linear.out > 0) kernels().linear(linear, threads);
 }
 
 const char* cpu_isa() { return kernels().isa; }

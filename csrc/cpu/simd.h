@@ -85,6 +85,32 @@ inline F32 load_as(DType dtype, const void* data, int64_t i) {
   }
 }
 
+// The first `count` < kLanes numbers from element `i` of `data` on, then zeros.
+inline F32 load_first(DType dtype, const void* data, int64_t i, int64_t count) {
+  const size_t size = dtype == DType::f32 ? 4 : 2;
+  const char* from = static_cast<const char*>(data) + i * size;
+#if defined(__AVX512F__)
+  const __mmask16 lanes = (1u << count) - 1;
+  if (dtype == DType::f32) return _mm512_maskz_loadu_ps(lanes, from);
+  const __m256i numbers = _mm256_maskz_loadu_epi16(lanes, from);
+#else
+  float numbers[kLanes] = {};
+  std::memcpy(numbers, from, count * size);
+#endif
+  return load_as(dtype, &numbers, 0);
+}
+
+// a * b + c: in one rounding where the instruction set has that.
+inline F32 fma(F32 a, F32 b, F32 c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 inline F32 max(F32 a, F32 b) {
 #if defined(__AVX512F__)
   return _mm512_max_ps(a, b);
@@ -123,6 +149,62 @@ inline double sum_of(F32 v) {
   double s = 0;
   for (int i = 0; i < kLanes; ++i) s += v[i];
   return s;
+}
+
+// The sums of four vectors. Each is taken in the same order: halves of the vector are added, then
+// halves of that, and so on.
+typedef float F32x4 __attribute__((vector_size(16)));
+
+inline F32x4 sums_of(F32 a, F32 b, F32 c, F32 d) {
+#define CF_ADD(v, w, low, high) \
+  __builtin_shufflevector(v, w, CF_LANES low) + __builtin_shufflevector(v, w, CF_LANES high)
+#define CF_LANES(...) __VA_ARGS__
+#if defined(__AVX512F__)
+  const auto halves = [](F32 v, F32 w) {
+    return CF_ADD(v, w, (0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
+                  (8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31));
+  };
+  const F32 ab = halves(a, b), cd = halves(c, d);
+  const F32 s = CF_ADD(ab, cd, (0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27),
+                       (4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31));
+  const F32 t = CF_ADD(s, s, (0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13),
+                       (2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15));
+  return CF_ADD(t, t, (0, 4, 8, 12), (1, 5, 9, 13));
+#elif defined(__AVX2__)
+  const auto halves = [](F32 v, F32 w) {
+    return CF_ADD(v, w, (0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15));
+  };
+  const F32 ab = halves(a, b), cd = halves(c, d);
+  const F32 s = CF_ADD(ab, cd, (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15));
+  return CF_ADD(s, s, (0, 4, 2, 6), (1, 5, 3, 7));
+#else
+  const F32 ab = CF_ADD(a, b, (0, 1, 4, 5), (2, 3, 6, 7));
+  const F32 cd = CF_ADD(c, d, (0, 1, 4, 5), (2, 3, 6, 7));
+  return CF_ADD(ab, cd, (0, 2, 4, 6), (1, 3, 5, 7));
+#endif
+#undef CF_LANES
+#undef CF_ADD
+}
+
+inline uint16_t to_bf16(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  if (x != x) return (bits >> 16) | 0x40;
+  return (bits + 0x7FFFu + (bits >> 16 & 1)) >> 16;
+}
+
+inline uint16_t to_f16(float x) {
+#if defined(__AVX2__)
+  return _cvtss_sh(x, 0);
+#else
+  const uint32_t bits = bit_cast<uint32_t>(x), size = bits & 0x7FFFFFFFu;
+  const uint32_t sign = (bits ^ size) >> 16;
+  if (size > 0x7F800000u) return sign | 0x7E00u;
+  if (size >= 0x47800000u) return sign | 0x7C00u;  // 2^16 and more
+  // below 2^-14 the sum with 1/2 rounds to multiples of 2^-24, the denormals
+  if (size < 0x38800000u)
+    return sign | (bit_cast<uint32_t>(bit_cast<float>(size) + 0.5f) - 0x3F000000u);
+  return sign | ((size - (112u << 23) + 0xFFFu + (size >> 13 & 1)) >> 13);
+#endif
 }
 
 // True in the lanes that are +-inf or NaN.

@@ -1,7 +1,8 @@
-"""Kernels: blending, sampling, attention. Each op has one truth, `reference`, and fast backends."""
+"""Kernels: blending, sampling, and what a decoding step runs most. Each op has one truth."""
 
 from .api import blend, blend_sample
 from .attention import attend_
+from .linear import Lora, linear
 from .types import BlendSample, Support
 
-__all__ = ["BlendSample", "Support", "attend_", "blend", "blend_sample"]
+__all__ = ["BlendSample", "Lora", "Support", "attend_", "blend", "blend_sample", "linear"]

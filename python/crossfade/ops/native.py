@@ -102,6 +102,53 @@ def blend(
     return out
 
 
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, lora: tuple[Tensor, Tensor, Tensor] | None
+) -> Tensor:
+    """`ops.linear` on a CPU: checked tensors, unit column strides in weight, a and b."""
+    out, inner = weight.shape
+    if x.dim() == 2:
+        rows = x.shape[0]
+        stride, columns = x.stride()
+        if columns != 1 and inner > 1:
+            x, stride = x.contiguous(), inner
+        y = torch.empty(rows, out, dtype=x.dtype)
+    else:
+        shape = x.shape[:-1]
+        x, stride = x.contiguous(), inner
+        rows = x.numel() // inner
+        y = torch.empty(*shape, out, dtype=x.dtype)
+    deltas = None
+    if lora is not None:
+        a, b, scale = lora
+        scale = scale if scale.stride(1) == 1 else scale.contiguous()
+        deltas = (
+            a.shape[0],
+            a.data_ptr(),
+            a.stride(0),
+            b.data_ptr(),
+            b.stride(0),
+            scale.data_ptr(),
+            scale.stride(0),
+            rows // scale.shape[0] if rows else 1,
+        )
+    _native.linear_cpu(
+        rows,
+        inner,
+        out,
+        DTYPE_CODES[x.dtype],
+        x.data_ptr(),
+        stride,
+        weight.data_ptr(),
+        weight.stride()[0],
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        deltas,
+        torch.get_num_threads(),
+    )
+    return y
+
+
 def blend_sample(
     logits: Sequence[Tensor],
     weights: tuple[float, ...] | Tensor,

@@ -1,0 +1,191 @@
+"""A linear layer for the few rows of a decoding step, with batched low-rank deltas.
+
+Generic products reach a fraction of the memory's bandwidth, or of the processor's speed, at 1 to 64
+rows. The native kernel reads the weights once, as they lie, for all rows and all adapters.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import backends, check, native
+
+# F.linear is as fast from here on: in bfloat16 soon, where the processor multiplies it as it is.
+MOST_NATIVE_ROWS = {torch.float32: 256, torch.bfloat16: 16, torch.float16: 256}
+CPU = torch.device("cpu")
+
+
+class Lora(NamedTuple):
+    """Low-rank deltas of one layer: R ranks, those of all adapters stacked."""
+
+    a: Tensor  # [R, in]
+    b: Tensor  # [out, R]
+    scale: Tensor  # [rows, R] float32: an adapter's scaling, 0 in rows that do not use it
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    lora: Lora | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """A linear layer, fast where x has few rows, with each row's own low-rank adapters.
+
+    The same in torch::
+
+        y = x @ weight.T + bias + ((x @ lora.a.T) * lora.scale) @ lora.b.T
+
+    The native kernel sums in float32 whatever the dtype, and in an order of its own: a row of y
+    depends bit for bit on that row of x (and of scale) alone, not on the rest of the batch nor on
+    the number of threads. A row whose scale is 0 throughout is the plain layer's.
+
+    Args:
+        x: ``[..., in]``, float32, bfloat16 or float16; its leading dimensions are the rows.
+        weight: ``[out, in]`` in x's dtype, used as it is: nothing is packed or copied.
+        bias: ``[out]`` in x's dtype, or None.
+        lora: deltas, with `a` ``[R, in]`` and `b` ``[out, R]`` in x's dtype and `scale` float32:
+            ``[rows, R]``, or ``[x.shape[0], R]`` to serve all rows of each ``x[i]``.
+        backend: "native" (CPUs), "reference" (the torch formula), or None: native on a CPU for at
+            most `MOST_NATIVE_ROWS` rows where no gradient is wanted and the columns of weight, a
+            and b are contiguous; else the formula, which is differentiable.
+
+    Returns:
+        ``[..., out]`` in x's dtype.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+    """
+    _check(x, weight, bias, lora)
+    if backend not in (None, "native", "reference"):
+        raise ValueError(f"backend is {backend!r}; it must be None, 'native' or 'reference'")
+    if backend == "reference":
+        return _formula(x, weight, bias, lora)
+    if torch.compiler.is_compiling() and x.is_cpu and not _wants_gradient(x, weight, bias, lora):
+        a, b, scale = (None, None, None) if lora is None else lora
+        return torch.ops.crossfade.linear(x, weight, bias, a, b, scale, backend)
+    return _run(x, weight, bias, lora, backend)
+
+
+def _run(
+    x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None, backend: str | None
+) -> Tensor:
+    if backend is None and x.numel() > MOST_NATIVE_ROWS[x.dtype] * weight.shape[1]:
+        return _formula(x, weight, bias, lora)
+    reason = _why_not(x, weight, bias, lora)
+    if reason is None:
+        return native.linear(x, weight, bias, lora)
+    if backend is not None:
+        raise ValueError(f"backend is {backend!r}, which cannot run this: {reason}")
+    return _formula(x, weight, bias, lora)
+
+
+def _formula(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) -> Tensor:
+    y = F.linear(x, weight, bias)
+    if lora is None:
+        return y
+    down, scale = F.linear(x, lora.a), lora.scale
+    if scale.shape[0] == x.shape[0] and x.dim() > 2:
+        scale = scale.view(-1, *(1,) * (x.dim() - 2), scale.shape[1])
+    else:
+        scale = scale.reshape(down.shape)
+    return y + F.linear((down * scale).to(x.dtype), lora.b)
+
+
+def _wants_gradient(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    return any(t is not None and t.requires_grad for t in (x, weight, bias, *(lora or ())))
+
+
+def _why_not(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) -> str | None:
+    """Why the native kernel cannot take these; None if it can."""
+    if not x.is_cpu:
+        return f"x is on {x.device}; the kernel is for CPUs"
+    if _wants_gradient(x, weight, bias, lora):
+        return "an argument requires a gradient, which the kernel does not give"
+    if weight.stride()[1] != 1 and weight.shape[1] > 1:
+        return f"weight has column stride {weight.stride(1)}; it must be 1"
+    if lora is not None:
+        for name, t in (("lora.a", lora.a), ("lora.b", lora.b)):
+            if t.stride()[1] != 1 and t.shape[1] > 1:
+                return f"{name} has column stride {t.stride(1)}; it must be 1"
+    return backends.why_not("native", CPU)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is a {type(x).__name__}; it must be a tensor")
+    dtype = x.dtype
+    if dtype not in check.MATRIX_DTYPES:
+        raise TypeError(f"x has dtype {dtype}; it must be float32, bfloat16 or float16")
+    _check_like_x("weight", weight, x)
+    shape = weight.shape
+    if len(shape) != 2 or shape[1] == 0:
+        raise ValueError(f"weight has shape {list(shape)}; it must be [out, in], in at least 1")
+    if x.dim() == 0 or x.shape[-1] != shape[1]:
+        raise ValueError(
+            f"x has shape {list(x.shape)}; it must be [..., {shape[1]}], as weight has columns"
+        )
+    if bias is not None:
+        _check_like_x("bias", bias, x)
+        if bias.dim() != 1 or bias.shape[0] != shape[0]:
+            raise ValueError(f"bias has shape {list(bias.shape)}; it must be [{shape[0]}]")
+        if bias.stride(0) != 1 and shape[0] > 1:
+            raise ValueError(f"bias has stride {bias.stride(0)}; it must be 1")
+    if lora is not None:
+        _check_lora(lora, x, shape[0])
+
+
+def _check_lora(lora: Lora, x: Tensor, out: int) -> None:
+    if not isinstance(lora, Lora):
+        raise TypeError(f"lora is a {type(lora).__name__}; it must be a Lora or None")
+    a, b, scale = lora
+    inner = x.shape[-1]
+    _check_like_x("lora.a", a, x)
+    if a.dim() != 2 or a.shape[1] != inner:
+        raise ValueError(f"lora.a has shape {list(a.shape)}; it must be [R, {inner}]")
+    rank = a.shape[0]
+    _check_like_x("lora.b", b, x)
+    if b.dim() != 2 or b.shape != (out, rank):
+        raise ValueError(f"lora.b has shape {list(b.shape)}; it must be [{out}, {rank}]")
+    _check_like_x("lora.scale", scale, x, torch.float32)
+    rows = x.numel() // inner
+    if scale.dim() != 2 or scale.shape[1] != rank or scale.shape[0] not in (rows, x.shape[0]):
+        groups = "" if x.dim() < 3 else f" or [{x.shape[0]}, {rank}]"
+        raise ValueError(
+            f"lora.scale has shape {list(scale.shape)}; it must be [{rows}, {rank}]{groups}"
+        )
+
+
+def _check_like_x(name: str, t: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} is a {type(t).__name__}; it must be a tensor")
+    if t.dtype != (dtype or x.dtype):
+        like = "" if dtype else ", as x"
+        raise TypeError(f"{name} has dtype {t.dtype}; it must be {dtype or x.dtype}{like}")
+    if t.device != x.device:
+        raise ValueError(f"{name} is on {t.device}; it must be on {x.device}, as x")
+
+
+# As torch.compile sees it. Eager calls never come here: see registry.py.
+torch.library.define(
+    "crossfade::linear",
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor? a, Tensor? b, Tensor? scale, str? backend) "
+    "-> Tensor",
+)
+
+
+@torch.library.impl("crossfade::linear", "CompositeExplicitAutograd")
+def _linear(x, weight, bias, a, b, scale, backend):
+    return _run(x, weight, bias, None if a is None else Lora(a, b, scale), backend)
+
+
+@torch.library.register_fake("crossfade::linear")
+def _linear_fake(x, weight, bias, a, b, scale, backend):
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
