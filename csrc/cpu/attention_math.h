@@ -130,26 +130,24 @@ struct Strided {
   int64_t stride;
 };
 
-// Scores as dot products, for R query rows: scores[r][s] = query[r] . keys[s]
+// Scores as dot products, for R query rows: scores[r][s] = query[r] . keys[s]. The keys are read in
+// the order in which they lie, which hardware prefetching needs.
 template <int R, class T>
 inline void dots_of(const float* query, int64_t query_stride, const T* const* keys, int64_t size,
                     float* scores, int64_t scores_stride) {
   F32 sum[R][kLanes];
-#pragma GCC unroll 4
-  for (int s = 0; s < kLanes; s += 4) {
-    F32 part[R][4] = {};
+  for (int s = 0; s < kLanes; ++s) {
+    F32 part[R] = {};
     int64_t d = 0;
-    for (; d + kLanes <= size; d += kLanes)
-      for (int r = 0; r < R; ++r)
-        for (int i = 0; i < 4; ++i)
-          part[r][i] += load(query + r * query_stride + d) * load(keys[s + i] + d);
-    if (d < size)
-      for (int i = 0; i < 4; ++i) {
-        const F32 k = load_up_to(keys[s + i] + d, size - d);
-        for (int r = 0; r < R; ++r) part[r][i] += load(query + r * query_stride + d) * k;
-      }
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < 4; ++i) sum[r][s + i] = part[r][i];
+    for (; d + kLanes <= size; d += kLanes) {
+      const F32 k = load(keys[s] + d);
+      for (int r = 0; r < R; ++r) part[r] += load(query + r * query_stride + d) * k;
+    }
+    if (d < size) {
+      const F32 k = load_up_to(keys[s] + d, size - d);
+      for (int r = 0; r < R; ++r) part[r] += load(query + r * query_stride + d) * k;
+    }
+    for (int r = 0; r < R; ++r) sum[r][s] = part[r];
   }
   for (int r = 0; r < R; ++r) store(scores + r * scores_stride, sums_of(sum[r]));
 }
@@ -162,13 +160,23 @@ inline void dots(const float* query, int64_t query_stride, int64_t rows, Strided
     const T* key[kLanes];
     for (int i = 0; i < kLanes; ++i)  // past the end, the last one again
       key[i] = keys.data + std::min(s + i, count - 1) * keys.stride;
-    int64_t r = 0;
-    for (; r + 2 <= rows; r += 2)
-      dots_of<2>(query + r * query_stride, query_stride, key, size, scores + r * scores_stride + s,
-                 scores_stride);
-    if (r < rows)
-      dots_of<1>(query + r * query_stride, query_stride, key, size, scores + r * scores_stride + s,
-                 scores_stride);
+    for (int64_t r = 0; r < rows; r += 4) {
+      const float* from = query + r * query_stride;
+      float* to = scores + r * scores_stride + s;
+      switch (std::min<int64_t>(rows - r, 4)) {
+        case 1:
+          dots_of<1>(from, query_stride, key, size, to, scores_stride);
+          break;
+        case 2:
+          dots_of<2>(from, query_stride, key, size, to, scores_stride);
+          break;
+        case 3:
+          dots_of<3>(from, query_stride, key, size, to, scores_stride);
+          break;
+        default:
+          dots_of<4>(from, query_stride, key, size, to, scores_stride);
+      }
+    }
   }
 }
 
