@@ -134,9 +134,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) ->
         )
     if bias is not None:
         _check_like_x("bias", bias, x)
-        if bias.dim() != 1 or bias.shape[0] != shape[0]:
+        if bias.shape != shape[:1]:
             raise ValueError(f"bias has shape {list(bias.shape)}; it must be [{shape[0]}]")
-        if bias.stride(0) != 1 and shape[0] > 1:
+        if bias.stride() != (1,) and shape[0] > 1:  # stride(0) takes thrice the time
             raise ValueError(f"bias has stride {bias.stride(0)}; it must be 1")
     if lora is not None:
         _check_lora(lora, x, shape[0])
@@ -152,7 +152,7 @@ def _check_lora(lora: Lora, x: Tensor, out: int) -> None:
         raise ValueError(f"lora.a has shape {list(a.shape)}; it must be [R, {inner}]")
     rank = a.shape[0]
     _check_like_x("lora.b", b, x)
-    if b.dim() != 2 or b.shape != (out, rank):
+    if b.shape != (out, rank):
         raise ValueError(f"lora.b has shape {list(b.shape)}; it must be [{out}, {rank}]")
     _check_like_x("lora.scale", scale, x, torch.float32)
     rows = x.numel() // inner
@@ -166,7 +166,7 @@ def _check_lora(lora: Lora, x: Tensor, out: int) -> None:
 def _check_like_x(name: str, t: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} is a {type(t).__name__}; it must be a tensor")
-    if t.dtype != (dtype or x.dtype):
+    if t.dtype is not (dtype or x.dtype):
         like = "" if dtype else ", as x"
         raise TypeError(f"{name} has dtype {t.dtype}; it must be {dtype or x.dtype}{like}")
     if t.device != x.device:

@@ -121,15 +121,15 @@ def linear(
     deltas = None
     if lora is not None:
         a, b, scale = lora
-        scale = scale if scale.stride(1) == 1 else scale.contiguous()
+        scale = scale if scale.stride()[1] == 1 else scale.contiguous()
         deltas = (
             a.shape[0],
             a.data_ptr(),
-            a.stride(0),
+            a.stride()[0],
             b.data_ptr(),
-            b.stride(0),
+            b.stride()[0],
             scale.data_ptr(),
-            scale.stride(0),
+            scale.stride()[0],
             rows // scale.shape[0] if rows else 1,
         )
     _native.linear_cpu(
