@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import models, ops, presets
     from .blend import Blend, Model, ValueHead, as_blend, power_mean
-    from .decoding import Output, Scores, decode, generate, score
+    from .decoding import Engine, Output, Scores, decode, generate, score
     from .formula import parse
     from .ops import Support
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # do not wait for transformers.
 _HOME = {
     "Blend": "blend",
+    "Engine": "decoding",
     "Model": "blend",
     "Output": "decoding",
     "Scores": "decoding",
@@ -33,6 +34,7 @@ _MODULES = ("models", "ops", "presets")
 
 __all__ = [
     "Blend",
+    "Engine",
     "Model",
     "Output",
     "Scores",

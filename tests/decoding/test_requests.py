@@ -121,7 +121,7 @@ def test_terms_with_prompts_of_their_own_lengths(
     # the three are rows of one batch: the model ran once a step, not three times
     (stats,) = out.stats.models
     assert stats.names == blend.names
-    assert stats.forwards == out.logprobs.shape[1]
+    assert stats.forwards == 1 + out.logprobs.shape[1]  # the prompts, and each step
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_past_the_end(base: PreTrainedModel, batch: Batch) -> None:
     assert (out.logprobs[~past] < 0).all()
     assert not out.failed.any()
     assert out.stats.tokens == int(out.lengths.sum())
-    assert out.stats.models[0].forwards == out.logprobs.shape[1]
+    assert out.stats.models[0].forwards == 1 + out.logprobs.shape[1]
     read = int(batch["attention_mask"].sum() + (out.lengths - 1).sum())
     assert out.stats.models[0].tokens == read
     assert out.stats.cache_bytes > 0

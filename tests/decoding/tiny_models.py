@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     Gemma3ForCausalLM,
@@ -24,7 +25,7 @@ EOS, PAD, BOS = 1, 0, 2
 SIZES = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
 IDS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
-LONG = {"max_position_embeddings": 128}
+LONG = {"max_position_embeddings": 512}
 UNTIED = {"tie_word_embeddings": False}  # tied random models repeat their last token for ever
 
 
@@ -35,7 +36,7 @@ def llama() -> PreTrainedModel:
 def gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=128, **IDS, **UNTIED
+            vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=512, **IDS, **UNTIED
         )
     )
 
@@ -69,6 +70,27 @@ def make(shape: str = "llama", seed: int = 0) -> PreTrainedModel:
         if weight.dim() > 1:
             scale = 0.6 if "embed" in name or "wte" in name or "lm_head" in name else 0.3
             torch.nn.init.normal_(weight, std=scale)
+    return model
+
+
+def lora(
+    seed: int,
+    model: PreTrainedModel | PeftModel,
+    name: str,
+    rank: int = 2,
+    modules: Sequence[str] = ("q_proj", "down_proj"),
+    **options: object,
+) -> PeftModel:
+    """Add an adapter with weights that matter (LoRA's own start is the identity)."""
+    config = LoraConfig(r=rank, target_modules=list(modules), task_type="CAUSAL_LM", **options)
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+    else:
+        model = get_peft_model(model, config, adapter_name=name)
+    torch.manual_seed(seed)
+    for key, weight in model.named_parameters():
+        if name in key:
+            torch.nn.init.normal_(weight, std=0.5)
     return model
 
 

@@ -1,8 +1,9 @@
 """Decoding: the loop that draws from a blend, its inputs and settings, and the ways into it."""
 
+from .engine import Engine
 from .generation import generate
 from .hook import decode
 from .output import ModelStats, Output, Scores, Stats
 from .scoring import score
 
-__all__ = ["ModelStats", "Output", "Scores", "Stats", "decode", "generate", "score"]
+__all__ = ["Engine", "ModelStats", "Output", "Scores", "Stats", "decode", "generate", "score"]

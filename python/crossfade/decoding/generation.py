@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,10 +13,14 @@ from ..blend import Blend, as_blend
 from ..ops import check
 from ..terms import underlying
 from ..vocabulary import check_vocabularies
-from . import loop, settings
+from . import settings
+from .driver import Driver
+from .engine import Engine
 from .inputs import Prompts, Requests, read_requests, term_prompts
+from .loop import Job
 from .output import Output, Stats
-from .runner import Runner
+from .prefix import PrefixCache
+from .term_model import term_models
 
 Seed = int | Sequence[int] | Tensor | None
 
@@ -36,6 +39,11 @@ def generate(
     seed: Seed = None,
     return_term_logprobs: bool = False,
     return_kl_to_base: bool = False,
+    max_batch: int | None = None,
+    progress: bool | None = None,
+    engine: Engine | None = None,
+    cache: PrefixCache | None = None,
+    return_cache: bool = False,
     **arguments: Any,
 ) -> Output | Tensor:
     """Decode a blend, with the arguments of Hugging Face's ``model.generate``.
@@ -63,6 +71,15 @@ def generate(
             request (`num_return_sequences`) draws from stream ``i + (j << 32)``.
         return_term_logprobs: also give each term's log-prob of each token.
         return_kl_to_base: also give each step's divergence from the first term.
+        max_batch: rows decoded at a time; one that ends gives its place to the next, so that a
+            long list runs at the rate of a full batch. None takes 32 on CPUs and 64 on GPUs.
+            Where logits processors, stopping criteria or a streamer read all rows at one step,
+            rows go in batches of whole requests, by default all at once.
+        progress: show a bar on stderr; by default where there are more rows than `max_batch`.
+        engine: how the models are run; see `Engine`.
+        cache: `Output.cache` of an earlier call of the same models and rows: of each prompt, no
+            model reads again what it read there. Prompts are given whole.
+        return_cache: also give `Output.cache`. All rows are decoded at a time then.
         **arguments: the fields of ``GenerationConfig``.
 
     Returns:
@@ -75,6 +92,14 @@ def generate(
     blend = as_blend(blend)
     check.flag("return_term_logprobs", return_term_logprobs)
     check.flag("return_kl_to_base", return_kl_to_base)
+    settings.check_int("max_batch", max_batch, 1)
+    if progress is not None:
+        check.flag("progress", progress)
+    check.flag("return_cache", return_cache)
+    if cache is not None and not isinstance(cache, PrefixCache):
+        raise TypeError(f"cache is a {type(cache).__name__}; it must be the cache of an Output")
+    if engine is not None and not isinstance(engine, Engine):
+        raise TypeError(f"engine is a {type(engine).__name__}; it must be a crossfade.Engine")
     for name, x in (
         ("logits_processor", logits_processor),
         ("stopping_criteria", stopping_criteria),
@@ -88,8 +113,8 @@ def generate(
     vocabulary = check_vocabularies(blend, tokenizer)
     tokenizer = tokenizer_of(blend, tokenizer)
     base: Any = underlying(blend.terms[0].model)
-    runner = Runner(blend)
-    device = runner.device
+    models = term_models(blend)
+    device = models[0].device
 
     config = settings.resolve(base, generation_config, arguments)
     base._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=device)
@@ -103,15 +128,22 @@ def generate(
     ids = prompts[0].ids.to(device)
     asked = settings.stated("max_length", arguments, generation_config, base.generation_config)
     settings.set_lengths(base, config, asked is not None, ids.shape[1])
-    processors = base._get_logits_processor(
-        generation_config=config,
-        input_ids_seq_length=ids.shape[1],
-        encoder_input_ids=ids,
-        prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-        logits_processor=LogitsProcessorList(logits_processor or ()),
-        device=device,
-        model_kwargs={"attention_mask": prompts[0].mask.to(device)},
-    )
+    mask = prompts[0].mask.to(device)
+
+    def processors(rows: Sequence[int]) -> LogitsProcessorList:
+        """Hugging Face's list for a batch of rows, as if they were all."""
+        batch = [row // copies for row in rows]
+        allowed = prefix_allowed_tokens_fn
+        return base._get_logits_processor(
+            generation_config=config,
+            input_ids_seq_length=ids.shape[1],
+            encoder_input_ids=ids[batch],
+            prefix_allowed_tokens_fn=allowed and (lambda i, written: allowed(rows[i], written)),
+            logits_processor=LogitsProcessorList(logits_processor or ()),
+            device=device,
+            model_kwargs={"attention_mask": mask[batch]},
+        )
+
     criteria = base._get_stopping_criteria(
         generation_config=config,
         stopping_criteria=StoppingCriteriaList(stopping_criteria or ()),
@@ -119,6 +151,7 @@ def generate(
     )
     job = new_job(
         prompts,
+        copies,
         processors,
         criteria,
         seeds_and_streams(seed, len(requests), copies, config.do_sample, device),
@@ -128,7 +161,26 @@ def generate(
         term_logprobs=return_term_logprobs,
         kl_to_base=return_kl_to_base,
     )
-    output = run(blend, runner, job, len(requests), copies, vocabulary, tokenizer)
+    whole = cache is not None or return_cache
+    if whole and max_batch is not None and max_batch < job.rows:
+        raise ValueError(
+            f"max_batch is {max_batch}; with cache or return_cache it must be at least the "
+            f"{job.rows} rows"
+        )
+    if whole and engine is not None and engine.simple:
+        raise ValueError("engine is simple, which has no cache to keep; leave it out")
+    driver = Driver(
+        blend,
+        models,
+        job,
+        vocabulary,
+        engine or Engine(),
+        max_batch,
+        progress,
+        cache,
+        return_cache,
+    )
+    output = run(driver, tokenizer)
     as_dict = settings.stated("return_dict_in_generate", arguments, generation_config)
     return output.sequences if as_dict is False else output
 
@@ -141,70 +193,84 @@ def tokenizer_of(blend: Blend, given: Any = None) -> Any:
 
 def new_job(
     prompts: Sequence[Prompts],
-    processors: Sequence[Any],
+    copies: int,
+    processors: Callable[[Sequence[int]], LogitsProcessorList],
     criteria: Sequence[Any],
     seeds_and_streams: tuple[Tensor, Tensor],
     *,
     do_sample: bool,
     **options: Any,
-) -> loop.Job:
-    """A job from Hugging Face's lists, of which the kernel takes temperature and truncation."""
-    processors, sampling = settings.split_processors(processors, do_sample)
-    ends, limits = settings.split_criteria(criteria)
+) -> Job:
+    """A job from Hugging Face's lists, of which the kernel takes temperature and truncation.
+
+    `processors` makes the list for a batch of rows.
+    """
     seeds, streams = seeds_and_streams
-    return loop.Job(
+    rest, sampling = settings.split_processors(processors(range(len(seeds))), do_sample)
+
+    def left(rows: Sequence[int]) -> LogitsProcessorList:
+        return settings.split_processors(processors(rows), do_sample)[0]
+
+    ends = settings.split_criteria(criteria, prompts[0].ids.shape[1])
+    return Job(
         prompts=prompts,
+        copies=copies,
         sampling=sampling,
         seeds=seeds,
         streams=streams,
-        processors=processors,
-        ends=ends,
-        limits=limits,
+        limit=ends.limit,
+        eos=torch.tensor(ends.eos, dtype=torch.int64, device=seeds.device),
+        deadline=ends.deadline,
+        processors=left if rest else None,
+        criteria=ends.others,
         **options,
     )
 
 
-def run(
-    blend: Blend,
-    runner: Runner,
-    job: loop.Job,
-    requests: int,
-    copies: int,
-    vocabulary: int,
-    tokenizer: Any = None,
-) -> Output:
+def run(driver: Driver, tokenizer: Any = None) -> Output:
     """Run a job and put together what it gives."""
-    mixer = loop.Mixer(blend, requests, copies, vocabulary, runner.device)
-    start = time.perf_counter()
-    trace = loop.run(runner, mixer, job)
-    seconds = time.perf_counter() - start
+    driver.run()
+    job, results = driver.job, driver.results
+    lengths = results.lengths[:-1]
+    each = lengths.tolist()
+    new = max(each)
 
-    prompt_length = job.prompts[0].ids.shape[1]
-    lengths = trace.lengths.tolist()
+    def written(x: Tensor | None, fill: float) -> Tensor | None:
+        if x is None:
+            return None
+        past = torch.arange(new, device=x.device) >= lengths[:, None]
+        past = past.view(*past.shape, *[1] * (x.dim() - 2))
+        return x[:-1, :new].masked_fill(past, fill)
+
+    tokens: Any = written(results.tokens, job.pad)
+    prompts = job.prompts[0].repeat(job.copies).ids.to(tokens.device)
     text = None
     if tokenizer is not None:
-        new = trace.ids[:, prompt_length:].tolist()
-        responses = [row[:n] for row, n in zip(new, lengths, strict=True)]
+        responses = [row[:n] for row, n in zip(tokens.tolist(), each, strict=True)]
         text = tokenizer.batch_decode(responses, skip_special_tokens=True)
-    cuda = runner.device.type == "cuda"
+    cuda = driver.device.type == "cuda"
     return Output(
-        sequences=trace.ids,
-        prompt_length=prompt_length,
-        lengths=trace.lengths,
+        sequences=torch.cat([prompts, tokens], dim=1),
+        prompt_length=prompts.shape[1],
+        lengths=lengths,
         text=text,
-        logprobs=torch.stack(trace.logprobs, dim=1),
-        sampled_logprobs=torch.stack(trace.sampled_logprobs, dim=1),
-        finished=trace.finished,
-        failed=trace.failed,
+        logprobs=written(results.logprobs, 0.0),  # type: ignore[arg-type]
+        sampled_logprobs=written(results.sampled_logprobs, 0.0),  # type: ignore[arg-type]
+        finished=results.finished[:-1],
+        failed=results.failed[:-1],
         stats=Stats(
-            tokens=sum(lengths),
-            seconds=seconds,
-            models=runner.stats(read=sum(max(n - 1, 0) for n in lengths)),
-            cache_bytes=runner.cache_bytes,
-            peak_bytes=torch.cuda.max_memory_allocated(runner.device) if cuda else None,
+            tokens=sum(each),
+            seconds=driver.seconds,
+            models=driver.stats(),
+            cache_bytes=driver.cache_bytes,
+            peak_bytes=torch.cuda.max_memory_allocated(driver.device)
+            if cuda
+            else driver.peak_bytes,
+            notes=tuple(driver.notes),
         ),
-        term_logprobs=torch.stack(trace.term_logprobs, dim=1) if job.term_logprobs else None,
-        kl_to_base=torch.stack(trace.kl_to_base, dim=1) if job.kl_to_base else None,
+        term_logprobs=written(results.term_logprobs, 0.0),
+        kl_to_base=written(results.kl_to_base, 0.0),
+        cache=driver.cache,
     )
 
 

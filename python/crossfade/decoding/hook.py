@@ -12,9 +12,11 @@ from ..blend import as_blend
 from ..terms import underlying
 from ..vocabulary import check_vocabularies
 from . import settings
+from .driver import Driver
+from .engine import Engine
 from .generation import Seed, all_prompts, new_job, run, seeds_and_streams, tokenizer_of
 from .inputs import read_requests
-from .runner import Runner, positions_of
+from .term_model import positions_of, term_models
 
 
 def decode(
@@ -66,18 +68,19 @@ def decode(
     stated = generation_config._pad_token_tensor
     pad = 0 if stated is None else int(stated)
 
-    runner = Runner(blend)
+    models = term_models(blend)
     sample = bool(generation_config.do_sample)
     job = new_job(
         all_prompts(blend, requests, tokenizer_of(blend), pad),
-        logits_processor,
+        copies,
+        lambda rows: logits_processor,  # it takes all rows at once
         stopping_criteria,
-        seeds_and_streams(seed, len(requests), copies, sample, runner.device),
+        seeds_and_streams(seed, len(requests), copies, sample, models[0].device),
         do_sample=sample,
         pad=pad,
     )
-    vocabulary = check_vocabularies(blend)
-    output = run(blend, runner, job, len(requests), copies, vocabulary)
+    driver = Driver(blend, models, job, check_vocabularies(blend), Engine(), len(input_ids))
+    output = run(driver)
     sequences = output.sequences.to(input_ids.device)
     if generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]

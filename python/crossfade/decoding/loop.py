@@ -1,84 +1,27 @@
-"""The sampling loop: blend, process, draw, append, until every row has ended."""
+"""The sampling loop: places are filled with rows, all advance in step, and are filled again."""
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import LogitsProcessorList
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 from .. import ops
-from ..blend import Blend
-from ..ops import BlendSample, check
+from ..ops import BlendSample
+from .graph import Stepper
 from .inputs import Prompts
-from .runner import Runner
+from .mixer import Mixer
+from .rows import Slots
 from .settings import Sampling
-
-
-class Mixer:
-    """A blend's arithmetic for the rows of one call, each request `copies` times."""
-
-    def __init__(
-        self, blend: Blend, requests: int, copies: int, vocabulary: int, device: torch.device
-    ) -> None:
-        self.blend, self.copies = blend, copies
-        self.vocabulary, self.device = vocabulary, device
-        self.weights = self._rows(blend.row_weights(requests, device))
-        self.value_weights = self._rows(blend.row_value_weights(requests, device))
-
-    def _rows(self, weights: tuple[float, ...] | Tensor) -> tuple[float, ...] | Tensor:
-        each = isinstance(weights, Tensor) and weights.dim() == 2
-        return weights.repeat_interleave(self.copies, 0) if each else weights  # type: ignore[union-attr]
-
-    def _inputs(self, logits: Sequence[Tensor]) -> dict[str, Any]:
-        blend = self.blend
-        k = len(blend.terms)
-        return {
-            "logits": logits[:k],
-            "weights": self.weights,
-            "values": logits[k:],
-            "value_weights": self.value_weights,
-            "power": blend.power,
-            "support": blend.support,
-            "vocab_size": self.vocabulary,
-        }
-
-    def log_probs(self, logits: Sequence[Tensor]) -> Tensor:
-        """``[rows, V]`` float32 under the blend."""
-        return ops.blend(**self._inputs(logits))
-
-    def sample(self, logits: Sequence[Tensor], draw: dict[str, Any]) -> BlendSample:
-        return ops.blend_sample(**self._inputs(logits), **draw)
-
-    def term_log_probs(self, logits: Sequence[Tensor]) -> list[Tensor]:
-        """``[rows, V]`` float32 under each term alone."""
-        z = logits[: len(self.blend.terms)]
-        return [t[:, : self.vocabulary].float().log_softmax(dim=-1) for t in z]
-
-    def scores(self, logits: Sequence[Tensor], log_p: Tensor) -> Tensor:
-        """What logits processors read: the blended logits, or log-probs where there are none.
-
-        The geometric blend has logits, ``sum_k w_k z_k + sum_m v_m q_m``: with one term of weight 1
-        the model's own, so that processors which look at the sign of a logit (the repetition
-        penalty) do what they do in Hugging Face. They are `log_p`, shifted so that the best token
-        has its blended logit.
-        """
-        if self.blend.power != 0:
-            return log_p.clone()  # a processor may write into it
-        best = log_p.argmax(dim=-1, keepdim=True)
-        shift = -log_p.gather(1, best)
-        k = len(self.blend.terms)
-        for group, weights in ((logits[:k], self.weights), (logits[k:], self.value_weights)):
-            w = torch.as_tensor(weights, dtype=torch.float32, device=log_p.device)
-            w = w.expand(len(log_p), len(group))
-            for i, z in enumerate(group):
-                score = w[:, i : i + 1] * z.gather(1, best).float()
-                shift = shift + torch.where(w[:, i : i + 1] == 0, 0.0, score)
-        return log_p + shift
 
 
 @dataclass(frozen=True)
@@ -86,149 +29,194 @@ class Job:
     """One call's rows and what is to be done with them."""
 
     prompts: Sequence[Prompts]  # one a term, then one a value
+    copies: int  # rows of each request
     sampling: Sampling
     seeds: Tensor  # [rows] int64
     streams: Tensor  # [rows] int64
     pad: int
-    processors: LogitsProcessorList
-    ends: StoppingCriteriaList
-    limits: StoppingCriteriaList
+    limit: int  # new tokens of a row
+    eos: Tensor  # [n] int64, on the device
+    deadline: float | None  # by time.time()
+    processors: Callable[[Sequence[int]], LogitsProcessorList] | None  # of a batch of rows
+    criteria: Sequence[Any]  # that end rows, besides EOS
     streamer: Any = None
     term_logprobs: bool = False
     kl_to_base: bool = False
 
+    @property
+    def rows(self) -> int:
+        return len(self.seeds)
 
-@dataclass
-class Trace:
-    """What the loop wrote, a column a step."""
+    @property
+    def aligned(self) -> str | None:
+        """Why all rows of a batch must be at the same step; None if they need not be."""
+        if self.processors is not None:
+            return "logits processors read all rows at one step"
+        if any(type(c) is not StopStringCriteria for c in self.criteria):
+            return "stopping criteria read all rows at one step"
+        return None if self.streamer is None else "a streamer takes all rows at one step"
 
-    ids: Tensor
-    lengths: Tensor
-    finished: Tensor
-    failed: Tensor
-    logprobs: list[Tensor] = field(default_factory=list)
-    sampled_logprobs: list[Tensor] = field(default_factory=list)
-    term_logprobs: list[Tensor] = field(default_factory=list)
-    kl_to_base: list[Tensor] = field(default_factory=list)
+    @property
+    def watched(self) -> bool:
+        """Whether the host has something to do after every step."""
+        return self.processors is not None or bool(self.criteria) or self.streamer is not None
 
 
-@torch.no_grad()
-def run(runner: Runner, mixer: Mixer, job: Job) -> Trace:
-    """Decode until all rows have ended. A row without a token to choose ends there, with a warning.
+class Loop:
+    """Decodes rows of a job in the slots of a runner.
 
-    Finished rows get padding, as in Hugging Face; the host waits for the device once a step.
+    Args:
+        rows: of the job, that are to be decoded: first come, first seated.
+        aligned: whether all of them start at once, so that step i is every row's step i.
     """
-    ids = job.prompts[0].repeat(mixer.copies).ids.to(mixer.device)
-    rows = len(ids)
-    no = torch.zeros(rows, dtype=torch.bool, device=mixer.device)
-    trace = Trace(ids, no.long(), no, no)
-    done = no
-    if job.streamer is not None:
-        job.streamer.put(ids.cpu())
 
-    logits = runner.prefill(job.prompts, mixer.copies)
-    step = 0
-    while True:
-        sample = _draw(mixer, job, logits, trace.ids, step)
-        failed = (sample.tokens < 0) & ~done
-        closed = done | failed  # rows that get no token in this step
-        _record(trace, mixer, job, logits, sample, closed)
+    def __init__(
+        self, job: Job, runner: Any, mixer: Mixer, slots: Slots, rows: Sequence[int], aligned: bool
+    ) -> None:
+        self.job, self.runner, self.mixer, self.slots = job, runner, mixer, slots
+        self.waiting = deque(rows)
+        self.seated: dict[int, int] = {}  # slot: row
+        self.free = list(range(len(slots.row)))
+        self.steps = 0
+        self.processors = None if job.processors is None else job.processors(rows)
+        first = job.prompts[0]
+        self.ids: Tensor | None = None  # [rows, prompt + steps], where the rows are aligned
+        if aligned:
+            self.ids = first.ids[[r // job.copies for r in rows]].to(slots.row.device)
+        elif job.criteria:
+            window = max(c.maximum_token_len for c in job.criteria)
+            tail = torch.nn.functional.pad(first.ids, (window, 0), value=job.pad)[:, -window:]
+            self.tails = tail.repeat_interleave(job.copies, 0).to(slots.row.device)
 
-        tokens = sample.tokens.masked_fill(closed, job.pad)
-        trace.ids = torch.cat([trace.ids, tokens[:, None]], dim=1)
-        trace.lengths = trace.lengths + (~closed).long()
-        ended = job.ends(trace.ids, None) & ~closed
-        trace.finished = trace.finished | ended
-        trace.failed = trace.failed | failed
-        done = closed | ended
-        if job.streamer is not None:
-            job.streamer.put(tokens.cpu())
+    def run(self, stepper: Stepper, sync_every: int, on_end: Any) -> None:
+        """Decode until every row has ended or time is up; `on_end` gets the rows that ended."""
+        if self.job.streamer is not None and self.ids is not None:
+            self.job.streamer.put(self.ids.cpu())
+        while self._seat():
+            for _ in range(sync_every):
+                logits = stepper(self.step, self.runner.reserve())
+                self.steps += 1
+            on_end(self._look(logits))
+            if self.job.deadline is not None and time.time() > self.job.deadline:
+                return
 
-        stop = (done | job.limits(trace.ids, None)).all()
-        stop, any_failed = torch.stack([stop, failed.any()]).tolist()
-        if any_failed:
-            _warn(failed.nonzero()[:, 0].tolist(), step, runner, mixer, logits)
-        if stop:
-            break
-        logits = runner.step(tokens.masked_fill(done, 0))  # 0: an id that every model has
-        step += 1
-    if job.streamer is not None:
-        job.streamer.end()
-    return trace
+    def step(self) -> list[Tensor]:
+        """Every model reads a token; the next one is drawn and written down; the logits."""
+        slots = self.slots
+        logits = self.runner.step(slots.tokens, slots.live)
+        sample = self._draw(logits)
+        kl = self.mixer.kl_to_base(logits) if self.job.kl_to_base else None
+        slots.write(sample, kl, self.job.eos)
+        return logits
 
+    def _seat(self) -> bool:
+        """Give free slots to waiting rows; False if no row is left."""
+        slots, self.free = self.free[: len(self.waiting)], self.free[len(self.waiting) :]
+        if slots:
+            rows = [self.waiting.popleft() for _ in slots]
+            self.seated.update(zip(slots, rows, strict=True))
+            self.slots.seat(slots, rows)
+            self.runner.join(slots, rows)
+        return bool(self.seated)
 
-def _draw(mixer: Mixer, job: Job, logits: list[Tensor], ids: Tensor, step: int) -> BlendSample:
-    s = job.sampling
-    draw: dict[str, Any] = {
-        "temperature": s.temperature,
-        "top_k": s.top_k,
-        "top_p": s.top_p,
-        "min_p": s.min_p,
-        "do_sample": s.do_sample,
-        "seed": job.seeds,
-        "stream": job.streams,
-        "step": step,
-    }
-    if not job.processors:
-        return mixer.sample(logits, {**draw, "return_term_logprobs": job.term_logprobs})
+    def _look(self, logits: list[Tensor]) -> list[int]:
+        """Wait for the device, and free the slots of rows that have ended; these rows."""
+        slots, job = self.slots, self.job
+        if self.ids is not None and job.watched:
+            new = slots.results.tokens[slots.row, self.steps - 1]
+            self.ids = torch.cat([self.ids, new[:, None]], dim=1)
+            if job.streamer is not None:
+                job.streamer.put(new.cpu())
+        if job.criteria:
+            slots.end(self._ended() & slots.wrote)
+        live, failed = torch.stack([slots.live, slots.results.failed[slots.row]]).tolist()
+        ended = [s for s in self.seated if not live[s]]
+        for slot in ended:
+            if failed[slot]:
+                self._warn(slot, logits)
+        self.free += ended
+        return [self.seated.pop(s) for s in ended]
 
-    log_p = mixer.log_probs(logits)
-    scores = job.processors(ids, mixer.scores(logits, log_p))  # type: ignore[arg-type]
-    if not isinstance(scores, Tensor) or scores.shape != log_p.shape:
-        found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(
-            f"logits_processor returned {found}; it must return scores {list(log_p.shape)}"
-        )
-    sample = ops.blend_sample([scores.float().contiguous()], [1.0], **draw)
-    at = sample.tokens.clamp(min=0)[:, None]
-    terms = None
-    if job.term_logprobs:
-        terms = torch.cat([t.gather(1, at) for t in mixer.term_log_probs(logits)], dim=1)
-    return sample._replace(logprobs=log_p.gather(1, at)[:, 0], term_logprobs=terms)
+    def _ended(self) -> Tensor:
+        ids = self._window() if self.ids is None else self.ids
+        ended = torch.zeros_like(self.slots.live)
+        for criterion in self.job.criteria:
+            ended |= torch.as_tensor(criterion(ids, None), device=ids.device)
+        return ended
 
+    def _window(self) -> Tensor:
+        """The last tokens of every slot, as many as any stop string may need."""
+        slots = self.slots
+        width = self.tails.shape[1]
+        back = slots.new[:, None] - width + torch.arange(width, device=slots.new.device)
+        row = slots.row.clamp(max=slots.results.rows - 1)[:, None]
+        written = slots.results.tokens[row, back.clamp(min=0)]
+        return torch.where(back < 0, self.tails[row, (back + width).clamp(max=width - 1)], written)
 
-def _record(
-    trace: Trace,
-    mixer: Mixer,
-    job: Job,
-    logits: list[Tensor],
-    sample: BlendSample,
-    closed: Tensor,
-) -> None:
-    trace.logprobs.append(sample.logprobs.masked_fill(closed, 0.0))
-    trace.sampled_logprobs.append(sample.sampled_logprobs.masked_fill(closed, 0.0))
-    if sample.term_logprobs is not None:
-        trace.term_logprobs.append(sample.term_logprobs.masked_fill(closed[:, None], 0.0))
-    if job.kl_to_base:
-        log_p, log_q = mixer.log_probs(logits), mixer.term_log_probs(logits[:1])[0]
-        ratio = torch.where(log_p == -float("inf"), 0.0, log_p - log_q)
-        kl = (log_p.exp() * ratio).sum(dim=-1).clamp(min=0.0)  # below 0 by rounding alone
-        trace.kl_to_base.append(kl.masked_fill(closed, 0.0))
+    def _draw(self, logits: list[Tensor]) -> BlendSample:
+        s, job, slots = self.job.sampling, self.job, self.slots
+        draw: dict[str, Any] = {
+            "temperature": s.temperature,
+            "top_k": s.top_k,
+            "top_p": s.top_p,
+            "min_p": s.min_p,
+            "do_sample": s.do_sample,
+            "seed": slots.seeds,
+            "stream": slots.streams,
+            "step": slots.new,
+        }
+        if self.processors is None:
+            return self.mixer.sample(logits, {**draw, "return_term_logprobs": job.term_logprobs})
+        log_p = self.mixer.log_probs(logits)
+        scores = self._process(self.mixer.scores(logits, log_p))
+        sample = ops.blend_sample([scores.float().contiguous()], [1.0], **draw)
+        at = sample.tokens.clamp(min=0)[:, None]
+        terms = None
+        if job.term_logprobs:
+            each = self.mixer.term_log_probs(logits)
+            terms = torch.cat([t.gather(1, at) for t in each], dim=1)
+        return sample._replace(logprobs=log_p.gather(1, at)[:, 0], term_logprobs=terms)
 
+    def _process(self, scores: Tensor) -> Tensor:
+        """What the logits processors make of the scores; an error of theirs names the request."""
+        processed: Any = scores
+        for processor in self.processors or ():
+            before = processed
+            try:
+                processed = processor(self.ids, before)
+            except Exception as error:
+                where = self._culprit(processor, before)
+                raise RuntimeError(
+                    f"logits_processor {type(processor).__name__} raised {type(error).__name__} at "
+                    f"token {self.steps} of {where}: {error}"
+                ) from error
+        if not isinstance(processed, Tensor) or processed.shape != scores.shape:
+            found = list(processed.shape) if isinstance(processed, Tensor) else processed
+            kind = found if isinstance(found, list) else type(found).__name__
+            raise ValueError(
+                f"logits_processor returned {kind}; it must return scores {list(scores.shape)}"
+            )
+        return processed
 
-def _bad_weights(w: Tensor, power: float) -> bool:
-    """Whether a request's weights, one a term, cannot be blended with."""
-    mean = power != 0 and ((w < 0).any() or (w.sum() - 1).abs() > check.WEIGHT_SUM_TOLERANCE)
-    return bool(mean) or not bool(w.isfinite().all())
+    def _culprit(self, processor: Any, scores: Tensor) -> str:
+        """Which request a processor fails at, as far as calling it for each row alone tells."""
+        ids: Any = self.ids
+        for slot, row in sorted(self.seated.items()):
+            with suppress(Exception):
+                processor(ids[slot : slot + 1], scores[slot : slot + 1])
+                continue
+            return self._name(row)
+        return f"the requests {sorted({r // self.job.copies for r in self.seated.values()})}"
 
+    def _name(self, row: int) -> str:
+        copies = self.job.copies
+        return f"request {row // copies}" + (f", sample {row % copies}" if copies > 1 else "")
 
-def _warn(rows: list[int], step: int, runner: Runner, mixer: Mixer, logits: list[Tensor]) -> None:
-    names = [m.name for m in runner.models]
-    for row in rows:
-        culprits = [
-            n
-            for n, z in zip(names, logits, strict=True)
-            if (z[row, : mixer.vocabulary].isnan() | z[row, : mixer.vocabulary].isposinf()).any()
-        ]
-        why = "no token has a finite score"
-        if culprits:
-            why = f"{' and '.join(culprits)} gave logits that are NaN or infinite"
-        for w, power in ((mixer.weights, mixer.blend.power), (mixer.value_weights, 0.0)):
-            if isinstance(w, Tensor) and _bad_weights(w[row], power):
-                why = f"its weights are {w[row].tolist()}"
-        copy = f", sample {row % mixer.copies}" if mixer.copies > 1 else ""
+    def _warn(self, slot: int, logits: list[Tensor]) -> None:
+        """Say why a row had to end: it still reads its last token, so its logits are the bad."""
+        row = self.seated[slot]
+        why = self.mixer.why_bad(slot, logits, [m.name for m in self.runner.models])
+        token = int(self.slots.results.lengths[row])
         warnings.warn(
-            f"request {row // mixer.copies}{copy} was ended at its token {step}: {why}",
-            RuntimeWarning,
-            stacklevel=2,
+            f"{self._name(row)} was ended at its token {token}: {why}", RuntimeWarning, stacklevel=2
         )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .prefix import PrefixCache
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,17 @@ class Stats:
         seconds: from the first forward to the last token.
         models: one a model and adapter, in the order of their first terms.
         cache_bytes: of all caches at the end.
-        peak_bytes: torch's peak on the first term's device since it was last reset; None on a CPU.
+        peak_bytes: on GPUs torch's peak on the first term's device since it was last reset; on CPUs
+            the caches and results at their largest.
+        notes: what the engine left out, and why.
     """
 
     tokens: int
     seconds: float
     models: tuple[ModelStats, ...]
     cache_bytes: int
-    peak_bytes: int | None
+    peak_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +68,7 @@ class Output:
         term_logprobs: ``[rows, new, terms]`` float32: under each term alone; on demand.
         kl_to_base: ``[rows, new]`` float32, nats: KL(blend at temperature 1 || first term) of each
             step; on demand.
+        cache: for a call that goes on with these rows; on demand.
     """
 
     sequences: Tensor
@@ -74,6 +82,7 @@ class Output:
     stats: Stats
     term_logprobs: Tensor | None = None
     kl_to_base: Tensor | None = None
+    cache: PrefixCache | None = None
 
     @property
     def responses(self) -> list[list[int]]:

@@ -13,9 +13,9 @@ from ..ops import check
 from ..vocabulary import check_vocabularies
 from .generation import all_prompts, tokenizer_of
 from .inputs import Prompts, is_ids, read_requests
-from .loop import Mixer
+from .mixer import Mixer
 from .output import Scores
-from .runner import positions_of, term_models
+from .term_model import positions_of, term_models
 
 
 @torch.no_grad()
@@ -52,7 +52,12 @@ def score(
     written = _responses(responses, tokenizer, len(requests), vocabulary)
     models = term_models(blend)
     device = models[0].device
-    mixer = Mixer(blend, len(requests), 1, vocabulary, device)
+    mixer = Mixer(
+        blend,
+        blend.row_weights(len(requests), device),
+        blend.row_value_weights(len(requests), device),
+        vocabulary,
+    )
 
     tokens, real = _right_pad(written)
     steps = tokens.shape[1]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import logits_process as hf
-from transformers.generation.stopping_criteria import MaxLengthCriteria, MaxTimeCriteria
+from transformers.generation.stopping_criteria import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+)
 
 from ..ops import check
 
@@ -58,7 +62,7 @@ UNSUPPORTED_ARGUMENTS = {
     *("past_key_values", "position_ids", "token_type_ids", "cache_position", "encoder_outputs"),
     *("decoder_input_ids", "decoder_attention_mask", "encoder_input_ids", "logits_to_keep"),
     *("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "image_sizes"),
-    *("input_features", "input_values", "labels", "search", "cache", "return_cache"),
+    *("input_features", "input_values", "labels", "search"),
 }
 
 
@@ -127,9 +131,9 @@ def check_supported(config: GenerationConfig) -> None:
 def _check_numbers(asked: dict[str, Any]) -> None:
     """Types and ranges, before Hugging Face compares what cannot be compared."""
     for name in ("max_new_tokens", "max_length", "num_return_sequences"):
-        _check_int(name, asked.get(name), 1)
+        check_int(name, asked.get(name), 1)
     for name in ("min_new_tokens", "min_length", "no_repeat_ngram_size"):
-        _check_int(name, asked.get(name), 0)
+        check_int(name, asked.get(name), 0)
     for name in SAMPLING:
         if isinstance(asked.get(name), torch.Tensor):
             raise TypeError(f"{name} is a tensor; it must be a number")
@@ -141,7 +145,7 @@ def _check_numbers(asked: dict[str, Any]) -> None:
             check.flag(name, asked[name])
 
 
-def _check_int(name: str, value: Any, lowest: int) -> None:
+def check_int(name: str, value: Any, lowest: int) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
@@ -198,10 +202,27 @@ def _plain(warper: Any) -> bool:
     return removes and getattr(warper, "min_tokens_to_keep", 1) == 1
 
 
-def split_criteria(
-    criteria: Sequence[Any],
-) -> tuple[StoppingCriteriaList, StoppingCriteriaList]:
-    """Criteria that end a response, and limits that cut it."""
-    limits = [c for c in criteria if isinstance(c, (MaxLengthCriteria, MaxTimeCriteria))]
-    ends = [c for c in criteria if not isinstance(c, (MaxLengthCriteria, MaxTimeCriteria))]
-    return StoppingCriteriaList(ends), StoppingCriteriaList(limits)
+class Ends(NamedTuple):
+    """What ends rows."""
+
+    limit: int  # new tokens
+    eos: list[int]
+    deadline: float | None  # by time.time()
+    others: list[Any]  # Hugging Face's and the caller's criteria
+
+
+def split_criteria(criteria: Sequence[Any], prompt_length: int) -> Ends:
+    """Take limits of length and time, and EOS, off the list; what is left is called as it is."""
+    kinds = (MaxLengthCriteria, MaxTimeCriteria, EosTokenCriteria)
+    lengths = [c for c in criteria if type(c) is MaxLengthCriteria]
+    times = [c for c in criteria if type(c) is MaxTimeCriteria]
+    eos = [c for c in criteria if type(c) is EosTokenCriteria]
+    if not lengths:
+        raise ValueError("max_new_tokens and max_length are None; one must limit the response")
+    deadlines = [c.initial_timestamp + c.max_time for c in times]
+    return Ends(
+        limit=min(c.max_length for c in lengths) - prompt_length,
+        eos=[int(token) for c in eos for token in c.eos_token_id],
+        deadline=min(deadlines, default=None),
+        others=[c for c in criteria if type(c) not in kinds],
+    )

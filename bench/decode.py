@@ -1,0 +1,399 @@
+"""What a decoding step costs with crossfade's engine, and with what users write instead.
+
+    python bench/decode.py --json bench/results/decode.json     (--compile adds the compiled engine)
+
+One process, the contenders taking turns; medians over rounds. A step is the difference of two runs'
+times over the difference of their tokens, so prompts, first calls and set-up are not in it. Before
+anything is timed, every contender's tokens are checked against the first one's. On a GPU, models
+have the shapes of Llama 3 and random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import gc
+import heapq
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import crossfade as cf
+import decode_peers as peers
+import torch
+from crossfade.bench import hardware
+from decode_peers import OURS, Contest, Wrong, check, tokens_of
+from torch import Tensor
+from tqdm import tqdm
+
+# of two CPU cores by SmolLM2-135M in float32, after 59 tokens, at batch 1, 4 and 16: what tells a
+# peer that is slower here than it has to be
+KNOWN_GREEDY_MS = {1: 65.6, 4: 130, 16: 244}
+KNOWN_MS = {
+    ("LoRA guides", "PEFT mixed batch"): {1: 118, 4: 225, 16: 413},
+    ("LoRA guides", "three forwards"): {1: 302, 4: 450, 16: 869},
+    ("separate models", "three forwards"): {1: 248, 4: 384, 16: 750},
+}
+MOST_OFF = 0.2
+PACKAGES = ("crossfade", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """`short` and `long`: the new tokens of the two runs that make a step's time."""
+
+    batches: Sequence[int]
+    prompt: int
+    short: int
+    long: int
+    rounds: int
+
+
+def seconds(call: Callable[[], Any], device: str) -> float:
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def used(device: str) -> int | None:
+    """Bytes that are held: torch's on a GPU, the process's own on a CPU; None where unknown."""
+    gc.collect()
+    if device == "cuda":
+        return torch.cuda.memory_allocated()
+    if not Path("/proc/self/status").exists():
+        return None
+    ctypes.CDLL(None).malloc_trim(0)  # what is freed is given back
+    return _process("VmRSS")
+
+
+def peak_of(call: Callable[[], Any], device: str) -> tuple[Any, float | None]:
+    """What `call` gives, and the megabytes that it held at most, over what was held before."""
+    before = used(device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        result = call()
+        return result, rise_mb(torch.cuda.max_memory_allocated(), before)
+    if before is None:
+        return call(), None
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    result = call()
+    return result, rise_mb(_process("VmHWM"), before)
+
+
+def rise_mb(after: int | None, before: int | None) -> float | None:
+    return None if after is None or before is None else round((after - before) / 1e6, 1)
+
+
+def _process(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) << 10 for x in lines if x.startswith(field + ":"))
+
+
+def first_calls(
+    contests: Sequence[Contest], ids: Tensor, sizes: Sizes
+) -> dict[Any, dict[str, Any]]:
+    """Each contender checked, with what its first call takes and what memory it costs."""
+    device = ids.device.type
+    found: dict[Any, dict[str, Any]] = {}
+    for contest in contests:
+        tokens: dict[str, Tensor] = {}
+        for name, run in contest.runs.items():
+            before = used(device)
+            start = time.perf_counter()
+            tokens[name] = tokens_of(run(ids, sizes.short, False))
+            entry: dict[str, Any] = {"first_s": time.perf_counter() - start}
+            entry["kept_mb"] = rise_mb(used(device), before)
+            call = functools.partial(run, ids, sizes.long, contest.sample)
+            result, entry["peak_mb"] = peak_of(call, device)
+            if isinstance(result, cf.Output):
+                entry["cache_mb"] = round(result.stats.cache_bytes / 1e6, 1)
+                entry["notes"] = list(result.stats.notes)
+                for note in result.stats.notes:
+                    print(f"{contest.name}, {name}: {note}", file=sys.stderr)
+            found[contest.name, name] = entry
+        check(contest, ids, tokens)
+    return found
+
+
+def read_gb_per_s(contests: Sequence[Contest], device: str) -> float:
+    """The bandwidth: on a CPU of sums over a model's weights, on a GPU of a large sum or copy."""
+    if device == "cpu":
+        weights = list(contests[0].models[0].parameters())
+        total = sum(p.nbytes for p in weights)
+        with torch.no_grad():
+            flat = [p.flatten() for p in weights]
+            return total / seconds(lambda: [p.sum() for p in flat], device) / 1e9
+    x = torch.zeros(1 << 29, device=device)  # 2 GB
+    calls = [(x.nbytes, x.sum), (2 * x.nbytes, x.clone)]
+    rates = []
+    for nbytes, call in calls:
+        call()
+        torch.cuda.synchronize()
+        rates.append(nbytes / statistics.median(seconds(call, device) for _ in range(5)) / 1e9)
+    return max(rates)
+
+
+def measure(
+    contests: Sequence[Contest], batch: int, sizes: Sizes, rounds: int, limit: float, device: str
+) -> list[dict[str, Any]]:
+    """A row a contender, from rounds in which each has its turn."""
+    generator = torch.Generator().manual_seed(batch)
+    vocabulary = contests[0].models[0].config.vocab_size
+    ids = torch.randint(20, vocabulary, (batch, sizes.prompt), generator=generator).to(device)
+    first = first_calls(contests, ids, sizes)
+    steps: dict[Any, list[float]] = {key: [] for key in first}
+    short: dict[Any, list[float]] = {key: [] for key in first}
+    rates: list[float] = []
+    end = time.monotonic() + limit
+    for _ in tqdm(range(rounds), desc=f"batch {batch}", file=sys.stderr):
+        rates.append(read_gb_per_s(contests, device))
+        for contest in contests:
+            for name, run in contest.runs.items():
+                one, other = (
+                    seconds(functools.partial(run, ids, n, contest.sample), device)
+                    for n in (sizes.short, sizes.long)
+                )
+                steps[contest.name, name].append(1e3 * (other - one) / (sizes.long - sizes.short))
+                short[contest.name, name].append(one)
+        if time.monotonic() > end:
+            break
+    rate, rows = statistics.median(rates), []
+    for contest in contests:
+        tokens = sizes.prompt + (sizes.short + sizes.long) // 2
+        for name in contest.runs:
+            key = (contest.name, name)
+            entry = first[key]
+            setup = max(0.0, entry.pop("first_s") - statistics.median(short[key]))
+            rows.append(
+                {
+                    "set": contest.name,
+                    "contender": name,
+                    "batch": batch,
+                    "step_ms": round(statistics.median(steps[key]), 2),
+                    "steps_ms": [round(t, 2) for t in steps[key]],
+                    "read_ms": round(contest.bytes(batch, tokens) / rate / 1e6, 2),
+                    "read_gb_per_s": round(rate, 1),
+                    "setup_s": round(setup, 1),
+                    **entry,
+                }
+            )
+    return rows
+
+
+def ratio(rows: Sequence[dict[str, Any]], one: Any, other: Any, batch: int) -> float | None:
+    """How many times longer a step of contender `one` takes: the median over rounds."""
+    found = {(r["set"], r["contender"]): r["steps_ms"] for r in rows if r["batch"] == batch}
+    if one not in found or other not in found:
+        return None
+    return statistics.median(x / y for x, y in zip(found[one], found[other], strict=True))
+
+
+def baselines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The recipes over Hugging Face's greedy step, and how far that is from what is known."""
+    result = []
+    for (key, known), batch in ((k, b) for k in KNOWN_MS.items() for b in k[1]):
+        found = ratio(rows, key, ("single", "Hugging Face"), batch)
+        if found is None:
+            continue
+        expected = known[batch] / KNOWN_GREEDY_MS[batch]
+        off = found / expected - 1
+        figures = {"over_greedy": found, "known": expected, "off": off}
+        entry = {"set": key[0], "contender": key[1], "batch": batch}
+        entry |= {name: round(x, 3) for name, x in figures.items()}
+        result.append(entry | {"flagged": abs(off) > MOST_OFF})
+    return result
+
+
+def fixed_steps(lengths: Sequence[int], batch: int) -> int:
+    """Steps of batches that each wait for their longest row."""
+    return sum(max(lengths[i : i + batch]) for i in range(0, len(lengths), batch))
+
+
+def queue_steps(lengths: Sequence[int], batch: int) -> int:
+    """Steps where a row that ends gives its place to the next."""
+    ends = [0] * batch
+    for n in lengths:
+        heapq.heappush(ends, heapq.heappop(ends) + n)
+    return max(ends)
+
+
+def measure_queue(
+    contest: Contest, count: int, batch: int, new: int, rounds: int
+) -> dict[str, Any]:
+    """Requests of unequal lengths in turn and in fixed batches: the same tokens, other steps."""
+    config = contest.models[0].config
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(20, 81, (count,), generator=generator).tolist()
+    prompts = [
+        torch.randint(20, config.vocab_size, (n,), generator=generator).tolist() for n in sizes
+    ]
+
+    def decode(first: int, last: int, ends: list[int] | None) -> list[list[int]]:
+        return cf.generate(
+            contest.blend, prompts[first:last], max_new_tokens=new, do_sample=True,
+            eos_token_id=ends, seed=list(range(first, last)), max_batch=batch, progress=False,
+            **peers.SAMPLING,
+        ).responses  # fmt: skip
+
+    ends = peers.ends_for(decode(0, count, None), shortest=new // 8, mean=new / 2)
+    ways = {
+        "queue": lambda: decode(0, count, ends),
+        "fixed batches": lambda: [
+            row for i in range(0, count, batch) for row in decode(i, min(i + batch, count), ends)
+        ],
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[list[int]]] = {}
+    for _ in tqdm(range(rounds), desc="queue", file=sys.stderr):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            found[name] = way()
+            times[name].append(time.perf_counter() - start)
+    both = list(zip(found["queue"], found["fixed batches"], strict=True))
+    equal = sum(a == b for a, b in both)
+    if equal < 0.9 * count:  # a draw at a near tie may differ, as the products' order does
+        raise Wrong(f"queue: {count - equal} of {count} rows are not those of fixed batches")
+    lengths = [len(row) for row in found["queue"]]
+    if not min(lengths) < max(lengths):
+        raise Wrong(f"queue: all rows have {lengths[0]} tokens")
+    pairs = zip(times["fixed batches"], times["queue"], strict=True)
+    return {
+        "set": contest.name,
+        "requests": count,
+        "max_batch": batch,
+        "tokens": sum(lengths),
+        "lengths": lengths,
+        "rows_equal": equal,
+        "seconds": {name: round(statistics.median(t), 2) for name, t in times.items()},
+        "ratio": round(statistics.median(x / y for x, y in pairs), 2),
+        "ideal_ratio": round(fixed_steps(lengths, batch) / queue_steps(lengths, batch), 2),
+    }
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A line a contender: at each batch its step, over the read, and over crossfade's step."""
+    batches = list(dict.fromkeys(r["batch"] for r in rows))
+    yield (
+        "| what | decoded by | "
+        + " | ".join(f"batch {b}: ms (x read, x crossfade)" for b in batches)
+        + " | peak, MB | kept, MB |"
+    )
+    yield "|---" * (4 + len(batches)) + "|"
+    for key in dict.fromkeys((r["set"], r["contender"]) for r in rows):
+        mine = {r["batch"]: r for r in rows if (r["set"], r["contender"]) == key}
+        cells = []
+        for b in batches:
+            over = ratio(rows, key, (key[0], OURS), b)
+            r = mine.get(b)
+            cells.append("-")
+            if r is not None and over is not None:
+                cells[-1] = f"{r['step_ms']:,.1f} ({r['step_ms'] / r['read_ms']:.1f}, {over:.2f})"
+        largest = mine[max(mine)]
+        figures = [largest["peak_mb"], max(r["kept_mb"] or 0 for r in mine.values())]
+        cells += ["-" if x is None else f"{x:,.0f}" for x in figures]
+        yield f"| {key[0]} | {key[1]} | " + " | ".join(cells) + " |"
+
+
+def readme(results: dict[str, Any]) -> str:
+    """README's section, from what `--json` wrote."""
+    machine, settings = results["machine"], results["settings"]
+    lines = [*summary(results["rows"]), ""]
+    where = f"{machine['threads']} threads" if "threads" in machine else f"CUDA {machine['cuda']}"
+    lines.append(
+        f"{machine['device']}, {where}; {settings['model']}; prompts of {settings['prompt']} "
+        f"tokens; torch {results['versions']['torch']}; `{results['command']}`. Read: of all "
+        "weights and live caches once. Peak: memory over what was held before, at the largest "
+        "batch; kept: of it after the call."
+    )
+    compiled = [r["setup_s"] for r in results["rows"] if r["contender"].endswith("compiled")]
+    if compiled:
+        lines.append(f"Compiling took {min(compiled):.0f} to {max(compiled):.0f} s a shape.")
+    if queue := results.get("queue"):
+        times = queue["seconds"]
+        lines.append(
+            f"{queue['requests']} requests of {min(queue['lengths'])} to {max(queue['lengths'])} "
+            f"tokens ({queue['set']}), {queue['max_batch']} rows at a time: {times['queue']:.0f} s "
+            f"where rows join as others end, {times['fixed batches']:.0f} s in fixed batches: "
+            f"{queue['ratio']:.2f} times; by the steps alone {queue['ideal_ratio']:.2f}."
+        )
+    if off := [b["off"] for b in results.get("baselines", [])]:
+        lines.append(
+            "The recipes' steps over Hugging Face's greedy step are within "
+            f"{max(map(abs, off)):.0%} of what they are known to be."
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    cpu = device == "cpu"
+    names = ["single", "lora", "models", "queue"] if cpu else ["models", "lora"]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a tiny random model: a smoke run")
+    parser.add_argument("--json", type=Path, help="where results go, batch by batch")
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--batch", nargs="+", type=int, help="instead of all batch sizes")
+    parser.add_argument("--rounds", type=int, help="turns of each contender (5; 2 if quick)")
+    parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS",
+                        help="begin no further round of a batch after this long")  # fmt: skip
+    if cpu:
+        parser.add_argument("--compile", action="store_true", help="also Engine(compile=True)")
+    given = sys.argv[1:] if arguments is None else arguments
+    args = parser.parse_args(given)
+
+    sizes = Sizes([1, 4, 16], 59, 6, 22, 5) if cpu else Sizes([1, 8, 64], 128, 80, 128, 5)
+    if args.quick:
+        sizes = Sizes([1, 2], 9, 2, 14, 2)
+    batches, rounds = args.batch or sizes.batches, args.rounds or sizes.rounds
+    report: dict[str, Any] = {
+        "command": " ".join(
+            ["python bench/decode.py", *(sys.argv[1:] if arguments is None else arguments)]
+        ),
+        "machine": hardware(device),
+        "versions": {p: metadata.version(p) for p in PACKAGES},
+        "settings": {
+            "model": peers.model_name(device, args.quick),
+            "prompt": sizes.prompt,
+            "new_tokens": [sizes.short, sizes.long],
+            "rounds": rounds,
+            **peers.SAMPLING,
+        },
+        "rows": [],
+    }
+
+    def save() -> None:
+        if args.json is not None:
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+    for contests in peers.cpu_contests(args) if cpu else peers.gpu_contests(args):
+        for batch in batches if set(args.only) - {"queue"} else []:
+            rows = measure(contests, batch, sizes, rounds, args.limit, device)
+            print("\n".join(summary(rows)), flush=True)
+            report["rows"] += rows
+            save()
+        if "queue" in args.only:
+            lora = next(c for c in contests if c.name == "LoRA guides")
+            counts = (8, 4, 16, 1) if args.quick else (64, 16, 64, 3)
+            report["queue"] = measure_queue(lora, *counts)
+        del contests
+    if cpu and not args.quick:
+        report["baselines"] = baselines(report["rows"])
+        for b in report["baselines"]:
+            if b["flagged"]:
+                print(f"not the peer that is known: {b}", file=sys.stderr)
+    save()
+    print(readme(report))
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Adapters of one PEFT model as rows of one forward, each row with its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from .modules import Forward, Unsupported, is_plain
+
+
+class Deltas:
+    """Low-rank adapters of one PEFT model, for rows that each use their own.
+
+    ``y = x Wᵀ + ((x Aᵀ) * scale) Bᵀ`` with the adapters' ranks stacked in A and B: a row's `scale`
+    holds its adapters' scaling in their own columns and 0 in the others'.
+
+    Raises:
+        Unsupported: a layer applies an adapter in another way.
+    """
+
+    def __init__(self, model: nn.Module, members: Sequence[str | None]) -> None:
+        self.members = members  # the adapter of each term: a name, "active" or None
+        self.tables: dict[Any, Tensor] = {}  # [members, ranks], one for all layers alike
+        self.scales: dict[Any, Tensor] = {}  # [B, ranks]: a table's rows for the next forward
+        self.forwards: dict[nn.Module, Forward] = {
+            m: self._forward(m) for m in model.modules() if hasattr(m, "_active_adapter")
+        }
+
+    def seat(self, member: Tensor) -> None:
+        """Say which member each row ``[B]`` of the next forward belongs to."""
+        self.scales = {key: table[member] for key, table in self.tables.items()}
+
+    def _forward(self, layer: Any) -> Forward:
+        _check_kind(layer)
+        used = [_used(layer, adapter) for adapter in self.members]
+        names = sorted({name for each in used for name in each})
+        _check_adapters(layer, names)
+        base = layer.base_layer
+        if not names:
+            return lambda x, *args, **kwargs: base(x)
+        a = [layer.lora_A[n].weight for n in names]
+        b = [layer.lora_B[n].weight for n in names]
+        signature = tuple(
+            tuple(
+                layer.scaling[n] if n in each else 0.0
+                for n, x in zip(names, a, strict=True)
+                for _ in range(len(x))
+            )
+            for each in used
+        )
+        weight = base.weight
+        key = (signature, weight.device)
+        if key not in self.tables:
+            self.tables[key] = torch.tensor(signature, device=weight.device)
+        stacked_a = torch.cat(a).detach().to(weight.dtype)
+        stacked_b = torch.cat(b, dim=1).detach().to(weight.dtype)
+
+        if is_plain(base):
+
+            def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+                lora = ops.Lora(stacked_a, stacked_b, self.scales[key])
+                return ops.linear(x, base.weight, base.bias, lora=lora)
+
+        else:  # Conv1D, quantized layers: their own product, and the deltas added
+
+            def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+                scale = self.scales[key].to(x.dtype)[:, None]
+                low = nn.functional.linear(x, stacked_a) * scale
+                return base(x) + nn.functional.linear(low, stacked_b)
+
+        return forward
+
+
+def _used(layer: Any, adapter: str | None) -> list[str]:
+    """The adapters that a term with `adapter` applies in this layer."""
+    names = [adapter]
+    if adapter == "active":  # what is merged is in the base's weight already
+        names = [] if layer._disable_adapters or layer.merged else layer.active_adapters
+    return [n for n in names if n in layer.lora_A]  # type: ignore[misc]
+
+
+def _check_kind(layer: Any) -> None:
+    from peft.tuners.lora.layer import Linear
+
+    if type(layer) is not Linear:
+        raise Unsupported(f"PEFT's {type(layer).__name__} layers take one adapter at a time")
+
+
+def _check_adapters(layer: Any, names: Sequence[str]) -> None:
+    """Refuse adapters whose rows cannot go through a layer together with others."""
+    for n in names:
+        if n in layer.lora_variant:
+            raise Unsupported(f"adapter {n!r} is a variant of LoRA (DoRA or its like)")
+        if layer.lora_bias[n]:
+            raise Unsupported(f"adapter {n!r} has a bias")
+        dropout = layer.lora_dropout[n]
+        if type(dropout) is not nn.Identity and dropout.training:
+            raise Unsupported(f"adapter {n!r} has dropout and is in training mode")

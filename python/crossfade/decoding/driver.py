@@ -1,0 +1,213 @@
+"""Runs a job: chooses how models are run, cuts long lists into what fits, and gathers results."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..blend import Blend
+from ..progress import progress_bar
+from .engine import Engine
+from .engine_runner import EngineRunner
+from .graph import Stepper
+from .guides import LazyGuides
+from .loop import Job, Loop
+from .mixer import Mixer, Weights
+from .modules import Unsupported
+from .output import ModelStats
+from .prefix import PrefixCache
+from .rows import Results, Slots
+from .simple_runner import SimpleRunner
+from .term_model import TermModel
+
+ROWS = {"cpu": 32, "cuda": 64}  # decoded at a time where rows come and go, by default
+
+
+class Driver:
+    """Decodes all rows of a job, in as many batches as it takes.
+
+    Attributes:
+        results: what the rows have written.
+        ended: rows that are done: finished, failed or at their limit.
+        notes: why something was not done as the settings say.
+        cache: for a call that goes on, if `keep_cache`.
+    """
+
+    def __init__(
+        self,
+        blend: Blend,
+        models: Sequence[TermModel],
+        job: Job,
+        vocabulary: int,
+        engine: Engine,
+        max_batch: int | None = None,
+        progress: bool | None = None,
+        cache: PrefixCache | None = None,
+        keep_cache: bool = False,
+    ) -> None:
+        self.blend, self.models, self.job, self.vocabulary = blend, models, job, vocabulary
+        self.engine, self.max_batch, self.progress = engine, max_batch, progress
+        self.given, self.keep_cache = cache, keep_cache
+        self.cache: PrefixCache | None = None
+        self.device = models[0].device
+        terms = len(blend.terms) if job.term_logprobs else 0
+        self.results = Results(job.rows, job.limit, job.pad, terms, job.kl_to_base, self.device)
+        requests = job.rows // job.copies
+        self.weights = self._of_rows(blend.row_weights(requests, self.device))
+        self.value_weights = self._of_rows(blend.row_value_weights(requests, self.device))
+        self.simple = engine.simple
+        self.ended: set[int] = set()
+        self.notes: list[str] = []
+        self.models_stats: list[list[ModelStats]] = []
+        self.cache_bytes = self.peak_bytes = 0
+        self.seconds = 0.0
+
+    def _of_rows(self, weights: Weights) -> Weights:
+        each = isinstance(weights, Tensor) and weights.dim() == 2
+        return weights.repeat_interleave(self.job.copies, 0) if each else weights  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Decode, as far as time, memory and the user let it."""
+        start = time.perf_counter()
+        show = self._most() < self.job.rows if self.progress is None else self.progress
+        with progress_bar(self.job.rows, "row") if show else nullcontext() as self.bar:
+            try:
+                self._run()
+            except KeyboardInterrupt:
+                warnings.warn(
+                    f"interrupted when {len(self.ended)} of {self.job.rows} rows had ended",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+        if self.job.streamer is not None:
+            self.job.streamer.end()
+        self.seconds = time.perf_counter() - start
+
+    def _run(self) -> None:
+        most = self._most()
+        deadline = self.job.deadline
+        while todo := [r for r in range(self.job.rows) if r not in self.ended]:
+            batch = todo[:most] if self._aligned else todo
+            try:
+                self._decode(batch, min(most, len(batch)))
+            except Unsupported as reason:
+                if self.given is not None or self.keep_cache:
+                    raise NotImplementedError(f"cache and return_cache: {reason}") from None
+                self.notes.append(f"the simple path: {reason}")
+                self.simple = True
+                most = self._most()
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                fewer = self._fewer(min(most, len(batch)))
+                together = self.job.streamer is not None or self._whole
+                if not _is_out_of_memory(error) or fewer == 0 or together:
+                    raise
+                self.notes.append(f"memory ran out: {fewer} rows at a time")
+                most = fewer
+            if deadline is not None and time.time() > deadline:
+                return
+            again = [r for r in batch if r not in self.ended]
+            self.results.forget(torch.tensor(again, dtype=torch.int64, device=self.device))
+
+    @property
+    def _aligned(self) -> bool:
+        return self.simple or self.job.aligned is not None
+
+    @property
+    def _whole(self) -> bool:
+        """Whether all rows must be decoded at a time, as caches are for given rows."""
+        return self.given is not None or self.keep_cache
+
+    def _most(self) -> int:
+        """Rows at a time."""
+        most = self.max_batch
+        if most is None:
+            most = (
+                self.job.rows
+                if self._aligned or self._whole
+                else ROWS.get(self.device.type, ROWS["cuda"])
+            )
+        return self._fewer(2 * most + 1) or self.job.copies
+
+    def _fewer(self, rows: int) -> int:
+        """Half as many rows; whole requests, where all start at one step."""
+        half = rows // 2
+        return half - half % self.job.copies if self._aligned else half
+
+    def _decode(self, rows: Sequence[int], count: int) -> None:
+        """Decode `rows`, `count` at a time."""
+        job, engine = self.job, self.engine
+        slots = Slots(count, self.results, job.seeds, job.streams, self.weights, self.value_weights)
+        runner: Any = (
+            SimpleRunner(self.models, job.prompts, job.copies)
+            if self.simple
+            else (self._engine_runner(slots))
+        )
+        mixer = Mixer(
+            self.blend, slots.weights, slots.value_weights, self.vocabulary, runner.columns
+        )
+        loop = Loop(job, runner, mixer, slots, rows, self._aligned)
+        host = job.watched or self.simple or self.device.type == "cpu"
+        stepper = Stepper(engine.cuda_graph and not host)
+        every = 1 if host else 8
+        if engine.sync_every is not None and not job.watched and not self.simple:
+            every = engine.sync_every
+        try:
+            loop.run(stepper, every, self._on_end)
+        finally:
+            lengths = self.results.lengths[rows].tolist()
+            self.models_stats.append(runner.stats(lengths))
+            self.cache_bytes = runner.cache_bytes
+            self.peak_bytes = max(self.peak_bytes, runner.peak_bytes + self.results.nbytes)
+            self.notes += [] if stepper.note is None else [stepper.note]
+        if self.keep_cache:
+            tokens = self.results.tokens[:-1].tolist()
+            written = [t[:n] for t, n in zip(tokens, lengths, strict=True)]
+            self.cache = PrefixCache(runner, written)
+
+    def _on_end(self, rows: Sequence[int]) -> None:
+        self.ended.update(rows)
+        if self.bar is not None:
+            self.bar.update(len(rows))
+
+    def _engine_runner(self, slots: Slots) -> EngineRunner:
+        """The engine with what the settings, the blend and the job allow."""
+        job, blend, engine = self.job, self.blend, self.engine
+        count = len(slots.row)
+        runner = EngineRunner(self.models, job.prompts, job.copies, count, job.limit, engine)
+        each_term = job.term_logprobs or job.kl_to_base  # needs all logits of every term
+        if engine.share_head and blend.power == 0 and blend.support is None and not each_term:
+            w = torch.as_tensor(slots.weights, dtype=torch.float32, device=self.device)
+            runner.share_heads(w if w.dim() == 2 else w.expand(count, -1))
+        lazy = engine.restrict_guides or engine.skip_guides
+        on_cpu = all(g.device.type == "cpu" for g in runner.groups)
+        if lazy and blend.support is not None and not each_term and on_cpu:
+            runner.lazy = LazyGuides(
+                runner.groups,
+                blend.support,
+                self.vocabulary,
+                restrict=engine.restrict_guides and blend.power == 0,
+                skip=engine.skip_guides,
+            )
+        if self.given is not None:
+            self.given.give(runner)
+        self.notes += [n for n in runner.notes if n not in self.notes]
+        return runner
+
+    def stats(self) -> tuple[ModelStats, ...]:
+        """Each model's work, over all batches."""
+        total: dict[tuple[str, ...], ModelStats] = {}
+        for s in (s for batch in self.models_stats for s in batch):
+            old = total.get(s.names, ModelStats(s.names, 0, 0))
+            total[s.names] = ModelStats(s.names, old.forwards + s.forwards, old.tokens + s.tokens)
+        return tuple(total.values())
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

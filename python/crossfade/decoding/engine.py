@@ -1,0 +1,58 @@
+"""How `crossfade.generate` runs a blend's models: the settings of the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What the engine may do to be fast. The tokens are the same with every option on and off.
+
+    That holds exactly in real arithmetic and, but for near ties, in float32; in bfloat16 logits
+    differ by its rounding. What a blend or a model excludes is left out by itself, and
+    `Output.stats.notes` says why.
+
+    Args:
+        simple: run every model as Hugging Face does, with its own modules and cache: the truth
+            that the rest is compared with. The other options are unused then.
+        kernels: on CPUs, run linear layers by `ops.linear`.
+        share_weights: terms over one model, with adapters or prompts of their own, are rows of one
+            forward. Off: a forward a term.
+        share_head: where terms over one model share the head and the blend is geometric, blend
+            hidden states and run the head once. Not with a soft-cap, a bias of the head, a
+            support, or log-probs and divergences of terms.
+        restrict_guides: with a support, the other models compute only the rows of their heads that
+            survive it. On CPUs.
+        skip_guides: with a support, the other models run only for rows where more than one token
+            survives, and catch up in one pass later. On CPUs.
+        cuda_graph: on GPUs, capture a step of all models once and replay it.
+        compile: run each model's step under `torch.compile`. The first step of each shape takes
+            a minute; pays for long jobs.
+        sync_every: steps between looks at what the device has done; None is 1 on CPUs and 8 on
+            GPUs. Streamers, processors and stop strings look after every step.
+
+    Raises:
+        TypeError, ValueError: names the option, what it was and what it must be.
+    """
+
+    simple: bool = False
+    kernels: bool = True
+    share_weights: bool = True
+    share_head: bool = True
+    restrict_guides: bool = True
+    skip_guides: bool = True
+    cuda_graph: bool = True
+    compile: bool = False
+    sync_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name == "sync_every":
+                if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                    raise TypeError(f"Engine.sync_every is {value!r}; it must be an int or None")
+                if value is not None and value < 1:
+                    raise ValueError(f"Engine.sync_every is {value}; it must be at least 1")
+            elif not isinstance(value, bool):
+                raise TypeError(f"Engine.{f.name} is {value!r}; it must be a bool")

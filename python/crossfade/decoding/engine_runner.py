@@ -1,0 +1,208 @@
+"""The engine: every model of a blend in step, over caches whose rows come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .engine import Engine
+from .group import Group
+from .guides import LazyGuides
+from .inputs import Prompts
+from .output import ModelStats
+from .term_model import TermModel
+
+AHEAD = 256  # new tokens that caches have room for at first
+
+
+class EngineRunner:
+    """All models of a blend, each with `slots` places for rows, which any request can take.
+
+    A prompt is read but for its last token; that is the first one which `step` feeds. So requests
+    that join and requests under way are rows of the same step.
+
+    Args:
+        models: of the terms, then of the values.
+        prompts: what each of them reads, for all requests.
+        copies: rows of each request.
+        slots: rows decoded at a time.
+        limit: new tokens that a row may have.
+
+    Attributes:
+        columns: the terms and values that each tensor of logits stands for.
+        lazy: runs guides where they have a say; None: all models run at every step.
+        notes: what was left out, and why.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[TermModel],
+        prompts: Sequence[Prompts],
+        copies: int,
+        slots: int,
+        limit: int,
+        engine: Engine,
+    ) -> None:
+        for model, prompt in zip(models, prompts, strict=True):
+            model.check(prompt)
+        self.models, self.device = tuple(models), models[0].device
+        self.copies, self.slots = copies, slots
+        self.prompts = [p.unpadded() for p in prompts]
+        self.notes: list[str] = []
+        self.groups = []
+        for terms in self._shares(engine.share_weights):
+            longest = max(len(p) for k in terms for p in self.prompts[k])
+            group = Group(
+                [models[k] for k in terms],
+                terms,
+                slots,
+                capacity=longest + min(limit, AHEAD),
+                most=longest + limit,
+                kernels=engine.kernels,
+                compile=engine.compile,
+            )
+            self.groups.append(group)
+        self.columns: list[tuple[int, ...]] = [(k,) for k in range(len(models))]
+        self.lazy: LazyGuides | None = None
+
+    def share_heads(self, weights: Tensor) -> None:
+        """Blend hidden states of terms over one model; weights ``[slots, terms]``."""
+        for group in self.groups:
+            if len(group.terms) == 1 or max(group.terms) >= weights.shape[1]:
+                continue  # values have their own heads
+            why = _why_not_linear(group)
+            if why is None:
+                group.weights = weights
+            else:
+                self.notes.append(f"a head for each term of {group.name}: {why}")
+        merged = [g.terms for g in self.groups if g.weights is not None]
+        alone = [(k,) for g in self.groups if g.weights is None for k in g.terms]
+        self.columns = sorted([*alone, *merged])
+
+    def _shares(self, share: bool) -> list[list[int]]:
+        """Which terms are rows of one forward."""
+        groups: dict[object, list[int]] = {}
+        for k, m in enumerate(self.models):
+            groups.setdefault(id(m.bare) if share else k, []).append(k)
+        found = []
+        for terms in groups.values():
+            adapters = {self.models[k].adapter for k in terms}
+            why = None if len(adapters) == 1 else Group.why_apart([self.models[k] for k in terms])
+            if why is None:
+                found.append(terms)
+                continue
+            self.notes.append(f"a forward for each adapter of {self.models[terms[0]].name}: {why}")
+            found += [
+                [k for k in terms if self.models[k].adapter == a] for a in sorted(adapters, key=str)
+            ]
+        return found
+
+    def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:
+        """Rows of the call take slots: their prompts are read, one request's once."""
+        first: dict[int, int] = {}
+        source, target = [], []
+        for slot, row in zip(slots, rows, strict=True):
+            request = row // self.copies
+            if first.setdefault(request, slot) != slot:
+                source.append(first[request])
+                target.append(slot)
+        for group in self.groups:
+            prompts = {
+                m * self.slots + slot: self.prompts[k][request]
+                for m, k in enumerate(group.terms)
+                for request, slot in first.items()
+            }
+            group.read(list(prompts), list(prompts.values()))
+            offsets = [m * self.slots for m in range(len(group.terms))]
+            group.copy(
+                [o + s for o in offsets for s in source], [o + t for o in offsets for t in target]
+            )
+        if self.lazy is not None:
+            self.lazy.join(slots)
+
+    def step(self, tokens: Tensor, live: Tensor) -> list[Tensor]:
+        """Logits ``[slots, V]`` for each of `columns`, after one more token ``[slots]``."""
+        if self.lazy is not None:
+            found = self.lazy.step(tokens, live)
+        else:
+            found = self._step_all(tokens, live)
+        each: dict[tuple[int, ...], Tensor] = {}
+        for group, logits in found.items():
+            logits = logits.to(self.device)
+            if group.weights is not None:
+                each[group.terms] = logits
+            else:
+                parts = logits.chunk(len(group.terms))
+                each.update(((k,), z) for k, z in zip(group.terms, parts, strict=True))
+        return [each[c] for c in self.columns]
+
+    def _step_all(self, tokens: Tensor, live: Tensor) -> dict[Group, Tensor]:
+        """Every group's step; in a CUDA graph, each after the first on a stream of its own."""
+        first, *others = self.groups
+        forked: dict[Group, torch.cuda.Stream] = {}
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            here = torch.cuda.current_stream(self.device)
+            forked = {g: torch.cuda.Stream(g.device) for g in others if g.device == self.device}
+        found = {}
+        for group in others:  # begun first: the largest model is often the first
+            with forked_to(forked.get(group)):
+                found[group] = group.step(tokens.to(group.device), live.to(group.device))
+        found[first] = first.step(tokens.to(first.device), live.to(first.device))
+        for stream in forked.values():
+            here.wait_stream(stream)
+        return found
+
+    def reserve(self) -> bool:
+        """The host's part of a step; True if buffers moved, so that a captured step is void."""
+        for group in self._stepped:
+            group.forwards_run += 1
+        moved = [group.reserve() for group in self.groups]
+        return any(moved)
+
+    @property
+    def _stepped(self) -> list[Group]:
+        """Groups that read a token of every row at every step."""
+        return self.groups if self.lazy is None else [self.lazy.first]
+
+    def stats(self, lengths: Sequence[int]) -> list[ModelStats]:
+        """What each model did for rows that wrote `lengths` tokens."""
+        return [
+            ModelStats(
+                tuple(self.models[k].name for k in g.terms),
+                g.forwards_run,
+                g.tokens_read + (sum(lengths) * len(g.terms) if g in self._stepped else 0),
+            )
+            for g in self.groups
+        ]
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(g.cache.nbytes for g in self.groups)
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(g.cache.peak_bytes for g in self.groups)
+
+
+@contextmanager
+def forked_to(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """Run on a stream that begins where the current one is; the current one for None."""
+    if stream is None:
+        yield
+        return
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.stream(stream):
+        yield
+
+
+def _why_not_linear(group: Group) -> str | None:
+    """Why a model's logits are not one linear map of its hidden states; None if they are."""
+    if group.head is None:
+        return "it is not a plain linear layer"
+    if group.head.bias is not None:
+        return "it has a bias"
+    capped = [k for k, v in vars(group.config).items() if "softcap" in k and "attn" not in k and v]
+    return f"{capped[0]} caps its logits" if capped else None

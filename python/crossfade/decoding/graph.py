@@ -1,0 +1,49 @@
+"""A step, captured as a CUDA graph where that can be done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+WARM = 3  # steps before a capture: they allocate, tune and compile what a step needs
+
+Step = Callable[[], list[Tensor]]
+
+
+class Stepper:
+    """Calls a step: as it is or, on a GPU, as one captured graph of all its kernels.
+
+    A step may be captured if it depends on the host in nothing but where its buffers are.
+    """
+
+    def __init__(self, capture: bool) -> None:
+        self.capture = capture
+        self.note: str | None = None  # why it is not captured after all
+        self.warm = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.logits: list[Tensor] = []
+
+    def __call__(self, step: Step, moved: bool) -> list[Tensor]:
+        """The step's logits; `moved`: its buffers are not where they were."""
+        if moved:
+            self.graph, self.warm = None, 0
+        if self.graph is None and self.capture and self.warm >= WARM:
+            self._capture(step)
+        if self.graph is None:
+            self.warm += 1
+            return step()
+        self.graph.replay()
+        return self.logits
+
+    def _capture(self, step: Step) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.logits = step()
+        except RuntimeError as error:
+            self.capture = False
+            self.note = f"no CUDA graph: {str(error).splitlines()[0]}"
+        else:
+            self.graph = graph

@@ -1,0 +1,284 @@
+"""One model of a blend as the engine runs it: all its terms' rows in one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .. import ops
+from ..terms import text_config
+from .adapters import switched
+from .deltas import Deltas
+from .kv_cache import KVCache
+from .modules import Call, Forward, Unsupported, is_plain, linear_forwards, replaced
+from .term_model import TermModel
+
+MAX_TOKENS = 4096  # of prompts in one forward: it bounds the memory of their activations
+LAYERS = {"full_attention", "sliding_attention"}
+
+
+class Group:
+    """Terms over one model: row ``m * slots + s`` is term m of the request in slot s.
+
+    `lengths` counts, on the device, the tokens that each row has in the cache; `held` says on the
+    host which they are, for those that were read as prompts. A `fresh` row has read its prompt but
+    for the last token, which is `pending`.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[TermModel],
+        terms: Sequence[int],
+        slots: int,
+        capacity: int,
+        most: int,
+        *,
+        kernels: bool = True,
+        compile: bool = False,
+    ) -> None:
+        first = models[0]
+        check(first)
+        self.terms, self.slots, self.name = tuple(terms), slots, first.name
+        self.models = tuple(models)
+        self.base = first.bare
+        self.device = first.device
+        self.config = text_config(first.bare)
+        self.states = first.layers if len(models) == 1 else []
+        native = kernels and self.device.type == "cpu"
+        self.forwards: dict[Any, Forward] = linear_forwards(self.base) if native else {}
+        self.deltas: Deltas | None = None
+        if any(hasattr(m.model, "peft_config") for m in models):
+            self._share_adapters()
+        head = self.base.get_output_embeddings()
+        self.head = head if is_plain(head) else None
+        self.weights: Tensor | None = None  # [slots, K] of the blend, where terms share the head
+        self.columns: Tensor | None = None  # of the head; None: all
+        self.last: Tensor | None = None  # position of each row's last token, where rows are ragged
+        self.logits_wanted = True
+
+        rows = slots * len(models)
+        self.cache, self.most = KVCache(rows, capacity), most
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self.members = torch.arange(len(models), device=self.device).repeat_interleave(slots)
+        self.bounds = [0] * rows  # no row is longer, as far as the host knows
+        self.held: list[list[int]] = [[] for _ in range(rows)]
+        self.pending = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self.fresh = torch.zeros(rows, dtype=torch.bool, device=self.device)
+        self.forward = torch.compile(self._forward, dynamic=False) if compile else self._forward
+        self.forwards_run = 0
+        self.tokens_read = 0
+        if self.head is not None:
+            self.forwards[self.head] = self._head
+
+    @staticmethod
+    def why_apart(models: Sequence[TermModel]) -> str | None:
+        """Why these terms over one model cannot be rows of one forward; None if they can."""
+        try:
+            Deltas(models[0].bare, [m.adapter for m in models])
+        except Unsupported as error:
+            return str(error)
+        return None
+
+    def _share_adapters(self) -> None:
+        """Adapters as rows of one forward; alone, one that cannot be is switched on instead."""
+        try:
+            self.deltas = Deltas(self.base, [m.adapter for m in self.models])
+        except Unsupported:
+            if len(self.models) > 1:
+                raise
+            return
+        self.forwards.update(self.deltas.forwards)
+        self.states = []
+
+    @contextmanager
+    def _running(self, member: Tensor) -> Iterator[None]:
+        if self.deltas is not None:
+            self.deltas.seat(member)
+        with replaced(self.forwards, self.config), switched(self.states):
+            yield
+
+    def _forward(self, ids: Tensor, positions: Tensor, call: Call) -> Tensor:
+        output = self.base(
+            input_ids=ids,
+            position_ids=positions,
+            use_cache=False,
+            return_dict=True,
+            logits_to_keep=1 if self.last is None else 0,
+            crossfade=call,
+        )
+        logits = output.logits
+        if self.last is not None and self.head is None:
+            logits = take(logits, self.last)
+        return logits[:, -1]
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        """The output head, for the positions and columns that anybody reads."""
+        head: Any = self.head
+        hidden = hidden[:, -1:] if self.last is None else take(hidden, self.last)
+        if not self.logits_wanted:
+            return hidden[..., :1]
+        if self.weights is not None:  # sum_k w_k (W h_k) = W (sum_k w_k h_k)
+            hidden = mix(hidden, self.weights[:, self.terms].to(hidden.device))
+        if self.columns is None:
+            return ops.linear(hidden, head.weight, head.bias)
+        few = head.weight[self.columns]
+        bias = None if head.bias is None else head.bias[self.columns]
+        logits = hidden.new_zeros(*hidden.shape[:-1], len(head.weight))
+        logits[..., self.columns] = ops.linear(hidden, few, bias)
+        return logits
+
+    def reserve(self) -> bool:
+        """Room for one more token a row; True if the caches moved. The host's part of a step."""
+        self.bounds = [n + 1 for n in self.bounds]
+        return self.cache.reserve(max(self.bounds), self.most)
+
+    def step(self, tokens: Tensor, live: Tensor) -> Tensor:
+        """Logits ``[rows, V]`` after one more token ``[slots]``, which `live` slots keep.
+
+        The device's part: nothing here depends on what the host knows, so it can be captured.
+        """
+        terms = len(self.terms)
+        ids = torch.where(self.fresh, self.pending, tokens.repeat(terms))
+        with self._running(self.members):
+            call = Call(self.cache, self.lengths)
+            logits = self.forward(ids[:, None], self.lengths[:, None], call)
+        self.fresh.zero_()
+        self.lengths += live.repeat(terms)
+        return logits
+
+    def read(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+        """Make each row's cache that of its prompt, reading what it does not hold already."""
+        todo = []
+        for row, prompt in zip(rows, prompts, strict=True):
+            ids = prompt[:-1]
+            start = common(self.held[row], ids)
+            self.held[row] = list(ids[:start])  # should reading be interrupted
+            self.bounds[row] = len(ids)
+            todo.append((row, start, ids[start:]))
+        at = torch.tensor(rows, device=self.device)
+        self.pending[at] = torch.tensor([p[-1] for p in prompts], device=self.device)
+        self.fresh[at] = True
+        self.lengths[at] = torch.tensor([start for _, start, _ in todo], device=self.device)
+        todo = sorted((x for x in todo if x[2]), key=lambda x: len(x[2]), reverse=True)
+        while todo:
+            count = max(1, MAX_TOKENS // len(todo[0][2]))
+            now, todo = todo[:count], todo[count:]
+            self.logits_wanted = False  # a prompt's, but for its last token
+            try:
+                self._append([r for r, _, _ in now], [ids for _, _, ids in now])
+            finally:
+                self.logits_wanted = True
+        for row, prompt in zip(rows, prompts, strict=True):
+            self.held[row] = list(prompt[:-1])
+
+    def _append(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
+        """Rows read tokens, some more than others."""
+        counts = torch.tensor([len(x) for x in ids], device=self.device)
+        width = max(map(len, ids))  # the others end in padding that is never attended to
+        padded = torch.tensor([[*x, *[0] * (width - len(x))] for x in ids], device=self.device)
+        at = torch.tensor(rows, device=self.device)
+        lengths = self.lengths[at]
+        steps = torch.arange(width, device=self.device)
+        positions = lengths[:, None] + torch.minimum(steps, counts[:, None] - 1)
+        starts = (self.bounds[r] - len(x) for r, x in zip(rows, ids, strict=True))
+        self.cache.reserve(max(starts) + width, self.most)
+        if self.logits_wanted and width > 1:
+            self.last = counts - 1
+        try:
+            with self._running(self.members[at]):
+                logits = self._forward(padded, positions, Call(self.cache, lengths, at))
+        finally:
+            self.last = None
+        self.lengths[at] = lengths + counts
+        self.forwards_run += 1
+        self.tokens_read += sum(map(len, ids))
+        if set(self.cache.layers) != set(range(self.config.num_hidden_layers)):
+            raise Unsupported("its layers do not all use Transformers' attention interface")
+        return logits
+
+    def catch_up(
+        self, rows: Sequence[int], ids: Sequence[Sequence[int]], columns: Tensor | None
+    ) -> Tensor | None:
+        """Logits ``[all rows, V]`` after `rows` read what they owe; 0 for the other rows.
+
+        With `columns`, the others of the head are 0 too. None if there are no rows.
+        """
+        if not rows:
+            return None
+        self.columns = columns if self.head is not None else None
+        try:
+            logits = self._append(rows, ids)
+        finally:
+            self.columns = None
+        found = logits.new_zeros(len(self.lengths), logits.shape[1])
+        found[torch.tensor(rows, device=self.device)] = logits
+        return found
+
+    def adopt(self, other: Group, rows: Sequence[int]) -> None:
+        """Begin with what another group of the same terms holds: row i with its row ``rows[i]``."""
+        if list(rows) == list(range(len(other.held))):  # the same buffers, and what they hold
+            self.cache, self.held = other.cache, other.held
+        else:
+            self.cache = other.cache.take(torch.tensor(rows, device=self.device))
+            self.held = [list(other.held[r]) for r in rows]
+
+    def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Rows `target` become what rows `source` are."""
+        if not source:
+            return
+        one, other = (torch.tensor(x, device=self.device) for x in (source, target))
+        self.cache.copy_rows(one, other, max(self.bounds[s] for s in source))
+        for state in (self.lengths, self.pending, self.fresh):
+            state[other] = state[one]
+        for s, t in zip(source, target, strict=True):
+            self.held[t], self.bounds[t] = list(self.held[s]), self.bounds[s]
+
+
+def take(x: Tensor, at: Tensor) -> Tensor:
+    """``[B, 1, d]``: each row of ``[B, n, d]`` at its own position."""
+    return x[torch.arange(len(x), device=x.device), at][:, None]
+
+
+def mix(hidden: Tensor, weights: Tensor) -> Tensor:
+    """``sum_k w_k h_k`` of hidden states ``[terms * slots, n, H]``; weights ``[slots, terms]``."""
+    slots, terms = weights.shape
+    w = weights.T.reshape(terms, slots, 1, 1)
+    h = hidden.view(terms, slots, *hidden.shape[1:]).float()
+    return torch.where(w == 0, 0.0, w * h).sum(dim=0).to(hidden.dtype)  # a term of weight 0 is out
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """The length of the longest common prefix."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+def check(model: TermModel) -> None:
+    """Refuse what the engine's caches and attention cannot run.
+
+    Raises:
+        Unsupported: says why.
+    """
+    bare: Any = model.bare
+    config = text_config(bare)
+    if not isinstance(bare, PreTrainedModel):
+        raise Unsupported(f"{model.name} is not a model of Transformers")
+    if not bare._supports_attention_backend:
+        raise Unsupported(f"{model.name} does not use Transformers' attention interface")
+    others = set(getattr(config, "layer_types", None) or ()) - LAYERS
+    if others or getattr(config, "num_kv_shared_layers", None):
+        what = f"layers of type {sorted(others)}" if others else "layers that share their keys"
+        raise Unsupported(f"{model.name} has {what}")
+    if len({p.device for p in bare.parameters()}) > 1:
+        raise Unsupported(f"{model.name} is spread over several devices")
+    if any("XLORA" in str(c.peft_type) for c in getattr(model.model, "peft_config", {}).values()):
+        raise Unsupported(f"{model.name} is an X-LoRA, which runs its base twice")

@@ -1,0 +1,122 @@
+"""A blend's arithmetic for the rows of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..blend import Blend
+from ..ops import BlendSample, check
+
+Weights = tuple[float, ...] | Tensor
+
+
+class Mixer:
+    """A blend of logits, each row with its own weights.
+
+    Args:
+        weights, value_weights: numbers, or a tensor ``[rows, K]``.
+        columns: which terms and values each tensor of logits stands for; several share a head and
+            come blended already. None: one each.
+    """
+
+    def __init__(
+        self,
+        blend: Blend,
+        weights: Weights,
+        value_weights: Weights,
+        vocabulary: int,
+        columns: Sequence[tuple[int, ...]] | None = None,
+    ) -> None:
+        self.blend, self.vocabulary = blend, vocabulary
+        k = len(blend.terms)
+        self.columns = columns or [(i,) for i in range(k + len(blend.values))]
+        self.terms = sum(c[0] < k for c in self.columns)
+        self.weights, self.value_weights = weights, value_weights
+
+    def _column_weights(self) -> Weights:
+        """The weights of `columns`: 1 for what is blended already."""
+        columns, w = self.columns[: self.terms], self.weights
+        if all(len(c) == 1 for c in columns):
+            return w
+        if isinstance(w, Tensor):
+            one = w.new_ones(len(w))
+            return torch.stack([w[:, c[0]] if len(c) == 1 else one for c in columns], dim=1)
+        return tuple(w[c[0]] if len(c) == 1 else 1.0 for c in columns)
+
+    def _inputs(self, logits: Sequence[Tensor]) -> dict[str, Any]:
+        return {
+            "logits": logits[: self.terms],
+            "weights": self._column_weights(),
+            "values": logits[self.terms :],
+            "value_weights": self.value_weights,
+            "power": self.blend.power,
+            "support": self.blend.support,
+            "vocab_size": self.vocabulary,
+        }
+
+    def log_probs(self, logits: Sequence[Tensor]) -> Tensor:
+        """``[rows, V]`` float32 under the blend."""
+        return ops.blend(**self._inputs(logits))
+
+    def sample(self, logits: Sequence[Tensor], draw: dict[str, Any]) -> BlendSample:
+        return ops.blend_sample(**self._inputs(logits), **draw)
+
+    def term_log_probs(self, logits: Sequence[Tensor]) -> list[Tensor]:
+        """``[rows, V]`` float32 under each term alone."""
+        z = logits[: self.terms]
+        return [t[:, : self.vocabulary].float().log_softmax(dim=-1) for t in z]
+
+    def kl_to_base(self, logits: Sequence[Tensor]) -> Tensor:
+        """``[rows]`` nats: KL(blend at temperature 1 || first term)."""
+        log_p, log_q = self.log_probs(logits), self.term_log_probs(logits[:1])[0]
+        ratio = torch.where(log_p == -float("inf"), 0.0, log_p - log_q)
+        return (log_p.exp() * ratio).sum(dim=-1).clamp(min=0.0)  # below 0 by rounding alone
+
+    def scores(self, logits: Sequence[Tensor], log_p: Tensor) -> Tensor:
+        """What logits processors read: the blended logits, or log-probs where there are none.
+
+        The geometric blend has logits, ``sum_k w_k z_k + sum_m v_m q_m``: with one term of weight 1
+        the model's own, so that processors which look at the sign of a logit (the repetition
+        penalty) do what they do in Hugging Face. They are `log_p`, shifted so that the best token
+        has its blended logit.
+        """
+        if self.blend.power != 0:
+            return log_p.clone()  # a processor may write into it
+        best = log_p.argmax(dim=-1, keepdim=True)
+        shift = -log_p.gather(1, best)
+        k = self.terms
+        for group, weights in (
+            (logits[:k], self._column_weights()),
+            (logits[k:], self.value_weights),
+        ):
+            w = torch.as_tensor(weights, dtype=torch.float32, device=log_p.device)
+            w = w.expand(len(log_p), len(group))
+            for i, z in enumerate(group):
+                score = w[:, i : i + 1] * z.gather(1, best).float()
+                shift = shift + torch.where(w[:, i : i + 1] == 0, 0.0, score)
+        return log_p + shift
+
+    def why_bad(self, row: int, logits: Sequence[Tensor], names: Sequence[str]) -> str:
+        """Why no token could be chosen for a row."""
+        for weights, power in ((self.weights, self.blend.power), (self.value_weights, 0.0)):
+            if isinstance(weights, Tensor) and _bad(weights[row], power):
+                return f"its weights are {weights[row].tolist()}"
+        culprits = [
+            " and ".join(names[k] for k in c)
+            for c, z in zip(self.columns, logits, strict=True)
+            if (z[row, : self.vocabulary].isnan() | z[row, : self.vocabulary].isposinf()).any()
+        ]
+        if culprits:
+            return f"{' and '.join(culprits)} gave logits that are NaN or infinite"
+        return "no token has a finite score"
+
+
+def _bad(w: Tensor, power: float) -> bool:
+    """Whether a request's weights, one a term, cannot be blended with."""
+    mean = power != 0 and ((w < 0).any() or (w.sum() - 1).abs() > check.WEIGHT_SUM_TOLERANCE)
+    return bool(mean) or not bool(w.isfinite().all())

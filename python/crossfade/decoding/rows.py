@@ -1,0 +1,118 @@
+"""The rows of a call: what each has written, and which of them are being decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..ops import BlendSample
+from .mixer import Weights
+
+
+class Results:
+    """What every row has written, a column a token, on the device.
+
+    A last row takes what is written for slots that have no row.
+    """
+
+    def __init__(
+        self, rows: int, limit: int, pad: int, terms: int, kl: bool, device: torch.device
+    ) -> None:
+        self.rows, self.limit, self.pad = rows, limit, pad
+        size = (rows + 1, limit)
+        self.tokens = torch.full(size, pad, dtype=torch.int64, device=device)
+        self.logprobs = torch.zeros(size, device=device)
+        self.sampled_logprobs = torch.zeros(size, device=device)
+        self.term_logprobs = torch.zeros(*size, terms, device=device) if terms else None
+        self.kl_to_base = torch.zeros(size, device=device) if kl else None
+        self.lengths = torch.zeros(rows + 1, dtype=torch.int64, device=device)
+        self.finished = torch.zeros(rows + 1, dtype=torch.bool, device=device)
+        self.failed = torch.zeros(rows + 1, dtype=torch.bool, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in vars(self).values() if isinstance(x, Tensor))
+
+    def forget(self, rows: Tensor) -> None:
+        """Rows that start again."""
+        self.tokens[rows] = self.pad
+        for x in (self.lengths, self.finished, self.failed):
+            x[rows] = 0
+
+
+class Slots:
+    """Places where rows are decoded: buffers that stay where they are, for captured steps.
+
+    Attributes:
+        row: ``[slots]``: the row in each; the one past the last where there is none.
+        tokens, new: ``[slots]``: the last token of each, and how many it has written.
+        live, wrote: ``[slots]``: whether each goes on, and whether the last step wrote a token.
+        seeds, streams, weights, value_weights: of each slot's row.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        results: Results,
+        seeds: Tensor,
+        streams: Tensor,
+        weights: Weights,
+        value_weights: Weights,
+    ) -> None:
+        device = seeds.device
+        self.results = results
+        self.row = torch.full((count,), results.rows, dtype=torch.int64, device=device)
+        self.tokens = torch.zeros(count, dtype=torch.int64, device=device)
+        self.new = torch.zeros(count, dtype=torch.int64, device=device)
+        self.live = torch.zeros(count, dtype=torch.bool, device=device)
+        self.wrote = torch.zeros(count, dtype=torch.bool, device=device)
+        self.all = {"seeds": seeds, "streams": streams}
+        for name, w in (("weights", weights), ("value_weights", value_weights)):
+            if isinstance(w, Tensor) and w.dim() == 2:
+                self.all[name] = w
+        self.seeds, self.streams = seeds.new_zeros(count), streams.new_zeros(count)
+        self.weights, self.value_weights = (
+            w.new_zeros(count, w.shape[1]) if isinstance(w, Tensor) and w.dim() == 2 else w
+            for w in (weights, value_weights)
+        )
+
+    def seat(self, slots: Sequence[int], rows: Sequence[int]) -> None:
+        device = self.row.device
+        at, row = torch.tensor(slots, device=device), torch.tensor(rows, device=device)
+        self.row[at] = row
+        self.new[at] = 0
+        self.tokens[at] = 0
+        self.live[at] = True
+        for name, values in self.all.items():
+            getattr(self, name)[at] = values[row]
+
+    def write(self, sample: BlendSample, kl: Tensor | None, eos: Tensor) -> None:
+        """Append a token to every live row; end those that cannot go on."""
+        r = self.results
+        ok = self.live & (sample.tokens >= 0)
+        nowhere = torch.full_like(self.row, r.rows)
+        row = torch.where(ok, self.row, nowhere)
+        at = (row, self.new.clamp(max=r.limit - 1))
+        r.tokens[at] = sample.tokens
+        r.logprobs[at] = sample.logprobs
+        r.sampled_logprobs[at] = sample.sampled_logprobs
+        if r.term_logprobs is not None and sample.term_logprobs is not None:
+            r.term_logprobs[at] = sample.term_logprobs
+        if r.kl_to_base is not None and kl is not None:
+            r.kl_to_base[at] = kl
+        r.failed[torch.where(self.live & ~ok, self.row, nowhere)] = True
+        self.wrote.copy_(ok)
+        self.new += ok
+        r.lengths[row] = self.new
+        ended = ok & torch.isin(sample.tokens, eos)
+        r.finished[torch.where(ended, self.row, nowhere)] = True
+        self.tokens.copy_(torch.where(ok, sample.tokens, self.tokens))
+        self.live &= ok & ~ended & (self.new < r.limit)
+
+    def end(self, which: Tensor) -> None:
+        """Rows ``[slots]`` bool that a criterion ends."""
+        nowhere = torch.full_like(self.row, self.results.rows)
+        self.results.finished[torch.where(which, self.row, nowhere)] = True
+        self.live &= ~which

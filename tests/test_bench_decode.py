@@ -1,0 +1,154 @@
+"""The decoding bench: a smoke run of all of it, and contenders that do not do the same are told."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import crossfade as cf
+import pytest
+import torch
+
+BENCH = Path(__file__).parent.parent / "bench"
+sys.path.insert(0, str(BENCH))
+
+import decode  # noqa: E402
+import decode_peers as peers  # noqa: E402
+
+# PEFT asks transformers for an attribute that this version of it has renamed
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="the bench would measure the GPU"),
+]
+CONTENDERS = {
+    "single": ["Hugging Face", "crossfade"],
+    "single, bfloat16": ["Hugging Face", "crossfade"],
+    "LoRA guides": ["three forwards", "PEFT mixed batch", "crossfade"],
+    "separate models": ["three forwards", "crossfade"],
+}
+SIZES = decode.Sizes([2], prompt=9, short=4, long=6, rounds=1)
+
+
+def test_a_quick_run(tmp_path: Path) -> None:
+    path = tmp_path / "decode.json"
+    command = [sys.executable, str(BENCH / "decode.py"), "--quick", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(path.read_text())
+    assert set(results) == {"command", "machine", "versions", "settings", "rows", "queue"}
+    found = [(r["set"], r["contender"], r["batch"]) for r in results["rows"]]
+    assert found == [(s, c, b) for b in (1, 2) for s in CONTENDERS for c in CONTENDERS[s]]
+    for row in results["rows"]:
+        assert len(row["steps_ms"]) == 2
+        assert row["read_ms"] > 0
+        assert row.get("notes", []) == []
+    queue = results["queue"]
+    assert queue["tokens"] == sum(queue["lengths"])
+    assert queue["ideal_ratio"] >= 1
+    text = decode.readme(results)
+    assert text in done.stdout
+    assert text.count("| PEFT mixed batch |") == 1
+
+
+@pytest.fixture(scope="module")
+def contests() -> dict[str, peers.Contest]:
+    args = argparse.Namespace(quick=True, compile=False, only=["single", "lora", "models"])
+    (found,) = peers.cpu_contests(args)
+    return {c.name: c for c in found}
+
+
+def of_other_weights(contest: peers.Contest) -> Any:
+    recipe: Any = contest.runs["three forwards"]
+    return peers.Recipe(recipe.start, weights=(1.0, -0.8, 0.8))
+
+
+def of_swapped_adapters(contest: peers.Contest) -> Any:
+    return peers.mixed_batch(contest.models[0], ["ref", "tuned"])
+
+
+def of_the_base_alone(contest: peers.Contest) -> Any:
+    return peers.ours(contest.blend.terms[0])
+
+
+def of_another_model(contest: peers.Contest) -> Any:
+    return peers.hugging_face(peers.random_model(peers.TINY, "cpu", torch.float32, seed=5))
+
+
+def with_too_few_tokens(contest: peers.Contest) -> Any:
+    return lambda ids, new, sample: contest.runs["crossfade"](ids, new - 1, sample)
+
+
+def at_another_temperature(contest: peers.Contest) -> Any:
+    def run(ids: torch.Tensor, new: int, sample: bool) -> cf.Output:
+        setting = {**peers.SAMPLING, "temperature": 1.0} if sample else {}
+        out = cf.generate(contest.blend, ids, max_new_tokens=new, do_sample=sample, **setting)
+        assert isinstance(out, cf.Output)
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "contender", "broken"),
+    [
+        ("LoRA guides", "three forwards", of_other_weights),
+        ("LoRA guides", "PEFT mixed batch", of_other_weights),
+        ("LoRA guides", "PEFT mixed batch", of_swapped_adapters),
+        ("LoRA guides", "crossfade", of_the_base_alone),
+        ("LoRA guides", "crossfade", at_another_temperature),
+        ("separate models", "three forwards", of_other_weights),
+        ("separate models", "crossfade", of_the_base_alone),
+        ("single", "Hugging Face", of_another_model),
+        ("single", "crossfade", with_too_few_tokens),
+    ],
+)
+def test_a_broken_contender_is_told(
+    name: str,
+    contender: str,
+    broken: Callable[[peers.Contest], Any],
+    contests: dict[str, peers.Contest],
+) -> None:
+    contest = contests[name]
+    runs = {**contest.runs, contender: broken(contest)}
+    with pytest.raises(decode.Wrong, match=name):
+        decode.measure([dataclasses.replace(contest, runs=runs)], 2, SIZES, 1, 10.0, "cpu")
+
+
+def rows(steps: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
+    return [
+        {"set": s, "contender": c, "batch": 1, "steps_ms": times} for (s, c), times in steps.items()
+    ]
+
+
+def test_a_straw_man_is_flagged() -> None:
+    """A recipe that takes longer, measured in Hugging Face's greedy steps, than it is known to."""
+    greedy, mixed = ("single", "Hugging Face"), ("LoRA guides", "PEFT mixed batch")
+    known = 118 / 65.6
+    for factor, flagged in ((1.1, False), (1.3, True), (0.7, True)):
+        slow = [known * factor * t for t in (10.0, 20.0, 30.0)]
+        (entry,) = decode.baselines(rows({greedy: [10.0, 20.0, 30.0], mixed: slow}))
+        assert entry["flagged"] == flagged
+        assert entry["off"] == pytest.approx(factor - 1, abs=1e-3)
+
+
+def test_steps_of_a_queue() -> None:
+    lengths = [5, 1, 1, 1, 2, 6]
+    assert decode.fixed_steps(lengths, 2) == 5 + 1 + 6
+    assert decode.queue_steps(lengths, 2) == 5 + 6  # 5 beside 1, 1, 1, 2; then 6
+    assert decode.queue_steps(lengths, 6) == 6
+
+
+def test_ends_make_lengths_unequal() -> None:
+    generator = torch.Generator().manual_seed(0)
+    written = torch.randint(0, 500, (64, 64), generator=generator).tolist()
+    ends = set(peers.ends_for(written, shortest=2, mean=32))
+    lengths = [peers.cut(row, ends) for row in written]
+    assert 2 <= min(lengths) < 10
+    assert max(lengths) == 64
+    assert 24 < sum(lengths) / 64 <= 32
