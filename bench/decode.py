@@ -2,10 +2,11 @@
 
     python bench/decode.py --json bench/results/decode.json     (--compile adds the compiled engine)
 
-One process, the contenders taking turns; medians over rounds. A step is the difference of two runs'
-times over the difference of their tokens, so prompts, first calls and set-up are not in it. Before
-anything is timed, every contender's tokens are checked against the first one's. On a GPU, models
-have the shapes of Llama 3 and random weights.
+One process, the contenders taking turns; medians over rounds. On a CPU a round's step is the median
+time between two tokens of a run; on a GPU, where nobody may wait for a token, the difference of two
+runs' times over the difference of their tokens. Prompts, first calls and set-up are not in it.
+Before anything is timed, every contender's tokens are checked against the first one's. On a GPU,
+models have the shapes of Llama 3 and random weights.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import ctypes
 import functools
 import gc
 import heapq
+import itertools
 import json
 import statistics
 import sys
@@ -47,7 +49,7 @@ PACKAGES = ("crossfade", "torch", "transformers", "peft")
 
 @dataclass(frozen=True)
 class Sizes:
-    """`short` and `long`: the new tokens of the two runs that make a step's time."""
+    """`short` and `long`: the new tokens of runs."""
 
     batches: Sequence[int]
     prompt: int
@@ -110,8 +112,10 @@ def first_calls(
             before = used(device)
             start = time.perf_counter()
             tokens[name] = tokens_of(run(ids, sizes.short, False))
-            entry: dict[str, Any] = {"first_s": time.perf_counter() - start}
-            entry["kept_mb"] = rise_mb(used(device), before)
+            first = time.perf_counter() - start
+            entry: dict[str, Any] = {"kept_mb": rise_mb(used(device), before)}
+            again = seconds(functools.partial(run, ids, sizes.short, False), device)
+            entry["setup_s"] = round(max(0.0, first - again), 1)
             call = functools.partial(run, ids, sizes.long, contest.sample)
             result, entry["peak_mb"] = peak_of(call, device)
             if isinstance(result, cf.Output):
@@ -122,6 +126,18 @@ def first_calls(
             found[contest.name, name] = entry
         check(contest, ids, tokens)
     return found
+
+
+def step_ms(run: peers.Run, ids: Tensor, sizes: Sizes, sample: bool) -> float:
+    """The time of a step of one run."""
+    if ids.device.type == "cpu":
+        ticks: list[float] = []
+        run(ids, sizes.long, sample, lambda: ticks.append(time.perf_counter()))
+        return 1e3 * statistics.median(b - a for a, b in itertools.pairwise(ticks))
+    short, long = (
+        seconds(functools.partial(run, ids, n, sample), "cuda") for n in (sizes.short, sizes.long)
+    )
+    return 1e3 * (long - short) / (sizes.long - sizes.short)
 
 
 def read_gb_per_s(contests: Sequence[Contest], device: str) -> float:
@@ -151,19 +167,13 @@ def measure(
     ids = torch.randint(20, vocabulary, (batch, sizes.prompt), generator=generator).to(device)
     first = first_calls(contests, ids, sizes)
     steps: dict[Any, list[float]] = {key: [] for key in first}
-    short: dict[Any, list[float]] = {key: [] for key in first}
     rates: list[float] = []
     end = time.monotonic() + limit
     for _ in tqdm(range(rounds), desc=f"batch {batch}", file=sys.stderr):
         rates.append(read_gb_per_s(contests, device))
         for contest in contests:
             for name, run in contest.runs.items():
-                one, other = (
-                    seconds(functools.partial(run, ids, n, contest.sample), device)
-                    for n in (sizes.short, sizes.long)
-                )
-                steps[contest.name, name].append(1e3 * (other - one) / (sizes.long - sizes.short))
-                short[contest.name, name].append(one)
+                steps[contest.name, name].append(step_ms(run, ids, sizes, contest.sample))
         if time.monotonic() > end:
             break
     rate, rows = statistics.median(rates), []
@@ -171,8 +181,6 @@ def measure(
         tokens = sizes.prompt + (sizes.short + sizes.long) // 2
         for name in contest.runs:
             key = (contest.name, name)
-            entry = first[key]
-            setup = max(0.0, entry.pop("first_s") - statistics.median(short[key]))
             rows.append(
                 {
                     "set": contest.name,
@@ -182,8 +190,7 @@ def measure(
                     "steps_ms": [round(t, 2) for t in steps[key]],
                     "read_ms": round(contest.bytes(batch, tokens) / rate / 1e6, 2),
                     "read_gb_per_s": round(rate, 1),
-                    "setup_s": round(setup, 1),
-                    **entry,
+                    **first[key],
                 }
             )
     return rows

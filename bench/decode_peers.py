@@ -11,10 +11,11 @@ import argparse
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import crossfade as cf
 import torch
+from crossfade.progress import OnStep
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 from transformers.generation import logits_process as hf
@@ -37,7 +38,15 @@ TINY = LlamaConfig(
 )  # fmt: skip
 
 Forward = Callable[[Tensor], list[Tensor]]  # new ids [B, n]: each term's logits [B, V]
-Run = Callable[[Tensor, int, bool], "Tensor | cf.Output"]  # prompts, new tokens, sampled or greedy
+Tick = Callable[[], object]  # called at every token, if a run is given one
+
+
+class Run(Protocol):
+    """Decodes `new` tokens after prompts ``[B, n]``, sampled or greedy."""
+
+    def __call__(
+        self, ids: Tensor, new: int, sample: bool, tick: Tick | None = None
+    ) -> Tensor | cf.Output: ...
 
 
 class Recipe:
@@ -61,7 +70,7 @@ class Recipe:
         return self.warpers(ids, self.blend(logits)).softmax(-1)
 
     @torch.inference_mode()
-    def __call__(self, ids: Tensor, new: int, sample: bool) -> Tensor:
+    def __call__(self, ids: Tensor, new: int, sample: bool, tick: Tick | None = None) -> Tensor:
         """New tokens ``[B, new]`` after prompts ``[B, n]``."""
         forward = self.start()
         tokens = []
@@ -72,6 +81,8 @@ class Recipe:
             else:
                 ids = self.blend(logits).argmax(-1, keepdim=True)
             tokens.append(ids)
+            if tick is not None:
+                tick()
         return torch.cat(tokens, dim=1)
 
 
@@ -129,13 +140,14 @@ def mixed_batch(peft_model: Any, adapters: Sequence[str]) -> Recipe:
     return Recipe(start)
 
 
-def hugging_face(model: Any) -> Callable[[Tensor, int, bool], Tensor]:
+def hugging_face(model: Any) -> Run:
     """`model.generate`, greedy."""
 
-    def run(ids: Tensor, new: int, sample: bool) -> Tensor:
+    def run(ids: Tensor, new: int, sample: bool, tick: Tick | None = None) -> Tensor:
         sequences = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False
-        )
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False,
+            streamer=tick and OnStep(tick),
+        )  # fmt: skip
         return sequences[:, ids.shape[1] :]
 
     return run
@@ -173,10 +185,11 @@ def bytes_of_a_token(model: Any) -> int:
 
 
 def ours(blend: Any, **options: Any) -> Run:
-    def run(ids: Tensor, new: int, sample: bool) -> cf.Output:
+    def run(ids: Tensor, new: int, sample: bool, tick: Tick | None = None) -> cf.Output:
         return cf.generate(
             blend, ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=sample,
             seed=0, max_batch=len(ids), progress=False, engine=cf.Engine(**options),
+            streamer=tick and OnStep(tick),
             **(SAMPLING if sample else {}),
         )  # fmt: skip
 

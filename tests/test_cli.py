@@ -14,6 +14,7 @@ import crossfade as cf
 import pytest
 import torch
 from crossfade import batch, cli
+from crossfade.decoding.group import Group
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -199,10 +200,35 @@ def test_what_is_finished_is_on_disk_when_interrupted(
             raise KeyboardInterrupt from None
 
     monkeypatch.setattr(batch, "generate", generate)
+    monkeypatch.setattr(batch, "PART", 1)
     file = tmp_path / "out.jsonl"
     argv = ["generate", *PROMPTS, *trio(paths), "--greedy", "--batch-size", "2"]
     assert cli.main([*argv, "--output", str(file)]) == 130
     assert [json.loads(line)["index"] for line in file.read_text().splitlines()] == [0, 1]
+
+
+def test_an_interrupt_in_the_middle_keeps_the_rows_that_ended(
+    paths, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, count = Group.step, iter(range(10**6))
+
+    def interrupted(self: Group, *args: Any) -> Any:
+        if next(count) == 9:  # three models a step: in the fourth
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    file = tmp_path / "out.jsonl"
+    argv = ["generate", *PROMPTS, *trio(paths), "--greedy", "--batch-size", "2"]
+    argv += ["--max-new-tokens", "2", "--output", str(file)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Group, "step", interrupted)
+        with pytest.warns(RuntimeWarning, match="interrupted when 2 of 4 rows had ended"):
+            assert cli.main(argv) == 130
+    assert [json.loads(line)["index"] for line in file.read_text().splitlines()] == [0, 1]
+    run(*argv, "--resume")
+    whole = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [r["index"] for r in whole] == [0, 1, 2, 3]
+    assert all(r["tokens"] for r in whole)
 
 
 def test_score_gives_the_librarys_figures(paths, blend, run, tmp_path: Path) -> None:

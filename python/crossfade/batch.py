@@ -1,6 +1,7 @@
 """Prompts from files and results as JSON lines: what `crossfade generate` and `score` do.
 
-Every batch is written and flushed when it is done, so an interrupt loses at most one.
+Rows are written and flushed part by part, and at an interrupt those that have ended: it loses what
+is being decoded.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
 from .blend import Blend
 from .decoding import generate, score
 from .metrics import perplexity
-from .progress import OnStep, progress_bar
+from .progress import progress_bar
+
+PART = 8  # batches that are decoded, and written, together: rows of one fill places of the other
 
 
 def read_lines(source: str) -> list[Any]:
@@ -115,22 +117,17 @@ def run_generate(
     todo = [i for i in range(len(prompts)) if i not in finished]
     tokens, seconds = 0, 0.0
     with _output(output, append=resume) as file, progress_bar(len(todo), "prompt") as bar:
-        for batch in _batches(todo, batch_size):
-            step = count(1)
-
-            def show(step: Iterator[int] = step) -> None:
-                bar.set_postfix(token=next(step), refresh=False)
-                bar.update(0)  # shows it, if the last time was not just now
-
+        for part in _batches(todo, PART * batch_size):
             out: Any = generate(
                 blend,
-                [prompts[i] for i in batch],
-                seed=[_seed_of(seed, i) for i in batch],
-                streamer=OnStep(show),
+                [prompts[i] for i in part],
+                seed=[_seed_of(seed, i) for i in part],
+                max_batch=batch_size,
+                progress=bar.update,
                 **generation,
             )
-            texts = out.text or [None] * len(batch)
-            for row, i in enumerate(batch):
+            texts = out.text or [None] * len(part)
+            for row, i in enumerate(part):
                 record = {
                     "index": i,
                     "prompt": prompts[i],
@@ -141,17 +138,14 @@ def run_generate(
                     "failed": bool(out.failed[row]),
                     "blend": str(blend),
                     "run": run,
-                    "stats": {
-                        "batch_size": len(batch),
-                        "batch_seconds": round(out.stats.seconds, 4),
-                        "batch_tokens": out.stats.tokens,
-                    },
                 }
-                _write(file, record)
+                if out.ended[row] or not out.stats.interrupted:
+                    _write(file, record)
             file.flush()
-            bar.update(len(batch))
             tokens += out.stats.tokens
             seconds += out.stats.seconds
+            if out.stats.interrupted:
+                raise KeyboardInterrupt
     kept = f", {len(finished)} kept" if finished else ""
     speed = f", {tokens / seconds:.1f} tokens/s" if seconds else ""
     print(f"{len(todo)} prompts{kept}, {tokens} tokens{speed}", file=sys.stderr)

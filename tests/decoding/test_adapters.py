@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import crossfade as cf
 import pytest
@@ -119,3 +120,58 @@ def test_reloaded_adapters(two: PeftModel, batch: Batch, tmp_path: Path) -> None
         ours = cf.generate(cf.Model(model.eval(), adapter=name), batch, max_new_tokens=6)
         theirs = cf.generate(cf.Model(two, adapter=name), batch, max_new_tokens=6)
         assert torch.equal(ours.sequences, theirs.sequences)
+
+
+def test_adapters_that_cannot_be_rows_take_turns(two: PeftModel, batch: Batch) -> None:
+    """A module that an adapter trains whole is one adapter's at a time: two forwards."""
+    polite, rude = cf.Model(two, adapter="polite"), cf.Model(two, adapter="rude")
+    out = cf.generate(0.4 * polite + 0.6 * rude, batch, max_new_tokens=6)
+    theirs = 0.4 * cf.Model(merged("polite")) + 0.6 * cf.Model(merged("rude"))
+    assert torch.equal(out.sequences, cf.generate(theirs, batch, max_new_tokens=6).sequences)
+    assert len(out.stats.models) == 2
+    (note,) = out.stats.notes
+    assert note == (
+        "adapters of polite take turns: PEFT's ModulesToSaveWrapper layers take one adapter at a "
+        "time"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")  # on layers without a bias
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"use_dora": True}, "is a variant of LoRA"),
+        ({"lora_bias": True}, "has a bias"),
+        ({"target_modules": ["embed_tokens"]}, "PEFT's Embedding layers take one adapter"),
+    ],
+    ids=["dora", "bias", "embedding"],
+)
+def test_other_adapters_take_turns(options: dict[str, Any], why: str, batch: Batch) -> None:
+    modules = options.pop("target_modules", ("q_proj", "down_proj"))
+    model = lora(1, make(), "odd", modules=modules, **options).eval()
+    blend = cf.Model(model, adapter=None) + 0.5 * cf.Model(model, adapter="odd")
+    out = cf.generate(blend, batch, max_new_tokens=6)
+    simple = cf.generate(blend, batch, max_new_tokens=6, engine=cf.Engine(simple=True))
+    assert torch.equal(out.sequences, simple.sequences)
+    assert why in out.stats.notes[0]
+
+
+def test_dropout_of_an_adapter_is_kept(batch: Batch) -> None:
+    """A model in training mode keeps its dropout, so its adapters take turns."""
+    model = lora(1, make(), "odd", lora_dropout=0.5).train()
+    blend = cf.Model(model, adapter=None) + 0.5 * cf.Model(model, adapter="odd")
+    out = cf.generate(blend, batch, max_new_tokens=2)
+    assert "has dropout and is in training mode" in out.stats.notes[0]
+
+
+def test_several_active_adapters_at_once(batch: Batch) -> None:
+    model = lora(2, lora(1, make(), "polite"), "rude").eval()
+    model.base_model.set_adapter(["polite", "rude"])
+    blend = cf.Model(model) - 0.3 * cf.Model(model, adapter=None)
+    out = cf.generate(blend, batch, max_new_tokens=6)
+    assert not out.stats.notes
+    assert len(out.stats.models) == 1
+    both = lora(2, lora(1, make(), "polite"), "rude")
+    alone = both.merge_and_unload(adapter_names=["polite", "rude"]).eval()
+    theirs = cf.Model(alone) - 0.3 * cf.Model(make())
+    assert torch.equal(out.sequences, cf.generate(theirs, batch, max_new_tokens=6).sequences)

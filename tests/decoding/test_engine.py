@@ -270,3 +270,111 @@ def test_bfloat16_by_teacher_forcing(shape: str) -> None:
     assert error.mean() <= 1.5 * theirs.mean() + 0.01
     assert error.max() <= 2 * theirs.max() + 0.1
     assert VOCAB > 60
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"kernels": 1}, TypeError, "Engine.kernels is 1; it must be a bool"),
+        ({"sync_every": 0}, ValueError, "Engine.sync_every is 0; it must be at least 1"),
+        ({"sync_every": "8"}, TypeError, "Engine.sync_every is '8'; it must be an int or None"),
+    ],
+)
+def test_settings_are_checked(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        cf.Engine(**options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_batch": 0}, "max_batch is 0; it must be at least 1"),
+        ({"max_batch": 2.5}, "max_batch is 2.5; it must be an int"),
+        ({"engine": "fast"}, "engine is a str; it must be a crossfade.Engine"),
+        ({"progress": "yes"}, "progress is 'yes'; it must be True or False"),
+    ],
+)
+def test_arguments_are_checked(
+    arguments: dict[str, Any], message: str, base: PreTrainedModel
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        cf.generate(base, PROMPTS, max_new_tokens=2, **arguments)
+
+
+def test_progress(base: PreTrainedModel, capfd: pytest.CaptureFixture[str]) -> None:
+    told: list[int] = []
+    cf.generate(base, PROMPTS, max_batch=2, progress=told.append, **DRAW)
+    assert sum(told) == len(PROMPTS)
+    assert not capfd.readouterr().err
+    cf.generate(base, PROMPTS, max_batch=2, **DRAW)
+    assert "5/5" in capfd.readouterr().err
+    cf.generate(base, PROMPTS, **DRAW)
+    assert not capfd.readouterr().err, "no bar for what is one batch"
+
+
+class Plain(torch.nn.Module):
+    """A model of the user's own around one of Transformers."""
+
+    def __init__(self, inner: PreTrainedModel) -> None:
+        super().__init__()
+        self.inner, self.config = inner, inner.config
+
+    def forward(self, **arguments: Any) -> Any:
+        return self.inner(**arguments)
+
+
+def test_what_the_engine_cannot_run_goes_the_simple_path(trio: list[PreTrainedModel]) -> None:
+    base, guide = trio[:2]
+    theirs = cf.generate(cf.Model(base) + 0.5 * cf.Model(guide), PROMPTS, engine=SIMPLE, **DRAW)
+    noisy = make()
+    for layer in noisy.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    for model, why in (
+        (Plain(guide), "guide is not a model of Transformers"),
+        (noisy.train(), "it has dropout and is in training mode"),
+    ):
+        blend = cf.Model(base) + 0.5 * cf.Model(model, name="guide")
+        out = cf.generate(blend, PROMPTS, **DRAW)
+        assert out.stats.notes == (f"the simple path: {why}",)
+        assert torch.equal(out.sequences, theirs.sequences) == isinstance(model, Plain)
+        with pytest.raises(NotImplementedError, match=f"cache and return_cache: {why}"):
+            cf.generate(blend, PROMPTS, return_cache=True, **DRAW)
+
+
+def test_attention_with_more_than_the_kernel_knows(base: PreTrainedModel) -> None:
+    """Sinks, biases, windows that are not told: refused at the first forward, not left out."""
+    from crossfade.decoding.kv_cache import KVCache
+    from crossfade.decoding.modules import Call, Unsupported, attention
+
+    layer = base.model.layers[0].self_attn
+    q, k = torch.zeros(1, 2, 1, 8), torch.zeros(1, 1, 1, 8)
+    call = Call(KVCache(1, 4), torch.zeros(1, dtype=torch.int64))
+    attention(layer, q, k, k, None, crossfade=call)
+    for arguments, why in (
+        ({}, "do not hand keyword arguments on"),
+        ({"crossfade": call, "s_aux": q}, "its attention uses s_aux"),
+        ({"crossfade": call, "position_bias": q}, "its attention uses position_bias"),
+    ):
+        with pytest.raises(Unsupported, match=why):
+            attention(layer, q, k, k, None, **arguments)
+    sliding = make("gemma3").model.layers[0].self_attn
+    with pytest.raises(Unsupported, match="how far they look back"):
+        attention(sliding, q, k, k, None, crossfade=call)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch's own
+def test_compiled(base: PreTrainedModel) -> None:
+    """torch.compile of the step gives the same tokens, and a second call compiles nothing."""
+    from torch._dynamo.utils import counters
+
+    blend = cf.Model(base) + 0.5 * cf.Model(base, prompt=[9, 8])
+    theirs = cf.generate(blend, PROMPTS, engine=SIMPLE, **DRAW)
+    counters.clear()
+    same(cf.generate(blend, PROMPTS, engine=cf.Engine(compile=True), **DRAW), theirs)
+    first = counters["stats"]["unique_graphs"]
+    assert first == 1, "one graph, without breaks"
+    same(cf.generate(blend, PROMPTS, engine=cf.Engine(compile=True), **DRAW), theirs)
+    assert counters["stats"]["unique_graphs"] == first
+    torch.compiler.reset()

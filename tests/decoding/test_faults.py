@@ -49,6 +49,10 @@ def test_an_interrupt_keeps_what_is_finished(
         assert ours == theirs if done else ours == theirs[: len(ours)]
     assert out.responses[9] == []
     assert not out.failed.any()
+    assert out.stats.interrupted
+    assert not whole.stats.interrupted
+    assert whole.ended.all()
+    assert out.finished.sum() <= out.ended.sum() < 10
     assert out.logprobs[9].abs().sum() == 0
 
 

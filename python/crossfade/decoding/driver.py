@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -47,7 +47,7 @@ class Driver:
         vocabulary: int,
         engine: Engine,
         max_batch: int | None = None,
-        progress: bool | None = None,
+        progress: bool | Callable[[int], object] | None = None,
         cache: PrefixCache | None = None,
         keep_cache: bool = False,
     ) -> None:
@@ -63,6 +63,8 @@ class Driver:
         self.value_weights = self._of_rows(blend.row_value_weights(requests, self.device))
         self.simple = engine.simple
         self.ended: set[int] = set()
+        self.interrupted = False
+        self.tell: Callable[[int], object] | None = None
         self.notes: list[str] = []
         self.models_stats: list[list[ModelStats]] = []
         self.cache_bytes = self.peak_bytes = 0
@@ -76,11 +78,13 @@ class Driver:
     def run(self) -> None:
         """Decode, as far as time, memory and the user let it."""
         start = time.perf_counter()
-        show = self._most() < self.job.rows if self.progress is None else self.progress
-        with progress_bar(self.job.rows, "row") if show else nullcontext() as self.bar:
+        show = self._most() < self.job.rows if self.progress is None else self.progress is True
+        with progress_bar(self.job.rows, "row") if show else nullcontext() as bar:
+            self.tell = self.progress if callable(self.progress) else bar and bar.update
             try:
                 self._run()
             except KeyboardInterrupt:
+                self.interrupted = True
                 warnings.warn(
                     f"interrupted when {len(self.ended)} of {self.job.rows} rows had ended",
                     RuntimeWarning,
@@ -173,8 +177,8 @@ class Driver:
 
     def _on_end(self, rows: Sequence[int]) -> None:
         self.ended.update(rows)
-        if self.bar is not None:
-            self.bar.update(len(rows))
+        if self.tell is not None:
+            self.tell(len(rows))
 
     def _engine_runner(self, slots: Slots) -> EngineRunner:
         """The engine with what the settings, the blend and the job allow."""

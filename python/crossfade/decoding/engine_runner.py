@@ -8,10 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from .deltas import Deltas
 from .engine import Engine
 from .group import Group
 from .guides import LazyGuides
 from .inputs import Prompts
+from .modules import Unsupported
 from .output import ModelStats
 from .term_model import TermModel
 
@@ -52,8 +54,8 @@ class EngineRunner:
         self.copies, self.slots = copies, slots
         self.prompts = [p.unpadded() for p in prompts]
         self.notes: list[str] = []
-        self.groups = []
-        for terms in self._shares(engine.share_weights):
+        self.groups: list[Group] = []
+        for terms, deltas in self._forwards(engine.share_weights):
             longest = max(len(p) for k in terms for p in self.prompts[k])
             group = Group(
                 [models[k] for k in terms],
@@ -61,6 +63,7 @@ class EngineRunner:
                 slots,
                 capacity=longest + min(limit, AHEAD),
                 most=longest + limit,
+                deltas=deltas,
                 kernels=engine.kernels,
                 compile=engine.compile,
             )
@@ -82,23 +85,31 @@ class EngineRunner:
         alone = [(k,) for g in self.groups if g.weights is None for k in g.terms]
         self.columns = sorted([*alone, *merged])
 
-    def _shares(self, share: bool) -> list[list[int]]:
-        """Which terms are rows of one forward."""
-        groups: dict[object, list[int]] = {}
+    def _forwards(self, share: bool) -> Iterator[tuple[list[int], Deltas | None]]:
+        """Which terms are rows of one forward, and how it applies their adapters."""
+        together: dict[object, list[int]] = {}
         for k, m in enumerate(self.models):
-            groups.setdefault(id(m.bare) if share else k, []).append(k)
-        found = []
-        for terms in groups.values():
-            adapters = {self.models[k].adapter for k in terms}
-            why = None if len(adapters) == 1 else Group.why_apart([self.models[k] for k in terms])
+            together.setdefault(id(m.bare) if share else k, []).append(k)
+        for terms in together.values():
+            found, why = self._deltas(terms)
             if why is None:
-                found.append(terms)
+                yield terms, found
                 continue
-            self.notes.append(f"a forward for each adapter of {self.models[terms[0]].name}: {why}")
-            found += [
-                [k for k in terms if self.models[k].adapter == a] for a in sorted(adapters, key=str)
-            ]
-        return found
+            self.notes.append(f"adapters of {self.models[terms[0]].name} take turns: {why}")
+            for adapter in sorted({self.models[k].adapter for k in terms}, key=str):
+                same = [k for k in terms if self.models[k].adapter == adapter]
+                yield same, self._deltas(same)[0]
+
+    def _deltas(self, terms: Sequence[int]) -> tuple[Deltas | None, str | None]:
+        """The adapters of terms over one model, as rows; or why terms must take turns."""
+        models = [self.models[k] for k in terms]
+        if not any(hasattr(m.model, "peft_config") for m in models):
+            return None, None
+        try:
+            return Deltas(models[0].bare, [m.adapter for m in models]), None
+        except Unsupported as reason:
+            several = len({m.adapter for m in models}) > 1
+            return None, str(reason) if several else None
 
     def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:
         """Rows of the call take slots: their prompts are read, one request's once."""

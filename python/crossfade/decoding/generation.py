@@ -40,7 +40,7 @@ def generate(
     return_term_logprobs: bool = False,
     return_kl_to_base: bool = False,
     max_batch: int | None = None,
-    progress: bool | None = None,
+    progress: bool | Callable[[int], object] | None = None,
     engine: Engine | None = None,
     cache: PrefixCache | None = None,
     return_cache: bool = False,
@@ -75,7 +75,8 @@ def generate(
             long list runs at the rate of a full batch. None takes 32 on CPUs and 64 on GPUs.
             Where logits processors, stopping criteria or a streamer read all rows at one step,
             rows go in batches of whole requests, by default all at once.
-        progress: show a bar on stderr; by default where there are more rows than `max_batch`.
+        progress: show a bar on stderr; by default where there are more rows than `max_batch`. Or a
+            function that is called with how many rows have ended since its last call.
         engine: how the models are run; see `Engine`.
         cache: `Output.cache` of an earlier call of the same models and rows: of each prompt, no
             model reads again what it read there. Prompts are given whole.
@@ -93,7 +94,7 @@ def generate(
     check.flag("return_term_logprobs", return_term_logprobs)
     check.flag("return_kl_to_base", return_kl_to_base)
     settings.check_int("max_batch", max_batch, 1)
-    if progress is not None:
+    if progress is not None and not callable(progress):
         check.flag("progress", progress)
     check.flag("return_cache", return_cache)
     if cache is not None and not isinstance(cache, PrefixCache):
@@ -258,6 +259,7 @@ def run(driver: Driver, tokenizer: Any = None) -> Output:
         sampled_logprobs=written(results.sampled_logprobs, 0.0),  # type: ignore[arg-type]
         finished=results.finished[:-1],
         failed=results.failed[:-1],
+        ended=torch.tensor([r in driver.ended for r in range(job.rows)], device=tokens.device),
         stats=Stats(
             tokens=sum(each),
             seconds=driver.seconds,
@@ -267,6 +269,7 @@ def run(driver: Driver, tokenizer: Any = None) -> Output:
             if cuda
             else driver.peak_bytes,
             notes=tuple(driver.notes),
+            interrupted=driver.interrupted,
         ),
         term_logprobs=written(results.term_logprobs, 0.0),
         kl_to_base=written(results.kl_to_base, 0.0),

@@ -18,7 +18,8 @@ from .kv_cache import KVCache
 from .modules import Call, Forward, Unsupported, is_plain, linear_forwards, replaced
 from .term_model import TermModel
 
-MAX_TOKENS = 4096  # of prompts in one forward: it bounds the memory of their activations
+# tokens of prompts in one forward, which bounds the memory of their activations
+MAX_TOKENS = {"cpu": 1024, "cuda": 8192}
 LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -28,6 +29,11 @@ class Group:
     `lengths` counts, on the device, the tokens that each row has in the cache; `held` says on the
     host which they are, for those that were read as prompts. A `fresh` row has read its prompt but
     for the last token, which is `pending`.
+
+    Args:
+        capacity, most: tokens a row that the caches have room for at first, and ever need.
+        deltas: the terms' adapters as rows; None: they have one adapter, which is switched on.
+        kernels, compile: as in `Engine`.
     """
 
     def __init__(
@@ -38,6 +44,7 @@ class Group:
         capacity: int,
         most: int,
         *,
+        deltas: Deltas | None = None,
         kernels: bool = True,
         compile: bool = False,
     ) -> None:
@@ -48,12 +55,12 @@ class Group:
         self.base = first.bare
         self.device = first.device
         self.config = text_config(first.bare)
-        self.states = first.layers if len(models) == 1 else []
+        self.states = first.layers if deltas is None else []
         native = kernels and self.device.type == "cpu"
         self.forwards: dict[Any, Forward] = linear_forwards(self.base) if native else {}
-        self.deltas: Deltas | None = None
-        if any(hasattr(m.model, "peft_config") for m in models):
-            self._share_adapters()
+        self.deltas = deltas
+        if deltas is not None:
+            self.forwards.update(deltas.forwards)
         head = self.base.get_output_embeddings()
         self.head = head if is_plain(head) else None
         self.weights: Tensor | None = None  # [slots, K] of the blend, where terms share the head
@@ -74,26 +81,6 @@ class Group:
         self.tokens_read = 0
         if self.head is not None:
             self.forwards[self.head] = self._head
-
-    @staticmethod
-    def why_apart(models: Sequence[TermModel]) -> str | None:
-        """Why these terms over one model cannot be rows of one forward; None if they can."""
-        try:
-            Deltas(models[0].bare, [m.adapter for m in models])
-        except Unsupported as error:
-            return str(error)
-        return None
-
-    def _share_adapters(self) -> None:
-        """Adapters as rows of one forward; alone, one that cannot be is switched on instead."""
-        try:
-            self.deltas = Deltas(self.base, [m.adapter for m in self.models])
-        except Unsupported:
-            if len(self.models) > 1:
-                raise
-            return
-        self.forwards.update(self.deltas.forwards)
-        self.states = []
 
     @contextmanager
     def _running(self, member: Tensor) -> Iterator[None]:
@@ -166,7 +153,7 @@ class Group:
         self.lengths[at] = torch.tensor([start for _, start, _ in todo], device=self.device)
         todo = sorted((x for x in todo if x[2]), key=lambda x: len(x[2]), reverse=True)
         while todo:
-            count = max(1, MAX_TOKENS // len(todo[0][2]))
+            count = max(1, MAX_TOKENS.get(self.device.type, MAX_TOKENS["cuda"]) // len(todo[0][2]))
             now, todo = todo[:count], todo[count:]
             self.logits_wanted = False  # a prompt's, but for its last token
             try:

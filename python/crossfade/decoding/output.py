@@ -38,6 +38,7 @@ class Stats:
         peak_bytes: on GPUs torch's peak on the first term's device since it was last reset; on CPUs
             the caches and results at their largest.
         notes: what the engine left out, and why.
+        interrupted: whether Ctrl-C cut the call short.
     """
 
     tokens: int
@@ -46,6 +47,7 @@ class Stats:
     cache_bytes: int
     peak_bytes: int
     notes: tuple[str, ...] = ()
+    interrupted: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,8 @@ class Output:
         sampled_logprobs: ``[rows, new]`` float32: under what was sampled from; 0 where greedy.
         finished: ``[rows]`` bool: ended by EOS, a stop string or a stopping criterion; False if cut
             by a limit of length or time, or failed.
+        ended: ``[rows]`` bool: finished, failed or at its limit of length; False if time or an
+            interrupt cut it, or kept it from starting.
         failed: ``[rows]`` bool: cut because no token could be chosen; a RuntimeWarning said why.
         stats: what it cost.
         term_logprobs: ``[rows, new, terms]`` float32: under each term alone; on demand.
@@ -79,6 +83,7 @@ class Output:
     sampled_logprobs: Tensor
     finished: Tensor
     failed: Tensor
+    ended: Tensor
     stats: Stats
     term_logprobs: Tensor | None = None
     kl_to_base: Tensor | None = None
