@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -366,7 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             ["python bench/decode.py", *(sys.argv[1:] if arguments is None else arguments)]
         ),
         "machine": hardware(device),
-        "versions": {p: metadata.version(p) for p in PACKAGES},
+        "versions": {p: metadata.version(p) for p in PACKAGES if util.find_spec(p)},
         "settings": {
             "model": peers.model_name(device, args.quick),
             "prompt": sizes.prompt,

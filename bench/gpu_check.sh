@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Proves the CUDA and Triton code on this machine's NVIDIA GPU; needs no network.
-#   bash bench/gpu_check.sh [build|ops|sanitizer|bench]     (no argument: build and ops)
+#   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|steps]
+#   (no argument: build, ops and decoding)
 # Needs torch, triton, transformers, pybind11, scikit-build-core, cmake, ninja, pytest and nvcc in
 # place. Each stage ends within 8 minutes and adds what it found to bench/results/<gpu>.json.
 set -euo pipefail
@@ -40,6 +41,11 @@ ops() {
   python3 -m pytest tests/ops -q -p no:cacheprovider "${parallel[@]}"
 }
 
+# The engine on a GPU: captured steps, forked streams, caches that move.
+decoding() {
+  python3 -m pytest tests/decoding/test_cuda.py -q -p no:cacheprovider
+}
+
 # The caching allocator would hide reads past a tensor's end.
 sanitizer() {
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
@@ -55,13 +61,26 @@ bench() {
   python3 -m crossfade bench ops --json build/gpu_check_bench.json
 }
 
-export -f build ops sanitizer bench
+# What a decoding step of several models costs. PEFT, if it is there, is one of the contenders.
+steps() {
+  rm -f build/gpu_check_steps.json
+  local sets=(models)
+  if python3 -c "import peft" 2>/dev/null; then sets+=(lora); fi
+  python3 bench/decode.py --json build/gpu_check_steps.json --only "${sets[@]}" --rounds 3 --limit 45
+}
+
+export -f build ops decoding sanitizer bench steps
 export site result
-for name in "${@:-build ops}"; do
+for name in "${@:-build ops decoding}"; do
   for one in $name; do
     case $one in
-      build | ops | sanitizer | bench) stage "$one" bash -euo pipefail -c "$one" ;;
-      *) echo "unknown stage '$one'; it must be build, ops, sanitizer or bench" >&2; exit 2 ;;
+      build | ops | decoding | sanitizer | bench | steps)
+        stage "$one" bash -euo pipefail -c "$one"
+        ;;
+      *)
+        echo "unknown stage '$one'; it must be one of build ops decoding sanitizer bench steps" >&2
+        exit 2
+        ;;
     esac
   done
 done

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     Gemma3ForCausalLM,
@@ -75,13 +75,15 @@ def make(shape: str = "llama", seed: int = 0) -> PreTrainedModel:
 
 def lora(
     seed: int,
-    model: PreTrainedModel | PeftModel,
+    model: Any,
     name: str,
     rank: int = 2,
     modules: Sequence[str] = ("q_proj", "down_proj"),
     **options: object,
-) -> PeftModel:
+) -> Any:
     """Add an adapter with weights that matter (LoRA's own start is the identity)."""
+    from peft import LoraConfig, PeftModel, get_peft_model  # not on every machine with a GPU
+
     config = LoraConfig(r=rank, target_modules=list(modules), task_type="CAUSAL_LM", **options)
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)

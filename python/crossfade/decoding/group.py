@@ -64,6 +64,7 @@ class Group:
         head = self.base.get_output_embeddings()
         self.head = head if is_plain(head) else None
         self.weights: Tensor | None = None  # [slots, K] of the blend, where terms share the head
+        self.at = torch.tensor(terms, device=self.device)  # of them
         self.columns: Tensor | None = None  # of the head; None: all
         self.last: Tensor | None = None  # position of each row's last token, where rows are ragged
         self.logits_wanted = True
@@ -110,7 +111,7 @@ class Group:
         if not self.logits_wanted:
             return hidden[..., :1]
         if self.weights is not None:  # sum_k w_k (W h_k) = W (sum_k w_k h_k)
-            hidden = mix(hidden, self.weights[:, self.terms].to(hidden.device))
+            hidden = mix(hidden, self.weights.to(self.device)[:, self.at])
         if self.columns is None:
             return ops.linear(hidden, head.weight, head.bias)
         few = head.weight[self.columns]

@@ -106,7 +106,7 @@ class Slots:
         self.wrote.copy_(ok)
         self.new += ok
         r.lengths[row] = self.new
-        ended = ok & torch.isin(sample.tokens, eos)
+        ended = ok & (sample.tokens[:, None] == eos).any(dim=1)
         r.finished[torch.where(ended, self.row, nowhere)] = True
         self.tokens.copy_(torch.where(ok, sample.tokens, self.tokens))
         self.live &= ok & ~ended & (self.new < r.limit)
