@@ -26,7 +26,7 @@ from tqdm import tqdm
 WAYS = {
     "neither": {"restrict_guides": False, "skip_guides": False},
     "restricted heads": {"restrict_guides": True, "skip_guides": False},
-    "skipped rows": {"restrict_guides": False, "skip_guides": True},
+    "skipped steps": {"restrict_guides": False, "skip_guides": True},
     "both": {"restrict_guides": True, "skip_guides": True},
 }
 SUBJECTS = [

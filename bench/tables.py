@@ -4,9 +4,11 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import decode
+import guides
 from crossfade import bench
 
 ROOT = Path(__file__).parent.parent
@@ -42,10 +44,26 @@ def demo_section() -> Iterator[str]:
     )
 
 
+def decode_section() -> str:
+    return decode.readme(json.loads((RESULTS / "decode.json").read_text()))
+
+
+def guides_section() -> str:
+    return guides.summary(json.loads((RESULTS / "guides.json").read_text()))
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "bench": lambda: "\n".join(bench_section()),
+    "decode": decode_section,
+    "demo": lambda: "\n".join(demo_section()),
+    "guides": guides_section,
+}
+
+
 def filled(readme: str) -> str:
     """`readme` with each section between its markers made anew."""
-    for name, section in (("bench", bench_section), ("demo", demo_section)):
-        text = "\n".join(section())
+    for name, section in SECTIONS.items():
+        text = section()
         readme, found = re.subn(
             rf"(?s)<!--{name}-->.*?<!--/{name}-->",
             lambda _, name=name, text=text: f"<!--{name}-->\n{text}\n<!--/{name}-->",

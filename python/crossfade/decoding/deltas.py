@@ -22,8 +22,11 @@ class Deltas:
         Unsupported: a layer applies an adapter in another way.
     """
 
-    def __init__(self, model: nn.Module, members: Sequence[str | None]) -> None:
+    def __init__(
+        self, model: nn.Module, members: Sequence[str | None], backend: str | None = None
+    ) -> None:
         self.members = members  # the adapter of each term: a name, "active" or None
+        self.backend = backend  # of `ops.linear`
         self.tables: dict[Any, Tensor] = {}  # [members, ranks], one for all layers alike
         self.scales: dict[Any, Tensor] = {}  # [B, ranks]: a table's rows for the next forward
         self.forwards: dict[nn.Module, Forward] = {
@@ -63,7 +66,7 @@ class Deltas:
 
             def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
                 lora = ops.Lora(stacked_a, stacked_b, self.scales[key])
-                return ops.linear(x, base.weight, base.bias, lora=lora)
+                return ops.linear(x, base.weight, base.bias, lora=lora, backend=self.backend)
 
         else:  # Conv1D, quantized layers: their own product, and the deltas added
 

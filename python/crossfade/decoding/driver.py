@@ -95,29 +95,30 @@ class Driver:
         self.seconds = time.perf_counter() - start
 
     def _run(self) -> None:
-        most = self._most()
-        deadline = self.job.deadline
+        most, deadline = self._most(), self.job.deadline
+        if self.job.aligned is not None and most < self.job.rows:
+            self.notes.append(f"fixed batches: {self.job.aligned}")
         while todo := [r for r in range(self.job.rows) if r not in self.ended]:
             batch = todo[:most] if self._aligned else todo
+            count = min(most, len(batch))
             try:
-                self._decode(batch, min(most, len(batch)))
+                self._decode(batch, count)
             except Unsupported as reason:
-                if self.given is not None or self.keep_cache:
+                if self._whole:
                     raise NotImplementedError(f"cache and return_cache: {reason}") from None
                 self.notes.append(f"the simple path: {reason}")
                 self.simple = True
                 most = self._most()
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                fewer = self._fewer(min(most, len(batch)))
-                together = self.job.streamer is not None or self._whole
-                if not _is_out_of_memory(error) or fewer == 0 or together:
+                most = self._of_requests(count // 2)
+                together = self._whole or self.job.streamer is not None
+                if not _is_out_of_memory(error) or most == 0 or together:
                     raise
-                self.notes.append(f"memory ran out: {fewer} rows at a time")
-                most = fewer
+                self.notes.append(f"memory ran out: {most} rows at a time")
             if deadline is not None and time.time() > deadline:
                 return
-            again = [r for r in batch if r not in self.ended]
-            self.results.forget(torch.tensor(again, dtype=torch.int64, device=self.device))
+            if again := [r for r in batch if r not in self.ended]:
+                self.results.forget(torch.tensor(again, device=self.device))
 
     @property
     def _aligned(self) -> bool:
@@ -132,27 +133,19 @@ class Driver:
         """Rows at a time."""
         most = self.max_batch
         if most is None:
-            most = (
-                self.job.rows
-                if self._aligned or self._whole
-                else ROWS.get(self.device.type, ROWS["cuda"])
-            )
-        return self._fewer(2 * most + 1) or self.job.copies
+            together = self._aligned or self._whole
+            most = self.job.rows if together else ROWS.get(self.device.type, ROWS["cuda"])
+        return self._of_requests(most) or self.job.copies
 
-    def _fewer(self, rows: int) -> int:
-        """Half as many rows; whole requests, where all start at one step."""
-        half = rows // 2
-        return half - half % self.job.copies if self._aligned else half
+    def _of_requests(self, rows: int) -> int:
+        """So many rows; of whole requests, where all start at one step."""
+        return rows - rows % self.job.copies if self._aligned else rows
 
     def _decode(self, rows: Sequence[int], count: int) -> None:
         """Decode `rows`, `count` at a time."""
         job, engine = self.job, self.engine
         slots = Slots(count, self.results, job.seeds, job.streams, self.weights, self.value_weights)
-        runner: Any = (
-            SimpleRunner(self.models, job.prompts, job.copies)
-            if self.simple
-            else (self._engine_runner(slots))
-        )
+        runner: Any = self._runner(slots)
         mixer = Mixer(
             self.blend, slots.weights, slots.value_weights, self.vocabulary, runner.columns
         )
@@ -180,9 +173,11 @@ class Driver:
         if self.tell is not None:
             self.tell(len(rows))
 
-    def _engine_runner(self, slots: Slots) -> EngineRunner:
-        """The engine with what the settings, the blend and the job allow."""
+    def _runner(self, slots: Slots) -> SimpleRunner | EngineRunner:
+        """The simple path, or the engine with what the settings, the blend and the job allow."""
         job, blend, engine = self.job, self.blend, self.engine
+        if self.simple:
+            return SimpleRunner(self.models, job.prompts, job.copies)
         count = len(slots.row)
         runner = EngineRunner(self.models, job.prompts, job.copies, count, job.limit, engine)
         each_term = job.term_logprobs or job.kl_to_base  # needs all logits of every term

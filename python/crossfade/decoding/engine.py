@@ -24,8 +24,8 @@ class Engine:
             support, or log-probs and divergences of terms.
         restrict_guides: with a support, the other models compute only the rows of their heads that
             survive it. On CPUs.
-        skip_guides: with a support, the other models run only for rows where more than one token
-            survives, and catch up in one pass later. On CPUs.
+        skip_guides: with a support, the other models rest while one token survives in every row,
+            and catch up in one pass later. On CPUs.
         cuda_graph: on GPUs, capture a step of all models once and replay it.
         compile: run each model's step under `torch.compile`. The first step of each shape takes
             a minute; pays for long jobs.

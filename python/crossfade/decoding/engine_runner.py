@@ -55,6 +55,7 @@ class EngineRunner:
         self.prompts = [p.unpadded() for p in prompts]
         self.notes: list[str] = []
         self.groups: list[Group] = []
+        self.backend = None if engine.kernels else "reference"
         for terms, deltas in self._forwards(engine.share_weights):
             longest = max(len(p) for k in terms for p in self.prompts[k])
             group = Group(
@@ -78,11 +79,11 @@ class EngineRunner:
                 continue  # values have their own heads
             why = _why_not_linear(group)
             if why is None:
-                group.weights = weights
+                group.head.weights = weights
             else:
                 self.notes.append(f"a head for each term of {group.name}: {why}")
-        merged = [g.terms for g in self.groups if g.weights is not None]
-        alone = [(k,) for g in self.groups if g.weights is None for k in g.terms]
+        merged = [g.terms for g in self.groups if g.head.weights is not None]
+        alone = [(k,) for g in self.groups if g.head.weights is None for k in g.terms]
         self.columns = sorted([*alone, *merged])
 
     def _forwards(self, share: bool) -> Iterator[tuple[list[int], Deltas | None]]:
@@ -106,7 +107,7 @@ class EngineRunner:
         if not any(hasattr(m.model, "peft_config") for m in models):
             return None, None
         try:
-            return Deltas(models[0].bare, [m.adapter for m in models]), None
+            return Deltas(models[0].bare, [m.adapter for m in models], self.backend), None
         except Unsupported as reason:
             several = len({m.adapter for m in models}) > 1
             return None, str(reason) if several else None
@@ -143,7 +144,7 @@ class EngineRunner:
         each: dict[tuple[int, ...], Tensor] = {}
         for group, logits in found.items():
             logits = logits.to(self.device)
-            if group.weights is not None:
+            if group.head.weights is not None:
                 each[group.terms] = logits
             else:
                 parts = logits.chunk(len(group.terms))
@@ -211,9 +212,9 @@ def forked_to(stream: torch.cuda.Stream | None) -> Iterator[None]:
 
 def _why_not_linear(group: Group) -> str | None:
     """Why a model's logits are not one linear map of its hidden states; None if they are."""
-    if group.head is None:
+    if group.head.module is None:
         return "it is not a plain linear layer"
-    if group.head.bias is not None:
+    if group.head.module.bias is not None:
         return "it has a bias"
     capped = [k for k, v in vars(group.config).items() if "softcap" in k and "attn" not in k and v]
     return f"{capped[0]} caps its logits" if capped else None

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .. import ops
 from ..terms import text_config
 from .adapters import switched
 from .deltas import Deltas
+from .head import Head, Wanted
 from .kv_cache import KVCache
-from .modules import Call, Forward, Unsupported, is_plain, linear_forwards, replaced
+from .modules import Call, Forward, Unsupported, linear_forwards, replaced
 from .term_model import TermModel
 
 # tokens of prompts in one forward, which bounds the memory of their activations
@@ -57,17 +57,13 @@ class Group:
         self.config = text_config(first.bare)
         self.states = first.layers if deltas is None else []
         native = kernels and self.device.type == "cpu"
+        backend = None if kernels else "reference"  # of linear layers
         self.forwards: dict[Any, Forward] = linear_forwards(self.base) if native else {}
         self.deltas = deltas
         if deltas is not None:
             self.forwards.update(deltas.forwards)
-        head = self.base.get_output_embeddings()
-        self.head = head if is_plain(head) else None
-        self.weights: Tensor | None = None  # [slots, K] of the blend, where terms share the head
-        self.at = torch.tensor(terms, device=self.device)  # of them
-        self.columns: Tensor | None = None  # of the head; None: all
-        self.last: Tensor | None = None  # position of each row's last token, where rows are ragged
-        self.logits_wanted = True
+        self.head = Head(self.base.get_output_embeddings(), terms, backend, self.device)
+        self.forwards.update(self.head.forwards)
 
         rows = slots * len(models)
         self.cache, self.most = KVCache(rows, capacity), most
@@ -80,8 +76,6 @@ class Group:
         self.forward = torch.compile(self._forward, dynamic=False) if compile else self._forward
         self.forwards_run = 0
         self.tokens_read = 0
-        if self.head is not None:
-            self.forwards[self.head] = self._head
 
     @contextmanager
     def _running(self, member: Tensor) -> Iterator[None]:
@@ -89,6 +83,8 @@ class Group:
             self.deltas.seat(member)
         with replaced(self.forwards, self.config), switched(self.states):
             yield
+        if set(self.cache.layers) != set(range(self.config.num_hidden_layers)):
+            raise Unsupported("its layers do not all use Transformers' attention interface")
 
     def _forward(self, ids: Tensor, positions: Tensor, call: Call) -> Tensor:
         output = self.base(
@@ -96,33 +92,14 @@ class Group:
             position_ids=positions,
             use_cache=False,
             return_dict=True,
-            logits_to_keep=1 if self.last is None else 0,
+            logits_to_keep=self.head.keep,
             crossfade=call,
         )
-        logits = output.logits
-        if self.last is not None and self.head is None:
-            logits = take(logits, self.last)
-        return logits[:, -1]
-
-    def _head(self, hidden: Tensor) -> Tensor:
-        """The output head, for the positions and columns that anybody reads."""
-        head: Any = self.head
-        hidden = hidden[:, -1:] if self.last is None else take(hidden, self.last)
-        if not self.logits_wanted:
-            return hidden[..., :1]
-        if self.weights is not None:  # sum_k w_k (W h_k) = W (sum_k w_k h_k)
-            hidden = mix(hidden, self.weights.to(self.device)[:, self.at])
-        if self.columns is None:
-            return ops.linear(hidden, head.weight, head.bias)
-        few = head.weight[self.columns]
-        bias = None if head.bias is None else head.bias[self.columns]
-        logits = hidden.new_zeros(*hidden.shape[:-1], len(head.weight))
-        logits[..., self.columns] = ops.linear(hidden, few, bias)
-        return logits
+        return self.head.logits(output)
 
     def reserve(self) -> bool:
         """Room for one more token a row; True if the caches moved. The host's part of a step."""
-        self.bounds = [n + 1 for n in self.bounds]
+        self.bounds = [min(n + 1, self.most) for n in self.bounds]
         return self.cache.reserve(max(self.bounds), self.most)
 
     def step(self, tokens: Tensor, live: Tensor) -> Tensor:
@@ -156,16 +133,13 @@ class Group:
         while todo:
             count = max(1, MAX_TOKENS.get(self.device.type, MAX_TOKENS["cuda"]) // len(todo[0][2]))
             now, todo = todo[:count], todo[count:]
-            self.logits_wanted = False  # a prompt's, but for its last token
-            try:
+            with self.head.reading(Wanted(logits=False)):
                 self._append([r for r, _, _ in now], [ids for _, _, ids in now])
-            finally:
-                self.logits_wanted = True
         for row, prompt in zip(rows, prompts, strict=True):
             self.held[row] = list(prompt[:-1])
 
     def _append(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
-        """Rows read tokens, some more than others."""
+        """What is wanted of the logits after rows read tokens, some more than others."""
         counts = torch.tensor([len(x) for x in ids], device=self.device)
         width = max(map(len, ids))  # the others end in padding that is never attended to
         padded = torch.tensor([[*x, *[0] * (width - len(x))] for x in ids], device=self.device)
@@ -175,18 +149,11 @@ class Group:
         positions = lengths[:, None] + torch.minimum(steps, counts[:, None] - 1)
         starts = (self.bounds[r] - len(x) for r, x in zip(rows, ids, strict=True))
         self.cache.reserve(max(starts) + width, self.most)
-        if self.logits_wanted and width > 1:
-            self.last = counts - 1
-        try:
-            with self._running(self.members[at]):
-                logits = self._forward(padded, positions, Call(self.cache, lengths, at))
-        finally:
-            self.last = None
+        with self._running(self.members[at]):
+            logits = self._forward(padded, positions, Call(self.cache, lengths, at))
         self.lengths[at] = lengths + counts
         self.forwards_run += 1
         self.tokens_read += sum(map(len, ids))
-        if set(self.cache.layers) != set(range(self.config.num_hidden_layers)):
-            raise Unsupported("its layers do not all use Transformers' attention interface")
         return logits
 
     def catch_up(
@@ -198,11 +165,11 @@ class Group:
         """
         if not rows:
             return None
-        self.columns = columns if self.head is not None else None
-        try:
+        last = torch.tensor([len(x) - 1 for x in ids], device=self.device)
+        with self.head.reading(Wanted(last=last, columns=columns)):
             logits = self._append(rows, ids)
-        finally:
-            self.columns = None
+        if len(rows) == len(self.lengths):
+            return logits
         found = logits.new_zeros(len(self.lengths), logits.shape[1])
         found[torch.tensor(rows, device=self.device)] = logits
         return found
@@ -225,19 +192,6 @@ class Group:
             state[other] = state[one]
         for s, t in zip(source, target, strict=True):
             self.held[t], self.bounds[t] = list(self.held[s]), self.bounds[s]
-
-
-def take(x: Tensor, at: Tensor) -> Tensor:
-    """``[B, 1, d]``: each row of ``[B, n, d]`` at its own position."""
-    return x[torch.arange(len(x), device=x.device), at][:, None]
-
-
-def mix(hidden: Tensor, weights: Tensor) -> Tensor:
-    """``sum_k w_k h_k`` of hidden states ``[terms * slots, n, H]``; weights ``[slots, terms]``."""
-    slots, terms = weights.shape
-    w = weights.T.reshape(terms, slots, 1, 1)
-    h = hidden.view(terms, slots, *hidden.shape[1:]).float()
-    return torch.where(w == 0, 0.0, w * h).sum(dim=0).to(hidden.dtype)  # a term of weight 0 is out
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -15,12 +15,12 @@ FEW = 8  # a head's columns are computed alone where they are fewer than one in 
 
 
 class LazyGuides:
-    """Runs the model of a support's term, and the others where more than one token survives it.
+    """Runs the model of a support's term, and the others while more than one token survives it.
 
     With a support, a token outside it has probability 0 whatever the guides say; where one token
-    is left, they have no say. So guides compute the surviving columns of their heads, and skip
-    rows with one survivor; they read what they skipped in one pass when they are next asked. The
-    distribution is the same. The host chooses at every step.
+    is left, they have no say. So guides compute the surviving columns of their heads, and rest
+    while every row has one survivor; they read what they skipped in one pass when they are next
+    asked. The distribution is the same. The host chooses at every step.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class LazyGuides:
         survivors = (
             ops.blend([own], [1.0], support=self.cut, vocab_size=self.vocabulary) > -torch.inf
         )
-        asked = [s for s, n in enumerate(survivors.sum(dim=1).tolist()) if going[s] and n != 1]
-        if not self.skip:
-            asked = [s for s in range(slots) if going[s]]
+        asked = [s for s in range(slots) if going[s]]
+        if self.skip and all(n == 1 for n in survivors[asked].sum(dim=1).tolist()):
+            asked = []  # rows one by one would save little: a guide's weights are read anyway
         columns = survivors[asked].any(dim=0).nonzero()[:, 0] if self.restrict else None
         if columns is not None and FEW * len(columns) > self.vocabulary:
             columns = None
