@@ -57,7 +57,7 @@ class Driver:
         self.cache: PrefixCache | None = None
         self.device = models[0].device
         terms = len(blend.terms) if job.term_logprobs else 0
-        self.results = Results(job.rows, job.limit, job.pad, terms, job.kl_to_base, self.device)
+        self.results = Results(job.rows, job.limit, terms, job.kl_to_base, self.device)
         requests = job.rows // job.copies
         self.weights = self._of_rows(blend.row_weights(requests, self.device))
         self.value_weights = self._of_rows(blend.row_value_weights(requests, self.device))

@@ -42,7 +42,7 @@ class Head:
 
     @property
     def forwards(self) -> dict[Any, Forward]:
-        return {} if self.module is None else {self.module: self}
+        return {} if self.module is None else {self.module: self.project}
 
     @contextmanager
     def reading(self, wanted: Wanted) -> Iterator[None]:
@@ -64,7 +64,7 @@ class Head:
             return take(output.logits, last)[:, 0]
         return output.logits[:, -1]
 
-    def __call__(self, hidden: Tensor) -> Tensor:
+    def project(self, hidden: Tensor) -> Tensor:
         """Logits ``[B, 1, V]`` of hidden states ``[B, n, H]``."""
         head, wanted = self.module, self.wanted
         hidden = hidden[:, -1:] if wanted.last is None else take(hidden, wanted.last)

@@ -123,7 +123,7 @@ class Loop:
         """Wait for the device, and free the slots of rows that have ended; these rows."""
         slots, job = self.slots, self.job
         if self.ids is not None and job.watched:
-            new = slots.results.tokens[slots.row, self.steps - 1]
+            new = slots.tokens.masked_fill(~slots.wrote, job.pad)
             self.ids = torch.cat([self.ids, new[:, None]], dim=1)
             if job.streamer is not None:
                 job.streamer.put(new.cpu())

@@ -17,12 +17,10 @@ class Results:
     A last row takes what is written for slots that have no row.
     """
 
-    def __init__(
-        self, rows: int, limit: int, pad: int, terms: int, kl: bool, device: torch.device
-    ) -> None:
-        self.rows, self.limit, self.pad = rows, limit, pad
-        size = (rows + 1, limit)
-        self.tokens = torch.full(size, pad, dtype=torch.int64, device=device)
+    def __init__(self, rows: int, limit: int, terms: int, kl: bool, device: torch.device) -> None:
+        self.rows, self.limit = rows, limit
+        size = (rows + 1, limit)  # on CPUs, zeros take no memory until they are written to
+        self.tokens = torch.zeros(size, dtype=torch.int64, device=device)
         self.logprobs = torch.zeros(size, device=device)
         self.sampled_logprobs = torch.zeros(size, device=device)
         self.term_logprobs = torch.zeros(*size, terms, device=device) if terms else None
@@ -37,7 +35,6 @@ class Results:
 
     def forget(self, rows: Tensor) -> None:
         """Rows that start again."""
-        self.tokens[rows] = self.pad
         for x in (self.lengths, self.finished, self.failed):
             x[rows] = 0
 
