@@ -120,6 +120,36 @@ def test_a_bad_row_among_rows_that_come_and_go() -> None:
     assert out.failed.tolist() == whole.failed.tolist() == [i == 6 for i in range(10)]
 
 
+def test_models_are_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by an error in the middle of a forward: no module keeps another forward."""
+    model = make()
+
+    def state() -> list[Any]:
+        return [
+            model.config._attn_implementation,
+            *("forward" in m.__dict__ for m in model.modules()),
+        ]
+
+    before = state()
+    cf.generate(model, PROMPTS, **DRAW)
+    assert state() == before
+    handle = model.model.layers[1].mlp.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cf.generate(model, PROMPTS, **DRAW)
+    handle.remove()
+    assert state() == before
+    seen: list[list[Any]] = []
+
+    class Looks(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            seen.append(state())
+            return scores
+
+    cf.generate(model, PROMPTS, logits_processor=[Looks()], **DRAW)
+    assert seen, "a processor may run the model itself"
+    assert all(s == before for s in seen)
+
+
 def test_the_engine_holds_to_its_statement(base: PreTrainedModel) -> None:
     """cache_bytes is what the caches' buffers take; nothing else grows with the rows' lengths."""
     config = base.config

@@ -91,6 +91,8 @@ def _check_kind(layer: Any) -> None:
 
     if type(layer) is not Linear:
         raise Unsupported(f"PEFT's {type(layer).__name__} layers take one adapter at a time")
+    if "forward" in layer.__dict__:
+        raise Unsupported("a layer with adapters has a forward of somebody else's")
 
 
 def _check_adapters(layer: Any, names: Sequence[str]) -> None:

@@ -84,15 +84,15 @@ ALL_ATTENTION_FUNCTIONS.register("crossfade", attention)
 def replaced(forwards: Mapping[nn.Module, Forward], config: Any) -> Iterator[None]:
     """The modules with other forwards, and the model of `config` with the engine's attention."""
     own = config._attn_implementation
-    for module, forward in forwards.items():
-        module.__dict__["forward"] = forward
-    config._attn_implementation = "crossfade"
-    try:
+    try:  # also when it is interrupted half-way
+        for module, forward in forwards.items():
+            module.__dict__["forward"] = forward
+        config._attn_implementation = "crossfade"
         yield
     finally:
         config._attn_implementation = own
         for module in forwards:
-            del module.__dict__["forward"]
+            module.__dict__.pop("forward", None)
 
 
 def linear_forwards(model: nn.Module) -> dict[nn.Module, Forward]:
