@@ -20,6 +20,7 @@ sys.path.insert(0, str(BENCH))
 
 import decode  # noqa: E402
 import decode_peers as peers  # noqa: E402
+import decode_queue  # noqa: E402
 
 # PEFT asks transformers for an attribute that this version of it has renamed
 pytestmark = [
@@ -116,7 +117,7 @@ def test_a_broken_contender_is_told(
 ) -> None:
     contest = contests[name]
     runs = {**contest.runs, contender: broken(contest)}
-    with pytest.raises(decode.Wrong, match=name):
+    with pytest.raises(peers.Wrong, match=name):
         decode.measure([dataclasses.replace(contest, runs=runs)], 2, SIZES, 1, 10.0, "cpu")
 
 
@@ -139,9 +140,9 @@ def test_a_straw_man_is_flagged() -> None:
 
 def test_steps_of_a_queue() -> None:
     lengths = [5, 1, 1, 1, 2, 6]
-    assert decode.fixed_steps(lengths, 2) == 5 + 1 + 6
-    assert decode.queue_steps(lengths, 2) == 5 + 6  # 5 beside 1, 1, 1, 2; then 6
-    assert decode.queue_steps(lengths, 6) == 6
+    assert decode_queue.fixed_steps(lengths, 2) == 5 + 1 + 6
+    assert decode_queue.queue_steps(lengths, 2) == 5 + 6  # 5 beside 1, 1, 1, 2; then 6
+    assert decode_queue.queue_steps(lengths, 6) == 6
 
 
 def test_ends_make_lengths_unequal() -> None:

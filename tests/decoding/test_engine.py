@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import crossfade as cf
 import pytest
 import torch
 from peft import PeftModel
-from tiny_models import EOS, SHAPES, VOCAB, lora, make, make_letters
+from tiny_models import EOS, SHAPES, lora, make, make_letters
 from transformers import PreTrainedModel
 
 # PEFT asks transformers for an attribute that this version of it has renamed
@@ -105,9 +106,13 @@ def test_the_batch_stays_full() -> None:
     same(ours, whole)
     lengths = whole.lengths.tolist()
     fixed = sum(max(lengths[i : i + 4]) for i in range(0, 40, 4))
+    ends = [0] * 4
+    for n in lengths:  # each takes the place that is free first
+        heapq.heappush(ends, heapq.heappop(ends) + n)
+    assert max(ends) < 0.8 * fixed
     (stats,) = ours.stats.models
-    prefills = stats.forwards - sum(lengths) / 4
-    assert stats.forwards - 40 < 0.75 * fixed, (prefills, fixed)
+    prompts_read = 37  # at most: the first four are read together
+    assert stats.forwards <= max(ends) + prompts_read
     # simple, or with a processor, batches are fixed; the same rows
     batches = cf.generate(model, prompts, max_batch=4, progress=False, engine=SIMPLE, **arguments)
     same(batches, whole)
@@ -273,7 +278,6 @@ def test_bfloat16_by_teacher_forcing(shape: str) -> None:
     theirs = (forced.logprobs - exact.logprobs).abs()
     assert error.mean() <= 1.5 * theirs.mean() + 0.01
     assert error.max() <= 2 * theirs.max() + 0.1
-    assert VOCAB > 60
 
 
 @pytest.mark.parametrize(
