@@ -11,6 +11,7 @@ import pytest
 import torch
 from crossfade.decoding.group import Group
 from crossfade.decoding.kv_cache import KVCache
+from crossfade.decoding.term_model import TermModel
 from tiny_models import EOS, make
 from transformers import LogitsProcessor, PreTrainedModel
 
@@ -196,6 +197,16 @@ def allocated(run: Callable[[], cf.Output]) -> tuple[int, cf.Output]:
             held += event.nbytes()
             most = max(most, held)
     return most, out
+
+
+def test_caches_that_move_for_a_prompt_are_told_at_the_next_step(base: PreTrainedModel) -> None:
+    """Else a captured step would go on with the old buffers: reading a prompt moves them too."""
+    group = Group([TermModel(base, "base")], [0], slots=2, capacity=20, most=300)
+    group.read([0, 1], [[5, 6, 7], [8, 9]])
+    assert not group.reserve()
+    group.read([1], [[8, *range(5, 60), *range(5, 60)]])
+    assert group.reserve()
+    assert not group.reserve()
 
 
 def test_the_engine_states_its_peak(base: PreTrainedModel) -> None:

@@ -71,8 +71,9 @@ class Driver:
         self.seconds = 0.0
 
     def _of_rows(self, weights: Weights) -> Weights:
-        each = isinstance(weights, Tensor) and weights.dim() == 2
-        return weights.repeat_interleave(self.job.copies, 0) if each else weights  # type: ignore[union-attr]
+        if isinstance(weights, Tensor):
+            return weights.repeat_interleave(self.job.copies, 0)
+        return weights
 
     @torch.no_grad()
     def run(self) -> None:
@@ -109,7 +110,7 @@ class Driver:
                 self.notes.append(f"the simple path: {reason}")
                 self.simple = True
                 most = self._most()
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 most = self._of_requests(count // 2)
                 together = self._whole or self.job.streamer is not None
                 if not _is_out_of_memory(error) or most == 0 or together:

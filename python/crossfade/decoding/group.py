@@ -67,6 +67,7 @@ class Group:
 
         rows = slots * len(models)
         self.cache, self.most = KVCache(rows, capacity), most
+        self.moved = False  # the caches, since the last step: also when prompts were read
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.members = torch.arange(len(models), device=self.device).repeat_interleave(slots)
         self.bounds = [0] * rows  # no row is longer, as far as the host knows
@@ -98,9 +99,17 @@ class Group:
         return self.head.logits(output)
 
     def reserve(self) -> bool:
-        """Room for one more token a row; True if the caches moved. The host's part of a step."""
+        """Room for one more token a row; True if the caches moved since the last step.
+
+        The host's part of a step.
+        """
         self.bounds = [min(n + 1, self.most) for n in self.bounds]
-        return self.cache.reserve(max(self.bounds), self.most)
+        self._make_room(max(self.bounds))
+        moved, self.moved = self.moved, False
+        return moved
+
+    def _make_room(self, capacity: int) -> None:
+        self.moved |= self.cache.reserve(capacity, self.most)
 
     def step(self, tokens: Tensor, live: Tensor) -> Tensor:
         """Logits ``[rows, V]`` after one more token ``[slots]``, which `live` slots keep.
@@ -148,7 +157,7 @@ class Group:
         steps = torch.arange(width, device=self.device)
         positions = lengths[:, None] + torch.minimum(steps, counts[:, None] - 1)
         starts = (self.bounds[r] - len(x) for r, x in zip(rows, ids, strict=True))
-        self.cache.reserve(max(starts) + width, self.most)
+        self._make_room(max(starts) + width)
         with self._running(self.members[at]):
             logits = self._forward(padded, positions, Call(self.cache, lengths, at))
         self.lengths[at] = lengths + counts

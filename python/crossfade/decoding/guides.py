@@ -33,11 +33,12 @@ class LazyGuides:
         skip: bool,
     ) -> None:
         self.first = next(g for g in groups if support.term in g.terms)
-        self.guides = [g for g in groups if g is not self.first]
         self.member = self.first.terms.index(support.term)
         self.cut = Support(0, support.top_k, support.top_p, support.min_p)
         self.vocabulary, self.restrict, self.skip = vocabulary, restrict, skip
-        self.owed: dict[Group, list[list[int]]] = {g: [[] for _ in g.held] for g in self.guides}
+        self.owed: dict[Group, list[list[int]]] = {
+            g: [[] for _ in g.held] for g in groups if g is not self.first
+        }
 
     def join(self, slots: Sequence[int]) -> None:
         """Prompts of these slots were read, but for their last tokens."""

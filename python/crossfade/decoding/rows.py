@@ -67,11 +67,11 @@ class Slots:
         self.wrote = torch.zeros(count, dtype=torch.bool, device=device)
         self.all = {"seeds": seeds, "streams": streams}
         for name, w in (("weights", weights), ("value_weights", value_weights)):
-            if isinstance(w, Tensor) and w.dim() == 2:
+            if isinstance(w, Tensor):
                 self.all[name] = w
         self.seeds, self.streams = seeds.new_zeros(count), streams.new_zeros(count)
         self.weights, self.value_weights = (
-            w.new_zeros(count, w.shape[1]) if isinstance(w, Tensor) and w.dim() == 2 else w
+            w.new_zeros(count, w.shape[1]) if isinstance(w, Tensor) else w
             for w in (weights, value_weights)
         )
 
