@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
+#include <vector>
 
 #include "crossfade.h"
 
@@ -131,6 +132,33 @@ Linear read_linear(int64_t rows, int64_t in, int64_t out, DType dtype, uintptr_t
   return l;
 }
 
+// [(address, strides, heads, length, size, bytes of a number), ...]
+std::vector<Cache> read_caches(const py::list& list) {
+  std::vector<Cache> caches;
+  for (py::handle item : list) {
+    const auto t = py::reinterpret_borrow<py::tuple>(item);
+    caches.push_back({read_heads(t), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
+                      t[4].cast<int64_t>(), t[5].cast<int32_t>()});
+  }
+  return caches;
+}
+
+// (rows, address of parents, start, end)
+Fork read_fork(const py::tuple& t, const std::vector<Cache>& caches) {
+  return {t[0].cast<int64_t>(),
+          caches.data(),
+          static_cast<int64_t>(caches.size()),
+          pointer<int64_t>(t[1]),
+          read_setting<int64_t>(t[2]),
+          read_setting<int64_t>(t[3])};
+}
+
+// (prompts, slots, width, addresses of scores, finished and parents)
+Selection read_selection(const py::tuple& t) {
+  return {t[0].cast<int64_t>(), t[1].cast<int64_t>(),   t[2].cast<int64_t>(),
+          pointer<float>(t[3]), pointer<uint8_t>(t[4]), pointer<int64_t>(t[5])};
+}
+
 #ifdef CROSSFADE_CUDA
 void check(const char* error) {
   if (error) throw std::runtime_error(error);
@@ -165,6 +193,17 @@ PYBIND11_MODULE(_native, m) {
                                  weight_stride, bias, y, lora);
     py::gil_scoped_release release;
     linear_cpu(l, threads);
+  });
+  m.def("chunk_select_cpu", [](const py::tuple& selection) {
+    const Selection s = read_selection(selection);
+    py::gil_scoped_release release;
+    chunk_select_cpu(s);
+  });
+  m.def("fork_cache_cpu", [](const py::tuple& fork, const py::list& list, int threads) {
+    const std::vector<Cache> caches = read_caches(list);
+    const Fork f = read_fork(fork, caches);
+    py::gil_scoped_release release;
+    fork_cache_cpu(f, threads);
   });
 
 #ifdef CROSSFADE_CUDA

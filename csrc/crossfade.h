@@ -99,12 +99,39 @@ struct Linear {
   void* y;
 };
 
+// The slots that a chunk-level beam search keeps, for every prompt.
+struct Selection {
+  int64_t prompts, slots;   // slots: a multiple of
+  int64_t width;            // those that are kept
+  const float* scores;      // [prompts, slots]
+  const uint8_t* finished;  // [prompts, slots]
+  int64_t* parents;         // [prompts, slots]; -1: an idle slot
+};
+
+// Rows [Fork::rows, heads, length, size], the last dimension contiguous.
+struct Cache {
+  Heads data;
+  int64_t heads, length, size;
+  int32_t item_bytes;  // of a number: they are copied as they are
+};
+
+// Row i of every cache becomes a copy of what its row parents[i] was, in positions [start, end).
+struct Fork {
+  int64_t rows;
+  const Cache* caches;
+  int64_t count;           // of caches
+  const int64_t* parents;  // [rows]; -1 or its own index: the row stays
+  PerRow<int64_t> start, end;
+};
+
 // out[rows, vocab]: normalised log-probs, NaN in a bad row.
 void blend_cpu(const Blend& blend, float* out, int threads);
 void blend_sample_cpu(const Blend& blend, const Sampling& sampling, int threads);
 void attention_cpu(const Attention& attention, int threads);
 // A row of y does not depend on the other rows, nor on the number of threads.
 void linear_cpu(const Linear& linear, int threads);
+void chunk_select_cpu(const Selection& selection);
+void fork_cache_cpu(const Fork& fork, int threads);
 const char* cpu_isa();  // what the CPU path runs with here: "avx512", "avx2" or "baseline"
 
 #ifdef CROSSFADE_CUDA

@@ -239,3 +239,33 @@ def attend_(
     )
     _native.attention_cpu(attention, torch.get_num_threads())
     return out
+
+
+def chunk_select(scores: Tensor, finished: Tensor, width: int) -> Tensor:
+    prompts, slots = scores.shape
+    parents = torch.empty(prompts, slots, dtype=torch.int64, device=scores.device)
+    selection = (
+        prompts,
+        slots,
+        width,
+        scores.data_ptr(),
+        finished.data_ptr(),
+        parents.data_ptr(),
+    )
+    if scores.is_cpu:
+        _native.chunk_select_cpu(selection)
+    else:
+        _native.chunk_select_cuda(selection, scores.device.index, _stream(scores.device))
+    return parents
+
+
+def fork_cache_(
+    tensors: Sequence[Tensor], parents: Tensor, start: int | Tensor, end: int | Tensor
+) -> None:
+    device = parents.device
+    fork = parents.shape[0], parents.data_ptr(), _setting(start), _setting(end)
+    caches = [(x.data_ptr(), x.stride(), *x.shape[1:], x.element_size()) for x in tensors]
+    if device.type == "cpu":
+        _native.fork_cache_cpu(fork, caches, torch.get_num_threads())
+    else:
+        _native.fork_cache_cuda(fork, caches, device.index, _stream(device))

@@ -1,4 +1,4 @@
-"""The truth for every kernel: blending and sampling in short torch, float64 inside.
+"""The truth for every kernel, in short torch: sums are float64, and what is copied keeps its bits.
 
 The functions have the signatures of the public ops and expect arguments those have checked.
 """
@@ -264,3 +264,22 @@ def attend_(
     seen = (behind >= 0) & (behind < window) if window > 0 else behind >= 0
     weights = scores.masked_fill(~seen[:, None, None], NEG_INF).softmax(dim=-1)
     return (weights @ v).flatten(1, 2).transpose(1, 2).to(query.dtype).contiguous()
+
+
+def chunk_select(scores: Tensor, finished: Tensor, width: int) -> Tensor:
+    kept = (-scores).sort(dim=1, stable=True).indices[:, :width]  # NaN last, a tie's lower first
+    nth = torch.arange(scores.shape[1] // width, device=scores.device)
+    idle = finished.gather(1, kept)[:, :, None] & (nth > 0)
+    return torch.where(idle, -1, kept[:, :, None]).flatten(1)
+
+
+@torch.no_grad()
+def fork_cache_(
+    tensors: Sequence[Tensor], parents: Tensor, start: int | Tensor, end: int | Tensor
+) -> None:
+    rows = torch.arange(len(parents), device=parents.device)
+    source = torch.where((parents >= 0) & (parents < len(parents)), parents, rows)
+    begin, stop = (x[:, None, None, None] if isinstance(x, Tensor) else x for x in (start, end))
+    for x in tensors:
+        position = torch.arange(x.shape[2], device=x.device)[:, None]
+        x.copy_(torch.where((position >= begin) & (position < stop), x[source], x))

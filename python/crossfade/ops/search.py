@@ -1,0 +1,217 @@
+"""What a search does between two chunks: choose the rows to keep, and fork their caches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends, check
+
+MOST_ROWS_ON_GPUS = 2048  # as in csrc/cuda/search.cu
+TO_THE_END = 2**63 - 1  # a position past all caches
+
+
+def chunk_select(
+    scores: Tensor, finished: Tensor, width: int, *, backend: str | None = None
+) -> Tensor:
+    """Keep each prompt's best `width` slots and fork them: the parent of every slot's next chunk.
+
+    The same in torch, for W = `width` and N samples of each row that is kept::
+
+        kept = (-scores).sort(dim=1, stable=True).indices[:, :W, None]    # NaN last
+        idle = finished.gather(1, kept[..., 0])[..., None] & (arange(N) > 0)
+        parents = where(idle, -1, kept).flatten(1)
+
+    The row of rank j fills slots j N to j N + N - 1: an unfinished one all of them, a finished one
+    the first of them. Nothing waits for the device.
+
+    Args:
+        scores: ``[P, W N]`` float32 of P prompts; the higher, the better. Of a tie the lower slot
+            is kept; NaN comes after -inf.
+        finished: ``[P, W N]`` bool.
+        width: W, the slots to keep; it divides the columns.
+        backend: "native", "triton", "reference", or None for the fastest one for the device.
+
+    Returns:
+        ``[P, W N]`` int64: slots within the prompt, or -1 where nothing is to be decoded.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+
+    Source: chunk-level beam search (Zhou et al., arXiv:2405.19262), with finished rows as single
+    candidates.
+    """
+    _check_slots(scores, finished, width)
+    if torch.compiler.is_compiling():
+        return torch.ops.crossfade.chunk_select(scores, finished, width, backend)
+    return _chunk_select(scores, finished, width, backend)
+
+
+def fork_cache_(
+    tensors: Sequence[Tensor],
+    parents: Tensor,
+    start: int | Tensor = 0,
+    end: int | Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> None:
+    """Make rows of caches copies of other rows, in place: row i of what row ``parents[i]`` was.
+
+    The same in torch, if all rows have the same range and none is left alone::
+
+        for x in tensors:
+            x[:, :, start:end] = x[parents, :, start:end]
+
+    Parents may be any permutation, repetition or mixture of the two. Only positions from `start`
+    up to `end` of rows that change are read and written, on CPUs and by the native kernels each row
+    once; all else keeps its bits.
+
+    Args:
+        tensors: caches ``[R, heads, length, dim]``, float32, bfloat16 or float16, each of its own
+            shape and dtype. Any strides but the last one, which must be 1; no two numbers of a
+            tensor, nor two of the tensors, may share memory.
+        parents: int64 ``[R]``: rows of the caches. A row whose parent is -1 or itself stays.
+        start: the first position that a row takes: a number, or int64 ``[R]`` for each.
+        end: the position after the last one, likewise; None is the end of each cache. Positions
+            past a cache's length are none of it, and a range may be empty.
+        backend: "native", "triton", "reference", or None for the fastest one for the device.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be. Parents outside
+            [-1, R) raise from the native kernel on a CPU; elsewhere their rows stay.
+
+    Source: a beam's fork as Hugging Face's caches do it (`reorder_cache`), but in place and from
+    the first position that differs.
+    """
+    _check_caches(tensors, parents)
+    start = _position("start", start, parents)
+    end = TO_THE_END if end is None else _position("end", end, parents)
+    if torch.compiler.is_compiling():
+        rows = parents.new_ones(parents.shape)
+        torch.ops.crossfade.fork_cache_(tensors, parents, rows * start, rows * end, backend)
+    else:
+        _fork_cache_(tensors, parents, start, end, backend)
+
+
+def _chunk_select(scores: Tensor, finished: Tensor, width: int, backend: str | None) -> Tensor:
+    run = backends.select(backend, scores.device).chunk_select
+    return run(scores.contiguous(), finished.contiguous(), width)
+
+
+def _fork_cache_(
+    tensors: Sequence[Tensor],
+    parents: Tensor,
+    start: int | Tensor,
+    end: int | Tensor,
+    backend: str | None,
+) -> None:
+    run = backends.select(backend, parents.device).fork_cache_
+    if len(tensors) > 0 and len(parents) > 0:
+        run(tensors, parents, start, end)
+
+
+def _check_slots(scores: Any, finished: Any, width: Any) -> None:
+    for name, x, dtype in (("scores", scores, torch.float32), ("finished", finished, torch.bool)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
+        if x.dtype != dtype:
+            raise TypeError(f"{name} has dtype {x.dtype}; it must be {dtype}")
+    if isinstance(width, bool) or not isinstance(width, int):
+        raise TypeError(f"width is {width!r}; it must be an int")
+    if scores.dim() != 2 or scores.shape[1] == 0:
+        raise ValueError(
+            f"scores has shape {list(scores.shape)}; it must be [P, W N] with at least one column"
+        )
+    if width < 1 or scores.shape[1] % width:
+        raise ValueError(
+            f"width is {width}; it must be 1 or more and divide scores' {scores.shape[1]} columns"
+        )
+    if finished.shape != scores.shape:
+        raise ValueError(
+            f"finished has shape {list(finished.shape)}; it must be {list(scores.shape)}, as scores"
+        )
+    if finished.device != scores.device:
+        raise ValueError(f"finished is on {finished.device}; it must be on {scores.device}")
+
+
+def _check_caches(tensors: Any, parents: Any) -> None:
+    """Everything but the contents of tensors. A model has a hundred caches: few statements."""
+    if not isinstance(parents, Tensor):
+        raise TypeError(f"parents is a {type(parents).__name__}; it must be a tensor")
+    if parents.dtype != torch.int64:
+        raise TypeError(f"parents has dtype {parents.dtype}; it must be torch.int64")
+    if parents.dim() != 1 or (not parents.is_contiguous()):
+        raise ValueError(
+            f"parents has shape {list(parents.shape)} and strides {list(parents.stride())}; it "
+            "must be [R], contiguous"
+        )
+    rows, device = parents.shape[0], parents.device
+    if device.type != "cpu" and rows > MOST_ROWS_ON_GPUS:
+        raise ValueError(
+            f"parents has {rows} rows; on {device} it must have at most {MOST_ROWS_ON_GPUS}"
+        )
+    if not isinstance(tensors, (list, tuple)):
+        raise TypeError(
+            f"tensors is a {type(tensors).__name__}; it must be a list of [R, heads, length, dim] "
+            "tensors"
+        )
+    for k, x in enumerate(tensors):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"tensors[{k}] is a {type(x).__name__}; it must be a tensor")
+        if x.dtype not in check.MATRIX_DTYPES:
+            raise TypeError(
+                f"tensors[{k}] has dtype {x.dtype}; it must be float32, bfloat16 or float16"
+            )
+        shape = x.shape
+        if len(shape) != 4 or shape[0] != rows:
+            raise ValueError(
+                f"tensors[{k}] has shape {list(shape)}; it must be [{rows}, heads, length, dim], "
+                "with as many rows as parents"
+            )
+        if x.device != device:
+            raise ValueError(f"tensors[{k}] is on {x.device}; it must be on {device}, as parents")
+        if x.stride()[3] != 1 and shape[3] > 1:
+            raise ValueError(f"tensors[{k}] has a last stride of {x.stride(3)}; it must be 1")
+
+
+def _position(name: str, x: Any, parents: Tensor) -> int | Tensor:
+    if isinstance(x, Tensor):
+        if x.dtype != torch.int64:
+            raise TypeError(f"{name} has dtype {x.dtype}; it must be torch.int64")
+        if x.shape != parents.shape:
+            raise ValueError(
+                f"{name} has shape {list(x.shape)}; it must be {list(parents.shape)}, as parents"
+            )
+        if x.device != parents.device:
+            raise ValueError(f"{name} is on {x.device}; it must be on {parents.device}, as parents")
+        return x.contiguous()
+    if isinstance(x, bool) or not isinstance(x, int):
+        raise TypeError(f"{name} is {x!r}; it must be an int or a tensor")
+    if not 0 <= x <= TO_THE_END:
+        raise ValueError(f"{name} is {x}; it must be within [0, 2^63)")
+    return x
+
+
+# As torch.compile sees them. Eager calls never come here: see registry.py.
+torch.library.define(
+    "crossfade::chunk_select", "(Tensor scores, Tensor finished, int width, str? backend) -> Tensor"
+)
+torch.library.define(
+    "crossfade::fork_cache_",
+    "(Tensor(a!)[] tensors, Tensor parents, Tensor start, Tensor end, str? backend) -> ()",
+)
+torch.library.impl("crossfade::chunk_select", "CompositeExplicitAutograd", _chunk_select)
+torch.library.impl("crossfade::fork_cache_", "CompositeExplicitAutograd", _fork_cache_)
+
+
+@torch.library.register_fake("crossfade::chunk_select")
+def _chunk_select_fake(scores, finished, width, backend):
+    return torch.empty_like(scores, dtype=torch.int64, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("crossfade::fork_cache_")
+def _fork_cache_fake(tensors, parents, start, end, backend):
+    return None
