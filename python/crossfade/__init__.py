@@ -12,35 +12,54 @@ if TYPE_CHECKING:
     from .decoding import Engine, Output, Scores, decode, generate, score
     from .formula import parse
     from .ops import Support
+    from .search import BestOfN, ChunkBeamSearch, Recipe, sentence_end
+    from .values import LogRatio, Reward, RewardModel, ValueSum, as_value
 
 # Names are imported at their first use, so that the kernels alone, or the command line's help,
 # do not wait for transformers.
 _HOME = {
+    "BestOfN": "search",
     "Blend": "blend",
+    "ChunkBeamSearch": "search",
     "Engine": "decoding",
+    "LogRatio": "values",
     "Model": "blend",
     "Output": "decoding",
+    "Recipe": "search",
+    "Reward": "values",
+    "RewardModel": "values",
     "Scores": "decoding",
     "Support": "ops",
     "ValueHead": "blend",
+    "ValueSum": "values",
     "as_blend": "blend",
+    "as_value": "values",
     "decode": "decoding",
     "generate": "decoding",
     "parse": "formula",
     "power_mean": "blend",
     "score": "decoding",
+    "sentence_end": "search",
 }
 _MODULES = ("models", "ops", "presets")
 
 __all__ = [
+    "BestOfN",
     "Blend",
+    "ChunkBeamSearch",
     "Engine",
+    "LogRatio",
     "Model",
     "Output",
+    "Recipe",
+    "Reward",
+    "RewardModel",
     "Scores",
     "Support",
     "ValueHead",
+    "ValueSum",
     "as_blend",
+    "as_value",
     "decode",
     "generate",
     "models",
@@ -49,6 +68,7 @@ __all__ = [
     "power_mean",
     "presets",
     "score",
+    "sentence_end",
 ]
 
 

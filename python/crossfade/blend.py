@@ -15,7 +15,15 @@ from .algebra import Algebra
 from .ops.check import MAX_TERMS
 from .ops.types import Support
 from .printing import blend_text, term_text
-from .terms import Costs, check_adapter, check_language_model, check_name, costs, default_name
+from .terms import (
+    Costs,
+    check_adapter,
+    check_language_model,
+    check_name,
+    costs,
+    default_name,
+    distinct_names,
+)
 from .weights import (
     Weight,
     check_mean,
@@ -194,9 +202,8 @@ class Blend(Algebra):
                 name = default_name(member.model, member.adapter, f"model{i}")
             elif name is None:
                 name = default_name(member.model, None, f"value{i - len(self.terms)}")
-            same = (name, *(f"{name}_{n}" for n in range(2, i + 2)))
-            names.append(next(n for n in same if n not in names))
-        return tuple(names)
+            names.append(name)
+        return distinct_names(names)
 
     @property
     def names(self) -> tuple[str, ...]:

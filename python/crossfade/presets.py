@@ -1,6 +1,7 @@
 """Blends of the literature, by name. Models may be bare, `Model` terms, or blends of them.
 
-Every preset is an ordinary `Blend`: what it prints is its formula, and it can go on into others.
+Every preset is an ordinary `Blend`: what it prints is its formula, and it can go on into others;
+`ivg` is a `Recipe`, a blend and its search.
 Cost is counted in forwards a token; what merges or has weight 0 is not computed (see `Blend`).
 """
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from .blend import Blend, Model, ValueHead, as_blend, as_term, power_mean
 from .ops.types import Support
+from .search import ChunkBeamSearch, Recipe
 from .weights import Weight, check_number, check_sum, check_weight
 
 
@@ -167,6 +169,33 @@ def args(base: Any, value: Any, weight: Weight = 1.0, top_k: int = 10) -> Blend:
     head = ValueHead(value, name="value") if isinstance(value, nn.Module) else value
     blend = _blend(base, "base").within(Support(term=0, top_k=top_k) if top_k else None)
     return blend + check_weight("weight", weight) * as_term("value", head, ValueHead)
+
+
+def ivg(
+    base: Any,
+    tuned: Any,
+    ref: Any,
+    value: Any,
+    beta: Weight = 1.0,
+    *,
+    width: int = 4,
+    samples: int = 4,
+    chunk_length: int | None = 5,
+) -> Recipe:
+    """Integrated value guidance: the implicit value a token, the explicit one a chunk.
+
+    ``base + beta * (tuned - ref)`` is sampled, and `ChunkBeamSearch` keeps the rows that `value`
+    scores highest. The paper's settings of (width, samples, chunk_length): 4, 4, 5 for short texts
+    and 2, 2, 30 for following instructions.
+
+    Args:
+        value: a `ValueHead`, the bare model of one, or any other value.
+
+    Source: Liu et al., arXiv:2409.17819.
+    """
+    head = ValueHead(value, name="value") if isinstance(value, nn.Module) else value
+    search = ChunkBeamSearch(width, samples, chunk_length, head)
+    return Recipe(eft(base, tuned, ref, beta), search)
 
 
 def _blend(x: Any, name: str) -> Blend:

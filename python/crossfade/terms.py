@@ -104,6 +104,15 @@ def default_name(model: Any, adapter: str | None, otherwise: str) -> str:
     return name if name.isidentifier() and not keyword.iskeyword(name) else otherwise
 
 
+def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, those that stood before with a number behind them."""
+    found: list[str] = []
+    for i, name in enumerate(names):
+        same = (name, *(f"{name}_{n}" for n in range(2, i + 2)))
+        found.append(next(n for n in same if n not in found))
+    return tuple(found)
+
+
 class ModelCost(NamedTuple):
     """What one underlying model adds to a blend's cost.
 

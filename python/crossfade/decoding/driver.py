@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,8 +24,10 @@ from .modules import Unsupported
 from .output import ModelStats
 from .prefix import PrefixCache
 from .rows import Results, Slots
+from .search_loop import SearchLoop
 from .simple_runner import SimpleRunner
 from .term_model import TermModel
+from .valuer import Valuer
 
 ROWS = {"cpu": 32, "cuda": 64}  # decoded at a time where rows come and go, by default
 
@@ -57,11 +60,13 @@ class Driver:
         self.cache: PrefixCache | None = None
         self.device = models[0].device
         terms = len(blend.terms) if job.term_logprobs else 0
-        self.results = Results(job.rows, job.limit, terms, job.kl_to_base, self.device)
+        values = 0 if job.search is None else 1 + job.search.weights.shape[1]
+        self.results = Results(job.rows, job.limit, terms, job.kl_to_base, values, self.device)
         requests = job.rows // job.copies
         self.weights = self._of_rows(blend.row_weights(requests, self.device))
         self.value_weights = self._of_rows(blend.row_value_weights(requests, self.device))
         self.simple = engine.simple
+        self.given_back = set(job.returned)
         self.ended: set[int] = set()
         self.interrupted = False
         self.tell: Callable[[int], object] | None = None
@@ -80,7 +85,7 @@ class Driver:
         """Decode, as far as time, memory and the user let it."""
         start = time.perf_counter()
         show = self._most() < self.job.rows if self.progress is None else self.progress is True
-        with progress_bar(self.job.rows, "row") if show else nullcontext() as bar:
+        with progress_bar(len(self.given_back), "row") if show else nullcontext() as bar:
             self.tell = self.progress if callable(self.progress) else bar and bar.update
             try:
                 self._run()
@@ -139,40 +144,62 @@ class Driver:
         return self._of_requests(most) or self.job.copies
 
     def _of_requests(self, rows: int) -> int:
-        """So many rows; of whole requests, where all start at one step."""
-        return rows - rows % self.job.copies if self._aligned else rows
+        """So many rows; of whole requests, where those start at one step."""
+        whole = self._aligned or self.job.search is not None
+        return rows - rows % self.job.copies if whole else rows
 
     def _decode(self, rows: Sequence[int], count: int) -> None:
         """Decode `rows`, `count` at a time."""
         job, engine = self.job, self.engine
-        slots = Slots(count, self.results, job.seeds, job.streams, self.weights, self.value_weights)
+        search = job.search
+        if search is not None and search.settings.chunk_end is not None and self._aligned:
+            why = job.aligned or "the simple path keeps all rows at one step"
+            raise NotImplementedError(f"chunk_end lets rows wait for others, but {why}")
+        chunk = None if search is None else search.settings.chunk_length
+        slots = Slots(
+            count, self.results, job.seeds, job.streams, self.weights, self.value_weights, chunk
+        )
         runner: Any = self._runner(slots)
         mixer = Mixer(
             self.blend, slots.weights, slots.value_weights, self.vocabulary, runner.columns
         )
-        loop = Loop(job, runner, mixer, slots, rows, self._aligned)
+        valuer: Valuer | None = None
+        if search is None:
+            loop: Loop = Loop(job, runner, mixer, slots, rows, self._aligned)
+        else:
+            simple = replace(engine, simple=self.simple)
+            valuer = Valuer(search, job.copies, count, job.limit, simple, self.results)
+            loop = SearchLoop(
+                job, search, valuer, runner, mixer, slots, rows, self._aligned, self.keep_cache
+            )
         host = job.watched or self.simple or self.device.type == "cpu"
         stepper = Stepper(engine.cuda_graph and not host)
-        every = 1 if host else 8
+        every = 1 if host else 8 if search is None else _divisor(slots.chunk, 8)
         if engine.sync_every is not None and not job.watched and not self.simple:
             every = engine.sync_every
         try:
             loop.run(stepper, every, self._on_end)
         finally:
             lengths = self.results.lengths[rows].tolist()
-            self.models_stats.append(runner.stats(lengths))
-            self.cache_bytes = runner.cache_bytes
-            self.peak_bytes = max(self.peak_bytes, runner.peak_bytes + self.results.nbytes)
+            self.models_stats.append(runner.stats(loop.drawn(), len(rows)))
+            self.cache_bytes, peak = runner.cache_bytes, runner.peak_bytes
             self.notes += [] if stepper.note is None else [stepper.note]
+            if valuer is not None:
+                self.models_stats.append(valuer.stats())
+                self.cache_bytes += valuer.cache_bytes
+                peak += valuer.peak_bytes
+                self.notes += [n for n in valuer.notes if n not in self.notes]
+            self.peak_bytes = max(self.peak_bytes, peak + self.results.nbytes)
         if self.keep_cache:
             tokens = self.results.tokens[:-1].tolist()
             written = [t[:n] for t, n in zip(tokens, lengths, strict=True)]
-            self.cache = PrefixCache(runner, written)
+            self.cache = PrefixCache(runner, written, job.returned)
 
     def _on_end(self, rows: Sequence[int]) -> None:
         self.ended.update(rows)
-        if self.tell is not None:
-            self.tell(len(rows))
+        given = [r for r in rows if r in self.given_back]
+        if self.tell is not None and given:
+            self.tell(len(given))
 
     def _runner(self, slots: Slots) -> SimpleRunner | EngineRunner:
         """The simple path, or the engine with what the settings, the blend and the job allow."""
@@ -207,6 +234,11 @@ class Driver:
             old = total.get(s.names, ModelStats(s.names, 0, 0))
             total[s.names] = ModelStats(s.names, old.forwards + s.forwards, old.tokens + s.tokens)
         return tuple(total.values())
+
+
+def _divisor(n: int, most: int) -> int:
+    """The largest divisor of n up to `most`: looks at the device fall on chunks' ends."""
+    return next(d for d in range(min(n, most), 0, -1) if n % d == 0)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

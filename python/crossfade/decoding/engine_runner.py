@@ -115,12 +115,9 @@ class EngineRunner:
     def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:
         """Rows of the call take slots: their prompts are read, one request's once."""
         first: dict[int, int] = {}
-        source, target = [], []
+        parents = [-1] * self.slots
         for slot, row in zip(slots, rows, strict=True):
-            request = row // self.copies
-            if first.setdefault(request, slot) != slot:
-                source.append(first[request])
-                target.append(slot)
+            parents[slot] = first.setdefault(row // self.copies, slot)
         for group in self.groups:
             prompts = {
                 m * self.slots + slot: self.prompts[k][request]
@@ -128,12 +125,27 @@ class EngineRunner:
                 for request, slot in first.items()
             }
             group.read(list(prompts), list(prompts.values()))
-            offsets = [m * self.slots for m in range(len(group.terms))]
-            group.copy(
-                [o + s for o in offsets for s in source], [o + t for o in offsets for t in target]
-            )
+            if len(first) < len(slots):
+                group.fork(self._rows(group, parents))
         if self.lazy is not None:
             self.lazy.join(slots)
+
+    def fork(self, parents: Sequence[int], shared: Sequence[int]) -> None:
+        """Slot i becomes what slot ``parents[i]`` is; -1 leaves it as it is.
+
+        Their caches are equal already in the prompt and the first ``shared[i]`` new tokens.
+        """
+        for group in self.groups:
+            same = torch.tensor(shared, device=group.device).repeat(len(group.terms))
+            group.fork(self._rows(group, parents), group.prompts + same)
+        if self.lazy is not None:
+            self.lazy.fork(parents)
+
+    def _rows(self, group: Group, parents: Sequence[int]) -> list[int]:
+        """Slots' parents as those of a group's rows."""
+        return [
+            p if p < 0 else m * self.slots + p for m in range(len(group.terms)) for p in parents
+        ]
 
     def step(self, tokens: Tensor, live: Tensor) -> list[Tensor]:
         """Logits ``[slots, V]`` for each of `columns`, after one more token ``[slots]``."""
@@ -179,13 +191,13 @@ class EngineRunner:
         """Groups that read a token of every row at every step."""
         return self.groups if self.lazy is None else [self.lazy.first]
 
-    def stats(self, lengths: Sequence[int]) -> list[ModelStats]:
-        """What each model did for rows that wrote `lengths` tokens."""
+    def stats(self, drawn: int, rows: int) -> list[ModelStats]:
+        """What each model did for `rows` that drew so many tokens in all."""
         return [
             ModelStats(
                 tuple(self.models[k].name for k in g.terms),
                 g.forwards_run,
-                g.tokens_read + (sum(lengths) * len(g.terms) if g in self._stepped else 0),
+                g.tokens_read + (drawn * len(g.terms) if g in self._stepped else 0),
             )
             for g in self.groups
         ]

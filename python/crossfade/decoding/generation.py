@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from ..blend import Blend, as_blend
 from ..ops import check
+from ..search import ChunkBeamSearch, Recipe, check_search
 from ..terms import underlying
 from ..vocabulary import check_vocabularies
 from . import settings
@@ -21,6 +23,7 @@ from .loop import Job
 from .output import Output, Stats
 from .prefix import PrefixCache
 from .term_model import term_models
+from .valuer import Search
 
 Seed = int | Sequence[int] | Tensor | None
 
@@ -44,6 +47,7 @@ def generate(
     engine: Engine | None = None,
     cache: PrefixCache | None = None,
     return_cache: bool = False,
+    search: ChunkBeamSearch | None = None,
     **arguments: Any,
 ) -> Output | Tensor:
     """Decode a blend, with the arguments of Hugging Face's ``model.generate``.
@@ -57,7 +61,8 @@ def generate(
     ``power != 0``, log-probs); `logprobs` are the blend's own, before them.
 
     Args:
-        blend: a `Blend`, a `Model` or a bare Hugging Face causal LM.
+        blend: a `Blend`, a `Model`, a bare Hugging Face causal LM, or a `Recipe`, which brings its
+            `search`.
         inputs: a text, a chat, token ids, a list of one of these, or a left-padded tensor or
             mapping of `input_ids` and `attention_mask`. Texts are read as they are; a term with a
             system prompt reads them as a chat.
@@ -81,6 +86,9 @@ def generate(
         cache: `Output.cache` of an earlier call of the same models and rows: of each prompt, no
             model reads again what it read there. Prompts are given whole.
         return_cache: also give `Output.cache`. All rows are decoded at a time then.
+        search: how rows are chosen by a value; see `ChunkBeamSearch` and `BestOfN`. It samples,
+            ``width * samples`` rows a request, all of them counted by `max_batch`, and gives the
+            `num_return_sequences` best.
         **arguments: the fields of ``GenerationConfig``.
 
     Returns:
@@ -90,7 +98,7 @@ def generate(
         TypeError, ValueError: names the argument, what it was and what it must be.
         NotImplementedError: names what is not supported.
     """
-    blend = as_blend(blend)
+    blend, search = parts(blend, search)
     check.flag("return_term_logprobs", return_term_logprobs)
     check.flag("return_kl_to_base", return_kl_to_base)
     settings.check_int("max_batch", max_batch, 1)
@@ -117,13 +125,23 @@ def generate(
     models = term_models(blend)
     device = models[0].device
 
+    if search is not None:
+        if settings.stated("do_sample", arguments, generation_config) is None:
+            arguments["do_sample"] = True  # whatever the model's saved config says
+        if streamer is not None:
+            raise NotImplementedError("streamer is set; a search knows its rows at the end alone")
     config = settings.resolve(base, generation_config, arguments)
     base._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=device)
     eos = [] if config._eos_token_tensor is None else config._eos_token_tensor.tolist()
     pad = _pad_id(config, tokenizer)
     stated_pad = None if config._pad_token_tensor is None else pad
     requests = read_requests(inputs, attention_mask, stated_pad, eos)
-    copies = config.num_return_sequences
+    returned = copies = config.num_return_sequences
+    searching = None
+    if search is not None:
+        copies = search.rows
+        settings.check_search(search, bool(config.do_sample), returned)
+        searching = Search(search, blend, requests, tokenizer, vocabulary, returned)
     prompts = all_prompts(blend, requests, tokenizer, pad)
 
     ids = prompts[0].ids.to(device)
@@ -159,8 +177,10 @@ def generate(
         do_sample=config.do_sample,
         pad=pad,
         streamer=streamer,
-        term_logprobs=return_term_logprobs,
+        term_logprobs=return_term_logprobs
+        or (searching is not None and searching.needs_term_logprobs),
         kl_to_base=return_kl_to_base,
+        search=searching,
     )
     whole = cache is not None or return_cache
     if whole and max_batch is not None and max_batch < job.rows:
@@ -182,8 +202,21 @@ def generate(
         return_cache,
     )
     output = run(driver, tokenizer)
+    if not return_term_logprobs:
+        output = replace(output, term_logprobs=None)
     as_dict = settings.stated("return_dict_in_generate", arguments, generation_config)
     return output.sequences if as_dict is False else output
+
+
+def parts(blend: Any, search: Any) -> tuple[Blend, ChunkBeamSearch | None]:
+    """What is decoded, and how it is searched."""
+    if isinstance(blend, Recipe):
+        if search is not None:
+            raise ValueError("search is given twice: in the Recipe and as an argument")
+        return blend.blend, blend.search
+    if search is not None:
+        check_search(search)
+    return as_blend(blend), search
 
 
 def tokenizer_of(blend: Blend, given: Any = None) -> Any:
@@ -232,7 +265,9 @@ def run(driver: Driver, tokenizer: Any = None) -> Output:
     """Run a job and put together what it gives."""
     driver.run()
     job, results = driver.job, driver.results
-    lengths = results.lengths[:-1]
+    device = results.lengths.device
+    kept = torch.tensor(job.returned, device=device)
+    lengths = results.lengths[kept]
     each = lengths.tolist()
     new = max(each)
 
@@ -241,14 +276,19 @@ def run(driver: Driver, tokenizer: Any = None) -> Output:
             return None
         past = torch.arange(new, device=x.device) >= lengths[:, None]
         past = past.view(*past.shape, *[1] * (x.dim() - 2))
-        return x[:-1, :new].masked_fill(past, fill)
+        return x[kept, :new].masked_fill(past, fill)
 
     tokens: Any = written(results.tokens, job.pad)
-    prompts = job.prompts[0].repeat(job.copies).ids.to(tokens.device)
+    prompts = job.prompts[0].ids.to(device)[kept // job.copies]
     text = None
     if tokenizer is not None:
         responses = [row[:n] for row, n in zip(tokens.tolist(), each, strict=True)]
         text = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    values = None
+    if job.search is not None:
+        values = results.values[kept]
+        if job.search.returned > 1:
+            values = values.unflatten(0, (-1, job.search.returned))
     cuda = driver.device.type == "cuda"
     return Output(
         sequences=torch.cat([prompts, tokens], dim=1),
@@ -257,9 +297,9 @@ def run(driver: Driver, tokenizer: Any = None) -> Output:
         text=text,
         logprobs=written(results.logprobs, 0.0),  # type: ignore[arg-type]
         sampled_logprobs=written(results.sampled_logprobs, 0.0),  # type: ignore[arg-type]
-        finished=results.finished[:-1],
-        failed=results.failed[:-1],
-        ended=torch.tensor([r in driver.ended for r in range(job.rows)], device=tokens.device),
+        finished=results.finished[kept],
+        failed=results.failed[kept],
+        ended=torch.tensor([r in driver.ended for r in job.returned], device=device),
         stats=Stats(
             tokens=sum(each),
             seconds=driver.seconds,
@@ -274,6 +314,8 @@ def run(driver: Driver, tokenizer: Any = None) -> Output:
         term_logprobs=written(results.term_logprobs, 0.0),
         kl_to_base=written(results.kl_to_base, 0.0),
         cache=driver.cache,
+        values=None if values is None else values[..., 0],
+        value_parts=None if values is None else values[..., 1:],
     )
 
 

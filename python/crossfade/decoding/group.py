@@ -13,13 +13,14 @@ from transformers import PreTrainedModel
 from ..terms import text_config
 from .adapters import switched
 from .deltas import Deltas
-from .head import Head, Wanted
+from .head import Wanted, split
 from .kv_cache import KVCache
 from .modules import Call, Forward, Unsupported, linear_forwards, replaced
 from .term_model import TermModel
 
 # tokens of prompts in one forward, which bounds the memory of their activations
 MAX_TOKENS = {"cpu": 1024, "cuda": 8192}
+MAX_LOGITS = 1 << 25  # numbers, where those of every token are wanted
 LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -62,13 +63,14 @@ class Group:
         self.deltas = deltas
         if deltas is not None:
             self.forwards.update(deltas.forwards)
-        self.head = Head(self.base.get_output_embeddings(), terms, backend, self.device)
+        self.body, self.head = split(self.base, terms, backend)
         self.forwards.update(self.head.forwards)
 
         rows = slots * len(models)
         self.cache, self.most = KVCache(rows, capacity), most
         self.moved = False  # the caches, since the last step: also when prompts were read
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self.prompts = torch.zeros_like(self.lengths)  # tokens of each row's prompt
         self.members = torch.arange(len(models), device=self.device).repeat_interleave(slots)
         self.bounds = [0] * rows  # no row is longer, as far as the host knows
         self.held: list[list[int]] = [[] for _ in range(rows)]
@@ -88,7 +90,7 @@ class Group:
             raise Unsupported("its layers do not all use Transformers' attention interface")
 
     def _forward(self, ids: Tensor, positions: Tensor, call: Call) -> Tensor:
-        output = self.base(
+        output = self.body(
             input_ids=ids,
             position_ids=positions,
             use_cache=False,
@@ -135,6 +137,7 @@ class Group:
             self.bounds[row] = len(ids)
             todo.append((row, start, ids[start:]))
         at = torch.tensor(rows, device=self.device)
+        self.prompts[at] = torch.tensor([len(p) for p in prompts], device=self.device)
         self.pending[at] = torch.tensor([p[-1] for p in prompts], device=self.device)
         self.fresh[at] = True
         self.lengths[at] = torch.tensor([start for _, start, _ in todo], device=self.device)
@@ -165,6 +168,35 @@ class Group:
         self.tokens_read += sum(map(len, ids))
         return logits
 
+    def read_on(
+        self,
+        rows: Sequence[int],
+        starts: Sequence[int],
+        ids: Sequence[Sequence[int]],
+        *,
+        every: bool,
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Rows read tokens from slot `starts` on, as many rows at a time as memory allows.
+
+        Yields:
+            Which of `rows`, as indices, and their logits: ``[n, tokens, V]`` of every token, the
+            shorter rows' padded, or ``[n, V]`` of each one's last.
+        """
+        order = sorted(range(len(rows)), key=lambda i: len(ids[i]), reverse=True)
+        most = MAX_TOKENS.get(self.device.type, MAX_TOKENS["cuda"])
+        if every:
+            most = min(most, MAX_LOGITS // self.config.vocab_size)
+        while order:
+            count = max(1, most // len(ids[order[0]]))
+            now, order = order[:count], order[count:]
+            for i in now:
+                self.bounds[rows[i]] = starts[i] + len(ids[i])
+            at = torch.tensor([rows[i] for i in now], device=self.device)
+            self.lengths[at] = torch.tensor([starts[i] for i in now], device=self.device)
+            last = torch.tensor([len(ids[i]) - 1 for i in now], device=self.device)
+            with self.head.reading(Wanted(every=True) if every else Wanted(last=last)):
+                yield now, self._append([rows[i] for i in now], [ids[i] for i in now])
+
     def catch_up(
         self, rows: Sequence[int], ids: Sequence[Sequence[int]], columns: Tensor | None
     ) -> Tensor | None:
@@ -191,16 +223,18 @@ class Group:
             self.cache = other.cache.take(torch.tensor(rows, device=self.device))
             self.held = [list(other.held[r]) for r in rows]
 
-    def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
-        """Rows `target` become what rows `source` are."""
-        if not source:
-            return
-        one, other = (torch.tensor(x, device=self.device) for x in (source, target))
-        self.cache.copy_rows(one, other, max(self.bounds[s] for s in source))
-        for state in (self.lengths, self.pending, self.fresh):
-            state[other] = state[one]
-        for s, t in zip(source, target, strict=True):
-            self.held[t], self.bounds[t] = list(self.held[s]), self.bounds[s]
+    def fork(self, parents: Sequence[int], starts: Tensor | int = 0) -> None:
+        """Row i becomes what row ``parents[i]`` is, which it is already before slot `starts`.
+
+        -1 leaves a row as it is.
+        """
+        sources = [i if p < 0 else p for i, p in enumerate(parents)]
+        source = torch.tensor(sources, device=self.device)
+        self.cache.fork(source, starts, self.lengths[source])
+        for state in (self.lengths, self.prompts, self.pending, self.fresh):
+            state.copy_(state[source])
+        self.held = [self.held[s] for s in sources]
+        self.bounds = [self.bounds[s] for s in sources]
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -50,6 +50,15 @@ class LazyGuides:
                     owed[row] = [pending[row]]
             guide.fresh.zero_()
 
+    def fork(self, parents: Sequence[int]) -> None:
+        """Slot i owes what slot ``parents[i]`` does; -1 leaves it as it is."""
+        for guide, owed in self.owed.items():
+            slots = guide.slots
+            self.owed[guide] = [
+                list(owed[r if parents[r % slots] < 0 else r - r % slots + parents[r % slots]])
+                for r in range(len(owed))
+            ]
+
     def step(self, tokens: Tensor, live: Tensor) -> dict[Group, Tensor]:
         """Logits ``[rows, V]`` of every group; where a guide was not asked, they are 0."""
         fresh = self.first.fresh[: self.first.slots].tolist()

@@ -19,6 +19,7 @@ class Wanted:
     """What is read of a forward's logits: by default those of each row's last position."""
 
     logits: bool = True  # False: none, of prompts whose last token is yet to be read
+    every: bool = False  # of every position
     last: Tensor | None = None  # [B] each row's last position; None: the last one of all
     columns: Tensor | None = None  # of the head, the others being 0; None: all
 
@@ -55,19 +56,22 @@ class Head:
     @property
     def keep(self) -> int:
         """Hugging Face's `logits_to_keep`: 0 is all positions."""
-        return 1 if self.wanted.last is None else 0
+        return 1 if self.wanted.last is None and not self.wanted.every else 0
 
     def logits(self, output: Any) -> Tensor:
-        """``[B, V]`` of what a model gave."""
+        """``[B, V]`` of what a model gave; of every position ``[B, n, V]``."""
         last = self.wanted.last
+        if self.wanted.every:
+            return output.logits
         if self.module is None and last is not None:
             return take(output.logits, last)[:, 0]
         return output.logits[:, -1]
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Logits ``[B, 1, V]`` of hidden states ``[B, n, H]``."""
+        """Logits ``[B, 1, V]`` of hidden states ``[B, n, H]``; of every position ``[B, n, V]``."""
         head, wanted = self.module, self.wanted
-        hidden = hidden[:, -1:] if wanted.last is None else take(hidden, wanted.last)
+        if not wanted.every:
+            hidden = hidden[:, -1:] if wanted.last is None else take(hidden, wanted.last)
         if not wanted.logits:
             return hidden[..., :1]
         if self.weights is not None:  # sum_k w_k (W h_k) = W (sum_k w_k h_k)
@@ -79,6 +83,38 @@ class Head:
         logits = hidden.new_zeros(*hidden.shape[:-1], len(head.weight))
         logits[..., wanted.columns] = ops.linear(hidden, few, bias, backend=self.backend)
         return logits
+
+
+class ScoreHead(Head):
+    """The `score` layer over a backbone: a scalar head, or that of a sequence classifier."""
+
+    def __init__(self, score: Any, device: torch.device) -> None:
+        super().__init__(None, [], None, device)
+        self.score = score
+
+    def logits(self, output: Any) -> Tensor:
+        """``[B, labels]`` at each row's last position."""
+        hidden, last = output.last_hidden_state, self.wanted.last
+        hidden = hidden[:, -1:] if last is None else take(hidden, last)
+        return self.score(hidden)[:, 0] if self.wanted.logits else hidden[:, 0]
+
+
+def split(model: Any, terms: Sequence[int], backend: str | None) -> tuple[Any, Head]:
+    """What is run of a model, and its head."""
+    device = next(model.parameters()).device
+    own, score = model.get_output_embeddings(), score_layer(model)
+    if own is None and score is not None:
+        return model.base_model, ScoreHead(score, device)
+    return model, Head(own, terms, backend, device)
+
+
+def score_layer(model: Any) -> Any:
+    """What a causal sequence or token classifier puts on its backbone; None: it has none such."""
+    for name in ("score", "classifier"):
+        layer = getattr(model, name, None)
+        if layer is not None and model.base_model is not model:
+            return layer
+    return None
 
 
 def take(x: Tensor, at: Tensor) -> Tensor:

@@ -8,15 +8,16 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from ..blend import as_blend
+from ..search import ChunkBeamSearch
 from ..terms import underlying
 from ..vocabulary import check_vocabularies
 from . import settings
 from .driver import Driver
 from .engine import Engine
-from .generation import Seed, all_prompts, new_job, run, seeds_and_streams, tokenizer_of
+from .generation import Seed, all_prompts, new_job, parts, run, seeds_and_streams, tokenizer_of
 from .inputs import read_requests
 from .term_model import positions_of, term_models
+from .valuer import Search
 
 
 def decode(
@@ -27,6 +28,7 @@ def decode(
     stopping_criteria: Any,
     generation_config: GenerationConfig,
     blend: Any = None,
+    search: ChunkBeamSearch | None = None,
     seed: Seed = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
@@ -43,6 +45,7 @@ def decode(
         model: one of the blend's models, whose ``generate`` was called.
         input_ids, logits_processor, stopping_criteria, generation_config: from Hugging Face.
         blend: what to decode, passed to ``generate`` beside `custom_generate`.
+        search: as in `crossfade.generate`; ``do_sample=True`` must be passed with it.
         seed: as in `crossfade.generate`.
 
     Returns:
@@ -54,7 +57,7 @@ def decode(
     """
     if blend is None:
         raise TypeError("blend is None; pass it to generate: custom_generate=decode, blend=...")
-    blend = as_blend(blend)
+    blend, search = parts(blend, search)
     terms = [*blend.terms, *blend.values]
     if all(underlying(t.model) is not underlying(model) for t in terms):
         raise ValueError(
@@ -68,18 +71,26 @@ def decode(
     stated = generation_config._pad_token_tensor
     pad = 0 if stated is None else int(stated)
 
-    models = term_models(blend)
+    models, tokenizer = term_models(blend), tokenizer_of(blend)
+    vocabulary = check_vocabularies(blend)
     sample = bool(generation_config.do_sample)
+    searching = None
+    if search is not None:
+        settings.check_search(search, sample, copies)
+        searching = Search(search, blend, requests, tokenizer, vocabulary, copies)
+        copies = search.rows
     job = new_job(
-        all_prompts(blend, requests, tokenizer_of(blend), pad),
+        all_prompts(blend, requests, tokenizer, pad),
         copies,
         lambda rows: logits_processor,  # it takes all rows at once
         stopping_criteria,
         seeds_and_streams(seed, len(requests), copies, sample, models[0].device),
         do_sample=sample,
         pad=pad,
+        term_logprobs=searching is not None and searching.needs_term_logprobs,
+        search=searching,
     )
-    driver = Driver(blend, models, job, check_vocabularies(blend), Engine(), len(input_ids))
+    driver = Driver(blend, models, job, vocabulary, Engine(), job.rows)
     output = run(driver)
     sequences = output.sequences.to(input_ids.device)
     if generation_config.return_dict_in_generate:

@@ -124,11 +124,11 @@ def term_prompts(
     return left_pad(rows, pad)
 
 
-def encode(item: Request, tokenizer: Any, term: str) -> list[int]:
+def encode(item: Request, tokenizer: Any, term: str, *, whole: bool = False) -> list[int]:
     """Token ids of a request; a chat goes through the chat template.
 
     A chat that ends with the assistant's message is continued there, as pipelines of transformers
-    do; any other gets the start of an answer.
+    do, or is `whole`; any other gets the start of an answer.
     """
     if is_ids(item):
         return list(item)
@@ -146,7 +146,7 @@ def encode(item: Request, tokenizer: Any, term: str) -> list[int]:
             item,
             tokenize=False,
             add_generation_prompt=answering,
-            continue_final_message=not answering,
+            continue_final_message=not answering and not whole,
         )
     except Exception as error:  # whatever a template raises: it is the tokenizer's own program
         raise ValueError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .. import ops
+
 STEP = 64  # slots: capacities are multiples of it
 
 
@@ -52,10 +54,10 @@ class KVCache:
         taken.layers = {i: (k[rows], v[rows]) for i, (k, v) in self.layers.items()}
         return taken
 
-    def copy_rows(self, source: Tensor, target: Tensor, length: int) -> None:
-        """Rows `target` become copies of rows `source` in their first `length` slots."""
-        for buffer in (b for pair in self.layers.values() for b in pair):
-            buffer[target, :, :length] = buffer[source, :, :length]
+    def fork(self, parents: Tensor, start: Tensor | int, end: Tensor) -> None:
+        """Row i becomes a copy of row ``parents[i]`` in slots [start, end); -1 leaves it."""
+        buffers = [b for pair in self.layers.values() for b in pair]
+        ops.fork_cache_(buffers, parents, start, end)
 
     @property
     def peak_bytes(self) -> int:

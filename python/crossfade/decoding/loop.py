@@ -22,6 +22,7 @@ from .inputs import Prompts
 from .mixer import Mixer
 from .rows import Slots
 from .settings import Sampling
+from .valuer import Search
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,13 @@ class Job:
     streamer: Any = None
     term_logprobs: bool = False
     kl_to_base: bool = False
+    search: Search | None = None
+
+    @property
+    def returned(self) -> list[int]:
+        """The rows that are given back: of a search, each request's best."""
+        n = self.copies if self.search is None else self.search.returned
+        return [r for r in range(self.rows) if r % self.copies < n]
 
     @property
     def rows(self) -> int:
@@ -59,7 +67,9 @@ class Job:
     @property
     def watched(self) -> bool:
         """Whether the host has something to do after every step."""
-        return self.processors is not None or bool(self.criteria) or self.streamer is not None
+        watched = self.search is not None and self.search.settings.chunk_end is not None
+        reads = self.processors is not None or bool(self.criteria) or self.streamer is not None
+        return watched or reads
 
 
 class Loop:
@@ -77,6 +87,8 @@ class Loop:
         self.waiting = deque(rows)
         self.seated: dict[int, int] = {}  # slot: row
         self.free = list(range(len(slots.row)))
+        self.rows = list(rows)
+        self.warned: set[int] = set()  # rows that failed
         self.steps = 0
         self.processors = None if job.processors is None else job.processors(rows)
         first = job.prompts[0]
@@ -100,6 +112,10 @@ class Loop:
             if self.job.deadline is not None and time.time() > self.job.deadline:
                 return
 
+    def drawn(self) -> int:
+        """Tokens drawn so far."""
+        return int(self.slots.results.lengths[self.rows].sum())
+
     def step(self) -> list[Tensor]:
         """Every model reads a token; the next one is drawn and written down; the logits."""
         slots = self.slots
@@ -114,13 +130,34 @@ class Loop:
         slots, self.free = self.free[: len(self.waiting)], self.free[len(self.waiting) :]
         if slots:
             rows = [self.waiting.popleft() for _ in slots]
-            self.seated.update(zip(slots, rows, strict=True))
-            self.slots.seat(slots, rows)
-            self.runner.join(slots, rows)
+            self._begin(slots, rows)
         return bool(self.seated)
+
+    def _begin(self, slots: Sequence[int], rows: Sequence[int]) -> None:
+        self.seated.update(zip(slots, rows, strict=True))
+        self.slots.seat(slots, rows)
+        self.runner.join(slots, rows)
 
     def _look(self, logits: list[Tensor]) -> list[int]:
         """Wait for the device, and free the slots of rows that have ended; these rows."""
+        self._watch()
+        slots = self.slots
+        live, failed = torch.stack([slots.live, slots.results.failed[slots.row]]).tolist()
+        stopped = [s for s in self.seated if not live[s]]
+        for slot in stopped:
+            if failed[slot] and self.seated[slot] not in self.warned:
+                self.warned.add(self.seated[slot])
+                self._warn(slot, logits)
+        ended = self._end(stopped)
+        self.free += ended
+        return [self.seated.pop(s) for s in ended]
+
+    def _end(self, stopped: list[int]) -> list[int]:
+        """Which of the slots whose rows have stopped are free."""
+        return stopped
+
+    def _watch(self) -> None:
+        """What the host does after every step."""
         slots, job = self.slots, self.job
         if self.ids is not None and job.watched:
             new = slots.tokens.masked_fill(~slots.wrote, job.pad)
@@ -129,13 +166,6 @@ class Loop:
                 job.streamer.put(new.cpu())
         if job.criteria:
             slots.end(self._ended() & slots.wrote)
-        live, failed = torch.stack([slots.live, slots.results.failed[slots.row]]).tolist()
-        ended = [s for s in self.seated if not live[s]]
-        for slot in ended:
-            if failed[slot]:
-                self._warn(slot, logits)
-        self.free += ended
-        return [self.seated.pop(s) for s in ended]
 
     def _ended(self) -> Tensor:
         ids = self._window() if self.ids is None else self.ids

@@ -31,9 +31,10 @@ class Stats:
     """What a call cost.
 
     Attributes:
-        tokens: generated, over all rows.
+        tokens: generated, over all rows that are returned.
         seconds: from the first forward to the last token.
-        models: one a model and adapter, in the order of their first terms.
+        models: one a model and adapter, in the order of their first terms; then those of a search's
+            value. Rows that a search dropped are counted.
         cache_bytes: of all caches at the end.
         peak_bytes: on GPUs torch's peak on the first term's device since it was last reset; on CPUs
             the caches and results at their largest.
@@ -73,6 +74,10 @@ class Output:
         kl_to_base: ``[rows, new]`` float32, nats: KL(blend at temperature 1 || first term) of each
             step; on demand.
         cache: for a call that goes on with these rows; on demand.
+        values: ``[requests]`` float32, of a search: each one's value, as the search last saw it;
+            ``[requests, n]``, the best first, where n are returned. NaN where none was chosen yet.
+        value_parts: ``[requests, parts]`` or ``[requests, n, parts]``: of a sum of values, each
+            one's before its weight, in the order of ``search.value.names``.
     """
 
     sequences: Tensor
@@ -88,6 +93,8 @@ class Output:
     term_logprobs: Tensor | None = None
     kl_to_base: Tensor | None = None
     cache: PrefixCache | None = None
+    values: Tensor | None = None
+    value_parts: Tensor | None = None
 
     @property
     def responses(self) -> list[list[int]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from .engine_runner import EngineRunner
 
 
@@ -20,15 +22,22 @@ class PrefixCache:
         nbytes: of keys and values.
     """
 
-    def __init__(self, runner: EngineRunner, responses: Sequence[Sequence[int]]) -> None:
-        self.rows = runner.slots
+    def __init__(
+        self, runner: EngineRunner, responses: Sequence[Sequence[int]], kept: Sequence[int]
+    ) -> None:
+        """`responses` of all the runner's rows, of which those `kept` are held."""
+        self.rows = len(kept)
         self._groups = runner.groups
         for group in runner.groups:
             lengths = group.lengths.tolist()
             for row, length in enumerate(lengths):
-                term, slot = group.terms[row // self.rows], row % self.rows
+                term, slot = group.terms[row // runner.slots], row % runner.slots
                 prompt = runner.prompts[term][slot // runner.copies]
                 group.held[row] = [*prompt, *responses[slot]][:length]
+            if self.rows < runner.slots:
+                rows = [m * runner.slots + s for m in range(len(group.terms)) for s in kept]
+                group.cache = group.cache.take(torch.tensor(rows, device=group.device))
+                group.held = [group.held[r] for r in rows]
 
     @property
     def nbytes(self) -> int:

@@ -17,7 +17,9 @@ class Results:
     A last row takes what is written for slots that have no row.
     """
 
-    def __init__(self, rows: int, limit: int, terms: int, kl: bool, device: torch.device) -> None:
+    def __init__(
+        self, rows: int, limit: int, terms: int, kl: bool, values: int, device: torch.device
+    ) -> None:
         self.rows, self.limit = rows, limit
         size = (rows + 1, limit)  # on CPUs, zeros take no memory until they are written to
         self.tokens = torch.zeros(size, dtype=torch.int64, device=device)
@@ -25,6 +27,8 @@ class Results:
         self.sampled_logprobs = torch.zeros(size, device=device)
         self.term_logprobs = torch.zeros(*size, terms, device=device) if terms else None
         self.kl_to_base = torch.zeros(size, device=device) if kl else None
+        # of a search: a row's value, then its parts
+        self.values = torch.full((rows + 1, values), float("nan"), device=device)
         self.lengths = torch.zeros(rows + 1, dtype=torch.int64, device=device)
         self.finished = torch.zeros(rows + 1, dtype=torch.bool, device=device)
         self.failed = torch.zeros(rows + 1, dtype=torch.bool, device=device)
@@ -37,6 +41,16 @@ class Results:
         """Rows that start again."""
         for x in (self.lengths, self.finished, self.failed):
             x[rows] = 0
+        self.values[rows] = float("nan")
+
+    def fork(self, source: Tensor, target: Tensor, longest: int) -> None:
+        """Rows `target` become copies of rows `source`, which wrote at most `longest` tokens."""
+        per_token = (self.tokens, self.logprobs, self.sampled_logprobs)
+        for x in (*per_token, self.term_logprobs, self.kl_to_base):
+            if x is not None:
+                x[target, :longest] = x[source, :longest]
+        for x in (self.values, self.lengths, self.finished, self.failed):
+            x[target] = x[source]
 
 
 class Slots:
@@ -45,6 +59,7 @@ class Slots:
     Attributes:
         row: ``[slots]``: the row in each; the one past the last where there is none.
         tokens, new: ``[slots]``: the last token of each, and how many it has written.
+        stop: ``[slots]``: new tokens at which each stops.
         live, wrote: ``[slots]``: whether each goes on, and whether the last step wrote a token.
         seeds, streams, weights, value_weights: of each slot's row.
     """
@@ -57,12 +72,15 @@ class Slots:
         streams: Tensor,
         weights: Weights,
         value_weights: Weights,
+        chunk: int | None = None,
     ) -> None:
         device = seeds.device
         self.results = results
+        self.chunk = results.limit if chunk is None else min(chunk, results.limit)
         self.row = torch.full((count,), results.rows, dtype=torch.int64, device=device)
         self.tokens = torch.zeros(count, dtype=torch.int64, device=device)
         self.new = torch.zeros(count, dtype=torch.int64, device=device)
+        self.stop = torch.zeros(count, dtype=torch.int64, device=device)
         self.live = torch.zeros(count, dtype=torch.bool, device=device)
         self.wrote = torch.zeros(count, dtype=torch.bool, device=device)
         self.all = {"seeds": seeds, "streams": streams}
@@ -81,6 +99,7 @@ class Slots:
         self.row[at] = row
         self.new[at] = 0
         self.tokens[at] = 0
+        self.stop[at] = self.chunk
         self.live[at] = True
         for name, values in self.all.items():
             getattr(self, name)[at] = values[row]
@@ -106,10 +125,21 @@ class Slots:
         ended = ok & (sample.tokens[:, None] == eos).any(dim=1)
         r.finished[torch.where(ended, self.row, nowhere)] = True
         self.tokens.copy_(torch.where(ok, sample.tokens, self.tokens))
-        self.live &= ok & ~ended & (self.new < r.limit)
+        self.live &= ok & ~ended & (self.new < self.stop)
 
     def end(self, which: Tensor) -> None:
         """Rows ``[slots]`` bool that a criterion ends."""
         nowhere = torch.full_like(self.row, self.results.rows)
         self.results.finished[torch.where(which, self.row, nowhere)] = True
         self.live &= ~which
+
+    def fork(self, slots: Sequence[int], parents: Sequence[int], live: Sequence[bool]) -> None:
+        """Slots' rows become what the rows of their parents are; those `live` begin a chunk."""
+        device = self.row.device
+        at, source = torch.tensor(slots, device=device), torch.tensor(parents, device=device)
+        longest = int(self.new[source].max())
+        self.results.fork(self.row[source], self.row[at], longest)
+        self.tokens[at] = self.tokens[source]
+        self.new[at] = self.new[source]
+        self.stop[at] = (self.new[at] + self.chunk).clamp(max=self.results.limit)
+        self.live[at] = torch.tensor(live, device=device)

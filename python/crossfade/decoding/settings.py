@@ -16,6 +16,7 @@ from transformers.generation.stopping_criteria import (
 )
 
 from ..ops import check
+from ..search import ChunkBeamSearch
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 # fields of GenerationConfig that decoding does what they say
@@ -62,7 +63,7 @@ UNSUPPORTED_ARGUMENTS = {
     *("past_key_values", "position_ids", "token_type_ids", "cache_position", "encoder_outputs"),
     *("decoder_input_ids", "decoder_attention_mask", "encoder_input_ids", "logits_to_keep"),
     *("pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "image_sizes"),
-    *("input_features", "input_values", "labels", "search"),
+    *("input_features", "input_values", "labels"),
 }
 
 
@@ -110,6 +111,16 @@ def resolve(
             value = check.setting(name, getattr(config, name), 1, torch.device("cpu"))
             setattr(config, name, value if name == "top_k" else float(value))
     return config
+
+
+def check_search(search: ChunkBeamSearch, do_sample: bool, returned: int) -> None:
+    if not do_sample and search.rows > 1:
+        raise ValueError(f"do_sample is False; a search of {search.rows} rows must sample")
+    if returned > search.width:
+        raise ValueError(
+            f"num_return_sequences is {returned}; it must be at most {search.width}, the search's "
+            "width"
+        )
 
 
 def stated(name: str, arguments: dict[str, Any], *configs: GenerationConfig | None) -> Any:

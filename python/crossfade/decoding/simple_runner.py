@@ -54,6 +54,13 @@ class CachedTerm:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
         return self._forward(tokens.to(self.model.device)[:, None], self.positions)
 
+    def fork(self, rows: Tensor) -> None:
+        """Row i becomes what row ``rows[i]`` is."""
+        rows = rows.to(self.model.device)
+        self.cache.batch_select_indices(rows)
+        self.positions = self.positions[rows]
+        self.mask = None if self.mask is None else self.mask[rows]
+
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         self.forwards += 1
         return self.model.forward(ids, self.mask, positions, self.cache)[:, -1]
@@ -102,6 +109,12 @@ class SimpleRunner:
             return logits
         return self._spread([t.step(tokens.repeat(len(ks))) for t, ks in self.groups])
 
+    def fork(self, parents: Sequence[int], shared: Sequence[int]) -> None:
+        """Row i becomes what row ``parents[i]`` is, in all of its cache; -1 leaves it as it is."""
+        source = torch.tensor([i if p < 0 else p for i, p in enumerate(parents)])
+        for term, ks in self.groups:
+            term.fork(torch.cat([source + m * len(source) for m in range(len(ks))]))
+
     def reserve(self) -> bool:
         return False  # caches grow by themselves
 
@@ -112,10 +125,10 @@ class SimpleRunner:
             each.update(zip(ks, z.to(self.device).chunk(len(ks)), strict=True))
         return [each[k] for k in range(len(self.models))]
 
-    def stats(self, lengths: Sequence[int]) -> list[ModelStats]:
-        """What each model did for rows that wrote `lengths` tokens, of which it read all but the
-        last."""
-        read = sum(max(n - 1, 0) for n in lengths)
+    def stats(self, drawn: int, rows: int) -> list[ModelStats]:
+        """What each model did for `rows` that drew so many tokens in all: it read all but the last
+        one of each."""
+        read = max(drawn - rows, 0)
         return [
             ModelStats(
                 tuple(self.models[k].name for k in ks), t.forwards, t.tokens + read * len(ks)

@@ -1,0 +1,250 @@
+"""Models that read rows' texts as these grow, for the values of a search.
+
+`Reader` keeps caches that fork with the rows and reads every token once; where a text was encoded
+anew, from its first token that changed. `Rereader` reads whole texts by Hugging Face's own modules:
+the truth in tests, and what runs the models that the engine cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .engine import Engine
+from .engine_runner import EngineRunner
+from .group import MAX_LOGITS, Group, common
+from .inputs import Prompts, left_pad
+from .output import ModelStats
+from .term_model import TermModel, positions_of
+
+Ids = Sequence[int]
+
+
+class Question(NamedTuple):
+    """What is asked of a model about a text.
+
+    ``answer(logits [n, V], tokens [n]) -> [n]``. A token is `predicted` by the logits before it
+    (log-probs, Q-heads), so that the last one need not be read, or judged by those after it (scalar
+    heads). The answers to `every` token of a response count, or that to the last.
+    """
+
+    answer: Callable[[Tensor, Tensor], Tensor]
+    predicted: bool
+    every: bool
+
+
+def log_prob(vocabulary: int | None) -> Question:
+    """``log p(token)`` over the first `vocabulary` columns; None: over all."""
+
+    def answer(logits: Tensor, tokens: Tensor) -> Tensor:
+        z = logits[:, :vocabulary].float()
+        return z.gather(1, tokens[:, None])[:, 0] - z.logsumexp(dim=1)
+
+    return Question(answer, predicted=True, every=True)
+
+
+def q_value() -> Question:
+    """``head(h before the token)[token]``."""
+
+    def answer(q: Tensor, tokens: Tensor) -> Tensor:
+        if q.shape[1] == 1:
+            raise ValueError(
+                "value is a ValueHead whose model gives 1 number a token, but its config does not "
+                "say num_labels=1; it must, or give a number for each next token"
+            )
+        return q.gather(1, tokens[:, None])[:, 0].float()
+
+    return Question(answer, predicted=True, every=False)
+
+
+def scalar(label: int | None = None) -> Question:
+    """The one number of a scalar head, or the log-prob of a class."""
+
+    def answer(z: Tensor, tokens: Tensor) -> Tensor:
+        return z[:, 0].float() if label is None else z.float().log_softmax(dim=1)[:, label]
+
+    return Question(answer, predicted=False, every=False)
+
+
+class Reader:
+    """Models over caches of their own, with a place for each slot's text.
+
+    Attributes:
+        texts: of each model and slot, the tokens that have been answered, after the prompt.
+        found: the answers: one a token of the response, or the last one's.
+    """
+
+    def __init__(
+        self,
+        question: Question,
+        models: Sequence[TermModel],
+        prompts: Sequence[Prompts],
+        copies: int,
+        slots: int,
+        limit: int,
+        engine: Engine,
+    ) -> None:
+        self.question = question
+        self.runner = EngineRunner(models, prompts, copies, slots, limit, engine)
+        self.texts: list[list[Ids]] = [[()] * slots for _ in models]
+        self.found: list[list[list[float]]] = [[[]] * slots for _ in models]
+
+    def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:
+        """Prompts of rows are read, once a request."""
+        self.runner.join(slots, rows)
+        for k, prompts in enumerate(self.runner.prompts):
+            for slot, row in zip(slots, rows, strict=True):
+                prompt = prompts[row // self.runner.copies]  # its last token is yet to be read
+                self.texts[k][slot] = prompt if self.question.predicted else prompt[:-1]
+                self.found[k][slot] = []
+
+    def fork(self, parents: Sequence[int]) -> None:
+        """Slot i becomes what slot ``parents[i]`` is; -1 leaves it as it is."""
+        sources = [i if p < 0 else p for i, p in enumerate(parents)]
+        for group in self.runner.groups:
+            rows, starts = [], []
+            for m, k in enumerate(group.terms):
+                texts = self.texts[k]
+                rows += [m * len(sources) + s for s in sources]
+                starts += [
+                    max(0, common(texts[i], texts[s]) - self.question.predicted)
+                    for i, s in enumerate(sources)
+                ]
+            group.fork(rows, torch.tensor(starts, device=group.device))
+        self.texts = [[each[s] for s in sources] for each in self.texts]
+        self.found = [[each[s] for s in sources] for each in self.found]
+
+    def read(
+        self, slots: Sequence[int], texts: Sequence[Sequence[Ids]], firsts: Sequence[Sequence[int]]
+    ) -> list[list[list[float]]]:
+        """Of each model and slot the answers about ``texts[k][i]``, a prompt and its response.
+
+        The response begins at token ``firsts[k][i]``.
+        """
+        for group in self.runner.groups:
+            unread = []  # (row of the group, text, tokens answered, model, slot)
+            for m, k in enumerate(group.terms):
+                for slot, text, first in zip(slots, texts[k], firsts[k], strict=True):
+                    known = self._known(k, slot, text, first)
+                    if known < len(text):
+                        unread.append((m * self.runner.slots + slot, text, known, k, slot))
+            self._answer(group, unread)
+        return [[self.found[k][slot] for slot in slots] for k in range(len(texts))]
+
+    def _known(self, k: int, slot: int, text: Ids, first: int) -> int:
+        """How many tokens of a text have answers; those of others are forgotten."""
+        known = common(self.texts[k][slot], text)
+        if self.question.every:
+            self.found[k][slot] = self.found[k][slot][: known - first]
+        elif known == len(text) < len(self.texts[k][slot]):
+            known -= 1  # the last answer was to a token that is gone
+        self.texts[k][slot] = text
+        return known
+
+    def _answer(self, group: Group, unread: Sequence[tuple[int, Ids, int, int, int]]) -> None:
+        if not unread:
+            return
+        before, rest = int(self.question.predicted), []
+        if self.question.every:  # so many tokens' logits at a time
+            most = max(1, MAX_LOGITS // group.config.vocab_size)
+            rest = [(*u[:2], u[2] + most, *u[3:]) for u in unread if u[2] + most < len(u[1])]
+            unread = [(u[0], u[1][: u[2] + most], *u[2:]) for u in unread]
+        starts = [known - before for _, _, known, _, _ in unread]
+        ids = [
+            text[start : len(text) - before]
+            for (_, text, *_), start in zip(unread, starts, strict=True)
+        ]
+        rows = [row for row, *_ in unread]
+        for which, logits in group.read_on(rows, starts, ids, every=self.question.every):
+            for i, z in zip(which, logits, strict=True):
+                _, text, known, k, slot = unread[i]
+                if self.question.every:
+                    answers = self._ask(z[: len(ids[i])], text[known:])
+                    self.found[k][slot] = self.found[k][slot] + answers
+                else:
+                    self.found[k][slot] = self._ask(z[None], text[-1:])
+        self._answer(group, rest)
+
+    def _ask(self, logits: Tensor, tokens: Ids) -> list[float]:
+        return self.question.answer(logits, torch.tensor(tokens, device=logits.device)).tolist()
+
+    def stats(self) -> list[ModelStats]:
+        return self.runner.stats(0, 0)
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.runner.cache_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.runner.peak_bytes
+
+
+class Rereader:
+    """Models that keep nothing: every text is read whole, by Hugging Face's own modules."""
+
+    cache_bytes = peak_bytes = 0
+
+    def __init__(self, question: Question, models: Sequence[TermModel]) -> None:
+        self.question, self.models = question, models
+        self.forwards, self.tokens = [0] * len(models), [0] * len(models)
+
+    def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:
+        pass
+
+    def fork(self, parents: Sequence[int]) -> None:
+        pass
+
+    def read(
+        self, slots: Sequence[int], texts: Sequence[Sequence[Ids]], firsts: Sequence[Sequence[int]]
+    ) -> list[list[list[float]]]:
+        """As `Reader.read`."""
+        return [self._read(k, *each) for k, each in enumerate(zip(texts, firsts, strict=True))]
+
+    def _read(self, k: int, texts: Sequence[Ids], firsts: Sequence[int]) -> list[list[float]]:
+        judge = self._predict if self.question.predicted else self._judge
+        longest = max(map(len, texts))
+        rows = max(1, MAX_LOGITS // (longest * (self.models[k].vocabulary or 1)))
+        if not self.question.predicted and self._pad(k) is None:
+            rows = 1
+        found = []
+        for at in range(0, len(texts), rows):
+            found += judge(k, texts[at : at + rows], firsts[at : at + rows])
+            self.forwards[k] += 1
+        self.tokens[k] += sum(map(len, texts))
+        return found
+
+    def _predict(self, k: int, texts: Sequence[Ids], firsts: Sequence[int]) -> list[list[float]]:
+        model = self.models[k]
+        read = left_pad(texts, 0).to(model.device)
+        keep = 1 + max(len(t) - first for t, first in zip(texts, firsts, strict=True))
+        mask = None if read.mask.all() else read.mask
+        logits = model.forward(read.ids, mask, positions_of(read.mask), None, keep=keep)
+        found = []
+        for z, text, first in zip(logits, texts, firsts, strict=True):
+            n = len(text) - first if self.question.every else 1
+            tokens = torch.tensor(text[len(text) - n :], device=z.device)
+            found.append(self.question.answer(z[-1 - n : -1], tokens).tolist())
+        return found
+
+    def _judge(self, k: int, texts: Sequence[Ids], firsts: Sequence[int]) -> list[list[float]]:
+        """By one output a text, or by one a token. Padded on the right, as encoders are."""
+        model, pad = self.models[k], self._pad(k) or 0
+        width = max(map(len, texts))
+        ids = torch.tensor([[*t, *[pad] * (width - len(t))] for t in texts], device=model.device)
+        lengths = torch.tensor([len(t) for t in texts], device=model.device)
+        mask = torch.arange(width, device=model.device) < lengths[:, None]
+        z = model.model(input_ids=ids, attention_mask=mask.long(), return_dict=True).logits
+        if z.dim() == 3:
+            z = z[torch.arange(len(z), device=z.device), lengths - 1]
+        return self.question.answer(z, lengths)[:, None].tolist()
+
+    def _pad(self, k: int) -> int | None:
+        return getattr(self.models[k].bare.config, "pad_token_id", None)
+
+    def stats(self) -> list[ModelStats]:
+        each = zip(self.models, self.forwards, self.tokens, strict=True)
+        return [ModelStats((m.name,), forwards, tokens) for m, forwards, tokens in each]

@@ -1,0 +1,315 @@
+"""The values of a search's rows: which models and functions are asked, and what they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..blend import Blend, Model, ValueHead
+from ..search import ChunkBeamSearch
+from ..values import LogRatio, Reward, RewardModel
+from ..vocabulary import vocabulary
+from .engine import Engine
+from .inputs import Prompts, Request, Requests, encode, is_ids, left_pad, term_prompts
+from .modules import Unsupported
+from .output import ModelStats
+from .readers import Ids, Question, Reader, Rereader, log_prob, q_value, scalar
+from .rows import Results
+from .term_model import TermModel
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search as one call runs it.
+
+    Attributes:
+        vocabulary: columns that the blend's models share.
+        returned: rows that each request gets.
+    """
+
+    settings: ChunkBeamSearch
+    blend: Blend
+    requests: Requests
+    tokenizer: Any
+    vocabulary: int
+    returned: int
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """``[requests, parts]`` float64."""
+        return self.settings.value.row_weights(len(self.requests))
+
+    @cached_property
+    def asked(self) -> list[tuple[Question, list[Source]]]:
+        """The models that read what rows write; those of one question share its forwards.
+
+        Prompts are encoded here, so that what is wrong with them is said before decoding.
+        """
+        log_probs: dict[int, tuple[Question, list[Source]]] = {}
+        others = []
+        for value, name in zip(self.settings.value.values, self.settings.value.names, strict=True):
+            if isinstance(value, LogRatio):
+                for role, model in (("tuned", value.tuned), ("ref", value.ref)):
+                    known = [s.key for _, sources in log_probs.values() for s in sources]
+                    if model in self.blend.terms or model in known:
+                        continue
+                    source = self._source(model, f"{name}.{model.name or role}")
+                    columns = self.vocabulary if source.own is None else None
+                    log_probs.setdefault(id(source.own), (log_prob(columns), []))[1].append(source)
+            elif isinstance(value, ValueHead):
+                source = self._source(value, name)
+                question = scalar() if _is_scalar(source.model.bare) else q_value()
+                others.append((question, [source]))
+            elif isinstance(value, RewardModel):
+                others.append((scalar(value.label), [self._reward(value, name)]))
+        return [*log_probs.values(), *others]
+
+    def __post_init__(self) -> None:
+        """Say before decoding what is wrong with the value for these requests."""
+        _ = self.weights, self.asked
+        needs_text = any(isinstance(v, Reward) for v in self.settings.value.values)
+        if needs_text or self.settings.chunk_end is not None:
+            _ = self.texts
+
+    @property
+    def needs_term_logprobs(self) -> bool:
+        """Whether decoding can give the log-probs that a log-ratio needs."""
+        ratios = [v for v in self.settings.value.values if isinstance(v, LogRatio)]
+        return any(m in self.blend.terms for v in ratios for m in (v.tuned, v.ref))
+
+    @cached_property
+    def texts(self) -> list[Request]:
+        """The requests as texts and chats."""
+        if self.tokenizer is None:
+            raise ValueError(
+                "tokenizer is None; the value reads texts: give Model(..., tokenizer=...) or "
+                "tokenizer=..."
+            )
+        decode = self.tokenizer.decode
+        return [decode(r) if is_ids(r) else r for r in self.requests.items]
+
+    def _source(self, member: Model | ValueHead, name: str) -> Source:
+        own = member.tokenizer
+        if own is None or self.tokenizer is None or _same(own, self.tokenizer):
+            own = None
+        prompts = term_prompts(
+            self.requests if own is None else Requests(self.texts),
+            term=name,
+            tokenizer=member.tokenizer if own is not None else self.tokenizer or member.tokenizer,
+            system=getattr(member, "system", None),
+            prompt=getattr(member, "prompt", None),
+        )
+        model = TermModel(member.model, name, getattr(member, "adapter", "active"))
+        return Source(member, model, prompts, own)
+
+    def _reward(self, value: RewardModel, name: str) -> Source:
+        def whole(request: int, response: str) -> Ids:
+            return _whole(value, name, self.texts[request], response)
+
+        prompts = left_pad([whole(r, "") for r in range(len(self.texts))], 0)
+        return Source(value, TermModel(value.model, name), prompts, whole=whole)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model of a value, and how it reads a row.
+
+    Attributes:
+        key: the `Model`, `ValueHead` or `RewardModel` that it is.
+        own: its tokenizer, where its tokens are not the blend's.
+        whole: of a reward model, what it reads of a request and its response as a text.
+    """
+
+    key: Any
+    model: TermModel
+    prompts: Prompts
+    own: Any = None
+    whole: Callable[[int, str], Ids] | None = None
+
+    @cached_property
+    def heads(self) -> list[list[int]]:
+        return self.prompts.unpadded()
+
+    def texts(self, written: Written) -> list[Ids]:
+        """What it reads of each slot."""
+        if self.whole is not None:
+            return list(map(self.whole, written.requests, written.texts))
+        responses: Sequence[Ids] = written.tokens
+        if self.own is not None:
+            eos = getattr(self.own, "eos_token_id", None)
+            end = [] if eos is None else [eos]
+            encoded = self.own(written.texts, add_special_tokens=False)["input_ids"]
+            responses = [
+                [*ids, *end] if ended else ids
+                for ids, ended in zip(encoded, written.finished, strict=True)
+            ]
+        return [[*self.heads[r], *ids] for r, ids in zip(written.requests, responses, strict=True)]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the rows in some slots have written so far."""
+
+    slots: list[int]
+    rows: list[int]  # of the call
+    requests: list[int]
+    tokens: list[list[int]]
+    finished: list[bool]  # by EOS or a stop string
+    tokenizer: Any
+
+    @cached_property
+    def texts(self) -> list[str]:
+        return self.tokenizer.batch_decode(self.tokens, skip_special_tokens=True)
+
+
+class Valuer:
+    """Scores the rows in `slots` places, in each of which a row of the call is decoded.
+
+    Args:
+        copies, slots, limit: as in `EngineRunner`.
+        results: of the call; those of terms' log-probs are read.
+
+    Attributes:
+        notes: what was left out, and why.
+    """
+
+    def __init__(
+        self, search: Search, copies: int, slots: int, limit: int, engine: Engine, results: Results
+    ) -> None:
+        self.search, self.results = search, results
+        self.notes: list[str] = []
+        self.seats: dict[int, int] = {}  # slot: row, of those whose prompts were read
+        self.readers: list[Reader | Rereader] = []
+        for question, sources in search.asked:
+            models, prompts = [s.model for s in sources], [s.prompts for s in sources]
+            reader: Reader | Rereader = Rereader(question, models)
+            if not engine.simple:
+                try:
+                    reader = Reader(question, models, prompts, copies, slots, limit, engine)
+                    self.notes += reader.runner.notes
+                except Unsupported as reason:
+                    self._note(models, reason)
+            self.readers.append(reader)
+
+    def _note(self, models: Sequence[TermModel], reason: Unsupported) -> None:
+        names = " and ".join(m.name for m in models)
+        self.notes.append(f"{names} read whole texts at every boundary: {reason}")
+
+    def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:
+        """Rows of the call take slots: their prompts are read, one request's once."""
+        for i in range(len(self.readers)):
+            self._do(i, "join", slots, rows)
+
+    def fork(self, parents: Sequence[int]) -> None:
+        """Slot i becomes what slot ``parents[i]`` is; -1 leaves it as it is."""
+        for reader in self.readers:
+            reader.fork(parents)
+
+    def _do(self, i: int, method: str, *arguments: Any) -> Any:
+        """A reader's method; a model that turns out not to be for caches reads whole texts."""
+        try:
+            return getattr(self.readers[i], method)(*arguments)
+        except Unsupported as reason:
+            question, sources = self.search.asked[i]
+            models = [s.model for s in sources]
+            self._note(models, reason)
+            self.readers[i] = Rereader(question, models)
+            return getattr(self.readers[i], method)(*arguments)
+
+    def score(self, written: Written) -> Tensor:
+        """``[n, parts]`` float64: the parts of the value of what slots have written."""
+        answers: dict[Any, list[list[float]]] = {}
+        for i, (_, sources) in enumerate(self.search.asked):
+            texts = [s.texts(written) for s in sources]
+            firsts = [[len(s.heads[r]) for r in written.requests] for s in sources]
+            found = self._do(i, "read", written.slots, texts, firsts)
+            answers.update(zip((s.key for s in sources), found, strict=True))
+        values = self.search.settings.value
+        parts = [
+            self._part(value, name, written, answers)
+            for value, name in zip(values.values, values.names, strict=True)
+        ]
+        return torch.tensor(parts, dtype=torch.float64).T
+
+    def _part(
+        self, value: Any, name: str, written: Written, answers: dict[Any, list[list[float]]]
+    ) -> list[float]:
+        if isinstance(value, Reward):
+            return self._reward(value, name, written)
+        if not isinstance(value, LogRatio):
+            return [each[-1] for each in answers[value]]
+        tuned, ref = (
+            answers[m] if m in answers else self._drawn(m, written)
+            for m in (value.tuned, value.ref)
+        )
+        return [
+            value.beta * (sum(a) - sum(b)) / (max(len(a), 1) if value.normalize else 1)
+            for a, b in zip(tuned, ref, strict=True)
+        ]
+
+    def _drawn(self, model: Model, written: Written) -> list[list[float]]:
+        """The log-probs of a term of the blend, which decoding gave."""
+        assert self.results.term_logprobs is not None
+        k = self.search.blend.terms.index(model)
+        rows = self.results.term_logprobs[written.rows, :, k].tolist()
+        return [row[: len(ids)] for row, ids in zip(rows, written.tokens, strict=True)]
+
+    def _reward(self, value: Reward, name: str, written: Written) -> list[float]:
+        prompts = [self.search.texts[r] for r in written.requests]
+        scores: Any = value.fn(prompts, written.texts)
+        try:
+            found = [float(x) for x in scores]
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{name} returned {scores!r:.80}; it must return a number for each response"
+            ) from error
+        if len(found) != len(prompts):
+            raise ValueError(
+                f"{name} returned {len(found)} scores; it must return {len(prompts)}, one a "
+                "response"
+            )
+        return found
+
+    def stats(self) -> list[ModelStats]:
+        """What the value's models did."""
+        return [s for reader in self.readers for s in reader.stats()]
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(r.cache_bytes for r in self.readers)
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(r.peak_bytes for r in self.readers)
+
+
+def _whole(value: RewardModel, name: str, prompt: Request, response: str) -> Ids:
+    """A prompt and its response as a reward model reads them."""
+    if value.template is not None:
+        return encode(value.template(prompt, response), value.tokenizer, name)
+    if isinstance(prompt, str):
+        return encode(prompt + response, value.tokenizer, name)
+    *turns, last = prompt
+    if last["role"] == "assistant":
+        answer = {**last, "content": last["content"] + response}
+    else:
+        turns, answer = prompt, {"role": "assistant", "content": response}
+    return encode([*turns, answer], value.tokenizer, name, whole=True)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two tokenizers have one vocabulary."""
+    return a is b or vocabulary(a).digest == vocabulary(b).digest
+
+
+def _is_scalar(model: Any) -> bool:
+    """Whether a value head gives one number a token, not one for each next token."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None:
+        return getattr(head, "out_features", None) == 1
+    return getattr(model.config, "num_labels", None) == 1

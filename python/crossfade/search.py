@@ -1,0 +1,122 @@
+"""What `generate` may do besides sampling: searches that a value guides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .blend import Blend, as_blend
+from .ops import check
+from .values import ValueSum, as_value
+
+MOST_ROWS = 1024  # of a prompt: what the selection kernels take
+
+
+@dataclass(frozen=True)
+class ChunkBeamSearch:
+    """Chunk-level beam search: sample in chunks, keep the best rows by a value, fork them.
+
+    1. ``width * samples`` rows a prompt are sampled for a chunk; fewer tokens at EOS.
+    2. The value scores each row as far as it is written.
+    3. The best `width` rows of each prompt stay, and fork `samples` times each; until all that
+       stay have ended. The best is returned, or with ``num_return_sequences=n`` the n best.
+
+    A row that has ended is one candidate, which competes with its fixed score until better rows
+    replace it; ties go to the lower slot; a NaN value is the worst. Every row draws from its own
+    stream, that of its slot. `samples` = 1 with `width` = n is best of n; `width` = 1 is blockwise
+    best-of-n; ``chunk_length=1`` is a beam search that the value guides.
+
+    Args:
+        width: rows that stay.
+        samples: continuations of each.
+        chunk_length: tokens of a chunk at most; None: up to the end.
+        value: what chooses: `LogRatio`, `ValueHead`, `RewardModel`, `Reward`, or a sum of them.
+        chunk_end: ends a row's chunk earlier: called after each token with the text of the chunk
+            so far, such as `sentence_end`. The prompt's rows wait for each other.
+        duplicate_finished: a row that has ended fills `samples` slots with copies of itself, as the
+            paper's code has it; they can crowd out rows under way.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+
+    Source: chunk-level beam search (Zhou et al., arXiv:2405.19262); blockwise best-of-n is
+    controlled decoding's (Mudgal et al., arXiv:2310.17022).
+    """
+
+    width: int = 4
+    samples: int = 4
+    chunk_length: int | None = 5
+    value: Any = None
+    chunk_end: Callable[[str], bool] | None = None
+    duplicate_finished: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("width", "samples", "chunk_length"):
+            number = getattr(self, name)
+            if number is None and name == "chunk_length":
+                continue
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise TypeError(f"{name} is {number!r}; it must be an int")
+            if number < 1:
+                raise ValueError(f"{name} is {number}; it must be at least 1")
+        if self.rows > MOST_ROWS:
+            raise ValueError(
+                f"width * samples is {self.rows}; it must be at most {MOST_ROWS} rows a prompt"
+            )
+        if self.value is None:
+            raise TypeError("value is None; a search must have one to choose by")
+        object.__setattr__(self, "value", as_value(self.value))
+        if self.chunk_end is not None and not callable(self.chunk_end):
+            raise TypeError(
+                f"chunk_end is a {type(self.chunk_end).__name__}; it must be a function or None"
+            )
+        check.flag("duplicate_finished", self.duplicate_finished)
+
+    @property
+    def rows(self) -> int:
+        """Rows that are decoded for each prompt."""
+        return self.width * self.samples
+
+
+def BestOfN(n: int, value: Any) -> ChunkBeamSearch:
+    """Best of n: the one of n whole samples that the value scores highest.
+
+    A `ChunkBeamSearch` of one chunk: it returns up to n rows in order of their values.
+
+    Args:
+        n: samples of each prompt.
+        value: as in `ChunkBeamSearch`.
+    """
+    return ChunkBeamSearch(width=n, samples=1, chunk_length=None, value=value)
+
+
+def sentence_end(text: str) -> bool:
+    """Whether a chunk ends a sentence or a line: a `ChunkBeamSearch.chunk_end`."""
+    return text.rstrip(" \"')]\u2019\u201d").endswith((".", "!", "?", "\u2026", "\n"))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A blend and how it is searched: what `generate` takes in place of a blend.
+
+    Args:
+        blend: a `Blend`, a `Model` or a bare Hugging Face causal LM.
+        search: a `ChunkBeamSearch`.
+    """
+
+    blend: Blend
+    search: ChunkBeamSearch
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blend", as_blend(self.blend))
+        check_search(self.search)
+
+    @property
+    def value(self) -> ValueSum:
+        return self.search.value
+
+
+def check_search(search: Any) -> None:
+    if not isinstance(search, ChunkBeamSearch):
+        raise TypeError(f"search is a {type(search).__name__}; it must be a ChunkBeamSearch")

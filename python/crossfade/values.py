@@ -1,0 +1,239 @@
+"""Values of what has been written so far, which guide a search, and their algebra.
+
+A value scores a prompt and the beginning of a response. ``0.5 * a + 0.5 * b`` adds values:
+multi-value guidance. A `ValueHead` is one too, and can be a term of a blend besides.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .algebra import Algebra, Sums, scaled
+from .blend import Blend, Model, ValueHead, as_term
+from .ops import check
+from .printing import settings_text, sum_text, term_text
+from .terms import check_language_model, check_name, default_name, distinct_names
+from .weights import Weight, check_number, is_zero, merge_weights, weight_rows
+
+
+class Values(Sums["ValueSum"]):
+    """The operators of values. Every result is a `ValueSum`."""
+
+    def _sum(self) -> ValueSum:
+        return ValueSum((self,), (1.0,))
+
+    def _operand(self, x: Any) -> ValueSum | None:
+        if isinstance(x, (Values, Algebra)):
+            return as_value(x)
+        if isinstance(x, (numbers.Real, Tensor, nn.Module)):
+            raise TypeError(f"a {type(x).__name__} cannot be added to a value; values can")
+        return None
+
+    def _plus(self, a: ValueSum, b: ValueSum) -> ValueSum:
+        return ValueSum(a.values + b.values, a.weights + b.weights)
+
+    def _times(self, x: ValueSum, factor: Weight, *, divide: bool = False) -> ValueSum:
+        return ValueSum(x.values, tuple(scaled(w, factor, x, divide=divide) for w in x.weights))
+
+
+@dataclass(frozen=True)
+class LogRatio(Values):
+    """The implicit value: ``beta * sum_t [log p_tuned(y_t) - log p_ref(y_t)]`` of a response.
+
+    Every generated token counts, EOS too. Models that are terms of the blend already cost nothing
+    here; others read each token once, over caches of their own, a chunk at a time. A pair with
+    another vocabulary than the blend's reads the decoded text in its own tokens.
+
+    Args:
+        tuned, ref: a `Model` (or a bare causal LM) each, of one vocabulary. They may be one model
+            with two adapters, system prompts or prompts.
+        beta: the reward's scale: the KL weight that `tuned` was trained with.
+        normalize: divide by the number of tokens, so that length alone moves nothing.
+        name: what outputs and errors call it, an identifier.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as in `Model`.
+
+    Source: weak-to-strong search (Zhou et al., arXiv:2405.19262), where the sum is not normalised;
+    DPO's implicit reward (arXiv:2305.18290).
+    """
+
+    tuned: Any
+    ref: Any
+    beta: float = 1.0
+    normalize: bool = field(default=False, kw_only=True)
+    name: str | None = field(default=None, compare=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__  # the dataclass is frozen
+        put(self, "tuned", as_term("tuned", self.tuned, Model))
+        put(self, "ref", as_term("ref", self.ref, Model))
+        put(self, "beta", check_number("beta", self.beta))
+        check.flag("normalize", self.normalize)
+        check_name(self.name)
+        if self.tuned == self.ref:
+            raise ValueError(f"tuned and ref are both {self.ref}; their ratio is 1 everywhere")
+
+    def __repr__(self) -> str:
+        settings = settings_text(self, skip=["tuned", "ref"])
+        return f"LogRatio({', '.join([str(self.tuned), str(self.ref), *settings])})"
+
+
+@dataclass(frozen=True)
+class RewardModel(Values):
+    """A sequence-classification model that reads the prompt and the response so far as text.
+
+    One with a causal backbone keeps a cache and reads what is new; others read the whole text at
+    each chunk boundary.
+
+    Args:
+        model: as ``AutoModelForSequenceClassification`` loads it.
+        tokenizer: its tokenizer.
+        label: the class whose log-prob is the value; None, for models with one output: that.
+        template: ``template(prompt, response) -> text``, with the prompt a text or a chat. By
+            default a chat goes through the tokenizer's chat template, with the response as the
+            assistant's message, and a text is followed by the response.
+        name: as in `LogRatio`.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+        NotImplementedError: as in `Model`.
+    """
+
+    model: Any
+    tokenizer: Any = field(hash=False)
+    label: int | None = field(default=None, kw_only=True)
+    template: Callable[[Any, str], str] | None = field(default=None, kw_only=True)
+    name: str | None = field(default=None, compare=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_language_model(self.model, head=False)
+        check_name(self.name)
+        if not callable(self.tokenizer):
+            kind = type(self.tokenizer).__name__
+            raise TypeError(f"tokenizer is a {kind}; it must be a Hugging Face tokenizer")
+        if self.template is not None and not callable(self.template):
+            raise TypeError(
+                f"template is a {type(self.template).__name__}; it must be a function or None"
+            )
+        labels = getattr(self.model.config, "num_labels", 1)
+        if self.label is None and labels != 1:
+            raise ValueError(f"label is None; the model has {labels} classes and needs one named")
+        if self.label is not None:
+            if isinstance(self.label, bool) or not isinstance(self.label, int):
+                raise TypeError(f"label is {self.label!r}; it must be an int or None")
+            if not 0 <= self.label < labels:
+                raise ValueError(f"label is {self.label}; it must be within [0, {labels})")
+
+    def __repr__(self) -> str:
+        return term_text(self)
+
+
+@dataclass(frozen=True)
+class Reward(Values):
+    """Any Python function of texts: ``fn(prompts, responses) -> scores``.
+
+    It is called at each chunk boundary with the rows that grew. A prompt is as the caller gave it,
+    a text or a chat (ids are decoded); responses are decoded without special tokens.
+
+    Args:
+        fn: takes two lists of one length, gives as many numbers. NaN is the worst.
+        name: as in `LogRatio`; by default the function's.
+    """
+
+    fn: Callable[[list[Any], list[str]], Sequence[float] | Tensor]
+    name: str | None = field(default=None, compare=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not callable(self.fn):
+            raise TypeError(f"fn is a {type(self.fn).__name__}; it must be a function")
+        check_name(self.name)
+
+    def __repr__(self) -> str:
+        return f"Reward({getattr(self.fn, '__name__', type(self.fn).__name__)})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ValueSum(Values):
+    """``sum_m weights[m] * values[m]``. Immutable; equal values merge, a number 0 leaves one out.
+
+    Args:
+        values: `LogRatio`, `ValueHead`, `RewardModel` or `Reward`.
+        weights: a number or a tensor ``[requests]`` each.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+    """
+
+    values: tuple[Any, ...]
+    weights: tuple[Weight, ...]
+
+    def __post_init__(self) -> None:
+        for v in self.values:
+            if not isinstance(v, (LogRatio, RewardModel, Reward, ValueHead)):
+                raise TypeError(f"values have a {type(v).__name__}; they must be values")
+        total = merge_weights("weights", self.values, self.weights)
+        total = {v: w for v, w in total.items() if not is_zero(w)}
+        put = object.__setattr__  # the dataclass is frozen
+        put(self, "values", tuple(total))
+        put(self, "weights", tuple(total.values()))
+
+    def _sum(self) -> ValueSum:
+        return self
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """A name for each value, different from all others."""
+        return distinct_names([v.name or _default_name(v) for v in self.values])
+
+    def row_weights(self, requests: int) -> Tensor:
+        """``[requests, values]`` float64.
+
+        Raises:
+            ValueError: a weight tensor has another length; names the value.
+        """
+        w = weight_rows(self.names, self.weights, requests, "cpu")
+        return torch.as_tensor(w, dtype=torch.float64).expand(requests, -1)
+
+    def __repr__(self) -> str:
+        return sum_text(self.names, self.weights)
+
+
+def as_value(x: Any) -> ValueSum:
+    """`x` as a value that can guide a search: a value, a sum of them, or a `ValueHead`.
+
+    Raises:
+        TypeError: it is none of these. ValueError: nothing is left of it but zeros.
+    """
+    if isinstance(x, Algebra):
+        blend: Blend = x._blend()
+        if blend.terms:
+            raise TypeError(
+                f"value is {blend}, a blend of log-probs; it must be a value, such as LogRatio"
+            )
+        x = ValueSum(blend.values, blend.value_weights)
+    if not isinstance(x, Values):
+        what = f"a bare {type(x).__name__}" if isinstance(x, nn.Module) else type(x).__name__
+        raise TypeError(
+            f"value is {what}; it must be a LogRatio, ValueHead, RewardModel, Reward, or a sum"
+        )
+    value = x._sum()
+    if not value.values:
+        raise ValueError("value has no part whose weight is not 0")
+    return value
+
+
+def _default_name(value: Any) -> str:
+    if isinstance(value, LogRatio):
+        return "log_ratio"
+    if isinstance(value, Reward):
+        name = getattr(value.fn, "__name__", "")
+        return name if name.isidentifier() else "reward"
+    return default_name(value.model, None, "value" if isinstance(value, ValueHead) else "reward")

@@ -1,0 +1,623 @@
+"""Chunk-level beam search against a loop over whole texts, and what each kind of value sees."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import crossfade as cf
+import pytest
+import torch
+from crossfade import ops
+from scipy.stats import chisquare
+from tiny_models import EOS, SHAPES, VOCAB, lora, make, make_letters, make_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+# PEFT asks transformers for an attribute that this version of it has renamed
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+
+SIMPLE = cf.Engine(simple=True)
+EOS_IDS = [EOS, *range(20, 30)]
+PROMPTS = [[7, 9, 30, 12, 8], [40], [11, 12, 13, 14, 15, 16, 17, 18, 19], [33, 6]]
+DRAW: dict[str, Any] = {
+    "max_new_tokens": 13,
+    "temperature": 1.2,
+    "seed": 5,
+    "eos_token_id": EOS_IDS,
+}
+SETTINGS = {
+    "chunks": {"width": 2, "samples": 3, "chunk_length": 4},
+    "blockwise": {"width": 1, "samples": 4, "chunk_length": 5},
+    "one sample": {"width": 4, "samples": 1, "chunk_length": 3},
+    "tokens": {"width": 2, "samples": 2, "chunk_length": 1},
+    "whole": {"width": 3, "samples": 2, "chunk_length": None},
+    "past the end": {"width": 2, "samples": 2, "chunk_length": 50},
+    "duplicates": {"width": 2, "samples": 3, "chunk_length": 2, "duplicate_finished": True},
+}
+
+
+def log_ratio(tuned: Any, ref: Any) -> Callable[[list[int], list[int]], float]:
+    def score(prompt: list[int], response: list[int]) -> float:
+        ids = torch.tensor([prompt + response])
+        at = torch.tensor(response)[:, None]
+        total = 0.0
+        for sign, model in ((1, tuned), (-1, ref)):
+            log_p = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            total += sign * float(log_p.gather(1, at).double().sum())
+        return total
+
+    return score
+
+
+@torch.no_grad()
+def by_hand(
+    model: PreTrainedModel,
+    prompt: list[int],
+    request: int,
+    score: Callable[[list[int], list[int]], float],
+    width: int,
+    samples: int,
+    chunk_length: int | None,
+    duplicate_finished: bool = False,
+) -> list[tuple[float, list[int]]]:
+    """The rows that stay at the end, best first: whole texts, lists and no cache."""
+    limit = DRAW["max_new_tokens"]
+    rows: list[list[int] | None] = [[] for _ in range(width * samples)]
+
+    def ended(row: list[int]) -> bool:
+        return len(row) == limit or (bool(row) and row[-1] in EOS_IDS)
+
+    while True:
+        for slot, row in enumerate(rows):
+            begun = 0 if row is None else len(row)
+            while row is not None and not ended(row) and len(row) < begun + (chunk_length or limit):
+                logits = model(torch.tensor([prompt + row])).logits[:, -1]
+                stream = request + (slot << 32)
+                drawn = ops.blend_sample(
+                    [logits], [1.0], temperature=1.2, seed=5, stream=stream, step=len(row)
+                )
+                row.append(int(drawn.tokens))
+        scored = [(score(prompt, r), slot, r) for slot, r in enumerate(rows) if r is not None]
+        best = sorted(scored, key=lambda x: (-x[0], x[1]))[:width]
+        if all(ended(r) for _, _, r in best):
+            return [(value, r) for value, _, r in best]
+        rows = []
+        for _, _, r in best:
+            one = ended(r) and not duplicate_finished
+            rows += [list(r), *[None if one else list(r) for _ in range(samples - 1)]]
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_rows_of_the_algorithm(shape: str, settings: dict[str, Any]) -> None:
+    """Two groups come and go in the slots of one, others join late: four prompts, two at a time."""
+    base, tuned, ref = (make(shape, seed) for seed in range(3))
+    search = cf.ChunkBeamSearch(**settings, value=cf.LogRatio(tuned, ref))
+    out = cf.generate(
+        base,
+        PROMPTS,
+        search=search,
+        max_batch=2 * search.rows,
+        num_return_sequences=search.width,
+        **DRAW,
+    )
+    assert not out.stats.notes
+    values = out.values.view(len(PROMPTS), search.width)
+    for i, prompt in enumerate(PROMPTS):
+        truth = by_hand(base, prompt, i, log_ratio(tuned, ref), **settings)
+        ours = out.responses[i * search.width : (i + 1) * search.width]
+        assert ours == [row for _, row in truth]
+        wanted = torch.tensor([value for value, _ in truth])
+        torch.testing.assert_close(values[i], wanted, atol=1e-4, rtol=1e-4)
+    assert any(len(r) < 13 for r in out.responses), "some rows should end by EOS"
+
+
+def test_the_simple_path_agrees() -> None:
+    base, tuned, ref = (make("gemma3", seed) for seed in range(3))
+    value = cf.LogRatio(tuned, ref)
+    for blend in (cf.Model(base), cf.Model(base) + 0.4 * (cf.Model(tuned) - cf.Model(ref))):
+        outs = [
+            cf.generate(
+                blend,
+                PROMPTS,
+                search=cf.ChunkBeamSearch(2, 3, 4, value),
+                engine=engine,
+                repetition_penalty=1.2,
+                **DRAW,
+            )
+            for engine in (SIMPLE, cf.Engine(), cf.Engine(kernels=False, share_weights=False))
+        ]
+        for out in outs[1:]:
+            assert torch.equal(out.sequences, outs[0].sequences)
+            torch.testing.assert_close(out.values, outs[0].values, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(out.logprobs, outs[0].logprobs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_terms_of_the_blend_score_for_nothing(shape: str) -> None:
+    base, tuned, ref = (cf.Model(make(shape, seed)) for seed in range(3))
+    blend = base + 0.5 * (tuned - ref)
+    search = cf.ChunkBeamSearch(2, 3, 4, cf.LogRatio(tuned, ref, beta=0.5))
+    out = cf.generate(blend, PROMPTS, search=search, **DRAW)
+    assert len(out.stats.models) == 3, "the value reads nothing of its own"
+    assert out.term_logprobs is None
+    torch.testing.assert_close(out.values, ratio(tuned, ref, out) / 2, atol=1e-4, rtol=1e-4)
+    with_terms = cf.generate(blend, PROMPTS, search=search, return_term_logprobs=True, **DRAW)
+    each = with_terms.term_logprobs.sum(dim=1)
+    torch.testing.assert_close((each[:, 1] - each[:, 2]) / 2, out.values, atol=1e-4, rtol=1e-4)
+    # one of the two is a term: the other one reads
+    half = cf.generate(base + 0.5 * tuned, PROMPTS, search=search, **DRAW)
+    assert len(half.stats.models) == 3
+    torch.testing.assert_close(half.values, ratio(tuned, ref, half) / 2, atol=1e-4, rtol=1e-4)
+
+
+def ratio(tuned: Any, ref: Any, out: cf.Output) -> torch.Tensor:
+    one, other = (cf.score(m, PROMPTS, out.responses).totals for m in (tuned, ref))
+    return one - other
+
+
+def test_adapters_and_prompts_of_one_model_are_read_together() -> None:
+    model: Any = make("qwen3")
+    for seed, name in enumerate(("tuned", "ref")):
+        model = lora(seed, model, name, rank=4)
+    model.eval()
+    base, tuned, ref = (cf.Model(model, adapter=a) for a in (None, "tuned", "ref"))
+    prompted = cf.Model(model, adapter="tuned", prompt=[9, 9, 12])
+    value = cf.LogRatio(tuned, ref) - 0.5 * cf.LogRatio(prompted, ref)
+    out = cf.generate(base, PROMPTS, search=cf.ChunkBeamSearch(2, 2, 3, value), **DRAW)
+    assert [s.names for s in out.stats.models[1:]] == [
+        ("log_ratio.tuned", "log_ratio.ref", "log_ratio_2.tuned")
+    ]
+    own = cf.score(prompted, PROMPTS, out.responses).totals
+    shared = cf.score(ref, PROMPTS, out.responses).totals
+    wanted = ratio(tuned, ref, out) - 0.5 * (own - shared)
+    torch.testing.assert_close(out.values, wanted, atol=1e-4, rtol=1e-4)
+    assert out.value_parts.shape == (4, 2)
+
+
+def test_every_token_is_read_once() -> None:
+    base, tuned, ref = (make("llama", seed) for seed in range(3))
+    prompt = [[5, 6, 7, 8, 9, 10]]
+    search = cf.ChunkBeamSearch(2, 3, 4, cf.LogRatio(tuned, ref))
+    out = cf.generate(base, prompt, search=search, max_new_tokens=12, eos_token_id=VOCAB, seed=1)
+    drawn = 6 * 12
+    assert [s.tokens for s in out.stats.models] == [5 + drawn] * 3
+    assert [s.forwards for s in out.stats.models] == [1 + 12, 1 + 3, 1 + 3]
+    assert out.stats.tokens == 12
+
+
+# ---- heads and reward models
+
+
+def with_outputs(kind: Any, shape: str, labels: int, seed: int) -> PreTrainedModel:
+    """A sequence or token classifier of the tiny models' shapes."""
+    config = make(shape).config
+    config.num_labels = labels
+    torch.manual_seed(seed)
+    model = kind.from_config(config).eval()
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.4)
+    return model
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_q_heads(shape: str) -> None:
+    base, q = make(shape, 0), make(shape, 1)
+    out = cf.generate(base, PROMPTS, search=cf.ChunkBeamSearch(2, 3, 4, cf.ValueHead(q)), **DRAW)
+    for i, (prompt, response) in enumerate(zip(PROMPTS, out.responses, strict=True)):
+        value = q(torch.tensor([prompt + response])).logits[0, -2, response[-1]]
+        torch.testing.assert_close(out.values[i], value.detach(), atol=1e-4, rtol=1e-4)
+    assert not out.stats.notes
+
+
+@pytest.mark.parametrize("shape", ["llama", "qwen3", "gpt2"])
+def test_scalar_heads(shape: str) -> None:
+    from transformers import AutoModelForTokenClassification
+
+    head = with_outputs(AutoModelForTokenClassification, shape, 1, 3)
+    search = cf.ChunkBeamSearch(2, 3, 4, 2 * cf.ValueHead(head))
+    out = cf.generate(make(shape), PROMPTS, search=search, **DRAW)
+    simple = cf.generate(make(shape), PROMPTS, search=search, engine=SIMPLE, **DRAW)
+    assert torch.equal(out.sequences, simple.sequences)
+    for i, (prompt, response) in enumerate(zip(PROMPTS, out.responses, strict=True)):
+        value = 2 * head(torch.tensor([prompt + response])).logits[0, -1, 0]
+        torch.testing.assert_close(out.values[i], value.detach(), atol=1e-4, rtol=1e-4)
+    assert not out.stats.notes
+
+
+TEXTS = ["the film was", "plot very", "great cast the plot"]
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_reward_models_keep_a_cache(
+    shape: str, labels: int, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    judge = with_outputs(AutoModelForSequenceClassification, shape, labels, 3)
+    value = cf.RewardModel(judge, tokenizer, label=None if labels == 1 else 2)
+    base = cf.Model(make("llama"), tokenizer=tokenizer)
+    search = cf.ChunkBeamSearch(2, 3, 4, value)
+    out = cf.generate(base, TEXTS, search=search, **DRAW)
+    simple = cf.generate(base, TEXTS, search=search, engine=SIMPLE, **DRAW)
+    assert torch.equal(out.sequences, simple.sequences)
+    assert not out.stats.notes
+    assert out.stats.models[-1].tokens < 0.6 * simple.stats.models[-1].tokens
+    for i, (prompt, text) in enumerate(zip(TEXTS, out.text, strict=True)):
+        z = judge(**tokenizer(prompt + text, return_tensors="pt")).logits[0].detach()
+        wanted = z[0] if labels == 1 else z.log_softmax(-1)[2]
+        torch.testing.assert_close(out.values[i], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_encoders_read_whole_texts(tokenizer: PreTrainedTokenizerFast) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(2)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(
+        vocab_size=VOCAB, intermediate_size=16, num_labels=1, pad_token_id=0, **sizes
+    )
+    judge = BertForSequenceClassification(config).eval()
+    base = cf.Model(make("llama"), tokenizer=tokenizer)
+    search = cf.ChunkBeamSearch(2, 2, 4, cf.RewardModel(judge, tokenizer))
+    out = cf.generate(base, TEXTS, search=search, **DRAW)
+    assert "read whole texts" in out.stats.notes[0]
+    for i, (prompt, text) in enumerate(zip(TEXTS, out.text, strict=True)):
+        z = judge(**tokenizer(prompt + text, return_tensors="pt")).logits[0, 0].detach()
+        torch.testing.assert_close(out.values[i], z, atol=1e-4, rtol=1e-4)
+
+
+def test_a_reward_model_reads_chats(tokenizer: PreTrainedTokenizerFast) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    judge = with_outputs(AutoModelForSequenceClassification, "qwen3", 1, 3)
+    base = cf.Model(make("llama"), tokenizer=tokenizer)
+    chats = [
+        [{"role": "user", "content": "the plot"}],
+        [{"role": "user", "content": "a film"}, {"role": "assistant", "content": "was very"}],
+    ]
+    search = cf.ChunkBeamSearch(2, 2, 4, cf.RewardModel(judge, tokenizer))
+    out = cf.generate(base, chats, search=search, **DRAW)
+    whole = [
+        [*chats[0], {"role": "assistant", "content": out.text[0]}],
+        [chats[1][0], {"role": "assistant", "content": "was very" + out.text[1]}],
+    ]
+    for i, chat in enumerate(whole):
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+        z = judge(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits[0, 0]
+        torch.testing.assert_close(out.values[i], z.detach(), atol=1e-4, rtol=1e-4)
+    shouted = cf.RewardModel(judge, tokenizer, template=lambda p, r: f"great {r}")
+    out = cf.generate(base, chats, search=cf.BestOfN(3, shouted), **DRAW)
+    z = judge(**tokenizer("great " + out.text[0], return_tensors="pt")).logits[0, 0]
+    torch.testing.assert_close(out.values[0], z.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_functions_see_what_grew(tokenizer: PreTrainedTokenizerFast) -> None:
+    calls: list[tuple[list[Any], list[str]]] = []
+
+    def great(prompts: list[Any], responses: list[str]) -> list[float]:
+        calls.append((prompts, responses))
+        return [r.count("w2") - 0.1 * len(p) for p, r in zip(prompts, responses, strict=True)]
+
+    base = cf.Model(make("llama"), tokenizer=tokenizer)
+    search = cf.ChunkBeamSearch(2, 2, 5, cf.Reward(great))
+    out = cf.generate(base, TEXTS, search=search, **DRAW)
+    wanted = [r.count("w2") - 0.1 * len(p) for p, r in zip(TEXTS, out.text, strict=True)]
+    torch.testing.assert_close(out.values, torch.tensor(wanted))
+    assert calls[0][0] == [p for p in TEXTS for _ in range(4)]
+    assert all(len(p) == len(r) for p, r in calls)
+    assert search.value.names == ("great",)
+
+
+# ---- what a search finds
+
+
+def few_words(seed: int, words: int = 5) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=words, num_attention_heads=2, **sizes)).eval()
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.5)
+    return model
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"width": 400, "samples": 1, "chunk_length": None},
+        {"width": 30, "samples": 20, "chunk_length": 1},
+    ],
+    ids=["best of n", "beams"],
+)
+def test_finds_the_best_of_all(search: dict[str, Any]) -> None:
+    base, tuned, ref = (few_words(seed) for seed in range(3))
+    rows = [list(r) for r in itertools.product(range(5), repeat=3)]
+    one, other = (
+        cf.score(m, [[3, 1]] * len(rows), rows).totals for m in (cf.Model(tuned), cf.Model(ref))
+    )
+    best = (one - other).argmax()
+    settings = cf.ChunkBeamSearch(**search, value=cf.LogRatio(tuned, ref))
+    out = cf.generate(base, [[3, 1]], search=settings, max_new_tokens=3, eos_token_id=9, seed=0)
+    assert out.responses[0] == rows[int(best)]
+    torch.testing.assert_close(out.values[0], (one - other)[best], atol=1e-4, rtol=1e-4)
+
+
+def test_best_of_n_has_its_closed_form() -> None:
+    """P(best = v) = F(v)^n - F(v-)^n, with F the distribution of the value under one sample."""
+    base, n, requests = few_words(7, words=6), 4, 3000
+    tokenizer = make_tokenizer()
+    value = cf.Reward(lambda prompts, texts: [float(len(t)) for t in texts])
+    lengths = [len(tokenizer.decode([v], skip_special_tokens=True)) for v in range(6)]
+    out = cf.generate(
+        cf.Model(base, tokenizer=tokenizer),
+        [[3]] * requests,
+        search=cf.BestOfN(n, value),
+        max_new_tokens=1,
+        eos_token_id=9,
+        seed=11,
+        max_batch=n * requests,
+    )
+    p = base(torch.tensor([[3]])).logits[0, -1].detach().double().softmax(-1)
+    drawn = torch.tensor([lengths[r[0]] for r in out.responses])
+    counts, expected = [], []
+    for length in sorted(set(lengths)):
+        at_most, below = (
+            float(p[[f(m, length) for m in lengths]].sum()) for f in (operator.le, operator.lt)
+        )
+        expected.append(at_most**n - below**n)
+        counts.append(int((drawn == length).sum()))
+    assert min(expected) * requests > 5
+    assert chisquare(counts, [requests * e for e in expected]).pvalue > 1e-3
+
+
+# ---- rows
+
+
+def test_all_rows_end_in_the_first_chunk() -> None:
+    base = make("llama")
+    every = list(range(VOCAB))
+    value = cf.LogRatio(make("llama", 1), make("llama", 2))
+    settings = {**DRAW, "eos_token_id": every}
+    out = cf.generate(base, PROMPTS, search=cf.ChunkBeamSearch(2, 2, 5, value), **settings)
+    assert out.lengths.tolist() == [1] * 4
+    assert out.finished.all()
+    assert out.ended.all()
+
+
+def test_the_worst_values_lose() -> None:
+    tokenizer = make_tokenizer()
+    base = cf.Model(make("llama"), tokenizer=tokenizer)
+    for odd in (float("nan"), -math.inf):
+
+        def value(prompts: list[Any], texts: list[str], odd: float = odd) -> list[float]:
+            return [odd if len(t) % 2 else -1.0 for t in texts]
+
+        out = cf.generate(base, TEXTS, search=cf.ChunkBeamSearch(3, 4, 2, cf.Reward(value)), **DRAW)
+        assert out.values.tolist() == [-1.0] * 3
+        assert all(len(t) % 2 == 0 for t in out.text)
+    nothing = cf.Reward(lambda prompts, texts: [float("nan")] * len(texts))
+    out = cf.generate(base, TEXTS, search=cf.ChunkBeamSearch(2, 2, 2, nothing), **DRAW)
+    assert out.values.isnan().all()
+    assert out.ended.all()
+    assert (out.lengths > 0).all()
+
+
+def test_chunks_that_a_function_ends() -> None:
+    core = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)  # every token is a word
+    seen: list[str] = []
+
+    def second_word(chunk: str) -> bool:
+        seen.append(chunk)
+        return len(chunk.split()) == 2
+
+    base = cf.Model(make("llama"), tokenizer=tokenizer)
+    value = cf.LogRatio(make("llama", 1), make("llama", 2))
+    two = cf.ChunkBeamSearch(2, 3, 2, value)
+    ends = cf.ChunkBeamSearch(2, 3, 9, value, chunk_end=second_word)
+    one, other = (cf.generate(base, ["w9 w7", "w5"], search=s, **DRAW) for s in (two, ends))
+    assert torch.equal(one.sequences, other.sequences)
+    assert torch.equal(one.values, other.values)
+    # chunks of lengths of their own: rows of a prompt wait for each other
+    odd = cf.ChunkBeamSearch(2, 3, None, value, chunk_end=lambda chunk: chunk.endswith(("3", "5")))
+    out = cf.generate(base, ["w9 w7", "w5"], search=odd, **{**DRAW, "max_new_tokens": 40})
+    tuned, ref = (cf.Model(make("llama", s)) for s in (1, 2))
+    ids = [[9, 7], [5]]
+    wanted = [cf.score(m, ids, out.responses).totals for m in (tuned, ref)]
+    torch.testing.assert_close(out.values, wanted[0] - wanted[1], atol=1e-4, rtol=1e-4)
+    assert max(len(c.split()) for c in seen) <= 2
+    assert cf.sentence_end("It was. ")
+    assert cf.sentence_end('"No!"')
+    assert not cf.sentence_end("It was")
+
+
+def test_other_vocabularies_read_texts() -> None:
+    """A value whose tokens are letters reads words: what it has of them, it does not read again."""
+    words, letters = make_tokenizer(), make_letters()
+    base = cf.Model(make("llama"), tokenizer=words)
+    tuned, ref = (cf.Model(make("gpt2", s), tokenizer=letters) for s in (1, 2))
+    for value in (cf.LogRatio(tuned, ref), cf.LogRatio(tuned, ref, normalize=True)):
+        search = cf.ChunkBeamSearch(2, 2, 3, value)
+        out = cf.generate(base, TEXTS, search=search, **DRAW)
+        simple = cf.generate(base, TEXTS, search=search, engine=SIMPLE, **DRAW)
+        assert torch.equal(out.sequences, simple.sequences)
+        torch.testing.assert_close(out.values, simple.values, atol=1e-4, rtol=1e-4)
+        read = [letters(t, add_special_tokens=False)["input_ids"] for t in out.text]
+        ended = [[*ids, EOS] if e else ids for ids, e in zip(read, out.finished, strict=True)]
+        scores = [cf.score(m, TEXTS, ended) for m in (tuned, ref)]
+        wanted = scores[0].totals - scores[1].totals
+        wanted = wanted / scores[0].lengths if value.normalize else wanted
+        torch.testing.assert_close(out.values, wanted, atol=1e-4, rtol=1e-4)
+        assert out.stats.models[1].tokens < simple.stats.models[1].tokens / 2
+
+
+def test_weights_a_request() -> None:
+    base, tuned, ref, q = (make("llama", seed) for seed in range(4))
+    a, b = cf.LogRatio(tuned, ref), cf.ValueHead(q)
+    w = torch.tensor([1.0, 0.0, 0.5, -1.0])
+    search = cf.ChunkBeamSearch(2, 2, 4, w * a + (1 - w) * b)
+    out = cf.generate(base, PROMPTS, search=search, **DRAW)
+    wanted = w * out.value_parts[:, 0] + (1 - w) * out.value_parts[:, 1]
+    torch.testing.assert_close(out.values, wanted)
+    for i, value in enumerate((a, b)):  # weights of 1 and 0, or 0 and 1
+        settings = {**DRAW, "seed": [5, 5, 5, 5]}
+        mixed = cf.generate(base, PROMPTS, search=search, **settings)
+        alone = cf.generate(
+            base, [PROMPTS[i]], search=cf.ChunkBeamSearch(2, 2, 4, value), **{**DRAW, "seed": [5]}
+        )
+        assert mixed.responses[i] == alone.responses[0]
+
+
+def test_bfloat16_scores_are_those_of_a_forward() -> None:
+    base, tuned, ref = (make("llama", seed).bfloat16() for seed in range(3))
+    out = cf.generate(
+        base, PROMPTS, search=cf.ChunkBeamSearch(2, 3, 4, cf.LogRatio(tuned, ref)), **DRAW
+    )
+    exact = ratio(cf.Model(make("llama", 1)), cf.Model(make("llama", 2)), out)
+    plain = ratio(cf.Model(tuned), cf.Model(ref), out)
+    error, own = (out.values - exact).abs().max(), (plain - exact).abs().max()
+    assert error <= 2 * own + 0.05
+
+
+# ---- with the rest of generate
+
+
+def test_a_support_with_lazy_guides() -> None:
+    base, amateur, tuned, ref = (cf.Model(make("llama", seed)) for seed in range(4))
+    blend = cf.presets.contrastive(base, amateur, alpha=0.2)
+    search = cf.ChunkBeamSearch(2, 3, 4, cf.LogRatio(tuned, ref))
+    outs = [
+        cf.generate(blend, PROMPTS, search=search, engine=engine, max_batch=12, **DRAW)
+        for engine in (cf.Engine(), cf.Engine(restrict_guides=False, skip_guides=False))
+    ]
+    assert torch.equal(outs[0].sequences, outs[1].sequences)
+
+
+def test_conversations_go_on_after_a_search(tokenizer: PreTrainedTokenizerFast) -> None:
+    base, tuned, ref = (make("qwen3", seed) for seed in range(3))
+    search = cf.ChunkBeamSearch(2, 3, 4, cf.LogRatio(tuned, ref))
+    first = cf.generate(base, PROMPTS, search=search, return_cache=True, **DRAW)
+    assert first.cache.rows == 4
+    longer = [[*p, *r, 9] for p, r in zip(PROMPTS, first.responses, strict=True)]
+    on = cf.generate(base, longer, search=search, cache=first.cache, **DRAW)
+    anew = cf.generate(base, longer, search=search, **DRAW)
+    assert torch.equal(on.sequences, anew.sequences)
+    assert on.stats.models[0].tokens < anew.stats.models[0].tokens
+
+
+def test_stop_strings_end_rows() -> None:
+    base = cf.Model(make("llama"), tokenizer=make_letters())
+    value = cf.Reward(lambda prompts, texts: [float(len(set(t))) for t in texts])
+    settings = {**DRAW, "eos_token_id": VOCAB, "stop_strings": ["a", "nd"]}
+    search = cf.ChunkBeamSearch(2, 2, 4, value)
+    out = cf.generate(base, ["qbc", "th", "zxy"], search=search, **settings)
+    ended = ["a" in t or "nd" in t for t in out.text]
+    assert ended == out.finished.tolist()
+    assert any(ended)
+
+
+def test_time_that_is_up_gives_the_best_so_far(tokenizer: PreTrainedTokenizerFast) -> None:
+    base = cf.Model(make("llama"), tokenizer=tokenizer)
+    value = cf.Reward(lambda prompts, texts: [float(len(t)) for t in texts])
+    out = cf.generate(base, TEXTS, search=cf.ChunkBeamSearch(2, 3, 40, value), max_time=0.0, **DRAW)
+    assert out.values.tolist() == [float(len(t)) for t in out.text]
+    assert not out.ended.any()
+
+
+@pytest.mark.filterwarnings("ignore:interrupted when:RuntimeWarning")
+def test_an_interrupt_keeps_what_has_ended(tokenizer: PreTrainedTokenizerFast) -> None:
+    base = cf.Model(make("llama"), tokenizer=tokenizer)
+    calls = 0
+
+    def value(prompts: list[Any], texts: list[str]) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return [1.0] * len(texts)
+
+    search = cf.BestOfN(4, cf.Reward(value))
+    out = cf.generate(base, TEXTS, search=search, max_batch=4, **DRAW)
+    assert out.ended.tolist() == [True, True, False]
+    assert out.values[:2].tolist() == [1.0, 1.0]
+    assert out.values[2].isnan()
+    assert out.stats.interrupted
+
+
+def test_recipes_and_the_hook() -> None:
+    base, tuned, ref, q = (make("llama", seed) for seed in range(4))
+    recipe = cf.presets.ivg(base, tuned, ref, cf.ValueHead(q), beta=0.5, samples=2, width=2)
+    assert str(recipe.blend) == "base + 0.5*tuned - 0.5*ref"
+    one = cf.generate(recipe, PROMPTS, **DRAW)
+    other = cf.generate(recipe.blend, PROMPTS, search=recipe.search, **DRAW)
+    assert torch.equal(one.sequences, other.sequences)
+    with pytest.raises(ValueError, match="search is given twice"):
+        cf.generate(recipe, PROMPTS, search=recipe.search, **DRAW)
+    ids = torch.tensor([PROMPTS[0]])
+    hooked = base.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        custom_generate=cf.decode,
+        blend=recipe,
+        do_sample=True,
+        top_k=0,
+        **DRAW,
+    )
+    assert torch.equal(hooked, cf.generate(recipe, ids, **DRAW).sequences)
+
+
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"do_sample": False}, ValueError, "do_sample is False"),
+    ({"num_return_sequences": 3}, ValueError, "num_return_sequences is 3; it must be at most 2"),
+    ({"search": 4}, TypeError, "search is a int"),
+    ({"num_beams": 2}, NotImplementedError, "num_beams"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[b[2][:20] for b in BAD])
+def test_refusals(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    base, tuned, ref = (make("llama", seed) for seed in range(3))
+    settings = {"search": cf.ChunkBeamSearch(2, 2, 4, cf.LogRatio(tuned, ref)), **DRAW, **arguments}
+    with pytest.raises(error, match=message):
+        cf.generate(base, PROMPTS, **settings)
+
+
+def test_what_a_value_needs_is_asked_for_first(tokenizer: PreTrainedTokenizerFast) -> None:
+    base = make("llama")
+    reward = cf.Reward(lambda prompts, texts: [0.0] * len(texts), name="zero")
+    with pytest.raises(ValueError, match="tokenizer is None; the value reads texts"):
+        cf.generate(base, PROMPTS, search=cf.BestOfN(2, reward), **DRAW)
+    bad: list[tuple[Callable[..., Any], type[Exception], str]] = [
+        (lambda p, t: [0.0], ValueError, "short returned 1 scores; it must return 2"),
+        (lambda p, t: None, TypeError, "short returned None"),
+        (lambda p, t: ["x", "y"], TypeError, "short returned"),
+    ]
+    for fn, error, message in bad:
+        search = cf.BestOfN(2, cf.Reward(fn, name="short"))
+        with pytest.raises(error, match=message):
+            cf.generate(cf.Model(base, tokenizer=tokenizer), ["the"], search=search, **DRAW)
+    weights = cf.BestOfN(2, torch.ones(3) * cf.LogRatio(base, make("llama", 1)))
+    with pytest.raises(ValueError, match="the weight of log_ratio is a tensor"):
+        cf.generate(base, PROMPTS, search=weights, **DRAW)
+    sentences = cf.ChunkBeamSearch(2, 2, 9, cf.LogRatio(base, make("llama", 1)), cf.sentence_end)
+    with pytest.raises(NotImplementedError, match="chunk_end"):
+        cf.generate(
+            cf.Model(base, tokenizer=tokenizer),
+            ["the"],
+            search=sentences,
+            repetition_penalty=1.3,
+            **DRAW,
+        )
