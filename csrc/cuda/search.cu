@@ -55,14 +55,15 @@ struct ForkLaunch {
 };
 static_assert(sizeof(ForkLaunch) <= 4096, "more takes other limits of a kernel's arguments");
 
-// Where a row's position comes from: a row, or -1 if it stays.
+// Where a row's position comes from: a row, or -1 if it stays. All is read at once, without a
+// branch.
 __device__ __forceinline__ int64_t source_of(const Fork& fork, int64_t row, int64_t position,
                                              int64_t length) {
-  if (row >= fork.rows) return -1;
-  const int64_t parent = fork.parents[row];
-  const Span span = span_of(fork, row, length);
-  const bool moves = parent >= 0 && parent < fork.rows && parent != row && span.begin <= position &&
-                     position < span.end;
+  const int64_t inside = row < fork.rows ? row : 0;
+  const int64_t parent = fork.parents[inside];
+  const Span span = span_of(fork, inside, length);
+  const bool moves = (row < fork.rows) & (parent >= 0) & (parent < fork.rows) & (parent != row) &
+                     (span.begin <= position) & (position < span.end);
   return moves ? parent : -1;
 }
 
