@@ -217,6 +217,14 @@ PYBIND11_MODULE(_native, m) {
           check(blend_sample_cuda(read_blend(blend), read_sampling(sampling), device,
                                   reinterpret_cast<void*>(stream)));
         });
+  m.def("chunk_select_cuda", [](const py::tuple& selection, int device, uintptr_t stream) {
+    check(chunk_select_cuda(read_selection(selection), device, reinterpret_cast<void*>(stream)));
+  });
+  m.def("fork_cache_cuda",
+        [](const py::tuple& fork, const py::list& list, int device, uintptr_t stream) {
+          const std::vector<Cache> caches = read_caches(list);
+          check(fork_cache_cuda(read_fork(fork, caches), device, reinterpret_cast<void*>(stream)));
+        });
 #else
   m.attr("cuda_architectures") = py::none();
 #endif

@@ -140,6 +140,8 @@ const char* cpu_isa();  // what the CPU path runs with here: "avx512", "avx2" or
 const char* blend_cuda(const Blend& blend, float* out, int device, void* stream);
 const char* blend_sample_cuda(const Blend& blend, const Sampling& sampling, int device,
                               void* stream);
+const char* chunk_select_cuda(const Selection& selection, int device, void* stream);
+const char* fork_cache_cuda(const Fork& fork, int device, void* stream);  // at most 2,048 rows
 #endif
 
 }  // namespace crossfade

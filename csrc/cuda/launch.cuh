@@ -1,4 +1,5 @@
-// Launches kernels in which a thread-block cluster takes a row, or a block where there are none.
+// Launches kernels: those in which a thread-block cluster takes a row, or a block where there are
+// none, and plain grids.
 //
 // How rows are spread. Three bfloat16 terms at V = 151,936 are 912 KB a row. An H100 reads some
 // 3.0 TB/s at best, 23 bytes a nanosecond and multiprocessor; with 0.8 us of latency under load
@@ -37,7 +38,7 @@ struct alignas(8) Limits {
 // Blocks a row and threads a block. Where a block may have 1,024, two of 512 fit on a
 // multiprocessor. A wave of them takes as long as a block's tokens, and as some 4,096 more for its
 // barriers and last steps.
-Spread spread_of(int64_t rows, int64_t vocab, const Limits& limits) {
+inline Spread spread_of(int64_t rows, int64_t vocab, const Limits& limits) {
   const int64_t at_once = limits.multiprocessors * (limits.threads / 512);
   Spread best{1, 512};
   int64_t least = INT64_MAX;
@@ -75,7 +76,7 @@ class DeviceGuard {
 };
 
 // Asks the current device; lets the kernel use clusters of 16.
-cudaError_t query(const void* kernel, int device, Limits& limits) {
+inline cudaError_t query(const void* kernel, int device, Limits& limits) {
   int multiprocessors = 0, major = 0, largest = 1;
   cudaFuncAttributes attributes{};
   cudaError_t error =

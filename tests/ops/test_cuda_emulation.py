@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,9 +27,9 @@ from cases import (
     problem,
 )
 from crossfade.ops import BlendSample, Support, check
+from emulation import build
 from torch import Tensor
 
-SOURCES = Path(__file__).parent.parent / "cuda_emulation"
 MAX_TERMS = 16
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -227,17 +224,7 @@ class EmulatedCuda:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("there is no g++ to compile the kernels for the CPU with")
-    built = tmp_path_factory.mktemp("cuda_emulation") / "kernels.so"
-    flags = ["-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
-    includes = [f"-I{SOURCES / 'include'}", "-DCROSSFADE_CUDA"]
-    source = SOURCES / "kernels.cpp"
-    subprocess.run(
-        [compiler, *flags, *includes, "-shared", "-fPIC", "-o", built, source], check=True
-    )
-    loaded = ctypes.CDLL(str(built))
+    loaded: Any = build("kernels.cpp", tmp_path_factory.mktemp("cuda_emulation"))
     for name in ("emulated_blend", "emulated_blend_sample"):
         getattr(loaded, name).restype = ctypes.c_char_p
     assert loaded.blend_bytes() == ctypes.sizeof(BlendStruct)

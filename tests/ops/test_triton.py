@@ -267,7 +267,10 @@ def compile_all(capability: int) -> None:
 
     def compile_only(self, *args, **kwargs):  # type: ignore[no-untyped-def]
         kernel = run(self, *args, **{**kwargs, "warmup": True})
-        assert ".f64" not in kernel.asm["ptx"], f"{self.__name__} computes in float64"
+        ptx = kernel.asm["ptx"]
+        assert ".f64" not in ptx, f"{self.__name__} computes in float64"
+        if self.__name__ == "fork_cache":  # else a row is overwritten before all have read it
+            assert ptx.rindex("ld.global") < ptx.rindex("bar.sync") < ptx.index("st.global")
         compiled.append(kernel.hash)
         return kernel
 
@@ -316,6 +319,20 @@ def compile_all(capability: int) -> None:
                 variants.append(tuple(compiled))
             assert len(set(variants)) == 1, "a window compiled another kernel"
             backend.attend_(q, k, k, cache, cache.clone(), ints, 0.1, 0, 0.0, None)
+        variants = []
+        for start, end in ((0, 600), (1, 16), (16, 2**63 - 1)):
+            compiled.clear()
+            backend.fork_cache_([cache], ints, start, end)
+            variants.append(tuple(compiled))
+        assert len(set(variants)) == 1, "a position compiled another kernel"
+        backend.fork_cache_([cache], ints, ints, ints)
+
+    variants = []
+    for shape, width in (((3, 64), 1), ((1, 50), 5), ((16, 1024), 16)):
+        compiled.clear()
+        backend.chunk_select(torch.zeros(shape), torch.zeros(shape) > 0, width)
+        variants.append(tuple(compiled))
+    assert len(set(variants)) == 1, "a number of slots compiled another kernel"
 
 
 if __name__ == "__main__":
