@@ -71,7 +71,7 @@ def now(device: torch.device) -> float:
 def log_probs(model: Any, sequences: Tensor, prompt: int) -> Tensor:
     """Of what follows the first `prompt` tokens of each sequence ``[rows, length]``: ``[rows]``."""
     logits = model(input_ids=sequences, use_cache=False).logits.float()
-    each = logits[:, :-1].log_softmax(-1).gather(2, sequences[:, 1:, None])
+    each = logits.log_softmax(-1)[:, :-1].gather(2, sequences[:, 1:, None])
     return each[:, prompt - 1 :, 0].sum(-1)
 
 
