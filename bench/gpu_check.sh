@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Proves the CUDA and Triton code on this machine's NVIDIA GPU; needs no network.
-#   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|steps]
+#   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|steps|search]
 #   (no argument: build, ops and decoding)
 # Needs torch, triton, transformers, pybind11, scikit-build-core, cmake, ninja, pytest and nvcc in
 # place. Each stage ends within 8 minutes and adds what it found to bench/results/<gpu>.json.
@@ -69,16 +69,23 @@ steps() {
   python3 bench/decode.py --json build/gpu_check_steps.json --only "${sets[@]}" --rounds 3 --limit 45
 }
 
-export -f build ops decoding sanitizer bench steps
+# What a search costs. The official algorithm takes some 50 GB for prompts of 2,000 tokens.
+search() {
+  rm -f build/gpu_check_search.json
+  python3 bench/search.py --json build/gpu_check_search.json --rounds 3 --limit 15
+}
+
+export -f build ops decoding sanitizer bench steps search
 export site result
 for name in "${@:-build ops decoding}"; do
   for one in $name; do
     case $one in
-      build | ops | decoding | sanitizer | bench | steps)
+      build | ops | decoding | sanitizer | bench | steps | search)
         stage "$one" bash -euo pipefail -c "$one"
         ;;
       *)
-        echo "unknown stage '$one'; it must be one of build ops decoding sanitizer bench steps" >&2
+        echo "unknown stage '$one'; it must be one of build ops decoding sanitizer bench" \
+          "steps search" >&2
         exit 2
         ;;
     esac

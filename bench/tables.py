@@ -9,6 +9,7 @@ from pathlib import Path
 
 import decode
 import guides
+import search
 from crossfade import bench
 
 ROOT = Path(__file__).parent.parent
@@ -52,11 +53,17 @@ def guides_section() -> str:
     return guides.summary(json.loads((RESULTS / "guides.json").read_text()))
 
 
+def search_section() -> str:
+    path = RESULTS / "search.json"
+    return search.readme(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "bench": lambda: "\n".join(bench_section()),
     "decode": decode_section,
     "demo": lambda: "\n".join(demo_section()),
     "guides": guides_section,
+    "search": search_section,
 }
 
 
