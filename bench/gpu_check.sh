@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Proves the CUDA and Triton code on this machine's NVIDIA GPU; needs no network.
-#   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|steps]
+#   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|fork|steps]
 #   (no argument: build, ops and decoding)
 # Needs torch, triton, transformers, pybind11, scikit-build-core, cmake, ninja, pytest and nvcc in
 # place. Each stage ends within 8 minutes and adds what it found to bench/results/<gpu>.json.
@@ -61,6 +61,11 @@ bench() {
   python3 -m crossfade bench ops --json build/gpu_check_bench.json
 }
 
+fork() {
+  rm -f build/gpu_check_fork.json
+  python3 bench/fork.py --json build/gpu_check_fork.json
+}
+
 # What a decoding step of several models costs. PEFT, if it is there, is one of the contenders.
 steps() {
   rm -f build/gpu_check_steps.json
@@ -69,16 +74,16 @@ steps() {
   python3 bench/decode.py --json build/gpu_check_steps.json --only "${sets[@]}" --rounds 3 --limit 45
 }
 
-export -f build ops decoding sanitizer bench steps
+export -f build ops decoding sanitizer bench fork steps
 export site result
 for name in "${@:-build ops decoding}"; do
   for one in $name; do
     case $one in
-      build | ops | decoding | sanitizer | bench | steps)
+      build | ops | decoding | sanitizer | bench | fork | steps)
         stage "$one" bash -euo pipefail -c "$one"
         ;;
       *)
-        echo "unknown stage '$one'; it must be one of build ops decoding sanitizer bench steps" >&2
+        echo "unknown stage '$one'; it must be one of build ops decoding sanitizer bench fork steps" >&2
         exit 2
         ;;
     esac
