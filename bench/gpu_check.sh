@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Proves the CUDA and Triton code on this machine's NVIDIA GPU; needs no network.
-#   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|steps|search]
+#   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|fork|steps|search]
 #   (no argument: build, ops and decoding)
 # Needs torch, triton, transformers, pybind11, scikit-build-core, cmake, ninja, pytest and nvcc in
 # place. Each stage ends within 8 minutes and adds what it found to bench/results/<gpu>.json.
@@ -61,6 +61,11 @@ bench() {
   python3 -m crossfade bench ops --json build/gpu_check_bench.json
 }
 
+fork() {
+  rm -f build/gpu_check_fork.json
+  python3 bench/fork.py --json build/gpu_check_fork.json
+}
+
 # What a decoding step of several models costs. PEFT, if it is there, is one of the contenders.
 steps() {
   rm -f build/gpu_check_steps.json
@@ -75,17 +80,17 @@ search() {
   python3 bench/search.py --json build/gpu_check_search.json --rounds 3 --limit 15
 }
 
-export -f build ops decoding sanitizer bench steps search
+export -f build ops decoding sanitizer bench fork steps search
 export site result
 for name in "${@:-build ops decoding}"; do
   for one in $name; do
     case $one in
-      build | ops | decoding | sanitizer | bench | steps | search)
+      build | ops | decoding | sanitizer | bench | fork | steps | search)
         stage "$one" bash -euo pipefail -c "$one"
         ;;
       *)
         echo "unknown stage '$one'; it must be one of build ops decoding sanitizer bench" \
-          "steps search" >&2
+          "fork steps search" >&2
         exit 2
         ;;
     esac

@@ -65,9 +65,9 @@ def fork_cache_(
         for x in tensors:
             x[:, :, start:end] = x[parents, :, start:end]
 
-    Parents may be any permutation, repetition or mixture of the two. Only positions from `start`
-    up to `end` of rows that change are read and written, on CPUs and by the native kernels each row
-    once; all else keeps its bits.
+    Parents may be any permutation, repetition or mixture of the two. Only positions from `start` up
+    to `end` of rows that change are written, and what they become is all that is read; the rest
+    keeps its bits. Nothing waits for the device.
 
     Args:
         tensors: caches ``[R, heads, length, dim]``, float32, bfloat16 or float16, each of its own
@@ -143,7 +143,7 @@ def _check_caches(tensors: Any, parents: Any) -> None:
         raise TypeError(f"parents is a {type(parents).__name__}; it must be a tensor")
     if parents.dtype != torch.int64:
         raise TypeError(f"parents has dtype {parents.dtype}; it must be torch.int64")
-    if parents.dim() != 1 or (not parents.is_contiguous()):
+    if parents.dim() != 1 or not parents.is_contiguous():
         raise ValueError(
             f"parents has shape {list(parents.shape)} and strides {list(parents.stride())}; it "
             "must be [R], contiguous"
