@@ -36,8 +36,8 @@ class Question(NamedTuple):
     every: bool
 
 
-def log_prob(vocabulary: int | None) -> Question:
-    """``log p(token)`` over the first `vocabulary` columns; None: over all."""
+def log_prob(vocabulary: int) -> Question:
+    """``log p(token)`` over the first `vocabulary` columns."""
 
     def answer(logits: Tensor, tokens: Tensor) -> Tensor:
         z = logits[:, :vocabulary].float()

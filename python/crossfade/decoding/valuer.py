@@ -13,7 +13,7 @@ from torch import Tensor
 from ..blend import Blend, Model, ValueHead
 from ..search import ChunkBeamSearch
 from ..values import LogRatio, Reward, RewardModel
-from ..vocabulary import vocabulary
+from ..vocabulary import check_vocabularies, vocabulary
 from .engine import Engine
 from .inputs import Prompts, Request, Requests, encode, is_ids, left_pad, term_prompts
 from .modules import Unsupported
@@ -54,15 +54,17 @@ class Search:
         others = []
         for value, name in zip(self.settings.value.values, self.settings.value.names, strict=True):
             if isinstance(value, LogRatio):
+                columns = check_vocabularies(value.tuned + value.ref)
+                own = value.tuned.tokenizer or value.ref.tokenizer
                 for role, model in (("tuned", value.tuned), ("ref", value.ref)):
                     known = [s.key for _, sources in log_probs.values() for s in sources]
                     if model in self.blend.terms or model in known:
                         continue
-                    source = self._source(model, f"{name}.{model.name or role}")
-                    columns = self.vocabulary if source.own is None else None
+                    source = self._source(model, f"{name}.{model.name or role}", own)
+                    columns = self.vocabulary if source.own is None else columns
                     log_probs.setdefault(id(source.own), (log_prob(columns), []))[1].append(source)
             elif isinstance(value, ValueHead):
-                source = self._source(value, name)
+                source = self._source(value, name, value.tokenizer)
                 question = scalar() if _is_scalar(source.model.bare) else q_value()
                 others.append((question, [source]))
             elif isinstance(value, RewardModel):
@@ -93,14 +95,15 @@ class Search:
         decode = self.tokenizer.decode
         return [decode(r) if is_ids(r) else r for r in self.requests.items]
 
-    def _source(self, member: Model | ValueHead, name: str) -> Source:
-        own = member.tokenizer
+    def _source(self, member: Model | ValueHead, name: str, own: Any) -> Source:
+        """`own`: the tokenizer of its ids; None: they are the blend's."""
+        tokenizer = own or self.tokenizer
         if own is None or self.tokenizer is None or _same(own, self.tokenizer):
             own = None
         prompts = term_prompts(
             self.requests if own is None else Requests(self.texts),
             term=name,
-            tokenizer=member.tokenizer if own is not None else self.tokenizer or member.tokenizer,
+            tokenizer=tokenizer,
             system=getattr(member, "system", None),
             prompt=getattr(member, "prompt", None),
         )
