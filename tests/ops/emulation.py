@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).parent.parent / "cuda_emulation"
+# -fno-gnu-unique: libraries loaded together would share one machine, and what is forced on it
 FLAGS = ["-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
+FLAGS += ["-fno-gnu-unique"]
 
 
 def build(source: str, directory: Path) -> ctypes.CDLL:
