@@ -1,0 +1,106 @@
+"""Values and their algebra, and the settings of searches."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import crossfade as cf
+import pytest
+import torch
+from crossfade.values import as_value
+
+sys.path.insert(0, str(Path(__file__).parent / "decoding"))
+
+from tiny_models import make, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def models() -> list[Any]:
+    return [make("llama", seed) for seed in range(4)]
+
+
+def length(prompts: list[Any], texts: list[str]) -> list[float]:
+    return [float(len(t)) for t in texts]
+
+
+def test_sums(models: list[Any]) -> None:
+    a, b = cf.LogRatio(models[0], models[1]), cf.Reward(length)
+    value = 0.5 * a + b / 4 - a
+    assert value.values == (a, b)
+    assert value.weights == (-0.5, 0.25)
+    assert str(value) == "-0.5*log_ratio + 0.25*length"
+    assert str(sum([a, b])) == "log_ratio + length"
+    assert str(-a) == "-log_ratio"
+    assert (a - a + b).values == (b,)
+
+
+def test_value_heads_are_values_and_terms(models: list[Any]) -> None:
+    """Alone they add up to a blend of values, which a search takes too."""
+    q, a = cf.ValueHead(models[2], name="q"), cf.LogRatio(models[0], models[1])
+    assert str(a + 2 * q) == str(as_value(a + 2 * q)) == "log_ratio + 2*q"
+    assert str(2 * q + a) == "2*q + log_ratio"
+    assert str(q - a) == "q - log_ratio"
+    assert as_value(q).values == as_value(0.5 * q).values == (q,)
+    assert cf.ChunkBeamSearch(value=0.5 * q).value.weights == (0.5,)
+
+
+def test_weights_of_requests(models: list[Any]) -> None:
+    a, b = cf.LogRatio(models[0], models[1]), cf.Reward(length)
+    w = torch.tensor([0.0, 1.0, 0.5])
+    rows = (w * a + (1 - w) * b).row_weights(3)
+    assert rows.tolist() == [[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]]
+    with pytest.raises(ValueError, match="the weight of log_ratio is a tensor"):
+        (w * a).row_weights(2)
+    with pytest.raises(ValueError, match=r"weight is \[2\]; it must be \[3\]"):
+        torch.ones(2) * (w * a)
+
+
+def test_names_are_distinct(models: list[Any]) -> None:
+    a = cf.LogRatio(models[0], models[1])
+    b = cf.LogRatio(models[0], models[1], beta=0.1)
+    c = cf.Reward(lambda prompts, texts: [0.0])
+    assert (a + b + c).names == ("log_ratio", "log_ratio_2", "reward")
+    named = cf.LogRatio(models[0], models[2], name="tone")
+    assert (a + named).names == ("log_ratio", "tone")
+
+
+BAD: list[tuple[Any, type[Exception], str]] = [
+    (lambda m: cf.LogRatio(m[0], m[0]), ValueError, "their ratio is 1 everywhere"),
+    (lambda m: cf.LogRatio(m[0], 3), TypeError, "ref has a int"),
+    (lambda m: cf.LogRatio(m[0], m[1], beta="x"), TypeError, "beta is 'x'"),
+    (lambda m: cf.LogRatio(m[0], m[1], normalize=1), TypeError, "normalize is 1"),
+    (lambda m: cf.Reward(3), TypeError, "fn is a int; it must be a function"),
+    (lambda m: cf.LogRatio(m[0], m[1]) + 1, TypeError, "a int cannot be added to a value"),
+    (lambda m: cf.LogRatio(m[0], m[1]) + m[0], TypeError, "cannot be added to a value"),
+    (lambda m: cf.LogRatio(m[0], m[1]) + cf.Model(m[0]), TypeError, "a blend of log-probs"),
+    (lambda m: cf.ChunkBeamSearch(value=m[0]), TypeError, "value is a bare LlamaForCausalLM"),
+    (lambda m: cf.ChunkBeamSearch(value=cf.Model(m[0])), TypeError, "a blend of log-probs"),
+    (lambda m: cf.ChunkBeamSearch(), TypeError, "value is None"),
+    (lambda m: cf.ChunkBeamSearch(value=0 * cf.Reward(length)), ValueError, "value has no part"),
+    (lambda m: cf.ChunkBeamSearch(0, 4, 5, cf.Reward(length)), ValueError, "width is 0"),
+    (lambda m: cf.ChunkBeamSearch(4, 2.0, 5, cf.Reward(length)), TypeError, "samples is 2.0"),
+    (lambda m: cf.ChunkBeamSearch(4, 4, 0, cf.Reward(length)), ValueError, "chunk_length is 0"),
+    (lambda m: cf.ChunkBeamSearch(64, 64, 5, cf.Reward(length)), ValueError, "is 4096; it must"),
+    (lambda m: cf.ChunkBeamSearch(4, 4, 5, cf.Reward(length), "."), TypeError, "chunk_end is a"),
+    (lambda m: cf.BestOfN(0, cf.Reward(length)), ValueError, "width is 0"),
+    (lambda m: cf.Recipe(m[0], 3), TypeError, "search is a int"),
+    (lambda m: cf.RewardModel(m[0], 3), TypeError, "tokenizer is a int"),
+    (lambda m: cf.RewardModel(m[0], make_tokenizer()), ValueError, "label is None"),
+    (lambda m: cf.RewardModel(m[0], make_tokenizer(), label=9), ValueError, "label is 9"),
+    (lambda m: cf.RewardModel(m[0], make_tokenizer(), label=0, template=1), TypeError, "template"),
+]
+
+
+@pytest.mark.parametrize(("make_it", "error", "message"), BAD, ids=[b[2][:30] for b in BAD])
+def test_what_is_wrong_is_named(
+    models: list[Any], make_it: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make_it(models)
+
+
+def test_best_of_n_is_a_search_of_one_chunk() -> None:
+    search = cf.BestOfN(16, cf.Reward(length))
+    assert (search.rows, search.width, search.chunk_length) == (16, 16, None)
