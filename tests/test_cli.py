@@ -99,6 +99,21 @@ def test_generate_writes_what_the_library_gives(paths, blend, run) -> None:
     assert found[0]["blend"] == "base + 0.8*tuned - 0.8*ref"
 
 
+@pytest.mark.parametrize("how", ["--best-of=4", "--search=2,2,3"])
+def test_searches(paths, blend, run, how: str) -> None:
+    argv = ["generate", *PROMPTS, *trio(paths), "--value=0.5 * (tuned - ref)", how]
+    found = run(*argv, "--max-new-tokens", "6")
+    _, tuned, ref = blend.terms
+    value = 0.5 * cf.LogRatio(tuned, ref)
+    search = cf.BestOfN(4, value) if "best" in how else cf.ChunkBeamSearch(2, 2, 3, value)
+    ids = [[WORDS.index(w) for w in p.split()] for p in PROMPTS]
+    seeds = [batch._seed_of(0, i) for i in range(4)]
+    out = cf.generate(blend, ids, search=search, seed=seeds, max_new_tokens=6)
+    assert [r["tokens"] for r in found] == out.lengths.tolist()
+    assert [r["value"] for r in found] == pytest.approx(out.values.tolist(), abs=1e-4)
+    assert run(*argv, "--max-new-tokens", "6", "--batch-size", "1") == found
+
+
 def test_a_system_prompt_is_its_terms_own(paths, run) -> None:
     # the same model under two names: the blend is of one model with and without it
     models = [f"--model={name}={paths['base']}" for name in ("plain", "told")]
@@ -360,6 +375,16 @@ MISTAKES = {
         "the chat template of model cannot take",
     ),
     "demo seed": (["demo", "--seed=-1"], "seed is -1"),
+    "search for what": (["generate", "a", "--model={base}", "--best-of=2"], "--value goes with"),
+    "value for what": (["generate", "a", *TWO, "--blend=a", "--value=b-a"], "--value goes with"),
+    "no reference": (
+        ["generate", "a", *TWO, "--blend=a", "--value=b+a", "--best-of=2"],
+        "less one reference",
+    ),
+    "greedy search": (
+        ["generate", "a", *TWO, "--blend=a", "--value=b-a", "--best-of=2", "--greedy"],
+        "a search draws its rows",
+    ),
 }
 
 

@@ -20,6 +20,7 @@ from .blend import Blend
 from .decoding import generate, score
 from .metrics import perplexity
 from .progress import progress_bar
+from .search import ChunkBeamSearch
 
 PART = 8  # batches that are decoded, and written, together: rows of one fill places of the other
 
@@ -104,6 +105,7 @@ def run_generate(
     resume: bool,
     batch_size: int,
     seed: int,
+    search: ChunkBeamSearch | None = None,
     **generation: Any,
 ) -> None:
     """A JSON line for each prompt, in order, to `output` or stdout; figures on stderr.
@@ -111,7 +113,10 @@ def run_generate(
     `resume`: keep the lines that `output` has and write those that are missing.
     """
     check_output(output, resume)
-    asked = json.dumps([blend.to_dict(), seed, generation], sort_keys=True)
+    parts, rows = [], 1
+    if search is not None:
+        parts, rows = [repr(search), *map(repr, search.value.values)], search.rows
+    asked = json.dumps([blend.to_dict(), seed, parts, generation], sort_keys=True)
     run = hashlib.sha256(asked.encode()).hexdigest()[:12]
     finished = _finished(Path(output), prompts, run) if output and resume else set()
     todo = [i for i in range(len(prompts)) if i not in finished]
@@ -122,7 +127,8 @@ def run_generate(
                 blend,
                 [prompts[i] for i in part],
                 seed=[_seed_of(seed, i) for i in part],
-                max_batch=batch_size,
+                search=search,
+                max_batch=batch_size * rows,
                 progress=bar.update,
                 **generation,
             )
@@ -139,6 +145,8 @@ def run_generate(
                     "blend": str(blend),
                     "run": run,
                 }
+                if out.values is not None:
+                    record["value"] = _number(out.values[row])
                 if out.ended[row] or not out.stats.interrupted:
                     _write(file, record)
             file.flush()

@@ -145,6 +145,19 @@ def _generate_options(p: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, help="each prompt draws from it and its own index"
     )
     p.add_argument(
+        "--value",
+        metavar="FORMULA",
+        help='what a search chooses by, a log-ratio of the names, such as "tuned - ref"',
+    )
+    how = p.add_mutually_exclusive_group()
+    how.add_argument("--best-of", type=_positive, metavar="N", help="the best of N texts")
+    how.add_argument(
+        "--search",
+        type=_search,
+        metavar="W,N,L",
+        help="beams of chunks: keep W rows, continue each N times, choose after every L tokens",
+    )
+    p.add_argument(
         "--resume", action="store_true", help="keep what --output has and write what is missing"
     )
 
@@ -180,6 +193,11 @@ def _generate(a: argparse.Namespace) -> int:
     if a.greedy and drawing:
         name = next(iter(drawing)).replace("_", "-")
         raise ValueError(f"--greedy and --{name} are both given; greedy decoding does not draw")
+    wanted = a.best_of is not None or a.search is not None
+    if wanted != (a.value is not None):
+        raise ValueError("--value goes with --best-of or --search, and they with it")
+    if wanted and a.greedy:
+        raise ValueError("--greedy is given; a search draws its rows")
     if a.greedy or a.sample or drawing:
         drawing["do_sample"] = not a.greedy  # else the model's generation config decides
     from . import batch
@@ -187,8 +205,17 @@ def _generate(a: argparse.Namespace) -> int:
     batch.check_output(a.output, a.resume)
     _check_folder("--output", a.output)
     prompts = batch.read_prompts(a.prompt, a.prompts, chat=a.chat or bool(a.system))
+    blend, value = _load(a, a.value)
+    if value is not None:
+        from .search import BestOfN, ChunkBeamSearch
+
+        if a.best_of is not None:
+            drawing["search"] = BestOfN(a.best_of, value)
+        else:
+            width, samples, chunk_length = a.search
+            drawing["search"] = ChunkBeamSearch(width, samples, chunk_length, value)
     batch.run_generate(
-        _load(a),
+        blend,
         prompts,
         output=a.output,
         resume=a.resume,
@@ -207,7 +234,7 @@ def _score(a: argparse.Namespace) -> int:
     _check_folder("--output", a.output)
     items = batch.read_lines(a.data)
     batch.run_score(
-        _load(a),
+        _load(a)[0],
         items,
         output=a.output,
         batch_size=a.batch_size,
@@ -218,7 +245,7 @@ def _score(a: argparse.Namespace) -> int:
 
 
 def _inspect(a: argparse.Namespace) -> int:
-    blend = _load(a)
+    blend, _ = _load(a)
     if a.json:
         costs = [cost._asdict() for cost in blend.models]
         print(json.dumps({"formula": str(blend), "models": costs, "blend": blend.to_dict()}))
@@ -252,11 +279,13 @@ def _check_folder(option: str, path: str | Path | None) -> None:
         )
 
 
-def _load(a: argparse.Namespace) -> Any:
+def _load(a: argparse.Namespace, value: str | None = None) -> tuple[Any, Any]:
+    """The blend, and the value if there is one."""
     from .loading import load_blend
 
     _quiet()
-    return load_blend(a.model, a.blend, a.system, device=_device(a.device), dtype=a.dtype)
+    device = _device(a.device)
+    return load_blend(a.model, a.blend, a.system, value=value, device=device, dtype=a.dtype)
 
 
 def _device(name: str | None) -> str:
@@ -278,6 +307,13 @@ def _quiet() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def _search(text: str) -> tuple[int, ...]:
+    numbers = tuple(map(_positive, text.split(",")))
+    if len(numbers) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r} must be three numbers: W,N,L")
+    return numbers
 
 
 def _positive(text: str) -> int:

@@ -14,6 +14,7 @@ from . import models
 from .blend import Blend, Model
 from .extras import require
 from .formula import evaluate, parse
+from .values import ValueSum, implicit_value
 
 SMALL_MODEL = "smollm2"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -49,10 +50,11 @@ def load_blend(
     blend: str | None,
     system: Sequence[str] = (),
     *,
+    value: str | None = None,
     device: str = "cpu",
     dtype: str = "auto",
-) -> Blend:
-    """The blend that the options of these names say. Terms of one path share its weights.
+) -> tuple[Blend, ValueSum | None]:
+    """The blend and value that the options of these names say. Terms of a path share its weights.
 
     Raises:
         ValueError: an option is malformed or does not fit the others. OSError: a model or adapter
@@ -70,7 +72,7 @@ def load_blend(
             raise ValueError(f"--blend is missing; with {len(specs)} models it must be a formula")
         blend = names[0]
     prompts = dict(_system(text, names) for text in system)
-    _check_formula(blend, names)
+    _check_formulas({"--blend": blend, "--value": value}, names)
 
     terms: dict[str, Model] = {}
     for path in dict.fromkeys(spec.path for spec in specs):
@@ -78,15 +80,19 @@ def load_blend(
         terms |= _terms(path, same, device, dtype)
     for name, text in prompts.items():
         terms[name] = replace(terms[name], system=text)
-    return parse(blend, **terms)
+    return parse(blend, **terms), None if value is None else implicit_value(parse(value, **terms))
 
 
-def _check_formula(formula: str, names: Sequence[str]) -> None:
-    """What is wrong with a formula, said before models are loaded for minutes."""
-    evaluate(formula, dict.fromkeys(names, 1.0))
-    unused = next((n for n in names if not re.search(rf"\b{n}\b", formula)), None)
-    if unused is not None:
-        raise ValueError(f"--model {unused}=... is given, but --blend {formula!r} does not use it")
+def _check_formulas(formulas: dict[str, str | None], names: Sequence[str]) -> None:
+    """What is wrong with formulas, said before models are loaded for minutes."""
+    given = {option: formula for option, formula in formulas.items() if formula is not None}
+    for formula in given.values():
+        evaluate(formula, dict.fromkeys(names, 1.0))
+    for name in names:
+        if not any(re.search(rf"\b{name}\b", formula) for formula in given.values()):
+            found = " and ".join(f"{option} {formula!r}" for option, formula in given.items())
+            verb = "does" if len(given) == 1 else "do"
+            raise ValueError(f"--model {name}=... is given, but {found} {verb} not use it")
 
 
 def _system(text: str, names: Sequence[str]) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .algebra import Algebra, Sums, scaled
 from .blend import Blend, Model, ValueHead, as_term
 from .ops import check
+from .ops.check import WEIGHT_SUM_TOLERANCE
 from .printing import settings_text, sum_text, term_text
 from .terms import check_language_model, check_name, default_name, distinct_names
 from .weights import Weight, check_number, is_zero, merge_weights, weight_rows
@@ -227,6 +228,29 @@ def as_value(x: Any) -> ValueSum:
     value = x._sum()
     if not value.values:
         raise ValueError("value has no part whose weight is not 0")
+    return value
+
+
+def implicit_value(formula: Blend) -> ValueSum:
+    """What a formula of log-probs says as a value: ``beta * (tuned - ref)`` is a `LogRatio`.
+
+    Several over one reference are a sum: ``0.5 * a + 0.5 * b - ref``.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    weights = [float(w) for w in formula.weights if not isinstance(w, Tensor)]
+    whole = len(weights) == len(formula.weights) and not formula.values
+    refs = [t for t, w in zip(formula.terms, weights, strict=False) if w < 0]
+    if not whole or len(refs) != 1 or abs(sum(weights)) > WEIGHT_SUM_TOLERANCE:
+        raise ValueError(
+            f"value is {formula}; it must be weighted models less one reference, with weights that "
+            "sum to 0, such as 0.5 * (tuned - ref)"
+        )
+    value: Any = 0
+    for term, weight in zip(formula.terms, weights, strict=True):
+        if term not in refs:
+            value = value + weight * LogRatio(term, refs[0])
     return value
 
 
