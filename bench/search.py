@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     cpu = device == "cpu"
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tiny random model: a smoke run")
-    parser.add_argument("--json", type=Path, help="where results go, shape by shape")
+    parser.add_argument("--json", type=Path, help="where results go; shapes in it are kept")
     parser.add_argument("--only", nargs="+", choices=NAMES, help="contenders")
     parser.add_argument("--shape", nargs="+", type=shape_of, metavar="W,N,L,PROMPT,NEW",
                         help="instead of all shapes")  # fmt: skip
@@ -213,8 +213,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         },
         "rows": [],
     }
+    if args.json is not None and args.json.exists():  # shapes that it has are kept
+        kept = json.loads(args.json.read_text())
+        if any(kept[key] != report[key] for key in ("machine", "versions", "settings")):
+            parser.error(f"{args.json} is of another machine or version; remove it to begin anew")
+        report = kept
+    done = {tuple(row["shape"].values()) for row in report["rows"]}
     models = models_of(device, args.quick)
     for shape in shapes:
+        if dataclasses.astuple(shape) in done:
+            continue
         boundaries = len(shape.chunks)
         every = args.sampled_boundaries or (EVERY if boundaries > MANY else 1)
         rounds = args.rounds or (1 if every > 1 else 3)

@@ -48,10 +48,11 @@ PLACES = (
     "that had a sequel",
 )
 QUESTIONS = [demo.QUESTION.format(f"{s} {p}") for s in SUBJECTS for p in PLACES]
-FADER = (0.0, 0.5, 1.0, 2.0, 3.0)
+FADER = (0.0, 0.5, 1.0, 2.0)
 WEIGHT = 0.5  # of the blend that is searched
-WIDTH, SAMPLES, CHUNK, NEW = 2, 4, 5, 20
+WIDTH, SAMPLES, CHUNK, NEW = 2, 4, 4, 16
 ROWS = WIDTH * SAMPLES
+BATCH = 32  # rows at a time, or a few more to have whole prompts
 METHODS = ("base, best of n", "blend, best of n", "search alone", "both (IVG)")
 
 
@@ -74,9 +75,15 @@ def search_of(method: str, value: Any, rows: int) -> cf.ChunkBeamSearch:
 def run(blend: cf.Blend, search: cf.ChunkBeamSearch | None, questions: list[str]) -> dict[str, Any]:
     """Decode every question and measure the texts."""
     base = blend.terms[0]
-    choose: dict[str, Any] = {} if search is None else {"search": search}
+    rows = 1 if search is None else search.rows
     out: Any = cf.generate(
-        blend, questions, do_sample=True, max_new_tokens=NEW, seed=0, max_batch=32, **choose
+        blend,
+        questions,
+        do_sample=True,
+        max_new_tokens=NEW,
+        seed=0,
+        max_batch=rows * -(-BATCH // rows),
+        search=search,
     )
     texts = [text.strip() for text in out.text]
     own = cf.score(base, questions, out.responses).totals.double()
@@ -84,7 +91,7 @@ def run(blend: cf.Blend, search: cf.ChunkBeamSearch | None, questions: list[str]
     reward, interval = metrics.mean_interval(metrics.sentiment(texts))
     kl, kl_interval = metrics.mean_interval(ratios)
     return {
-        "rows": 1 if search is None else search.rows,
+        "rows": rows,
         "seconds": round(out.stats.seconds / len(questions), 3),
         "reward": reward,
         "reward_interval": interval,
@@ -171,10 +178,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         else:
             if group == "time":  # as many rows as the time of both allows
                 at = {r["method"]: r for r in rows if r["group"] == "samples"}
-                if method == METHODS[-1]:  # it is the measure
+                step = WIDTH if method.startswith("search") else 1
+                n = ROWS * at[METHODS[-1]]["seconds"] / at[method]["seconds"]
+                n = max(1, round(n / step)) * step
+                if n == ROWS:  # both, which is the measure, and what takes as long
                     rows.append({**at[method], "group": group})
                     continue
-                n = max(1, round(ROWS * at[METHODS[-1]]["seconds"] / at[method]["seconds"]))
             searched = blend if method.startswith(("blend", "both")) else cf.as_blend(base)
             found = run(searched, search_of(method, value, n), questions)
         rows.append({"group": group, "method": method, **found})

@@ -85,6 +85,21 @@ def test_a_conversation_goes_on() -> None:
     same(ours, cf.generate(blend, longer, engine=SIMPLE, **DRAW))
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5], ids=["read", "drawn"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_search(shape: str, weight: float) -> None:
+    """Values read by models of their own, or drawn with the terms of the captured step."""
+    base, tuned, ref = (cf.Model(on_gpu(shape, seed)) for seed in range(3))
+    blend = base + weight * (tuned - ref)
+    arguments = {**DRAW, "search": cf.ChunkBeamSearch(2, 3, 4, cf.LogRatio(tuned, ref))}
+    theirs = cf.generate(blend, PROMPTS, engine=SIMPLE, **arguments)
+    for most in (None, 12):
+        ours = cf.generate(blend, PROMPTS, max_batch=most, **arguments)
+        same(ours, theirs)
+        torch.testing.assert_close(ours.values, theirs.values, atol=1e-3, rtol=1e-3)
+        assert not ours.stats.notes, "it was captured"
+
+
 def test_a_bad_row_is_named_after_the_steps_that_nobody_saw() -> None:
     base, guide = on_gpu("llama"), on_gpu("llama", 1)
     with torch.no_grad():

@@ -539,8 +539,13 @@ def test_stop_strings_end_rows() -> None:
 def test_time_that_is_up_gives_the_best_so_far(tokenizer: PreTrainedTokenizerFast) -> None:
     base = cf.Model(make("llama"), tokenizer=tokenizer)
     value = cf.Reward(lambda prompts, texts: [float(len(t)) for t in texts])
-    out = cf.generate(base, TEXTS, search=cf.ChunkBeamSearch(2, 3, 40, value), max_time=0.0, **DRAW)
-    assert out.values.tolist() == [float(len(t)) for t in out.text]
+    search = cf.ChunkBeamSearch(2, 3, 40, value)
+    out = cf.generate(
+        base, TEXTS, search=search, max_time=0.0, num_return_sequences=2, **{**DRAW, "seed": 9}
+    )
+    assert out.values.flatten().tolist() == [float(len(t)) for t in out.text]
+    assert (out.values[:, 0] >= out.values[:, 1]).all()
+    assert len(set(out.text)) > 3
     assert not out.ended.any()
 
 

@@ -50,7 +50,7 @@ class SearchLoop(Loop):
     def run(self, stepper: Any, sync_every: int, on_end: Any) -> None:
         super().run(stepper, sync_every, on_end)
         if self.seated:  # time is up: the best as far as it is written
-            self._select(sorted({s // self.size for s in self.seated}))
+            self._select(sorted({s // self.size for s in self.seated}), last=True)
 
     def drawn(self) -> int:
         """Tokens drawn so far, those of rows that were dropped too."""
@@ -81,10 +81,11 @@ class SearchLoop(Loop):
         going = {s // self.size for s in self.seated.keys() - set(stopped)}
         return self._select(sorted({s // self.size for s in stopped} - going))
 
-    def _select(self, groups: list[int]) -> list[int]:
+    def _select(self, groups: list[int], *, last: bool = False) -> list[int]:
         """Score groups and keep their best rows; the slots of groups that are done.
 
-        Where a group goes on, its best rows fork into its slots; else they are put in order.
+        Where a group goes on, its best rows fork into its slots; else, or at the `last` time, they
+        are put in order.
         """
         if not groups:
             return []
@@ -94,7 +95,7 @@ class SearchLoop(Loop):
         finished = ended & (not settings.duplicate_finished)
         parents = ops.chunk_select(scores, finished, settings.width)
         kept = parents[:, :: settings.samples]
-        over = ended.gather(1, kept).all(dim=1, keepdim=True)
+        over = ended.gather(1, kept).all(dim=1, keepdim=True) | last
         ranked = torch.full_like(parents, -1)
         ranked[:, : settings.width] = kept
         parents = torch.where(over, ranked, parents)
@@ -126,7 +127,7 @@ class SearchLoop(Loop):
         results.values[row] = values.to(row.device)
         idle = torch.tensor([self.idle[s] for s in slots])
         scores = values[:, 0].nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        scores = scores.masked_fill(idle, NAN)
+        scores = scores.masked_fill(failed.cpu(), -torch.inf).masked_fill(idle, NAN)
         return scores.view(-1, self.size), ended.view(-1, self.size)
 
     def _fork(

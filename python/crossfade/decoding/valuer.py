@@ -170,68 +170,82 @@ class Written:
         return self.tokenizer.batch_decode(self.tokens, skip_special_tokens=True)
 
 
+class Asked:
+    """Models that are asked one question: over caches or, where that cannot be, of whole texts."""
+
+    def __init__(
+        self,
+        question: Question,
+        sources: Sequence[Source],
+        copies: int,
+        slots: int,
+        limit: int,
+        engine: Engine,
+    ) -> None:
+        self.question, self.sources = question, sources
+        self.models = [s.model for s in sources]
+        self.notes: list[str] = []
+        self.reader: Reader | Rereader = Rereader(question, self.models)
+        if not engine.simple:
+            prompts = [s.prompts for s in sources]
+            try:
+                reader = Reader(question, self.models, prompts, copies, slots, limit, engine)
+                self.reader, self.notes = reader, reader.runner.notes
+            except Unsupported as reason:
+                self._reread(reason)
+
+    def _reread(self, reason: Unsupported) -> None:
+        names = " and ".join(m.name for m in self.models)
+        self.notes.append(f"{names} read whole texts at every boundary: {reason}")
+        self.reader = Rereader(self.question, self.models)
+
+    def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:
+        try:
+            self.reader.join(slots, rows)
+        except Unsupported as reason:  # a model shows at its first forward what it is
+            self._reread(reason)
+
+    def read(self, written: Written) -> dict[Any, list[list[float]]]:
+        """Of each source's key the answers about what slots have written."""
+        texts = [s.texts(written) for s in self.sources]
+        firsts = [[len(s.heads[r]) for r in written.requests] for s in self.sources]
+        try:
+            found = self.reader.read(written.slots, texts, firsts)
+        except Unsupported as reason:
+            self._reread(reason)
+            found = self.reader.read(written.slots, texts, firsts)
+        return dict(zip((s.key for s in self.sources), found, strict=True))
+
+
 class Valuer:
     """Scores the rows in `slots` places, in each of which a row of the call is decoded.
 
     Args:
         copies, slots, limit: as in `EngineRunner`.
         results: of the call; those of terms' log-probs are read.
-
-    Attributes:
-        notes: what was left out, and why.
     """
 
     def __init__(
         self, search: Search, copies: int, slots: int, limit: int, engine: Engine, results: Results
     ) -> None:
         self.search, self.results = search, results
-        self.notes: list[str] = []
-        self.seats: dict[int, int] = {}  # slot: row, of those whose prompts were read
-        self.readers: list[Reader | Rereader] = []
-        for question, sources in search.asked:
-            models, prompts = [s.model for s in sources], [s.prompts for s in sources]
-            reader: Reader | Rereader = Rereader(question, models)
-            if not engine.simple:
-                try:
-                    reader = Reader(question, models, prompts, copies, slots, limit, engine)
-                    self.notes += reader.runner.notes
-                except Unsupported as reason:
-                    self._note(models, reason)
-            self.readers.append(reader)
-
-    def _note(self, models: Sequence[TermModel], reason: Unsupported) -> None:
-        names = " and ".join(m.name for m in models)
-        self.notes.append(f"{names} read whole texts at every boundary: {reason}")
+        self.asked = [Asked(*each, copies, slots, limit, engine) for each in search.asked]
 
     def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:
         """Rows of the call take slots: their prompts are read, one request's once."""
-        for i in range(len(self.readers)):
-            self._do(i, "join", slots, rows)
+        for asked in self.asked:
+            asked.join(slots, rows)
 
     def fork(self, parents: Sequence[int]) -> None:
         """Slot i becomes what slot ``parents[i]`` is; -1 leaves it as it is."""
-        for reader in self.readers:
-            reader.fork(parents)
-
-    def _do(self, i: int, method: str, *arguments: Any) -> Any:
-        """A reader's method; a model that turns out not to be for caches reads whole texts."""
-        try:
-            return getattr(self.readers[i], method)(*arguments)
-        except Unsupported as reason:
-            question, sources = self.search.asked[i]
-            models = [s.model for s in sources]
-            self._note(models, reason)
-            self.readers[i] = Rereader(question, models)
-            return getattr(self.readers[i], method)(*arguments)
+        for asked in self.asked:
+            asked.reader.fork(parents)
 
     def score(self, written: Written) -> Tensor:
         """``[n, parts]`` float64: the parts of the value of what slots have written."""
         answers: dict[Any, list[list[float]]] = {}
-        for i, (_, sources) in enumerate(self.search.asked):
-            texts = [s.texts(written) for s in sources]
-            firsts = [[len(s.heads[r]) for r in written.requests] for s in sources]
-            found = self._do(i, "read", written.slots, texts, firsts)
-            answers.update(zip((s.key for s in sources), found, strict=True))
+        for asked in self.asked:
+            answers |= asked.read(written)
         values = self.search.settings.value
         parts = [
             self._part(value, name, written, answers)
@@ -280,15 +294,20 @@ class Valuer:
 
     def stats(self) -> list[ModelStats]:
         """What the value's models did."""
-        return [s for reader in self.readers for s in reader.stats()]
+        return [s for asked in self.asked for s in asked.reader.stats()]
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out, and why."""
+        return [note for asked in self.asked for note in asked.notes]
 
     @property
     def cache_bytes(self) -> int:
-        return sum(r.cache_bytes for r in self.readers)
+        return sum(asked.reader.cache_bytes for asked in self.asked)
 
     @property
     def peak_bytes(self) -> int:
-        return sum(r.peak_bytes for r in self.readers)
+        return sum(asked.reader.peak_bytes for asked in self.asked)
 
 
 def _whole(value: RewardModel, name: str, prompt: Request, response: str) -> Ids:
