@@ -54,8 +54,7 @@ def guides_section() -> str:
 
 
 def search_section() -> str:
-    path = RESULTS / "search.json"
-    return search.readme(json.loads(path.read_text())) if path.exists() else "Not measured yet."
+    return search.readme(json.loads((RESULTS / "search.json").read_text()))
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
