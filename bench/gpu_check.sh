@@ -37,7 +37,10 @@ sys.exit(why_not('native', torch.device('cuda:0')))"
 # Most of the time goes into Triton's compiler, on a core each where pytest-xdist is there.
 ops() {
   local parallel=()
-  if python3 -c "import xdist" 2>/dev/null; then parallel=(-n 8); fi
+  if python3 -c "import xdist" 2>/dev/null; then
+    export OMP_NUM_THREADS=1 # a worker a core
+    parallel=(-n "$(nproc)" -p no:benchmark)
+  fi
   python3 -m pytest tests/ops -q -p no:cacheprovider "${parallel[@]}"
 }
 

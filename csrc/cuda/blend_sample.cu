@@ -266,7 +266,9 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
   Team team(shared.exchange);
   if (threadIdx.x == 0) {
     const int64_t row = Team::row();
-    Settings own{};
+    // In place: of a local Settings, nvcc 13.0 stores the bytes of `out` instead.
+    Settings& own = shared.own;
+    own = Settings{};
     own.greedy = !out.sample;
     own.race = out.sample;
     if (own.race) {
@@ -280,7 +282,6 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
       own.bad = !(own.temperature > 0 && own.temperature < INFINITY && own.cut.top_k >= 0 &&
                   own.cut.top_p >= 0 && own.cut.top_p <= 1 && own.min_p >= 0 && own.min_p <= 1);
     }
-    shared.own = own;
   }
   const bool all_terms = out.term_logprobs != nullptr;
   const Best best = read_row<kPower>(team, shared, blend, all_terms);

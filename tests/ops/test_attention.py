@@ -21,6 +21,14 @@ from torch import Tensor
 FLOAT32_ERROR = 3e-5
 
 
+@pytest.fixture
+def backend(backend: Backend) -> Backend:
+    """Every backend that has the op: on GPUs it is Triton's."""
+    if backend.name == "native" and backend.device != "cpu":
+        pytest.skip(f"{backend}: attends on CPUs only")
+    return backend
+
+
 class Case(NamedTuple):
     """The arguments of `attend_`."""
 
