@@ -26,9 +26,16 @@ inline namespace CF_ISA {
 // ---- Noise: Philox-4x32-10 (Salmon et al., SC 2011) and Gumbel's distribution ------------------
 
 CF_HD void mulhilo(uint32_t a, uint32_t b, uint32_t& hi, uint32_t& lo) {
+#ifdef __CUDA_ARCH__
+  // of the product in C++, ptxas 13.0 adds a zero to each high word
+  asm("{ .reg .u64 product; mul.wide.u32 product, %2, %3; mov.b64 {%1, %0}, product; }"
+      : "=r"(hi), "=r"(lo)
+      : "r"(a), "r"(b));
+#else
   const uint64_t product = static_cast<uint64_t>(a) * b;
   hi = static_cast<uint32_t>(product >> 32);
   lo = static_cast<uint32_t>(product);
+#endif
 }
 
 // Four words of noise. Token v of a row takes word v % 4 of the counter

@@ -99,11 +99,10 @@ __device__ __forceinline__ void sum_terms(Team& team, const Slice& slice, RowBle
         sums.of[j].add(z, top);
       }
     }
-    sums = team.reduce(sums, [](const FourSums& a, const FourSums& b) {
-      FourSums m;
+    sums = team.reduce(sums, [](FourSums x) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) m.of[j] = LogSum::merge(a.of[j], b.of[j]);
-      return m;
+      for (LogSum& one : x.of) one = one.over_warp();
+      return x;
     });
     if (threadIdx.x == 0) {
 #pragma unroll
@@ -126,7 +125,7 @@ __device__ __forceinline__ float min_p_threshold(float max, double gap) {
 // Reads the row once and does `task`.
 template <class Scores>
 __device__ __forceinline__ Totals read(Team& team, const Slice& slice, const Scores& scores,
-                                       Shortlist& list, Race& race, const Task& task) {
+                                       Shortlist& list, Race& race, const Task task) {
   Totals mine;
   sweep(slice, scores, [&](uint32_t round, uint32_t v, Eight& s, float top) {
     if (task.from > -INFINITY) {
@@ -145,14 +144,13 @@ __device__ __forceinline__ Totals read(Team& team, const Slice& slice, const Sco
   mine.floor = list.floor();
   // Whoever made the list overflow or the row bad sees it, if not all do yet.
   mine.flags = (scores.row.bad ? kBad : 0) | (task.lists && list.overflows() ? kListOverflows : 0);
-  return team.reduce(mine, [&task](const Totals& a, const Totals& b) {
-    Totals m;
-    m.at_one = LogSum::merge(a.at_one, b.at_one);
-    m.at_t = LogSum::merge(a.at_t, b.at_t, task.inv_t);
-    m.best = Best::merge(a.best, b.best, task.inv_t);
-    m.floor = fmaxf(a.floor, b.floor);
-    m.flags = a.flags | b.flags;
-    return m;
+  return team.reduce(mine, [&task](Totals x) {
+    x.at_one = x.at_one.over_warp();
+    if (task.inv_t != 1) x.at_t = x.at_t.over_warp(task.inv_t);
+    x.best = x.best.over_warp(task.inv_t);
+    x.floor = warp_reduce(x.floor, [](float a, float b) { return fmaxf(a, b); });
+    x.flags = warp_reduce(x.flags, [](uint32_t a, uint32_t b) { return a | b; });
+    return x;
   });
 }
 
@@ -168,7 +166,7 @@ __device__ __forceinline__ double min_p_gap(float min_p, float temperature) {
 
 // Steps 1 to 4 for one row, of which `shared.own` is set. Fills shared.result. Returns the token to
 // take, the same in all threads of the team; without a token, the row is bad.
-template <bool kPower>
+template <bool kPower, Format kFormat>
 __device__ __forceinline__ Best read_row(Team& team, Shared& shared, const Blend& blend,
                                          bool all_terms) {
   const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
@@ -211,10 +209,12 @@ __device__ __forceinline__ Best read_row(Team& team, Shared& shared, const Blend
     __syncthreads();
     const Step step = shared.step;
     const Cut& cut = shared.cut;
-    const BlendScores<kPower> scores{shared.row, vocab, blend.power};
+    const auto scores = [&] {
+      return BlendScores<kPower, kFormat>(shared.row, vocab, blend.power);
+    };
     Shortlist list(m, cut);
     Race race(own.noise, own.cut.inv_t, &shared.bar);
-    const Totals totals = read(team, slice, scores, list, race, shared.task);
+    const Totals totals = read(team, slice, scores(), list, race, shared.task);
     if ((totals.flags & kBad) || !totals.at_one.finite()) return Best();
     const float sum = cut.inv_t != 1 ? totals.at_t.sum : totals.at_one.sum;
     if (threadIdx.x == 0) {
@@ -236,15 +236,15 @@ __device__ __forceinline__ Best read_row(Team& team, Shared& shared, const Blend
         drawn.kept += m.mass.of(s);
       });
       drawn.best = race.best;
-      drawn = team.reduce(drawn, [&](const Drawn& a, const Drawn& b) {
-        return Drawn{Best::merge(a.best, b.best, cut.inv_t), a.kept + b.kept};
+      drawn = team.reduce(drawn, [&](const Drawn& x) {
+        return Drawn{x.best.over_warp(cut.inv_t), warp_reduce(x.kept, add)};
       });
       if (threadIdx.x == 0)
         shared.result.log_kept +=
             logf(static_cast<float>(drawn.kept) * static_cast<float>(1 / kWholeMass));
       return drawn.best;
     }
-    const float from = settled ? list.lowest_kept(team) : threshold(slice, scores, m, cut);
+    const float from = settled ? list.lowest_kept(team) : threshold(slice, scores(), m, cut);
     Team::sync();  // no member still reads another's lists, and no thread the step
     if (step == kSupport && warp_id() == 0) shared.row.set_up(blend, Team::row());
     if (threadIdx.x == 0) {
@@ -259,7 +259,7 @@ __device__ __forceinline__ T setting(const PerRow<T>& setting, int64_t row) {
   return setting.rows ? setting.rows[row] : setting.all;
 }
 
-template <bool kPower>
+template <bool kPower, Format kFormat>
 __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
     sample_kernel(const __grid_constant__ Blend blend, const __grid_constant__ Sampling out) {
   Shared& shared = shared_memory();
@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
     }
   }
   const bool all_terms = out.term_logprobs != nullptr;
-  const Best best = read_row<kPower>(team, shared, blend, all_terms);
+  const Best best = read_row<kPower, kFormat>(team, shared, blend, all_terms);
 
   if (Team::rank() == 0) {
     __syncthreads();
@@ -316,7 +316,7 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
     shared.own = Settings{};
     shared.own.greedy = true;
   }
-  const bool good = read_row<kPower>(team, shared, blend, false).token != kNoToken;
+  const bool good = read_row<kPower, Format::any>(team, shared, blend, false).token != kNoToken;
   __syncthreads();
   const float max = shared.result.max, log_sum = shared.result.log_sum;
 
@@ -324,7 +324,7 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
   const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
   float* const to = out + Team::row() * blend.vocab;
   const bool aligned = reinterpret_cast<uintptr_t>(to) % 16 == 0;
-  const BlendScores<kPower> scores{shared.row, vocab, blend.power};
+  const BlendScores<kPower, Format::any> scores(shared.row, vocab, blend.power);
   sweep(slice, scores, [&](uint32_t, uint32_t v, Eight& s, float) {
     if (v >= slice.end) return;
 #pragma unroll
@@ -341,6 +341,20 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
   Team::sync();  // no member leaves while another reads its shared memory
 }
 
+// What all of a blend's terms and values have in common, if they are few.
+inline Format format_of(const Blend& b) {
+  if (b.terms + b.values > static_cast<int>(kFew)) return Format::any;
+  const DType dtype = b.term[0].dtype;
+  const int64_t bytes = dtype == DType::f32 ? 4 : 2;
+  for (int i = 0; i < b.terms + b.values; ++i) {
+    const Matrix& m = i < b.terms ? b.term[i] : b.value[i - b.terms];
+    const bool aligned = reinterpret_cast<uintptr_t>(m.data) % 16 == 0 &&
+                         (b.rows == 1 || m.row_stride * bytes % 16 == 0);
+    if (m.dtype != dtype || !aligned) return Format::any;
+  }
+  return static_cast<Format>(dtype);
+}
+
 }  // namespace cuda
 
 const char* blend_cuda(const Blend& blend, float* out, int device, void* stream) {
@@ -351,8 +365,20 @@ const char* blend_cuda(const Blend& blend, float* out, int device, void* stream)
 
 const char* blend_sample_cuda(const Blend& blend, const Sampling& sampling, int device,
                               void* stream) {
-  const auto run = blend.power != 0 ? cuda::run<cuda::sample_kernel<true>, Blend, Sampling>
-                                    : cuda::run<cuda::sample_kernel<false>, Blend, Sampling>;
+  using cuda::Format;
+  const auto run = [&]() {
+    if (blend.power != 0) return cuda::run<cuda::sample_kernel<true, Format::any>, Blend, Sampling>;
+    switch (cuda::format_of(blend)) {
+      case Format::f32:
+        return cuda::run<cuda::sample_kernel<false, Format::f32>, Blend, Sampling>;
+      case Format::bf16:
+        return cuda::run<cuda::sample_kernel<false, Format::bf16>, Blend, Sampling>;
+      case Format::f16:
+        return cuda::run<cuda::sample_kernel<false, Format::f16>, Blend, Sampling>;
+      default:
+        return cuda::run<cuda::sample_kernel<false, Format::any>, Blend, Sampling>;
+    }
+  }();
   return run(blend.rows, blend.vocab, device, stream, blend, sampling);
 }
 

@@ -1,21 +1,24 @@
 // Launches kernels: those in which a thread-block cluster takes a row, or a block where there are
 // none, and plain grids.
 //
-// How rows are spread. Three bfloat16 terms at V = 151,936 are 912 KB a row. An H100 reads some
-// 3.0 TB/s at best, 23 bytes a nanosecond and multiprocessor; with 0.8 us of latency under load
-// that takes 18 KB under way in each. 64 registers a thread (the launch bounds) let 1,024 threads
-// live there, 48 bytes under way each: 48 KB, of which arithmetic (some 40 instructions a token
-// with noise, 60 are the time of reading it) may cost the larger part. As two blocks of 512, one
-// block's barriers and last steps are hidden by the other's reading. 132 multiprocessors then hold
-// 264 blocks: 256 rows are one wave of single blocks, 64 rows one of clusters of 4. Few rows take
-// clusters of 16 (the most there is) and 1,024 threads a block: nothing else is there to hide the
-// latency. Between those, spread_of() takes what wastes least in the last wave.
+// How rows are spread. Three bfloat16 terms at V = 151,936 are 912 KB a row. Eight tokens are some
+// 200 instructions, or 370 with noise; an H200 executes 330 while it reads them. So all
+// multiprocessors must have as many tokens, in few waves: the latencies of a wave's start and end
+// are as long as some 40,000 tokens take. Blocks have all the threads they can, or 512 where two
+// then share a multiprocessor, as one's barriers are hidden by the other's reading. How many
+// clusters fit at once is asked, not computed: they must each lie within a part of the device.
+// Measured on an H200, plain / top-k 50 + top-p 0.9, us:
+//   256 rows  1 x 512: 108 / 96   1 x 1,024: 115 / 140  2 x 512: 127 / 131
+//    64 rows  1 x 1,024: 60 / 70  2 x 1,024: 44 / 58    4 x 512: 65 / 87
+//     8 rows  4 x 1,024: 27 / 43  8 x 1,024: 21 / 37    16 x 512: 22 / 43
+//     1 row   4 x 1,024: 24 / 40  8 x 1,024: 19 / 34    16 x 1,024: 16 / 34
 #pragma once
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
+#include <mutex>
+#include <unordered_map>
 
 namespace crossfade {
 namespace cuda {
@@ -25,32 +28,37 @@ template <bool kPower>
 constexpr int kMostThreads = kPower ? 512 : 1024;
 
 struct Spread {
-  unsigned cluster, threads;  // powers of two
+  unsigned cluster, threads;  // powers of two: blocks a row, threads a block
 };
 
 // What one device allows one kernel.
-struct alignas(8) Limits {
-  uint16_t multiprocessors;
-  uint16_t cluster;  // largest, 1 without clusters
-  uint16_t threads;  // of a block
+struct Limits {
+  static constexpr int kClusters = 5;  // of 1, 2, ... 16 blocks
+
+  int multiprocessors = 0;
+  unsigned threads[2] = {};        // of a block: 512 and the most
+  int at_once[kClusters][2] = {};  // clusters on the device, of such blocks; 0: it has none
 };
 
-// Blocks a row and threads a block. Where a block may have 1,024, two of 512 fit on a
-// multiprocessor. A wave of them takes as long as a block's tokens, and as some 4,096 more for its
-// barriers and last steps.
+// The spread of least time: waves, each as long as a multiprocessor's tokens and some more.
 inline Spread spread_of(int64_t rows, int64_t vocab, const Limits& limits) {
-  const int64_t at_once = limits.multiprocessors * (limits.threads / 512);
-  Spread best{1, 512};
+  Spread best{1, limits.threads[1]};
   int64_t least = INT64_MAX;
-  for (unsigned cluster = 1; cluster <= limits.cluster; cluster *= 2) {
-    const int64_t waves = (rows * cluster + at_once - 1) / at_once;
-    const int64_t cost = waves * (vocab / cluster + 4096);
-    if (cost < least) {
-      least = cost;
-      best.cluster = cluster;
+  for (int i = 0; i < Limits::kClusters; ++i) {
+    for (const int full : {1, 0}) {
+      const int64_t at_once = limits.at_once[i][full];
+      if (at_once == 0) continue;
+      const int64_t cluster = int64_t{1} << i, waves = (rows + at_once - 1) / at_once;
+      const int64_t blocks = std::min(rows, at_once) * cluster;
+      const int64_t shared_by = (blocks + limits.multiprocessors - 1) / limits.multiprocessors;
+      if (!full && shared_by == 1) continue;
+      const int64_t cost = waves * (shared_by * (vocab / cluster) + 40000);
+      if (cost < least) {
+        least = cost;
+        best = {static_cast<unsigned>(cluster), limits.threads[full]};
+      }
     }
   }
-  if (rows * best.cluster <= limits.multiprocessors) best.threads = limits.threads;
   return best;
 }
 
@@ -75,37 +83,62 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+// A launch of `grid` blocks; `cluster` must live as long.
+inline cudaLaunchConfig_t config_of(const Spread& spread, int64_t grid, void* stream,
+                                    cudaLaunchAttribute& cluster) {
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {spread.cluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid));
+  config.blockDim = dim3(spread.threads);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &cluster;
+  config.numAttrs = spread.cluster > 1 ? 1 : 0;
+  return config;
+}
+
 // Asks the current device; lets the kernel use clusters of 16.
 inline cudaError_t query(const void* kernel, int device, Limits& limits) {
-  int multiprocessors = 0, major = 0, largest = 1;
+  int major = 0;
   cudaFuncAttributes attributes{};
   cudaError_t error =
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+      cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (!error) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (!error) error = cudaFuncGetAttributes(&attributes, kernel);
-  const int threads = attributes.maxThreadsPerBlock;
-  if (!error && major >= 9) {
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(16);
-    config.blockDim = dim3(threads);
+  if (!error && major >= 9)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    if (!error) error = cudaOccupancyMaxPotentialClusterSize(&largest, kernel, &config);
+  limits.threads[0] = 512;
+  limits.threads[1] = attributes.maxThreadsPerBlock;
+  for (int full = 0; full < 2 && !error; ++full) {
+    int blocks = 0;
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, limits.threads[full], 0);
+    limits.at_once[0][full] = blocks * limits.multiprocessors;
+    for (int i = 1; i < Limits::kClusters && !error && major >= 9; ++i) {
+      const Spread spread{1u << i, limits.threads[full]};
+      cudaLaunchAttribute cluster{};
+      const cudaLaunchConfig_t config = config_of(spread, spread.cluster, nullptr, cluster);
+      int& at_once = limits.at_once[i][full];
+      if (cudaOccupancyMaxActiveClusters(&at_once, kernel, &config) == cudaSuccess) continue;
+      cudaGetLastError();  // the device has no clusters of that size
+      at_once = 0;
+    }
   }
-  uint16_t cluster = 1;
-  while (cluster * 2 <= std::min(largest, 16)) cluster *= 2;
-  limits = {static_cast<uint16_t>(multiprocessors), cluster, static_cast<uint16_t>(threads)};
   return error;
 }
 
 // The same, asked once.
 template <auto kernel>
 cudaError_t limits_of(int device, Limits& limits) {
-  static std::atomic<Limits> known[64];  // of device 0, 1, ...
-  const bool remember = device < 64;
-  if (remember) limits = known[device].load();
-  if (remember && limits.threads != 0) return cudaSuccess;
+  static std::mutex mutex;
+  static std::unordered_map<int, Limits> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) {
+    limits = found->second;
+    return cudaSuccess;
+  }
   const cudaError_t error = query(reinterpret_cast<const void*>(kernel), device, limits);
-  if (remember && !error) known[device].store(limits);
+  if (!error) known[device] = limits;
   return error;
 }
 
@@ -113,14 +146,7 @@ template <class... Args>
 cudaError_t launch(void (*kernel)(Args...), const Spread& spread, int64_t rows, void* stream,
                    const Args&... args) {
   cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {spread.cluster, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(rows * spread.cluster));
-  config.blockDim = dim3(spread.threads);
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &cluster;
-  config.numAttrs = spread.cluster > 1 ? 1 : 0;
+  const cudaLaunchConfig_t config = config_of(spread, rows * spread.cluster, stream, cluster);
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 

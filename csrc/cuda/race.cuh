@@ -20,8 +20,10 @@ struct Best {
     const float lead = (other.score - score) * inv_t, handicap = noise - other.noise;
     return lead > handicap || (lead == handicap && other.token < token);
   }
-  __device__ static Best merge(const Best& a, const Best& b, float inv_t) {
-    return a.loses_to(b, inv_t) ? b : a;
+  // That of all lanes.
+  __device__ Best over_warp(float inv_t) const {
+    return warp_reduce(
+        *this, [inv_t](const Best& a, const Best& b) { return a.loses_to(b, inv_t) ? b : a; });
   }
 };
 
@@ -58,11 +60,17 @@ class Race {
     }
     if (first_round) {
       const uint32_t leader = __ffs(which([&](uint32_t i) { return s[i] == top; })) - 1;
-      if (open) enter(v + leader, top, pick(words, leader));
+      if (open) take(v + leader, top, pick(words, leader));
+      const uint32_t reached = warp_reduce(bar(), [](uint32_t a, uint32_t b) { return max(a, b); });
+      if (lane_id() == 0) atomicMax(bar_, reached);
       __syncthreads();
       open = can_win(top);
     }
     if (!open) return;
+    uint32_t most = words[0];
+#pragma unroll
+    for (uint32_t i = 1; i < kWidth; ++i) most = words[i] > most ? words[i] : most;
+    if (~most >= open) return;  // as nearly always
     uint32_t starters = which([&](uint32_t i) { return s[i] > -INFINITY && ~words[i] < open; });
     for (; starters; starters &= starters - 1) {
       const uint32_t i = __ffs(starters) - 1;
@@ -72,11 +80,7 @@ class Race {
 
   // One token with its word of noise.
   __device__ void enter(uint32_t token, float score, uint32_t word) {
-    const Best other{score, gumbel(word), token};
-    if (!best.loses_to(other, inv_t_)) return;
-    best = other;
-    const float x = tempered(score);
-    atomicMax(bar_, key_of(x + best.noise - (fabsf(x) * 1e-6f + 1e-5f)));
+    if (take(token, score, word)) atomicMax(bar_, bar());
   }
 
   __device__ void enter(uint32_t token, float score) {
@@ -86,6 +90,20 @@ class Race {
   }
 
  private:
+  // Whether the token is the thread's best so far.
+  __device__ bool take(uint32_t token, float score, uint32_t word) {
+    const Best other{score, gumbel(word), token};
+    if (!best.loses_to(other, inv_t_)) return false;
+    best = other;
+    return true;
+  }
+
+  // What the thread's best raises the block's bar to.
+  __device__ uint32_t bar() const {
+    const float x = tempered(best.score);
+    return key_of(x + best.noise - (fabsf(x) * 1e-6f + 1e-5f));
+  }
+
   // Far from infinity, whatever the temperature: the bar is a difference of two of these.
   __device__ float tempered(float score) const {
     return fminf(fmaxf(score * inv_t_, -1e30f), 1e30f);
@@ -100,7 +118,7 @@ class Race {
     if (!(gap > 0)) return 0xFFFFFFFFu;  // but for ~h = 2^32 - 1, the least noise there is
     if (gap > kNoiseMax) return 0;
     return static_cast<uint32_t>(
-        fminf(__expf(-gap) * (4294967296.0f * 1.0001f) + 2, 4294967040.0f));
+        fminf(exp_of(-gap) * (4294967296.0f * 1.0001f) + 2, 4294967040.0f));
   }
 
   const Noise& noise_;  // in shared memory, as are the next

@@ -36,6 +36,21 @@ __device__ __forceinline__ T pick(const T (&x)[kWidth], uint32_t i) {
   return found;
 }
 
+// e^x; 0 below the smallest normal number, where __expf takes three instructions more.
+__device__ __forceinline__ float exp_of(float x) {
+#ifdef CF_EMULATED
+  return expf(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+  return y;
+#endif
+}
+
+// How a row's inputs lie in memory, as far as a kernel knows when it is compiled: all aligned to 16
+// bytes and of one dtype, or any. The first three are DType's.
+enum class Format : int { f32, bf16, f16, any };
+
 // One row of a term or value.
 struct alignas(16) Input {
   const void* row;
@@ -60,11 +75,6 @@ __device__ __forceinline__ Input input_of(const Matrix& m, int64_t row, float we
 struct Raw {
   uint4 a, b;
 };
-
-// Of a narrow input, before the last tokens.
-__device__ __forceinline__ uint4 load_narrow(const Input& in, uint32_t v) {
-  return __ldg(static_cast<const uint4*>(in.row) + v / kWidth);
-}
 
 // Reads past the last token give the last one.
 __device__ __forceinline__ Raw load(const Input& in, uint32_t v, uint32_t vocab) {
@@ -94,29 +104,23 @@ __device__ __forceinline__ float from_f16(uint32_t bits) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
-__device__ __forceinline__ void unpack(const Input& in, const uint4& raw, Eight& x) {
-  const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
-  if (in.dtype == static_cast<uint8_t>(DType::bf16)) {
+template <Format kFormat>
+__device__ __forceinline__ void unpack(const Raw& raw, Eight& x) {
+  const uint32_t words[kWidth] = {raw.a.x, raw.a.y, raw.a.z, raw.a.w,
+                                  raw.b.x, raw.b.y, raw.b.z, raw.b.w};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[2 * i] = float_of(pairs[i] << 16);
-      x[2 * i + 1] = float_of(pairs[i] & 0xFFFF0000u);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      x[2 * i] = from_f16(pairs[i] & 0xFFFFu);
-      x[2 * i + 1] = from_f16(pairs[i] >> 16);
-    }
+  for (uint32_t i = 0; i < kWidth; ++i) {
+    const uint32_t pair = words[i / 2];
+    if (kFormat == Format::f32) x[i] = float_of(words[i]);
+    if (kFormat == Format::bf16) x[i] = float_of(i % 2 ? pair & 0xFFFF0000u : pair << 16);
+    if (kFormat == Format::f16) x[i] = from_f16(i % 2 ? pair >> 16 : pair & 0xFFFFu);
   }
 }
 
 __device__ __forceinline__ void unpack(const Input& in, const Raw& raw, Eight& x) {
-  if (!in.wide()) return unpack(in, raw.a, x);
-  const uint32_t words[kWidth] = {raw.a.x, raw.a.y, raw.a.z, raw.a.w,
-                                  raw.b.x, raw.b.y, raw.b.z, raw.b.w};
-#pragma unroll
-  for (uint32_t i = 0; i < kWidth; ++i) x[i] = float_of(words[i]);
+  if (in.wide()) return unpack<Format::f32>(raw, x);
+  if (in.dtype == static_cast<uint8_t>(DType::bf16)) return unpack<Format::bf16>(raw, x);
+  unpack<Format::f16>(raw, x);
 }
 
 __device__ __forceinline__ float number_at(const Input& in, uint32_t v) {
@@ -132,28 +136,25 @@ struct LogSum {
 
   __device__ void add(const Eight& x, float top, float scale = 1) {
     if (top > max) {
-      sum *= __expf((max - top) * scale);
+      sum *= exp_of((max - top) * scale);
       max = top;
     }
     const float from = fmaxf(max, -FLT_MAX);  // where all are -inf: so stays x - from
 #pragma unroll
-    for (float xi : x) sum += __expf((xi - from) * scale);
+    for (float xi : x) sum += exp_of((xi - from) * scale);
   }
 
-  __device__ static LogSum merge(const LogSum& a, const LogSum& b, float scale = 1) {
-    LogSum m;
-    m.max = fmaxf(a.max, b.max);
-    m.sum = a.shrunk_to(m.max, scale) + b.shrunk_to(m.max, scale);
-    return m;
+  // That of all lanes.
+  __device__ LogSum over_warp(float scale = 1) const {
+    LogSum all;
+    all.max = warp_reduce(max, [](float a, float b) { return fmaxf(a, b); });
+    const float own = max == all.max ? sum : sum * exp_of((max - all.max) * scale);
+    all.sum = warp_reduce(own, [](float a, float b) { return a + b; });
+    return all;
   }
 
   __device__ float log_sum() const { return logf(sum); }
   __device__ bool finite() const { return is_finite(max) && is_finite(sum); }
-
- private:
-  __device__ float shrunk_to(float top, float scale) const {
-    return max == top ? sum : sum * __expf((max - top) * scale);
-  }
 };
 
 // A term's normaliser: log p = (z - max) - log_sum, NaN where the logits are no distribution.
@@ -170,7 +171,6 @@ struct RowBlend {
   Input weighted[2 * kMaxTerms];  // what has weight: first the terms of a power mean, then sums
   LogZ log_z[kMaxTerms];          // of terms, where asked for or for a power mean
   uint32_t means, inputs;
-  bool narrow;  // inputs are 16 bits a number and aligned: the fast path
   const uint8_t* mask;
   bool mask_aligned, has_support;
   uint32_t bad;  // a weight is not one, or a score that is left is not finite
@@ -200,9 +200,7 @@ struct RowBlend {
       if (mean) in.weight = w / total;
       weighted[__popc(used & ((1u << lane) - 1))] = in;
     }
-    const bool all_narrow = __ballot_sync(kAllLanes, w != 0 && !in.narrow()) == 0;
     if (lane == 0) {
-      narrow = all_narrow;
       means = b.power != 0 ? __popc(used & 0xFFFFu) : 0;
       inputs = __popc(used);
       mask = b.mask ? b.mask + row * b.mask_stride : nullptr;
@@ -218,7 +216,6 @@ struct RowBlend {
     weighted[0] = support;
     means = 0;
     inputs = 1;
-    narrow = support.narrow();
     mask = nullptr;
     has_support = false;
   }
@@ -242,27 +239,66 @@ struct RowBlend {
   }
 };
 
+constexpr uint32_t kFew = 4;  // inputs of one format that are read at once
+
+// Adds the row's inputs, up to kFew of one format, to s(v) .. s(v + 7), none past the vocabulary.
+template <Format kFormat>
+__device__ __forceinline__ void add_few(const RowBlend& row, uint32_t v, Eight& s) {
+  constexpr uint32_t kVectors = kFormat == Format::f32 ? 2 : 1;  // of eight tokens
+  constexpr uint32_t kLoads = kFew / kVectors;                   // inputs under way
+  const uint32_t count = row.inputs, offset = v / kWidth * kVectors;
+#pragma unroll
+  for (uint32_t n = 0; n < kFew; n += kLoads) {
+    Raw raw[kLoads];
+#pragma unroll
+    for (uint32_t j = 0; j < kLoads; ++j) {
+      if (n + j >= count) continue;
+      const uint4* at = static_cast<const uint4*>(row.weighted[n + j].row) + offset;
+      raw[j].a = __ldg(at);
+      if (kVectors == 2) raw[j].b = __ldg(at + 1);
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < kLoads; ++j) {
+      if (n + j >= count) continue;
+      const float weight = row.weighted[n + j].weight;
+      Eight x;
+      unpack<kFormat>(raw[j], x);
+#pragma unroll
+      for (uint32_t i = 0; i < kWidth; ++i) s[i] = fmaf(weight, x[i], s[i]);
+    }
+  }
+}
+
+template <>
+__device__ __forceinline__ void add_few<Format::any>(const RowBlend&, uint32_t, Eight&) {}
+
 // The blend's scores: weighted sums, and under kPower a power mean first.
-template <bool kPower>
-struct BlendScores {
+template <bool kPower, Format kFormat>
+class BlendScores {
+ public:
   RowBlend& row;
-  const uint32_t vocab;
-  const float power;
+
+  __device__ BlendScores(RowBlend& row, uint32_t vocab, float power)
+      : row(row), vocab_(vocab), power_(power), all_(!row.mask && !row.has_support) {}
 
   __device__ void operator()(uint32_t v, Eight& s) const {
-    if (kPower && row.means > 0) {
-      means(v, s);
-    } else {
+    const bool whole = v + kWidth <= vocab_;
 #pragma unroll
-      for (float& x : s) x = 0;
-    }
-    if (row.narrow && v + kWidth <= vocab) {
-      add<4>(s, [v](const Input& in) { return load_narrow(in, v); });
+    for (float& x : s) x = 0;
+    if (kFormat != Format::any && whole) {
+      add_few<kFormat>(row, v, s);
     } else {
-      add<1>(s, [&](const Input& in) { return load(in, v, vocab); });
+      if (kPower && row.means > 0) means(v, s);
+      for (uint32_t n = kPower ? row.means : 0; n < row.inputs; ++n) {
+        const Input& in = row.weighted[n];
+        Eight x;
+        unpack(in, load(in, v, vocab_), x);
+#pragma unroll
+        for (uint32_t i = 0; i < kWidth; ++i) s[i] = fmaf(in.weight, x[i], s[i]);
+      }
     }
 
-    uint32_t left = row.allowed(v, vocab);
+    uint32_t left = all_ && whole ? 0xFFu : row.allowed(v, vocab_);
     float probe = 0;  // becomes NaN where a score is not finite
 #pragma unroll
     for (float x : s) probe = fmaf(x, 0.0f, probe);
@@ -274,27 +310,6 @@ struct BlendScores {
   }
 
  private:
-  // Adds the weighted inputs, kLoads of them under way at once.
-  template <uint32_t kLoads, class Load>
-  __device__ __forceinline__ void add(Eight& s, Load load) const {
-    for (uint32_t n = kPower ? row.means : 0; n < row.inputs; n += kLoads) {
-      decltype(load(row.weighted[n])) raw[kLoads] = {};
-#pragma unroll
-      for (uint32_t j = 0; j < kLoads; ++j)
-        if (n + j < row.inputs) raw[j] = load(row.weighted[n + j]);
-#pragma unroll
-      for (uint32_t j = 0; j < kLoads; ++j) {
-        if (n + j < row.inputs) {
-          const Input& in = row.weighted[n + j];
-          Eight x;
-          unpack(in, raw[j], x);
-#pragma unroll
-          for (uint32_t i = 0; i < kWidth; ++i) s[i] = fmaf(in.weight, x[i], s[i]);
-        }
-      }
-    }
-  }
-
   __device__ void means(uint32_t v, Eight& s) const {
     PowerMean<float> mean[kWidth];
     float before = 0;
@@ -302,13 +317,13 @@ struct BlendScores {
       const Input& in = row.weighted[n];
       const LogZ z = row.log_z[in.term];
       Eight x;
-      unpack(in, load(in, v, vocab), x);
+      unpack(in, load(in, v, vocab_), x);
 #pragma unroll
-      for (uint32_t i = 0; i < kWidth; ++i) mean[i].add(z.log_p(x[i]), in.weight, before, power);
+      for (uint32_t i = 0; i < kWidth; ++i) mean[i].add(z.log_p(x[i]), in.weight, before, power_);
       before += in.weight;
     }
 #pragma unroll
-    for (uint32_t i = 0; i < kWidth; ++i) s[i] = mean[i].result(power);
+    for (uint32_t i = 0; i < kWidth; ++i) s[i] = mean[i].result(power_);
   }
 
   // Tells removed tokens (a -inf with weight) from those that spoil the row; returns what is left.
@@ -329,7 +344,7 @@ struct BlendScores {
       float before = 0;
       for (uint32_t n = 0; n < row.means; ++n) {
         const Input& in = row.weighted[n];
-        mean.add(row.log_z[in.term].log_p(number_at(in, v)), in.weight, before, power);
+        mean.add(row.log_z[in.term].log_p(number_at(in, v)), in.weight, before, power_);
         before += in.weight;
       }
       massless = mean.bound == -INFINITY;
@@ -338,6 +353,10 @@ struct BlendScores {
       massless |= number_at(row.weighted[n], v) == -INFINITY;
     return massless;
   }
+
+  const uint32_t vocab_;
+  const float power_;
+  const bool all_;  // tokens are allowed
 };
 
 }  // namespace cuda

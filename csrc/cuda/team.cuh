@@ -32,16 +32,39 @@ __device__ __forceinline__ T shuffle_xor(const T& x, int lanes) {
 // All lanes get the merge of all lanes' values. merge(a, b) must not depend on their order.
 template <class T, class Merge>
 __device__ __forceinline__ T warp_reduce(T x, Merge merge) {
-#pragma unroll 1  // large values would fill the instruction cache
+#pragma unroll(sizeof(T) == 4 ? 5 : 1)  // large values would fill the instruction cache
   for (int lanes = 16; lanes > 0; lanes /= 2) x = merge(x, shuffle_xor(x, lanes));
   return x;
 }
 
+// A value on its way through shared memory, moved by words: bytes would take as long each, and
+// those of other members, which the cluster's network moves one by one, some 70 us in all.
+struct alignas(8) Parcel {
+  uint32_t words[10];
+
+  template <class T>
+  __device__ __forceinline__ void put(const T& x) {
+    static_assert(sizeof(T) <= sizeof words && sizeof(T) % 4 == 0, "make parcels larger");
+    uint32_t of_x[sizeof(T) / 4];
+    memcpy(of_x, &x, sizeof x);
+#pragma unroll
+    for (uint32_t i = 0; i < sizeof(T) / 4; ++i) words[i] = of_x[i];
+  }
+
+  template <class T>
+  __device__ __forceinline__ T get() const {
+    uint32_t of_x[sizeof(T) / 4];
+#pragma unroll
+    for (uint32_t i = 0; i < sizeof(T) / 4; ++i) of_x[i] = words[i];
+    T x;
+    memcpy(&x, of_x, sizeof x);
+    return x;
+  }
+};
+
 // Where values meet on their way up, in each block's shared memory.
 struct Exchange {
-  static constexpr int kBytes = 40;  // of the largest value
-  alignas(8) unsigned char warp[2][32][kBytes];
-  alignas(8) unsigned char block[2][kBytes];
+  Parcel warp[32], block[2], all;
 };
 
 class Team {
@@ -77,28 +100,32 @@ class Team {
     return mine;
   }
 
-  // All threads get the merge of all threads' values; T{} is merge's neutral element. A barrier for
-  // all of shared memory. Two sets of slots take turns: a slot is written again only after a
-  // barrier that follows its last read.
-  template <class T, class Merge>
-  __device__ T reduce(T x, Merge merge) {
-    static_assert(sizeof(T) <= Exchange::kBytes, "make the exchange's slots larger");
+  // All threads get the merge of all threads' values: over_warp(x) is a warp's, the same in all its
+  // lanes, and T{} the neutral element. A barrier for all of shared memory. Warps' and blocks'
+  // values are merged by the first warp alone. Blocks' values have two places, which take turns:
+  // one is written again only after a barrier that follows its last read.
+  template <class T, class OverWarp>
+  __device__ T reduce(T x, OverWarp over_warp) {
     const uint32_t lane = lane_id();
-    turn_ ^= 1;
-    x = warp_reduce(x, merge);
-    if (lane == 0) memcpy(exchange_.warp[turn_][warp_id()], &x, sizeof x);
+    x = over_warp(x);
+    if (lane == 0) exchange_.warp[warp_id()].put(x);
     __syncthreads();
-    if (size() == 1 || warp_id() == 0) {
-      x = T{};
-      if (lane < warp_count()) memcpy(&x, exchange_.warp[turn_][lane], sizeof x);
-      x = warp_reduce(x, merge);
+    if (warp_id() == 0) {
+      x = lane < warp_count() ? exchange_.warp[lane].template get<T>() : T{};
+      x = over_warp(x);
     }
-    if (size() == 1) return x;
-    if (threadIdx.x == 0) memcpy(exchange_.block[turn_], &x, sizeof x);
-    sync();
-    x = T{};
-    if (lane < size()) memcpy(&x, at(lane, exchange_).block[turn_], sizeof x);
-    return warp_reduce(x, merge);
+    if (size() > 1) {
+      turn_ ^= 1;
+      if (threadIdx.x == 0) exchange_.block[turn_].put(x);
+      sync();
+      if (warp_id() == 0) {
+        x = lane < size() ? at(lane, exchange_).block[turn_].template get<T>() : T{};
+        x = over_warp(x);
+      }
+    }
+    if (threadIdx.x == 0) exchange_.all.put(x);
+    __syncthreads();
+    return exchange_.all.template get<T>();
   }
 
  private:

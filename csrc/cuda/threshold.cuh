@@ -32,7 +32,7 @@ struct RowMass {
   float max, inv_t, share;  // share: 1 / sum of exp((s - max) * inv_t)
 
   __device__ uint64_t of(float s) const {
-    return static_cast<uint64_t>(__expf((s - max) * inv_t) * share *
+    return static_cast<uint64_t>(exp_of((s - max) * inv_t) * share *
                                  static_cast<float>(kWholeMass));
   }
 };
@@ -57,6 +57,7 @@ struct ThresholdMemory {
       // Two halves, as shared memory adds 32 bits at a time: a value is high * 2^12 + low. Counts
       // are all low.
       uint32_t low[RadixSearch::kBins], high[RadixSearch::kBins];
+      uint64_t team[RadixSearch::kBins];  // the sums of all members' values
       uint64_t warp_total[32];
     };
   };
@@ -96,7 +97,7 @@ class Shortlist {
     all_ = floor == -INFINITY;  // every token is listed
     whole_ = kWholeMass;
     if (cut_.top_p < 1) {
-      covered = team.reduce(covered, add);
+      covered = team.reduce(covered, [](uint64_t x) { return warp_reduce(x, add); });
       if (cut_.top_k > 0) whole_ = static_cast<double>(covered);
     } else {
       __syncthreads();
@@ -125,8 +126,9 @@ class Shortlist {
       float score = INFINITY;
     } lowest;
     for_each_kept([&](uint32_t, float s) { lowest.score = fminf(lowest.score, s); });
-    lowest = team.reduce(
-        lowest, [](const Lowest& a, const Lowest& b) { return Lowest{fminf(a.score, b.score)}; });
+    lowest = team.reduce(lowest, [](const Lowest& x) {
+      return Lowest{warp_reduce(x.score, [](float a, float b) { return fminf(a, b); })};
+    });
     const bool k_spares_all = cut_.top_k == 0 || m_.pulled < cut_.top_k;
     const bool spares_all = k_spares_all && cut_.top_p >= 1 && cut_.min_p_gap == -INFINITY;
     return spares_all ? -INFINITY : lowest.score;
@@ -141,18 +143,18 @@ class Shortlist {
     const uint32_t quads = blockDim.x / 4;
     const bool small_k = cut_.top_k > 0 && cut_.top_k < quads / 2;
     const uint32_t enough = small_k ? static_cast<uint32_t>(cut_.top_k) : quads / 2;
-    if (threadIdx.x % 4 == 0) m_.quad_max[threadIdx.x / 4] = quad;
+    const uint32_t mine = threadIdx.x / 4, share = threadIdx.x % 4;
+    if (share == 0) m_.quad_max[mine] = quad;
     __syncthreads();
-    if (threadIdx.x < quads) {
-      const float mine = m_.quad_max[threadIdx.x];
-      uint32_t before = 0;
+    uint32_t before = 0;  // quads that come before, each of this one's threads looking at a share
 #pragma unroll 8
-      for (uint32_t i = 0; i < quads; ++i) {
-        const float other = m_.quad_max[i];
-        before += other > mine || (other == mine && i < threadIdx.x);
-      }
-      if (before == enough - 1) m_.floor = mine;
+    for (uint32_t i = share * quads / 4; i < (share + 1) * quads / 4; ++i) {
+      const float other = m_.quad_max[i];
+      before += other > quad || (other == quad && i < mine);
     }
+    before += __shfl_xor_sync(kAllLanes, before, 1);
+    before += __shfl_xor_sync(kAllLanes, before, 2);
+    if (share == 0 && before == enough - 1) m_.floor = quad;
     __syncthreads();
     floor_ = m_.floor;
   }
@@ -207,21 +209,33 @@ class Shortlist {
   double whole_ = kWholeMass;  // of the mass that top-p takes its part from
 };
 
-// One round of m.search on the team's histograms. False: the search has no result, as fewer tokens
-// than its target are left.
-__device__ __forceinline__ bool descend(ThresholdMemory& m, bool weigh) {
-  // Digits from the top, `per` a thread: where does their running sum reach the target?
-  const uint32_t bins = 1u << m.search.bits(), per = (bins + blockDim.x - 1) / blockDim.x;
-  const uint32_t first = threadIdx.x * per;
-  const auto bin = [&](uint32_t i) {
+// Fills m.team: each member adds up its part of the digits, and all copy the parts of the others.
+__device__ __forceinline__ void merge_histograms(ThresholdMemory& m) {
+  const uint32_t part = (1u << m.search.bits()) / Team::size(), first = Team::rank() * part;
+  for (uint32_t d = first + threadIdx.x; d < first + part; d += blockDim.x) {
     uint64_t sum = 0;
-    const uint32_t d = bins - 1 - i;
+#pragma unroll 4
     for (uint32_t r = 0; r < Team::size(); ++r) {
       const ThresholdMemory& from = Team::at(r, m);
       sum += (static_cast<uint64_t>(from.high[d]) << 12) + from.low[d];
     }
-    return sum;
-  };
+    m.team[d] = sum;
+  }
+  Team::sync();
+  for (uint32_t d = threadIdx.x; d < part * Team::size(); d += blockDim.x) {
+    if (d / part != Team::rank()) m.team[d] = Team::at(d / part, m).team[d];
+  }
+  __syncthreads();
+}
+
+// One round of m.search on the team's histograms. False: the search has no result, as fewer tokens
+// than its target are left.
+__device__ __forceinline__ bool descend(ThresholdMemory& m, bool weigh) {
+  merge_histograms(m);
+  // Digits from the top, `per` a thread: where does their running sum reach the target?
+  const uint32_t bins = 1u << m.search.bits(), per = (bins + blockDim.x - 1) / blockDim.x;
+  const uint32_t first = threadIdx.x * per;
+  const auto bin = [&](uint32_t i) { return m.team[bins - 1 - i]; };
   uint64_t own = 0;
   for (uint32_t i = first; i < first + per && i < bins; ++i) own += bin(i);
   unsigned long long up_to = own;  // running sum over the block, this thread's included

@@ -335,11 +335,17 @@ inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const v
   return cudaSuccess;
 }
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
-inline cudaError_t cudaOccupancyMaxPotentialClusterSize(int* size, const void*,
-                                                        const cudaLaunchConfig_t*) {
-  *size = 8;
+inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int,
+                                                                 size_t) {
+  *blocks = 1;
   return cudaSuccess;
 }
+inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
+                                                  const cudaLaunchConfig_t* config) {
+  *clusters = 16 / config->attrs[0].val.clusterDim.x;
+  return *clusters > 1 ? cudaSuccess : cudaErrorUnknown;
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 template <class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Args...),

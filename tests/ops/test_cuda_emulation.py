@@ -274,6 +274,23 @@ def test_layouts(pair: EmulatedCuda, dtype: torch.dtype, layout: str) -> None:
     assert_samples_agree(pair, p, **SAMPLE)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("terms", [1, 3, 4])
+def test_aligned_rows(cuda: EmulatedCuda, dtype: torch.dtype, terms: int) -> None:
+    """A few inputs of one dtype, which have a kernel of their own; one without weight."""
+    for vocab, rows in ((1040, 2), (1028, 1)):
+        p = problem(cuda, terms=terms, vocab=vocab, rows=rows, values=4 - terms, dtype=dtype)
+        if terms == 4:
+            p.weights = [1.0, 0.0, 0.3, -0.5]
+            p.logits[1][:] = INF
+        assert_samples_agree(cuda, p, **SAMPLE)
+        assert_samples_agree(cuda, p, top_k=9, top_p=0.9, temperature=0.8, **SAMPLE)
+    mask = torch.arange(1040) % 3 > 0
+    support = Support(top_k=99, term=terms - 1)
+    p = problem(cuda, terms=terms, vocab=1040, dtype=dtype, mask=mask, support=support)
+    assert_samples_agree(cuda, p, top_p=0.8, **SAMPLE)
+
+
 @pytest.mark.parametrize("vocab", [1, 7, 8, 37, 1031, 5000])
 def test_vocabularies(cuda: EmulatedCuda, vocab: int) -> None:
     """Smaller than a thread's read, than a warp's, and of several rounds."""

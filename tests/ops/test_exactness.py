@@ -53,6 +53,20 @@ def test_vocabularies(kernel: Backend, vocab: int, rows: int) -> None:
     assert_agrees(kernel, problem(kernel, vocab=vocab, rows=rows, values=1, seed=vocab))
 
 
+@pytest.mark.parametrize("terms", [1, 3, 4])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_aligned_rows(kernel: Backend, terms: int, dtype: torch.dtype) -> None:
+    """Inputs of one dtype that begin at multiples of 16 bytes, whole vectors or not at the end."""
+    for rows, vocab in ((3, 1040), (1, 1028)):
+        p = problem(kernel, terms=terms, vocab=vocab, rows=rows, values=4 - terms, dtype=dtype)
+        assert_agrees(kernel, p)
+    mask = torch.arange(1040, device=kernel.device) % 3 > 0
+    p = problem(kernel, terms=terms, vocab=1040, dtype=dtype, mask=mask, support=Support(top_k=99))
+    p.weights = [1.0, 0.0, -0.5, 0.0][:terms]
+    p.logits[-1][1, ::2] = INF if terms == 4 else -INF  # without weight it is not read
+    assert_agrees(kernel, p)
+
+
 @pytest.mark.parametrize("rows", [7, 1, 2, 33])
 def test_batches(kernel: Backend, rows: int) -> None:
     assert_agrees(kernel, problem(kernel, rows=rows, vocab=61, seed=rows))
