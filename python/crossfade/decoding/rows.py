@@ -118,12 +118,13 @@ class Slots:
             r.term_logprobs[at] = sample.term_logprobs
         if r.kl_to_base is not None and kl is not None:
             r.kl_to_base[at] = kl
-        r.failed[torch.where(self.live & ~ok, self.row, nowhere)] = True
+        # index_fill_: to assign a number would copy it to the device, which no capture allows
+        r.failed.index_fill_(0, torch.where(self.live & ~ok, self.row, nowhere), True)
         self.wrote.copy_(ok)
         self.new += ok
         r.lengths[row] = self.new
         ended = ok & (sample.tokens[:, None] == eos).any(dim=1)
-        r.finished[torch.where(ended, self.row, nowhere)] = True
+        r.finished.index_fill_(0, torch.where(ended, self.row, nowhere), True)
         self.tokens.copy_(torch.where(ok, sample.tokens, self.tokens))
         self.live &= ok & ~ended & (self.new < self.stop)
 
