@@ -21,12 +21,20 @@ from torch import Tensor
 FLOAT32_ERROR = 3e-5
 
 
+def _that_attends(backend: Backend) -> Backend:
+    if backend.name == "native" and backend.device != "cpu":
+        pytest.skip(f"{backend}: on GPUs the op is Triton's")
+    return backend
+
+
 @pytest.fixture
 def backend(backend: Backend) -> Backend:
-    """Every backend that has the op: on GPUs it is Triton's."""
-    if backend.name == "native" and backend.device != "cpu":
-        pytest.skip(f"{backend}: attends on CPUs only")
-    return backend
+    return _that_attends(backend)
+
+
+@pytest.fixture
+def kernel(kernel: Backend) -> Backend:
+    return _that_attends(kernel)
 
 
 class Case(NamedTuple):

@@ -11,6 +11,8 @@ from crossfade.kernels import attend as kernels
 
 MOST_ROWS = 64  # query rows (tokens x heads of a group) of a program
 SPLIT = 256  # slots of a split, where the tokens fit one tile
+TILE_BYTES = 16 << 10  # of a block's keys and values, if it has more than 16 slots
+SHARED_BYTES = 99 << 10  # the memory of a program that sm_80 and all later GPUs have
 
 
 def attend_(
@@ -37,6 +39,11 @@ def attend_(
         return out
     window = min(window, 2**31 - 1)
     padded_rows, d, dv = (_power_of_two(x) for x in (tile * group, size, value_size))
+    block, slot = 64, (d + dv) * query.element_size()
+    while block > 16 and block * slot > TILE_BYTES:
+        block //= 2
+    queries = padded_rows * d * query.element_size()  # the rest is what a pipeline's stages hold
+    fit = [s for s in (3, 2) if (2 * s - 1) * block * slot + queries <= SHARED_BYTES]
     partials = stats = None
     if splits > 1:
         shape = batch, kv_heads, splits
@@ -72,10 +79,11 @@ def attend_(
             TILE=tile,
             SPLIT=split,
             ROWS=padded_rows,
-            BLOCK=32 if query.dtype == torch.float32 else 64,
+            BLOCK=block,
             D=d,
             DV=dv,
             WIDEN=os.environ.get("TRITON_INTERPRET") == "1",
+            num_stages=fit[0] if fit else 1,
         )
         if splits > 1:
             kernels.combine[batch * kv_heads,](
