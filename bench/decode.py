@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import functools
 import gc
 import itertools
@@ -21,7 +22,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ MOST_OFF = 0.2
 PACKAGES = ("crossfade", "torch", "transformers", "peft")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Sizes:
     """`short` and `long`: the new tokens of runs."""
 
@@ -287,6 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--batch", nargs="+", type=int, help="instead of all batch sizes")
     parser.add_argument("--rounds", type=int, help="turns of each contender (5; 2 if quick)")
+    parser.add_argument("--new-tokens", nargs=2, type=int, metavar=("SHORT", "LONG"),
+                        help="of the runs that a step's time is taken from")  # fmt: skip
     parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS",
                         help="begin no further round of a batch after this long")  # fmt: skip
     if cpu:
@@ -297,6 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     sizes = Sizes([1, 4, 16], 59, 6, 22, 5) if cpu else Sizes([1, 8, 64], 128, 80, 128, 5)
     if args.quick:
         sizes = Sizes([1, 2], 9, 2, 14, 2)
+    if args.new_tokens is not None:
+        sizes = dataclasses.replace(sizes, short=args.new_tokens[0], long=args.new_tokens[1])
     batches, rounds = args.batch or sizes.batches, args.rounds or sizes.rounds
     report: dict[str, Any] = {
         "command": " ".join(

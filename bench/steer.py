@@ -48,7 +48,7 @@ PLACES = (
     "that had a sequel",
 )
 QUESTIONS = [demo.QUESTION.format(f"{s} {p}") for s in SUBJECTS for p in PLACES]
-FADER = (0.0, 0.5, 1.0, 2.0)
+FADER = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0)
 WEIGHT = 0.5  # of the blend that is searched
 WIDTH, SAMPLES, CHUNK, NEW = 2, 4, 4, 16
 ROWS = WIDTH * SAMPLES
@@ -114,7 +114,7 @@ def at_kl(rows: Sequence[dict[str, Any]], kl: float) -> float | None:
 
 
 def summary(report: dict[str, Any]) -> str:
-    rows = report["rows"]
+    rows = sorted(report["rows"], key=lambda r: r["group"] != "fader")
     lines = [
         "| at equal | method | rows a prompt | s a prompt | reward (VADER) | the fader's at this "
         "KL | perplexity (base) | distinct-2 | KL to the base, nats a response, at most |",
@@ -129,7 +129,7 @@ def summary(report: dict[str, Any]) -> str:
         lines.append(
             f"| {group} | {r['method']} | {r['rows']} | {r['seconds']:.2f} | {r['reward']:+.2f} ± "
             f"{r['reward_interval']:.2f} | {fader} | {r['perplexity']:.1f} | {r['distinct_2']:.2f} "
-            f"| {r['kl']:.2f} ± {r['kl_interval']:.2f} |"
+            f"| {round(r['kl'], 2) + 0.0:.2f} ± {r['kl_interval']:.2f} |"
         )
     machine, s = report["machine"], report["settings"]
     return "\n".join(

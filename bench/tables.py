@@ -6,26 +6,35 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import decode
 import guides
 import search
+import steer
 from crossfade import bench
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 
 
-def bench_section() -> Iterator[str]:
-    report = json.loads((RESULTS / "cpu.json").read_text())
-    hardware = report["hardware"]
-    yield from bench.table(report)
-    yield ""
-    yield (
-        f"{hardware['device']}, {hardware['threads']} threads, {hardware['isa']}; three terms; "
-        f"torch {report['versions']['torch']}; `{report['command']}`. One eager call on tiny "
-        f"inputs takes {report['eager_call_us']:.0f} µs."
+def bench_section(report: dict[str, Any]) -> str:
+    h = report["hardware"]
+    where = f"CUDA {h['cuda']}" if "cuda" in h else f"{h['threads']} threads, {h['isa']}"
+    note = (
+        f"{h['device']}, {where}; three terms; torch {report['versions']['torch']}; "
+        f"`{report['command']}`. One eager call on tiny inputs takes "
+        f"{report['eager_call_us']:.0f} µs."
     )
+    return "\n".join([*bench.table(report), "", note])
+
+
+def cpu_bench_section() -> str:
+    return bench_section(json.loads((RESULTS / "cpu.json").read_text()))
+
+
+def gpu_figures(stage: str) -> dict[str, Any]:
+    return json.loads((RESULTS / "nvidia-h200.json").read_text())[stage]["figures"]
 
 
 def demo_section() -> Iterator[str]:
@@ -57,12 +66,19 @@ def search_section() -> str:
     return search.readme(json.loads((RESULTS / "search.json").read_text()))
 
 
+def steer_section() -> str:
+    return steer.summary(json.loads((RESULTS / "steer.json").read_text()))
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
-    "bench": lambda: "\n".join(bench_section()),
+    "bench": cpu_bench_section,
     "decode": decode_section,
     "demo": lambda: "\n".join(demo_section()),
+    "gpu-bench": lambda: bench_section(gpu_figures("bench")),
+    "gpu-decode": lambda: decode.readme(gpu_figures("steps")),
     "guides": guides_section,
     "search": search_section,
+    "steer": steer_section,
 }
 
 
