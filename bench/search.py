@@ -125,14 +125,16 @@ def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def readme(results: dict[str, Any]) -> str:
     """README's section, from what `--json` wrote."""
-    machine, rows = results["machine"], results["rows"]
+    machine = results["machine"]
+    rows = sorted(results["rows"], key=lambda r: (-r["shape"]["width"], *r["shape"].values()))
+    rounds = sorted({len(r["rounds_s"]) for r in rows})
     where = f"{machine['threads']} threads" if "threads" in machine else f"CUDA {machine['cuda']}"
     lines = [
         *summary(rows),
         "",
         f"{machine['device']}, {where}; {results['settings']['model']}; torch "
-        f"{results['versions']['torch']}; `{results['command']}`. Peak: memory over what was held "
-        "before.",
+        f"{results['versions']['torch']}; `{results['command']}`, shape by shape, medians of "
+        f"{' or '.join(map(str, rounds))} rounds. Peak: memory over what was held before.",
     ]
     timed = sorted({r["scored_every"] for r in rows if r.get("scored_every", 1) > 1})
     if timed:
