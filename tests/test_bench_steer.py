@@ -45,6 +45,7 @@ def test_the_fader_at_a_divergence() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure the GPU")
 def test_a_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steer, "FADER", (0.0, 2.0))
+    monkeypatch.setattr(steer, "METHODS", ("base, best of n", "both (IVG)"))
     monkeypatch.setattr(steer, "NEW", 4)
     path = tmp_path / "steer.json"
     arguments = ["--questions", "2", "--json", str(path)]
