@@ -1,0 +1,333 @@
+"""Log-probs of a linear head over tiles of tokens and vocabulary, for `linear_logp`.
+
+Tiles of logits are made by `torch.mm`, and used up before the next ones are made. Between the
+products, a tile is worked on by the native kernel, or by torch's own operations where there is none
+for the dtype or the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROWS, COLUMNS = 1024, 1024  # of a tile, at most
+FEWEST_ROWS = 16  # with fewer, products round otherwise: a row would depend on its batch
+
+
+class Settings(NamedTuple):
+    """What makes logits of products, and where targets do not count."""
+
+    softcap: float  # 0: off
+    temperature: float
+    ignore_index: int
+
+
+class Tile(NamedTuple):
+    """Logits of some tokens and vocabulary rows, from row `first` on. Before: the products."""
+
+    scores: Tensor  # [rows, columns]
+    first: int
+    bias: Tensor | None  # [columns]
+    targets: Tensor  # [rows], in the vocabulary
+    settings: Settings
+
+
+class Sums(NamedTuple):
+    """Of each token's logits z so far; as `LogpSums` and `LogpMoments` of csrc/crossfade.h."""
+
+    sums: Tensor  # [T, 4] float64: max, sum of exp(z - max), of that times (z - max), target's z
+    mean: Tensor | None  # [T, H]: the sum of exp(z - max) s times weight
+    product: Tensor | None  # [T, H]: of that times (z - max)
+
+    def of(self, rows: slice) -> Sums:
+        mean, product = (None if x is None else x[rows] for x in self[1:])
+        return Sums(self.sums[rows], mean, product)
+
+
+class Forward(NamedTuple):
+    logp: Tensor  # [T]
+    lse: Tensor  # [T]
+    entropy: Tensor  # [T]
+    normaliser: Tensor  # [3, T]: max, log of the sum of exp(z - max), target's z
+    mean: Tensor | None  # [T, H]: E[dz/dx weight]
+    covariance: Tensor | None  # [T, H]: E[(z - E[z]) dz/dx weight]
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class _Head:
+    """The head's tiles, as numbers to compute with; one buffer holds each in its turn."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, s: Settings
+    ) -> None:
+        self.dtype = compute_dtype(hidden.dtype)
+        missing = max(0, FEWEST_ROWS - hidden.shape[0])
+        self.hidden = F.pad(hidden.to(self.dtype), (0, 0, 0, missing))
+        self.targets = F.pad(targets, (0, missing), value=s.ignore_index).contiguous()
+        self.weight, self.bias, self.settings = weight, bias, s
+        count = -(-len(self.hidden) // ROWS)
+        ends = [len(self.hidden) * i // count for i in range(count + 1)]
+        self.rows = [slice(*ends[i : i + 2]) for i in range(count)]
+        self.columns = min(COLUMNS, len(weight))
+        most = max(r.stop - r.start for r in self.rows)
+        self._scores = self.hidden.new_empty(most * self.columns)
+        if weight.dtype != self.dtype:
+            self._weight = self.hidden.new_empty(self.columns, weight.shape[1])
+
+    def tiles(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Slices of the vocabulary, with their rows of weight and bias."""
+        for first in range(0, len(self.weight), self.columns):
+            part = slice(first, min(first + self.columns, len(self.weight)))
+            weight = self.weight[part]
+            if weight.dtype != self.dtype:
+                weight = self._weight[: len(weight)].copy_(weight)
+            bias = None if self.bias is None else self.bias[part].to(self.dtype).contiguous()
+            yield part, weight, bias
+
+    def tile(self, rows: slice, part: slice, weight: Tensor, bias: Tensor | None) -> Tile:
+        hidden = self.hidden[rows]
+        scores = self._scores[: len(hidden) * len(weight)].view(len(hidden), len(weight))
+        torch.mm(hidden, weight.t(), out=scores)
+        return Tile(scores, part.start, bias, self.targets[rows], self.settings)
+
+
+def forward(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    settings: Settings,
+    moments: int,
+    kernel: ModuleType | None,
+) -> Forward:
+    """The results, with what a backward pass needs.
+
+    `moments`: how many of mean and covariance to make; each costs a product, and with them a frozen
+    head's gradient is known. The other results do not depend on it. `kernel`: `native`, or None.
+    """
+    run = kernel or _Torch
+    head = _Head(hidden, weight, targets, bias, settings)
+    shape = head.hidden.shape
+    mean = head.hidden.new_zeros(shape) if moments > 0 else None
+    product = head.hidden.new_zeros(shape) if moments > 1 else None
+    start = torch.tensor([-torch.inf, 0, 0, torch.nan], dtype=torch.float64, device=hidden.device)
+    all_sums = Sums(start.repeat(shape[0], 1), mean, product)
+    products = torch.empty_like(head._scores) if moments > 1 else None
+    for part, w, b in head.tiles():
+        for rows in head.rows:
+            tile, sums = head.tile(rows, part, w, b), all_sums.of(rows)
+            out = None if products is None else products[: tile.scores.numel()]
+            out = None if out is None else out.view_as(tile.scores)
+            run.logp_forward(tile, sums, out)
+            if sums.mean is not None:
+                sums.mean.addmm_(tile.scores, w)
+            if sums.product is not None and out is not None:
+                sums.product.addmm_(out, w)
+    return _results(all_sums, targets, settings, head.dtype)
+
+
+def _results(all_sums: Sums, targets: Tensor, s: Settings, dtype: torch.dtype) -> Forward:
+    all_sums = all_sums.of(slice(len(targets)))
+    top, total, weighted, target = all_sums.sums.unbind(1)
+    log_total, below = total.log(), weighted / total
+    lse = top + log_total
+    lse = lse.where(lse.isfinite(), torch.nan)
+    logp = ((target - top) - log_total).where(lse.isfinite(), torch.nan)
+    logp = logp.where(targets != s.ignore_index, 0)
+    mean, covariance = all_sums.mean, all_sums.product
+    scale = (total * s.temperature).to(dtype)[:, None]
+    if mean is not None:
+        mean.div_(scale)
+    if mean is not None and covariance is not None:
+        covariance.div_(scale).addcmul_(mean, below.to(dtype)[:, None], value=-1)
+    return Forward(
+        logp.to(dtype),
+        lse.to(dtype),
+        (log_total - below).to(dtype),
+        torch.stack([top, log_total, target]).to(dtype),
+        mean,
+        covariance,
+    )
+
+
+class Gradients(NamedTuple):
+    """Of the results, [T] each; None is zero."""
+
+    logp: Tensor | None
+    lse: Tensor | None
+    entropy: Tensor | None
+
+    def of_logits(self, counts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """`pick`, `share` and `tilt` [T] of their sum's gradient, which is for a logit z
+
+            [target] pick + p (share - tilt (z - E[z]))
+
+        from ``d logp/dz = [target] - p``, ``d lse/dz = p`` and ``d entropy/dz = -p (z - E[z])``.
+        `counts`: where a target does.
+        """
+        zero = torch.zeros(counts.shape, dtype=dtype, device=counts.device)
+        logp, lse, tilt = (zero if x is None else x.to(dtype) for x in self)
+        pick = logp.where(counts, 0)
+        return pick, lse - pick, tilt
+
+
+def backward(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    settings: Settings,
+    entropy: Tensor,
+    normaliser: Tensor,
+    gradients: Gradients,
+    wanted: tuple[bool, bool, bool],
+    kernel: ModuleType | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of hidden, weight and bias that are `wanted`, from logits made once more."""
+    run = kernel or _Torch
+    dtype = normaliser.dtype
+    pick, share, tilt = gradients.of_logits(targets != settings.ignore_index, dtype)
+    share = share - (tilt * entropy).where(tilt != 0, 0)  # z - E[z] = log p + entropy
+    of_logits = torch.stack(
+        [*normaliser[:2], *(x / settings.temperature for x in (pick, share, tilt))], 1
+    )
+    used = _used_rows(of_logits)
+    if used is not None:
+        hidden, targets, of_logits = hidden[used], targets[used], of_logits[used]
+    head = _Head(hidden, weight, targets, bias, settings)
+    of_logits = F.pad(of_logits, (0, 0, 0, len(head.hidden) - len(of_logits)))
+    for_hidden = torch.zeros_like(head.hidden) if wanted[0] else None
+    for_weight = weight.new_empty(weight.shape) if wanted[1] else None
+    for_bias = weight.new_empty(len(weight), dtype=head.dtype) if wanted[2] else None
+    apart = wanted[1] and weight.dtype != head.dtype
+    buffer = head.hidden.new_empty(head.columns, weight.shape[1]) if apart else None
+    for part, w, b in head.tiles():
+        out = None
+        if for_weight is not None:
+            out = for_weight[part] if buffer is None else buffer[: len(w)]
+        for i, rows in enumerate(head.rows):
+            tile = head.tile(rows, part, w, b)
+            run.logp_backward(tile, of_logits[rows])
+            scores = tile.scores
+            if for_hidden is not None:
+                for_hidden[rows].addmm_(scores, w)
+            if out is not None:
+                out.addmm_(scores.t(), head.hidden[rows], beta=min(i, 1))
+            if for_bias is not None:
+                for_bias[part] = scores.sum(0) + (for_bias[part] if i else 0)
+        if for_weight is not None and buffer is not None and out is not None:
+            for_weight[part] = out
+    if for_hidden is not None:
+        for_hidden = for_hidden[: len(hidden)]
+        if used is not None:
+            for_hidden = for_hidden.new_zeros(len(normaliser[0]), hidden.shape[1]).index_copy_(
+                0, used, for_hidden
+            )
+        for_hidden = for_hidden.to(hidden.dtype)
+    if bias is not None and for_bias is not None:
+        for_bias = for_bias.to(bias.dtype)
+    return for_hidden, for_weight, for_bias
+
+
+def _used_rows(of_logits: Tensor) -> Tensor | None:
+    """Those with a gradient, as padding and prompts have none; None for all, and where one waits
+    for the device to know."""
+    if not of_logits.is_cpu:
+        return None
+    used = (of_logits[:, 2:] != 0).any(1)
+    return None if bool(used.all()) else used.nonzero().squeeze(1)
+
+
+def frozen_backward(
+    weight: Tensor,
+    targets: Tensor,
+    settings: Settings,
+    normaliser: Tensor,
+    mean: Tensor,
+    covariance: Tensor | None,
+    gradients: Gradients,
+) -> Tensor:
+    """The gradient of hidden, from a frozen head's moments: no products are left."""
+    dtype = mean.dtype
+    pick, share, tilt = gradients.of_logits(targets != settings.ignore_index, dtype)
+    slope = torch.full_like(pick, 1 / settings.temperature)
+    if settings.softcap > 0:
+        t = normaliser[2] * (settings.temperature / settings.softcap)
+        slope = slope * (1 - t * t)
+    at_target = (pick * slope).where(pick != 0, 0)
+    result = weight[targets.clamp(0, len(weight) - 1)].to(dtype)
+    result.mul_(at_target[:, None]).addcmul_(mean, share[:, None])
+    if covariance is not None:
+        result.addcmul_(covariance, tilt[:, None], value=-1)
+    without = (pick == 0) & (share == 0) & (tilt == 0)
+    return result.masked_fill_(without[:, None], 0)
+
+
+class _Torch:
+    """The kernel's two functions in torch: see csrc/crossfade.h."""
+
+    @staticmethod
+    def logp_forward(tile: Tile, sums: Sums, products: Tensor | None) -> None:
+        slope = _Torch._logits(tile)
+        z = tile.scores
+        top, total, weighted, target = sums.sums.unbind(1)
+        inside = (tile.targets >= tile.first) & (tile.targets < tile.first + z.shape[1])
+        at = (tile.targets - tile.first).clamp(0, z.shape[1] - 1)
+        target.copy_(z.gather(1, at[:, None]).squeeze(1).where(inside, target))
+
+        most = torch.maximum(top, z.amax(1))
+        most_finite = most.where(most != -torch.inf, 0)
+        step = (top - most_finite).where(top != -torch.inf, 0)
+        factor = (top - most_finite).exp()
+        below = z.sub_(most_finite.to(z.dtype)[:, None])
+        p = below.exp()
+        below.masked_fill_(below == -torch.inf, 0)
+        weighted.copy_((weighted + step * total) * factor + (p * below).sum(1))
+        total.copy_(total * factor + p.sum(1))
+        top.copy_(most)
+        if slope is not None:
+            p = p * slope
+        if sums.mean is not None:
+            if sums.product is not None and products is not None:
+                sums.product.addcmul_(sums.mean, step.to(z.dtype)[:, None])
+                sums.product.mul_(factor.to(z.dtype)[:, None])
+                torch.mul(p, below, out=products)
+            sums.mean.mul_(factor.to(z.dtype)[:, None])
+            tile.scores.copy_(p)
+
+    @staticmethod
+    def logp_backward(tile: Tile, rows: Tensor) -> None:
+        slope = _Torch._logits(tile)
+        top, log_total, pick, share, tilt = (x[:, None] for x in rows.unbind(1))
+        log_p = tile.scores.sub_(top).sub_(log_total)
+        p = log_p.exp()
+        log_p.masked_fill_(log_p == -torch.inf, 0)
+        grad = p * (share - tilt * log_p)
+        at = torch.arange(tile.first, tile.first + p.shape[1], device=p.device)
+        grad = torch.where(tile.targets[:, None] == at, grad + pick, grad)
+        if slope is not None:
+            grad = grad * slope
+        without = (pick == 0) & (share == 0) & (tilt == 0)
+        tile.scores.copy_(grad.masked_fill_(without, 0))
+
+    @staticmethod
+    def _logits(tile: Tile) -> Tensor | None:
+        """Makes logits of a tile's products, in place; dz/dx * temperature, None where 1."""
+        x, s, slope = tile.scores, tile.settings, None
+        if tile.bias is not None:
+            x += tile.bias
+        if s.softcap > 0:
+            t = x.div_(s.softcap).tanh_()
+            slope = 1 - t * t
+            t.mul_(s.softcap)
+        if s.temperature != 1:
+            x.div_(s.temperature)
+        return slope
