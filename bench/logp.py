@@ -32,6 +32,11 @@ from decode import peak_of
 from torch import Tensor
 from tqdm import tqdm
 
+try:
+    import trl.trainer.utils as TRL
+except ImportError:
+    TRL = None
+
 KINDS = {"trained": 4, "frozen": 2}  # heads, and the products that theirs cannot do without
 
 
@@ -69,25 +74,34 @@ def naive(c: Case) -> Tensor:
 
 
 def selective_log_softmax(c: Case) -> Tensor:
-    """As TRL 1.16 writes it: no log-softmax is stored, logits are; a row at a time."""
+    """TRL's where it is installed; else what it does, for sequences of 512 tokens."""
     logits = F.linear(c.hidden, c.weight)
-    chosen = logits.gather(-1, c.targets[:, None]).squeeze(-1)
-    return (chosen - torch.stack([row.logsumexp(-1) for row in logits])).mean()
+    sequences, targets = torch.stack(logits.split(512)), torch.stack(c.targets.split(512))
+    if TRL is not None:
+        return TRL.selective_log_softmax(sequences, targets).mean()
+    chosen = sequences.gather(-1, targets[..., None]).squeeze(-1)
+    return (chosen - torch.stack([z.logsumexp(-1) for z in sequences])).mean()
 
 
-def chunked(c: Case, reduction: str, rows: int | None = None) -> Tensor:
-    options = (
-        torch.nn.LinearCrossEntropyOptions()
-        if rows is None
-        else torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
-    )
+def trl_chunks(c: Case) -> Tensor:
+    """What TRL's trainers run: tiles of 4,096 tokens, four products."""
+    apply = TRL._ChunkedLogProbFunction.apply
+    size = TRL._CHUNKED_LOGPROB_CHUNK_SIZE
+    return apply(c.hidden, c.weight, None, c.targets, 1.0, size, None, 1.0, ())[0].mean()
+
+
+def torch_chunks(c: Case, reduction: str, rows: int | None = None) -> Tensor:
+    """`rows` of all logits at once, by default as torch chooses. Of "mean", torch makes the
+    gradients in the forward pass, with one product less: for a loss that is nothing else."""
+    chunks = {} if rows is None else {"batch_chunk_size": rows, "chunking_method": None}
+    options = torch.nn.LinearCrossEntropyOptions(**chunks)
     loss = F.linear_cross_entropy(
         c.hidden, c.weight, c.targets, reduction=reduction, options=options
     )
     return -loss.mean()
 
 
-def checkpointed(c: Case) -> Tensor:
+def checkpoints(c: Case) -> Tensor:
     """Chunks of 128 tokens, whose logits are made again."""
 
     def part(hidden: Tensor, targets: Tensor) -> Tensor:
@@ -100,25 +114,21 @@ def checkpointed(c: Case) -> Tensor:
 
 
 def losses() -> dict[str, Callable[[Case], Tensor]]:
-    ways = {
+    written_out = "" if TRL else " (written out)"
+    ways: dict[str, Callable[[Case], Tensor]] = {
         "ours": ours,
         "naive": naive,
-        "selective_log_softmax (TRL's, written out)": selective_log_softmax,
-        "checkpoints": checkpointed,
+        f"TRL's selective_log_softmax{written_out}": selective_log_softmax,
     }
+    if TRL is not None:
+        ways["TRL's chunks"] = trl_chunks
+    ways["checkpoints"] = checkpoints
     if hasattr(F, "linear_cross_entropy"):
-        ways |= {
-            "torch's chunks, per token": functools.partial(chunked, reduction="none"),
-            "torch's chunks, mean": functools.partial(chunked, reduction="mean"),
-            "torch's chunks of 256, per token": functools.partial(
-                chunked, reduction="none", rows=256
-            ),
-            "torch's chunks of 256, mean": functools.partial(chunked, reduction="mean", rows=256),
-        }
+        chunks = functools.partial(torch_chunks, rows=256)
+        ways["torch's chunks of 256"] = functools.partial(chunks, reduction="none")
+        ways["torch's chunks of 256, mean alone"] = functools.partial(chunks, reduction="mean")
+        ways["torch's chunks, mean alone"] = functools.partial(torch_chunks, reduction="mean")
     return ways
-
-
-BOUNDED = ("checkpoints", "torch's chunks")  # those whose memory is bounded, by how names begin
 
 
 def products(c: Case) -> tuple[Tensor, Tensor | None]:
@@ -247,7 +257,9 @@ def main() -> None:
     report: dict[str, Any] = {
         "command": " ".join(["python bench/logp.py", *sys.argv[1:]]),
         "machine": hardware("cpu"),
-        "versions": {p: metadata.version(p) for p in ("crossfade", "torch")},
+        "versions": {
+            p: metadata.version(p) for p in ("crossfade", "torch", *(["trl"] if TRL else []))
+        },
         "sizes": asdict(sizes),
         "tile": [logp_tiles.ROWS, logp_tiles.COLUMNS],
         "rows": [measure(kind, sizes, args) for kind in KINDS],

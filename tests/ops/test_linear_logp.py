@@ -34,7 +34,7 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(params=[None, (3, 5), (1, 1)], ids=["one tile", "3 x 5", "1 x 1"])
+@pytest.fixture(params=[None, (7, 12), (1, 1)], ids=["one tile", "7 x 12", "1 x 1"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows and columns of a tile, at most."""
     if request.param is not None:
@@ -72,7 +72,7 @@ def naive(
     return LinearLogp(logp.where(targets != -100, 0), z.logsumexp(-1), entropy)
 
 
-def loss_of(results: LinearLogp, power: int = 1) -> Tensor:
+def loss_of(results: LinearLogp) -> Tensor:
     """Each result and each token with weights of its own."""
     total = results.logp.new_zeros(())
     for k, x in enumerate(results):
@@ -114,8 +114,10 @@ def test_reference(way: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("backend", TILED)
 @pytest.mark.parametrize("way", WAYS, ids=str)
-@pytest.mark.parametrize(("tokens", "vocab"), [(1, 1), (1, 9), (5, 8), (13, 31), (33, 67)])
+@pytest.mark.parametrize(("tokens", "vocab"), [(1, 1), (1, 9), (5, 8), (33, 67)])
 def test_truth(tiles: None, tokens: int, vocab: int, way: dict[str, Any], backend: str) -> None:
+    if logp_tiles.COLUMNS == 1 and vocab > 9:
+        pytest.skip("thousands of tiles")
     hidden, weight, targets, bias = problem(tokens, 12, vocab)
     targets[tokens // 2 :: 3] = -100
     for b in (None, bias):
@@ -298,6 +300,16 @@ def test_lesser_instruction_sets(isa: str) -> None:
     environment = {**os.environ, "CROSSFADE_ISA": isa}
     done = subprocess.run([*command, __file__], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_autocast_changes_nothing() -> None:
+    """Products of float32 stay so: log-probs of bfloat16 products would be off by some 1e-2."""
+    tensors = problem(20, 12, 31)
+    want, of_want = gradients(linear_logp, tensors, "hwb", return_entropy=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, of_got = gradients(linear_logp, tensors, "hwb", return_entropy=True)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert all(torch.equal(of_got[n], of_want[n]) for n in "hwb")
 
 
 # ---- Edges ---------------------------------------------------------------------------------------

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import backends, check, logp_tiles, native, reference
+from . import backends, check, logp_tiles, logp_torch, native, reference
 from .logp_tiles import Gradients, Settings
 from .types import LinearLogp
 
@@ -172,8 +173,10 @@ def _check_backend(backend: Any, hidden: Tensor) -> None:
 
 
 def _check_targets(targets: Tensor, vocab: int, ignore_index: int) -> None:
+    if not targets.is_cpu:
+        return
     outside = ((targets < 0) | (targets >= vocab)) & (targets != ignore_index)
-    if targets.is_cpu and bool(outside.any()):
+    if bool(outside.any()):
         place = int(outside.nonzero()[0])
         raise ValueError(
             f"targets has {int(targets[place])} at position {place}; it must be within "
@@ -199,11 +202,12 @@ torch.library.define(
 )
 
 
-def _kernel(hidden: Tensor, backend: str | None) -> Any:
-    works = hidden.is_cpu and hidden.dtype != torch.float64
-    return (
-        native if backend != "torch" and works and native.why_not(hidden.device) is None else None
-    )
+def _kernel(hidden: Tensor, backend: str | None) -> ModuleType:
+    """What works on the tiles. `backend` is None, "native" or "torch"."""
+    native_works = hidden.is_cpu and hidden.dtype != torch.float64
+    if backend == "torch" or not native_works or native.why_not(hidden.device) is not None:
+        return logp_torch
+    return native
 
 
 @torch.library.impl("crossfade::linear_logp", "CompositeExplicitAutograd")

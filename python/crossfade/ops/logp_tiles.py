@@ -1,8 +1,7 @@
 """Log-probs of a linear head over tiles of tokens and vocabulary, for `linear_logp`.
 
 Tiles of logits are made by `torch.mm`, and used up before the next ones are made. Between the
-products, a tile is worked on by the native kernel, or by torch's own operations where there is none
-for the dtype or the device.
+products a kernel works on them.
 """
 
 from __future__ import annotations
@@ -106,14 +105,14 @@ def forward(
     bias: Tensor | None,
     settings: Settings,
     moments: int,
-    kernel: ModuleType | None,
+    kernel: ModuleType,
 ) -> Forward:
     """The results, with what a backward pass needs.
 
     `moments`: how many of mean and covariance to make; each costs a product, and with them a frozen
-    head's gradient is known. The other results do not depend on it. `kernel`: `native`, or None.
+    head's gradient is known. The other results do not depend on it. `kernel`: `native` or
+    `logp_torch`.
     """
-    run = kernel or _Torch
     head = _Head(hidden, weight, targets, bias, settings)
     shape = head.hidden.shape
     mean = head.hidden.new_zeros(shape) if moments > 0 else None
@@ -126,7 +125,7 @@ def forward(
             tile, sums = head.tile(rows, part, w, b), all_sums.of(rows)
             out = None if products is None else products[: tile.scores.numel()]
             out = None if out is None else out.view_as(tile.scores)
-            run.logp_forward(tile, sums, out)
+            kernel.logp_forward(tile, sums, out)
             if sums.mean is not None:
                 sums.mean.addmm_(tile.scores, w)
             if sums.product is not None and out is not None:
@@ -189,10 +188,9 @@ def backward(
     normaliser: Tensor,
     gradients: Gradients,
     wanted: tuple[bool, bool, bool],
-    kernel: ModuleType | None,
+    kernel: ModuleType,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of hidden, weight and bias that are `wanted`, from logits made once more."""
-    run = kernel or _Torch
     dtype = normaliser.dtype
     pick, share, tilt = gradients.of_logits(targets != settings.ignore_index, dtype)
     share = share - (tilt * entropy).where(tilt != 0, 0)  # z - E[z] = log p + entropy
@@ -215,7 +213,7 @@ def backward(
             out = for_weight[part] if buffer is None else buffer[: len(w)]
         for i, rows in enumerate(head.rows):
             tile = head.tile(rows, part, w, b)
-            run.logp_backward(tile, of_logits[rows])
+            kernel.logp_backward(tile, of_logits[rows])
             scores = tile.scores
             if for_hidden is not None:
                 for_hidden[rows].addmm_(scores, w)
@@ -269,65 +267,3 @@ def frozen_backward(
         result.addcmul_(covariance, tilt[:, None], value=-1)
     without = (pick == 0) & (share == 0) & (tilt == 0)
     return result.masked_fill_(without[:, None], 0)
-
-
-class _Torch:
-    """The kernel's two functions in torch: see csrc/crossfade.h."""
-
-    @staticmethod
-    def logp_forward(tile: Tile, sums: Sums, products: Tensor | None) -> None:
-        slope = _Torch._logits(tile)
-        z = tile.scores
-        top, total, weighted, target = sums.sums.unbind(1)
-        inside = (tile.targets >= tile.first) & (tile.targets < tile.first + z.shape[1])
-        at = (tile.targets - tile.first).clamp(0, z.shape[1] - 1)
-        target.copy_(z.gather(1, at[:, None]).squeeze(1).where(inside, target))
-
-        most = torch.maximum(top, z.amax(1))
-        most_finite = most.where(most != -torch.inf, 0)
-        step = (top - most_finite).where(top != -torch.inf, 0)
-        factor = (top - most_finite).exp()
-        below = z.sub_(most_finite.to(z.dtype)[:, None])
-        p = below.exp()
-        below.masked_fill_(below == -torch.inf, 0)
-        weighted.copy_((weighted + step * total) * factor + (p * below).sum(1))
-        total.copy_(total * factor + p.sum(1))
-        top.copy_(most)
-        if slope is not None:
-            p = p * slope
-        if sums.mean is not None:
-            if sums.product is not None and products is not None:
-                sums.product.addcmul_(sums.mean, step.to(z.dtype)[:, None])
-                sums.product.mul_(factor.to(z.dtype)[:, None])
-                torch.mul(p, below, out=products)
-            sums.mean.mul_(factor.to(z.dtype)[:, None])
-            tile.scores.copy_(p)
-
-    @staticmethod
-    def logp_backward(tile: Tile, rows: Tensor) -> None:
-        slope = _Torch._logits(tile)
-        top, log_total, pick, share, tilt = (x[:, None] for x in rows.unbind(1))
-        log_p = tile.scores.sub_(top).sub_(log_total)
-        p = log_p.exp()
-        log_p.masked_fill_(log_p == -torch.inf, 0)
-        grad = p * (share - tilt * log_p)
-        at = torch.arange(tile.first, tile.first + p.shape[1], device=p.device)
-        grad = torch.where(tile.targets[:, None] == at, grad + pick, grad)
-        if slope is not None:
-            grad = grad * slope
-        without = (pick == 0) & (share == 0) & (tilt == 0)
-        tile.scores.copy_(grad.masked_fill_(without, 0))
-
-    @staticmethod
-    def _logits(tile: Tile) -> Tensor | None:
-        """Makes logits of a tile's products, in place; dz/dx * temperature, None where 1."""
-        x, s, slope = tile.scores, tile.settings, None
-        if tile.bias is not None:
-            x += tile.bias
-        if s.softcap > 0:
-            t = x.div_(s.softcap).tanh_()
-            slope = 1 - t * t
-            t.mul_(s.softcap)
-        if s.temperature != 1:
-            x.div_(s.temperature)
-        return slope
