@@ -165,7 +165,7 @@ LogpTile read_logp_tile(const py::tuple& t) {
           pointer<float>(t[4]), t[5].cast<float>(),   t[6].cast<float>(),   pointer<int64_t>(t[7])};
 }
 
-// (count, size, addresses of mean, product and products)
+// (count, size, addresses of first, second and second scores)
 LogpMoments read_logp_moments(const py::tuple& t) {
   return {t[0].cast<int32_t>(), t[1].cast<int64_t>(), pointer<float>(t[2]), pointer<float>(t[3]),
           pointer<float>(t[4])};

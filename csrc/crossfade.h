@@ -144,14 +144,14 @@ struct LogpSums {
 };
 
 // The moments that a frozen head's gradients need, with s = dz/dx * temperature. The pass leaves
-// exp(z - max) s in the tile and exp(z - max) s (z - max) in `products`, and makes the sums of
-// those times weight, which the caller keeps, relative to the new maximum.
+// exp(z - max) s in the tile and exp(z - max) s (z - max) in second_scores. The sums of those times
+// weight are the caller's; the pass makes what they hold already relative to the new maximum.
 struct LogpMoments {
-  int32_t count;    // 0: none, 1: the first, 2: both
-  int64_t size;     // columns of
-  float* mean;      // [rows, size]
-  float* product;   // [rows, size]
-  float* products;  // [rows, columns]
+  int32_t count;         // 0: none, 1: the first, 2: both
+  int64_t size;          // columns of
+  float* first;          // [rows, size]
+  float* second;         // [rows, size]
+  float* second_scores;  // [rows, columns]
 };
 
 // Of a row's logits z: d loss / dx = s (p (share - tilt log p) + pick at the target), with p =

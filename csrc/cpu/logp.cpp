@@ -119,20 +119,20 @@ void shrink(LogpSums& sums, float top, const LogpMoments& moments, int64_t r) {
   }
   if (moments.count == 0) return;
   const float by = static_cast<float>(factor), far = factor == 0 ? 0 : static_cast<float>(step);
-  float *mean = moments.mean + r * moments.size, *product = moments.product + r * moments.size;
+  float *first = moments.first + r * moments.size, *second = moments.second + r * moments.size;
   for (int64_t i = 0; i < moments.size; ++i) {
-    if (moments.count == 2) product[i] = (product[i] + far * mean[i]) * by;
-    mean[i] *= by;
+    if (moments.count == 2) second[i] = (second[i] + far * first[i]) * by;
+    first[i] *= by;
   }
 }
 
 template <bool kPlain, int kMoments>
 void add_row(const LogpTile& tile, int64_t r, LogpSums& sums, const LogpMoments& moments) {
   Row<kPlain> row(tile, r);
-  float* products = kMoments == 2 ? moments.products + r * tile.columns : nullptr;
+  float* second = kMoments == 2 ? moments.second_scores + r * tile.columns : nullptr;
   const auto leave = [&](float x) {
     if (kMoments > 0) row.fill(x);
-    if (kMoments == 2) std::fill_n(products, tile.columns, x);
+    if (kMoments == 2) std::fill_n(second, tile.columns, x);
   };
 
   F32 tops = splat(-kInf);
@@ -165,7 +165,7 @@ void add_row(const LogpTile& tile, int64_t r, LogpSums& sums, const LogpMoments&
       if (kMoments > 0) {
         const F32 moment = p * row.slope(z);
         row.put(c, moment);
-        if (kMoments == 2) store_up_to(products + c, moment * x, tile.columns - c);
+        if (kMoments == 2) store_up_to(second + c, moment * x, tile.columns - c);
       }
     }
   for (int i = 0; i < kSums; ++i) {

@@ -309,7 +309,7 @@ def _run_backward(
 def _run_backward_fake(hidden, weight, targets, bias, *args):
     wanted = args[-1]
     return tuple(
-        hidden.new_empty(0) if x is None or not w else torch.empty_like(x)
+        hidden.new_empty(0) if x is None or not w else x.new_empty(x.shape)
         for x, w in zip((hidden, weight, bias), wanted, strict=True)
     )
 

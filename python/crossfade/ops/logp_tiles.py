@@ -40,12 +40,12 @@ class Sums(NamedTuple):
     """Of each token's logits z so far; as `LogpSums` and `LogpMoments` of csrc/crossfade.h."""
 
     sums: Tensor  # [T, 4] float64: max, sum of exp(z - max), of that times (z - max), target's z
-    mean: Tensor | None  # [T, H]: the sum of exp(z - max) s times weight
-    product: Tensor | None  # [T, H]: of that times (z - max)
+    first: Tensor | None  # [T, H]: the sum of exp(z - max) s times weight
+    second: Tensor | None  # [T, H]: of that times (z - max)
 
     def of(self, rows: slice) -> Sums:
-        mean, product = (None if x is None else x[rows] for x in self[1:])
-        return Sums(self.sums[rows], mean, product)
+        first, second = (None if x is None else x[rows] for x in self[1:])
+        return Sums(self.sums[rows], first, second)
 
 
 class Forward(NamedTuple):
@@ -77,7 +77,7 @@ class _Head:
         self.rows = [slice(*ends[i : i + 2]) for i in range(count)]
         self.columns = min(COLUMNS, len(weight))
         most = max(r.stop - r.start for r in self.rows)
-        self._scores = self.hidden.new_empty(most * self.columns)
+        self.scores = self.hidden.new_empty(most * self.columns)
         if weight.dtype != self.dtype:
             self._weight = self.hidden.new_empty(self.columns, weight.shape[1])
 
@@ -93,7 +93,7 @@ class _Head:
 
     def tile(self, rows: slice, part: slice, weight: Tensor, bias: Tensor | None) -> Tile:
         hidden = self.hidden[rows]
-        scores = self._scores[: len(hidden) * len(weight)].view(len(hidden), len(weight))
+        scores = self.scores[: len(hidden) * len(weight)].view(len(hidden), len(weight))
         torch.mm(hidden, weight.t(), out=scores)
         return Tile(scores, part.start, bias, self.targets[rows], self.settings)
 
@@ -115,21 +115,20 @@ def forward(
     """
     head = _Head(hidden, weight, targets, bias, settings)
     shape = head.hidden.shape
-    mean = head.hidden.new_zeros(shape) if moments > 0 else None
-    product = head.hidden.new_zeros(shape) if moments > 1 else None
+    first, second = (head.hidden.new_zeros(shape) if moments > i else None for i in range(2))
     start = torch.tensor([-torch.inf, 0, 0, torch.nan], dtype=torch.float64, device=hidden.device)
-    all_sums = Sums(start.repeat(shape[0], 1), mean, product)
-    products = torch.empty_like(head._scores) if moments > 1 else None
+    all_sums = Sums(start.repeat(shape[0], 1), first, second)
+    buffer = torch.empty_like(head.scores) if moments > 1 else None
     for part, w, b in head.tiles():
         for rows in head.rows:
             tile, sums = head.tile(rows, part, w, b), all_sums.of(rows)
-            out = None if products is None else products[: tile.scores.numel()]
-            out = None if out is None else out.view_as(tile.scores)
-            kernel.logp_forward(tile, sums, out)
-            if sums.mean is not None:
-                sums.mean.addmm_(tile.scores, w)
-            if sums.product is not None and out is not None:
-                sums.product.addmm_(out, w)
+            scores = tile.scores
+            again = None if buffer is None else buffer[: scores.numel()].view(scores.shape)
+            kernel.logp_forward(tile, sums, again)
+            if sums.first is not None:
+                sums.first.addmm_(scores, w)
+            if sums.second is not None and again is not None:
+                sums.second.addmm_(again, w)
     return _results(all_sums, targets, settings, head.dtype)
 
 
@@ -141,7 +140,7 @@ def _results(all_sums: Sums, targets: Tensor, s: Settings, dtype: torch.dtype) -
     lse = lse.where(lse.isfinite(), torch.nan)
     logp = ((target - top) - log_total).where(lse.isfinite(), torch.nan)
     logp = logp.where(targets != s.ignore_index, 0)
-    mean, covariance = all_sums.mean, all_sums.product
+    mean, covariance = all_sums.first, all_sums.second
     scale = (total * s.temperature).to(dtype)[:, None]
     if mean is not None:
         mean.div_(scale)
@@ -165,7 +164,7 @@ class Gradients(NamedTuple):
     entropy: Tensor | None
 
     def of_logits(self, counts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """`pick`, `share` and `tilt` [T] of their sum's gradient, which is for a logit z
+        """`pick`, `share` and `tilt` [T] of the loss's gradient, which is for a logit z
 
             [target] pick + p (share - tilt (z - E[z]))
 
@@ -202,7 +201,7 @@ def backward(
         hidden, targets, of_logits = hidden[used], targets[used], of_logits[used]
     head = _Head(hidden, weight, targets, bias, settings)
     of_logits = F.pad(of_logits, (0, 0, 0, len(head.hidden) - len(of_logits)))
-    for_hidden = torch.zeros_like(head.hidden) if wanted[0] else None
+    for_hidden = head.hidden.new_zeros(head.hidden.shape) if wanted[0] else None
     for_weight = weight.new_empty(weight.shape) if wanted[1] else None
     for_bias = weight.new_empty(len(weight), dtype=head.dtype) if wanted[2] else None
     apart = wanted[1] and weight.dtype != head.dtype
@@ -236,8 +235,8 @@ def backward(
 
 
 def _used_rows(of_logits: Tensor) -> Tensor | None:
-    """Those with a gradient, as padding and prompts have none; None for all, and where one waits
-    for the device to know."""
+    """The tokens that have a gradient: padding and prompts have none. None is all of them, as it is
+    where one would have to wait for a device to know."""
     if not of_logits.is_cpu:
         return None
     used = (of_logits[:, 2:] != 0).any(1)
@@ -261,7 +260,7 @@ def frozen_backward(
         t = normaliser[2] * (settings.temperature / settings.softcap)
         slope = slope * (1 - t * t)
     at_target = (pick * slope).where(pick != 0, 0)
-    result = weight[targets.clamp(0, len(weight) - 1)].to(dtype)
+    result = weight.index_select(0, targets.clamp(0, len(weight) - 1)).to(dtype)
     result.mul_(at_target[:, None]).addcmul_(mean, share[:, None])
     if covariance is not None:
         result.addcmul_(covariance, tilt[:, None], value=-1)

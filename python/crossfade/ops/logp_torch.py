@@ -11,7 +11,7 @@ from torch import Tensor
 from .logp_tiles import Sums, Tile
 
 
-def logp_forward(tile: Tile, sums: Sums, products: Tensor | None) -> None:
+def logp_forward(tile: Tile, sums: Sums, second_scores: Tensor | None) -> None:
     slope = _logits(tile)
     z = tile.scores
     top, total, weighted, target = sums.sums.unbind(1)
@@ -31,18 +31,18 @@ def logp_forward(tile: Tile, sums: Sums, products: Tensor | None) -> None:
     top.copy_(most)
     if slope is not None:
         p = p * slope
-    if sums.mean is not None:
-        if sums.product is not None and products is not None:
-            sums.product.addcmul_(sums.mean, step.to(z.dtype)[:, None])
-            sums.product.mul_(factor.to(z.dtype)[:, None])
-            torch.mul(p, below, out=products)
-        sums.mean.mul_(factor.to(z.dtype)[:, None])
+    if sums.first is not None:
+        if sums.second is not None and second_scores is not None:
+            sums.second.addcmul_(sums.first, step.to(z.dtype)[:, None])
+            sums.second.mul_(factor.to(z.dtype)[:, None])
+            torch.mul(p, below, out=second_scores)
+        sums.first.mul_(factor.to(z.dtype)[:, None])
         tile.scores.copy_(p)
 
 
-def logp_backward(tile: Tile, rows: Tensor) -> None:
+def logp_backward(tile: Tile, of_logits: Tensor) -> None:
     slope = _logits(tile)
-    top, log_total, pick, share, tilt = (x[:, None] for x in rows.unbind(1))
+    top, log_total, pick, share, tilt = (x[:, None] for x in of_logits.unbind(1))
     log_p = tile.scores.sub_(top).sub_(log_total)
     p = log_p.exp()
     log_p.masked_fill_(log_p == -torch.inf, 0)

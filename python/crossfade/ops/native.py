@@ -244,14 +244,14 @@ def attend_(
     return out
 
 
-def logp_forward(tile: Tile, sums: Sums, products: Tensor | None) -> None:
+def logp_forward(tile: Tile, sums: Sums, second_scores: Tensor | None) -> None:
     """Adds a tile to the sums of its rows; leaves the moments of its logits, where wanted."""
     moments = (
-        sum(x is not None for x in (sums.mean, sums.product)),
-        0 if sums.mean is None else sums.mean.shape[1],
-        0 if sums.mean is None else sums.mean.data_ptr(),
-        0 if sums.product is None else sums.product.data_ptr(),
-        0 if products is None else products.data_ptr(),
+        sum(x is not None for x in (sums.first, sums.second)),
+        0 if sums.first is None else sums.first.shape[1],
+        0 if sums.first is None else sums.first.data_ptr(),
+        0 if sums.second is None else sums.second.data_ptr(),
+        0 if second_scores is None else second_scores.data_ptr(),
     )
     threads = torch.get_num_threads()
     _native.logp_forward_cpu(_logp_tile(tile), sums.sums.data_ptr(), moments, threads)
