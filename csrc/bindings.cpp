@@ -159,6 +159,18 @@ Selection read_selection(const py::tuple& t) {
           pointer<float>(t[3]), pointer<uint8_t>(t[4]), pointer<int64_t>(t[5])};
 }
 
+// (rows, columns, first, addresses of scores and bias, softcap, temperature, address of targets)
+LogpTile read_logp_tile(const py::tuple& t) {
+  return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(), pointer<float>(t[3]),
+          pointer<float>(t[4]), t[5].cast<float>(),   t[6].cast<float>(),   pointer<int64_t>(t[7])};
+}
+
+// (count, size, addresses of first, second and second scores)
+LogpMoments read_logp_moments(const py::tuple& t) {
+  return {t[0].cast<int32_t>(), t[1].cast<int64_t>(), pointer<float>(t[2]), pointer<float>(t[3]),
+          pointer<float>(t[4])};
+}
+
 #ifdef CROSSFADE_CUDA
 void check(const char* error) {
   if (error) throw std::runtime_error(error);
@@ -193,6 +205,18 @@ PYBIND11_MODULE(_native, m) {
                                  weight_stride, bias, y, lora);
     py::gil_scoped_release release;
     linear_cpu(l, threads);
+  });
+  m.def("logp_forward_cpu",
+        [](const py::tuple& tile, uintptr_t sums, const py::tuple& moments, int threads) {
+          const LogpTile t = read_logp_tile(tile);
+          const LogpMoments m = read_logp_moments(moments);
+          py::gil_scoped_release release;
+          logp_forward_cpu(t, reinterpret_cast<LogpSums*>(sums), m, threads);
+        });
+  m.def("logp_backward_cpu", [](const py::tuple& tile, uintptr_t gradients, int threads) {
+    const LogpTile t = read_logp_tile(tile);
+    py::gil_scoped_release release;
+    logp_backward_cpu(t, reinterpret_cast<LogpGradient*>(gradients), threads);
   });
   m.def("chunk_select_cpu", [](const py::tuple& selection) {
     const Selection s = read_selection(selection);

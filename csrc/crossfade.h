@@ -124,12 +124,54 @@ struct Fork {
   PerRow<int64_t> start, end;
 };
 
+// A tile of logits: softcap * tanh(x / softcap) / temperature of x = hidden weight^T + bias.
+struct LogpTile {
+  int64_t rows, columns;
+  int64_t first;      // the tile's first column, in the vocabulary
+  float* scores;      // [rows, columns] hidden weight^T, overwritten
+  const float* bias;  // [columns], or null
+  float softcap;      // 0: off
+  float temperature;
+  const int64_t* targets;  // [rows], in the vocabulary; those outside the tile are not in it
+};
+
+// What a row's logits z up to some tile sum to, below their maximum.
+struct LogpSums {
+  double max;       // at first -inf
+  double total;     // sum of exp(z - max), at first 0; NaN if a z is NaN or +inf
+  double weighted;  // sum of exp(z - max) (z - max), at first 0
+  double target;    // z of the target, once its tile was there
+};
+
+// The moments that a frozen head's gradients need, with s = dz/dx * temperature. The pass leaves
+// exp(z - max) s in the tile and exp(z - max) s (z - max) in second_scores. The sums of those times
+// weight are the caller's; the pass makes what they hold already relative to the new maximum.
+struct LogpMoments {
+  int32_t count;         // 0: none, 1: the first, 2: both
+  int64_t size;          // columns of
+  float* first;          // [rows, size]
+  float* second;         // [rows, size]
+  float* second_scores;  // [rows, columns]
+};
+
+// Of a row's logits z: d loss / dx = s (p (share - tilt log p) + pick at the target), with p =
+// exp(z - max - log_total). A row with share, tilt and pick 0 is 0 throughout.
+struct LogpGradient {
+  float max, log_total, pick, share, tilt;
+};
+
 // out[rows, vocab]: normalised log-probs, NaN in a bad row.
 void blend_cpu(const Blend& blend, float* out, int threads);
 void blend_sample_cpu(const Blend& blend, const Sampling& sampling, int threads);
 void attention_cpu(const Attention& attention, int threads);
 // A row of y does not depend on the other rows, nor on the number of threads.
 void linear_cpu(const Linear& linear, int threads);
+// Adds a tile to its rows' sums [rows]. What a row's are depends on neither the other rows nor the
+// moments nor the threads.
+void logp_forward_cpu(const LogpTile& tile, LogpSums* sums, const LogpMoments& moments,
+                      int threads);
+// Turns a tile into d loss / dx.
+void logp_backward_cpu(const LogpTile& tile, const LogpGradient* gradients, int threads);
 void chunk_select_cpu(const Selection& selection);
 void fork_cache_cpu(const Fork& fork, int threads);
 const char* cpu_isa();  // what the CPU path runs with here: "avx512", "avx2" or "baseline"

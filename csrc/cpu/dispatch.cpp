@@ -6,12 +6,14 @@
 
 namespace crossfade {
 
-#define CF_DECLARE(isa)                                       \
-  namespace isa {                                             \
-  void blend_rows(const Blend&, float*, int);                 \
-  void blend_sample_rows(const Blend&, const Sampling&, int); \
-  void attention_rows(const Attention&, int);                 \
-  void linear_rows(const Linear&, int);                       \
+#define CF_DECLARE(isa)                                                        \
+  namespace isa {                                                              \
+  void blend_rows(const Blend&, float*, int);                                  \
+  void blend_sample_rows(const Blend&, const Sampling&, int);                  \
+  void attention_rows(const Attention&, int);                                  \
+  void linear_rows(const Linear&, int);                                        \
+  void logp_forward_rows(const LogpTile&, LogpSums*, const LogpMoments&, int); \
+  void logp_backward_rows(const LogpTile&, const LogpGradient*, int);          \
   }
 CF_DECLARE(baseline)
 #ifdef __x86_64__
@@ -28,10 +30,15 @@ struct Kernels {
   decltype(&baseline::blend_sample_rows) blend_sample;
   decltype(&baseline::attention_rows) attention;
   decltype(&baseline::linear_rows) linear;
+  decltype(&baseline::logp_forward_rows) logp_forward;
+  decltype(&baseline::logp_backward_rows) logp_backward;
 };
 
-#define CF_KERNELS(isa) \
-  Kernels { #isa, isa::blend_rows, isa::blend_sample_rows, isa::attention_rows, isa::linear_rows }
+#define CF_KERNELS(isa)                                                                   \
+  Kernels {                                                                               \
+    #isa, isa::blend_rows, isa::blend_sample_rows, isa::attention_rows, isa::linear_rows, \
+        isa::logp_forward_rows, isa::logp_backward_rows                                   \
+  }
 
 // CROSSFADE_ISA names a lesser instruction set, for tests.
 Kernels choose() {
@@ -70,6 +77,15 @@ void attention_cpu(const Attention& attention, int threads) {
 
 void linear_cpu(const Linear& linear, int threads) {
   if (linear.rows > 0 && linear.out > 0) kernels().linear(linear, threads);
+}
+
+void logp_forward_cpu(const LogpTile& tile, LogpSums* sums, const LogpMoments& moments,
+                      int threads) {
+  kernels().logp_forward(tile, sums, moments, threads);
+}
+
+void logp_backward_cpu(const LogpTile& tile, const LogpGradient* gradients, int threads) {
+  kernels().logp_backward(tile, gradients, threads);
 }
 
 const char* cpu_isa() { return kernels().isa; }

@@ -1,13 +1,15 @@
-"""Kernels: blending, sampling, what a decoding step runs most, and a search's forks."""
+"""Kernels: blending, sampling, what decoding steps and searches run most, and log-probs."""
 
 from .api import blend, blend_sample
 from .attention import attend_
 from .linear import Lora, linear
+from .logp import linear_logp
 from .search import chunk_select, fork_cache_
-from .types import BlendSample, Support
+from .types import BlendSample, LinearLogp, Support
 
 __all__ = [
     "BlendSample",
+    "LinearLogp",
     "Lora",
     "Support",
     "attend_",
@@ -16,4 +18,5 @@ __all__ = [
     "chunk_select",
     "fork_cache_",
     "linear",
+    "linear_logp",
 ]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .types import BlendSample, Support
+
+if TYPE_CHECKING:
+    from .logp_tiles import Sums, Tile
 
 try:
     _native: Any = importlib.import_module("crossfade._native")
@@ -239,6 +242,37 @@ def attend_(
     )
     _native.attention_cpu(attention, torch.get_num_threads())
     return out
+
+
+def logp_forward(tile: Tile, sums: Sums, second_scores: Tensor | None) -> None:
+    """Adds a tile to the sums of its rows; leaves the moments of its logits, where wanted."""
+    moments = (
+        sum(x is not None for x in (sums.first, sums.second)),
+        0 if sums.first is None else sums.first.shape[1],
+        0 if sums.first is None else sums.first.data_ptr(),
+        0 if sums.second is None else sums.second.data_ptr(),
+        0 if second_scores is None else second_scores.data_ptr(),
+    )
+    threads = torch.get_num_threads()
+    _native.logp_forward_cpu(_logp_tile(tile), sums.sums.data_ptr(), moments, threads)
+
+
+def logp_backward(tile: Tile, of_logits: Tensor) -> None:
+    """Turns a tile into its gradient. `of_logits` [rows, 5]: `crossfade::LogpGradient`."""
+    _native.logp_backward_cpu(_logp_tile(tile), of_logits.data_ptr(), torch.get_num_threads())
+
+
+def _logp_tile(tile: Tile) -> tuple:
+    """`crossfade::LogpTile` as the binding reads it."""
+    return (
+        *tile.scores.shape,
+        tile.first,
+        tile.scores.data_ptr(),
+        0 if tile.bias is None else tile.bias.data_ptr(),
+        tile.settings.softcap,
+        tile.settings.temperature,
+        tile.targets.data_ptr(),
+    )
 
 
 def chunk_select(scores: Tensor, finished: Tensor, width: int) -> Tensor:

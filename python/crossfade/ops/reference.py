@@ -283,3 +283,28 @@ def fork_cache_(
     for x in tensors:
         position = torch.arange(x.shape[2], device=x.device)[:, None]
         x.copy_(torch.where((position >= begin) & (position < stop), x[source], x))
+
+
+def linear_logp(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    softcap: float,
+    temperature: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """logp, lse and entropy ``[T]`` in float64; softcap 0 is off."""
+    z = hidden.double() @ weight.double().T
+    if bias is not None:
+        z = z + bias.double()
+    if softcap > 0:
+        z = softcap * (z / softcap).tanh()
+    z = z / temperature
+    lse = z.logsumexp(-1)
+    counts, finite = targets != ignore_index, lse.isfinite()
+    logp = z.gather(-1, targets.where(counts, 0)[:, None]).squeeze(-1) - lse
+    removed = z == -torch.inf
+    entropy = lse - (z.softmax(-1) * z.masked_fill(removed, 0)).sum(-1)
+    logp, lse, entropy = (x.where(finite, torch.nan) for x in (logp, lse, entropy))
+    return logp.where(counts, 0), lse, entropy

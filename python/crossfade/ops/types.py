@@ -68,3 +68,17 @@ class BlendSample(NamedTuple):
     logprobs: torch.Tensor
     sampled_logprobs: torch.Tensor
     term_logprobs: torch.Tensor | None
+
+
+class LinearLogp(NamedTuple):
+    """Log-probs of a linear head's tokens: float32, or float64 of float64 arguments.
+
+    Attributes:
+        logp: ``[...]``, nats: of the targets; 0 where a target is ignored.
+        lse: ``[...]``: log of the sum of the logits' exponentials.
+        entropy: ``[...]``, nats, or None.
+    """
+
+    logp: torch.Tensor
+    lse: torch.Tensor
+    entropy: torch.Tensor | None

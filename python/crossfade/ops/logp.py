@@ -1,0 +1,323 @@
+"""`linear_logp`: log-probs of a linear head's tokens, whose logits are never stored whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends, check, logp_tiles, logp_torch, native, reference
+from .logp_tiles import Gradients, Settings
+from .types import LinearLogp
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def linear_logp(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    return_entropy: bool = False,
+    backend: str | None = None,
+) -> LinearLogp:
+    """Log-probs of targets under a linear head, in tiles of tokens and vocabulary.
+
+    The same in torch::
+
+        z = hidden @ weight.T + bias
+        z = softcap * (z / softcap).tanh()               # if softcap is not None
+        z = (z / temperature).float()
+        lse = z.logsumexp(-1)
+        logp = z.gather(-1, targets[..., None])[..., 0] - lse
+        logp = logp.where(targets != ignore_index, 0)
+        entropy = lse - (z.softmax(-1) * z).sum(-1)
+
+    Each result is differentiable by hidden, weight and bias, once. Memory is that of the gradients
+    and of a few tiles. Cost, in products of all tokens with the whole head: one where no gradient
+    is wanted. With a frozen head (weight and bias need no gradient) two, a third one with the
+    entropy, all in the forward pass: it keeps the expected embedding, and backward has nothing to
+    multiply. Else one forward, and backward one for the logits again and one each for the gradients
+    of hidden and weight; tokens without a gradient, as padding and prompts are, cost nothing there.
+
+    Products and sums are float32 (float64 for float64) whatever the dtypes, as is the accumulation
+    of gradients. A token's results depend neither on which gradients are recorded, to the bit, nor,
+    where torch's products do not, on the other tokens.
+
+    Args:
+        hidden: ``[..., H]`` float32, bfloat16, float16 or float64.
+        weight: ``[V, H]``, of any of these dtypes; float64 if hidden is, and only then.
+        targets: int64 ``[...]``, each within [0, V) or `ignore_index`.
+        bias: ``[V]``, like `weight`, or None; -inf removes a token.
+        softcap: bounds the logits to (-softcap, softcap), before the temperature; None leaves them.
+        temperature: above 0.
+        ignore_index: a target that has log-prob 0 and, from that, no gradient.
+        return_entropy: give the entropy too.
+        backend: "native" (CPUs; not float64), "torch" (the same tiles with torch's operations
+            between the products: any device and dtype), "reference" (float64, all logits at once),
+            or None for the fastest.
+
+    Returns:
+        `LinearLogp`. A token with NaN or +inf among its logits, or nothing but -inf, is NaN.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be. Targets out of
+            range raise on a CPU; elsewhere their log-prob is NaN.
+        RuntimeError: a second derivative is asked for; the reference alone has them.
+
+    Source: online log-sum-exp of tiles, recomputed backward: Cut Cross-Entropy (Wijmans et al.,
+    arXiv:2411.09009); expectations beside it: FlashAttention's rescaled sums (Dao et al.,
+    arXiv:2205.14135). The soft cap is Gemma 2's (arXiv:2408.00118).
+    """
+    _check_tensors(hidden, weight, targets, bias)
+    settings = (_softcap(softcap), _temperature(temperature), _ignore_index(ignore_index))
+    check.flag("return_entropy", return_entropy)
+    _check_backend(backend, hidden)
+    args = hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), bias
+    if backend == "reference":
+        _check_targets(args[2], len(weight), settings[2])
+        dtype = logp_tiles.compute_dtype(hidden.dtype)
+        results = tuple(x.to(dtype) for x in reference.linear_logp(*args, *settings))
+    else:
+        moments = 0
+        head_learns = weight.requires_grad or (bias is not None and bias.requires_grad)
+        if torch.is_grad_enabled() and hidden.requires_grad and not head_learns:
+            moments = 1 + return_entropy
+        results = torch.ops.crossfade.linear_logp(*args, *settings, moments, backend)
+    logp, lse, entropy = (x.view(targets.shape) for x in results[:3])
+    return LinearLogp(logp, lse, entropy if return_entropy else None)
+
+
+def _check_tensors(hidden: Any, weight: Any, targets: Any, bias: Any) -> None:
+    for name, x in (("hidden", hidden), ("weight", weight), ("targets", targets), ("bias", bias)):
+        if name == "bias" and x is None:
+            continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
+        if name != "targets" and x.dtype not in DTYPES:
+            raise TypeError(
+                f"{name} has dtype {x.dtype}; it must be float32, bfloat16, float16 or float64"
+            )
+        if (x.dtype == torch.float64) != (hidden.dtype == torch.float64) and name != "targets":
+            raise TypeError(
+                f"{name} has dtype {x.dtype} and hidden {hidden.dtype}; both must be float64, or "
+                "neither"
+            )
+        if x.device != hidden.device:
+            raise ValueError(f"{name} is on {x.device}; it must be on {hidden.device}, as hidden")
+    if targets.dtype != torch.int64:
+        raise TypeError(f"targets has dtype {targets.dtype}; it must be torch.int64")
+    shape = weight.shape
+    if len(shape) != 2 or shape[0] == 0 or shape[1] == 0:
+        raise ValueError(f"weight has shape {list(shape)}; it must be [V, H], both at least 1")
+    if hidden.dim() == 0 or hidden.shape[-1] != shape[1]:
+        raise ValueError(
+            f"hidden has shape {list(hidden.shape)}; it must be [..., {shape[1]}], as weight has "
+            "columns"
+        )
+    if targets.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"targets has shape {list(targets.shape)}; it must be {list(hidden.shape[:-1])}, one a "
+            "row of hidden"
+        )
+    if bias is not None and bias.shape != shape[:1]:
+        raise ValueError(f"bias has shape {list(bias.shape)}; it must be [{shape[0]}]")
+
+
+def _softcap(x: Any) -> float:
+    """0 for None."""
+    if x is None:
+        return 0.0
+    if isinstance(x, bool) or not isinstance(x, (int, float)):
+        raise TypeError(f"softcap is {x!r}; it must be a number or None")
+    if not 0 < x < math.inf:
+        raise ValueError(f"softcap is {x}; it must be above 0 and finite, or None")
+    return float(x)
+
+
+def _temperature(x: Any) -> float:
+    if isinstance(x, bool) or not isinstance(x, (int, float)):
+        raise TypeError(f"temperature is {x!r}; it must be a number")
+    if not 0 < x < math.inf:
+        raise ValueError(f"temperature is {x}; it must be above 0 and finite")
+    return float(x)
+
+
+def _ignore_index(x: Any) -> int:
+    if isinstance(x, bool) or not isinstance(x, int):
+        raise TypeError(f"ignore_index is {x!r}; it must be an int")
+    return x
+
+
+def _check_backend(backend: Any, hidden: Tensor) -> None:
+    if backend not in (None, "native", "torch", "reference"):
+        raise ValueError(
+            f"backend is {backend!r}; it must be None, 'native', 'torch' or 'reference'"
+        )
+    if backend == "native":
+        reason = backends.why_not("native", hidden.device)
+        if not hidden.is_cpu:
+            reason = f"hidden is on {hidden.device}; the kernel is for CPUs"
+        elif hidden.dtype == torch.float64:
+            reason = "hidden has dtype torch.float64; the kernel has float32"
+        if reason is not None:
+            raise ValueError(f"backend is 'native', which cannot run this: {reason}")
+
+
+def _check_targets(targets: Tensor, vocab: int, ignore_index: int) -> None:
+    if not targets.is_cpu:
+        return
+    outside = ((targets < 0) | (targets >= vocab)) & (targets != ignore_index)
+    if bool(outside.any()):
+        place = int(outside.nonzero()[0])
+        raise ValueError(
+            f"targets has {int(targets[place])} at position {place}; it must be within "
+            f"[0, {vocab}) or ignore_index, {ignore_index}"
+        )
+
+
+# ---- As autograd and torch.compile see it: one node, with another one as its gradient ----------
+
+_INPUTS = "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias"
+_SETTINGS = "float softcap, float temperature, int ignore_index"
+torch.library.define(
+    "crossfade::linear_logp",
+    f"({_INPUTS}, {_SETTINGS}, int moments, str? backend) "
+    "-> (Tensor logp, Tensor lse, Tensor entropy, Tensor normaliser, Tensor mean, "
+    "Tensor covariance)",
+)
+torch.library.define(
+    "crossfade::linear_logp_backward",
+    f"({_INPUTS}, {_SETTINGS}, str? backend, Tensor entropy, Tensor normaliser, Tensor? mean, "
+    "Tensor? covariance, Tensor? of_logp, Tensor? of_lse, Tensor? of_entropy, bool[] wanted) "
+    "-> (Tensor hidden, Tensor weight, Tensor bias)",
+)
+
+
+def _kernel(hidden: Tensor, backend: str | None) -> ModuleType:
+    """What works on the tiles. `backend` is None, "native" or "torch"."""
+    native_works = hidden.is_cpu and hidden.dtype != torch.float64
+    if backend == "torch" or not native_works or native.why_not(hidden.device) is not None:
+        return logp_torch
+    return native
+
+
+@torch.library.impl("crossfade::linear_logp", "CompositeExplicitAutograd")
+def _forward(hidden, weight, targets, bias, softcap, temperature, ignore_index, moments, backend):
+    _check_targets(targets, len(weight), ignore_index)
+    settings = Settings(softcap, temperature, ignore_index)
+    kernel = _kernel(hidden, backend)
+    done = logp_tiles.forward(hidden, weight, targets, bias, settings, moments, kernel)
+    return tuple(done.logp.new_empty(0) if x is None else x for x in done)
+
+
+@torch.library.register_fake("crossfade::linear_logp")
+def _forward_fake(
+    hidden, weight, targets, bias, softcap, temperature, ignore_index, moments, backend
+):
+    dtype = logp_tiles.compute_dtype(hidden.dtype)
+    each = [hidden.new_empty(len(hidden), dtype=dtype) for _ in range(3)]
+    means = [hidden.new_empty(hidden.shape if moments > i else 0, dtype=dtype) for i in range(2)]
+    return *each, hidden.new_empty((3, len(hidden)), dtype=dtype), *means
+
+
+def _setup_context(ctx, inputs, output):
+    hidden, weight, targets, bias, *ctx.settings, ctx.moments, ctx.backend = inputs
+    ctx.save_for_backward(hidden, weight, targets, bias, *output[2:])
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[3:])
+
+
+def _backward(ctx, of_logp, of_lse, of_entropy, *_):
+    hidden, weight, targets, bias, entropy, normaliser, mean, covariance = ctx.saved_tensors
+    wanted = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
+    grads = torch.ops.crossfade.linear_logp_backward(
+        hidden,
+        weight,
+        targets,
+        bias,
+        *ctx.settings,
+        ctx.backend,
+        entropy,
+        normaliser,
+        mean if ctx.moments > 0 else None,
+        covariance if ctx.moments > 1 else None,
+        of_logp,
+        of_lse,
+        of_entropy,
+        wanted,
+    )
+    of_hidden, of_weight, of_bias = (g if w else None for g, w in zip(grads, wanted, strict=True))
+    return of_hidden, of_weight, None, of_bias, None, None, None, None, None
+
+
+torch.library.register_autograd("crossfade::linear_logp", _backward, setup_context=_setup_context)
+
+
+@torch.library.impl("crossfade::linear_logp_backward", "CompositeExplicitAutograd")
+def _run_backward(
+    hidden,
+    weight,
+    targets,
+    bias,
+    softcap,
+    temperature,
+    ignore_index,
+    backend,
+    entropy,
+    normaliser,
+    mean,
+    covariance,
+    of_logp,
+    of_lse,
+    of_entropy,
+    wanted,
+):
+    settings = Settings(softcap, temperature, ignore_index)
+    gradients = Gradients(of_logp, of_lse, of_entropy)
+    grads: Sequence[Tensor | None]
+    if mean is not None and not (wanted[1] or wanted[2]):
+        grad = logp_tiles.frozen_backward(
+            weight, targets, settings, normaliser, mean, covariance, gradients
+        )
+        grads = grad.to(hidden.dtype), None, None
+    else:
+        grads = logp_tiles.backward(
+            hidden,
+            weight,
+            targets,
+            bias,
+            settings,
+            entropy,
+            normaliser,
+            gradients,
+            wanted,
+            _kernel(hidden, backend),
+        )
+    return tuple(hidden.new_empty(0) if x is None else x for x in grads)
+
+
+@torch.library.register_fake("crossfade::linear_logp_backward")
+def _run_backward_fake(hidden, weight, targets, bias, *args):
+    wanted = args[-1]
+    return tuple(
+        hidden.new_empty(0) if x is None or not w else x.new_empty(x.shape)
+        for x, w in zip((hidden, weight, bias), wanted, strict=True)
+    )
+
+
+def _no_second_derivative(ctx, *_):
+    raise RuntimeError(
+        "linear_logp has no second derivative; backend='reference' has, with all logits stored"
+    )
+
+
+torch.library.register_autograd("crossfade::linear_logp_backward", _no_second_derivative)

@@ -1,0 +1,654 @@
+"""`ops.linear_logp` against dense float64: values, gradients, bits, memory and errors."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+import torch.nn.functional as F
+from cases import DTYPES, INF, NAN, lay_out, normal
+from crossfade.ops import LinearLogp, linear_logp, logp_tiles, native
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+KERNEL_MISSING = native.why_not(torch.device("cpu"))
+TILED = [
+    pytest.param(
+        "native", marks=pytest.mark.skipif(KERNEL_MISSING is not None, reason="not built")
+    ),
+    "torch",
+]
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"softcap": 3.0},
+    {"temperature": 0.7},
+    {"softcap": 2.0, "temperature": 1.7},
+]
+
+
+@pytest.fixture(params=[None, (7, 12), (1, 1)], ids=["one tile", "7 x 12", "1 x 1"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and columns of a tile, at most."""
+    if request.param is not None:
+        monkeypatch.setattr(logp_tiles, "ROWS", request.param[0])
+        monkeypatch.setattr(logp_tiles, "COLUMNS", request.param[1])
+
+
+def problem(
+    tokens: int, size: int, vocab: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """hidden, weight, targets (the last of the vocabulary among them) and bias."""
+    hidden = normal(tokens, size, 1, scale=1.0, dtype=dtype)
+    weight = normal(vocab, size, 2, scale=2 / math.sqrt(size), dtype=dtype)
+    targets = torch.arange(tokens) * 7919 % vocab
+    targets[-1:] = vocab - 1
+    return hidden, weight, targets, normal(1, vocab, 3, scale=1.0, dtype=dtype)[0]
+
+
+def naive(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+) -> LinearLogp:
+    """As one writes it in torch, all in the dtype of the arguments."""
+    z = F.linear(hidden, weight, bias)
+    if softcap is not None:
+        z = softcap * torch.tanh(z / softcap)
+    z = z / temperature
+    log_p = z.log_softmax(-1)
+    logp = log_p.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    entropy = -(log_p.exp() * log_p.masked_fill(log_p == -INF, 0)).sum(-1)
+    return LinearLogp(logp.where(targets != -100, 0), z.logsumexp(-1), entropy)
+
+
+def loss_of(results: LinearLogp) -> Tensor:
+    """Each result and each token with weights of its own."""
+    total = results.logp.new_zeros(())
+    for k, x in enumerate(results):
+        if x is not None:
+            total = total + (x * torch.linspace(-1, 1.5, x.numel()).view_as(x) * (k + 1)).sum()
+    return total
+
+
+def gradients(
+    call: Callable[..., LinearLogp], tensors: tuple[Tensor | None, ...], learn: str, **options: Any
+) -> tuple[LinearLogp, dict[str, Tensor]]:
+    """Results, and gradients by those of hidden, weight and bias whose letters are in `learn`."""
+    hidden, weight, targets, bias = (None if x is None else x.detach() for x in tensors)
+    leaves = {"h": hidden, "w": weight, "b": bias}
+    for name in learn:
+        leaves[name] = leaves[name].clone().requires_grad_()
+    results = call(leaves["h"], leaves["w"], targets, bias=leaves["b"], **options)
+    grads = torch.autograd.grad(loss_of(results), [leaves[n] for n in learn]) if learn else ()
+    return results, dict(zip(learn, grads, strict=True))
+
+
+def assert_close(got: LinearLogp, want: LinearLogp, tolerance: float = 2e-5) -> None:
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, check_dtype=False)
+
+
+# ---- Values and gradients ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_reference(way: dict[str, Any]) -> None:
+    """The dense truth is what torch's own functions give in float64."""
+    tensors = problem(6, 8, 11, torch.float64)
+    got = linear_logp(
+        *tensors[:3], bias=tensors[3], **way, return_entropy=True, backend="reference"
+    )
+    assert_close(got, naive(*tensors, **way), 1e-12)
+
+
+@pytest.mark.parametrize("backend", TILED)
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(("tokens", "vocab"), [(1, 1), (1, 9), (5, 8), (33, 67)])
+def test_truth(tiles: None, tokens: int, vocab: int, way: dict[str, Any], backend: str) -> None:
+    if logp_tiles.COLUMNS == 1 and vocab > 9:
+        pytest.skip("thousands of tiles")
+    hidden, weight, targets, bias = problem(tokens, 12, vocab)
+    targets[tokens // 2 :: 3] = -100
+    for b in (None, bias):
+        tensors = hidden, weight, targets, b
+        exact = tuple(None if x is None else x.double() for x in (hidden, weight)), targets, b
+        want, of_want = gradients(
+            naive,
+            (*exact[0], targets, None if b is None else b.double()),
+            "hw" + "b" * (b is not None),
+            **way,
+        )
+        for learn in ("", "h", "w", "hw", *(("b", "hwb") if b is not None else ())):
+            got, of_got = gradients(
+                linear_logp, tensors, learn, **way, return_entropy=True, backend=backend
+            )
+            assert_close(got, want)
+            for name, grad in of_got.items():
+                torch.testing.assert_close(
+                    grad.double(), of_want[name], rtol=1e-4, atol=1e-4, msg=f"of {name} in {learn}"
+                )
+
+
+@pytest.mark.parametrize("learn", ["h", "w", "b", "hw", "wb", "hb", "hwb"])
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_gradcheck(monkeypatch: pytest.MonkeyPatch, way: dict[str, Any], learn: str) -> None:
+    """Every result by every argument, alone and together, through the tiles in float64."""
+    monkeypatch.setattr(logp_tiles, "ROWS", 3)
+    monkeypatch.setattr(logp_tiles, "COLUMNS", 4)
+    hidden, weight, targets, bias = problem(5, 3, 7, torch.float64)
+    targets[1] = -100
+    leaves = {"h": hidden, "w": weight, "b": bias}
+    for name in learn:
+        leaves[name].requires_grad_()
+
+    def results(*tensors: Tensor, entropy: bool = True) -> tuple[Tensor, ...]:
+        at = {**leaves, **dict(zip(learn, tensors, strict=True))}
+        done = linear_logp(at["h"], at["w"], targets, bias=at["b"], return_entropy=entropy, **way)
+        return tuple(x for x in done if x is not None)
+
+    inputs = tuple(leaves[name] for name in learn)
+    assert torch.autograd.gradcheck(results, inputs)
+    for i in range(3):
+        assert torch.autograd.gradcheck(lambda *x, i=i: results(*x)[i], inputs)
+    assert torch.autograd.gradcheck(lambda *x: results(*x, entropy=False), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("backend", TILED)
+def test_error(backend: str, way: dict[str, Any], dtype: torch.dtype) -> None:
+    """No larger than torch's own in the dtype, of each result and gradient, in root mean square."""
+    tensors = problem(96, 64, 3001, dtype)
+    exact = tuple(x.double() if x.is_floating_point() else x for x in tensors)
+    want, of_want = gradients(naive, exact, "hwb", **way)
+    theirs, of_theirs = gradients(naive, tensors, "hwb", **way)
+    for learn in ("hwb", "h"):
+        ours, of_ours = gradients(
+            linear_logp, tensors, learn, **way, return_entropy=True, backend=backend
+        )
+        pairs = {f"result {k}": x for k, x in enumerate(zip(ours, theirs, want, strict=True))}
+        pairs |= {f"of {n}": (of_ours[n], of_theirs[n], of_want[n]) for n in learn}
+        for name, (a, b, truth) in pairs.items():
+            mine, other = ((x.double() - truth).square().mean().sqrt() for x in (a, b))
+            assert mine <= 1.05 * other, f"{name}: {mine:.3g}, torch's own is {other:.3g}"
+
+
+@pytest.mark.parametrize("backend", TILED)
+def test_weight_gradient_is_summed_in_float32(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over 512 tiles: a bfloat16 sum would stay at 256 times its terms."""
+    monkeypatch.setattr(logp_tiles, "ROWS", 16)
+    hidden = torch.ones(8192, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    linear_logp(
+        hidden, weight, torch.zeros(8192, dtype=torch.int64), backend=backend
+    ).logp.sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.bfloat16
+    assert weight.grad.flatten().tolist() == [4096, -4096]
+
+
+@pytest.mark.parametrize("backend", TILED)
+@pytest.mark.parametrize(
+    "dtypes", list(itertools.product(DTYPES, DTYPES)), ids=lambda d: "-".join(str(x)[6:] for x in d)
+)
+def test_dtypes(backend: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """hidden and weight may differ; results are float32, gradients as their tensors."""
+    hidden, weight, targets, bias = problem(5, 12, 31)
+    tensors = hidden.to(dtypes[0]), weight.to(dtypes[1]), targets, bias
+    got, grads = gradients(linear_logp, tensors, "hwb", return_entropy=True, backend=backend)
+    want, of_want = gradients(
+        naive, tuple(x.float() if x.is_floating_point() else x for x in tensors), "hwb"
+    )
+    assert_close(got, want)
+    for name, x in zip("hwb", (*tensors[:2], bias), strict=True):
+        assert grads[name].dtype == x.dtype
+        torch.testing.assert_close(grads[name].float(), of_want[name], rtol=1e-2, atol=1e-2)
+    assert all(x.dtype == torch.float32 for x in got)
+
+
+@pytest.mark.parametrize("backend", [*TILED, "reference"])
+def test_shapes(backend: str) -> None:
+    hidden, weight, targets, _ = problem(6, 12, 31)
+    want = linear_logp(hidden, weight, targets, backend=backend)
+    got = linear_logp(hidden.view(2, 3, 12), weight, targets.view(2, 3), backend=backend)
+    assert got.entropy is None
+    assert torch.equal(got.logp, want.logp.view(2, 3))
+    assert torch.equal(got.lse, want.lse.view(2, 3))
+    one = linear_logp(hidden[0], weight, targets[0], backend=backend)
+    torch.testing.assert_close(one.logp, want.logp[0])
+    weight.requires_grad_()
+    none = linear_logp(hidden[:0], weight, targets[:0], return_entropy=True, backend=backend)
+    assert all(x is not None and x.shape == (0,) for x in none)
+    none.logp.sum().backward()
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("backend", TILED)
+def test_layouts(backend: str) -> None:
+    """Views with NaN around them, and gradients of any stride."""
+    hidden, weight, targets, bias = problem(20, 12, 31)
+    want, of_want = gradients(linear_logp, (hidden, weight, targets, bias), "hwb", backend=backend)
+    views = [
+        (lay_out(hidden, "sliced"), lay_out(weight, "sliced"), torch.stack([targets] * 2, 1)[:, 0]),
+        (lay_out(hidden, "offset"), lay_out(weight, "offset"), targets),
+        (hidden.T.contiguous().T, weight.T.contiguous().T, targets),
+    ]
+    for h, w, t in views:
+        for b in (bias, torch.stack([bias] * 2, 1)[:, 0]):
+            got, of_got = gradients(linear_logp, (h, w, t, b), "hwb", backend=backend)
+            torch.testing.assert_close(got.logp, want.logp)
+            for name in "hwb":
+                torch.testing.assert_close(of_got[name], of_want[name], rtol=1e-4, atol=1e-5)
+    leaf = hidden.clone().requires_grad_()
+    linear_logp(leaf, weight, targets, backend=backend).logp.sum().backward()  # of stride 0
+    other = hidden.clone().requires_grad_()
+    naive(other, weight, targets).logp.sum().backward()
+    torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+# ---- Bits ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_same_bits_whatever_learns(way: dict[str, Any], dtype: torch.dtype) -> None:
+    """A policy and its reference agree, and results do not depend on what else is asked for."""
+    tensors = problem(70, 33, 1500, dtype)
+    want, _ = gradients(linear_logp, tensors, "", return_entropy=True, **way)
+    for learn in ("h", "w", "b", "hw", "hwb"):
+        for entropy in (False, True):
+            got, _ = gradients(linear_logp, tensors, learn, return_entropy=entropy, **way)
+            assert torch.equal(got.logp, want.logp)
+            assert torch.equal(got.lse, want.lse)
+            assert not entropy or torch.equal(got.entropy, want.entropy)
+
+
+def test_rows_alone() -> None:
+    """A token's results do not depend on the batch, to the bit, where torch's products do not."""
+    hidden, weight, targets, _ = problem(1100, 96, 2100)
+    products = hidden @ weight.T
+    if not all(torch.equal(hidden[:n] @ weight.T, products[:n]) for n in (16, 17, 40, 550)):
+        pytest.skip("a row of torch.mm depends on the number of rows here")
+    want = linear_logp(hidden, weight, targets, return_entropy=True)
+    for part in (slice(0, 1), slice(7, 9), slice(100, 116), slice(3, 44), slice(200, 750)):
+        got = linear_logp(hidden[part], weight, targets[part], return_entropy=True)
+        assert all(torch.equal(a, b[part]) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.skipif(KERNEL_MISSING is not None, reason="not built")
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_lesser_instruction_sets(isa: str) -> None:
+    order = ["baseline", "avx2", "avx512"]
+    if order.index(native._native.cpu_isa()) <= order.index(isa):
+        pytest.skip(f"these tests run with {native._native.cpu_isa()} already")
+    tests = "(test_truth or test_error or test_same_bits or extreme or bad) and not torch"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", tests]
+    environment = {**os.environ, "CROSSFADE_ISA": isa}
+    done = subprocess.run([*command, __file__], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_autocast_changes_nothing() -> None:
+    """Products of float32 stay so: log-probs of bfloat16 products would be off by some 1e-2."""
+    tensors = problem(20, 12, 31)
+    want, of_want = gradients(linear_logp, tensors, "hwb", return_entropy=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, of_got = gradients(linear_logp, tensors, "hwb", return_entropy=True)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert all(torch.equal(of_got[n], of_want[n]) for n in "hwb")
+
+
+# ---- Edges ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learn", ["h", "hwb"])
+@pytest.mark.parametrize("backend", TILED)
+def test_ignored_targets(backend: str, learn: str) -> None:
+    """0 and no gradient from the log-prob; lse and entropy are as ever. Other indices work too."""
+    hidden, weight, targets, bias = problem(9, 12, 31)
+    everything = torch.full_like(targets, -100)
+    got, grads = gradients(linear_logp, (hidden, weight, everything, bias), learn, backend=backend)
+    assert torch.equal(got.logp, torch.zeros(9))
+    torch.testing.assert_close(got.lse, naive(hidden, weight, targets, bias).lse)
+    assert all(g.any() for g in grads.values()), "lse has a gradient"
+
+    leaves = [
+        x.clone().requires_grad_(n in learn)
+        for n, x in zip("hwb", (hidden, weight, bias), strict=True)
+    ]
+    for index, t in ((-100, everything), (3, torch.full_like(targets, 3))):
+        done = linear_logp(*leaves[:2], t, bias=leaves[2], ignore_index=index, backend=backend)
+        asked = [x for x in leaves if x.requires_grad]
+        for grad in torch.autograd.grad(done.logp.sum(), asked):
+            assert not grad.any()
+
+
+@pytest.mark.parametrize("learn", ["h", "hwb"])
+@pytest.mark.parametrize("backend", TILED)
+def test_padding_that_holds_nan(backend: str, learn: str) -> None:
+    """Tokens without a gradient leave those of the rest alone, whatever they hold."""
+    hidden, weight, targets, bias = problem(30, 12, 31)
+    targets[20:] = -100
+    spoilt = hidden.clone()
+    spoilt[20:] = NAN
+    leaves = [
+        x.clone().requires_grad_(n in learn)
+        for n, x in zip("hwb", (spoilt, weight, bias), strict=True)
+    ]
+    whole = [
+        x.clone().requires_grad_(n in learn)
+        for n, x in zip("hwb", (hidden, weight, bias), strict=True)
+    ]
+    for h, w, b in (leaves, whole):
+        linear_logp(h, w, targets, bias=b, backend=backend).logp.sum().backward()
+    for got, want in zip(leaves, whole, strict=True):
+        assert (got.grad is None) == (want.grad is None)
+        assert got.grad is None or torch.equal(got.grad, want.grad)
+
+
+@pytest.mark.parametrize("learn", ["h", "hwb"])
+@pytest.mark.parametrize("backend", TILED)
+def test_extreme_logits(tiles: None, backend: str, learn: str) -> None:
+    """Logits of 1e4, rising and falling, with removed tokens: as float64 has them."""
+    hidden, weight, targets, bias = problem(6, 12, 31)
+    weight = weight * 3000
+    bias[2:30:3] = -INF
+    targets[:] = torch.tensor([0, 1, 30, 4, 2, 30])  # the fifth is removed
+    tensors = hidden, weight, targets, bias
+    got, of_got = gradients(linear_logp, tensors, learn, return_entropy=True, backend=backend)
+    exact = tuple(x.double() if x.is_floating_point() else x for x in tensors)
+    want, of_want = gradients(linear_logp, exact, learn, return_entropy=True, backend="reference")
+    assert got.logp[4] == -INF
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=2e-2)  # 1e4 has steps of 1e-3
+    for name, grad in of_got.items():
+        torch.testing.assert_close(
+            grad.double(), of_want[name], rtol=1e-2, atol=1e-2 * of_want[name].abs().max().item()
+        )
+    if "b" in learn:
+        removed = bias == -INF
+        removed[2] = False  # a target's own gradient is 1 though it is removed
+        assert not of_got["b"][removed].any()
+        assert not of_got["w"][removed].any()
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("backend", [*TILED, "reference"])
+def test_bad_rows(tiles: None, backend: str, value: float) -> None:
+    """A token with bad logits is NaN, and the others are as without it."""
+    hidden, weight, targets, _ = problem(20, 2, 31)
+    hidden, weight = hidden.abs(), weight.abs()
+    want = linear_logp(hidden, weight, targets, return_entropy=True, backend=backend)
+    hidden[11, 1] = value
+    hidden.requires_grad_()
+    got = linear_logp(hidden, weight, targets, return_entropy=True, backend=backend)
+    for a, b in zip(got, want, strict=True):
+        assert a[11].isnan()
+        others = torch.arange(20) != 11
+        torch.testing.assert_close(a[others], b[others])
+    (grad,) = torch.autograd.grad(loss_of(got), hidden)
+    assert grad.isfinite().all(1).nonzero().squeeze(1).tolist() == [i for i in range(20) if i != 11]
+    targets[11] = -100
+    assert linear_logp(hidden, weight, targets, backend=backend).logp[11] == 0
+
+
+@pytest.mark.parametrize("backend", TILED)
+def test_soft_cap_of_infinity(backend: str) -> None:
+    """Is the cap, as tanh has it."""
+    hidden, weight, targets, bias = problem(6, 12, 31)
+    bias[3], bias[4] = INF, -INF
+    got, of_got = gradients(
+        linear_logp,
+        (hidden, weight, targets, bias),
+        "hwb",
+        softcap=4.0,
+        return_entropy=True,
+        backend=backend,
+    )
+    want, of_want = gradients(naive, (hidden, weight, targets, bias), "hwb", softcap=4.0)
+    assert_close(got, want)
+    for name in "hwb":
+        torch.testing.assert_close(of_got[name], of_want[name], rtol=1e-4, atol=1e-4)
+    assert not of_got["b"][3:5].any()
+
+
+# ---- Cost ----------------------------------------------------------------------------------------
+
+
+def profiled(call: Callable[[], Any]) -> tuple[int, int, Any]:
+    """Products of a call, its largest allocation in bytes, and what it gave."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        result = call()
+    events = seen.events()
+    products = sum(e.name in ("aten::mm", "aten::addmm_") for e in events)
+    return products, max(e.self_cpu_memory_usage for e in events), result
+
+
+@pytest.mark.parametrize(
+    ("learn", "entropy", "forward", "backward"),
+    [
+        ("", True, 1, 0),
+        ("h", False, 2, 0),
+        ("h", True, 3, 0),
+        ("w", True, 1, 2),
+        ("b", False, 1, 1),
+        ("hb", False, 1, 2),
+        ("hw", True, 1, 3),
+    ],
+)
+@pytest.mark.parametrize("backend", TILED)
+def test_products_and_memory(
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    learn: str,
+    entropy: bool,
+    forward: int,
+    backward: int,
+) -> None:
+    """Products of tiles as promised, and no tensor of all logits."""
+    monkeypatch.setattr(logp_tiles, "ROWS", 64)
+    monkeypatch.setattr(logp_tiles, "COLUMNS", 128)
+    hidden, weight, targets, bias = problem(512, 8, 1024)
+    leaves = [
+        x.requires_grad_(n in learn) for n, x in zip("hwb", (hidden, weight, bias), strict=True)
+    ]
+    tiles, logits = 8 * 8, 4 * 512 * 1024
+
+    def run() -> LinearLogp:
+        return linear_logp(*leaves[:2], targets, bias=bias, return_entropy=entropy, backend=backend)
+
+    run()
+    products, most, results = profiled(run)
+    assert products == forward * tiles
+    assert most <= logits / 16
+    if learn:
+        loss = loss_of(results)
+        products, most, _ = profiled(loss.backward)
+        assert products == backward * tiles
+        assert most <= logits / 16
+    assert profiled(lambda: naive(hidden, weight, targets, bias))[1] >= logits
+
+
+def test_ignored_tokens_cost_nothing_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logp_tiles, "ROWS", 16)
+    hidden, weight, targets, _ = problem(160, 8, 64)
+    targets[32:] = -100
+    loss = linear_logp(hidden.requires_grad_(), weight.requires_grad_(), targets).logp.sum()
+    assert profiled(loss.backward)[0] == 3 * 2
+    assert hidden.grad is not None
+    assert not hidden.grad[32:].any()
+    assert hidden.grad[:32].any(1).all()
+
+
+# ---- Registration --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learn", ["", "h", "hwb"])
+def test_compiled(learn: str) -> None:
+    """One node between operations of the graph; sizes may change."""
+    torch._dynamo.reset()
+
+    def results(
+        hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor, **options: Any
+    ) -> LinearLogp:
+        done = linear_logp(
+            hidden * 2, weight, targets, bias=bias.relu(), return_entropy=True, **options
+        )
+        return LinearLogp(done.logp + 1, done.lse, done.entropy)
+
+    compiled = torch.compile(results, fullgraph=True, backend="aot_eager", dynamic=True)
+    for tokens in (20, 33):
+        hidden, weight, targets, bias = problem(tokens, 12, 31)
+        hidden, targets = hidden.view(1, tokens, 12), targets.view(1, tokens)
+        for options in ({}, {"softcap": 3.0, "temperature": 0.5}):
+            got, of_got = gradients(compiled, (hidden, weight, targets, bias), learn, **options)
+            want, of_want = gradients(results, (hidden, weight, targets, bias), learn, **options)
+            assert_close(got, want, 0)
+            for name in learn:
+                torch.testing.assert_close(of_got[name], of_want[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", [None, "torch"])
+@pytest.mark.parametrize("moments", [0, 1, 2])
+def test_registration(moments: int, backend: str | None) -> None:
+    hidden, weight, targets, bias = problem(6, 12, 31)
+    settings = (3.0, 0.5, -100)
+    op = torch.ops.crossfade.linear_logp.default
+    learn = moments > 0
+    args = hidden.requires_grad_(learn), weight, targets, bias
+    torch.library.opcheck(op, (*args, *settings, moments, backend))
+    if not learn:
+        torch.library.opcheck(
+            op,
+            (
+                hidden.requires_grad_(),
+                weight.requires_grad_(),
+                targets,
+                None,
+                *settings,
+                0,
+                backend,
+            ),
+        )
+    _, _, entropy, normaliser, mean, covariance = (
+        x.detach() for x in op(*args, *settings, moments, backend)
+    )
+    given = entropy, normaliser, mean if learn else None, covariance if moments > 1 else None
+    of = torch.ones(6), None, torch.ones(6) if moments != 1 else None
+    wanted = [True, not learn, not learn]
+    detached = [x.detach() for x in args]
+    detached[0] = detached[0].T.contiguous().T  # gradients are contiguous all the same
+    backward = torch.ops.crossfade.linear_logp_backward.default
+    torch.library.opcheck(backward, (*detached, *settings, backend, *given, *of, wanted))
+
+
+@pytest.mark.parametrize("learn", ["h", "hw"])
+def test_second_derivatives_are_refused(learn: str) -> None:
+    hidden, weight, targets, _ = problem(6, 12, 31)
+    hidden.requires_grad_()
+    weight.requires_grad_("w" in learn)
+    logp = linear_logp(hidden, weight, targets).logp
+    (grad,) = torch.autograd.grad(logp.square().sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="linear_logp has no second derivative"):
+        grad.square().sum().backward()
+
+
+def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel runs float32, bfloat16 and float16 where it is built; torch the rest."""
+    if KERNEL_MISSING is not None:
+        pytest.skip(KERNEL_MISSING)
+    calls = []
+    kernel = native.logp_forward
+    monkeypatch.setattr(native, "logp_forward", lambda *args: calls.append(1) or kernel(*args))
+    for dtype in DTYPES:
+        linear_logp(*problem(3, 8, 5, dtype)[:3])
+    assert len(calls) == 3
+    linear_logp(*problem(3, 8, 5, torch.float64)[:3])
+    linear_logp(*problem(3, 8, 5)[:3], backend="torch")
+    linear_logp(*problem(3, 8, 5)[:3], backend="reference")
+    assert len(calls) == 3
+    monkeypatch.setattr(native, "_native", None)
+    monkeypatch.setattr(native, "_missing", "as if never built", raising=False)
+    hidden, weight, targets, _ = problem(3, 8, 5)
+    torch.testing.assert_close(
+        linear_logp(hidden, weight, targets).logp, naive(hidden, weight, targets).logp
+    )
+
+
+GOOD = dict(zip(("hidden", "weight", "targets", "bias"), problem(3, 8, 5), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"hidden": [1.0]}, TypeError, "hidden is a list"),
+        (
+            {"hidden": torch.ones(3, 8, dtype=torch.int64)},
+            TypeError,
+            "hidden has dtype torch.int64",
+        ),
+        ({"hidden": torch.ones(3, 7)}, ValueError, r"hidden has shape \[3, 7\]"),
+        ({"hidden": torch.tensor(1.0)}, ValueError, r"hidden has shape \[\]"),
+        (
+            {"hidden": torch.ones(3, 8).double()},
+            TypeError,
+            "weight has dtype torch.float32 and hidden",
+        ),
+        ({"weight": None}, TypeError, "weight is a NoneType"),
+        (
+            {"weight": torch.ones(5, 8).double()},
+            TypeError,
+            "weight has dtype torch.float64 and hidden",
+        ),
+        ({"weight": torch.ones(5)}, ValueError, r"weight has shape \[5\]"),
+        ({"weight": torch.ones(0, 8)}, ValueError, r"weight has shape \[0, 8\]"),
+        ({"weight": torch.ones(5, 8, device="meta")}, ValueError, "weight is on meta"),
+        ({"targets": [1, 2, 3]}, TypeError, "targets is a list"),
+        ({"targets": torch.ones(3)}, TypeError, "targets has dtype torch.float32"),
+        ({"targets": torch.ones(4, dtype=torch.int64)}, ValueError, r"targets has shape \[4\]"),
+        (
+            {"targets": torch.tensor([0, 5, 1])},
+            ValueError,
+            r"targets has 5 at position 1.*\[0, 5\)",
+        ),
+        ({"targets": torch.tensor([0, 1, -1])}, ValueError, "targets has -1 at position 2"),
+        ({"bias": 1.0}, TypeError, "bias is a float"),
+        ({"bias": torch.ones(4)}, ValueError, r"bias has shape \[4\]"),
+        ({"bias": torch.ones(5).double()}, TypeError, "bias has dtype torch.float64"),
+        ({"softcap": "30"}, TypeError, "softcap is '30'"),
+        ({"softcap": 0.0}, ValueError, r"softcap is 0\.0"),
+        ({"softcap": INF}, ValueError, "softcap is inf"),
+        ({"temperature": None}, TypeError, "temperature is None"),
+        ({"temperature": 0}, ValueError, "temperature is 0"),
+        ({"temperature": NAN}, ValueError, "temperature is nan"),
+        ({"ignore_index": 1.0}, TypeError, r"ignore_index is 1\.0"),
+        ({"return_entropy": 1}, TypeError, "return_entropy is 1"),
+        ({"backend": "triton"}, ValueError, "backend is 'triton'"),
+    ],
+)
+def test_bad_calls(changes: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        linear_logp(**{**GOOD, **changes})
+
+
+def test_backend_that_cannot() -> None:
+    exact = problem(3, 8, 5, torch.float64)[:3]
+    with pytest.raises(ValueError, match=r"backend is 'native', .* dtype torch.float64"):
+        linear_logp(*exact, backend="native")
+    elsewhere = [x.to("meta") for x in problem(3, 8, 5)[:3]]
+    with pytest.raises(ValueError, match=r"backend is .native., .* is on meta"):
+        linear_logp(*elsewhere, backend="native")
