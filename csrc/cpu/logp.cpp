@@ -109,21 +109,19 @@ class Row {
 
 // Makes what a row has summed so far relative to a new maximum.
 void shrink(LogpSums& sums, float top, const LogpMoments& moments, int64_t r) {
-  const double step = sums.max - top, factor = std::exp(step);
+  const double factor = std::exp(sums.max - top);
+  const double step = factor == 0 ? 0 : sums.max - top;  // at first, it would be -inf
   sums.max = top;
-  if (factor == 0) {  // also at first, where step is -inf
-    sums.total *= factor, sums.weighted = sums.total;
-  } else {
-    sums.weighted = (sums.weighted + step * sums.total) * factor;
-    sums.total *= factor;
-  }
+  sums.weighted = (sums.weighted + step * sums.total) * factor;
+  sums.total *= factor;
   if (moments.count == 0) return;
-  const float by = static_cast<float>(factor), far = factor == 0 ? 0 : static_cast<float>(step);
-  float *first = moments.first + r * moments.size, *second = moments.second + r * moments.size;
-  for (int64_t i = 0; i < moments.size; ++i) {
-    if (moments.count == 2) second[i] = (second[i] + far * first[i]) * by;
-    first[i] *= by;
+  const float by = static_cast<float>(factor), far = static_cast<float>(step);
+  float* first = moments.first + r * moments.size;
+  if (moments.count == 2) {
+    float* second = moments.second + r * moments.size;
+    for (int64_t i = 0; i < moments.size; ++i) second[i] = (second[i] + far * first[i]) * by;
   }
+  for (int64_t i = 0; i < moments.size; ++i) first[i] *= by;
 }
 
 template <bool kPlain, int kMoments>
