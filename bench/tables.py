@@ -10,6 +10,7 @@ from typing import Any
 
 import decode
 import guides
+import logp
 import search
 import steer
 from crossfade import bench
@@ -62,6 +63,10 @@ def guides_section() -> str:
     return guides.summary(json.loads((RESULTS / "guides.json").read_text()))
 
 
+def logp_section() -> str:
+    return logp.summary(json.loads((RESULTS / "logp.json").read_text()))
+
+
 def search_section() -> str:
     return search.readme(json.loads((RESULTS / "search.json").read_text()))
 
@@ -77,6 +82,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "gpu-bench": lambda: bench_section(gpu_figures("bench")),
     "gpu-decode": lambda: decode.readme(gpu_figures("steps")),
     "guides": guides_section,
+    "logp": logp_section,
     "search": search_section,
     "steer": steer_section,
 }
