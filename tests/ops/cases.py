@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from crossfade import ops
-from crossfade.ops import BlendSample, Support, reference
+from crossfade.ops import BlendSample, Support, native, reference
 from torch import Tensor
 
 NAN, INF = float("nan"), float("inf")
@@ -37,6 +41,24 @@ class Backend:
 
     def blend_sample(self, *args: Any, **kwargs: Any) -> BlendSample:
         return ops.blend_sample(*args, backend=self.name, **kwargs)
+
+
+# ---- Instruction sets ----------------------------------------------------------------------------
+
+
+def rerun(file: str, isa: str, tests: str) -> None:
+    """Those `tests` of a file, as pytest selects them, with a lesser instruction set."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", tests]
+    environment = {**os.environ, "CROSSFADE_ISA": isa}
+    done = subprocess.run([*command, file], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def skip_unless_lesser(isa: str) -> None:
+    """Skip what this process runs with already."""
+    order, own = ["baseline", "avx2", "avx512"], native._native.cpu_isa()
+    if order.index(own) <= order.index(isa):
+        pytest.skip(f"these tests run with {own} already")
 
 
 # ---- Layouts: the same numbers in other memory, with NaN in everything around them ---------------

@@ -5,16 +5,13 @@ Caches hold NaN wherever no token was written, so that a slot that is read too e
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import DTYPES, NAN, Backend
+from cases import DTYPES, NAN, Backend, rerun
 from crossfade.ops import attend_
 from torch import Tensor
 
@@ -302,12 +299,7 @@ def test_results_do_not_depend_on_batch_capacity_or_threads(
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_lesser_instruction_sets(isa: str) -> None:
     """The rest of this file's native tests, in a process of its own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    command += ["-k", "native and not compile and not lesser"]
-    done = subprocess.run(
-        command, env={**os.environ, "CROSSFADE_ISA": isa}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+    rerun(__file__, isa, "native and not compile and not lesser")
 
 
 # ---- Calls ---------------------------------------------------------------------------------------

@@ -1,14 +1,11 @@
 """`ops.linear` against float64, and what it promises of rows, threads, gradients and errors."""
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo.testing
-from cases import DTYPES, INF, NAN, lay_out, normal
+from cases import DTYPES, INF, NAN, lay_out, normal, rerun, skip_unless_lesser
 from crossfade.ops import Lora, linear, native
 from torch import Tensor
 
@@ -127,14 +124,9 @@ def test_threads_alone(rows: int) -> None:
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_lesser_instruction_sets(isa: str) -> None:
-    order = ["baseline", "avx2", "avx512"]
-    if order.index(native._native.cpu_isa()) <= order.index(isa):
-        pytest.skip(f"these tests run with {native._native.cpu_isa()} already")
+    skip_unless_lesser(isa)
     tests = "test_truth or test_deltas or test_rows_alone or test_threads or test_not_finite"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", tests]
-    environment = {**os.environ, "CROSSFADE_ISA": isa}
-    done = subprocess.run([*command, __file__], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
+    rerun(__file__, isa, tests)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +11,7 @@ import pytest
 import torch
 import torch._dynamo
 import torch.nn.functional as F
-from cases import DTYPES, INF, NAN, lay_out, normal
+from cases import DTYPES, INF, NAN, lay_out, normal, rerun, skip_unless_lesser
 from crossfade.ops import LinearLogp, linear_logp, logp_tiles, native
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -292,14 +289,9 @@ def test_rows_alone() -> None:
 @pytest.mark.skipif(KERNEL_MISSING is not None, reason="not built")
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_lesser_instruction_sets(isa: str) -> None:
-    order = ["baseline", "avx2", "avx512"]
-    if order.index(native._native.cpu_isa()) <= order.index(isa):
-        pytest.skip(f"these tests run with {native._native.cpu_isa()} already")
+    skip_unless_lesser(isa)
     tests = "(test_truth or test_error or test_same_bits or extreme or bad) and not torch"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", tests]
-    environment = {**os.environ, "CROSSFADE_ISA": isa}
-    done = subprocess.run([*command, __file__], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
+    rerun(__file__, isa, tests)
 
 
 def test_autocast_changes_nothing() -> None:
