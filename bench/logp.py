@@ -17,7 +17,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -28,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from crossfade.bench import hardware
 from crossfade.ops import linear_logp, logp_tiles
-from decode import peak_of
+from decode import peak_of, seconds
 from torch import Tensor
 from tqdm import tqdm
 
@@ -168,12 +167,6 @@ def check(kind: str, sizes: Sizes, name: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * scale, msg=f"{name} is wrong")
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def memory_mb(kind: str, name: str, sizes: Sizes) -> float | None:
     """The peak of a step over the inputs and the gradients."""
     c = case_of(kind, sizes)
@@ -204,7 +197,7 @@ def measure(kind: str, sizes: Sizes, args: argparse.Namespace) -> dict[str, Any]
     times: dict[str, list[float]] = {name: [] for name in ("products", *calls)}
     for turn in tqdm(range(args.rounds + 1), desc=kind, file=sys.stderr):
         for name, call in {"products": functools.partial(products, c), **calls}.items():
-            took = seconds(call)
+            took = seconds(call, "cpu")
             if turn > 0:
                 times[name].append(took)
     median = {name: statistics.median(t) for name, t in times.items()}
