@@ -13,7 +13,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade import batch, cli
+from crossfade import batch, cli, records
 from crossfade.decoding.group import Group
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
@@ -107,7 +107,7 @@ def test_searches(paths, blend, run, how: str) -> None:
     value = 0.5 * cf.LogRatio(tuned, ref)
     search = cf.BestOfN(4, value) if "best" in how else cf.ChunkBeamSearch(2, 2, 3, value)
     ids = [[WORDS.index(w) for w in p.split()] for p in PROMPTS]
-    seeds = [batch._seed_of(0, i) for i in range(4)]
+    seeds = [records.seed_of(0, i) for i in range(4)]
     out = cf.generate(blend, ids, search=search, seed=seeds, max_new_tokens=6)
     assert [r["tokens"] for r in found] == out.lengths.tolist()
     assert [r["value"] for r in found] == pytest.approx(out.values.tolist(), abs=1e-4)

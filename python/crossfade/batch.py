@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from . import records
 from .blend import Blend
 from .decoding import generate, score
 from .metrics import perplexity
@@ -35,7 +34,7 @@ def read_lines(source: str) -> list[Any]:
         text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 text: {error}") from None
-    lines = text.splitlines()
+    lines = text.split("\n")  # not splitlines: JSON may hold other line breaks as they are
     numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
     starts_json = bool(numbered) and numbered[0][1].lstrip().startswith("{")
     if not (source.endswith(".jsonl") or (source == "-" and starts_json)):
@@ -88,15 +87,6 @@ def prompt_of(item: Any, index: int, *, chat: bool) -> Any:
     return item  # generate and score check what a chat is
 
 
-@contextmanager
-def _output(path: str | None, *, append: bool = False) -> Iterator[TextIO]:
-    if path is None:
-        yield sys.stdout
-        return
-    with open(path, "a" if append else "x", encoding="utf-8") as file:
-        yield file
-
-
 def run_generate(
     blend: Blend,
     prompts: Sequence[Any],
@@ -118,15 +108,15 @@ def run_generate(
         parts, rows = [repr(search), *map(repr, search.value.values)], search.rows
     asked = json.dumps([blend.to_dict(), seed, parts, generation], sort_keys=True)
     run = hashlib.sha256(asked.encode()).hexdigest()[:12]
-    finished = _finished(Path(output), prompts, run) if output and resume else set()
+    finished = records.finished_indices(Path(output), prompts, run) if output and resume else set()
     todo = [i for i in range(len(prompts)) if i not in finished]
     tokens, seconds = 0, 0.0
-    with _output(output, append=resume) as file, progress_bar(len(todo), "prompt") as bar:
-        for part in _batches(todo, PART * batch_size):
+    with records.opened(output, append=resume) as file, progress_bar(len(todo), "prompt") as bar:
+        for part in records.batches(todo, PART * batch_size):
             out: Any = generate(
                 blend,
                 [prompts[i] for i in part],
-                seed=[_seed_of(seed, i) for i in part],
+                seed=[records.seed_of(seed, i) for i in part],
                 search=search,
                 max_batch=batch_size * rows,
                 progress=bar.update,
@@ -139,16 +129,16 @@ def run_generate(
                     "prompt": prompts[i],
                     "text": texts[row],
                     "tokens": int(out.lengths[row]),
-                    "logprob": _number(out.logprobs[row].double().sum()),
+                    "logprob": records.number(out.logprobs[row].double().sum()),
                     "finished": bool(out.finished[row]),
                     "failed": bool(out.failed[row]),
                     "blend": str(blend),
                     "run": run,
                 }
                 if out.values is not None:
-                    record["value"] = _number(out.values[row])
+                    record["value"] = records.number(out.values[row])
                 if out.ended[row] or not out.stats.interrupted:
-                    _write(file, record)
+                    records.write(file, record)
             file.flush()
             tokens += out.stats.tokens
             seconds += out.stats.seconds
@@ -186,8 +176,8 @@ def run_score(
             raise ValueError(f'line {i + 1} of the input has an empty "response"')
     prompts = [prompt_of(item, i, chat=chat) for i, item in enumerate(items)]
     total, tokens = 0.0, 0
-    with _output(output) as file, progress_bar(len(items), "response") as bar:
-        for batch in _batches(range(len(items)), batch_size):
+    with records.opened(output) as file, progress_bar(len(items), "response") as bar:
+        for batch in records.batches(range(len(items)), batch_size):
             scores = score(
                 blend,
                 [prompts[i] for i in batch],
@@ -198,14 +188,14 @@ def run_score(
                 logprob, length = float(scores.totals[row]), int(scores.lengths[row])
                 record: dict[str, Any] = {
                     "index": i,
-                    "logprob": _number(logprob),
+                    "logprob": records.number(logprob),
                     "tokens": length,
-                    "perplexity": _number(perplexity(logprob, length)),
+                    "perplexity": records.number(perplexity(logprob, length)),
                 }
                 if scores.term_logprobs is not None:
                     sums = scores.term_logprobs[row].double().sum(dim=0).tolist()
-                    record["terms"] = dict(zip(blend.names, map(_number, sums), strict=True))
-                _write(file, record)
+                    record["terms"] = dict(zip(blend.names, map(records.number, sums), strict=True))
+                records.write(file, record)
                 total, tokens = total + logprob, tokens + length
             file.flush()
             bar.update(len(batch))
@@ -213,49 +203,3 @@ def run_score(
         f"{len(items)} responses, {tokens} tokens, perplexity {perplexity(total, tokens):.4g}",
         file=sys.stderr,
     )
-
-
-def _seed_of(seed: int, index: int) -> int:
-    """A prompt's own seed, so that no text depends on the batch size or on a resumption."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8], "little")
-
-
-def _finished(path: Path, prompts: Sequence[Any], run: str) -> set[int]:
-    """Indices that the file has, all of one run: of one blend, seed and settings.
-
-    A last line that was cut by a crash is taken off the file.
-    """
-    if not path.exists():
-        return set()
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) != len(data):
-        os.truncate(path, len(whole))
-    found = set()
-    for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
-        try:
-            record = json.loads(line)
-            i, prompt, made_with = record["index"], record["prompt"], record["run"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}, line {number}: not a line that generate wrote") from None
-        if not 0 <= i < len(prompts) or prompt != prompts[i] or made_with != run:
-            raise ValueError(
-                f"{path}, line {number}: comes from other prompts, another blend or other "
-                "settings; --resume must be given with those that the file was begun with"
-            )
-        found.add(i)
-    return found
-
-
-def _batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
-
-
-def _number(x: Any) -> float | None:
-    """A float that JSON has: NaN and infinities are none."""
-    return float(x) if math.isfinite(float(x)) else None
-
-
-def _write(file: TextIO, record: dict[str, Any]) -> None:
-    file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,0 +1,68 @@
+"""Result files of JSON lines, one a prompt, that an interrupted run can go on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+
+@contextmanager
+def opened(path: str | None, *, append: bool = False) -> Iterator[TextIO]:
+    if path is None:
+        yield sys.stdout
+        return
+    with open(path, "a" if append else "x", encoding="utf-8") as file:
+        yield file
+
+
+def seed_of(seed: int, index: int) -> int:
+    """A prompt's own seed, so that no text depends on the batch size or on a resumption."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8], "little")
+
+
+def finished_indices(path: Path, prompts: Sequence[Any], run: str) -> set[int]:
+    """Indices that the file has, all of one run: of one blend, seed and settings.
+
+    A last line that was cut by a crash is taken off the file.
+    """
+    if not path.exists():
+        return set()
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) != len(data):
+        os.truncate(path, len(whole))
+    found = set()
+    for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+            i, prompt, made_with = record["index"], record["prompt"], record["run"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}, line {number}: not a line that generate wrote") from None
+        if not 0 <= i < len(prompts) or prompt != prompts[i] or made_with != run:
+            raise ValueError(
+                f"{path}, line {number}: comes from other prompts, another blend or other "
+                "settings; --resume must be given with those that the file was begun with"
+            )
+        found.add(i)
+    return found
+
+
+def batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
+
+
+def number(x: Any) -> float | None:
+    """A float that JSON has: NaN and infinities are none."""
+    return float(x) if math.isfinite(float(x)) else None
+
+
+def write(file: TextIO, record: dict[str, Any]) -> None:
+    file.write(json.dumps(record, ensure_ascii=False) + "\n")
