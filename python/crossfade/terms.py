@@ -160,8 +160,9 @@ def costs(names: Sequence[str], models: Sequence[Any]) -> Costs:
     found = []
     for indices in groups.values():
         model = underlying(models[indices[0]])
-        new = [p for p in model.parameters() if id(p) not in seen]
-        seen.update(map(id, new))
+        # by storage: a value head is another model over the same weights
+        new = [p for p in model.parameters() if (p.data_ptr() or id(p)) not in seen]
+        seen.update(p.data_ptr() or id(p) for p in new)
         found.append(
             ModelCost(
                 names=tuple(names[i] for i in indices),

@@ -1,0 +1,200 @@
+"""Rollouts with rewards, as `ValueTrainer` reads them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..decoding.inputs import encode
+
+logger = logging.getLogger(__name__)
+IGNORED = -100  # a label of padding, as Transformers has it
+
+
+class Rollout(NamedTuple):
+    """One response of the base: token ids, the last one EOS if it is `finished`."""
+
+    prompt: list[int]
+    completion: list[int]
+    reward: float
+    finished: bool
+
+
+class Rollouts(Dataset[dict[str, Any]]):
+    """Rows of a data set as token ids, with the hidden states of their tokens once these are kept.
+
+    Args:
+        rows: mappings with `reward`, `finished`, and `prompt_ids` and `completion_ids`, or `prompt`
+            and `completion`: texts, or lists of messages. Read by index.
+        tokenizer: for texts.
+        vocabulary: ids must be below it.
+        unfinished: "drop" leaves out rows that are not finished, and says how many; "score" keeps
+            them.
+        name: what errors call `rows`.
+
+    Raises:
+        TypeError, ValueError: names the row, what it was and what it must be.
+    """
+
+    def __init__(
+        self, rows: Any, tokenizer: Any, vocabulary: int, unfinished: str, name: str
+    ) -> None:
+        if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+            raise TypeError(
+                f"{name} is a {type(rows).__name__}; it must be a list of rows or a data set with "
+                "a length (streams are not supported)"
+            )
+        read = [
+            _rollout(rows[i], tokenizer, vocabulary, f"row {i} of {name}") for i in range(len(rows))
+        ]
+        self.rows = [r for r in read if r.finished or unfinished == "score"]
+        self.dropped = len(read) - len(self.rows)
+        if self.dropped:
+            logger.warning(
+                "%s: %d of %d rollouts are left out, as they were cut before they ended",
+                name,
+                self.dropped,
+                len(read),
+            )
+        if not self.rows:
+            cut = ", as none of them is finished" if self.dropped else ""
+            raise ValueError(f"{name} has {len(read)} rows and none is left{cut}; it must have one")
+        self.hidden: Tensor | None = None  # [tokens of all rows, H]
+        ends = torch.tensor([len(r.completion) for r in self.rows]).cumsum(0).tolist()
+        self.spans = list(zip([0, *ends], ends, strict=False))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        row: dict[str, Any] = {"rollout": self.rows[i]}
+        if self.hidden is not None:
+            start, end = self.spans[i]
+            row["hidden"] = self.hidden[start:end]
+        return row
+
+
+def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """A batch, padded on the right: positions are then those of Hugging Face without being given.
+
+    Returns:
+        ``labels [B, T]``, the tokens of the completions; ``lengths`` and ``rewards [B]``; and what
+        hidden states are read from: ``hidden [B, T, H]``, or ``input_ids`` and ``attention_mask
+        [B, L]`` with ``starts [B]``, where each completion begins.
+    """
+    rollouts: list[Rollout] = [row["rollout"] for row in rows]
+    batch = {
+        "labels": _pad([r.completion for r in rollouts], IGNORED),
+        "lengths": torch.tensor([len(r.completion) for r in rollouts]),
+        "rewards": torch.tensor([r.reward for r in rollouts], dtype=torch.float32),
+    }
+    if "hidden" in rows[0]:
+        hidden = [row["hidden"] for row in rows]
+        return batch | {"hidden": torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)}
+    texts = [[*r.prompt, *r.completion] for r in rollouts]
+    return batch | {
+        "input_ids": _pad(texts, 0),
+        "attention_mask": _pad([[1] * len(t) for t in texts], 0),
+        "starts": torch.tensor([len(r.prompt) for r in rollouts]),
+    }
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+
+
+def _rollout(row: Any, tokenizer: Any, vocabulary: int, name: str) -> Rollout:
+    if not isinstance(row, Mapping):
+        raise TypeError(f"{name} is a {type(row).__name__}; it must be a mapping")
+    columns = ("prompt_ids", "completion_ids") if "prompt_ids" in row else ("prompt", "completion")
+    for key in (*columns, "reward", "finished"):
+        if row.get(key) is None:
+            raise ValueError(
+                f"{name} has no {key}; it must have prompt_ids and completion_ids (or prompt and "
+                "completion), reward and finished"
+            )
+    reward, finished = row["reward"], row["finished"]
+    if isinstance(reward, bool) or not isinstance(reward, numbers.Real):
+        raise TypeError(f"reward of {name} is {reward!r}; it must be a number")
+    if not math.isfinite(reward):
+        raise ValueError(f"reward of {name} is {reward}; it must be finite")
+    if not isinstance(finished, bool):
+        raise TypeError(f"finished of {name} is {finished!r}; it must be a bool")
+    if "prompt_ids" in row:
+        prompt, completion = (_ids(row[key], f"{key} of {name}") for key in columns)
+    else:
+        prompt, completion = _tokenised(row, tokenizer, finished, name)
+    for what, ids in zip(columns, (prompt, completion), strict=True):
+        if not ids:
+            raise ValueError(f"{what} of {name} has no tokens; it must have at least 1")
+        if not 0 <= min(ids) <= max(ids) < vocabulary:
+            bad = next(i for i in ids if not 0 <= i < vocabulary)
+            raise ValueError(f"{what} of {name} has id {bad}; ids must be within [0, {vocabulary})")
+    return Rollout(prompt, completion, float(reward), finished)
+
+
+def _ids(ids: Any, name: str) -> list[int]:
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    if not isinstance(ids, (list, tuple)) or any(
+        isinstance(i, bool) or not isinstance(i, int) for i in ids
+    ):
+        raise TypeError(f"{name} is {ids!r:.80}; it must be a list of token ids")
+    return list(ids)
+
+
+def _tokenised(
+    row: Mapping[str, Any], tokenizer: Any, finished: bool, name: str
+) -> tuple[list[int], list[int]]:
+    """Ids of a prompt, a text or a chat that is being answered, and of what followed it.
+
+    As in TRL, both are encoded in one piece, and the completion begins where its ids part from
+    those of the prompt alone. EOS ends what is finished.
+    """
+    prompt, completion = row["prompt"], row["completion"]
+    if tokenizer is None:
+        raise ValueError(f"{name} is text and processing_class is None; it must be a tokenizer")
+    if isinstance(completion, (list, tuple)):
+        if (
+            len(completion) != 1
+            or not isinstance(completion[0], Mapping)
+            or completion[0].get("role") != "assistant"
+        ):
+            raise ValueError(
+                f"completion of {name} is {completion!r:.80}; it must be one message of the "
+                "assistant"
+            )
+        completion = completion[0].get("content")
+    chat = isinstance(prompt, (list, tuple))
+    if not isinstance(completion, str) or not (isinstance(prompt, str) or (chat and prompt)):
+        raise TypeError(
+            f"{name} has the prompt {prompt!r:.80} and the completion {completion!r:.80}; they "
+            "must be texts or lists of messages"
+        )
+    if chat:
+        prompt = list(prompt)
+        before = encode(prompt, tokenizer, name)
+        whole = tokenizer.apply_chat_template(
+            prompt,
+            tokenize=False,
+            add_generation_prompt=prompt[-1]["role"] != "assistant",
+            continue_final_message=prompt[-1]["role"] == "assistant",
+        )
+        both = list(tokenizer(whole + completion, add_special_tokens=False)["input_ids"])
+    else:
+        before, both = encode(prompt, tokenizer, name), encode(prompt + completion, tokenizer, name)
+    same = next((i for i, (a, b) in enumerate(zip(before, both, strict=False)) if a != b), None)
+    start = min(len(before), len(both)) if same is None else same
+    eos = getattr(tokenizer, "eos_token_id", None)
+    if finished and eos is None:
+        raise ValueError(f"{name} is finished, and the tokenizer has no EOS; give token ids")
+    if finished and both[-1] != eos:
+        both.append(eos)
+    return both[:start], both[start:]
