@@ -1,0 +1,235 @@
+"""Data from a gold reward: a base writes responses, the reward scores them, and rows are formed.
+
+`rollouts` samples and scores into a file that an interrupted run goes on with. `pairs` makes rows
+for preference losses of it, `values` rows for value heads. Rows hold texts, for whoever reads them,
+and the very ids that were sampled, for trainers: a text encoded anew may be other tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import records
+from ..blend import Blend, as_blend
+from ..decoding import generate
+from ..decoding.inputs import Requests, term_prompts
+from ..progress import progress_bar
+
+PART = 8  # batches that are decoded, scored and written together
+RewardFn = Callable[[list[Any], list[str]], Sequence[float]]
+
+
+def rollouts(
+    blend: Any,
+    prompts: Sequence[Any],
+    rewards: Mapping[str, RewardFn],
+    output: str | Path,
+    *,
+    n: int = 4,
+    seed: int = 0,
+    batch_size: int = 32,
+    **generation: Any,
+) -> list[dict[str, Any]]:
+    """Sample n responses to each prompt and score them; a JSON line a prompt in `output`.
+
+    Each prompt has noise of its own, from `seed` and its index: what it gets depends neither on the
+    other prompts nor on `batch_size`. A file of the same settings is gone on with, so that a run
+    that was interrupted loses what was being decoded; one that is whole costs nothing.
+
+    Args:
+        blend: who writes, a model or a blend.
+        prompts: texts or chats.
+        rewards: by name, ``fn(prompts, responses) -> scores``, as `cf.Reward` takes them. Known by
+            their names alone: a function that changed needs another name or another file.
+        output: the ``.jsonl`` file.
+        n: responses to each prompt.
+        batch_size: rows that are decoded at a time.
+        generation: as in `cf.generate`; it samples unless told not to.
+
+    Returns:
+        A row a prompt, in order: ``index``, ``prompt``, ``run`` (a hash of the settings),
+        ``prompt_ids`` (of the blend's first term) and ``responses``, each with ``text``, ``ids``
+        (its EOS included), ``finished`` (False: cut by a limit) and ``rewards`` by name.
+
+    Raises:
+        ValueError: the file holds something else; n is not positive; a reward is not a finite
+            number, or not one a response. TypeError: a reward is not a function.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n is {n!r}; it must be an int of at least 1")
+    for name, fn in rewards.items():
+        if not callable(fn):
+            raise TypeError(f"rewards[{name!r}] is a {type(fn).__name__}; it must be a function")
+    mixed = as_blend(blend)
+    generation = {"do_sample": True, **generation}
+    prompts, path = list(prompts), Path(output)
+    asked = json.dumps(
+        [mixed.to_dict(), seed, n, sorted(rewards), generation], sort_keys=True, default=repr
+    )
+    run = hashlib.sha256(asked.encode()).hexdigest()[:12]
+    have = records.finished_indices(path, prompts, run)
+    todo = [i for i in range(len(prompts)) if i not in have]
+    size = max(1, batch_size // n) * PART
+    with (
+        records.opened(str(path), append=path.exists()) as file,
+        progress_bar(len(todo) * n, "response") as bar,
+    ):
+        for part in records.batches(todo, size):
+            for record in _written(
+                mixed, prompts, part, rewards, n, seed, batch_size, bar.update, generation
+            ):
+                records.write(file, {**record, "run": run})
+            file.flush()
+    return sorted(read_jsonl(path), key=lambda row: row["index"])
+
+
+def _written(
+    blend: Blend,
+    prompts: list[Any],
+    part: Sequence[int],
+    rewards: Mapping[str, RewardFn],
+    n: int,
+    seed: int,
+    batch_size: int,
+    progress: Callable[[int], object],
+    generation: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """The rows of some prompts. An interrupt keeps none of them."""
+    asked = [prompts[i] for i in part]
+    first = blend.terms[0]
+    read = term_prompts(
+        Requests(asked),
+        term=blend.names[0],
+        tokenizer=first.tokenizer,
+        system=first.system,
+        prompt=first.prompt,
+    ).unpadded()
+    out: Any = generate(
+        blend,
+        asked,
+        seed=[records.seed_of(seed, i) for i in part],
+        num_return_sequences=n,
+        max_batch=batch_size,
+        progress=progress,
+        **generation,
+    )
+    if out.stats.interrupted:
+        raise KeyboardInterrupt
+    texts = list(out.text)
+    scores = {
+        name: _scores(name, fn([p for p in asked for _ in range(n)], texts), len(texts))
+        for name, fn in rewards.items()
+    }
+    responses = [
+        {
+            "text": text,
+            "ids": ids,
+            "finished": finished,
+            "rewards": {name: of[row] for name, of in scores.items()},
+        }
+        for row, (text, ids, finished) in enumerate(
+            zip(texts, out.responses, out.finished.tolist(), strict=True)
+        )
+    ]
+    return [
+        {
+            "index": i,
+            "prompt": prompts[i],
+            "prompt_ids": read[k],
+            "responses": responses[k * n : (k + 1) * n],
+        }
+        for k, i in enumerate(part)
+    ]
+
+
+def _scores(name: str, scores: Any, count: int) -> list[float]:
+    found = [float(x) for x in scores]
+    if len(found) != count:
+        raise ValueError(f"reward {name!r} gave {len(found)} scores; it must give {count}")
+    if not all(map(math.isfinite, found)):
+        bad = next(x for x in found if not math.isfinite(x))
+        raise ValueError(f"reward {name!r} gave {bad}; it must give finite numbers")
+    return found
+
+
+def pairs(
+    rows: Sequence[Mapping[str, Any]], reward: str, *, margin: float = 0.0, per_prompt: int = 1
+) -> list[dict[str, Any]]:
+    """Pairs of responses to one prompt, of which the reward prefers the one by more than `margin`.
+
+    The best goes with the worst, the second best with the second worst, and so on, at most
+    `per_prompt` of them; no response is in two. Cut responses are left out: their ends were not
+    the model's choice.
+
+    Returns:
+        ``prompt, chosen, rejected`` as TRL has them (of a chat's prompt, conversational),
+        ``prompt_ids, chosen_ids, rejected_ids``, and ``chosen_reward, rejected_reward``.
+
+    Raises:
+        ValueError: `reward` is not among the rows' rewards; names them.
+    """
+    found = []
+    for row in rows:
+        whole = [r for r in row["responses"] if r["finished"]]
+        ranked = sorted(whole, key=lambda r: _reward(r, reward), reverse=True)
+        for best, worst in list(zip(ranked, reversed(ranked), strict=True))[: len(ranked) // 2][
+            :per_prompt
+        ]:
+            if _reward(best, reward) - _reward(worst, reward) > margin:
+                found.append(
+                    {
+                        "prompt": row["prompt"],
+                        "chosen": _message(row["prompt"], best["text"]),
+                        "rejected": _message(row["prompt"], worst["text"]),
+                        "prompt_ids": row["prompt_ids"],
+                        "chosen_ids": best["ids"],
+                        "rejected_ids": worst["ids"],
+                        "chosen_reward": _reward(best, reward),
+                        "rejected_reward": _reward(worst, reward),
+                    }
+                )
+    return found
+
+
+def values(rows: Sequence[Mapping[str, Any]], reward: str) -> list[dict[str, Any]]:
+    """A row a response, for `ValueTrainer`.
+
+    Returns:
+        ``prompt, completion``, ``prompt_ids, completion_ids``, ``reward`` and ``finished``.
+
+    Raises:
+        ValueError: as in `pairs`.
+    """
+    return [
+        {
+            "prompt": row["prompt"],
+            "completion": _message(row["prompt"], r["text"]),
+            "prompt_ids": row["prompt_ids"],
+            "completion_ids": r["ids"],
+            "reward": _reward(r, reward),
+            "finished": r["finished"],
+        }
+        for row in rows
+        for r in row["responses"]
+    ]
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines."""
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _reward(response: Mapping[str, Any], name: str) -> float:
+    if name not in response["rewards"]:
+        raise ValueError(f"reward is {name!r}; it must be one of {sorted(response['rewards'])}")
+    return response["rewards"][name]
+
+
+def _message(prompt: Any, text: str) -> Any:
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

@@ -1,0 +1,220 @@
+"""Rollouts that resume and do not depend on batches, and the rows that are formed of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import crossfade as cf
+import pytest
+import torch
+from crossfade.training import data
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "decoding"))
+from tiny_models import EOS, make, make_tokenizer
+
+CHATS = [[{"role": "user", "content": f"the film was {w}"}] for w in ("great", "dull", "bright")]
+NEW = 6
+
+
+@pytest.fixture(scope="module")
+def base() -> cf.Model:
+    return cf.Model(make(), tokenizer=make_tokenizer(), name="base")
+
+
+def words(prompts: list[Any], responses: list[str]) -> list[float]:
+    assert len(prompts) == len(responses)
+    return [float(len(text.split())) for text in responses]
+
+
+def first(prompts: list[Any], responses: list[str]) -> list[float]:
+    return [float(len(p[0]["content"])) for p in prompts]
+
+
+def sample(base: Any, path: Path, prompts: list[Any] = CHATS, **options: Any) -> Any:
+    options = {"n": 4, "seed": 3, "max_new_tokens": NEW, **options}
+    return data.rollouts(base, prompts, {"words": words, "first": first}, path, **options)
+
+
+def test_rows_hold_what_was_sampled_and_scored(base: cf.Model, tmp_path: Path) -> None:
+    rows = sample(base, tmp_path / "a.jsonl")
+    assert [row["prompt"] for row in rows] == CHATS
+    tokenizer = base.tokenizer
+    for row in rows:
+        ids = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]
+        assert row["prompt_ids"] == ids
+        assert len(row["responses"]) == 4
+        assert len({tuple(r["ids"]) for r in row["responses"]}) > 1
+        for r in row["responses"]:
+            assert r["finished"] == (r["ids"][-1] == EOS)
+            assert r["finished"] or len(r["ids"]) == NEW
+            assert r["text"] == tokenizer.decode(r["ids"], skip_special_tokens=True)
+            assert r["rewards"] == {
+                "words": float(len(r["text"].split())),
+                "first": float(len(row["prompt"][0]["content"])),
+            }
+        # the log-probs of the sampled ids are those of the model that sampled them
+        response = row["responses"][0]["ids"]
+        with torch.no_grad():
+            z = base.model(torch.tensor([ids + response])).logits[0].log_softmax(-1)
+        logp = sum(float(z[len(ids) - 1 + t, i]) for t, i in enumerate(response))
+        scored = cf.score(base, [row["prompt"]], [response])
+        assert float(scored.totals[0]) == pytest.approx(logp, abs=1e-4)
+
+
+def test_a_prompts_responses_depend_on_its_place_and_the_seed_alone(
+    base: cf.Model, tmp_path: Path
+) -> None:
+    def ids(name: str, *args: Any, **options: Any) -> list[Any]:
+        rows = sample(base, tmp_path / name, *args, **options)
+        return [[r["ids"] for r in row["responses"]] for row in rows]
+
+    whole = ids("whole.jsonl")
+    assert ids("again.jsonl") == whole
+    assert ids("small.jsonl", batch_size=1) == whole
+    assert ids("fewer.jsonl", CHATS[:2]) == whole[:2]
+    assert ids("other.jsonl", seed=4) != whole
+
+
+def test_a_cut_file_is_gone_on_with(base: cf.Model, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    sample(base, path)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(lines[1] + lines[2][:40])  # out of order, and cut in a line
+    rows = sample(base, path)
+    assert [row["index"] for row in rows] == [0, 1, 2]
+    assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert path.read_bytes().startswith(lines[1])
+
+
+def test_a_whole_file_costs_nothing(
+    base: cf.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = sample(base, tmp_path / "a.jsonl")
+    monkeypatch.setattr(data, "generate", None)
+    assert sample(base, tmp_path / "a.jsonl") == rows
+
+
+@pytest.mark.parametrize("change", [{"seed": 9}, {"n": 2}, {"temperature": 0.5}])
+def test_a_file_of_other_settings_is_refused(
+    base: cf.Model, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    sample(base, tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="line 1: comes from other prompts, another blend"):
+        sample(base, tmp_path / "a.jsonl", **change)
+
+
+def test_line_breaks_that_json_leaves_alone_do_not_end_a_row(
+    base: cf.Model, tmp_path: Path
+) -> None:
+    prompt = "the\u2028film\u0085was\u2029great"
+    rows = sample(base, tmp_path / "a.jsonl", [[{"role": "user", "content": prompt}]])
+    assert rows[0]["prompt"][0]["content"] == prompt
+    assert sample(base, tmp_path / "a.jsonl", [[{"role": "user", "content": prompt}]]) == rows
+
+
+def test_an_interrupt_keeps_the_parts_before_it(
+    base: cf.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, calls = tmp_path / "a.jsonl", []
+    whole = sample(base, tmp_path / "whole.jsonl")
+
+    def scored(prompts: list[Any], responses: list[str]) -> list[float]:
+        calls.append(len(responses))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return words(prompts, responses)
+
+    monkeypatch.setattr(data, "PART", 1)
+    rewards = {"words": scored, "first": first}
+    options: dict[str, Any] = {"n": 4, "seed": 3, "batch_size": 4, "max_new_tokens": NEW}
+    with pytest.raises(KeyboardInterrupt):
+        data.rollouts(base, CHATS, rewards, path, **options)
+    assert len(data.read_jsonl(path)) == 1
+    assert data.rollouts(base, CHATS, rewards, path, **options) == whole
+    assert calls == [4, 4, 4, 4]  # one was lost
+
+
+def row(rewards: list[float], finished: list[bool] | None = None) -> dict[str, Any]:
+    """A prompt's row; its responses have their rewards as ids."""
+    return {
+        "index": 0,
+        "prompt": "p",
+        "prompt_ids": [7],
+        "responses": [
+            {"text": f"t{r}", "ids": [int(r)], "finished": f, "rewards": {"gold": r, "half": r / 2}}
+            for r, f in zip(rewards, finished or [True] * len(rewards), strict=True)
+        ],
+    }
+
+
+def test_pairs_are_the_best_with_the_worst() -> None:
+    found = data.pairs([row([3, 1, 5, 2, 4])], "gold", per_prompt=9)
+    assert [(p["chosen_ids"], p["rejected_ids"]) for p in found] == [([5], [1]), ([4], [2])]
+    assert found[0] == {
+        "prompt": "p",
+        "chosen": "t5",
+        "rejected": "t1",
+        "prompt_ids": [7],
+        "chosen_ids": [5],
+        "rejected_ids": [1],
+        "chosen_reward": 5,
+        "rejected_reward": 1,
+    }
+    assert len(data.pairs([row([3, 1, 5, 2, 4])], "gold")) == 1
+    assert len(data.pairs([row([3, 1, 5, 2, 4])], "gold", per_prompt=9, margin=2)) == 1
+    assert len(data.pairs([row([3, 1, 5, 2, 4])], "half", per_prompt=9, margin=2)) == 0
+
+
+def test_pairs_leave_out_ties_and_cut_responses() -> None:
+    assert data.pairs([row([2, 2, 2])], "gold") == []
+    assert data.pairs([row([2])], "gold") == []
+    found = data.pairs([row([9, 1, 2], [False, True, True])], "gold")
+    assert [(p["chosen_ids"], p["rejected_ids"]) for p in found] == [([2], [1])]
+
+
+def test_rows_of_values_and_of_chats() -> None:
+    chat = {**row([1, 2], [True, False]), "prompt": CHATS[0]}
+    assert data.values([chat], "half")[1] == {
+        "prompt": CHATS[0],
+        "completion": [{"role": "assistant", "content": "t2"}],
+        "prompt_ids": [7],
+        "completion_ids": [2],
+        "reward": 1.0,
+        "finished": False,
+    }
+    assert data.values([row([1])], "gold")[0]["completion"] == "t1"
+    pair = data.pairs([{**row([1, 2]), "prompt": CHATS[0]}], "gold")[0]
+    assert pair["chosen"] == [{"role": "assistant", "content": "t2"}]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "n", "error", "message"),
+    [
+        ({"r": 3}, 4, TypeError, r"rewards\['r'\] is a int; it must be a function"),
+        ({"r": words}, 0, ValueError, "n is 0; it must be an int of at least 1"),
+        ({"r": words}, 1.0, ValueError, "n is 1.0; it must be an int of at least 1"),
+        ({"r": lambda p, r: [1.0]}, 4, ValueError, "reward 'r' gave 1 scores; it must give 12"),
+        ({"r": lambda p, r: [float("nan")] * 12}, 4, ValueError, "reward 'r' gave nan; it must"),
+    ],
+)
+def test_mistakes_are_named(
+    base: cf.Model, tmp_path: Path, rewards: Any, n: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        data.rollouts(base, CHATS, rewards, tmp_path / "a.jsonl", n=n, max_new_tokens=2)
+
+
+def test_an_unknown_reward_is_named() -> None:
+    for form in (data.pairs, data.values):
+        with pytest.raises(ValueError, match=r"reward is 'god'; it must be one of \['gold', 'half"):
+            form([row([1, 2])], "god")
+
+
+def test_a_file_can_be_read_by_others(base: cf.Model, tmp_path: Path) -> None:
+    rows = sample(base, tmp_path / "a.jsonl")
+    lines = (tmp_path / "a.jsonl").read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line) for line in lines if line] == rows
