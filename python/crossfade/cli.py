@@ -1,8 +1,9 @@
-"""The command line: ``crossfade demo | generate | score | inspect | bench | info``."""
+"""The command line: ``crossfade demo | generate | score | train | inspect | bench | info``."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     _score_options(
         command("score", _score, "Log-probs and perplexities of given responses under a blend.")
     )
+    _train_options(command("train", _train, "Train an adapter, a model or a value function."))
     inspect = command("inspect", _inspect, "What a blend means and costs.")
     _blend_options(inspect)
     inspect.add_argument("--json", action="store_true", help="print JSON")
@@ -173,6 +175,29 @@ def _score_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--terms", action="store_true", help="also the log-prob under each term alone")
 
 
+def _train_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("kind", choices=["sft", "dpo", "value"], help="the trainer")
+    p.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="YAML with model, data and arguments (the trainer's own, output_dir among them); "
+        "also dtype, eval_data, lora, loss, loss_options, value, seed",
+    )
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="in place of what the file says, such as arguments.learning_rate=1e-4",
+    )
+    p.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in output_dir"
+    )
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+
 def _demo(a: argparse.Namespace) -> int:
     from . import demo
 
@@ -241,6 +266,22 @@ def _score(a: argparse.Namespace) -> int:
         chat=a.chat or bool(a.system),
         terms=a.terms,
     )
+    return 0
+
+
+def _train(a: argparse.Namespace) -> int:
+    from .training import config
+
+    settings = config.read(a.kind, a.config, a.set)
+    _quiet()
+    with contextlib.redirect_stdout(sys.stderr):  # Trainer prints its figures as it goes
+        metrics = config.run(settings, resume=a.resume)
+    folder = settings.arguments["output_dir"]
+    if a.json:
+        print(json.dumps({"output_dir": folder, **metrics}))
+    else:
+        figures = ", ".join(f"{name} {x:.4g}" for name, x in metrics.items())
+        print(f"saved in {folder}: {figures}")
     return 0
 
 

@@ -1,0 +1,311 @@
+"""``crossfade train KIND --config FILE``: what the file may say, and the run that it asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from .. import loading, models
+from ..extras import require
+
+KINDS = ("sft", "dpo", "value")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+PICKLED = "training_args.bin"  # Trainer writes it and reads it nowhere
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A training run. Keys of the file are these names, except `kind`.
+
+    Args:
+        kind: "sft", "dpo" or "value".
+        model: a folder, an id on the hub, or "smollm2".
+        data: a .jsonl file of rows, as the trainer wants them.
+        arguments: of the trainer's config: TRL's `SFTConfig` or `DPOConfig`, or `ValueConfig`.
+            `output_dir` must be there. Unless they say otherwise nothing is reported to trackers,
+            and bfloat16 autocast is on only where a GPU has it.
+        dtype: of the weights: "float32", "bfloat16", "float16", or "auto", as they were saved.
+        eval_data: as `data`, to evaluate on.
+        lora: arguments of PEFT's `LoraConfig`; None trains all weights.
+        loss, loss_options: of `DPOTrainer`; None leaves the loss to `arguments`.
+        value: `kind` and `rank` of `value_model`.
+        seed: of everything random.
+
+    Raises:
+        ValueError, TypeError: names the key, what it was and what it must be.
+    """
+
+    kind: str
+    model: str
+    data: str
+    arguments: dict[str, Any]
+    dtype: str = "float32"
+    eval_data: str | None = None
+    lora: dict[str, Any] | None = None
+    loss: str | None = None
+    loss_options: dict[str, Any] | None = None
+    value: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("model", "data", "eval_data", "loss"):
+            x = getattr(self, name)
+            if not isinstance(x, str) and not (x is None and name in ("eval_data", "loss")):
+                raise TypeError(f"{name} is {x!r}; it must be a string")
+        for name in ("arguments", "lora", "loss_options", "value"):
+            x = getattr(self, name)
+            if not isinstance(x, dict) and not (x is None and name in ("lora", "loss_options")):
+                raise TypeError(f"{name} is {x!r}; it must be a mapping of names to values")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; it must be among {', '.join(DTYPES)}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed is {self.seed!r}; it must be a whole number, 0 or more")
+        if not isinstance(self.arguments.get("output_dir"), str):
+            raise ValueError(
+                f"arguments.output_dir is {self.arguments.get('output_dir')!r}; it must be a folder"
+            )
+        if "seed" in self.arguments:
+            raise ValueError("arguments.seed is given; it must be the key seed, beside arguments")
+        for name in ("loss", "loss_options"):
+            if self.kind != "dpo" and getattr(self, name) is not None:
+                raise ValueError(f"{name} is given; it goes with dpo, not with {self.kind}")
+        if self.kind != "value" and self.value:
+            raise ValueError(f"value is given; it goes with value, not with {self.kind}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe types, with 1e-4 a number, which YAML 1.1 calls a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("+-0123456789")
+)
+
+
+def read(kind: str, file: Path, overrides: Sequence[str] = ()) -> Settings:
+    """The settings of a YAML file, with overrides such as ``arguments.learning_rate=1e-4``."""
+    found = _yaml(file.read_text(), str(file))
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} has {type(found).__name__} at its top; it must have keys")
+    for text in overrides:
+        place, equals, value = text.partition("=")
+        *outer, last = place.split(".")
+        if not equals or not all([*outer, last]):
+            raise ValueError(f"--set is {text!r}; it must be KEY=VALUE, or KEY.KEY=VALUE")
+        at = found
+        for name in outer:
+            if at.get(name) is None:
+                at[name] = {}
+            at = at[name]
+            if not isinstance(at, dict):
+                raise ValueError(f"--set is {text!r}; {name} is {at!r}, which has no keys")
+        at[last] = _yaml(value, f"--set {place}")
+    known = [f.name for f in dataclasses.fields(Settings) if f.name != "kind"]
+    for key in found:
+        if key not in known:
+            raise ValueError(f"{file} has the key {key!r}; known ones are {', '.join(known)}")
+    for key in ("model", "data", "arguments"):
+        if key not in found:
+            raise ValueError(f"{file} has no key {key!r}, which it must have")
+    return Settings(kind, **found)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # safe: _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def run(s: Settings, *, resume: bool = False) -> dict[str, Any]:
+    """Train, and save the adapter or model with its tokenizer in `output_dir`; what was measured.
+
+    Ctrl-C ends the step and saves a checkpoint first; a second one ends at once.
+
+    Args:
+        resume: go on from the last checkpoint in `output_dir`.
+
+    Raises:
+        ValueError, TypeError, OSError: what `Settings` cannot see: keys of `arguments` and `lora`,
+            files, columns. KeyboardInterrupt: after Ctrl-C.
+    """
+    make_trainer = {"sft": _sft, "dpo": _dpo, "value": _value}[s.kind]
+    output = Path(s.arguments["output_dir"])
+    last = get_last_checkpoint(str(output)) if output.is_dir() else None
+    if resume and last is None:
+        raise ValueError(f"--resume is given, but there is no checkpoint in {str(output)!r}")
+    if not resume and last is not None:
+        raise ValueError(
+            f"arguments.output_dir is {str(output)!r}, which has {Path(last).name} of another run; "
+            "--resume goes on from it, else it must be another folder"
+        )
+    data = {"train": _rows("data", s.data)}
+    if s.eval_data is not None:
+        data["eval"] = _rows("eval_data", s.eval_data)
+    stop = _StopAtStep()
+    with warnings.catch_warnings():
+        # TRL 1.16 and PEFT 0.21 say by the old name what Transformers 5.23 renamed
+        warnings.filterwarnings("ignore", r"`[a-z_.]*gradient_checkpointing", FutureWarning)
+        trainer = make_trainer(s, data)
+        trainer.add_callback(stop)
+        with stop:
+            result = trainer.train(resume_from_checkpoint=last)
+    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+        last = get_last_checkpoint(str(output))
+        print(f"saved {last}; --resume goes on from there", file=sys.stderr)
+        raise KeyboardInterrupt
+    trainer.save_model()
+    (output / PICKLED).unlink(missing_ok=True)
+    return dict(result.metrics)
+
+
+class _StopAtStep(TrainerCallback):
+    """Ctrl-C lets the step end, for a checkpoint from which another run goes on to the bit."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGINT, self._ask)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+def _sft(s: Settings, data: Mapping[str, Any]) -> Any:
+    from .trainers import SFTTrainer, trl
+
+    return _trainer(SFTTrainer, s, data, _arguments(trl.SFTConfig, s), _load(s))
+
+
+def _dpo(s: Settings, data: Mapping[str, Any]) -> Any:
+    from .trainers import DPOTrainer, trl
+
+    args = _arguments(trl.DPOConfig, s)
+    loss = {"loss": s.loss, "loss_options": s.loss_options}
+    return _trainer(DPOTrainer, s, data, args, _load(s), **loss)
+
+
+def _value(s: Settings, data: Mapping[str, Any]) -> Any:
+    from .value_head import value_model
+    from .value_trainer import ValueConfig, ValueTrainer
+
+    args = _arguments(ValueConfig, s)
+    value = {"kind": "q", **s.value}
+    for name in value:
+        if name not in ("kind", "rank"):
+            raise ValueError(f"value has the key {name!r}; known ones are kind, rank")
+    base, tokenizer = _load(s)
+    torch.manual_seed(s.seed)
+    model = value_model(base, value["kind"], rank=value.get("rank"))
+    needs_base = args.objective == "cd_q" and value["kind"] == "q"
+    given = {"base": base} if needs_base else {}
+    return _trainer(ValueTrainer, s, data, args, (model, tokenizer), **given)
+
+
+def _trainer(
+    trainer: Any,
+    s: Settings,
+    data: Mapping[str, Any],
+    args: Any,
+    loaded: tuple[Any, Any],
+    **options: Any,
+) -> Any:
+    model, tokenizer = loaded
+    return trainer(
+        model,
+        args=args,
+        train_dataset=data["train"],
+        eval_dataset=data.get("eval"),
+        processing_class=tokenizer,
+        peft_config=None if s.lora is None else _lora(s.lora),
+        **options,
+    )
+
+
+def _load(s: Settings) -> tuple[Any, Any]:
+    dtype = s.dtype if s.dtype == "auto" else getattr(torch, s.dtype)
+    return models.load(loading._folder(s.model), dtype=dtype)
+
+
+def _arguments(config: Any, s: Settings) -> Any:
+    """The trainer's config, from `arguments` over defaults that suit a command line."""
+    _check_keys("arguments", s.arguments, config)
+    names = {f.name for f in dataclasses.fields(config)}
+    on_cpu = s.arguments.get("use_cpu", not torch.accelerator.is_available())
+    given = {"report_to": "none", "seed": s.seed, "use_cpu": on_cpu}
+    if not s.arguments.get("fp16"):
+        given["bf16"] = not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    given = {name: x for name, x in given.items() if name in names} | s.arguments
+    try:
+        return config(**given)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ValueError(f"arguments: {error}") from error
+
+
+def _lora(options: Mapping[str, Any]) -> Any:
+    config = require("peft", "adapters").LoraConfig
+    _check_keys("lora", options, config)
+    try:
+        return config(**{"task_type": "CAUSAL_LM", **options})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"lora: {error}") from error
+
+
+def _check_keys(key: str, given: Iterable[str], config: Any) -> None:
+    known = [f.name for f in dataclasses.fields(config) if f.init]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known)
+            hint = f"; near to it are {', '.join(near)}" if near else ""
+            raise ValueError(f"{key} has the key {name!r}, which {config.__name__} has not{hint}")
+
+
+def _rows(key: str, path: str) -> Any:
+    """A dataset of a .jsonl file's rows."""
+    if Path(path).suffix != ".jsonl":
+        raise ValueError(f"{key} is {path!r}; it must be a .jsonl file")
+    rows = []
+    with Path(path).open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+            if not isinstance(rows[-1], dict):
+                raise ValueError(f"{path}, line {number} is not a JSON object")
+            if rows[-1].keys() != rows[0].keys():
+                raise ValueError(
+                    f"{path}, line {number} has the keys {', '.join(rows[-1])}; it must have "
+                    f"{', '.join(rows[0])}, as the first"
+                )
+    if not rows:
+        raise ValueError(f"{key} is {path!r}, which has no rows")
+    return require("datasets", "train").Dataset.from_list(rows)

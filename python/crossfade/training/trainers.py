@@ -1,0 +1,403 @@
+"""TRL's trainers with the log-probs of `linear_logp`: no logits are stored, few are computed.
+
+All that TRL documents of these classes holds: arguments, datasets, PEFT, references, metrics and
+checkpoints. Products of the head are float32, also under bfloat16 autocast.
+
+Besides TRL's formats, datasets may be of ids, with texts beside them or without: `prompt_ids` with
+`chosen_ids` and `rejected_ids`, or with `completion_ids`. They are trained on as they are: sampled
+tokens are not what their text would be encoded as, and nothing is put at their end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import losses
+from ..extras import require
+from .fused_head import IGNORED, add_linear_logp
+
+trl = require("trl", "train")
+
+PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {**losses.PAIR_LOSSES, "modpo": losses.modpo}
+WITHOUT_REFERENCE = ("orpo", "simpo")
+# of DPOConfig, what a loss of ours takes from its own options, or does without
+DPO_OPTIONS = (
+    "beta",
+    "discopop_tau",
+    "f_alpha_divergence_coef",
+    "f_divergence_type",
+    "label_smoothing",
+    "ld_alpha",
+    "loss_type",
+    "loss_weights",
+    "use_weighting",
+)
+
+
+@contextlib.contextmanager
+def _own_heads(trainer: type) -> Iterator[None]:
+    """While a trainer of TRL's is made, it gives its models our log-probs in place of its own.
+
+    Only there are they between a model and what wraps it: PEFT, autocast, DDP.
+    """
+    module: Any = sys.modules[trainer.__module__]
+    trls = module.add_fused_lm_head
+    module.add_fused_lm_head = _add_unless_none
+    try:
+        yield
+    finally:
+        module.add_fused_lm_head = trls
+
+
+def _add_unless_none(model: Any, **options: Any) -> None:
+    if not isinstance(model, _NoReference):
+        add_linear_logp(model, **options)
+
+
+class _NoReference(nn.Module):
+    """In place of a reference that a loss does not need, so that TRL loads none."""
+
+
+class _Trainer:
+    """What the three have in common; to be inherited from before TRL's."""
+
+    _trls: type
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with _own_heads(self._trls):
+            super().__init__(*args, **kwargs)
+
+    def _send_telemetry(self) -> None:
+        """Nothing is sent to anybody."""
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        # TRL keeps these in a file named after data and model. What they depend on besides: the
+        # way they are computed, its dtype, and where sequences are cut
+        ours = ("crossfade", self.accelerator.mixed_precision, str(self.data_collator))
+        plain = self._precompute_model_hash
+        self._precompute_model_hash = (plain, *ours, getattr(self, "ld_alpha", None))
+        try:
+            return super()._precompute_ref_logps(dataset, name, batch_size)  # type: ignore[misc]
+        finally:
+            self._precompute_model_hash = plain
+
+    accelerator: Any
+    data_collator: Any
+    _precompute_model_hash: Any
+
+
+class SFTTrainer(_Trainer, trl.SFTTrainer):  # type: ignore[name-defined]
+    """TRL's `SFTTrainer`, by `linear_logp`.
+
+    Datasets may have `prompt_ids` and `completion_ids`, or `input_ids` with a `completion_mask`:
+    the loss is of the completions, unless `completion_only_loss` is False.
+    """
+
+    _trls = trl.SFTTrainer
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, *rest: Any, **options: Any
+    ) -> Any:
+        ids = _ids("the dataset", dataset, ("prompt_ids", "completion_ids"))
+        columns = _columns(dataset)
+        if not ids and not {"input_ids", "messages", "conversations"} & columns:
+            formatted = (rest[1] if len(rest) > 1 else options.get("formatting_func")) is not None
+            text = args.dataset_text_field in columns or {"prompt", "completion"} <= columns
+            if not formatted and not text:
+                raise ValueError(
+                    f"the dataset has the columns {_listed(columns)}; it must have prompt and "
+                    f"completion, messages, {args.dataset_text_field}, prompt_ids and "
+                    "completion_ids, or input_ids"
+                )
+        mask = "input_ids" in columns and "completion_mask" in columns
+        if "labels" not in columns and (ids or mask):
+            every = args.completion_only_loss is False
+            dataset = dataset.map(functools.partial(_labelled, every=every))
+        return super()._prepare_dataset(dataset, processing_class, args, *rest, **options)
+
+
+def _labelled(row: Mapping[str, Any], every: bool) -> dict[str, list[int]]:
+    """`input_ids`, and `labels` of the completion alone or of every token."""
+    if "input_ids" in row:
+        ids, counts = row["input_ids"], row["completion_mask"]
+    else:
+        ids = row["prompt_ids"] + row["completion_ids"]
+        counts = [0] * len(row["prompt_ids"]) + [1] * len(row["completion_ids"])
+    labels = [i if every or c else IGNORED for i, c in zip(ids, counts, strict=True)]
+    return {"input_ids": ids, "labels": labels}
+
+
+class KTOTrainer(_Trainer, trl.KTOTrainer):  # type: ignore[name-defined]
+    """TRL's `KTOTrainer`, by `linear_logp`.
+
+    Datasets may have `prompt_ids` and `completion_ids` besides `label`.
+    """
+
+    _trls = trl.KTOTrainer
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
+    ) -> Any:
+        name = f"the {dataset_name} dataset"
+        columns, ids = _columns(dataset), _ids(name, dataset, ("prompt_ids", "completion_ids"))
+        paired = {"chosen", "rejected"} <= columns
+        if not paired and not ("label" in columns and (ids or "completion" in columns)):
+            raise ValueError(
+                f"{name} has the columns {_listed(columns)}; it must have prompt, completion and "
+                "label, prompt_ids, completion_ids and label, or chosen and rejected"
+            )
+        if not ids:
+            if "chosen_ids" in columns:
+                raise ValueError(
+                    f"{name} has chosen_ids; KTO is of single responses, it must have "
+                    "completion_ids and label"
+                )
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if args.max_length is not None:
+            dataset = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
+        if self.calculate_KL:  # each prompt with the response to the one before, in its batch
+            size = args.per_device_train_batch_size
+            dataset = dataset.map(_mismatched, batched=True, batch_size=size)
+        return dataset
+
+
+def _mismatched(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    responses = rows["completion_ids"]
+    return {"KL_completion_ids": [responses[-1], *responses[:-1]]}
+
+
+class DPOTrainer(_Trainer, trl.DPOTrainer):  # type: ignore[name-defined]
+    """TRL's `DPOTrainer`, by `linear_logp`, and with the losses of `crossfade.losses`.
+
+    Datasets may have `prompt_ids`, `chosen_ids` and `rejected_ids`.
+
+    Args:
+        loss: a name in `crossfade.losses.PAIR_LOSSES`, or "modpo"; None leaves the loss to TRL's
+            `args.loss_type`. Rewards that are logged are beta times log-ratios; without a
+            reference, for "orpo" and "simpo", times mean log-probs, and no reference is loaded.
+        loss_options: the loss's arguments by name, such as ``{"beta": 2.0, "gamma": 1.0}``. Those
+            of `args` that TRL's own losses take must then be left as they are. "modpo" takes its
+            `margins` from the dataset's column of that name: of each row the list of the other
+            objectives' margins.
+
+    Raises:
+        ValueError, TypeError: a loss or an option is not known, or does not fit the others.
+        NotImplementedError: `args.use_weighting`, whose weights `linear_logp` does not have.
+    """
+
+    _trls = trl.DPOTrainer
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        args: Any = None,
+        *rest: Any,
+        loss: str | None = None,
+        loss_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self._pair_loss = _pair_loss(loss, loss_options, args)
+        self._needs_margins = loss == "modpo"
+        self._without_reference = loss in WITHOUT_REFERENCE
+        self._reward_scale = _beta(loss, loss_options)
+        if args is not None and args.use_weighting:
+            raise NotImplementedError(
+                "args.use_weighting is True; it must be False, as linear_logp does not give the "
+                "sums of squared probabilities that its weights are made of. trl.DPOTrainer does"
+            )
+        if self._without_reference:
+            _check_no_reference(loss, ref_model, args)
+            ref_model = _NoReference()
+        super().__init__(model, ref_model, args, *rest, **options)
+        if self._without_reference:
+            self.ref_model = None
+        if self._needs_margins:
+            self.data_collator = _WithMargins(self.data_collator)
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
+    ) -> Any:
+        name = f"the {dataset_name} dataset"
+        ids = _ids(name, dataset, ("prompt_ids", "chosen_ids", "rejected_ids"))
+        columns = _columns(dataset)
+        if not ids and not {"chosen", "rejected"} <= columns:
+            raise ValueError(
+                f"{name} has the columns {_listed(columns)}; it must have prompt, chosen and "
+                "rejected, or prompt_ids, chosen_ids and rejected_ids"
+            )
+        if self._needs_margins and "margins" not in columns:
+            raise ValueError(
+                f"{name} has the columns {_listed(columns)}; with loss='modpo' it must have margins"
+            )
+        if not ids:
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if args.max_length is not None and args.truncation_mode == "keep_start":
+            # as TRL does with texts: of these rows nothing but the prompt would be left
+            dataset = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
+        return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self._needs_margins and "margins" not in self._signature_columns:
+            self._signature_columns.append("margins")
+
+    def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        return super().compute_ref_log_probs(
+            model, {name: x for name, x in inputs.items() if name != "margins"}
+        )
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        if self._pair_loss is None:
+            return super()._compute_loss(model, inputs, return_outputs)
+        no_inputs = ("completion_mask", "margins", "ref_chosen_logps", "ref_rejected_logps")
+        given = {name: x for name, x in inputs.items() if name not in no_inputs}
+        given["use_cache"] = False
+        if self.aux_loss_enabled:
+            given["output_router_logits"] = True
+        mask = inputs["completion_mask"]
+        labels = inputs["input_ids"].masked_fill(mask == 0, IGNORED)
+        outputs = model(**given, labels=labels, fused_lm_head=True)
+        mask = mask[:, 1:]
+        length = mask.shape[1]  # prompt-learning PEFT puts more before it
+        chosen, rejected = outputs.log_probs[:, -length:].sum(1).chunk(2)
+        pairs = losses.Pairs(
+            chosen,
+            rejected,
+            *self._references(inputs),
+            # responses that were cut away whole have log-prob 0, whatever their length
+            *mask.sum(1).clamp(min=1).chunk(2),
+        )
+        extra = {"margins": inputs["margins"]} if self._needs_margins else {}
+        loss = self._pair_loss(pairs, **extra).mean()
+        metrics = {"logps/chosen": chosen, "logps/rejected": rejected}
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+            metrics["aux_loss"] = outputs.aux_loss
+        rewards = pairs.means if self._without_reference else pairs.log_ratios
+        good, bad = (self._reward_scale * x for x in rewards)
+        metrics |= {"rewards/chosen": good, "rewards/rejected": bad}
+        metrics |= {"rewards/margins": good - bad, "rewards/accuracies": (good > bad).float()}
+        self._record(metrics, outputs, mask)
+        if not return_outputs:
+            return loss
+        with torch.no_grad():  # for `compute_metrics`, which wants logits
+            return loss, model(**given)
+
+    def _references(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        if self._without_reference:
+            return None, None
+        if self.precompute_ref_logps:
+            return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        return self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+
+    def _record(self, metrics: dict[str, Tensor], outputs: Any, mask: Tensor) -> None:
+        """Means over the batch and all processes; of tokens, over the responses'."""
+        kept = self._metrics["train" if self.model.training else "eval"]
+        for name, x in metrics.items():
+            kept[name].append(self.accelerator.gather(x.detach()).mean().item())
+        sums = [mask.sum(), outputs.entropy.sum()]  # 0 outside of responses
+        halves = mask.chunk(2)[0].sum(), outputs.is_top1.chunk(2)[0].sum()
+        tokens, entropy, chosen, correct = (
+            self.accelerator.gather_for_metrics(x).sum().item() for x in (*sums, *halves)
+        )
+        kept["entropy"].append(entropy / max(tokens, 1))
+        kept["mean_token_accuracy"].append(correct / max(chosen, 1))
+
+
+@dataclasses.dataclass
+class _WithMargins:
+    """A collator's batch, and the rows' margins ``[pairs, others]``."""
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator(rows)
+        counts = {len(row["margins"]) for row in rows}
+        if len(counts) > 1:
+            raise ValueError(f"margins has rows of {sorted(counts)} numbers; all must have as many")
+        return {**batch, "margins": torch.tensor([row["margins"] for row in rows]).float()}
+
+
+def _pair_loss(
+    name: str | None, options: Mapping[str, Any] | None, args: Any
+) -> Callable[..., Tensor] | None:
+    """The loss with its options, after a look at whether they are its own."""
+    if name is None:
+        if options:
+            raise ValueError("loss_options is given, and loss is None; it must be a name")
+        return None
+    if name not in PAIR_LOSSES:
+        raise ValueError(f"loss is {name!r}; it must be among {', '.join(PAIR_LOSSES)}")
+    loss = PAIR_LOSSES[name]
+    options = dict(options or {})
+    known = [p for p in inspect.signature(loss).parameters if p not in ("pairs", "margins")]
+    for key in options:
+        if key not in known:
+            raise ValueError(f"loss_options has {key!r}; for {name} it may have {', '.join(known)}")
+    needed = ("weight", "other_weights") if name == "modpo" else ()
+    for key in needed:
+        if key not in options:
+            raise ValueError(f"loss_options has no {key!r}, which modpo must have")
+    if args is not None:
+        fields = {field.name: field for field in dataclasses.fields(args)}
+        for key in DPO_OPTIONS:
+            factory = fields[key].default_factory
+            plain = fields[key].default if factory is dataclasses.MISSING else factory()
+            if getattr(args, key) != plain:
+                raise ValueError(
+                    f"args.{key} is {getattr(args, key)!r}; with loss={name!r} it must be left at "
+                    "its default, and what the loss takes be in loss_options"
+                )
+    bound: Callable[..., Tensor] = functools.partial(loss, **options)
+    one = torch.zeros(1)
+    empty = losses.Pairs(one, one, one, one, one.long() + 1, one.long() + 1)
+    others = options.get("other_weights")
+    width = len(others) if isinstance(others, (list, tuple)) else 0
+    bound(empty, **({"margins": torch.zeros(1, width)} if name == "modpo" else {}))  # its checks
+    return bound
+
+
+def _beta(name: str | None, options: Mapping[str, Any] | None) -> float:
+    """What a loss's rewards are of its log-ratios; 1 where it has no beta."""
+    if name is None:
+        return 1.0
+    beta = inspect.signature(PAIR_LOSSES[name]).parameters.get("beta")
+    return float((options or {}).get("beta", 1.0 if beta is None else beta.default))
+
+
+def _check_no_reference(loss: str | None, ref_model: Any, args: Any) -> None:
+    given = {"ref_model": ref_model is not None}
+    for name in ("precompute_ref_log_probs", "sync_ref_model"):
+        given[f"args.{name}"] = args is not None and getattr(args, name)
+    for name, is_given in given.items():
+        if is_given:
+            raise ValueError(f"{name} is given; loss={loss!r} has no reference")
+
+
+def _columns(dataset: Any) -> set[str]:
+    return set(next(iter(dataset), {}))
+
+
+def _listed(columns: set[str]) -> str:
+    return ", ".join(sorted(columns)) or "of an empty dataset"
+
+
+def _ids(name: str, dataset: Any, needed: tuple[str, ...]) -> bool:
+    """Whether a dataset is of ids."""
+    columns = _columns(dataset)
+    missing = [x for x in needed if x not in columns]
+    if missing and len(missing) < len(needed) and "prompt_ids" not in missing:
+        raise ValueError(
+            f"{name} has prompt_ids, but no {missing[0]}; ids must be there of all or of none"
+        )
+    return not missing

@@ -1,0 +1,286 @@
+"""``crossfade train``: files in, an adapter or a model out, stopped and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models as tiny
+import torch
+import trl
+import yaml
+from conftest import make, texts
+from crossfade import cli
+from crossfade.training import DPOTrainer, config, load_value_head
+from safetensors.torch import load_file
+
+LORA = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("base")
+    make().save_pretrained(folder)
+    tiny.make_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def settings(base: str, folder: Path, kind: str = "dpo", **more: Any) -> dict[str, Any]:
+    data = folder / f"{kind}.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in texts(kind)) + "\n")
+    arguments = {
+        "output_dir": str(folder / "out"),
+        "max_steps": 4,
+        "per_device_train_batch_size": 3,
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "save_steps": 2,
+    }
+    return {"model": base, "data": str(data), "lora": LORA, "arguments": arguments, **more}
+
+
+def train(kind: str, folder: Path, given: dict[str, Any], *options: str) -> int:
+    file = folder / f"{kind}.yaml"
+    file.write_text(yaml.safe_dump(given))
+    return cli.main(["train", kind, "--config", str(file), *options])
+
+
+def losses(folder: Path, step: int) -> list[float]:
+    state = json.loads((folder / "out" / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    return [x["loss"] for x in state["log_history"] if "loss" in x]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_adapter(base: str, tmp_path: Path, kind: str, capsys: Any) -> None:
+    """Trained, saved, and decoded with: ``base=PATH@OUT``."""
+    given = settings(base, tmp_path, kind)
+    eval_data = tmp_path / "eval.jsonl"
+    eval_data.write_text("\n".join(json.dumps(row) for row in texts(kind, 3)))
+    given["eval_data"] = str(eval_data)
+    given["arguments"] |= {"eval_strategy": "steps", "eval_steps": 2}
+    assert train(kind, tmp_path, given, "--json") == 0
+    told = capsys.readouterr()
+    report = json.loads(told.out)
+    out = tmp_path / "out"
+    assert report["output_dir"] == str(out)
+    assert report["train_loss"] > 0
+    assert "eval_loss" in told.err
+    weights = load_file(out / "adapter_model.safetensors")
+    assert any("lora_B" in name and x.any() for name, x in weights.items())
+    assert not [p for p in out.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    made = ["generate", "the film", "--model", f"base={base}@{out}", "--max-new-tokens", "3"]
+    assert cli.main([*made, "--greedy"]) == 0
+    tuned = json.loads(capsys.readouterr().out)
+    assert cli.main([*made[:2], "--model", f"base={base}", *made[4:], "--greedy"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert tuned["logprob"] != plain["logprob"]
+
+
+def test_all_weights(base: str, tmp_path: Path, capsys: Any) -> None:
+    """Without `lora` the model itself is trained, against its own copy; SimPO against none."""
+    given = settings(base, tmp_path)
+    del given["lora"]
+    given |= {"loss": "simpo", "loss_options": {"beta": 1.0}}
+    assert train("dpo", tmp_path, given) == 0
+    assert "saved in" in capsys.readouterr().out
+    out = tmp_path / "out"
+    before, after = (load_file(Path(p) / "model.safetensors") for p in (base, out))
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    assert (out / "tokenizer.json").is_file()
+    given |= {"loss": None, "loss_options": None}
+    given["arguments"]["output_dir"] = str(tmp_path / "dpo")
+    assert train("dpo", tmp_path, given) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own
+@pytest.mark.parametrize("objective", ["fudge", "cd_q"])
+def test_value(base: str, tmp_path: Path, objective: str, capsys: Any) -> None:
+    """A Q-head of rank 2, saved where `load_value_head` finds it; CD-Q over the base itself."""
+    given = settings(base, tmp_path, "sft", value={"rank": 2})
+    lora = given.pop("lora")
+    prompt, response = [5, 6, 7], [8, 9, tiny.EOS]
+    rows = [
+        {"prompt_ids": prompt, "completion_ids": [i, *response], "reward": i / 9, "finished": True}
+        for i in range(10, 16)
+    ]
+    Path(given["data"]).write_text("\n".join(json.dumps(row) for row in rows))
+    given["arguments"]["objective"] = objective
+    if objective == "fudge":
+        given["lora"] = lora
+    assert train("value", tmp_path, given) == 0
+    folder = tmp_path / "out"
+    before, after = make(), load_value_head(folder, make())
+    ids = torch.tensor([prompt])
+    assert after(input_ids=ids).logits.shape == before(input_ids=ids).logits.shape
+    assert after(input_ids=ids).logits.any()
+    given["value"] = {"rnk": 2}
+    given["arguments"]["output_dir"] = str(tmp_path / "other")
+    assert train("value", tmp_path, given) == 2
+    assert "value has the key 'rnk'; known ones are kind, rank" in capsys.readouterr().err
+
+
+def test_resume(base: str, tmp_path: Path, capsys: Any) -> None:
+    """A run that was cut and goes on has the curve of one that was not."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    assert train("dpo", whole, settings(base, whole)) == 0
+    given = settings(base, cut)
+    given["arguments"]["lr_scheduler_type"] = "linear"
+    assert train("dpo", cut, given) == 0
+    for file in (cut / "out").glob("*.safetensors"):
+        file.unlink()
+    shutil.rmtree(cut / "out" / "checkpoint-4")
+    assert train("dpo", cut, given) == 2
+    assert "checkpoint-2 of another run" in capsys.readouterr().err
+    assert train("dpo", cut, given, "--resume") == 0
+    assert losses(cut, 4) == losses(whole, 4)
+    a, b = (load_file(x / "out" / "adapter_model.safetensors") for x in (whole, cut))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_ctrl_c(base: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """The step ends, a checkpoint is saved, and the next run goes on from it."""
+    plain, step = DPOTrainer.training_step, []
+
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        step.append(self.state.global_step)
+        if len(step) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(self, *args, **kwargs)
+
+    given = settings(base, tmp_path)
+    given["arguments"]["save_strategy"] = "no"
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as m:
+        m.setattr(DPOTrainer, "training_step", interrupted)
+        assert train("dpo", tmp_path, given) == 130
+    told = capsys.readouterr().err
+    assert "checkpoint-3; --resume goes on" in told
+    assert step == [0, 1, 2]
+    assert signal.getsignal(signal.SIGINT) is handler
+    given["arguments"]["save_strategy"] = "steps"
+    assert train("dpo", tmp_path, given, "--resume") == 0
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert train("dpo", whole, settings(base, whole)) == 0
+    assert losses(tmp_path, 4) == losses(whole, 4)
+
+
+def test_second_ctrl_c() -> None:
+    stop = config._StopAtStep()
+    with stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_overrides(base: str, tmp_path: Path) -> None:
+    """Numbers as people write them: 1e-4 is one, which YAML 1.1 takes for a text."""
+    file = tmp_path / "a.yaml"
+    file.write_text("model: m\ndata: d.jsonl\narguments: {output_dir: o, learning_rate: 2e-5}\n")
+    read = config.read("dpo", file)
+    assert read.arguments["learning_rate"] == 2e-5
+    sets = ["arguments.learning_rate=1e-4", "lora.r=8", "seed=3", "loss=simpo", "data=x.jsonl"]
+    read = config.read("dpo", file, sets)
+    assert read.arguments == {"output_dir": "o", "learning_rate": 1e-4}
+    assert (read.lora, read.seed, read.loss, read.data) == ({"r": 8}, 3, "simpo", "x.jsonl")
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # TRL's own
+def test_defaults_give_way(base: str, tmp_path: Path) -> None:
+    given = settings(base, tmp_path)
+    args = config._arguments(trl.DPOConfig, config.Settings("dpo", **given, seed=5))
+    assert (args.report_to, args.seed, args.bf16) == ([], 5, torch.cuda.is_available())
+    given["arguments"] |= {"bf16": True, "report_to": "tensorboard"}
+    args = config._arguments(trl.DPOConfig, config.Settings("dpo", **given))
+    assert (args.report_to, args.bf16) == (["tensorboard"], True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle": "x"}, "the key 'modle'; known ones are model, data, arguments, dtype"),
+        ({"model": None}, "model is None; it must be a string"),
+        ({"model": "nowhere"}, "there is no folder 'nowhere'"),
+        ({"data": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"data": "rows.csv"}, "data is 'rows.csv'; it must be a .jsonl file"),
+        ({"dtype": "int8"}, "dtype is 'int8'; it must be among float32"),
+        ({"seed": -1}, "seed is -1"),
+        ({"lora": {"rank": 2}}, "lora has the key 'rank', which LoraConfig has not"),
+        ({"lora": 3}, "lora is 3; it must be a mapping"),
+        ({"loss": "simp"}, "loss is 'simp'; it must be among"),
+        ({"value": {"kind": "q"}}, "value is given; it goes with value"),
+        ({"arguments.learning_rat": 1}, "'learning_rat', which DPOConfig has not; near to it are"),
+        ({"arguments.seed": 1}, "it must be the key seed"),
+        ({"arguments.output_dir": None}, "arguments.output_dir is None"),
+        ({"arguments.lr_scheduler_type": "cubic"}, "arguments: cubic is not a valid"),
+    ],
+)
+def test_mistakes(
+    base: str, tmp_path: Path, change: dict[str, Any], message: str, capsys: Any
+) -> None:
+    given = settings(base, tmp_path)
+    for place, value in change.items():
+        *outer, last = place.split(".")
+        (given[outer[0]] if outer else given)[last] = value
+    assert train("dpo", tmp_path, given) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("seed", "it must be KEY=VALUE"),
+        ("seed.x=1", "seed is 3, which has no keys"),
+        ("data=[", "is not YAML"),
+        ("data=3", "data is 3; it must be a string"),
+    ],
+)
+def test_set_mistakes(base: str, tmp_path: Path, option: str, message: str, capsys: Any) -> None:
+    assert train("dpo", tmp_path, settings(base, tmp_path, seed=3), "--set", option) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"prompt": "a", "completion": "b"}'], "must have prompt, chosen and rejected"),
+        (["{"], "line 1: Expecting"),
+        (["[1]"], "line 1 is not a JSON object"),
+        (['{"prompt": "a"}', '{"chosen": "a"}'], "line 2 has the keys chosen; it must have prompt"),
+        ([""], "has no rows"),
+    ],
+)
+def test_data_mistakes(
+    base: str, tmp_path: Path, lines: list[str], message: str, capsys: Any
+) -> None:
+    given = settings(base, tmp_path)
+    Path(given["data"]).write_text("\n".join(lines) + "\n")
+    assert train("dpo", tmp_path, given) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_resume_without_checkpoint(base: str, tmp_path: Path, capsys: Any) -> None:
+    assert train("dpo", tmp_path, settings(base, tmp_path), "--resume") == 2
+    assert "there is no checkpoint" in capsys.readouterr().err
+    given = settings(base, tmp_path, "sft", loss="simpo")
+    assert train("sft", tmp_path, given) == 2
+    assert "loss is given; it goes with dpo, not with sft" in capsys.readouterr().err
+
+
+def test_package_does_not_import_trl() -> None:
+    code = (
+        "import sys, crossfade, crossfade.training, crossfade.training.fused_head, crossfade.cli\n"
+        "assert not {'trl', 'peft', 'datasets'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
