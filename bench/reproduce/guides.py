@@ -1,0 +1,185 @@
+"""The guides that ship, made from nothing but SmolLM2 and two rewards.
+
+    python bench/reproduce/guides.py --work build/guides
+
+The base answers the training prompts of `reviews`, each reward ranks the answers, and of that are
+trained, a reward: a LoRA adapter by DPO (the implicit value, and the guide of a blend), a low-rank
+Q-head by FUDGE (the explicit value), and, to compare, an adapter of more weights by the same DPO
+(the model that is fine-tuned directly). Every stage keeps what it made in
+`--work` and is skipped if it is there; one that was interrupted goes on from its last checkpoint.
+`--install` copies the guides, in bfloat16, to where `crossfade.models.guide` finds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import crossfade as cf
+import peft
+import reviews
+import torch
+from crossfade import training
+from crossfade.training import data
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+from trl import DPOConfig
+
+SAMPLES, NEW, TEMPERATURE, SEED = 8, 40, 0.7, 0
+GUIDE = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "o_proj"]}
+DIRECT = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+SHIPPED = ("sentiment", "brevity", "sentiment_value")
+BETA, PAIRS, BATCH = 0.1, 2, 16
+RANK, VALUE_EPOCHS, VALUE_RATE = 8, 30, 1e-2
+
+
+def rollouts(model: Any, tokenizer: Any, work: Path) -> list[dict[str, Any]]:
+    base = cf.Model(model, tokenizer=tokenizer, name="base")
+    return training.rollouts(
+        base,
+        reviews.prompts(reviews.TRAINED),
+        reviews.REWARDS,
+        work / "rollouts.jsonl",
+        n=SAMPLES,
+        seed=SEED,
+        batch_size=32,
+        max_new_tokens=NEW,
+        temperature=TEMPERATURE,
+    )
+
+
+def adapter(
+    rows: list[dict[str, Any]],
+    reward: str,
+    tokenizer: Any,
+    folder: Path,
+    lora: dict[str, Any],
+    rate: float,
+) -> None:
+    """DPO of the best answers against the worst; what the base would do is the adapter off."""
+    model, _ = cf.models.smollm2()
+    args = DPOConfig(
+        output_dir=str(folder),
+        beta=BETA,
+        per_device_train_batch_size=BATCH,
+        learning_rate=rate,
+        lr_scheduler_type="linear",
+        warmup_steps=3,
+        num_train_epochs=1,
+        precompute_ref_log_probs=True,
+        gradient_checkpointing=False,
+        bf16=False,
+        save_steps=10,
+        logging_steps=1,
+        report_to="none",
+        seed=SEED,
+        disable_tqdm=False,
+    )
+    trainer = training.DPOTrainer(
+        model,
+        args=args,
+        train_dataset=Dataset.from_list(training.pairs(rows, reward, per_prompt=PAIRS)),
+        processing_class=tokenizer,
+        peft_config=peft.LoraConfig(task_type="CAUSAL_LM", **lora),
+    )
+    trainer.train(resume_from_checkpoint=_checkpoint(folder))
+    trainer.save_model()
+    _keep_log(trainer, folder)
+
+
+def q_head(rows: list[dict[str, Any]], reward: str, tokenizer: Any, folder: Path) -> None:
+    """FUDGE on the base's own answers, rewards less their mean: a shift of values changes nothing,
+    and tokens that were never sampled keep the value 0."""
+    model, _ = cf.models.smollm2()
+    examples = data.values(rows, reward)
+    mean = sum(row["reward"] for row in examples) / len(examples)
+    examples = [{**row, "reward": row["reward"] - mean} for row in examples]
+    held_out = len(examples) // 10
+    args = training.ValueConfig(
+        output_dir=str(folder),
+        objective="fudge",
+        cache_hidden=True,
+        per_device_train_batch_size=64,
+        learning_rate=VALUE_RATE,
+        num_train_epochs=VALUE_EPOCHS,
+        eval_strategy="epoch",
+        logging_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        report_to="none",
+        seed=SEED,
+    )
+    torch.manual_seed(SEED)
+    trainer = training.ValueTrainer(
+        training.value_model(model, "q", rank=RANK),
+        args,
+        train_dataset=Dataset.from_list(examples[held_out:]),
+        eval_dataset=Dataset.from_list(examples[:held_out]),
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=_checkpoint(folder))
+    trainer.save_model()
+    _keep_log(trainer, folder)
+
+
+def _checkpoint(folder: Path) -> str | None:
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def _keep_log(trainer: Any, folder: Path) -> None:
+    """Last of all: the stage is done."""
+    (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1))
+
+
+def stage(folder: Path, run: Callable[[Path], None]) -> None:
+    if (folder / "log.json").exists():
+        print(f"{folder}: there already")
+        return
+    start = time.perf_counter()
+    run(folder)
+    print(f"{folder}: {time.perf_counter() - start:.0f} s")
+
+
+def install(work: Path, target: Path) -> None:
+    for folder in (work / name for name in SHIPPED):
+        made = target / folder.name
+        made.mkdir(parents=True, exist_ok=True)
+        for name in ("adapter_config.json", "value_head.json"):
+            if (folder / name).exists():
+                shutil.copy(folder / name, made / name)
+        for name in ("adapter_model.safetensors", "value_head.safetensors"):
+            if (folder / name).exists():
+                halves = {k: x.bfloat16() for k, x in load_file(folder / name).items()}
+                save_file(halves, made / name, metadata={"format": "pt"})
+                print(f"{made / name}: {(made / name).stat().st_size / 1e6:.2f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("build/guides"))
+    parser.add_argument("--install", action="store_true", help="into the package's source")
+    args = parser.parse_args()
+    logging.disable_progress_bar()  # of loading weights
+    args.work.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = cf.models.smollm2()
+    rows = rollouts(model, tokenizer, args.work)
+    for r in reviews.REWARDS:
+        stage(args.work / r, lambda f, r=r: adapter(rows, r, tokenizer, f, GUIDE, 1e-3))
+        stage(args.work / f"{r}_value", lambda f, r=r: q_head(rows, r, tokenizer, f))
+        stage(
+            args.work / f"{r}_direct", lambda f, r=r: adapter(rows, r, tokenizer, f, DIRECT, 2e-4)
+        )
+    if args.install:
+        install(args.work, Path(cf.__file__).parent / "guides")
+
+
+if __name__ == "__main__":
+    main()
