@@ -7,7 +7,7 @@ trained, a reward: a LoRA adapter by DPO (the implicit value, and the guide of a
 Q-head by FUDGE (the explicit value), and, to compare, an adapter of more weights by the same DPO
 (the model that is fine-tuned directly). Every stage keeps what it made in
 `--work` and is skipped if it is there; one that was interrupted goes on from its last checkpoint.
-`--install` copies the guides, in bfloat16, to where `crossfade.models.guide` finds them.
+`--install` copies the guides, in bfloat16, into the package's source.
 """
 
 from __future__ import annotations

@@ -76,6 +76,10 @@ def test_adapter(base: str, tmp_path: Path, kind: str, capsys: Any) -> None:
     weights = load_file(out / "adapter_model.safetensors")
     assert any("lora_B" in name and x.any() for name, x in weights.items())
     assert not [p for p in out.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    state = {
+        p.name for p in (out / "checkpoint-4").iterdir() if p.suffix in (".bin", ".pt", ".pth")
+    }
+    assert state == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}  # read as weights alone
     made = ["generate", "the film", "--model", f"base={base}@{out}", "--max-new-tokens", "3"]
     assert cli.main([*made, "--greedy"]) == 0
     tuned = json.loads(capsys.readouterr().out)

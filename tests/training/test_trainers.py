@@ -427,6 +427,17 @@ def test_labels_of_completions(tmp_path: Path, every: bool | None) -> None:
         assert row["labels"] == ([-100] * 3 if every is None else prompt) + response
 
 
+def test_masks_of_assistants(tmp_path: Path) -> None:
+    row = {"input_ids": [5, 6, 7, 8], "completion_mask": [0, 1, 1, 1]}
+    masked = {**row, "assistant_masks": [1, 1, 0, 1]}
+    made = trainer("sft", tmp_path, rows=[masked] * 2)
+    assert made.train_dataset[0]["labels"] == [-100, 6, -100, 8]
+    chat = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant"}]}
+    for columns in (row, {"prompt_ids": [5], "completion_ids": [6]}):
+        with pytest.raises(ValueError, match=r"assistant_only_loss|generation"):
+            trainer("sft", tmp_path, rows=[{**chat, **columns}] * 2, assistant_only_loss=True)
+
+
 def test_prompts_that_fill_all(tmp_path: Path) -> None:
     rows = encoded("dpo")
     rows[3]["prompt_ids"] = [7] * 20

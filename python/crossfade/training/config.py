@@ -24,7 +24,6 @@ from ..extras import require
 
 KINDS = ("sft", "dpo", "value")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-PICKLED = "training_args.bin"  # Trainer writes it and reads it nowhere
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,6 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any]:
         print(f"saved {last}; --resume goes on from there", file=sys.stderr)
         raise KeyboardInterrupt
     trainer.save_model()
-    (output / PICKLED).unlink(missing_ok=True)
     return dict(result.metrics)
 
 

@@ -16,10 +16,12 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from .. import losses
 from ..extras import require
@@ -79,6 +81,11 @@ class _Trainer:
     def _send_telemetry(self) -> None:
         """Nothing is sent to anybody."""
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        # a pickle of the arguments, which nothing reads
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         # TRL keeps these in a file named after data and model. What they depend on besides: the
         # way they are computed, its dtype, and where sequences are cut
@@ -90,6 +97,7 @@ class _Trainer:
         finally:
             self._precompute_model_hash = plain
 
+    args: Any
     accelerator: Any
     data_collator: Any
     _precompute_model_hash: Any
@@ -120,6 +128,11 @@ class SFTTrainer(_Trainer, trl.SFTTrainer):  # type: ignore[name-defined]
                 )
         mask = "input_ids" in columns and "completion_mask" in columns
         if "labels" not in columns and (ids or mask):
+            if args.assistant_only_loss and "assistant_masks" not in columns:
+                raise ValueError(
+                    "args.assistant_only_loss is True, and the dataset is of ids without "
+                    "assistant_masks; it must be False"
+                )
             every = args.completion_only_loss is False
             dataset = dataset.map(functools.partial(_labelled, every=every))
         return super()._prepare_dataset(dataset, processing_class, args, *rest, **options)
@@ -127,12 +140,14 @@ class SFTTrainer(_Trainer, trl.SFTTrainer):  # type: ignore[name-defined]
 
 def _labelled(row: Mapping[str, Any], every: bool) -> dict[str, list[int]]:
     """`input_ids`, and `labels` of the completion alone or of every token."""
-    if "input_ids" in row:
-        ids, counts = row["input_ids"], row["completion_mask"]
-    else:
+    if "prompt_ids" in row:
         ids = row["prompt_ids"] + row["completion_ids"]
         counts = [0] * len(row["prompt_ids"]) + [1] * len(row["completion_ids"])
-    labels = [i if every or c else IGNORED for i, c in zip(ids, counts, strict=True)]
+    else:
+        ids, counts = row["input_ids"], row["completion_mask"]
+    assistant = row.get("assistant_masks", [1] * len(ids))
+    masks = zip(ids, counts, assistant, strict=True)
+    labels = [i if (every or c) and a else IGNORED for i, c, a in masks]
     return {"input_ids": ids, "labels": labels}
 
 
