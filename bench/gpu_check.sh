@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Proves the CUDA and Triton code on this machine's NVIDIA GPU; needs no network.
-#   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|fork|steps|search]
+#   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|fork|logp|steps|search]
 #   (no argument: build, ops and decoding)
 # Needs torch, triton, transformers, pybind11, scikit-build-core, cmake, ninja, pytest and nvcc in
 # place. Each stage ends within 8 minutes and adds what it found to bench/results/<gpu>.json.
@@ -70,6 +70,14 @@ fork() {
   python3 bench/fork.py --json build/gpu_check_fork.json
 }
 
+# Log-probs of a head of 4,096 x 151,936. TRL, Liger and cut-cross-entropy are contenders where they
+# are there.
+logp() {
+  rm -f build/gpu_check_logp.json
+  python3 bench/logp.py --json build/gpu_check_logp.json --device cuda --dtype bfloat16 \
+    --hidden 4096 --vocab 151936 --tokens 8192 --rounds 3 --kinds trained frozen
+}
+
 # What a decoding step of several models costs. PEFT, if it is there, is one of the contenders.
 steps() {
   rm -f build/gpu_check_steps.json
@@ -85,17 +93,17 @@ search() {
   python3 bench/search.py --json build/gpu_check_search.json --rounds 3 --limit 15
 }
 
-export -f build ops decoding sanitizer bench fork steps search
+export -f build ops decoding sanitizer bench fork logp steps search
 export site result
 for name in "${@:-build ops decoding}"; do
   for one in $name; do
     case $one in
-      build | ops | decoding | sanitizer | bench | fork | steps | search)
+      build | ops | decoding | sanitizer | bench | fork | logp | steps | search)
         stage "$one" bash -euo pipefail -c "$one"
         ;;
       *)
         echo "unknown stage '$one'; it must be one of build ops decoding sanitizer bench" \
-          "fork steps search" >&2
+          "fork logp steps search" >&2
         exit 2
         ;;
     esac

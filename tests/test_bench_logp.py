@@ -12,24 +12,95 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))
 
 import logp
 
-SIZES = logp.Sizes(tokens=20, hidden=8, vocab=60)
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+SIZES = [
+    pytest.param(logp.Sizes(20, 8, 60, device, dtype), id=f"{device}-{dtype}")
+    for device in DEVICES
+    for dtype in ("float32", "bfloat16")
+]
+CONTENDERS = [
+    (kind, name)
+    for kind in logp.KINDS
+    for name in logp.contenders(kind, DEVICES[-1])
+    if name != "Liger's, compiled"  # half a minute of compiling
+]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize(("kind", "name"), CONTENDERS)
+def test_contenders_agree(kind: str, name: str, sizes: logp.Sizes) -> None:
+    if name not in logp.contenders(kind, sizes.device):
+        pytest.skip("for GPUs")
+    if sizes.dtype == "bfloat16" and sizes.device == "cpu" and name != "ours":
+        pytest.skip("a peer's own matter")
+    logp.check(kind, sizes, name)
 
 
 @pytest.mark.parametrize("kind", logp.KINDS)
-@pytest.mark.parametrize("name", logp.losses())
-def test_contenders_agree(kind: str, name: str) -> None:
-    logp.check(kind, SIZES, name)
-
-
-@pytest.mark.parametrize("kind", logp.KINDS)
-def test_bare_products(kind: str) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_bare_products(kind: str, device: str) -> None:
     """Of raw logits in place of gradients: z W, and of a trained head z^T h."""
-    case = logp.case_of(kind, SIZES)
+    case = logp.case_of(kind, logp.Sizes(20, 8, 60, device))
     hidden, weight = case.hidden.detach(), case.weight.detach()
     of_hidden, of_weight = logp.products(case)
     z = hidden @ weight.T
     torch.testing.assert_close(of_hidden, z @ weight)
-    if kind == "trained":
-        torch.testing.assert_close(of_weight, z.T @ hidden)
-    else:
+    if kind == "frozen":
         assert of_weight is None
+    else:
+        torch.testing.assert_close(of_weight, z.T @ hidden)
+
+
+def test_dpo_by_hand() -> None:
+    """-log sigmoid(0.1 (chosen - rejected)), the mean of both pairs."""
+    logp_of = torch.tensor([-1.0, -2.0, -3.0, -4.0, -2.0, -2.0, -9.0, -4.0])
+    deltas = torch.tensor([-3.0 + 4.0, -7.0 + 13.0])
+    want = torch.log1p(torch.exp(-0.1 * deltas)).mean()
+    torch.testing.assert_close(logp.dpo_of(logp_of), want)
+
+
+def row(head: str) -> dict:
+    return {
+        "head": head,
+        "products": logp.KINDS[head],
+        "seconds": {"products": 0.5, "ours": 0.6},
+        "over_products": {"ours": 1.2},
+        "memory_mb": {"ours": None},
+    }
+
+
+def test_summary_of_a_cpu() -> None:
+    """Also of a report that knows no other device."""
+    report = {
+        "command": "python bench/logp.py",
+        "machine": {"device": "a CPU", "threads": 2},
+        "sizes": {"tokens": 2048, "hidden": 576, "vocab": 49152},
+        "rows": [row("trained"), row("frozen")],
+    }
+    lines = logp.summary(report).splitlines()
+    assert lines[2] == "| trained | 4 products in tiles | 0.50 | 1.00 | |"
+    assert lines[5] == "| frozen | ours | 0.60 | 1.20 |  |"
+    assert lines[-1] == (
+        "2,048 tokens, hidden 576, vocabulary 49,152, float32; a CPU, 2 threads; "
+        "`python bench/logp.py`."
+    )
+
+
+def test_summary_of_a_gpu() -> None:
+    """In milliseconds; DPO has a table of its own; and it says who is not there."""
+    sizes = {"tokens": 8, "hidden": 4, "vocab": 16, "device": "cuda", "dtype": "bfloat16"}
+    report = {
+        "command": "c",
+        "machine": {"device": "a GPU", "cuda": "13.0"},
+        "missing": ["Liger", "cut-cross-entropy"],
+        "sizes": sizes,
+        "rows": [row("trained"), row("dpo")],
+    }
+    lines = logp.summary(report).splitlines()
+    assert lines[3] == "| trained | ours | 600.00 | 1.20 |  |"
+    assert lines[4] == ""
+    assert lines[5].startswith("| head, DPO loss | contender | ms |")
+    assert lines[7] == "| trained | 4 products | 500.00 | 1.00 | |"
+    assert lines[-1].endswith(
+        "bfloat16; a GPU, 13.0 cuda; `c`. Not installed: Liger, cut-cross-entropy."
+    )

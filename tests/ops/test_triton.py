@@ -18,7 +18,7 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 from crossfade.kernels import blend_sample as kernels  # noqa: E402
 from crossfade.kernels import noise, threshold  # noqa: E402
-from crossfade.ops import Support, reference  # noqa: E402
+from crossfade.ops import Support, logp_tiles, reference, triton_logp  # noqa: E402
 from crossfade.ops import triton as backend  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -341,6 +341,25 @@ def compile_all(capability: int) -> None:
         backend.chunk_select(torch.zeros(shape), torch.zeros(shape) > 0, width)
         variants.append(tuple(compiled))
     assert len(set(variants)) == 1, "a number of slots compiled another kernel"
+
+    targets, of_logits = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, 5)
+    most = logp_tiles.GPU_COLUMNS
+    for dtype, columns in ((torch.float32, most), (torch.bfloat16, most), (torch.float16, 31)):
+        scores, bias = torch.zeros(rows, columns), torch.zeros(columns)
+        operand = scores.to(dtype)
+        variants = []
+        for first in (0, 1, 8192, 2**31 - 1):
+            compiled.clear()
+            for moments, b, softcap in ((0, None, 0.0), (1, None, 0.0), (2, bias, 30.0)):
+                moment = [torch.zeros(rows, 4096) if moments > i else None for i in range(2)]
+                sums = logp_tiles.Sums(torch.zeros(rows, 4), *moment)
+                settings = logp_tiles.Settings(softcap, 0.7, -100)
+                tile = logp_tiles.Tile(scores, operand, first, b, targets, settings)
+                again = operand.clone() if moments > 1 else None
+                triton_logp.logp_forward(tile, sums, again)
+                triton_logp.logp_backward(tile, of_logits)
+            variants.append(tuple(compiled))
+        assert len(set(variants)) == 1, "a tile's place compiled another kernel"
 
 
 if __name__ == "__main__":

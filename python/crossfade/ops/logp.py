@@ -46,11 +46,16 @@ def linear_logp(
     is wanted. With a frozen head (weight and bias need no gradient) two, a third one with the
     entropy, all in the forward pass: it keeps the expected embedding, and backward has nothing to
     multiply. Else one forward, and backward one for the logits again and one each for the gradients
-    of hidden and weight; tokens without a gradient, as padding and prompts are, cost nothing there.
+    of hidden and weight; on a CPU, tokens without a gradient, as padding and prompts are, cost
+    nothing there. Nothing waits for a GPU.
 
     Products and sums are float32 (float64 for float64) whatever the dtypes, as is the accumulation
-    of gradients. A token's results depend neither on which gradients are recorded, to the bit, nor,
-    where torch's products do not, on the other tokens.
+    of gradients. Where hidden and weight are both bfloat16 or both float16, an NVIDIA GPU
+    multiplies them as they are. What gradients are products of, the softmax's terms (a frozen head)
+    or the gradient of logits, is rounded to that dtype there, as torch's own would be; sums stay
+    float32. Products of float32 follow torch's settings of TF32. A token's results depend neither
+    on which gradients are recorded, to the bit, nor, where torch's products do not, on the other
+    tokens.
 
     Args:
         hidden: ``[..., H]`` float32, bfloat16, float16 or float64.
@@ -61,9 +66,9 @@ def linear_logp(
         temperature: above 0.
         ignore_index: a target that has log-prob 0 and, from that, no gradient.
         return_entropy: give the entropy too.
-        backend: "native" (CPUs; not float64), "torch" (the same tiles with torch's operations
-            between the products: any device and dtype), "reference" (float64, all logits at once),
-            or None for the fastest.
+        backend: what works on the tiles between torch's products: "native" (CPUs), "triton" (GPUs),
+            neither for float64, or "torch" (any device and dtype); or "reference" (float64, all
+            logits at once), or None for the fastest.
 
     Returns:
         `LinearLogp`. A token with NaN or +inf among its logits, or nothing but -inf, is NaN.
@@ -158,18 +163,18 @@ def _ignore_index(x: Any) -> int:
 
 
 def _check_backend(backend: Any, hidden: Tensor) -> None:
-    if backend not in (None, "native", "torch", "reference"):
+    if backend not in (None, "native", "triton", "torch", "reference"):
         raise ValueError(
-            f"backend is {backend!r}; it must be None, 'native', 'torch' or 'reference'"
+            f"backend is {backend!r}; it must be None, 'native', 'triton', 'torch' or 'reference'"
         )
-    if backend == "native":
-        reason = backends.why_not("native", hidden.device)
-        if not hidden.is_cpu:
+    if backend in ("native", "triton"):
+        reason = backends.why_not(backend, hidden.device)
+        if backend == "native" and not hidden.is_cpu:
             reason = f"hidden is on {hidden.device}; the kernel is for CPUs"
         elif hidden.dtype == torch.float64:
             reason = "hidden has dtype torch.float64; the kernel has float32"
         if reason is not None:
-            raise ValueError(f"backend is 'native', which cannot run this: {reason}")
+            raise ValueError(f"backend is {backend!r}, which cannot run this: {reason}")
 
 
 def _check_targets(targets: Tensor, vocab: int, ignore_index: int) -> None:
@@ -203,11 +208,17 @@ torch.library.define(
 
 
 def _kernel(hidden: Tensor, backend: str | None) -> ModuleType:
-    """What works on the tiles. `backend` is None, "native" or "torch"."""
-    native_works = hidden.is_cpu and hidden.dtype != torch.float64
-    if backend == "torch" or not native_works or native.why_not(hidden.device) is not None:
+    """What works on the tiles. `backend` is None, "native", "triton" or "torch"."""
+    if hidden.dtype == torch.float64:
         return logp_torch
-    return native
+    name = backend or ("native" if hidden.is_cpu else "triton")
+    if name == "native" and native.why_not(hidden.device) is None:
+        return native
+    if name == "triton" and backends.why_not(name, hidden.device) is None:
+        from . import triton_logp  # which imports Triton
+
+        return triton_logp
+    return logp_torch
 
 
 @torch.library.impl("crossfade::linear_logp", "CompositeExplicitAutograd")

@@ -1,7 +1,23 @@
 """Log-probs of a linear head over tiles of tokens and vocabulary, for `linear_logp`.
 
-Tiles of logits are made by `torch.mm`, and used up before the next ones are made. Between the
+Tiles of logits are made by torch's products, and used up before the next ones are made. Between the
 products a kernel works on them.
+
+A CPU's tiles stay in its cache. A GPU's go through its memory, as its cache holds too few: what has
+to be small is the traffic for each product's flops. On an H100, with some 800e12 bfloat16 flops and
+3e12 bytes a second, at H = 4,096, a product takes 10.2 ps a logit, and a byte a logit 0.33 ps:
+
+* Logits are written as float32, 2 bytes more than a bare product in bfloat16 writes. A kernel reads
+  these 4 bytes once, and writes 2 for a frozen head, or backward.
+* The gradient of hidden, or a mean, is a float32 sum that each tile's product adds to: 8 H /
+  COLUMNS bytes a logit, so 4 with 8,192 columns; with 1,024 they would outlast the product.
+* So is the gradient of weight, 8 H / ROWS, but for tokens that fit one block of rows: it is written
+  as it is then.
+
+A trained head should thus take (4 * 10.2 + 0.33 * (6 + 8 + 4)) / (4 * 10.2) = 1.15 times its four
+products, and a frozen one (2 * 10.2 + 0.33 * (8 + 4)) / (2 * 10.2) = 1.19 times its two, were none
+of the traffic hidden behind the products. A full tile takes 0.27 GB, and 0.13 GB for each operand
+that a kernel leaves.
 """
 
 from __future__ import annotations
@@ -15,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS, COLUMNS = 1024, 1024  # of a tile, at most
+GPU_ROWS, GPU_COLUMNS = 8192, 8192
 FEWEST_ROWS = 16  # with fewer, products round otherwise: a row would depend on its batch
 
 
@@ -30,6 +47,7 @@ class Tile(NamedTuple):
     """Logits of some tokens and vocabulary rows, from row `first` on. Before: the products."""
 
     scores: Tensor  # [rows, columns]
+    operand: Tensor  # [rows, columns], for what is multiplied next; scores, if of that dtype
     first: int
     bias: Tensor | None  # [columns]
     targets: Tensor  # [rows], in the vocabulary
@@ -39,7 +57,8 @@ class Tile(NamedTuple):
 class Sums(NamedTuple):
     """Of each token's logits z so far; as `LogpSums` and `LogpMoments` of csrc/crossfade.h."""
 
-    sums: Tensor  # [T, 4] float64: max, sum of exp(z - max), of that times (z - max), target's z
+    sums: Tensor  # [T, 4]: max, sum of exp(z - max), of that times (z - max), target's z; on CPUs
+    # float64, elsewhere as the results: a GPU's tiles are few, and its float64 may be slow
     first: Tensor | None  # [T, H]: the sum of exp(z - max) s times weight
     second: Tensor | None  # [T, H]: of that times (z - max)
 
@@ -61,24 +80,57 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def operand_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """Of what is multiplied: hidden and weight, and what kernels leave.
+
+    On an NVIDIA GPU that is the dtype of hidden and weight, if they share one: its tensor cores
+    take 16 bits, and add up in float32. Logits are as exact as of float32 operands then. What a
+    kernel leaves, a softmax's terms or the gradient of logits, is rounded once, as in flash
+    attention: each term of a sum to 1 part in 512 (bfloat16) or 4,096 (float16), before float32
+    adds them up.
+    """
+    if hidden.device.type == "cuda" and torch.version.hip is None and hidden.dtype == weight.dtype:
+        return hidden.dtype
+    return compute_dtype(hidden.dtype)
+
+
+def tile_size(device: torch.device) -> tuple[int, int]:
+    """Rows and columns of a tile, at most."""
+    return (GPU_ROWS, GPU_COLUMNS) if device.type == "cuda" else (ROWS, COLUMNS)
+
+
+def product(a: Tensor, b: Tensor, out: Tensor, beta: int = 0) -> None:
+    """Makes `out` a b + beta out. Sums are of its dtype, also where a and b have 16 bits."""
+    if a.dtype == out.dtype:
+        out.addmm_(a, b, beta=beta)
+    elif a.is_cuda:
+        torch.addmm(out, a, b, out_dtype=out.dtype, beta=beta, out=out)
+    else:
+        out.addmm_(a.to(out.dtype), b.to(out.dtype), beta=beta)
+
+
 class _Head:
-    """The head's tiles, as numbers to compute with; one buffer holds each in its turn."""
+    """The head's tiles, as numbers to multiply; buffers hold each in its turn."""
 
     def __init__(
         self, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, s: Settings
     ) -> None:
         self.dtype = compute_dtype(hidden.dtype)
+        self.operand_dtype = operand_dtype(hidden, weight)
         missing = max(0, FEWEST_ROWS - hidden.shape[0])
-        self.hidden = F.pad(hidden.to(self.dtype), (0, 0, 0, missing))
+        self.hidden = F.pad(hidden.to(self.operand_dtype), (0, 0, 0, missing))
         self.targets = F.pad(targets, (0, missing), value=s.ignore_index).contiguous()
         self.weight, self.bias, self.settings = weight, bias, s
-        count = -(-len(self.hidden) // ROWS)
+        most_rows, most_columns = tile_size(hidden.device)
+        count = -(-len(self.hidden) // most_rows)
         ends = [len(self.hidden) * i // count for i in range(count + 1)]
         self.rows = [slice(*ends[i : i + 2]) for i in range(count)]
-        self.columns = min(COLUMNS, len(weight))
-        most = max(r.stop - r.start for r in self.rows)
-        self.scores = self.hidden.new_empty(most * self.columns)
-        if weight.dtype != self.dtype:
+        self.columns = min(most_columns, len(weight))
+        most = max(r.stop - r.start for r in self.rows) * self.columns
+        self.scores = self.hidden.new_empty(most, dtype=self.dtype)
+        apart = self.operand_dtype != self.dtype
+        self.operand = self.hidden.new_empty(most) if apart else self.scores
+        if weight.dtype != self.operand_dtype:
             self._weight = self.hidden.new_empty(self.columns, weight.shape[1])
 
     def tiles(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
@@ -86,16 +138,21 @@ class _Head:
         for first in range(0, len(self.weight), self.columns):
             part = slice(first, min(first + self.columns, len(self.weight)))
             weight = self.weight[part]
-            if weight.dtype != self.dtype:
+            if weight.dtype != self.operand_dtype:
                 weight = self._weight[: len(weight)].copy_(weight)
             bias = None if self.bias is None else self.bias[part].to(self.dtype).contiguous()
             yield part, weight, bias
 
     def tile(self, rows: slice, part: slice, weight: Tensor, bias: Tensor | None) -> Tile:
         hidden = self.hidden[rows]
-        scores = self.scores[: len(hidden) * len(weight)].view(len(hidden), len(weight))
-        torch.mm(hidden, weight.t(), out=scores)
-        return Tile(scores, part.start, bias, self.targets[rows], self.settings)
+        scores, operand = (_front(x, hidden, weight) for x in (self.scores, self.operand))
+        product(hidden, weight.t(), scores)
+        return Tile(scores, operand, part.start, bias, self.targets[rows], self.settings)
+
+
+def _front(buffer: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+    """As much of a buffer as a tile of theirs takes."""
+    return buffer[: len(hidden) * len(weight)].view(len(hidden), len(weight))
 
 
 def forward(
@@ -110,26 +167,33 @@ def forward(
     """The results, with what a backward pass needs.
 
     `moments`: how many of mean and covariance to make; each costs a product, and with them a frozen
-    head's gradient is known. The other results do not depend on it. `kernel`: `native` or
-    `logp_torch`.
+    head's gradient is known. The other results do not depend on it. `kernel`: `native`,
+    `triton_logp` or `logp_torch`.
     """
     head = _Head(hidden, weight, targets, bias, settings)
     shape = head.hidden.shape
-    first, second = (head.hidden.new_zeros(shape) if moments > i else None for i in range(2))
-    start = torch.tensor([-torch.inf, 0, 0, torch.nan], dtype=torch.float64, device=hidden.device)
-    all_sums = Sums(start.repeat(shape[0], 1), first, second)
-    buffer = torch.empty_like(head.scores) if moments > 1 else None
+    first, second = (head.scores.new_zeros(shape) if moments > i else None for i in range(2))
+    all_sums = Sums(_start(head), first, second)
+    buffer = torch.empty_like(head.operand) if moments > 1 else None
     for part, w, b in head.tiles():
         for rows in head.rows:
             tile, sums = head.tile(rows, part, w, b), all_sums.of(rows)
-            scores = tile.scores
-            again = None if buffer is None else buffer[: scores.numel()].view(scores.shape)
+            again = None if buffer is None else _front(buffer, tile.scores, w)
             kernel.logp_forward(tile, sums, again)
             if sums.first is not None:
-                sums.first.addmm_(scores, w)
+                product(tile.operand, w, sums.first, beta=1)
             if sums.second is not None and again is not None:
-                sums.second.addmm_(again, w)
+                product(again, w, sums.second, beta=1)
     return _results(all_sums, targets, settings, head.dtype)
+
+
+def _start(head: _Head) -> Tensor:
+    """The sums of no logits. One by one: a list of numbers would have to wait for a GPU."""
+    dtype = torch.float64 if head.hidden.is_cpu else head.dtype
+    sums = head.scores.new_zeros(len(head.hidden), 4, dtype=dtype)
+    sums[:, 0] = -torch.inf
+    sums[:, 3] = torch.nan
+    return sums
 
 
 def _results(all_sums: Sums, targets: Tensor, s: Settings, dtype: torch.dtype) -> Forward:
@@ -199,13 +263,18 @@ def backward(
     used = _used_rows(of_logits)
     if used is not None:
         hidden, targets, of_logits = hidden[used], targets[used], of_logits[used]
+    elif not hidden.is_cpu:  # nor does a NaN among the unused reach the gradient of weight
+        hidden = hidden.masked_fill((of_logits[:, 2:] == 0).all(1)[:, None], 0)
     head = _Head(hidden, weight, targets, bias, settings)
     of_logits = F.pad(of_logits, (0, 0, 0, len(head.hidden) - len(of_logits)))
-    for_hidden = head.hidden.new_zeros(head.hidden.shape) if wanted[0] else None
+    scale = _scale(of_logits) if head.operand_dtype == torch.float16 else None
+    for_hidden = head.scores.new_zeros(head.hidden.shape) if wanted[0] else None
     for_weight = weight.new_empty(weight.shape) if wanted[1] else None
     for_bias = weight.new_empty(len(weight), dtype=head.dtype) if wanted[2] else None
     apart = wanted[1] and weight.dtype != head.dtype
-    buffer = head.hidden.new_empty(head.columns, weight.shape[1]) if apart else None
+    if weight.dtype == head.operand_dtype and len(head.rows) == 1 and scale is None:
+        apart = False  # a product of all tokens is rounded once as it is
+    buffer = head.scores.new_empty(head.columns, weight.shape[1]) if apart else None
     for part, w, b in head.tiles():
         out = None
         if for_weight is not None:
@@ -213,15 +282,18 @@ def backward(
         for i, rows in enumerate(head.rows):
             tile = head.tile(rows, part, w, b)
             kernel.logp_backward(tile, of_logits[rows])
-            scores = tile.scores
+            grad = tile.operand
             if for_hidden is not None:
-                for_hidden[rows].addmm_(scores, w)
+                product(grad, w, for_hidden[rows], beta=1)
             if out is not None:
-                out.addmm_(scores.t(), head.hidden[rows], beta=min(i, 1))
+                product(grad.t(), head.hidden[rows], out, beta=min(i, 1))
             if for_bias is not None:
-                for_bias[part] = scores.sum(0) + (for_bias[part] if i else 0)
+                for_bias[part] = grad.sum(0, dtype=head.dtype) + (for_bias[part] if i else 0)
         if for_weight is not None and buffer is not None and out is not None:
-            for_weight[part] = out
+            for_weight[part] = out if scale is None else out.div_(scale)
+    for x in (for_hidden, for_bias):
+        if x is not None and scale is not None:
+            x.div_(scale)
     if for_hidden is not None:
         for_hidden = for_hidden[: len(hidden)]
         if used is not None:
@@ -232,6 +304,16 @@ def backward(
     if bias is not None and for_bias is not None:
         for_bias = for_bias.to(bias.dtype)
     return for_hidden, for_weight, for_bias
+
+
+def _scale(of_logits: Tensor) -> Tensor:
+    """Makes the largest coefficient some 2^13, in place: float16 ends at 2^16, and a mean over
+    thousands of tokens would be next to nothing in it. A power of 2, what it was multiplied by."""
+    coefficients = of_logits[:, 2:]
+    largest = coefficients.abs().nan_to_num(0, 0).amax()
+    scale = torch.exp2((2**13 / largest).log2().floor().clamp(-100, 100))
+    coefficients.mul_(scale)
+    return scale
 
 
 def _used_rows(of_logits: Tensor) -> Tensor | None:

@@ -1,6 +1,7 @@
 """What `linear_logp` does to a tile between two products, in torch: for any dtype and device.
 
-The functions are those of `native`; csrc/crossfade.h says what they compute.
+The functions are those of `native`; csrc/crossfade.h says what they compute. What is multiplied
+next goes to `tile.operand`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def logp_forward(tile: Tile, sums: Sums, second_scores: Tensor | None) -> None:
             sums.second.mul_(factor.to(z.dtype)[:, None])
             torch.mul(p, below, out=second_scores)
         sums.first.mul_(factor.to(z.dtype)[:, None])
-        tile.scores.copy_(p)
+        tile.operand.copy_(p)
 
 
 def logp_backward(tile: Tile, of_logits: Tensor) -> None:
@@ -52,7 +53,7 @@ def logp_backward(tile: Tile, of_logits: Tensor) -> None:
     if slope is not None:
         grad = grad * slope
     without = (pick == 0) & (share == 0) & (tilt == 0)
-    tile.scores.copy_(grad.masked_fill_(without, 0))
+    tile.operand.copy_(grad.masked_fill_(without, 0))
 
 
 def _logits(tile: Tile) -> Tensor | None:
