@@ -6,18 +6,14 @@
 The base is the neutral one. A token's guide is ``base + w * (enthusiastic - bitter)``; a text's is
 the value `LogRatio(enthusiastic, bitter)`. Neither has seen the gold reward, VADER, which judges.
 
-Of KL(decoded || base) of a response an upper bound is given: the mean log-ratio of the blend and
-the base on the texts, and of the choice what it can add at most: ``log n - (n - 1) / n`` for best
-of n; ``log(W N) + (C - 1) log N`` for a search of C chunks, since a text is among N continuations
-of each of its beginnings. The fader, the blend without a search, is run at several w: its reward at
-the same KL stands beside each method's.
+KL(decoded || base) of a response is bounded from above, as `steered` says. The fader, the blend
+without a search, is run at several w: its reward at the same KL stands beside each method's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -25,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import crossfade as cf
-import numpy as np
 from crossfade import demo, metrics
 from crossfade.bench import hardware
+from steered import between, figures
 from tqdm import tqdm
 
 SUBJECTS = (
@@ -56,16 +52,6 @@ BATCH = 32  # rows at a time, or a few more to have whole prompts
 METHODS = ("base, best of n", "blend, best of n", "search alone", "both (IVG)")
 
 
-def choice_kl(search: cf.ChunkBeamSearch | None) -> float:
-    """What choosing adds at most to the divergence, nats a response."""
-    if search is None:
-        return 0.0
-    if search.chunk_length is None:
-        return math.log(search.rows) - 1 + 1 / search.rows
-    chunks = -(-NEW // search.chunk_length)
-    return math.log(search.rows) + (chunks - 1) * math.log(search.samples)
-
-
 def search_of(method: str, value: Any, rows: int) -> cf.ChunkBeamSearch:
     if "best" in method:
         return cf.BestOfN(rows, value)
@@ -85,32 +71,20 @@ def run(blend: cf.Blend, search: cf.ChunkBeamSearch | None, questions: list[str]
         max_batch=rows * -(-BATCH // rows),
         search=search,
     )
-    texts = [text.strip() for text in out.text]
-    own = cf.score(base, questions, out.responses).totals.double()
-    ratios = (out.logprobs.double().sum(dim=1) - own).tolist()
-    reward, interval = metrics.mean_interval(metrics.sentiment(texts))
-    kl, kl_interval = metrics.mean_interval(ratios)
+    found = figures(out, base, questions, search, NEW)
+    reward, interval = metrics.mean_interval(metrics.sentiment(found["texts"]))
     return {
         "rows": rows,
-        "seconds": round(out.stats.seconds / len(questions), 3),
         "reward": reward,
         "reward_interval": interval,
-        "kl": kl + choice_kl(search),
-        "kl_interval": kl_interval,
-        "of_it_choice": choice_kl(search),
-        "perplexity": metrics.perplexity(float(own.sum()), int(out.lengths.sum())),
-        "distinct_2": metrics.distinct_n(texts, 2),
         "value": None if out.values is None else float(out.values.mean()),
-        "texts": texts,
+        **found,
     }
 
 
 def at_kl(rows: Sequence[dict[str, Any]], kl: float) -> float | None:
     """The fader's reward at a divergence, between the weights that were run; None: beyond them."""
-    points = sorted((r["kl"], r["reward"]) for r in rows if r["group"] == "fader")
-    if not points or not points[0][0] <= kl <= points[-1][0]:
-        return None
-    return float(np.interp(kl, *zip(*points, strict=True)))
+    return between([(r["kl"], r["reward"]) for r in rows if r["group"] == "fader"], kl)
 
 
 def summary(report: dict[str, Any]) -> str:

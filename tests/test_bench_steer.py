@@ -16,6 +16,7 @@ import torch
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 
 import steer
+import steered
 
 
 def test_the_divergence_of_choosing_is_bounded() -> None:
@@ -25,12 +26,12 @@ def test_the_divergence_of_choosing_is_bounded() -> None:
     chosen = ((many - rank) / many) ** n - ((many - rank - 1) / many) ** n
     exact = float((chosen * np.log(chosen * many)).sum())
     value = cf.Reward(lambda prompts, texts: [0.0] * len(texts))
-    assert steer.choice_kl(cf.BestOfN(n, value)) == pytest.approx(exact, abs=1e-3)
-    assert steer.choice_kl(None) == 0
+    assert steered.choice_kl(cf.BestOfN(n, value), steer.NEW) == pytest.approx(exact, abs=1e-3)
+    assert steered.choice_kl(None, steer.NEW) == 0
     one_chunk = cf.ChunkBeamSearch(2, 4, steer.NEW, value)
-    assert steer.choice_kl(one_chunk) == pytest.approx(math.log(8))
+    assert steered.choice_kl(one_chunk, steer.NEW) == pytest.approx(math.log(8))
     halves = cf.ChunkBeamSearch(2, 4, steer.NEW // 2, value)
-    assert steer.choice_kl(halves) == pytest.approx(math.log(8) + math.log(4))
+    assert steered.choice_kl(halves, steer.NEW) == pytest.approx(math.log(8) + math.log(4))
 
 
 def test_the_fader_at_a_divergence() -> None:

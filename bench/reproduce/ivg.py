@@ -9,16 +9,14 @@ CBS together; and the model that was fine-tuned directly, by the same DPO on the
 adapter of more weights. The implicit value is the guide's log-ratio, the explicit one its Q-head.
 Then a fader from one guide to the other.
 
-KL(decoded || base) of a response is bounded from above as in `bench/steer.py`: the mean log-ratio
-of the blend and the base on the texts, and what a choice can add at most. EFT's reward at the same
-KL, between the betas that were run, stands beside each method's.
+KL(decoded || base) of a response is bounded from above, as `bench/steered.py` says. EFT's reward at
+the same KL, between the betas that were run, stands beside each method's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -26,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import crossfade as cf
-import numpy as np
 import peft
 import reviews
 from crossfade import metrics, training
 from crossfade.bench import hardware
 from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from steered import between, figures
 
 BETAS = (0.5, 1.0, 2.0, 4.0)
 BETA = 1.0  # of what is searched
@@ -44,6 +45,7 @@ BATCH = 48  # rows at a time, or a few more to have whole prompts
 def load(work: Path) -> dict[str, Any]:
     """The base, the guides and the directly fine-tuned models as terms, and the explicit values."""
     model, tokenizer = cf.models.smollm2()
+    heads = {o: training.load_value_head(work / f"{o}_value", model) for o in reviews.REWARDS}
     names = [name for o in reviews.REWARDS for name in (o, f"{o}_direct")]
     wrapped: Any = None
     for name in names:
@@ -52,13 +54,11 @@ def load(work: Path) -> dict[str, Any]:
         else:
             wrapped.load_adapter(work / name, adapter_name=name)
     wrapped.eval()
-    plain, _ = cf.models.smollm2()  # PEFT has put its layers into the other one
     found: dict[str, Any] = {
         name: cf.Model(wrapped, tokenizer=tokenizer, adapter=name, name=name) for name in names
     }
     found["base"] = cf.Model(wrapped, tokenizer=tokenizer, adapter=None, name="base")
-    for o in reviews.REWARDS:
-        head = training.load_value_head(work / f"{o}_value", plain)
+    for o, head in heads.items():
         found[f"{o}_value"] = cf.ValueHead(head, tokenizer=tokenizer, name=f"{o}_value")
     return found
 
@@ -96,16 +96,6 @@ def tasks(terms: dict[str, Any]) -> dict[tuple[str, str], Callable[[], tuple[Any
     return found
 
 
-def choice_kl(search: Any) -> float:
-    """What choosing adds at most to the divergence, nats a response."""
-    if search is None:
-        return 0.0
-    if search.chunk_length is None:
-        return math.log(search.rows) - 1 + 1 / search.rows
-    chunks = -(-NEW // search.chunk_length)
-    return math.log(search.rows) + (chunks - 1) * math.log(search.samples)
-
-
 def run(blend: Any, search: Any, base: Any, prompts: list[Any]) -> dict[str, Any]:
     """Decode every prompt and measure the texts."""
     rows = 1 if search is None else search.rows
@@ -119,32 +109,19 @@ def run(blend: Any, search: Any, base: Any, prompts: list[Any]) -> dict[str, Any
         max_batch=rows * max(1, BATCH // rows),
         search=search,
     )
-    texts = [text.strip() for text in out.text]
-    own = cf.score(base, prompts, out.responses).totals.double()
-    ratios = (out.logprobs.double().sum(dim=1) - own).tolist()
-    kl, kl_interval = metrics.mean_interval(ratios)
-    found: dict[str, Any] = {
-        "seconds": round(out.stats.seconds / len(prompts), 3),
-        "tokens": float(out.lengths.double().mean()),
-        "kl": kl + choice_kl(search),
-        "kl_interval": kl_interval,
-        "of_it_choice": choice_kl(search),
-        "perplexity": metrics.perplexity(float(own.sum()), int(out.lengths.sum())),
-        "distinct_2": metrics.distinct_n(texts, 2),
-        "texts": texts,
-    }
+    found = figures(out, base, prompts, search, NEW)
+    found["tokens"] = float(out.lengths.double().mean())
     for name, reward in reviews.REWARDS.items():
-        found[name], found[f"{name}_interval"] = metrics.mean_interval(reward(prompts, texts))
+        scores = reward(prompts, found["texts"])
+        found[name], found[f"{name}_interval"] = metrics.mean_interval(scores)
     return found
 
 
 def at_kl(rows: Sequence[dict[str, Any]], objective: str, kl: float) -> float | None:
     """EFT's reward at a divergence, between the betas that were run; None: beyond them."""
     of = [r for r in rows if r["objective"] == objective and r["method"].startswith("EFT")]
-    points = sorted((r["kl"], r[objective]) for r in [*of, *rows] if r in of or is_base(r))
-    if not of or not points[0][0] <= kl <= points[-1][0]:
-        return None
-    return float(np.interp(kl, *zip(*points, strict=True)))
+    base = [r for r in rows if is_base(r)]
+    return between([(r["kl"], r[objective]) for r in [*base, *of]], kl) if of else None
 
 
 def is_base(row: dict[str, Any]) -> bool:
