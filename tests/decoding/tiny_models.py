@@ -96,6 +96,14 @@ def lora(
     return model
 
 
+def spread(head: torch.nn.Module, seed: int = 0) -> None:
+    """Fill a value head with numbers that matter (its own start is 0)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in head.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.5)
+
+
 WORDS = ["great", "awful", "film", "the", "a", "was", "plot", "cast", "very", "dull", "bright"]
 
 

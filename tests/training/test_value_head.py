@@ -24,7 +24,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "decoding"))
 
-from tiny_models import SHAPES, VOCAB, lora, make
+from tiny_models import SHAPES, VOCAB, lora, make, spread
 
 # PEFT asks transformers for an attribute that this version of it has renamed
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -42,10 +42,7 @@ HEADS: dict[str, dict[str, Any]] = {
 
 def fill(model: Any, seed: int = 0) -> Any:
     """The model with a head whose values are spread."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in value_head(model).parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.5)
+    spread(value_head(model), seed)
     return model
 
 

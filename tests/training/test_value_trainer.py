@@ -23,7 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "decoding"))
 
-from tiny_models import EOS, SHAPES, VOCAB, lora, make, make_tokenizer
+from tiny_models import EOS, SHAPES, VOCAB, lora, make, make_tokenizer, spread
 
 pytestmark = [
     # PEFT asks transformers for an attribute that this version of it has renamed
@@ -66,10 +66,7 @@ def rows(n: int, seed: int = 0, longest: int = 9) -> list[dict[str, Any]]:
 
 
 def fill(model: Any, seed: int = 0) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in value_head(model).parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.5)
+    spread(value_head(model), seed)
     return model
 
 
@@ -432,16 +429,20 @@ def test_an_adapter_is_trained_with_the_head(objective: str, tmp_path: Path) -> 
     model = fill(value_model(base, rank=2))
     losses, _ = row_losses(base, model, data, objective)
     config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    options: dict[str, Any] = {
+        "objective": objective,
+        "peft_config": config,
+        "per_device_train_batch_size": 8,
+        "max_steps": 5,
+        "learning_rate": 1e-2,
+    }
+    its_base = base if objective == "cd_q" else None
     run = trainer(
         tmp_path / "run",
         model,
         data,
-        base if objective == "cd_q" else None,
-        objective=objective,
-        peft_config=config,
-        per_device_train_batch_size=8,
-        max_steps=5,
-        learning_rate=1e-2,
+        its_base,
+        **options,
         save_strategy="steps",
         save_steps=3,
         **{CHECKPOINTING: True},
@@ -465,17 +466,7 @@ def test_an_adapter_is_trained_with_the_head(objective: str, tmp_path: Path) -> 
     q = tuned(out.sequences[:, : 2 + out.lengths[0]]).logits[0, -2, out.responses[0][-1]]
     torch.testing.assert_close(out.values[0], q.detach(), atol=1e-4, rtol=1e-4)
     torch.manual_seed(3)
-    again = trainer(
-        tmp_path / "run",
-        fill(value_model(base, rank=2), 1),
-        data,
-        base if objective == "cd_q" else None,
-        objective=objective,
-        peft_config=config,
-        per_device_train_batch_size=8,
-        max_steps=5,
-        learning_rate=1e-2,
-    )
+    again = trainer(tmp_path / "run", fill(value_model(base, rank=2), 1), data, its_base, **options)
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
     torch.testing.assert_close(again.value_model(ids).logits, tuned(ids).logits)
 
