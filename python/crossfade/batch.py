@@ -35,22 +35,11 @@ def read_lines(source: str) -> list[Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 text: {error}") from None
     lines = text.split("\n")  # not splitlines: JSON may hold other line breaks as they are
-    numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
-    starts_json = bool(numbered) and numbered[0][1].lstrip().startswith("{")
+    filled = [line for line in lines if line.strip()]
+    starts_json = bool(filled) and filled[0].lstrip().startswith("{")
     if not (source.endswith(".jsonl") or (source == "-" and starts_json)):
-        return [line for _, line in numbered]
-    found = []
-    for i, line in numbered:
-        try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{where}, line {i}: not JSON ({error.msg} at column {error.colno})"
-            ) from None
-        if not isinstance(item, dict):
-            raise ValueError(f"{where}, line {i}: must be an object, not {line[:40]!r}")
-        found.append(item)
-    return found
+        return filled
+    return records.objects(lines, where)
 
 
 def read_prompts(texts: Sequence[str], source: str | None, *, chat: bool) -> list[Any]:

@@ -108,7 +108,7 @@ def _terms(path: str, specs: Sequence[Spec], device: str, dtype: str) -> dict[st
     """The terms over one model: as it is, or with adapters over the same weights."""
     loaded: Any
     loaded, tokenizer = models.load(
-        _folder(path), device, dtype if dtype == "auto" else getattr(torch, dtype)
+        folder_of(path), device, dtype if dtype == "auto" else getattr(torch, dtype)
     )
     adapted = {spec.name: Path(spec.adapter) for spec in specs if spec.adapter is not None}
     for name, folder in adapted.items():
@@ -134,7 +134,8 @@ def _terms(path: str, specs: Sequence[Spec], device: str, dtype: str) -> dict[st
     }
 
 
-def _folder(path: str) -> str:
+def folder_of(path: str) -> str:
+    """The folder of "smollm2", of an id on the hub, or of a saved model."""
     if path == SMALL_MODEL:
         return str(models.get())
     if Path(path).is_dir():

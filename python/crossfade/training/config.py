@@ -248,7 +248,7 @@ def _trainer(
 
 def _load(s: Settings) -> tuple[Any, Any]:
     dtype = s.dtype if s.dtype == "auto" else getattr(torch, s.dtype)
-    return models.load(loading._folder(s.model), dtype=dtype)
+    return models.load(loading.folder_of(s.model), dtype=dtype)
 
 
 def _arguments(config: Any, s: Settings) -> Any:

@@ -221,8 +221,7 @@ def values(rows: Sequence[Mapping[str, Any]], reward: str) -> list[dict[str, Any
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line.strip()]
+    return records.objects(Path(path).read_text(encoding="utf-8").split("\n"), str(path))
 
 
 def _reward(response: Mapping[str, Any], name: str) -> float:

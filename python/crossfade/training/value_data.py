@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..decoding.inputs import encode
+from .fused_head import IGNORED
 
 logger = logging.getLogger(__name__)
-IGNORED = -100  # a label of padding, as Transformers has it
 
 
 class Rollout(NamedTuple):
