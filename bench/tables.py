@@ -12,7 +12,6 @@ import decode
 import guides
 import logp
 import search
-import steer
 from crossfade import bench
 
 ROOT = Path(__file__).parent.parent
@@ -40,11 +39,15 @@ def gpu_figures(stage: str) -> dict[str, Any]:
 
 def demo_section() -> Iterator[str]:
     report = json.loads((RESULTS / "demo.json").read_text())
-    yield "| w | reward (VADER) | perplexity (neutral) | distinct-2 | KL to neutral, nats a token |"
-    yield "|---|---|---|---|---|"
+    yield (
+        "| w | sentiment (VADER) | words a text | perplexity (base) | distinct-2 | KL to the base, "
+        "nats a token |"
+    )
+    yield "|---" * 6 + "|"
     for p in report["positions"]:
         yield (
-            f"| {p['weight']:+g} | {p['reward']:+.2f} ± {p['reward_interval']:.2f} | "
+            f"| {p['weight']:g} | {p['sentiment']:+.2f} ± {p['sentiment_interval']:.2f} | "
+            f"{p['words']:.1f} ± {p['words_interval']:.1f} | "
             f"{p['perplexity']:.1f} | {p['distinct_2']:.2f} | "
             f"{p['kl']:.3f} ± {p['kl_interval']:.3f} |"
         )
@@ -71,10 +74,6 @@ def search_section() -> str:
     return search.readme(json.loads((RESULTS / "search.json").read_text()))
 
 
-def steer_section() -> str:
-    return steer.summary(json.loads((RESULTS / "steer.json").read_text()))
-
-
 SECTIONS: dict[str, Callable[[], str]] = {
     "bench": cpu_bench_section,
     "decode": decode_section,
@@ -84,7 +83,6 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "guides": guides_section,
     "logp": logp_section,
     "search": search_section,
-    "steer": steer_section,
 }
 
 

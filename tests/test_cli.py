@@ -303,6 +303,43 @@ def test_adapters_over_one_base_share_it(paths, run, tmp_path: Path) -> None:
         assert found[0]["logprob"] == pytest.approx(float(expected.logprobs.sum()), rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_value_heads_over_a_base(paths, run, tmp_path: Path) -> None:
+    """As the value of a search and as a term, beside an adapter over the same weights."""
+    peft = pytest.importorskip("peft")
+    from crossfade import training
+
+    torch.manual_seed(9)
+    (base,), folder = loaded(paths["base"]), tmp_path / "head"
+    head = training.value_model(base, "q", rank=2)
+    torch.nn.init.normal_(head.get_output_embeddings().b)
+    training.save_value_head(head, folder)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(loaded(paths["base"])[0], config).save_pretrained(tmp_path / "tuned")
+    tuned = peft.PeftModel.from_pretrained(loaded(paths["base"])[0], tmp_path / "tuned").eval()
+    terms = {
+        "base": cf.Model(base, name="base"),
+        "tuned": cf.Model(tuned, name="tuned"),
+        "v": cf.ValueHead(head, name="v"),
+    }
+    options = [f"--model=v={paths['base']}@{folder}", f"--model=base={paths['base']}"]
+    options += [f"--model=tuned={paths['base']}@{tmp_path / 'tuned'}", "--max-new-tokens=6"]
+    ids = [[WORDS.index(w) for w in p.split()] for p in PROMPTS]
+
+    found = run("generate", *PROMPTS, *options, "--greedy", "--blend=base + 2*v + 0*tuned")
+    out = cf.generate(terms["base"] + 2 * terms["v"], ids, do_sample=False, max_new_tokens=6)
+    assert [r["logprob"] for r in found] == pytest.approx(out.logprobs.sum(dim=1).tolist())
+
+    value = 0.5 * terms["v"] + cf.LogRatio(terms["tuned"], terms["base"])
+    search = cf.BestOfN(4, value)
+    seeds = [records.seed_of(0, i) for i in range(4)]
+    out = cf.generate(terms["base"], ids, search=search, seed=seeds, max_new_tokens=6)
+    search_options = ["--best-of=4", "--blend=base", "--value=0.5*v + tuned - base"]
+    found = run("generate", *PROMPTS, *options, *search_options)
+    assert [r["tokens"] for r in found] == out.lengths.tolist()
+    assert [r["value"] for r in found] == pytest.approx(out.values.tolist(), abs=1e-4)
+
+
 def test_info_says_what_works(run) -> None:
     (found,) = (run("info", "--json", lines=False),)
     found = json.loads(found)
@@ -333,6 +370,15 @@ MISTAKES = {
     "no folder": (["generate", "a", "--model=/not/here"], "there is no folder '/not/here'"),
     "no config": (["generate", "a", "--model={empty}"], "has no config.json"),
     "no adapter": (["generate", "a", "--model={base}@{empty}"], "adapter_model.safetensors"),
+    "no guide": (["generate", "a", "--model={base}@praise"], "that ships: sentiment, brevity"),
+    "another model's guide": (
+        ["generate", "a", "--model={base}@sentiment"],
+        "must be an adapter of a model like this LlamaForCausalLM",
+    ),
+    "system of a head": (
+        ["generate", "a", "--model={base}@{head}", "--system=model=x"],
+        "names 'model', a value head",
+    ),
     "system of none": (["generate", "a", "--model=a={base}", "--system=b=x"], "names 'b'"),
     "no system text": (["generate", "a", "--model=a={base}", "--system=a"], "must be NAME=TEXT"),
     "device": (["generate", "a", "--model={base}", "--device=nope"], "--device is 'nope'"),
@@ -351,7 +397,7 @@ MISTAKES = {
     "output exists": (["generate", "a", "--model={base}", "--output={file}"], "exists"),
     "not our file": (
         ["generate", "a", "--model={base}", "--output={file}", "--resume"],
-        "not a line that generate wrote",
+        "not a line of such a file",
     ),
     "score what": (["score", "{file}", "--model={base}"], 'no "response"'),
     "score nothing": (["score", "{empty}/e.txt", "--model={base}"], "nothing to score"),
@@ -405,6 +451,11 @@ def test_a_mistake_gets_a_sentence_and_no_traceback(
     names["null"].write_text('{"messages": [{"role": "user", "content": null}]}\n')
     names["number"] = tmp_path / "number.jsonl"
     names["number"].write_text('{"prompt": 3}\n{"prompt": 4}\n')
+    if "{head}" in str(MISTAKES[name]):
+        from crossfade import training
+
+        names["head"] = tmp_path / "head"
+        training.save_value_head(training.value_model(loaded(paths["base"])[0]), names["head"])
     if "{broken}" in str(MISTAKES[name]):
         names["broken"] = tmp_path / "broken"
         shutil.copytree(paths["base"], names["broken"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import crossfade as cf
+import peft
 import pytest
 import torch
 from crossfade import cli, demo, metrics, models
@@ -15,14 +18,15 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-SMALL = demo.Settings(weights=(-1.0, 0.0, 2.0), samples=2, max_new_tokens=5)
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+GUIDE = models.guide  # before the tests put small ones in its place
+SMALL = demo.Settings(weights=(0.0, 0.5, 1.5), samples=2, max_new_tokens=5)
 
 
 @pytest.fixture(scope="module")
-def tiny() -> tuple[Any, Any]:
-    """A random model whose words are those of the demo's own prompts."""
-    prompts = f"{demo.NEUTRAL} {demo.ENTHUSIASTIC} {demo.BITTER} {demo.QUESTION}"
-    words = ["<pad>", "<eos>", "<unk>", *dict.fromkeys([*prompts.split(), "wonderful", "awful"])]
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+    """A random model whose words are those of the demo's own prompts, and guides for it."""
+    words = ["<pad>", "<eos>", "<unk>", *dict.fromkeys(demo.QUESTION.split()), "wonderful", "awful"]
     core = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
@@ -37,19 +41,30 @@ def tiny() -> tuple[Any, Any]:
     for weight in model.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.4)
-    return model, tokenizer
+    folder = tmp_path_factory.mktemp("guides")
+    for name in demo.GUIDES:
+        lora = peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj"], init_lora_weights=False)
+        peft.get_peft_model(copy.deepcopy(model), lora).save_pretrained(folder / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "guide", lambda name: folder / name)
+        yield model, tokenizer
 
 
 @pytest.fixture(scope="module")
 def found(tiny: tuple[Any, Any]) -> list[demo.Position]:
-    return list(demo.positions(*tiny, SMALL))
+    return positions(tiny)
+
+
+def positions(tiny: tuple[Any, Any], settings: demo.Settings = SMALL) -> list[demo.Position]:
+    model, tokenizer = tiny
+    return list(demo.positions(copy.deepcopy(model), tokenizer, settings))  # adapters change it
 
 
 def test_figures_are_those_of_the_library(tiny, found: list[demo.Position]) -> None:
-    neutral, enthusiastic, bitter = demo.terms(*tiny)
-    prompts = [demo.QUESTION.format(movie) for movie in demo.MOVIES]
+    base, sentiment, brevity = demo.terms(copy.deepcopy(tiny[0]), tiny[1])
+    prompts = demo.chats()
     out = cf.generate(
-        neutral - 1.0 * (enthusiastic - bitter),
+        base + 0.5 * (sentiment - base) + 0.5 * (brevity - base),
         prompts,
         num_return_sequences=2,
         max_new_tokens=5,
@@ -58,9 +73,9 @@ def test_figures_are_those_of_the_library(tiny, found: list[demo.Position]) -> N
         seed=0,
         return_kl_to_base=True,
     )
-    scores = cf.score(neutral, [p for p in prompts for _ in range(2)], out.responses)
-    p = found[0]
-    assert p.weight == -1.0
+    scores = cf.score(base, [p for p in prompts for _ in range(2)], out.responses)
+    p = found[1]
+    assert p.weight == 0.5
     assert [t.rstrip("…") for t in p.texts] == [t.strip() for t in out.text]
     assert p.tokens == int(out.lengths.sum())
     # the base's perplexity comes with the decoding; scoring the texts afterwards gives the same
@@ -68,27 +83,33 @@ def test_figures_are_those_of_the_library(tiny, found: list[demo.Position]) -> N
     assert p.perplexity == pytest.approx(expected, rel=1e-4)
     kl = (out.kl_to_base.sum(dim=1) / out.lengths).tolist()
     assert (p.kl, p.kl_interval) == pytest.approx(metrics.mean_interval(kl))
-    rewards = metrics.sentiment(p.texts)
-    assert (p.reward, p.reward_interval) == pytest.approx(metrics.mean_interval(rewards))
+    sentiments = metrics.mean_interval(metrics.sentiment(p.texts))
+    assert (p.sentiment, p.sentiment_interval) == pytest.approx(sentiments)
+    words = metrics.mean_interval([len(t.split()) for t in p.texts])
+    assert (p.words, p.words_interval) == pytest.approx(words)
     assert p.distinct_2 == metrics.distinct_n(p.texts, 2)
 
 
-def test_at_weight_zero_the_blend_is_the_neutral_term(found: list[demo.Position]) -> None:
-    assert found[1].kl == pytest.approx(0.0, abs=1e-6)
-    assert min(found[0].kl, found[2].kl) > 1e-3
+def test_the_ends_are_the_guides(tiny, found: list[demo.Position]) -> None:
+    base, sentiment, brevity = demo.terms(copy.deepcopy(tiny[0]), tiny[1])
+    for w, guide in ((0.0, sentiment), (1.0, brevity)):
+        blend = demo.fade(base, sentiment, brevity, w)
+        assert (blend.terms, blend.weights) == ((base, guide), (0.0, 1.0))
+    assert min(p.kl for p in found) > 1e-3
 
 
 def test_a_seed_gives_the_same_texts_again(tiny, found: list[demo.Position]) -> None:
-    again = list(demo.positions(*tiny, SMALL))
+    again = positions(tiny)
     assert [p.texts for p in again] == [p.texts for p in found]
-    other = list(demo.positions(*tiny, replace(SMALL, seed=1)))
+    other = positions(tiny, replace(SMALL, seed=1))
     assert [p.texts for p in other] != [p.texts for p in found]
 
 
 def test_the_table_and_the_texts_show_every_position(found: list[demo.Position]) -> None:
     table = demo.table(found)
     for p in found:
-        assert f"{p.weight:+6.2f}   {p.reward:+.2f} ± {p.reward_interval:.2f}" in table
+        assert f"{p.weight:+6.2f}     {p.sentiment:+.2f} ± {p.sentiment_interval:.2f}" in table
+        assert f"{p.words:5.1f} ± {p.words_interval:3.1f}" in table
     texts = demo.side_by_side(found)
     assert all(f"w = {p.weight:g}" in texts for p in found)
     assert all(movie in texts for movie in demo.MOVIES[:2])
@@ -98,8 +119,8 @@ def test_the_table_and_the_texts_show_every_position(found: list[demo.Position])
 @pytest.fixture
 def tiny_demo(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The command's arguments, with the tiny model in place of the real one."""
-    monkeypatch.setattr(models, "smollm2", lambda device: tiny)
-    return ["demo", "--weights", "-1", "1", "--samples=1", "--max-new-tokens=3", "--output"]
+    monkeypatch.setattr(models, "smollm2", lambda device: copy.deepcopy(tiny))
+    return ["demo", "--weights", "0", "1", "--samples=1", "--max-new-tokens=3", "--output"]
 
 
 def test_the_command_prints_and_plots(
@@ -120,9 +141,9 @@ def test_json_has_the_figures_and_the_settings(
 ) -> None:
     assert cli.main([*tiny_demo, str(tmp_path / "plot.png"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["settings"]["weights"] == [-1.0, 1.0]
-    assert [p["weight"] for p in found["positions"]] == [-1.0, 1.0]
-    assert {"reward", "reward_interval", "kl", "perplexity", "distinct_2", "texts"} <= set(
+    assert found["settings"]["weights"] == [0.0, 1.0]
+    assert [p["weight"] for p in found["positions"]] == [0.0, 1.0]
+    assert {"sentiment", "words", "words_interval", "kl", "perplexity", "texts"} <= set(
         found["positions"][0]
     )
 
@@ -143,20 +164,22 @@ def test_an_interrupt_shows_what_is_finished(
     monkeypatch.setattr(demo, "measure", interrupted)
     assert cli.main([*tiny_demo, str(tmp_path / "plot.png")]) == 130
     out, err = capsys.readouterr()
-    assert "w = -1" in out
+    assert "w = 0" in out
     assert "w = 1" not in out
     assert "interrupted after 1 of 2 positions" in err
     assert (tmp_path / "plot.png").exists()
 
 
 @pytest.mark.model
-def test_the_fader_moves_the_real_model() -> None:
+def test_the_fader_moves_the_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "guide", GUIDE)
     try:
         model, tokenizer = models.smollm2()
     except (OSError, ImportError) as error:
         pytest.skip(f"the small model cannot be had: {error}")
-    settings = demo.Settings(weights=(-1.5, 1.5), samples=2, max_new_tokens=16)
-    bitter, enthusiastic = demo.positions(model, tokenizer, settings)
-    assert enthusiastic.reward - bitter.reward > 0.3
-    assert min(bitter.kl, enthusiastic.kl) > 0.02
-    assert max(bitter.perplexity, enthusiastic.perplexity) < 50  # still text that it could write
+    settings = demo.Settings(weights=(0.0, 0.75), samples=2, max_new_tokens=24)
+    praise, brief = demo.positions(model, tokenizer, settings)
+    assert praise.sentiment - brief.sentiment > 0.2
+    assert praise.words - brief.words > 3
+    assert min(praise.kl, brief.kl) > 0.02
+    assert max(praise.perplexity, brief.perplexity) < 100  # still text that it could write

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import crossfade as cf
 import pytest
 import torch
 from crossfade import models
@@ -189,3 +190,48 @@ def test_the_real_cache_verifies(folder: Path) -> None:
     manifest = json.loads((folder / models.MANIFEST).read_text())
     assert manifest["gguf"] == models.GGUF_SHA256
     assert {p.suffix for p in folder.iterdir()} == {".json", ".safetensors", ".jinja"}  # no pickles
+
+
+def test_the_guides_that_ship() -> None:
+    """Under 1 MB each, of safetensors and JSON alone, over the model by its public name."""
+    for name in models.GUIDES:
+        files = {p.name: p for p in models.guide(name).iterdir()}
+        assert {p.suffix for p in files.values()} == {".json", ".safetensors"}
+        assert sum(p.stat().st_size for p in files.values()) < 1_000_000
+        (settings,) = (json.loads(p.read_text()) for p in files.values() if p.suffix == ".json")
+        assert models.HUB_ID in settings.values()
+    with pytest.raises(ValueError, match="name is 'praise'; it must be one of sentiment"):
+        models.guide("praise")
+
+
+def test_adapters_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="folders is empty"):
+        models.with_adapters(torch.nn.Linear(1, 1), {})
+    with pytest.raises(FileNotFoundError, match=r"folders\['a'\] is .* adapter_model.safetensors"):
+        models.with_adapters(torch.nn.Linear(1, 1), {"a": tmp_path})
+
+
+@pytest.mark.model
+def test_a_guide_moves_the_model(folder: Path) -> None:
+    """Each towards what it was trained for, and the model without it is as it was."""
+    from crossfade import training
+
+    good, bad = "A joyful, wonderful film that I loved!", "A dull, awful film that I hated!"
+    question = [{"role": "user", "content": "In one sentence: how was the film?"}]
+    model, tokenizer = models.load(folder)
+    with torch.no_grad():
+        before = model(torch.tensor([[3, 4, 5]])).logits
+    head = training.load_value_head(models.guide("sentiment_value"), model)
+    wrapped = models.with_adapters(model, {"praise": models.guide("sentiment")})
+    base, praise = (cf.Model(wrapped, tokenizer=tokenizer, adapter=a) for a in (None, "praise"))
+
+    def margin(term: cf.Model) -> float:
+        totals = cf.score(term, [question] * 2, [good, bad]).totals
+        return float(totals[0] - totals[1])
+
+    assert margin(praise) - margin(base) > 1
+    values = cf.ValueHead(head, tokenizer=tokenizer)
+    found = cf.generate(base, [question], search=cf.BestOfN(4, values), max_new_tokens=4)
+    assert torch.isfinite(found.values).all()
+    with torch.no_grad(), wrapped.disable_adapter():
+        torch.testing.assert_close(wrapped(torch.tensor([[3, 4, 5]])).logits, before)

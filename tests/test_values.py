@@ -9,7 +9,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade.values import as_value, implicit_value
+from crossfade.values import as_value, formula_value
 
 sys.path.insert(0, str(Path(__file__).parent / "decoding"))
 
@@ -59,12 +59,17 @@ def test_weights_of_requests(models: list[Any]) -> None:
 
 def test_a_formula_of_log_probs_is_a_value(models: list[Any]) -> None:
     a, b, ref = (cf.Model(m, name=n) for m, n in zip(models, ("a", "b", "ref"), strict=False))
-    value = implicit_value(0.5 * (a - ref) + 0.25 * (b - ref))
+    value = formula_value(0.5 * (a - ref) + 0.25 * (b - ref))
     assert value.values == (cf.LogRatio(a, ref), cf.LogRatio(b, ref))
     assert value.weights == (0.5, 0.25)
-    for bad in (a + b, a - 0.5 * ref, a - b - ref):
+    head = cf.ValueHead(models[3], name="head")
+    assert formula_value(2 * head._blend()).values == (head,)
+    both = formula_value(2 * head + (a - ref))
+    assert both.values == (head, cf.LogRatio(a, ref))
+    assert both.weights == (2.0, 1.0)
+    for bad in (a + b, a - 0.5 * ref, a - b - ref, head + a):
         with pytest.raises(ValueError, match="less one reference"):
-            implicit_value(bad)
+            formula_value(bad)
 
 
 def test_names_are_distinct(models: list[Any]) -> None:

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,10 @@ from trl import DPOConfig
 SAMPLES, NEW, TEMPERATURE, SEED = 8, 40, 0.7, 0
 GUIDE = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "o_proj"]}
 DIRECT = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-SHIPPED = ("sentiment", "brevity", "sentiment_value")
+FILES = (  # of an adapter, of a value head: weights, settings, and the backbone's key in these
+    ("adapter_model.safetensors", "adapter_config.json", "base_model_name_or_path"),
+    ("value_head.safetensors", "value_head.json", "backbone"),
+)
 BETA, PAIRS, BATCH = 0.1, 2, 16
 RANK, VALUE_EPOCHS, VALUE_RATE = 8, 30, 1e-2
 
@@ -149,24 +151,23 @@ def stage(folder: Path, run: Callable[[Path], None]) -> None:
 
 
 def install(work: Path, target: Path) -> None:
-    for folder in (work / name for name in SHIPPED):
+    """Copy what ships, its weights in bfloat16 and its backbone under its public name."""
+    for folder in (work / name for name in cf.models.GUIDES):
         made = target / folder.name
         made.mkdir(parents=True, exist_ok=True)
-        for name in ("adapter_config.json", "value_head.json"):
-            if (folder / name).exists():
-                shutil.copy(folder / name, made / name)
-        for name in ("adapter_model.safetensors", "value_head.safetensors"):
-            if (folder / name).exists():
-                halves = {k: x.bfloat16() for k, x in load_file(folder / name).items()}
-                save_file(halves, made / name, metadata={"format": "pt"})
-                print(f"{made / name}: {(made / name).stat().st_size / 1e6:.2f} MB")
+        weights, settings, backbone = next(f for f in FILES if (folder / f[0]).exists())
+        said = {**json.loads((folder / settings).read_text()), backbone: cf.models.HUB_ID}
+        (made / settings).write_text(json.dumps(said, indent=2) + "\n")
+        halves = {k: x.bfloat16() for k, x in load_file(folder / weights).items()}
+        save_file(halves, made / weights, metadata={"format": "pt"})
+        print(f"{made / weights}: {(made / weights).stat().st_size / 1e6:.2f} MB")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/guides"))
     parser.add_argument("--install", action="store_true", help="into the package's source")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     logging.disable_progress_bar()  # of loading weights
     args.work.mkdir(parents=True, exist_ok=True)
     model, tokenizer = cf.models.smollm2()

@@ -9,14 +9,18 @@ CBS together; and the model that was fine-tuned directly, by the same DPO on the
 adapter of more weights. The implicit value is the guide's log-ratio, the explicit one its Q-head.
 Then a fader from one guide to the other.
 
-KL(decoded || base) of a response is bounded from above, as `bench/steered.py` says. EFT's reward at
-the same KL, between the betas that were run, stands beside each method's.
+Of KL(decoded || base) of a response, both at the temperature, an upper bound is given: the mean
+log-ratio of the blend and the base on the texts, and of the choice what it can add at most:
+``log n - (n - 1) / n`` for best of n; ``log(W N) + (C - 1) log N`` for a search of C chunks, since
+a text is among N continuations of each of its beginnings. EFT's reward at the same KL, between the
+betas that were run, stands beside each method's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -24,21 +28,17 @@ from pathlib import Path
 from typing import Any
 
 import crossfade as cf
-import peft
+import numpy as np
 import reviews
 from crossfade import metrics, training
 from crossfade.bench import hardware
 from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).parents[1]))
-
-from steered import between, figures
-
-BETAS = (0.5, 1.0, 2.0, 4.0)
-BETA = 1.0  # of what is searched
-WIDTH, SAMPLES, CHUNK, NEW, TEMPERATURE = 4, 4, 5, 40, 0.7
+BETAS = (0.125, 0.25, 0.5, 1.0)
+BETA = 0.25  # of what is searched
+WIDTH, SAMPLES, CHUNK, NEW, TEMPERATURE = 2, 4, 5, 40, 0.7
 ROWS = WIDTH * SAMPLES
-FADER, FADER_BETA = (0.0, 0.25, 0.5, 0.75, 1.0), 2.0
+FADER = (0.25, 0.5, 0.75)  # 0 and 1 are the guides alone, EFT with beta = 1
 BATCH = 48  # rows at a time, or a few more to have whole prompts
 
 
@@ -47,13 +47,7 @@ def load(work: Path) -> dict[str, Any]:
     model, tokenizer = cf.models.smollm2()
     heads = {o: training.load_value_head(work / f"{o}_value", model) for o in reviews.REWARDS}
     names = [name for o in reviews.REWARDS for name in (o, f"{o}_direct")]
-    wrapped: Any = None
-    for name in names:
-        if wrapped is None:
-            wrapped = peft.PeftModel.from_pretrained(model, work / name, adapter_name=name)
-        else:
-            wrapped.load_adapter(work / name, adapter_name=name)
-    wrapped.eval()
+    wrapped = cf.models.with_adapters(model, {name: work / name for name in names})
     found: dict[str, Any] = {
         name: cf.Model(wrapped, tokenizer=tokenizer, adapter=name, name=name) for name in names
     }
@@ -63,65 +57,89 @@ def load(work: Path) -> dict[str, Any]:
     return found
 
 
-def eft(terms: dict[str, Any], guides: dict[str, float]) -> cf.Blend:
-    """``base + sum_k beta_k (guide_k - base)``."""
-    blend = cf.as_blend(terms["base"])
-    for name, beta in guides.items():
-        blend = blend + beta * (terms[name] - terms["base"])
-    return blend
-
-
 def tasks(terms: dict[str, Any]) -> dict[tuple[str, str], Callable[[], tuple[Any, Any]]]:
     """By objective and method: the blend, and the search or None."""
-    base = cf.as_blend(terms["base"])
+    base = terms["base"]
+
+    def eft(objective: str, beta: float) -> cf.Blend:
+        return cf.presets.eft(base, terms[objective], base, beta)
+
     found: dict[tuple[str, str], Callable[[], tuple[Any, Any]]] = {
         ("both", "base"): lambda: (base, None)
     }
     for o in reviews.REWARDS:
-        implicit = cf.LogRatio(terms[o], terms["base"])
-        explicit = terms[f"{o}_value"]
         found[o, "fine-tuned directly"] = lambda o=o: (terms[f"{o}_direct"], None)
         for beta in BETAS:
-            found[o, f"EFT, beta = {beta:g}"] = lambda o=o, b=beta: (eft(terms, {o: b}), None)
-        for name, value in (("implicit", implicit), ("explicit", explicit)):
-            search = cf.ChunkBeamSearch(WIDTH, SAMPLES, CHUNK, value)
-            found[o, f"best of {ROWS}, {name}"] = lambda v=value: (base, cf.BestOfN(ROWS, v))
-            found[o, f"CBS, {name}"] = lambda s=search: (base, s)
-            if name == "explicit":
-                found[o, "IVG"] = lambda o=o, s=search: (eft(terms, {o: BETA}), s)
+            found[o, f"EFT, beta = {beta:g}"] = lambda o=o, b=beta: (eft(o, b), None)
     a, b = reviews.REWARDS
-    for share in FADER:
-        weights = {a: FADER_BETA * (1 - share), b: FADER_BETA * share}
-        found["fader", f"{share:g}"] = lambda w=weights: (eft(terms, w), None)
+    for w in FADER:
+        blend = (1 - w) * terms[a] + w * terms[b]
+        found["fader", f"w = {w:g}"] = lambda x=blend: (x, None)
+    for o in reviews.REWARDS:
+        implicit, explicit = cf.LogRatio(terms[o], base), terms[f"{o}_value"]
+        for name, value in (("explicit", explicit), ("implicit", implicit)):
+            search = cf.ChunkBeamSearch(WIDTH, SAMPLES, CHUNK, value)
+            if name == "explicit":
+                found[o, "IVG"] = lambda o=o, s=search: (eft(o, BETA), s)
+            found[o, f"CBS, {name}"] = lambda s=search: (base, s)
+            found[o, f"best of {ROWS}, {name}"] = lambda v=value: (base, cf.BestOfN(ROWS, v))
     return found
 
 
-def run(blend: Any, search: Any, base: Any, prompts: list[Any]) -> dict[str, Any]:
-    """Decode every prompt and measure the texts."""
+def run(blend: Any, search: Any, base: cf.Model, prompts: list[Any]) -> dict[str, Any]:
+    """Decode every prompt and measure the texts.
+
+    Sampling at a temperature is sampling the blend with weights over it, whose log-probs are then
+    those of what was sampled.
+    """
     rows = 1 if search is None else search.rows
     out: Any = cf.generate(
-        blend,
+        blend / TEMPERATURE,
         prompts,
         do_sample=True,
-        temperature=TEMPERATURE,
+        temperature=1.0,
         max_new_tokens=NEW,
         seed=1,
         max_batch=rows * max(1, BATCH // rows),
         search=search,
     )
-    found = figures(out, base, prompts, search, NEW)
-    found["tokens"] = float(out.lengths.double().mean())
+    texts = [text.strip() for text in out.text]
+    own = cf.score(base / TEMPERATURE, prompts, out.responses, return_term_logprobs=True)
+    ratios = out.logprobs.double().sum(dim=1) - own.totals.double()
+    kl, kl_interval = metrics.mean_interval(ratios.tolist())
+    plain = float(own.term_logprobs.double().sum())
+    found = {
+        "seconds": round(out.stats.seconds / len(prompts), 3),
+        "tokens": float(out.lengths.double().mean()),
+        "kl": kl + choice_kl(search),
+        "kl_interval": kl_interval,
+        "of_it_choice": choice_kl(search),
+        "perplexity": metrics.perplexity(plain, int(out.lengths.sum())),
+        "distinct_2": metrics.distinct_n(texts, 2),
+        "texts": texts,
+    }
     for name, reward in reviews.REWARDS.items():
-        scores = reward(prompts, found["texts"])
-        found[name], found[f"{name}_interval"] = metrics.mean_interval(scores)
+        found[name], found[f"{name}_interval"] = metrics.mean_interval(reward(prompts, texts))
     return found
+
+
+def choice_kl(search: cf.ChunkBeamSearch | None) -> float:
+    """What choosing adds at most to the divergence, nats a response of `NEW` tokens."""
+    if search is None:
+        return 0.0
+    if search.chunk_length is None:
+        return math.log(search.rows) - 1 + 1 / search.rows
+    chunks = -(-NEW // search.chunk_length)
+    return math.log(search.rows) + (chunks - 1) * math.log(search.samples)
 
 
 def at_kl(rows: Sequence[dict[str, Any]], objective: str, kl: float) -> float | None:
     """EFT's reward at a divergence, between the betas that were run; None: beyond them."""
     of = [r for r in rows if r["objective"] == objective and r["method"].startswith("EFT")]
-    base = [r for r in rows if is_base(r)]
-    return between([(r["kl"], r[objective]) for r in [*base, *of]], kl) if of else None
+    points = sorted((r["kl"], r[objective]) for r in [*of, *filter(is_base, rows)])
+    if not of or not points[0][0] <= kl <= points[-1][0]:
+        return None
+    return float(np.interp(kl, *zip(*points, strict=True)))
 
 
 def is_base(row: dict[str, Any]) -> bool:
@@ -129,7 +147,9 @@ def is_base(row: dict[str, Any]) -> bool:
 
 
 def summary(report: dict[str, Any]) -> str:
-    rows, names = report["rows"], list(reviews.REWARDS)
+    names = list(reviews.REWARDS)
+    order = ["both", *names, "fader"]
+    rows = sorted(report["rows"], key=lambda r: order.index(r["objective"]))
     lines = [
         "| objective | method | s a prompt | "
         + " | ".join(names)
@@ -152,9 +172,9 @@ def summary(report: dict[str, Any]) -> str:
             *lines,
             "",
             f"{s['prompts']} held-out prompts, up to {NEW} tokens at temperature {TEMPERATURE}; W, "
-            f"N, L = {WIDTH}, {SAMPLES}, {CHUNK}; searched: beta = {BETA:g}; fader: beta = "
-            f"{FADER_BETA:g} shared out; ± is a 95 % interval of the mean. {machine['device']}, "
-            f"{machine['threads']} threads; `{report['command']}`.",
+            f"N, L = {WIDTH}, {SAMPLES}, {CHUNK}; IVG: beta = {BETA:g}; fader: "
+            f"(1 - w) * {names[0]} + w * {names[1]}; ± is a 95 % interval of the mean. "
+            f"{machine['device']}, {machine['threads']} threads; `{report['command']}`.",
         ]
     )
 
@@ -168,7 +188,10 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
     a, b = reviews.REWARDS
     figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
-    fader = [r for r in report["rows"] if r["objective"] == "fader"]
+    at = {(r["objective"], r["method"]): r for r in report["rows"]}
+    ends = [at.get((o, "EFT, beta = 1")) for o in (a, b)]
+    between = [r for r in report["rows"] if r["objective"] == "fader"]
+    fader = [r for r in (ends[0], *between, ends[1]) if r is not None]
     axes.errorbar(
         [r[a] for r in fader],
         [r[b] for r in fader],
@@ -204,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/guides"))
     parser.add_argument("--json", type=Path, help="results, method by method; those in it are kept")
-    parser.add_argument("--prompts", type=int, default=210)
+    parser.add_argument("--prompts", type=int, default=200)
     args = parser.parse_args(given)
     prompts = reviews.prompts(reviews.HELD_OUT)[: args.prompts]
     report: dict[str, Any] = {

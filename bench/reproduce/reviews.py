@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from crossfade import metrics
+from crossfade.demo import QUESTION
 
-QUESTION = "In one sentence: what did you think of the movie, {} {}?"
 TRAINED = (
     (
         "a western",
@@ -94,7 +94,7 @@ def prompts(split: tuple[Sequence[str], Sequence[str]]) -> list[list[dict[str, s
         for i, s in enumerate(subjects)
         for c in [circumstances[(i + shift) % len(circumstances)]]
     ]
-    return [[{"role": "user", "content": QUESTION.format(s, c)}] for s, c in both]
+    return [[{"role": "user", "content": QUESTION.format(f"{s} {c}")}] for s, c in both]
 
 
 def sentiment(prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    _demo_options(command("demo", _demo, "Fade a small real model from bitter to enthusiastic."))
+    _demo_options(command("demo", _demo, "Fade a small real model from praise to brevity."))
     _generate_options(
         command("generate", _generate, "Decode prompts under a blend; a JSON line for each.")
     )
@@ -68,14 +68,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _demo_options(p: argparse.ArgumentParser) -> None:
-    positions = (-1.0, -0.5, 0.0, 0.5, 1.0)
+    positions = (0.0, 0.25, 0.5, 0.75, 1.0)
     p.add_argument(
         "--weights", type=float, nargs="+", default=positions, metavar="W", help="fader positions"
     )
     p.add_argument(
         "--samples", type=int, default=8, help="texts about each of 8 movies (%(default)s)"
     )
-    p.add_argument("--max-new-tokens", type=int, default=32, help="of each text (%(default)s)")
+    p.add_argument("--max-new-tokens", type=int, default=40, help="of each text (%(default)s)")
     p.add_argument("--temperature", type=float, default=0.7, help="of sampling (%(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of all texts (%(default)s)")
     p.add_argument(
@@ -93,9 +93,10 @@ def _blend_options(p: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         default=[],
-        metavar="NAME=PATH[@ADAPTER]",
-        help="a model, once for each; a folder, a hub id or smollm2; ADAPTER: a PEFT adapter's "
-        "folder; NAME= may be left out if there is one model",
+        metavar="NAME=PATH[@GUIDE]",
+        help="a model, once for each; a folder, a hub id or smollm2; GUIDE: the folder of a PEFT "
+        "adapter or of a value head over it, or sentiment, brevity or sentiment_value, which ship "
+        "for smollm2; NAME= may be left out if there is one model",
     )
     p.add_argument(
         "--blend", metavar="FORMULA", help='of the names, such as "base + 0.8 * (tuned - ref)"'
@@ -149,7 +150,8 @@ def _generate_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--value",
         metavar="FORMULA",
-        help='what a search chooses by, a log-ratio of the names, such as "tuned - ref"',
+        help='what a search chooses by: a log-ratio of the names, such as "tuned - ref", or value '
+        "heads",
     )
     how = p.add_mutually_exclusive_group()
     how.add_argument("--best-of", type=_positive, metavar="N", help="the best of N texts")

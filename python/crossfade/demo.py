@@ -1,7 +1,7 @@
-"""`crossfade demo`: one fader between an enthusiastic and a bitter critic, measured and plotted.
+"""`crossfade demo`: one fader between two guides that compete, measured and plotted.
 
-Three terms over one small model, told apart by their system prompts alone:
-``neutral + w * (enthusiastic - bitter)``.
+A small model and the two adapters for it that ship: one was trained to praise, the other to be
+short, which praise is not.
 """
 
 from __future__ import annotations
@@ -22,26 +22,18 @@ from .decoding import generate
 from .extras import require
 from .progress import OnStep, progress_bar
 
-FORMULA = "neutral + w * (enthusiastic - bitter)"
-NEUTRAL = "You are a movie reviewer. Give your opinion of the movie."
-ENTHUSIASTIC = (
-    "You are an enthusiastic movie reviewer. You loved the movie. "
-    "Praise it: wonderful, brilliant, great fun."
-)
-BITTER = (
-    "You are a bitter movie reviewer. You hated the movie. "
-    "Complain about it: awful, boring, a waste of time."
-)
-QUESTION = "What did you think of the movie, {}? Answer in one or two sentences."
-MOVIES = (
-    "a new space adventure",
-    "a romantic comedy set in Paris",
-    "a courtroom drama",
-    "a film about a lost dog",
-    "a superhero sequel",
-    "a documentary about bees",
-    "a musical",
-    "a mystery on a train",
+FORMULA = "(1 - w) * sentiment + w * brevity"
+GUIDES = ("sentiment", "brevity")
+QUESTION = "In one sentence: what did you think of the movie, {}?"
+MOVIES = (  # none of which the guides were trained on
+    "a heist film your friend recommended",
+    "a wedding comedy from the sixties",
+    "a fairy tale with the strange title",
+    "a boxing drama in black and white",
+    "a spy thriller with the big budget",
+    "a film about a jazz band from the festival",
+    "a robot story that made the news",
+    "a silent comedy your grandmother likes",
 )
 
 
@@ -49,9 +41,9 @@ MOVIES = (
 class Settings:
     """What the demo decodes. Every position draws with the same noise, from `seed`."""
 
-    weights: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0)
+    weights: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     samples: int = 8  # texts about each movie at each position
-    max_new_tokens: int = 32
+    max_new_tokens: int = 40
     temperature: float = 0.7
     seed: int = 0
 
@@ -72,15 +64,18 @@ class Position:
     """What came out at one weight. Intervals are half-widths at 95 % over the texts.
 
     Attributes:
-        reward: mean VADER compound score of a text, within [-1, 1].
-        kl: mean KL(blend || neutral) of a step, nats a token, at temperature 1.
-        perplexity: of all texts under the neutral term.
+        sentiment: mean VADER compound score of a text, within [-1, 1].
+        words: mean words of a text.
+        kl: mean KL(blend || base) of a step, nats a token, at temperature 1.
+        perplexity: of all texts under the base.
         distinct_2: different word pairs over all word pairs.
     """
 
     weight: float
-    reward: float
-    reward_interval: float
+    sentiment: float
+    sentiment_interval: float
+    words: float
+    words_interval: float
     kl: float
     kl_interval: float
     perplexity: float
@@ -91,19 +86,32 @@ class Position:
 
 
 def terms(model: Any, tokenizer: Any) -> tuple[Model, Model, Model]:
-    """neutral, enthusiastic, bitter."""
-    neutral = Model(model, tokenizer=tokenizer, system=NEUTRAL, name="neutral")
-    enthusiastic = Model(model, tokenizer=tokenizer, system=ENTHUSIASTIC, name="enthusiastic")
-    return neutral, enthusiastic, Model(model, tokenizer=tokenizer, system=BITTER, name="bitter")
+    """base, sentiment, brevity, over the weights of `model`."""
+    wrapped = models.with_adapters(model, {name: models.guide(name) for name in GUIDES})
+    base, sentiment, brevity = (
+        Model(wrapped, tokenizer=tokenizer, adapter=name, name=name or "base")
+        for name in (None, *GUIDES)
+    )
+    return base, sentiment, brevity
+
+
+def fade(base: Model, sentiment: Model, brevity: Model, w: float) -> Blend:
+    """`FORMULA` with the base, of weight 0, as its first term: what divergences are from."""
+    return 0 * base + (1 - w) * sentiment + w * brevity
+
+
+def chats() -> list[list[dict[str, str]]]:
+    """What is asked: a message about each movie."""
+    return [[{"role": "user", "content": QUESTION.format(movie)}] for movie in MOVIES]
 
 
 def measure(
     blend: Blend, weight: float, settings: Settings, on_step: Callable[[], object]
 ) -> Position:
-    """Decode and measure one position of the fader. The neutral term is the blend's first."""
+    """Decode and measure one position of the fader. The base is the blend's first term."""
     out: Any = generate(
         blend,
-        [QUESTION.format(movie) for movie in MOVIES],
+        chats(),
         num_return_sequences=settings.samples,
         max_new_tokens=settings.max_new_tokens,
         do_sample=True,
@@ -118,12 +126,15 @@ def measure(
         for text, finished in zip(out.text, out.finished.tolist(), strict=True)
     ]
     kls = (out.kl_to_base.sum(dim=1) / out.lengths).tolist()
-    reward, reward_interval = metrics.mean_interval(metrics.sentiment(texts))
+    sentiment, sentiment_interval = metrics.mean_interval(metrics.sentiment(texts))
+    words, words_interval = metrics.mean_interval([float(len(text.split())) for text in texts])
     kl, kl_interval = metrics.mean_interval(kls)
     return Position(
         weight=weight,
-        reward=reward,
-        reward_interval=reward_interval,
+        sentiment=sentiment,
+        sentiment_interval=sentiment_interval,
+        words=words,
+        words_interval=words_interval,
         kl=kl,
         kl_interval=kl_interval,
         perplexity=metrics.perplexity(
@@ -138,12 +149,12 @@ def measure(
 
 def positions(model: Any, tokenizer: Any, settings: Settings) -> Iterator[Position]:
     """Each weight in turn, with a progress bar on stderr."""
-    neutral, enthusiastic, bitter = terms(model, tokenizer)
+    base, sentiment, brevity = terms(model, tokenizer)
     steps = settings.max_new_tokens
     with progress_bar(steps * len(settings.weights), "step") as bar:
         for i, weight in enumerate(settings.weights):
             bar.set_description(f"w = {weight:g}")
-            blend = neutral + weight * (enthusiastic - bitter)
+            blend = fade(base, sentiment, brevity, weight)
             position = measure(blend, weight, settings, bar.update)
             bar.update((i + 1) * steps - bar.n)  # all texts may have ended early
             yield position
@@ -152,12 +163,14 @@ def positions(model: Any, tokenizer: Any, settings: Settings) -> Iterator[Positi
 def table(found: Sequence[Position]) -> str:
     """The figures of each position, a line each."""
     lines = [
-        "     w   reward (VADER)   perplexity   distinct-2   KL to neutral     tokens/s",
-        "                          (neutral)                 (nats a token)",
+        "     w   sentiment (VADER)        words       perplexity   distinct-2     KL to base"
+        "       tokens/s",
+        "                                               (base)                  (nats a token)",
     ]
     lines += [
-        f"{p.weight:+6.2f}   {p.reward:+.2f} ± {p.reward_interval:.2f}     {p.perplexity:10.1f}"
-        f"   {p.distinct_2:10.2f}   {p.kl:6.3f} ± {p.kl_interval:.3f}   {p.tokens_per_second:8.0f}"
+        f"{p.weight:+6.2f}     {p.sentiment:+.2f} ± {p.sentiment_interval:.2f}     "
+        f"{p.words:5.1f} ± {p.words_interval:3.1f}   {p.perplexity:10.1f}   {p.distinct_2:10.2f}   "
+        f"{p.kl:6.3f} ± {p.kl_interval:.3f}   {p.tokens_per_second:8.0f}"
         for p in found
     ]
     return "\n".join(lines)
@@ -180,31 +193,32 @@ def side_by_side(found: Sequence[Position], rows: int = 2, width: int = 110) -> 
 
 
 def plot(found: Sequence[Position], path: Path) -> None:
-    """Reward and KL against the weight, with 95 % intervals, as a PNG. Needs the extra "plot"."""
+    """Both rewards and KL against the weight, 95 % intervals, as a PNG. Needs the extra "plot"."""
     require("matplotlib", "plot").use("Agg")  # no display is needed
     from matplotlib import pyplot
 
-    figure, (top, bottom) = pyplot.subplots(
-        2, 1, sharex=True, figsize=(7, 6), height_ratios=(3, 2), layout="constrained"
-    )
+    figure, panels = pyplot.subplots(3, 1, sharex=True, figsize=(7, 7), layout="constrained")
     ordered = sorted(found, key=lambda p: p.weight)
-    w = [p.weight for p in ordered]
-    style: dict[str, Any] = {"marker": "o", "capsize": 4, "linewidth": 1.8}
-    top.errorbar(
-        w, [p.reward for p in ordered], [p.reward_interval for p in ordered], color="C0", **style
+    shown = (
+        ("sentiment", "sentiment\n(VADER compound, from -1 to 1)", "C0"),
+        ("words", "words a text", "C2"),
+        ("kl", "KL to the base\n(nats a token)", "C3"),
     )
-    top.axhline(0, color="0.6", linewidth=0.8)
-    top.set_ylabel("gold reward\n(VADER compound, from -1 to 1)")
-    top.set_title(f"{FORMULA}\nSmolLM2-135M-Instruct, {len(found[0].texts)} texts a point")
-    bottom.errorbar(
-        w, [p.kl for p in ordered], [p.kl_interval for p in ordered], color="C3", **style
-    )
-    bottom.set_ylabel("KL to neutral\n(nats a token)")
-    bottom.axhline(0, color="0.6", linewidth=0.8)
-    bottom.set_xlabel("fader weight w   (error bars: 95 % interval of the mean)")
-    for axes in (top, bottom):
+    for axes, (name, label, color) in zip(panels, shown, strict=True):
+        axes.errorbar(
+            [p.weight for p in ordered],
+            [getattr(p, name) for p in ordered],
+            [getattr(p, f"{name}_interval") for p in ordered],
+            color=color,
+            marker="o",
+            capsize=4,
+            linewidth=1.8,
+        )
+        axes.set_ylabel(label)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_title(f"{FORMULA}\nSmolLM2-135M-Instruct, {len(found[0].texts)} texts a point")
+    panels[-1].set_xlabel("fader weight w   (error bars: 95 % interval of the mean)")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -213,6 +227,7 @@ def run(settings: Settings, output: Path, *, as_json: bool = False, device: Any 
     """Decode, print and plot. Interrupted, it shows the positions that are finished."""
     require("vaderSentiment", "demo")  # before the work, not after it
     require("matplotlib", "demo")
+    require("peft", "demo")
     model, tokenizer = models.smollm2(device)
     found: list[Position] = []
     interrupted = False

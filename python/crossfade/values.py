@@ -231,27 +231,28 @@ def as_value(x: Any) -> ValueSum:
     return value
 
 
-def implicit_value(formula: Blend) -> ValueSum:
-    """What a formula of log-probs says as a value: ``beta * (tuned - ref)`` is a `LogRatio`.
+def formula_value(formula: Blend) -> ValueSum:
+    """What a formula says as a value: ``beta * (tuned - ref)`` is a `LogRatio`, a head itself.
 
-    Several over one reference are a sum: ``0.5 * a + 0.5 * b - ref``.
+    Several models over one reference are a sum: ``0.5 * a + 0.5 * b - ref``.
 
     Raises:
         ValueError: it is not of that form.
     """
     weights = [float(w) for w in formula.weights if not isinstance(w, Tensor)]
-    whole = len(weights) == len(formula.weights) and not formula.values
+    whole = len(weights) == len(formula.weights)
     refs = [t for t, w in zip(formula.terms, weights, strict=False) if w < 0]
-    if not whole or len(refs) != 1 or abs(sum(weights)) > WEIGHT_SUM_TOLERANCE:
+    ratios = len(refs) == 1 and abs(sum(weights)) <= WEIGHT_SUM_TOLERANCE
+    if not whole or (formula.terms and not ratios):
         raise ValueError(
-            f"value is {formula}; it must be weighted models less one reference, with weights that "
-            "sum to 0, such as 0.5 * (tuned - ref)"
+            f"value is {formula}; it must be value heads, or weighted models less one reference, "
+            "with weights that sum to 0, such as 0.5 * (tuned - ref), or a sum of both"
         )
-    value: Any = 0
+    value: Any = ValueSum(formula.values, formula.value_weights)
     for term, weight in zip(formula.terms, weights, strict=True):
         if term not in refs:
             value = value + weight * LogRatio(term, refs[0])
-    return value
+    return as_value(value)
 
 
 def _default_name(value: Any) -> str:

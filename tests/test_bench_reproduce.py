@@ -1,0 +1,102 @@
+"""The reproductions: their prompts, the table's bounds, and its resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import crossfade as cf
+import numpy as np
+import pytest
+import torch
+from crossfade import models
+
+pytest.importorskip("trl")  # which Python 3.10 lacks
+sys.path.append(str(Path(__file__).parent.parent / "bench" / "reproduce"))
+
+import guides
+import ivg
+import reviews
+
+
+def test_nothing_held_out_was_trained_on() -> None:
+    for trained, held_out in zip(reviews.TRAINED, reviews.HELD_OUT, strict=True):
+        assert not set(trained) & set(held_out)
+    prompts = [p[0]["content"] for p in reviews.prompts(reviews.HELD_OUT)]
+    assert len(set(prompts)) == len(prompts) >= 200
+    subjects = reviews.HELD_OUT[0]
+    first = {s for s in subjects for p in prompts[: len(subjects)] if f"movie, {s} " in p}
+    assert first == set(subjects), "they are mixed"
+
+
+def test_the_divergence_of_choosing_is_bounded() -> None:
+    """Of best of n exactly, where no two texts are alike: the i-th best of n many equal ones."""
+    n, many = 4, 100_000
+    rank = np.arange(many)
+    chosen = ((many - rank) / many) ** n - ((many - rank - 1) / many) ** n
+    exact = float((chosen * np.log(chosen * many)).sum())
+    value = cf.Reward(lambda prompts, texts: [0.0] * len(texts))
+    assert ivg.choice_kl(cf.BestOfN(n, value)) == pytest.approx(exact, abs=1e-3)
+    assert ivg.choice_kl(None) == 0
+    one_chunk = cf.ChunkBeamSearch(2, 4, ivg.NEW, value)
+    assert ivg.choice_kl(one_chunk) == pytest.approx(math.log(8))
+    halves = cf.ChunkBeamSearch(2, 4, ivg.NEW // 2, value)
+    assert ivg.choice_kl(halves) == pytest.approx(math.log(8) + math.log(4))
+
+
+def test_eft_at_a_divergence() -> None:
+    points = [
+        ("both", "base", 0.0, 0.2),
+        ("sentiment", "EFT, beta = 1", 2.0, 0.6),
+        ("sentiment", "IVG", 1.0, 0.9),
+    ]
+    rows = [{"objective": o, "method": m, "kl": kl, "sentiment": r} for o, m, kl, r in points]
+    assert ivg.at_kl(rows, "sentiment", 1.0) == pytest.approx(0.4)
+    assert ivg.at_kl(rows, "sentiment", 2.5) is None
+    assert ivg.at_kl([rows[0], rows[2]], "sentiment", 1.0) is None
+
+
+def small_model() -> tuple[Any, Any]:
+    try:
+        return models.smollm2()
+    except (OSError, ImportError) as error:
+        pytest.skip(f"the small model cannot be had: {error}")
+
+
+@pytest.mark.model
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure the GPU")
+def test_a_run_of_the_table_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the guides that ship, also in place of those that do not."""
+    small_model()
+    work = tmp_path / "guides"
+    for objective in reviews.REWARDS:
+        for name, guide in (("", objective), ("_direct", objective), ("_value", "sentiment_value")):
+            shutil.copytree(models.guide(guide), work / f"{objective}{name}")
+    guides.install(work, tmp_path / "package")
+    installed = sorted(p.name for p in (tmp_path / "package").iterdir())
+    assert installed == sorted(models.GUIDES)
+
+    monkeypatch.setattr(ivg, "BETAS", (1.0,))
+    monkeypatch.setattr(ivg, "FADER", (0.5,))
+    monkeypatch.setattr(ivg, "NEW", 4)
+    path = tmp_path / "ivg.json"
+    arguments = ["--work", str(work), "--prompts", "2", "--json", str(path)]
+    first = ivg.main(arguments)
+    methods = [(r["objective"], r["method"]) for r in first["rows"]]
+    assert len(methods) == len(set(methods)) == 1 + 2 * 7 + 1
+    assert all(math.isfinite(r["sentiment"]) and r["perplexity"] > 1 for r in first["rows"])
+    assert first["rows"][0]["kl"] == pytest.approx(0, abs=1e-4), "the base does not leave itself"
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    path.write_text(json.dumps({**first, "rows": first["rows"][1:]}))
+    again = ivg.main(arguments)
+    assert [r["texts"] for r in again["rows"][:-1]] == [r["texts"] for r in first["rows"][1:]]
+    assert again["rows"][-1]["texts"] == first["rows"][0]["texts"], "the one that was missing"
+    assert "| sentiment | IVG |" in ivg.summary(again)
+    with pytest.raises(SystemExit):
+        ivg.main(["--prompts", "1", "--json", str(path)])
