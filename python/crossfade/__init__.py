@@ -6,6 +6,8 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from . import lazy
+
 if TYPE_CHECKING:
     from . import models, ops, presets
     from .blend import Blend, Model, ValueHead, as_blend, power_mean
@@ -77,11 +79,7 @@ def __getattr__(name: str) -> Any:
         return importlib.metadata.version(__name__)
     if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+    return lazy.attribute(__name__, name, _HOME)
 
 
 def __dir__() -> list[str]:
