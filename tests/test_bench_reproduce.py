@@ -18,8 +18,8 @@ from crossfade import models
 pytest.importorskip("trl")  # which Python 3.10 lacks
 sys.path.append(str(Path(__file__).parent.parent / "bench" / "reproduce"))
 
-import guides
 import ivg
+import make_guides
 import reviews
 
 
@@ -78,7 +78,7 @@ def test_a_run_of_the_table_goes_on_where_it_was(
     for objective in reviews.REWARDS:
         for name, guide in (("", objective), ("_direct", objective), ("_value", "sentiment_value")):
             shutil.copytree(models.guide(guide), work / f"{objective}{name}")
-    guides.install(work, tmp_path / "package")
+    make_guides.install(work, tmp_path / "package")
     installed = sorted(p.name for p in (tmp_path / "package").iterdir())
     assert installed == sorted(models.GUIDES)
 

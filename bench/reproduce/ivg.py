@@ -1,6 +1,6 @@
 """Integrated Value Guidance's table (arXiv:2409.17819) at this library's scale: SmolLM2, two cores.
 
-    python bench/reproduce/guides.py --work build/guides
+    python bench/reproduce/make_guides.py --work build/guides
     python bench/reproduce/ivg.py --work build/guides --json bench/results/ivg.json
 
 The held-out prompts of `reviews` and both its rewards, which no method sees. For each objective:

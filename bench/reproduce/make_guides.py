@@ -1,6 +1,6 @@
 """The guides that ship, made from nothing but SmolLM2 and two rewards.
 
-    python bench/reproduce/guides.py --work build/guides
+    python bench/reproduce/make_guides.py --work build/guides
 
 The base answers the training prompts of `reviews`, each reward ranks the answers, and of that are
 trained, a reward: a LoRA adapter by DPO (the implicit value, and the guide of a blend), a low-rank
@@ -24,7 +24,7 @@ import peft
 import reviews
 import torch
 from crossfade import training
-from crossfade.training import data
+from crossfade.training import data, value_head
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
@@ -35,8 +35,8 @@ SAMPLES, NEW, TEMPERATURE, SEED = 8, 40, 0.7, 0
 GUIDE = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "o_proj"]}
 DIRECT = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 FILES = (  # of an adapter, of a value head: weights, settings, and the backbone's key in these
-    ("adapter_model.safetensors", "adapter_config.json", "base_model_name_or_path"),
-    ("value_head.safetensors", "value_head.json", "backbone"),
+    (*reversed(value_head.ADAPTER), "base_model_name_or_path"),
+    (value_head.WEIGHTS, value_head.SETTINGS, "backbone"),
 )
 BETA, PAIRS, BATCH = 0.1, 2, 16
 RANK, VALUE_EPOCHS, VALUE_RATE = 8, 30, 1e-2
