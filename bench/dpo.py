@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ import datasets
 import peft
 import trl
 from crossfade.bench import hardware
+from crossfade.extras import old_names
 from crossfade.training import DPOTrainer
 from decode import peak_of
 from transformers import TrainerCallback
@@ -88,9 +88,7 @@ def train(
     """The loss, reward margin and seconds of each step, and the rise of memory."""
     clock = _Clock()
     lora = case == "LoRA"
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # TRL 1.16 and PEFT 0.21 say by the old name what Transformers 5.23 renamed
-        warnings.filterwarnings("ignore", r"`[a-z_.]*gradient_checkpointing", FutureWarning)
+    with tempfile.TemporaryDirectory() as folder, old_names():
         config = trl.DPOConfig(
             output_dir=folder,
             max_steps=args.steps,

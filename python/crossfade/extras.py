@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -16,3 +19,11 @@ def require(module: str, extra: str) -> Any:
         raise ImportError(
             f'{module} is not installed; run: pip install "crossfade[{extra}]"', name=module
         ) from error
+
+
+@contextmanager
+def old_names() -> Iterator[None]:
+    """No warnings of TRL 1.16's and PEFT 0.21's names for what Transformers 5.23 renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`[a-z_.]*gradient_checkpointing", FutureWarning)
+        yield

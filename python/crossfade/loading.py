@@ -13,10 +13,10 @@ import torch
 from . import models
 from .blend import Blend, Model, ValueHead
 from .formula import evaluate, parse
+from .training import value_head
 from .values import ValueSum, formula_value
 
 SMALL_MODEL = "smollm2"
-VALUE_HEAD = "value_head.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -46,7 +46,7 @@ class Spec:
 
     @property
     def is_value_head(self) -> bool:
-        return self.guide is not None and (self.guide / VALUE_HEAD).is_file()
+        return self.guide is not None and (self.guide / value_head.SETTINGS).is_file()
 
 
 def _guide_folder(guide: str) -> Path:
@@ -54,10 +54,10 @@ def _guide_folder(guide: str) -> Path:
     folder = Path(guide)
     if guide in models.GUIDES and not folder.is_dir():
         return models.guide(guide)
-    if not any((folder / name).is_file() for name in (VALUE_HEAD, models.ADAPTER)):
+    if not any((folder / name).is_file() for name in (value_head.SETTINGS, models.ADAPTER)):
         raise FileNotFoundError(
             f"the guide is {guide!r}; it must be a folder with an {models.ADAPTER} (pickled "
-            f"weights are not loaded) or a {VALUE_HEAD}, or one that ships: "
+            f"weights are not loaded) or a {value_head.SETTINGS}, or one that ships: "
             f"{', '.join(models.GUIDES)}"
         )
     return folder
@@ -133,9 +133,8 @@ def _terms(path: str, specs: Sequence[Spec], device: str, dtype: str) -> dict[st
     terms: dict[str, Any] = {}
     heads = [spec for spec in specs if spec.is_value_head]
     for spec in heads:  # first: PEFT changes the model that it wraps
-        from .training.value_head import load_value_head
-
-        terms[spec.name] = ValueHead(load_value_head(str(spec.guide), loaded), tokenizer=tokenizer)
+        head = value_head.load_value_head(str(spec.guide), loaded)
+        terms[spec.name] = ValueHead(head, tokenizer=tokenizer)
     others = [spec for spec in specs if spec not in heads]
     adapters = {spec.name: spec.guide for spec in others if spec.guide is not None}
     if adapters:

