@@ -7,7 +7,6 @@ import math
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import crossfade as cf
 import numpy as np
@@ -60,20 +59,12 @@ def test_eft_at_a_divergence() -> None:
     assert ivg.at_kl([rows[0], rows[2]], "sentiment", 1.0) is None
 
 
-def small_model() -> tuple[Any, Any]:
-    try:
-        return models.smollm2()
-    except (OSError, ImportError) as error:
-        pytest.skip(f"the small model cannot be had: {error}")
-
-
 @pytest.mark.model
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure the GPU")
 def test_a_run_of_the_table_goes_on_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smollm2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the guides that ship, also in place of those that do not."""
-    small_model()
     work = tmp_path / "guides"
     for objective in reviews.REWARDS:
         for name, guide in (("", objective), ("_direct", objective), ("_value", "sentiment_value")):

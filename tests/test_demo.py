@@ -171,15 +171,14 @@ def test_an_interrupt_shows_what_is_finished(
 
 
 @pytest.mark.model
-def test_the_fader_moves_the_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fader_moves_the_real_model(
+    smollm2_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(models, "guide", GUIDE)
-    try:
-        model, tokenizer = models.smollm2()
-    except (OSError, ImportError) as error:
-        pytest.skip(f"the small model cannot be had: {error}")
+    model, tokenizer = models.load(smollm2_folder)
     settings = demo.Settings(weights=(0.0, 0.75), samples=2, max_new_tokens=24)
     praise, brief = demo.positions(model, tokenizer, settings)
-    assert praise.sentiment - brief.sentiment > 0.2
+    assert praise.sentiment - brief.sentiment > 0.3
     assert praise.words - brief.words > 3
     assert min(praise.kl, brief.kl) > 0.02
-    assert max(praise.perplexity, brief.perplexity) < 100  # still text that it could write
+    assert max(praise.perplexity, brief.perplexity) < 50  # still text that it could write

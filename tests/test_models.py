@@ -6,7 +6,6 @@ import hashlib
 import json
 import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import crossfade as cf
@@ -148,16 +147,8 @@ def test_a_source_must_be_known() -> None:
         models.get(source="pickle")
 
 
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    try:
-        yield models.get()
-    except (OSError, ImportError) as error:
-        pytest.skip(f"the small model cannot be had: {error}")
-
-
 @pytest.mark.model
-def test_the_real_model_answers(folder: Path) -> None:
+def test_the_real_model_answers(smollm2_folder: Path) -> None:
     model, tokenizer = models.smollm2()
     assert model.dtype == torch.float32
     assert not model.training
@@ -176,7 +167,7 @@ def test_the_real_model_answers(folder: Path) -> None:
 
 
 @pytest.mark.model
-def test_the_real_tokenizer_splits_numbers_as_the_original(folder: Path) -> None:
+def test_the_real_tokenizer_splits_numbers_as_the_original(smollm2_folder: Path) -> None:
     # a GGUF does not spell this rule out; without it "  12" gets other tokens
     _, tokenizer = models.smollm2()
     assert tokenizer.tokenize("in  2024, 12") == ["in", "ĠĠ", *"2024", ",", "Ġ", "1", "2"]
@@ -185,11 +176,15 @@ def test_the_real_tokenizer_splits_numbers_as_the_original(folder: Path) -> None
 
 
 @pytest.mark.model
-def test_the_real_cache_verifies(folder: Path) -> None:
-    models.verify(folder)
-    manifest = json.loads((folder / models.MANIFEST).read_text())
+def test_the_real_cache_verifies(smollm2_folder: Path) -> None:
+    models.verify(smollm2_folder)
+    manifest = json.loads((smollm2_folder / models.MANIFEST).read_text())
     assert manifest["gguf"] == models.GGUF_SHA256
-    assert {p.suffix for p in folder.iterdir()} == {".json", ".safetensors", ".jinja"}  # no pickles
+    assert {p.suffix for p in smollm2_folder.iterdir()} == {
+        ".json",
+        ".safetensors",
+        ".jinja",
+    }  # no pickles
 
 
 def test_the_guides_that_ship() -> None:
@@ -212,13 +207,13 @@ def test_adapters_that_cannot_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.model
-def test_a_guide_moves_the_model(folder: Path) -> None:
+def test_a_guide_moves_the_model(smollm2_folder: Path) -> None:
     """Each towards what it was trained for, and the model without it is as it was."""
     from crossfade import training
 
     good, bad = "A joyful, wonderful film that I loved!", "A dull, awful film that I hated!"
     question = [{"role": "user", "content": "In one sentence: how was the film?"}]
-    model, tokenizer = models.load(folder)
+    model, tokenizer = models.load(smollm2_folder)
     with torch.no_grad():
         before = model(torch.tensor([[3, 4, 5]])).logits
     head = training.load_value_head(models.guide("sentiment_value"), model)

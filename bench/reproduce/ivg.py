@@ -108,12 +108,13 @@ def run(blend: Any, search: Any, base: cf.Model, prompts: list[Any]) -> dict[str
     ratios = out.logprobs.double().sum(dim=1) - own.totals.double()
     kl, kl_interval = metrics.mean_interval(ratios.tolist())
     plain = float(own.term_logprobs.double().sum())
+    of_choice = choice_kl(search)
     found = {
         "seconds": round(out.stats.seconds / len(prompts), 3),
         "tokens": float(out.lengths.double().mean()),
-        "kl": kl + choice_kl(search),
+        "kl": kl + of_choice,
         "kl_interval": kl_interval,
-        "of_it_choice": choice_kl(search),
+        "of_it_choice": of_choice,
         "perplexity": metrics.perplexity(plain, int(out.lengths.sum())),
         "distinct_2": metrics.distinct_n(texts, 2),
         "texts": texts,

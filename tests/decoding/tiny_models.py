@@ -104,6 +104,20 @@ def spread(head: torch.nn.Module, seed: int = 0) -> None:
             p.copy_(torch.randn(p.shape, generator=generator) * 0.5)
 
 
+class Doubled(LlamaForCausalLM):
+    def forward(self, *args: Any, **options: Any) -> Any:
+        output = super().forward(*args, **options)
+        output.logits = 2 * output.logits
+        return output
+
+
+def doubled() -> PreTrainedModel:
+    """A model that does more to its logits than its config says."""
+    model = Doubled(llama().config).eval()
+    torch.nn.init.normal_(model.lm_head.weight)
+    return model
+
+
 WORDS = ["great", "awful", "film", "the", "a", "was", "plot", "cast", "very", "dull", "bright"]
 
 

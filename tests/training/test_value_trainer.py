@@ -23,7 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "decoding"))
 
-from tiny_models import EOS, SHAPES, VOCAB, lora, make, make_tokenizer, spread
+from tiny_models import EOS, SHAPES, VOCAB, doubled, lora, make, make_tokenizer, spread
 
 pytestmark = [
     # PEFT asks transformers for an attribute that this version of it has renamed
@@ -661,18 +661,6 @@ def prompt_tuning() -> Any:
     from peft import PromptTuningConfig
 
     return PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
-
-
-def doubled() -> Any:
-    class Doubled(type(make("llama"))):  # type: ignore[misc]
-        def forward(self, *args: Any, **options: Any) -> Any:
-            output = super().forward(*args, **options)
-            output.logits = 2 * output.logits
-            return output
-
-    base = Doubled(make("llama").config).eval()
-    torch.nn.init.normal_(base.lm_head.weight)
-    return base
 
 
 BAD_TRAINERS: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
