@@ -259,9 +259,9 @@ def test_set_mistakes(base: str, tmp_path: Path, option: str, message: str, caps
     ("lines", "message"),
     [
         (['{"prompt": "a", "completion": "b"}'], "must have prompt, chosen and rejected"),
-        (["{"], "line 1: Expecting"),
-        (["[1]"], "line 1 is not a JSON object"),
-        (['{"prompt": "a"}', '{"chosen": "a"}'], "line 2 has the keys chosen; it must have prompt"),
+        (["{"], "line 1: not JSON"),
+        (["[1]"], "line 1: must be an object"),
+        (['{"prompt": "a"}', '{"chosen": "a"}'], "row 2 has the keys chosen; it must have prompt"),
         ([""], "has no rows"),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import re
 import signal
 import sys
@@ -20,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .. import loading, models
 from ..extras import old_names, require
+from .data import read_jsonl
 
 KINDS = ("sft", "dpo", "value")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -285,22 +285,13 @@ def _rows(key: str, path: str) -> Any:
     """A dataset of a .jsonl file's rows."""
     if Path(path).suffix != ".jsonl":
         raise ValueError(f"{key} is {path!r}; it must be a .jsonl file")
-    rows = []
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            if not isinstance(rows[-1], dict):
-                raise ValueError(f"{path}, line {number} is not a JSON object")
-            if rows[-1].keys() != rows[0].keys():
-                raise ValueError(
-                    f"{path}, line {number} has the keys {', '.join(rows[-1])}; it must have "
-                    f"{', '.join(rows[0])}, as the first"
-                )
+    rows = read_jsonl(path)
     if not rows:
         raise ValueError(f"{key} is {path!r}, which has no rows")
+    for number, row in enumerate(rows, 1):
+        if row.keys() != rows[0].keys():
+            raise ValueError(
+                f"{path}, row {number} has the keys {', '.join(row)}; it must have "
+                f"{', '.join(rows[0])}, as the first"
+            )
     return require("datasets", "train").Dataset.from_list(rows)
