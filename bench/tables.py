@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import decode
+import dpo
 import guides
 import logp
 import search
 from crossfade import bench
+
+sys.path.append(str(Path(__file__).parent / "reproduce"))
+import ivg
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -29,16 +33,16 @@ def bench_section(report: dict[str, Any]) -> str:
     return "\n".join([*bench.table(report), "", note])
 
 
-def cpu_bench_section() -> str:
-    return bench_section(json.loads((RESULTS / "cpu.json").read_text()))
+def figures(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def gpu_figures(stage: str) -> dict[str, Any]:
-    return json.loads((RESULTS / "nvidia-h200.json").read_text())[stage]["figures"]
+    return figures("nvidia-h200")[stage]["figures"]
 
 
 def demo_section() -> Iterator[str]:
-    report = json.loads((RESULTS / "demo.json").read_text())
+    report = figures("demo")
     yield (
         "| w | sentiment (VADER) | words a text | perplexity (base) | distinct-2 | KL to the base, "
         "nats a token |"
@@ -58,31 +62,17 @@ def demo_section() -> Iterator[str]:
     )
 
 
-def decode_section() -> str:
-    return decode.readme(json.loads((RESULTS / "decode.json").read_text()))
-
-
-def guides_section() -> str:
-    return guides.summary(json.loads((RESULTS / "guides.json").read_text()))
-
-
-def logp_section() -> str:
-    return logp.summary(json.loads((RESULTS / "logp.json").read_text()))
-
-
-def search_section() -> str:
-    return search.readme(json.loads((RESULTS / "search.json").read_text()))
-
-
 SECTIONS: dict[str, Callable[[], str]] = {
-    "bench": cpu_bench_section,
-    "decode": decode_section,
+    "bench": lambda: bench_section(figures("cpu")),
+    "decode": lambda: decode.readme(figures("decode")),
     "demo": lambda: "\n".join(demo_section()),
+    "dpo": lambda: dpo.summary(figures("dpo")),
     "gpu-bench": lambda: bench_section(gpu_figures("bench")),
     "gpu-decode": lambda: decode.readme(gpu_figures("steps")),
-    "guides": guides_section,
-    "logp": logp_section,
-    "search": search_section,
+    "guides": lambda: guides.summary(figures("guides")),
+    "ivg": lambda: ivg.summary(figures("ivg")),
+    "logp": lambda: logp.summary(figures("logp")),
+    "search": lambda: search.readme(figures("search")),
 }
 
 
