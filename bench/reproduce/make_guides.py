@@ -24,6 +24,7 @@ import peft
 import reviews
 import torch
 from crossfade import training
+from crossfade.extras import old_names
 from crossfade.training import data, value_head
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
@@ -80,6 +81,7 @@ def adapter(
         bf16=False,
         save_steps=10,
         logging_steps=1,
+        dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
         seed=SEED,
         disable_tqdm=False,
@@ -116,6 +118,7 @@ def q_head(rows: list[dict[str, Any]], reward: str, tokenizer: Any, folder: Path
         save_strategy="epoch",
         save_total_limit=1,
         load_best_model_at_end=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
         seed=SEED,
     )
@@ -172,12 +175,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     model, tokenizer = cf.models.smollm2()
     rows = rollouts(model, tokenizer, args.work)
+    stages: dict[str, Callable[[Path], None]] = {}
     for r in reviews.REWARDS:
-        stage(args.work / r, lambda f, r=r: adapter(rows, r, tokenizer, f, GUIDE, 1e-3))
-        stage(args.work / f"{r}_value", lambda f, r=r: q_head(rows, r, tokenizer, f))
-        stage(
-            args.work / f"{r}_direct", lambda f, r=r: adapter(rows, r, tokenizer, f, DIRECT, 2e-4)
-        )
+        stages[r] = lambda f, r=r: adapter(rows, r, tokenizer, f, GUIDE, 1e-3)
+        stages[f"{r}_value"] = lambda f, r=r: q_head(rows, r, tokenizer, f)
+        stages[f"{r}_direct"] = lambda f, r=r: adapter(rows, r, tokenizer, f, DIRECT, 2e-4)
+    with old_names():
+        for name, run in stages.items():
+            stage(args.work / name, run)
     if args.install:
         install(args.work, Path(cf.__file__).parent / "guides")
 
