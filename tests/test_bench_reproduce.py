@@ -12,14 +12,18 @@ import crossfade as cf
 import numpy as np
 import pytest
 import torch
-from crossfade import models
+from crossfade import models, training
 
 pytest.importorskip("trl")  # which Python 3.10 lacks
-sys.path.append(str(Path(__file__).parent.parent / "bench" / "reproduce"))
+sys.path += [
+    str(Path(__file__).parent.parent / "bench" / "reproduce"),
+    str(Path(__file__).parent / "decoding"),
+]
 
 import ivg
 import make_guides
 import reviews
+from tiny_models import make, make_tokenizer
 
 
 def test_nothing_held_out_was_trained_on() -> None:
@@ -39,12 +43,12 @@ def test_the_divergence_of_choosing_is_bounded() -> None:
     chosen = ((many - rank) / many) ** n - ((many - rank - 1) / many) ** n
     exact = float((chosen * np.log(chosen * many)).sum())
     value = cf.Reward(lambda prompts, texts: [0.0] * len(texts))
-    assert ivg.choice_kl(cf.BestOfN(n, value)) == pytest.approx(exact, abs=1e-3)
-    assert ivg.choice_kl(None) == 0
-    one_chunk = cf.ChunkBeamSearch(2, 4, ivg.NEW, value)
-    assert ivg.choice_kl(one_chunk) == pytest.approx(math.log(8))
-    halves = cf.ChunkBeamSearch(2, 4, ivg.NEW // 2, value)
-    assert ivg.choice_kl(halves) == pytest.approx(math.log(8) + math.log(4))
+    assert ivg.choice_kl(cf.BestOfN(n, value), 40) == pytest.approx(exact, abs=1e-3)
+    assert ivg.choice_kl(None, 40) == 0
+    search = cf.ChunkBeamSearch(2, 4, 5, value)
+    for length, chunks in ((1, 1), (5, 1), (6, 2), (40, 8)):
+        most = math.log(8) + (chunks - 1) * math.log(4)
+        assert ivg.choice_kl(search, length) == pytest.approx(most)
 
 
 def test_eft_at_a_divergence() -> None:
@@ -57,6 +61,42 @@ def test_eft_at_a_divergence() -> None:
     assert ivg.at_kl(rows, "sentiment", 1.0) == pytest.approx(0.4)
     assert ivg.at_kl(rows, "sentiment", 2.5) is None
     assert ivg.at_kl([rows[0], rows[2]], "sentiment", 1.0) is None
+
+
+def test_the_recipe_makes_what_ships_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a tiny model whose words are good, bad, and many or few."""
+    tokenizer = make_tokenizer()
+    monkeypatch.setattr(models, "smollm2", lambda: (make("gemma3"), tokenizer))
+    monkeypatch.setattr(reviews, "TRAINED", (("a film", "the plot"), ("a cast", "the cast")))
+    monkeypatch.setattr(make_guides, "VALUE_EPOCHS", 2)
+    monkeypatch.setattr(make_guides, "BATCH", 2)
+    work = tmp_path / "work"
+    make_guides.main(["--work", str(work)])
+    made = [f"{reward}{kind}" for reward in reviews.REWARDS for kind in ("", "_direct", "_value")]
+    assert sorted(p.name for p in work.iterdir()) == sorted([*made, "rollouts.jsonl"])
+    rows = (work / "rollouts.jsonl").read_text()
+    before = {p: p.stat().st_mtime_ns for p in work.glob("*/*.safetensors")}
+    assert len(before) == len(made)
+
+    (work / "sentiment_value" / "log.json").unlink()
+    capsys.readouterr()
+    make_guides.main(["--work", str(work)])
+    said = capsys.readouterr().out
+    assert said.count("there already") == len(made) - 1
+    assert (work / "rollouts.jsonl").read_text() == rows, "nothing was sampled anew"
+    changed = {p.parent.name for p, t in before.items() if p.stat().st_mtime_ns != t}
+    assert changed == {"sentiment_value"}
+
+    model, _ = models.smollm2()
+    training.load_value_head(work / "sentiment_value", model)
+    wrapped = models.with_adapters(model, {r: work / r for r in reviews.REWARDS})
+    base = cf.Model(wrapped, tokenizer=tokenizer, adapter=None)
+    guide = cf.Model(wrapped, tokenizer=tokenizer, adapter="brevity")
+    text = [[{"role": "user", "content": "the film"}]]
+    moved = [cf.score(m, text, [[8, 9, 10]]).logprobs for m in (base, guide)]
+    assert not torch.equal(*moved), "it learned"
 
 
 @pytest.mark.model

@@ -11,9 +11,10 @@ Then a fader from one guide to the other.
 
 Of KL(decoded || base) of a response, both at the temperature, an upper bound is given: the mean
 log-ratio of the blend and the base on the texts, and of the choice what it can add at most:
-``log n - (n - 1) / n`` for best of n; ``log(W N) + (C - 1) log N`` for a search of C chunks, since
-a text is among N continuations of each of its beginnings. EFT's reward at the same KL, between the
-betas that were run, stands beside each method's.
+``log n - (n - 1) / n`` for best of n; the mean of ``log(W N) + (C - 1) log N`` for chunk-level beam
+search, which draws W N first chunks and N continuations of each beginning: a text of C chunks at
+most W N N^(C - 1) times as often as the base. EFT's reward at the same KL, between the betas that
+were run, stands beside each method's.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ def tasks(terms: dict[str, Any]) -> dict[tuple[str, str], Callable[[], tuple[Any
     def eft(objective: str, beta: float) -> cf.Blend:
         return cf.presets.eft(base, terms[objective], base, beta)
 
+    def cbs(value: Any) -> cf.ChunkBeamSearch:
+        return cf.ChunkBeamSearch(WIDTH, SAMPLES, CHUNK, value)
+
     found: dict[tuple[str, str], Callable[[], tuple[Any, Any]]] = {
         ("both", "base"): lambda: (base, None)
     }
@@ -76,13 +80,11 @@ def tasks(terms: dict[str, Any]) -> dict[tuple[str, str], Callable[[], tuple[Any
         blend = (1 - w) * terms[a] + w * terms[b]
         found["fader", f"w = {w:g}"] = lambda x=blend: (x, None)
     for o in reviews.REWARDS:
-        implicit, explicit = cf.LogRatio(terms[o], base), terms[f"{o}_value"]
-        for name, value in (("explicit", explicit), ("implicit", implicit)):
-            search = cf.ChunkBeamSearch(WIDTH, SAMPLES, CHUNK, value)
-            if name == "explicit":
-                found[o, "IVG"] = lambda o=o, s=search: (eft(o, BETA), s)
-            found[o, f"CBS, {name}"] = lambda s=search: (base, s)
+        values = {"implicit": cf.LogRatio(terms[o], base), "explicit": terms[f"{o}_value"]}
+        for name, value in values.items():
             found[o, f"best of {ROWS}, {name}"] = lambda v=value: (base, cf.BestOfN(ROWS, v))
+            found[o, f"CBS, {name}"] = lambda v=value: (base, cbs(v))
+        found[o, "IVG"] = lambda o=o, v=values["explicit"]: (eft(o, BETA), cbs(v))
     return found
 
 
@@ -106,15 +108,15 @@ def run(blend: Any, search: Any, base: cf.Model, prompts: list[Any]) -> dict[str
     texts = [text.strip() for text in out.text]
     own = cf.score(base / TEMPERATURE, prompts, out.responses, return_term_logprobs=True)
     ratios = out.logprobs.double().sum(dim=1) - own.totals.double()
-    kl, kl_interval = metrics.mean_interval(ratios.tolist())
+    of_choice = ratios.new_tensor([choice_kl(search, length) for length in out.lengths.tolist()])
+    kl, kl_interval = metrics.mean_interval((ratios + of_choice).tolist())
     plain = float(own.term_logprobs.double().sum())
-    of_choice = choice_kl(search)
     found = {
         "seconds": round(out.stats.seconds / len(prompts), 3),
         "tokens": float(out.lengths.double().mean()),
-        "kl": kl + of_choice,
+        "kl": kl,
         "kl_interval": kl_interval,
-        "of_it_choice": of_choice,
+        "of_it_choice": float(of_choice.mean()),
         "perplexity": metrics.perplexity(plain, int(out.lengths.sum())),
         "distinct_2": metrics.distinct_n(texts, 2),
         "texts": texts,
@@ -124,13 +126,13 @@ def run(blend: Any, search: Any, base: cf.Model, prompts: list[Any]) -> dict[str
     return found
 
 
-def choice_kl(search: cf.ChunkBeamSearch | None) -> float:
-    """What choosing adds at most to the divergence, nats a response of `NEW` tokens."""
+def choice_kl(search: cf.ChunkBeamSearch | None, length: int) -> float:
+    """What choosing a text of `length` tokens adds at most to the divergence, nats."""
     if search is None:
         return 0.0
     if search.chunk_length is None:
         return math.log(search.rows) - 1 + 1 / search.rows
-    chunks = -(-NEW // search.chunk_length)
+    chunks = -(-length // search.chunk_length)
     return math.log(search.rows) + (chunks - 1) * math.log(search.samples)
 
 
@@ -181,44 +183,37 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """The two rewards of every method, and the fader's front."""
+    """The two rewards: EFT's path from the base as beta grows, every other method, the fader."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display is needed
     from matplotlib import pyplot
 
     a, b = reviews.REWARDS
-    figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
+    keys = (a, b, f"{a}_interval", f"{b}_interval")
     at = {(r["objective"], r["method"]): r for r in report["rows"]}
-    ends = [at.get((o, "EFT, beta = 1")) for o in (a, b)]
-    between = [r for r in report["rows"] if r["objective"] == "fader"]
-    fader = [r for r in (ends[0], *between, ends[1]) if r is not None]
-    axes.errorbar(
-        [r[a] for r in fader],
-        [r[b] for r in fader],
-        xerr=[r[f"{a}_interval"] for r in fader],
-        yerr=[r[f"{b}_interval"] for r in fader],
-        marker="o",
-        capsize=3,
-        color="C0",
-        label=f"fader from {a} to {b}",
-    )
-    for color, objective in (("0.3", "both"), ("C3", a), ("C2", b)):
-        for r in (r for r in report["rows"] if r["objective"] == objective):
-            axes.plot(r[a], r[b], "s", color=color)
-            axes.annotate(
-                r["method"],
-                (r[a], r[b]),
-                textcoords="offset points",
-                xytext=(5, 4),
-                fontsize=7,
-                color=color,
-            )
+    base = at["both", "base"]
+    figure, axes = pyplot.subplots(figsize=(8, 6), layout="constrained")
+
+    def draw(rows: Sequence[dict[str, Any]], style: str, **options: Any) -> None:
+        x, y, xerr, yerr = ([r[key] for r in rows] for key in keys)
+        axes.errorbar(x, y, yerr, xerr, style, elinewidth=0.7, **options)
+
+    ends = {o: at[o, f"EFT, beta = {BETAS[-1]:g}"] for o in (a, b)}
+    fader = [r for r in report["rows"] if r["objective"] == "fader"]
+    draw([ends[a], *fader, ends[b]], "o-", color="C0", label=f"fader from {a} to {b}")
+    for color, o in (("C3", a), ("C2", b)):
+        eft = [at[o, f"EFT, beta = {beta:g}"] for beta in BETAS]
+        draw([base, *eft], ".--", color=color, label=f"{o}: EFT, beta from 0 to {BETAS[-1]:g}")
+        others = [r for r in report["rows"] if r["objective"] == o and r not in eft]
+        for marker, row in zip("v^*sDX", sorted(others, key=lambda r: r["method"]), strict=True):
+            draw([row], marker, color=color, markersize=8, label=f"{o}: {row['method']}")
+    draw([base], "o", color="black", label="base")
     axes.set_xlabel(f"{a} (VADER compound, from -1 to 1)")
     axes.set_ylabel(f"{b} (1 - words / 20)")
     axes.set_title(f"SmolLM2-135M-Instruct, {report['settings']['prompts']} held-out prompts")
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower left", fontsize=8)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
