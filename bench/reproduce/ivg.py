@@ -199,13 +199,12 @@ def plot(report: dict[str, Any], path: Path) -> None:
         x, y, xerr, yerr = ([r[key] for r in rows] for key in keys)
         axes.errorbar(x, y, yerr, xerr, style, elinewidth=0.7, **options)
 
-    ends = {o: at[o, f"EFT, beta = {BETAS[-1]:g}"] for o in (a, b)}
+    eft = {o: [at[o, f"EFT, beta = {beta:g}"] for beta in BETAS] for o in (a, b)}
     fader = [r for r in report["rows"] if r["objective"] == "fader"]
-    draw([ends[a], *fader, ends[b]], "o-", color="C0", label=f"fader from {a} to {b}")
+    draw([eft[a][-1], *fader, eft[b][-1]], "o-", color="C0", label=f"fader from {a} to {b}")
     for color, o in (("C3", a), ("C2", b)):
-        eft = [at[o, f"EFT, beta = {beta:g}"] for beta in BETAS]
-        draw([base, *eft], ".--", color=color, label=f"{o}: EFT, beta from 0 to {BETAS[-1]:g}")
-        others = [r for r in report["rows"] if r["objective"] == o and r not in eft]
+        draw([base, *eft[o]], ".--", color=color, label=f"{o}: EFT, beta from 0 to {BETAS[-1]:g}")
+        others = [r for r in report["rows"] if r["objective"] == o and r not in eft[o]]
         for marker, row in zip("v^*sDX", sorted(others, key=lambda r: r["method"]), strict=True):
             draw([row], marker, color=color, markersize=8, label=f"{o}: {row['method']}")
     draw([base], "o", color="black", label="base")
