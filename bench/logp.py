@@ -90,6 +90,11 @@ def ours(c: Case) -> Tensor:
     return linear_logp(c.hidden, c.weight, c.targets).logp.mean()
 
 
+def our_mean(c: Case) -> Tensor:
+    """For a loss that is nothing else, like torch's "mean"."""
+    return linear_logp(c.hidden, c.weight, c.targets, uniform=True).logp.mean()
+
+
 def naive(c: Case) -> Tensor:
     log_p = F.linear(c.hidden, c.weight).log_softmax(-1)
     return log_p.gather(-1, c.targets[:, None]).mean()
@@ -194,8 +199,10 @@ def contenders(kind: str, device: str) -> dict[str, Callable[[Case], Tensor]]:
             ways["Liger's, compiled"] = functools.partial(liger_dpo, compiled=True)
         return ways
     written_out = "" if TRL else " (written out)"
-    ways = {
-        "ours": ours,
+    ways = {"ours": ours}
+    if kind == "trained" and device == "cpu":
+        ways["ours, mean alone"] = our_mean
+    ways |= {
         "naive": naive,
         f"TRL's selective_log_softmax{written_out}": selective_log_softmax,
     }

@@ -128,7 +128,8 @@ struct Fork {
 struct LogpTile {
   int64_t rows, columns;
   int64_t first;      // the tile's first column, in the vocabulary
-  float* scores;      // [rows, columns] hidden weight^T, overwritten
+  float* scores;      // [rows, columns] hidden weight^T, overwritten unless a forward pass without
+                      // moments finds logits in it
   const float* bias;  // [columns], or null
   float softcap;      // 0: off
   float temperature;

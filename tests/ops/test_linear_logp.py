@@ -223,9 +223,9 @@ SIXTEEN = [torch.bfloat16, torch.float16]
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What tiles are made of, on a CPU too."""
-    start = logp_tiles._start
+    start = logp_tiles.start
     monkeypatch.setattr(logp_tiles, "FEWEST_ROWS", 1)
-    monkeypatch.setattr(logp_tiles, "_start", lambda head: start(head).float())
+    monkeypatch.setattr(logp_tiles, "start", lambda head: start(head).float())
     monkeypatch.setattr(logp_tiles, "operand_dtype", lambda hidden, weight: hidden.dtype)
 
 
@@ -679,14 +679,14 @@ def test_compiled(learn: str) -> None:
 
 
 @pytest.mark.parametrize("backend", [None, "torch"])
-@pytest.mark.parametrize("moments", [0, 1, 2])
-def test_registration(moments: int, backend: str | None) -> None:
+@pytest.mark.parametrize("keep", [logp_tiles.NOTHING, logp_tiles.MEAN, logp_tiles.MOMENTS])
+def test_registration(keep: int, backend: str | None) -> None:
     hidden, weight, targets, bias = problem(6, 12, 31)
     settings = (3.0, 0.5, -100)
     op = torch.ops.crossfade.linear_logp.default
-    learn = moments > 0
+    learn = keep != logp_tiles.NOTHING
     args = hidden.requires_grad_(learn), weight, targets, bias
-    torch.library.opcheck(op, (*args, *settings, moments, backend))
+    torch.library.opcheck(op, (*args, *settings, keep, backend))
     if not learn:
         torch.library.opcheck(
             op,
@@ -700,16 +700,13 @@ def test_registration(moments: int, backend: str | None) -> None:
                 backend,
             ),
         )
-    _, _, entropy, normaliser, mean, covariance = (
-        x.detach() for x in op(*args, *settings, moments, backend)
-    )
-    given = entropy, normaliser, mean if learn else None, covariance if moments > 1 else None
-    of = torch.ones(6), None, torch.ones(6) if moments != 1 else None
+    given = (x.detach() for x in op(*args, *settings, keep, backend)[2:])
+    of = torch.ones(6), None, torch.ones(6) if keep != logp_tiles.MEAN else None
     wanted = [True, not learn, not learn]
     detached = [x.detach() for x in args]
     detached[0] = detached[0].T.contiguous().T  # gradients are contiguous all the same
     backward = torch.ops.crossfade.linear_logp_backward.default
-    torch.library.opcheck(backward, (*detached, *settings, backend, *given, *of, wanted))
+    torch.library.opcheck(backward, (*detached, *settings, keep, backend, *given, *of, wanted))
 
 
 @pytest.mark.parametrize("learn", ["h", "hw"])
@@ -793,6 +790,7 @@ GOOD = dict(zip(("hidden", "weight", "targets", "bias"), problem(3, 8, 5), stric
         ({"temperature": NAN}, ValueError, "temperature is nan"),
         ({"ignore_index": 1.0}, TypeError, r"ignore_index is 1\.0"),
         ({"return_entropy": 1}, TypeError, "return_entropy is 1"),
+        ({"uniform": 1}, TypeError, "uniform is 1"),
         ({"backend": "cuda"}, ValueError, "backend is 'cuda'"),
     ],
 )

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 import trl
 from conftest import make, texts
-from crossfade.training import DPOTrainer, KTOTrainer, SFTTrainer, add_linear_logp
+from crossfade.ops import logp, logp_tiles
+from crossfade.training import DPOTrainer, KTOTrainer, SFTTrainer, add_linear_logp, fused_head
 from crossfade.training.fused_head import Logits
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -110,6 +111,33 @@ def test_dpo(tmp_path: Path, model: str, lora: bool) -> None:
 @pytest.mark.parametrize("model", ["tied", "softcap"])
 def test_other_trainers(tmp_path: Path, kind: str, model: str) -> None:
     check_same(kind, tmp_path, model=model, lora=model == "softcap")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "kept"),
+    [
+        ("sft", {}, logp_tiles.SUM),
+        ("sft", {"loss_type": "dft"}, logp_tiles.NOTHING),
+        ("sft", {"lora": True}, logp_tiles.MEAN),
+        ("dpo", {}, logp_tiles.NOTHING),
+    ],
+    ids=str,
+)
+def test_gradients_in_the_forward_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, Any], kept: int
+) -> None:
+    """Where a trained head's loss is a mean of log-probs, as that of plain SFT is."""
+    calls: list[int] = []
+
+    def to_keep(*args: Any, **given: Any) -> int:
+        calls.append(logp.to_keep(*args, **given))
+        return calls[-1]
+
+    monkeypatch.setattr(fused_head, "to_keep", to_keep)
+    check_same(kind, tmp_path, **{"lora": False, **options})
+    recorded = [x for x in calls if x != logp_tiles.NOTHING]  # checks and references have none
+    assert set(recorded) == {kept} - {logp_tiles.NOTHING}
+    assert not recorded or len(recorded) == 3  # steps
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, check, logp_tiles, logp_torch, native, reference
+from . import backends, check, logp_sum, logp_tiles, logp_torch, native, reference
 from .logp_tiles import Gradients, Settings
 from .types import LinearLogp
 
@@ -27,6 +27,7 @@ def linear_logp(
     temperature: float = 1.0,
     ignore_index: int = -100,
     return_entropy: bool = False,
+    uniform: bool = False,
     backend: str | None = None,
 ) -> LinearLogp:
     """Log-probs of targets under a linear head, in tiles of tokens and vocabulary.
@@ -47,7 +48,7 @@ def linear_logp(
     entropy, all in the forward pass: it keeps the expected embedding, and backward has nothing to
     multiply. Else one forward, and backward one for the logits again and one each for the gradients
     of hidden and weight; on a CPU, tokens without a gradient, as padding and prompts are, cost
-    nothing there. Nothing waits for a GPU.
+    nothing there; with `uniform` three, all in the forward pass. Nothing waits for a GPU.
 
     Products and sums are float32 (float64 for float64) whatever the dtypes, as is the accumulation
     of gradients. Where hidden and weight are both bfloat16 or both float16, an NVIDIA GPU
@@ -66,6 +67,11 @@ def linear_logp(
         temperature: above 0.
         ignore_index: a target that has log-prob 0 and, from that, no gradient.
         return_entropy: give the entropy too.
+        uniform: expect a loss whose derivatives by the log-probs are one number, as those of their
+            mean are. Gradients of hidden and weight are then made in the forward pass and kept:
+            three products in place of four, and the memory of weight once more. Any other loss has
+            its gradients all the same, for three products more. Where one of them needs none, in
+            16 bits, with a bias, soft-cap or temperature, or on a GPU, it changes nothing.
         backend: what works on the tiles between torch's products: "native" (CPUs), "triton" (GPUs),
             neither for float64, or "torch" (any device and dtype); or "reference" (float64, all
             logits at once), or None for the fastest.
@@ -85,6 +91,7 @@ def linear_logp(
     _check_tensors(hidden, weight, targets, bias)
     settings = (_softcap(softcap), _temperature(temperature), _ignore_index(ignore_index))
     check.flag("return_entropy", return_entropy)
+    check.flag("uniform", uniform)
     _check_backend(backend, hidden)
     args = hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), bias
     if backend == "reference":
@@ -92,13 +99,32 @@ def linear_logp(
         dtype = logp_tiles.compute_dtype(hidden.dtype)
         results = tuple(x.to(dtype) for x in reference.linear_logp(*args, *settings))
     else:
-        moments = 0
-        head_learns = weight.requires_grad or (bias is not None and bias.requires_grad)
-        if torch.is_grad_enabled() and hidden.requires_grad and not head_learns:
-            moments = 1 + return_entropy
-        results = torch.ops.crossfade.linear_logp(*args, *settings, moments, backend)
+        keep = to_keep(*args, settings, return_entropy, uniform, backend)
+        results = torch.ops.crossfade.linear_logp(*args, *settings, keep, backend)
     logp, lse, entropy = (x.view(targets.shape) for x in results[:3])
     return LinearLogp(logp, lse, entropy if return_entropy else None)
+
+
+def to_keep(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    settings: tuple[float, float, int],
+    of_entropy: bool,
+    uniform: bool,
+    backend: str | None,
+) -> int:
+    """What the forward pass should keep for the backward pass, see `logp_tiles.NOTHING`."""
+    if not torch.is_grad_enabled() or not hidden.requires_grad:
+        return logp_tiles.NOTHING
+    if not weight.requires_grad and (bias is None or not bias.requires_grad):
+        return logp_tiles.MOMENTS if of_entropy else logp_tiles.MEAN
+    plain = bias is None and settings[:2] == (0.0, 1.0)
+    fits = hidden.is_cpu and weight.requires_grad and weight.dtype == torch.float32
+    if uniform and plain and fits and _kernel(hidden, backend) is native:
+        return logp_tiles.SUM
+    return logp_tiles.NOTHING
 
 
 def _check_tensors(hidden: Any, weight: Any, targets: Any, bias: Any) -> None:
@@ -195,14 +221,14 @@ _INPUTS = "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias"
 _SETTINGS = "float softcap, float temperature, int ignore_index"
 torch.library.define(
     "crossfade::linear_logp",
-    f"({_INPUTS}, {_SETTINGS}, int moments, str? backend) "
-    "-> (Tensor logp, Tensor lse, Tensor entropy, Tensor normaliser, Tensor mean, "
-    "Tensor covariance)",
+    f"({_INPUTS}, {_SETTINGS}, int keep, str? backend) "
+    "-> (Tensor logp, Tensor lse, Tensor entropy, Tensor normaliser, Tensor first, Tensor second)",
 )
 torch.library.define(
     "crossfade::linear_logp_backward",
-    f"({_INPUTS}, {_SETTINGS}, str? backend, Tensor entropy, Tensor normaliser, Tensor? mean, "
-    "Tensor? covariance, Tensor? of_logp, Tensor? of_lse, Tensor? of_entropy, bool[] wanted) "
+    f"({_INPUTS}, {_SETTINGS}, int keep, str? backend, Tensor entropy, Tensor normaliser, "
+    "Tensor first, Tensor second, Tensor? of_logp, Tensor? of_lse, Tensor? of_entropy, "
+    "bool[] wanted) "
     "-> (Tensor hidden, Tensor weight, Tensor bias)",
 )
 
@@ -222,33 +248,41 @@ def _kernel(hidden: Tensor, backend: str | None) -> ModuleType:
 
 
 @torch.library.impl("crossfade::linear_logp", "CompositeExplicitAutograd")
-def _forward(hidden, weight, targets, bias, softcap, temperature, ignore_index, moments, backend):
+def _forward(hidden, weight, targets, bias, softcap, temperature, ignore_index, keep, backend):
     _check_targets(targets, len(weight), ignore_index)
-    settings = Settings(softcap, temperature, ignore_index)
     kernel = _kernel(hidden, backend)
-    done = logp_tiles.forward(hidden, weight, targets, bias, settings, moments, kernel)
+    if keep == logp_tiles.SUM:
+        done = logp_sum.forward(hidden, weight, targets, ignore_index, kernel)
+    else:
+        settings = Settings(softcap, temperature, ignore_index)
+        done = logp_tiles.forward(hidden, weight, targets, bias, settings, keep, kernel)
     return tuple(done.logp.new_empty(0) if x is None else x for x in done)
 
 
 @torch.library.register_fake("crossfade::linear_logp")
-def _forward_fake(
-    hidden, weight, targets, bias, softcap, temperature, ignore_index, moments, backend
-):
+def _forward_fake(hidden, weight, targets, bias, softcap, temperature, ignore_index, keep, backend):
     dtype = logp_tiles.compute_dtype(hidden.dtype)
     each = [hidden.new_empty(len(hidden), dtype=dtype) for _ in range(3)]
-    means = [hidden.new_empty(hidden.shape if moments > i else 0, dtype=dtype) for i in range(2)]
-    return *each, hidden.new_empty((3, len(hidden)), dtype=dtype), *means
+    normaliser = hidden.new_empty((3, len(hidden)), dtype=dtype)
+    shapes = {
+        logp_tiles.NOTHING: (0, 0),
+        logp_tiles.MEAN: (hidden.shape, 0),
+        logp_tiles.MOMENTS: (hidden.shape, hidden.shape),
+        logp_tiles.SUM: (hidden.shape, weight.shape),
+    }
+    kept = [hidden.new_empty(shape, dtype=dtype) for shape in shapes[keep]]
+    return *each, normaliser, *kept
 
 
 def _setup_context(ctx, inputs, output):
-    hidden, weight, targets, bias, *ctx.settings, ctx.moments, ctx.backend = inputs
+    hidden, weight, targets, bias, *ctx.settings, ctx.keep, ctx.backend = inputs
     ctx.save_for_backward(hidden, weight, targets, bias, *output[2:])
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[3:])
 
 
 def _backward(ctx, of_logp, of_lse, of_entropy, *_):
-    hidden, weight, targets, bias, entropy, normaliser, mean, covariance = ctx.saved_tensors
+    hidden, weight, targets, bias, *results = ctx.saved_tensors
     wanted = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
     grads = torch.ops.crossfade.linear_logp_backward(
         hidden,
@@ -256,11 +290,9 @@ def _backward(ctx, of_logp, of_lse, of_entropy, *_):
         targets,
         bias,
         *ctx.settings,
+        ctx.keep,
         ctx.backend,
-        entropy,
-        normaliser,
-        mean if ctx.moments > 0 else None,
-        covariance if ctx.moments > 1 else None,
+        *results,
         of_logp,
         of_lse,
         of_entropy,
@@ -282,11 +314,12 @@ def _run_backward(
     softcap,
     temperature,
     ignore_index,
+    keep,
     backend,
     entropy,
     normaliser,
-    mean,
-    covariance,
+    first,
+    second,
     of_logp,
     of_lse,
     of_entropy,
@@ -294,13 +327,15 @@ def _run_backward(
 ):
     settings = Settings(softcap, temperature, ignore_index)
     gradients = Gradients(of_logp, of_lse, of_entropy)
-    grads: Sequence[Tensor | None]
-    if mean is not None and not (wanted[1] or wanted[2]):
-        grad = logp_tiles.frozen_backward(
-            weight, targets, settings, normaliser, mean, covariance, gradients
+    grads: Sequence[Tensor | None] | None = None
+    if keep in (logp_tiles.MEAN, logp_tiles.MOMENTS):
+        covariance = second if keep == logp_tiles.MOMENTS else None
+        grads = logp_tiles.frozen_backward(
+            hidden, weight, targets, settings, normaliser, first, covariance, gradients
         )
-        grads = grad.to(hidden.dtype), None, None
-    else:
+    elif keep == logp_tiles.SUM:
+        grads = logp_sum.backward(hidden, targets, settings, first, second, gradients)
+    if grads is None:
         grads = logp_tiles.backward(
             hidden,
             weight,

@@ -32,6 +32,9 @@ from torch import Tensor
 
 ROWS, COLUMNS = 1024, 1024  # of a tile, at most
 GPU_ROWS, GPU_COLUMNS = 8192, 8192
+# what a forward pass keeps for the backward pass: nothing, a frozen head's first or both moments,
+# or the gradients of the sum of the log-probs
+NOTHING, MEAN, MOMENTS, SUM = range(4)
 FEWEST_ROWS = 16  # with fewer, products round otherwise: a row would depend on its batch
 
 
@@ -72,8 +75,9 @@ class Forward(NamedTuple):
     lse: Tensor  # [T]
     entropy: Tensor  # [T]
     normaliser: Tensor  # [3, T]: max, log of the sum of exp(z - max), target's z
-    mean: Tensor | None  # [T, H]: E[dz/dx weight]
-    covariance: Tensor | None  # [T, H]: E[(z - E[z]) dz/dx weight]
+    # moments of a frozen head, or gradients of the sum of logp
+    first: Tensor | None  # [T, H]: E[dz/dx weight], or by hidden
+    second: Tensor | None  # [T, H]: E[(z - E[z]) dz/dx weight], or [V, H]: by weight
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -109,11 +113,17 @@ def product(a: Tensor, b: Tensor, out: Tensor, beta: int = 0) -> None:
         out.addmm_(a.to(out.dtype), b.to(out.dtype), beta=beta)
 
 
-class _Head:
+class Head:
     """The head's tiles, as numbers to multiply; buffers hold each in its turn."""
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, s: Settings
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        s: Settings,
+        most_rows: int = 2**62,  # of a tile, as tile_size allows
     ) -> None:
         self.dtype = compute_dtype(hidden.dtype)
         self.operand_dtype = operand_dtype(hidden, weight)
@@ -121,11 +131,11 @@ class _Head:
         self.hidden = F.pad(hidden.to(self.operand_dtype), (0, 0, 0, missing))
         self.targets = F.pad(targets, (0, missing), value=s.ignore_index).contiguous()
         self.weight, self.bias, self.settings = weight, bias, s
-        most_rows, most_columns = tile_size(hidden.device)
-        count = -(-len(self.hidden) // most_rows)
+        rows, columns = tile_size(hidden.device)
+        count = -(-len(self.hidden) // min(rows, most_rows))
         ends = [len(self.hidden) * i // count for i in range(count + 1)]
         self.rows = [slice(*ends[i : i + 2]) for i in range(count)]
-        self.columns = min(most_columns, len(weight))
+        self.columns = min(columns, len(weight))
         most = max(r.stop - r.start for r in self.rows) * self.columns
         self.scores = self.hidden.new_empty(most, dtype=self.dtype)
         apart = self.operand_dtype != self.dtype
@@ -143,9 +153,18 @@ class _Head:
             bias = None if self.bias is None else self.bias[part].to(self.dtype).contiguous()
             yield part, weight, bias
 
-    def tile(self, rows: slice, part: slice, weight: Tensor, bias: Tensor | None) -> Tile:
+    def tile(
+        self,
+        rows: slice,
+        part: slice,
+        weight: Tensor,
+        bias: Tensor | None,
+        buffer: Tensor | None = None,
+    ) -> Tile:
+        """The products of a tile, in a buffer of its own or in that of all."""
         hidden = self.hidden[rows]
-        scores, operand = (_front(x, hidden, weight) for x in (self.scores, self.operand))
+        buffers = (self.scores, self.operand) if buffer is None else (buffer, buffer)
+        scores, operand = (_front(x, hidden, weight) for x in buffers)
         product(hidden, weight.t(), scores)
         return Tile(scores, operand, part.start, bias, self.targets[rows], self.settings)
 
@@ -161,20 +180,20 @@ def forward(
     targets: Tensor,
     bias: Tensor | None,
     settings: Settings,
-    moments: int,
+    keep: int,
     kernel: ModuleType,
 ) -> Forward:
     """The results, with what a backward pass needs.
 
-    `moments`: how many of mean and covariance to make; each costs a product, and with them a frozen
-    head's gradient is known. The other results do not depend on it. `kernel`: `native`,
-    `triton_logp` or `logp_torch`.
+    `keep`: NOTHING, or MEAN or MOMENTS: each moment costs a product, and with them a frozen head's
+    gradient is known. The other results do not depend on it. `kernel`: `native`, `triton_logp` or
+    `logp_torch`.
     """
-    head = _Head(hidden, weight, targets, bias, settings)
+    head = Head(hidden, weight, targets, bias, settings)
     shape = head.hidden.shape
-    first, second = (head.scores.new_zeros(shape) if moments > i else None for i in range(2))
-    all_sums = Sums(_start(head), first, second)
-    buffer = torch.empty_like(head.operand) if moments > 1 else None
+    first, second = (head.scores.new_zeros(shape) if keep > i else None for i in range(2))
+    all_sums = Sums(start(head), first, second)
+    buffer = torch.empty_like(head.operand) if keep == MOMENTS else None
     for part, w, b in head.tiles():
         for rows in head.rows:
             tile, sums = head.tile(rows, part, w, b), all_sums.of(rows)
@@ -184,10 +203,10 @@ def forward(
                 product(tile.operand, w, sums.first, beta=1)
             if sums.second is not None and again is not None:
                 product(again, w, sums.second, beta=1)
-    return _results(all_sums, targets, settings, head.dtype)
+    return results(all_sums, targets, settings, head.dtype)
 
 
-def _start(head: _Head) -> Tensor:
+def start(head: Head) -> Tensor:
     """The sums of no logits. One by one: a list of numbers would have to wait for a GPU."""
     dtype = torch.float64 if head.hidden.is_cpu else head.dtype
     sums = head.scores.new_zeros(len(head.hidden), 4, dtype=dtype)
@@ -196,7 +215,7 @@ def _start(head: _Head) -> Tensor:
     return sums
 
 
-def _results(all_sums: Sums, targets: Tensor, s: Settings, dtype: torch.dtype) -> Forward:
+def results(all_sums: Sums, targets: Tensor, s: Settings, dtype: torch.dtype) -> Forward:
     all_sums = all_sums.of(slice(len(targets)))
     top, total, weighted, target = all_sums.sums.unbind(1)
     log_total, below = total.log(), weighted / total
@@ -265,7 +284,7 @@ def backward(
         hidden, targets, of_logits = hidden[used], targets[used], of_logits[used]
     elif not hidden.is_cpu:  # nor does a NaN among the unused reach the gradient of weight
         hidden = hidden.masked_fill((of_logits[:, 2:] == 0).all(1)[:, None], 0)
-    head = _Head(hidden, weight, targets, bias, settings)
+    head = Head(hidden, weight, targets, bias, settings)
     of_logits = F.pad(of_logits, (0, 0, 0, len(head.hidden) - len(of_logits)))
     scale = _scale(of_logits) if head.operand_dtype == torch.float16 else None
     for_hidden = head.scores.new_zeros(head.hidden.shape) if wanted[0] else None
@@ -326,6 +345,7 @@ def _used_rows(of_logits: Tensor) -> Tensor | None:
 
 
 def frozen_backward(
+    hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     settings: Settings,
@@ -333,7 +353,7 @@ def frozen_backward(
     mean: Tensor,
     covariance: Tensor | None,
     gradients: Gradients,
-) -> Tensor:
+) -> tuple[Tensor, None, None]:
     """The gradient of hidden, from a frozen head's moments: no products are left."""
     dtype = mean.dtype
     pick, share, tilt = gradients.of_logits(targets != settings.ignore_index, dtype)
@@ -347,4 +367,4 @@ def frozen_backward(
     if covariance is not None:
         result.addcmul_(covariance, tilt[:, None], value=-1)
     without = (pick == 0) & (share == 0) & (tilt == 0)
-    return result.masked_fill_(without[:, None], 0)
+    return result.masked_fill_(without[:, None], 0).to(hidden.dtype), None, None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..extras import require
 from ..ops import logp_tiles
+from ..ops.logp import to_keep
 
 IGNORED = -100  # the label of a position that does not count
 FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1")
@@ -63,6 +64,7 @@ def add_linear_logp(
     temperature: float = 1.0,
     cast_lm_head_to_fp32: bool = False,
     outputs: Sequence[str] = ("log_probs",),
+    uniform: bool = False,
 ) -> None:
     """Give `model` log-probs of labels by `linear_logp`, in place of TRL's `add_fused_lm_head`.
 
@@ -79,6 +81,7 @@ def add_linear_logp(
         temperature: what logits are divided by, above 0.
         cast_lm_head_to_fp32: TRL's; has no effect, as the head's products are float32 anyway.
         outputs: fields of `FusedCausalLMOutput` to compute besides `loss` and `log_probs`.
+        uniform: expect a loss that is a sum or mean of `log_probs`, see `linear_logp`.
 
     Raises:
         NotImplementedError: the head is not a plain linear layer, its logits are not those of a
@@ -141,7 +144,7 @@ def add_linear_logp(
         mask = shift_labels != IGNORED
         chosen = hidden.to(weight.device)[mask]
         with torch.autocast(chosen.device.type, enabled=False):
-            found = _of_tokens(chosen, weight, bias, shift_labels[mask], logits, outputs)
+            found = _of_tokens(chosen, weight, bias, shift_labels[mask], logits, outputs, uniform)
         # scattered: a batch without labels still has a graph, and a gradient of 0
         found = {k: x.new_zeros(mask.shape).masked_scatter(mask, x) for k, x in found.items()}
         count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
@@ -166,13 +169,12 @@ def _of_tokens(
     targets: Tensor,
     logits: Logits,
     outputs: Sequence[str],
+    uniform: bool,
 ) -> dict[str, Tensor]:
     """Fields of the output, ``[tokens]`` each. The op below `linear_logp` has them all at once."""
-    head_learns = weight.requires_grad or (bias is not None and bias.requires_grad)
-    moments = int(torch.is_grad_enabled() and hidden.requires_grad and not head_learns)
-    logp, _, entropy, normaliser, *_ = torch.ops.crossfade.linear_logp(
-        hidden, weight, targets, bias, *logits.settings(), IGNORED, moments, None
-    )
+    args, settings = (hidden, weight, targets, bias), (*logits.settings(), IGNORED)
+    keep = to_keep(*args, settings, of_entropy=False, uniform=uniform, backend=None)
+    logp, _, entropy, normaliser, *_ = torch.ops.crossfade.linear_logp(*args, *settings, keep, None)
     found = {"log_probs": logp}
     if "entropy" in outputs:
         found["entropy"] = entropy.detach()

@@ -46,14 +46,14 @@ DPO_OPTIONS = (
 
 
 @contextlib.contextmanager
-def _own_heads(trainer: type) -> Iterator[None]:
+def _own_heads(trainer: type, uniform: bool) -> Iterator[None]:
     """While a trainer of TRL's is made, it gives its models our log-probs in place of its own.
 
     Only there are they between a model and what wraps it: PEFT, autocast, DDP.
     """
     module: Any = sys.modules[trainer.__module__]
     trls = module.add_fused_lm_head
-    module.add_fused_lm_head = _add_unless_none
+    module.add_fused_lm_head = functools.partial(_add_unless_none, uniform=uniform)
     try:
         yield
     finally:
@@ -73,9 +73,10 @@ class _Trainer:
     """What the three have in common; to be inherited from before TRL's."""
 
     _trls: type
+    _uniform = False  # whether the loss is the mean of log-probs
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        with _own_heads(self._trls):
+        with _own_heads(self._trls, self._uniform):
             super().__init__(*args, **kwargs)
 
     def _send_telemetry(self) -> None:
@@ -111,6 +112,10 @@ class SFTTrainer(_Trainer, trl.SFTTrainer):  # type: ignore[name-defined]
     """
 
     _trls = trl.SFTTrainer
+
+    def __init__(self, model: Any, args: Any = None, *rest: Any, **options: Any) -> None:
+        self._uniform = getattr(args, "loss_type", "nll") == "nll"
+        super().__init__(model, args, *rest, **options)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, *rest: Any, **options: Any
