@@ -720,6 +720,25 @@ def test_second_derivatives_are_refused(learn: str) -> None:
         grad.square().sum().backward()
 
 
+# torch's own forward mode uses what it has deprecated
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("at", ["hidden", "weight", "bias"])
+def test_forward_mode_derivatives_are_refused(at: str) -> None:
+    names = "hidden", "weight", "bias"
+    hidden, weight, targets, bias = problem(6, 12, 31)
+    tensors = dict(zip(names, (hidden, weight, bias), strict=True))
+
+    def logp_of(x: Tensor, backend: str | None = None) -> Tensor:
+        return linear_logp(targets=targets, backend=backend, **{**tensors, at: x}).logp
+
+    x = tangent = tensors[at]
+    with pytest.raises(RuntimeError, match="linear_logp has no forward-mode derivative"):
+        torch.func.jvp(logp_of, (x,), (tangent,))
+    _, found = torch.func.jvp(lambda x: logp_of(x, "reference"), (x,), (tangent,))
+    assert found.isfinite().all()
+    assert found.any()
+
+
 def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel runs float32, bfloat16 and float16 where it is built; torch the rest."""
     if KERNEL_MISSING is not None:
@@ -785,6 +804,8 @@ GOOD = dict(zip(("hidden", "weight", "targets", "bias"), problem(3, 8, 5), stric
         ({"softcap": "30"}, TypeError, "softcap is '30'"),
         ({"softcap": 0.0}, ValueError, r"softcap is 0\.0"),
         ({"softcap": INF}, ValueError, "softcap is inf"),
+        ({"softcap": 1e39}, ValueError, r"softcap is 1e\+39"),  # infinite in float32
+        ({"softcap": 1e-46}, ValueError, "softcap is 1e-46"),  # 0 in float32
         ({"temperature": None}, TypeError, "temperature is None"),
         ({"temperature": 0}, ValueError, "temperature is 0"),
         ({"temperature": NAN}, ValueError, "temperature is nan"),

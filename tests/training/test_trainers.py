@@ -540,6 +540,12 @@ def test_fields_that_are_not_there() -> None:
         add_linear_logp(make(), outputs=("log_probs", "log_sum_sq_probs"))
 
 
+@pytest.mark.parametrize("temperature", [0, -1.0])
+def test_temperatures_that_are_none(temperature: float) -> None:
+    with pytest.raises(ValueError, match=f"temperature is {temperature}"):
+        add_linear_logp(make(), temperature)
+
+
 def test_weight_in_pieces_is_trls() -> None:
     model, (ids, labels) = make(), ids_and_labels()
     add_linear_logp(model)

@@ -1,20 +1,21 @@
-"""`linear_logp`: log-probs of a linear head's tokens, whose logits are never stored whole."""
+"""`linear_logp`: log-probs of a linear head's tokens, from tiles of their logits."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import backends, check, logp_sum, logp_tiles, logp_torch, native, reference
 from .logp_tiles import Gradients, Settings
 from .types import LinearLogp
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LEAST, MOST = 1e-37, 1e37  # of soft-caps and temperatures, which are float32 in the kernels
 
 
 def linear_logp(
@@ -64,14 +65,15 @@ def linear_logp(
         targets: int64 ``[...]``, each within [0, V) or `ignore_index`.
         bias: ``[V]``, like `weight`, or None; -inf removes a token.
         softcap: bounds the logits to (-softcap, softcap), before the temperature; None leaves them.
-        temperature: above 0.
+        temperature: what logits are divided by, above 0.
         ignore_index: a target that has log-prob 0 and, from that, no gradient.
         return_entropy: give the entropy too.
         uniform: expect a loss whose derivatives by the log-probs are one number, as those of their
             mean are. Gradients of hidden and weight are then made in the forward pass and kept:
-            three products in place of four, and the memory of weight once more. Any other loss has
-            its gradients all the same, for three products more. Where one of them needs none, in
-            16 bits, with a bias, soft-cap or temperature, or on a GPU, it changes nothing.
+            three products in place of four. It takes memory of twice the weight, half of it for all
+            logits of up to H tokens (1,024 at most). Any other loss has its gradients all the same,
+            for three products more. Without gradients of both, with a weight that is not float32, a
+            bias, soft-cap or temperature, and on a GPU, it changes nothing.
         backend: what works on the tiles between torch's products: "native" (CPUs), "triton" (GPUs),
             neither for float64, or "torch" (any device and dtype); or "reference" (float64, all
             logits at once), or None for the fastest.
@@ -82,23 +84,25 @@ def linear_logp(
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be. Targets out of
             range raise on a CPU; elsewhere their log-prob is NaN.
-        RuntimeError: a second derivative is asked for; the reference alone has them.
+        RuntimeError: a second or a forward-mode derivative is asked for; the reference alone has
+            them.
 
     Source: online log-sum-exp of tiles, recomputed backward: Cut Cross-Entropy (Wijmans et al.,
     arXiv:2411.09009); expectations beside it: FlashAttention's rescaled sums (Dao et al.,
     arXiv:2205.14135). The soft cap is Gemma 2's (arXiv:2408.00118).
     """
     _check_tensors(hidden, weight, targets, bias)
-    settings = (_softcap(softcap), _temperature(temperature), _ignore_index(ignore_index))
+    settings = Settings(_softcap(softcap), temperature_of(temperature), _ignore_index(ignore_index))
     check.flag("return_entropy", return_entropy)
     check.flag("uniform", uniform)
     _check_backend(backend, hidden)
     args = hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), bias
     if backend == "reference":
-        _check_targets(args[2], len(weight), settings[2])
+        _check_targets(args[2], len(weight), settings.ignore_index)
         dtype = logp_tiles.compute_dtype(hidden.dtype)
         results = tuple(x.to(dtype) for x in reference.linear_logp(*args, *settings))
     else:
+        _check_no_tangents(hidden, weight, bias)
         keep = to_keep(*args, settings, return_entropy, uniform, backend)
         results = torch.ops.crossfade.linear_logp(*args, *settings, keep, backend)
     logp, lse, entropy = (x.view(targets.shape) for x in results[:3])
@@ -110,7 +114,7 @@ def to_keep(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None,
-    settings: tuple[float, float, int],
+    settings: Settings,
     of_entropy: bool,
     uniform: bool,
     backend: str | None,
@@ -120,9 +124,9 @@ def to_keep(
         return logp_tiles.NOTHING
     if not weight.requires_grad and (bias is None or not bias.requires_grad):
         return logp_tiles.MOMENTS if of_entropy else logp_tiles.MEAN
-    plain = bias is None and settings[:2] == (0.0, 1.0)
-    fits = hidden.is_cpu and weight.requires_grad and weight.dtype == torch.float32
-    if uniform and plain and fits and _kernel(hidden, backend) is native:
+    plain = bias is None and settings.plain
+    fits = weight.requires_grad and weight.dtype == torch.float32
+    if uniform and plain and fits and hidden.is_cpu and _kernel(hidden, backend) is native:
         return logp_tiles.SUM
     return logp_tiles.NOTHING
 
@@ -169,16 +173,17 @@ def _softcap(x: Any) -> float:
         return 0.0
     if isinstance(x, bool) or not isinstance(x, (int, float)):
         raise TypeError(f"softcap is {x!r}; it must be a number or None")
-    if not 0 < x < math.inf:
-        raise ValueError(f"softcap is {x}; it must be above 0 and finite, or None")
+    if not LEAST <= x <= MOST:
+        raise ValueError(f"softcap is {x}; it must be within [{LEAST}, {MOST}], or None")
     return float(x)
 
 
-def _temperature(x: Any) -> float:
+def temperature_of(x: Any) -> float:
+    """A temperature, after a look at whether it is one."""
     if isinstance(x, bool) or not isinstance(x, (int, float)):
         raise TypeError(f"temperature is {x!r}; it must be a number")
-    if not 0 < x < math.inf:
-        raise ValueError(f"temperature is {x}; it must be above 0 and finite")
+    if not LEAST <= x <= MOST:
+        raise ValueError(f"temperature is {x}; it must be within [{LEAST}, {MOST}]")
     return float(x)
 
 
@@ -201,6 +206,17 @@ def _check_backend(backend: Any, hidden: Tensor) -> None:
             reason = "hidden has dtype torch.float64; the kernel has float32"
         if reason is not None:
             raise ValueError(f"backend is {backend!r}, which cannot run this: {reason}")
+
+
+def _check_no_tangents(*tensors: Tensor | None) -> None:
+    """Forward-mode derivatives of the op would be zeros, as torch has it."""
+    if torch.compiler.is_compiling():
+        return
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise RuntimeError(
+            "linear_logp has no forward-mode derivative; backend='reference' has, with all logits "
+            "stored"
+        )
 
 
 def _check_targets(targets: Tensor, vocab: int, ignore_index: int) -> None:
@@ -250,11 +266,11 @@ def _kernel(hidden: Tensor, backend: str | None) -> ModuleType:
 @torch.library.impl("crossfade::linear_logp", "CompositeExplicitAutograd")
 def _forward(hidden, weight, targets, bias, softcap, temperature, ignore_index, keep, backend):
     _check_targets(targets, len(weight), ignore_index)
-    kernel = _kernel(hidden, backend)
+    settings = Settings(softcap, temperature, ignore_index)
     if keep == logp_tiles.SUM:
-        done = logp_sum.forward(hidden, weight, targets, ignore_index, kernel)
+        done = logp_sum.forward(hidden, weight, targets, settings)
     else:
-        settings = Settings(softcap, temperature, ignore_index)
+        kernel = _kernel(hidden, backend)
         done = logp_tiles.forward(hidden, weight, targets, bias, settings, keep, kernel)
     return tuple(done.logp.new_empty(0) if x is None else x for x in done)
 

@@ -45,6 +45,11 @@ class Settings(NamedTuple):
     temperature: float
     ignore_index: int
 
+    @property
+    def plain(self) -> bool:
+        """Whether the products are the logits, but for a bias."""
+        return self.softcap == 0 and self.temperature == 1
+
 
 class Tile(NamedTuple):
     """Logits of some tokens and vocabulary rows, from row `first` on. Before: the products."""
@@ -114,7 +119,11 @@ def product(a: Tensor, b: Tensor, out: Tensor, beta: int = 0) -> None:
 
 
 class Head:
-    """The head's tiles, as numbers to multiply; buffers hold each in its turn."""
+    """The head's tiles, as numbers to multiply.
+
+    Buffers hold each tile in its turn; with `whole`, all tiles of some tokens: of so many as weight
+    has columns, which takes no more than weight does.
+    """
 
     def __init__(
         self,
@@ -123,20 +132,24 @@ class Head:
         targets: Tensor,
         bias: Tensor | None,
         s: Settings,
-        most_rows: int = 2**62,  # of a tile, as tile_size allows
+        *,
+        whole: bool = False,
     ) -> None:
         self.dtype = compute_dtype(hidden.dtype)
         self.operand_dtype = operand_dtype(hidden, weight)
         missing = max(0, FEWEST_ROWS - hidden.shape[0])
-        self.hidden = F.pad(hidden.to(self.operand_dtype), (0, 0, 0, missing))
+        hidden = hidden.to(self.operand_dtype)
+        self.hidden = F.pad(hidden, (0, 0, 0, missing)) if missing else hidden
         self.targets = F.pad(targets, (0, missing), value=s.ignore_index).contiguous()
         self.weight, self.bias, self.settings = weight, bias, s
-        rows, columns = tile_size(hidden.device)
-        count = -(-len(self.hidden) // min(rows, most_rows))
+        most_rows, most_columns = tile_size(hidden.device)
+        if whole:
+            most_rows = min(most_rows, max(FEWEST_ROWS, weight.shape[1]))
+        count = -(-len(self.hidden) // most_rows)
         ends = [len(self.hidden) * i // count for i in range(count + 1)]
         self.rows = [slice(*ends[i : i + 2]) for i in range(count)]
-        self.columns = min(columns, len(weight))
-        most = max(r.stop - r.start for r in self.rows) * self.columns
+        self.columns, self.whole = min(most_columns, len(weight)), whole
+        most = max(r.stop - r.start for r in self.rows) * (len(weight) if whole else self.columns)
         self.scores = self.hidden.new_empty(most, dtype=self.dtype)
         apart = self.operand_dtype != self.dtype
         self.operand = self.hidden.new_empty(most) if apart else self.scores
@@ -153,18 +166,10 @@ class Head:
             bias = None if self.bias is None else self.bias[part].to(self.dtype).contiguous()
             yield part, weight, bias
 
-    def tile(
-        self,
-        rows: slice,
-        part: slice,
-        weight: Tensor,
-        bias: Tensor | None,
-        buffer: Tensor | None = None,
-    ) -> Tile:
-        """The products of a tile, in a buffer of its own or in that of all."""
+    def tile(self, rows: slice, part: slice, weight: Tensor, bias: Tensor | None) -> Tile:
         hidden = self.hidden[rows]
-        buffers = (self.scores, self.operand) if buffer is None else (buffer, buffer)
-        scores, operand = (_front(x, hidden, weight) for x in buffers)
+        first = len(hidden) * part.start if self.whole else 0
+        scores, operand = (_front(x[first:], hidden, weight) for x in (self.scores, self.operand))
         product(hidden, weight.t(), scores)
         return Tile(scores, operand, part.start, bias, self.targets[rows], self.settings)
 

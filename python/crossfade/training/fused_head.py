@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..extras import require
 from ..ops import logp_tiles
-from ..ops.logp import to_keep
+from ..ops.logp import temperature_of, to_keep
+from ..ops.logp_tiles import Settings
 
 IGNORED = -100  # the label of a position that does not count
 FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1")
@@ -73,8 +74,8 @@ def add_linear_logp(
     other calls are the model's own. Per position, ``[batch, length - 1]`` float32 (float64 for
     float64), 0 where there is no label: `log_probs`, which alone has gradients, `entropy`,
     `mean_logits` (over the vocabulary) and `is_top1` (ties count). Products and sums are float32,
-    under autocast too. Logits are never stored whole. A head whose weight is in pieces (FSDP's
-    DTensors, ZeRO-3) is left to TRL's function, with a warning.
+    under autocast too. Logits are stored in tiles alone, see `linear_logp`. A head whose weight is
+    in pieces (FSDP's DTensors, ZeRO-3) is left to TRL's function, with a warning.
 
     Args:
         model: a causal LM of Transformers; of a PEFT model, its base model.
@@ -84,10 +85,13 @@ def add_linear_logp(
         uniform: expect a loss that is a sum or mean of `log_probs`, see `linear_logp`.
 
     Raises:
+        TypeError, ValueError: `temperature` is no number above 0, or the model scales its logits by
+            a number that is not.
         NotImplementedError: the head is not a plain linear layer, its logits are not those of a
             scaled or soft-capped product, or `outputs` has "log_sum_sq_probs".
     """
     trl = require("trl.trainer.utils", "train")
+    temperature = temperature_of(temperature)
     unknown = [name for name in outputs if name not in FIELDS]
     if unknown:
         raise NotImplementedError(
@@ -172,7 +176,7 @@ def _of_tokens(
     uniform: bool,
 ) -> dict[str, Tensor]:
     """Fields of the output, ``[tokens]`` each. The op below `linear_logp` has them all at once."""
-    args, settings = (hidden, weight, targets, bias), (*logits.settings(), IGNORED)
+    args, settings = (hidden, weight, targets, bias), Settings(*logits.settings(), IGNORED)
     keep = to_keep(*args, settings, of_entropy=False, uniform=uniform, backend=None)
     logp, _, entropy, normaliser, *_ = torch.ops.crossfade.linear_logp(*args, *settings, keep, None)
     found = {"log_probs": logp}

@@ -1,4 +1,4 @@
-"""TRL's trainers with the log-probs of `linear_logp`: no logits are stored, few are computed.
+"""TRL's trainers with the log-probs of `linear_logp`: few logits are computed, in tiles.
 
 All that TRL documents of these classes holds: arguments, datasets, PEFT, references, metrics and
 checkpoints. Products of the head are float32, also under bfloat16 autocast.
@@ -108,7 +108,9 @@ class SFTTrainer(_Trainer, trl.SFTTrainer):  # type: ignore[name-defined]
     """TRL's `SFTTrainer`, by `linear_logp`.
 
     Datasets may have `prompt_ids` and `completion_ids`, or `input_ids` with a `completion_mask`:
-    the loss is of the completions, unless `completion_only_loss` is False.
+    the loss is of the completions, unless `completion_only_loss` is False. Where all weights are
+    trained on a CPU, the head takes three products a step and memory of twice its weight, see
+    `linear_logp(uniform=True)`.
     """
 
     _trls = trl.SFTTrainer
