@@ -66,8 +66,9 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
                 return apply(right, OPERATORS[type(op)], value(left), value(right))
         fail(column(node), "only names, numbers, + - * / and parentheses can stand")
 
-    if "#" in text:
-        fail(text.index("#"), "only names, numbers, + - * / and parentheses can stand")
+    for character in "#\0":  # a comment, and what older Pythons do not call a SyntaxError
+        if character in text:
+            fail(text.index(character), "only names, numbers, + - * / and parentheses can stand")
     try:
         return value(ast.parse(text, mode="eval").body)
     except SyntaxError as e:

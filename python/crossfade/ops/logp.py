@@ -56,8 +56,8 @@ def linear_logp(
     multiplies them as they are. What gradients are products of, the softmax's terms (a frozen head)
     or the gradient of logits, is rounded to that dtype there, as torch's own would be; sums stay
     float32. Products of float32 follow torch's settings of TF32. A token's results depend neither
-    on which gradients are recorded, to the bit, nor, where torch's products do not, on the other
-    tokens.
+    on which gradients are recorded, to the bit, nor, where torch's products do not, on `uniform`
+    and the other tokens.
 
     Args:
         hidden: ``[..., H]`` float32, bfloat16, float16 or float64.

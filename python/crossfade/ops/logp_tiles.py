@@ -122,7 +122,7 @@ class Head:
     """The head's tiles, as numbers to multiply.
 
     Buffers hold each tile in its turn; with `whole`, all tiles of some tokens: of so many as weight
-    has columns, which takes no more than weight does.
+    has columns (or 32), which takes no more than weight does.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Head:
         self.weight, self.bias, self.settings = weight, bias, s
         most_rows, most_columns = tile_size(hidden.device)
         if whole:
-            most_rows = min(most_rows, max(FEWEST_ROWS, weight.shape[1]))
+            most_rows = min(most_rows, max(2 * FEWEST_ROWS, weight.shape[1]))  # halves have enough
         count = -(-len(self.hidden) // most_rows)
         ends = [len(self.hidden) * i // count for i in range(count + 1)]
         self.rows = [slice(*ends[i : i + 2]) for i in range(count)]
