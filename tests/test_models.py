@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import crossfade as cf
 import pytest
 import torch
 from crossfade import models
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +206,23 @@ def test_adapters_that_cannot_be(tmp_path: Path) -> None:
         models.with_adapters(torch.nn.Linear(1, 1), {})
     with pytest.raises(FileNotFoundError, match=r"folders\['a'\] is .* adapter_model.safetensors"):
         models.with_adapters(torch.nn.Linear(1, 1), {"a": tmp_path})
+
+
+@pytest.mark.parametrize(("layers", "says"), [(1, "weights for what is not there"), (3, "no weig")])
+def test_adapters_of_other_models(tmp_path: Path, layers: int, says: str) -> None:
+    """Of as wide a model with more layers, or with fewer."""
+    peft = pytest.importorskip("peft")
+    shape = {"hidden_size": 16, "intermediate_size": 16, "vocab_size": 20}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    two, other = (
+        LlamaForCausalLM(LlamaConfig(**shape, **heads, num_hidden_layers=n)) for n in (2, layers)
+    )
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's own, of old names and layers without weights
+        peft.get_peft_model(two, config).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=rf"folders\['a'\] is .*, which has {says}"):
+            models.with_adapters(other, {"a": tmp_path})
 
 
 @pytest.mark.model

@@ -175,7 +175,7 @@ def summary(report: dict[str, Any]) -> str:
             *lines,
             "",
             f"{s['prompts']} held-out prompts, up to {NEW} tokens at temperature {TEMPERATURE}; W, "
-            f"N, L = {WIDTH}, {SAMPLES}, {CHUNK}; IVG: beta = {BETA:g}; fader: "
+            f"N, L = {', '.join(map(str, s['search']))}; IVG: beta = {s['beta']:g}; fader: "
             f"(1 - w) * {names[0]} + w * {names[1]}; ± is a 95 % interval of the mean. "
             f"{machine['device']}, {machine['threads']} threads; `{report['command']}`.",
         ]
@@ -229,7 +229,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "command": " ".join(["python bench/reproduce/ivg.py", *given]),
         "machine": hardware("cpu"),
         "versions": {p: metadata.version(p) for p in ("crossfade", "torch", "transformers")},
-        "settings": {"prompts": len(prompts), "new": NEW, "temperature": TEMPERATURE},
+        "settings": {
+            "prompts": len(prompts),
+            "new": NEW,
+            "temperature": TEMPERATURE,
+            "search": [WIDTH, SAMPLES, CHUNK],
+            "beta": BETA,
+        },
         "rows": [],
     }
     if args.json is not None and args.json.exists():

@@ -279,6 +279,8 @@ def _train(a: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # Trainer prints its figures as it goes
         metrics = config.run(settings, resume=a.resume)
     folder = settings.arguments["output_dir"]
+    if metrics is None:
+        return 0
     if a.json:
         print(json.dumps({"output_dir": folder, **metrics}))
     else:

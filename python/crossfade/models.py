@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -127,13 +127,29 @@ def with_adapters(model: Any, folders: Mapping[str, str | os.PathLike[str]]) -> 
                     wrapped = peft.PeftModel.from_pretrained(model, folder, adapter_name=name)
             else:
                 wrapped.load_adapter(folder, adapter_name=name)
-        except RuntimeError as error:  # noqa: PERF203 (of torch: sizes that differ)
+        except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise ValueError(
                 f"folders[{name!r}] is {str(folder)!r}; it must be an adapter of a model like this "
                 f"{type(model).__name__} ({reason})"
             ) from error
+        _check_layers(wrapped, name, Path(folder))
     return wrapped.eval()
+
+
+def _check_layers(model: Any, name: str, folder: Path) -> None:
+    """That an adapter has weights for the layers that it is on now, and no others'."""
+    peft = require("peft", "adapters")
+    now = set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    with safe_open(folder / ADAPTER, "pt") as file:
+        saved = {key for key in file.keys() if key in now or "lora_" in key}  # noqa: SIM118
+    odd = sorted(now ^ saved)
+    if odd:
+        what = "no weights for" if odd[0] in now else "weights for what is not there:"
+        raise ValueError(
+            f"folders[{name!r}] is {str(folder)!r}, which has {what} {odd[0]}; it must be an "
+            f"adapter of a model like this {type(model.get_base_model()).__name__}"
+        )
 
 
 def load(

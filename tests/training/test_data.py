@@ -107,6 +107,26 @@ def test_a_file_of_other_settings_is_refused(
         sample(base, tmp_path / "a.jsonl", **change)
 
 
+def test_a_file_of_another_model_is_refused(base: cf.Model, tmp_path: Path) -> None:
+    """Of the same name: by its weights."""
+    sample(base, tmp_path / "a.jsonl")
+    other = cf.Model(make(seed=1), tokenizer=make_tokenizer(), name="base")
+    with pytest.raises(ValueError, match="line 1: comes from other prompts, another blend"):
+        sample(other, tmp_path / "a.jsonl")
+    same = cf.Model(make(), tokenizer=make_tokenizer(), name="base")
+    assert len(sample(same, tmp_path / "a.jsonl")) == len(CHATS)
+
+
+@pytest.mark.parametrize(
+    ("key", "instead"), [("num_return_sequences", "n"), ("max_batch", "batch_size")]
+)
+def test_arguments_that_have_other_names(
+    base: cf.Model, tmp_path: Path, key: str, instead: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{key} is given; it must be {instead}"):
+        sample(base, tmp_path / "a.jsonl", **{key: 2})
+
+
 def test_line_breaks_that_json_leaves_alone_do_not_end_a_row(
     base: cf.Model, tmp_path: Path
 ) -> None:
@@ -206,6 +226,12 @@ def test_mistakes_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         data.rollouts(base, CHATS, rewards, tmp_path / "a.jsonl", n=n, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("per_prompt", [0, -1, 1.0])
+def test_numbers_of_pairs_that_cannot_be(per_prompt: Any) -> None:
+    with pytest.raises(ValueError, match=f"per_prompt is {per_prompt}; it must be an int of at le"):
+        data.pairs([row([1, 2])], "gold", per_prompt=per_prompt)
 
 
 def test_an_unknown_reward_is_named() -> None:

@@ -117,9 +117,11 @@ def test_value(base: str, tmp_path: Path, objective: str, capsys: Any) -> None:
     ]
     Path(given["data"]).write_text("\n".join(json.dumps(row) for row in rows))
     given["arguments"]["objective"] = objective
+    given["eval_data"] = given["data"]  # after each epoch
     if objective == "fudge":
         given["lora"] = lora
     assert train("value", tmp_path, given) == 0
+    assert "eval_loss" in capsys.readouterr().err
     folder = tmp_path / "out"
     before, after = make(), load_value_head(folder, make())
     ids = torch.tensor([prompt])
@@ -129,6 +131,35 @@ def test_value(base: str, tmp_path: Path, objective: str, capsys: Any) -> None:
     given["arguments"]["output_dir"] = str(tmp_path / "other")
     assert train("value", tmp_path, given) == 2
     assert "value has the key 'rnk'; known ones are kind, rank" in capsys.readouterr().err
+
+
+def test_two_processes(base: str, tmp_path: Path) -> None:
+    """Half a batch each; they train as one does, and one of them says so."""
+    given = settings(base, tmp_path, "sft", value={"rank": 2})
+    del given["lora"]
+    rows = [
+        {"prompt_ids": [5, 6], "completion_ids": [*range(10, 11 + i % 3), tiny.EOS]}
+        | {"reward": i / 9, "finished": True}
+        for i in range(8)
+    ]
+    Path(given["data"]).write_text("\n".join(json.dumps(row) for row in rows))
+    alone = {"objective": "cd_q", "optim": "sgd", "per_device_train_batch_size": 4}
+    given["arguments"] |= {**alone, "dataloader_pin_memory": False}
+    assert train("value", tmp_path, given) == 0
+    given["arguments"]["per_device_train_batch_size"] = 2
+    given["arguments"]["output_dir"] = str(tmp_path / "two")
+    file = tmp_path / "two.yaml"
+    file.write_text(yaml.safe_dump(given))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = ["-m", "crossfade", "train", "value", "--config", str(file), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["output_dir"] == str(tmp_path / "two")
+    one, two = (load_file(tmp_path / x / "value_head.safetensors") for x in ("out", "two"))
+    for name, x in one.items():
+        assert x.any()
+        torch.testing.assert_close(two[name], x, rtol=1e-4, atol=1e-6)
 
 
 def test_resume(base: str, tmp_path: Path, capsys: Any) -> None:
@@ -228,6 +259,7 @@ def test_defaults_give_way(base: str, tmp_path: Path) -> None:
         ({"arguments.seed": 1}, "it must be the key seed"),
         ({"arguments.output_dir": None}, "arguments.output_dir is None"),
         ({"arguments.lr_scheduler_type": "cubic"}, "arguments: cubic is not a valid"),
+        ({"arguments.report_to": "paper"}, "report_to is 'paper', whose package is not installed"),
     ],
 )
 def test_mistakes(

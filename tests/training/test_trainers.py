@@ -338,12 +338,23 @@ def test_no_logits_in_a_step(tmp_path: Path, kind: str, lora: bool) -> None:
 # ---- Losses of crossfade -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-@pytest.mark.parametrize("loss", ["sigmoid", "apo_zero"])
-def test_loss_that_trl_has_too(tmp_path: Path, loss: str, lora: bool) -> None:
-    own = trainer("dpo", tmp_path / "a", lora=lora, others={"loss": loss})
-    trls = trainer("dpo", tmp_path / "b", trls=True, lora=lora, loss_type=loss)
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        ("sigmoid", {"lora": True}),
+        ("sigmoid", {"lora": False}),
+        ("apo_zero", {"lora": True}),
+        ("apo_zero", {"lora": False}),
+        ("sigmoid", {"lora": False, "model": "experts"}),
+        ("sigmoid", {"adapter": peft.PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=3)}),
+    ],
+    ids=str,
+)
+def test_loss_that_trl_has_too(tmp_path: Path, loss: str, options: dict[str, Any]) -> None:
+    own = trainer("dpo", tmp_path / "a", **options, others={"loss": loss})
+    trls = trainer("dpo", tmp_path / "b", trls=True, **options, loss_type=loss)
     for a, b in zip(curve(own), curve(trls), strict=True):
+        assert a.keys() == b.keys()
         for name in a:
             assert a[name] == pytest.approx(b[name], rel=2e-5, abs=2e-5), name
 
@@ -455,15 +466,35 @@ def test_labels_of_completions(tmp_path: Path, every: bool | None) -> None:
         assert row["labels"] == ([-100] * 3 if every is None else prompt) + response
 
 
-def test_masks_of_assistants(tmp_path: Path) -> None:
+def test_masks_of_assistants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"input_ids": [5, 6, 7, 8], "completion_mask": [0, 1, 1, 1]}
     masked = {**row, "assistant_masks": [1, 1, 0, 1]}
     made = trainer("sft", tmp_path, rows=[masked] * 2)
     assert made.train_dataset[0]["labels"] == [-100, 6, -100, 8]
-    chat = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant"}]}
+    marked = tiny.make_tokenizer()
+    marked.chat_template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }} <eos>"
+        "{% endgeneration %}{% else %}{{ m.content }} {% endif %}{% endfor %}"
+    )
+    monkeypatch.setattr(tiny, "make_tokenizer", lambda: marked)
+    user, assistant = ({"role": r, "content": "w9"} for r in ("user", "assistant"))
+    chat = {"prompt": [user], "completion": [assistant]}
     for columns in (row, {"prompt_ids": [5], "completion_ids": [6]}):
-        with pytest.raises(ValueError, match=r"assistant_only_loss|generation"):
+        with pytest.raises(ValueError, match="the dataset is of ids without assistant_masks"):
             trainer("sft", tmp_path, rows=[{**chat, **columns}] * 2, assistant_only_loss=True)
+
+
+@pytest.mark.parametrize("texts_too", [True, False])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
+def test_prompts_that_all_fill_all(tmp_path: Path, kind: str, texts_too: bool) -> None:
+    rows = texts(kind) if texts_too else encoded(kind)
+    for row in rows:
+        if texts_too:
+            row["prompt"] = " ".join(["w9"] * 20)
+        else:
+            row["prompt_ids"] = [7] * 20
+    with pytest.raises(ValueError, match=r"has no row left: none has a token .*, 8 tokens"):
+        trainer(kind, tmp_path, rows=rows, max_length=8)
 
 
 def test_prompts_that_fill_all(tmp_path: Path) -> None:
@@ -591,6 +622,17 @@ def test_losses_that_do_not_fit(
     [
         ("dpo", {"prompt": "a", "completion": "b"}, "must have prompt, chosen and rejected"),
         ("dpo", {"prompt_ids": [5], "chosen_ids": [6]}, "no rejected_ids"),
+        (
+            "dpo",
+            {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_ids": [6]},
+            "no prompt_ids",
+        ),
+        ("sft", {"prompt": "a", "completion": "b", "completion_ids": [6]}, "no prompt_ids"),
+        (
+            "kto",
+            {"prompt_ids": [5], "chosen_ids": [6], "rejected_ids": [7], "prompt": "a"},
+            "KTO is of single responses",
+        ),
         ("sft", {"prompt": "a", "chosen": "b"}, "must have prompt and completion"),
         ("sft", {"prompt_ids": [5], "chosen_ids": [6]}, "no completion_ids"),
         ("kto", {"prompt": "a", "completion": "b"}, "completion and label"),

@@ -255,6 +255,11 @@ def test_an_adapter_is_saved_with_the_head(tmp_path: Path) -> None:
     for i, (prompt, response) in enumerate(zip(PROMPTS, out.responses, strict=True)):
         q = loaded(torch.tensor([prompt + response])).logits[0, -2, response[-1]].detach()
         torch.testing.assert_close(out.values[i], q, atol=1e-4, rtol=1e-4)
+    own = {id(p) for p in value_head(loaded).parameters()}  # and can be trained further
+    learn = [n for n, p in loaded.named_parameters() if p.requires_grad and id(p) not in own]
+    assert all(p.requires_grad for p in value_head(loaded).parameters())
+    assert learn
+    assert all("lora_" in name for name in learn)
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match=r"adapter_model.safetensors; .*\(pickled weights"):
         load_value_head(tmp_path, base)

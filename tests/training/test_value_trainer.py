@@ -633,6 +633,8 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "unfinished": ({"unfinished": "x"}, ValueError, "unfinished is 'x'; it must be 'drop' or"),
     "cache": ({"cache_hidden": 1}, TypeError, "cache_hidden is 1; it must be a bool"),
     "columns": ({"remove_unused_columns": True}, ValueError, "remove_unused_columns is True; it"),
+    "parts": ({"eval_do_concat_batches": False}, ValueError, "eval_do_concat_batches is False; it"),
+    "noise": ({"neftune_noise_alpha": 5.0}, ValueError, "neftune_noise_alpha is 5.0; it must be"),
     "smoothing": ({"label_smoothing_factor": 0.1}, ValueError, "is 0.1; it must be 0"),
 }
 

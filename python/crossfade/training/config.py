@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from transformers import TrainerCallback
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import get_last_checkpoint
 
 from .. import loading, models
@@ -37,7 +38,7 @@ class Settings:
             `output_dir` must be there. Unless they say otherwise nothing is reported to trackers,
             and bfloat16 autocast is on only where a GPU has it.
         dtype: of the weights: "float32", "bfloat16", "float16", or "auto", as they were saved.
-        eval_data: as `data`, to evaluate on.
+        eval_data: as `data`, to evaluate on: after each epoch, unless `arguments` say otherwise.
         lora: arguments of PEFT's `LoraConfig`; None trains all weights.
         loss, loss_options: of `DPOTrainer`; None leaves the loss to `arguments`.
         value: `kind` and `rank` of `value_model`.
@@ -129,8 +130,10 @@ def _yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
 
 
-def run(s: Settings, *, resume: bool = False) -> dict[str, Any]:
+def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
     """Train, and save the adapter or model with its tokenizer in `output_dir`; what was measured.
+
+    Of several processes the first one says what was measured, the others None.
 
     Ctrl-C ends the step and saves a checkpoint first; a second one ends at once.
 
@@ -162,10 +165,20 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any]:
             result = trainer.train(resume_from_checkpoint=last)
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         last = get_last_checkpoint(str(output))
-        print(f"saved {last}; --resume goes on from there", file=sys.stderr)
+        if is_main_process():
+            print(f"saved {last}; --resume goes on from there", file=sys.stderr)
         raise KeyboardInterrupt
     trainer.save_model()
-    return dict(result.metrics)
+    trainer.accelerator.wait_for_everyone()
+    measured = dict(result.metrics) if is_main_process() else None
+    trainer.accelerator.end_training()
+    return measured
+
+
+def is_main_process() -> bool:
+    """Whether this one, of several, should say what all have done."""
+    parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not parallel or torch.distributed.get_rank() == 0
 
 
 class _StopAtStep(TrainerCallback):
@@ -185,7 +198,8 @@ class _StopAtStep(TrainerCallback):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+        if is_main_process():
+            print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.asked:
@@ -216,6 +230,7 @@ def _value(s: Settings, data: Mapping[str, Any]) -> Any:
         if name not in ("kind", "rank"):
             raise ValueError(f"value has the key {name!r}; known ones are kind, rank")
     base, tokenizer = _load(s)
+    base = base.to(args.device)
     torch.manual_seed(s.seed)
     model = value_model(base, value["kind"], rank=value.get("rank"))
     needs_base = args.objective == "cd_q" and value["kind"] == "q"
@@ -232,6 +247,9 @@ def _trainer(
     **options: Any,
 ) -> Any:
     model, tokenizer = loaded
+    for name in args.report_to:
+        if name not in get_available_reporting_integrations():
+            raise ValueError(f"arguments.report_to is {name!r}, whose package is not installed")
     return trainer(
         model,
         args=args,
@@ -254,6 +272,8 @@ def _arguments(config: Any, s: Settings) -> Any:
     names = {f.name for f in dataclasses.fields(config)}
     on_cpu = s.arguments.get("use_cpu", not torch.accelerator.is_available())
     given = {"report_to": "none", "seed": s.seed, "use_cpu": on_cpu}
+    if s.eval_data is not None:
+        given["eval_strategy"] = "epoch"
     if not s.arguments.get("fp16"):
         given["bf16"] = not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     given = {name: x for name, x in given.items() if name in names} | s.arguments

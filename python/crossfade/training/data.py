@@ -38,8 +38,8 @@ def rollouts(
     """Sample n responses to each prompt and score them; a JSON line a prompt in `output`.
 
     Each prompt has noise of its own, from `seed` and its index: what it gets depends neither on the
-    other prompts nor on `batch_size`. A file of the same settings is gone on with, so that a run
-    that was interrupted loses what was being decoded; one that is whole costs nothing.
+    other prompts nor on `batch_size`. A file of the same settings and models is gone on with, so
+    that a run that was interrupted loses what was being decoded; one that is whole costs nothing.
 
     Args:
         blend: who writes, a model or a blend.
@@ -65,11 +65,16 @@ def rollouts(
     for name, fn in rewards.items():
         if not callable(fn):
             raise TypeError(f"rewards[{name!r}] is a {type(fn).__name__}; it must be a function")
+    for key, instead in (("num_return_sequences", "n"), ("max_batch", "batch_size")):
+        if key in generation:
+            raise ValueError(f"{key} is given; it must be {instead}")
     mixed = as_blend(blend)
     generation = {"do_sample": True, **generation}
     prompts, path = list(prompts), Path(output)
     asked = json.dumps(
-        [mixed.to_dict(), seed, n, sorted(rewards), generation], sort_keys=True, default=repr
+        [mixed.to_dict(), _prints(mixed), seed, n, sorted(rewards), generation],
+        sort_keys=True,
+        default=repr,
     )
     run = hashlib.sha256(asked.encode()).hexdigest()[:12]
     have = records.finished_indices(path, prompts, run)
@@ -86,6 +91,19 @@ def rollouts(
                 records.write(file, {**record, "run": run})
             file.flush()
     return sorted(read_jsonl(path), key=lambda row: row["index"])
+
+
+def _prints(blend: Blend) -> list[str]:
+    """A hash of each model's weights, by the first few numbers of each parameter."""
+    found = []
+    member: Any
+    for member in (*blend.terms, *blend.values):
+        digest = hashlib.sha256()
+        for name, p in member.model.named_parameters():
+            few = p.detach().flatten()[:16].float().cpu().numpy()
+            digest.update(f"{name} {p.dtype} {list(p.shape)}".encode() + few.tobytes())
+        found.append(digest.hexdigest()[:12])
+    return found
 
 
 def _written(
@@ -171,8 +189,11 @@ def pairs(
         ``prompt_ids, chosen_ids, rejected_ids``, and ``chosen_reward, rejected_reward``.
 
     Raises:
-        ValueError: `reward` is not among the rows' rewards; names them.
+        ValueError: `reward` is not among the rows' rewards; names them. `per_prompt` is not
+            positive.
     """
+    if isinstance(per_prompt, bool) or not isinstance(per_prompt, int) or per_prompt < 1:
+        raise ValueError(f"per_prompt is {per_prompt!r}; it must be an int of at least 1")
     found = []
     for row in rows:
         whole = [r for r in row["responses"] if r["finished"]]

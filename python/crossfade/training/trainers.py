@@ -142,7 +142,8 @@ class SFTTrainer(_Trainer, trl.SFTTrainer):  # type: ignore[name-defined]
                 )
             every = args.completion_only_loss is False
             dataset = dataset.map(functools.partial(_labelled, every=every))
-        return super()._prepare_dataset(dataset, processing_class, args, *rest, **options)
+        prepared = super()._prepare_dataset(dataset, processing_class, args, *rest, **options)
+        return _some("the dataset", prepared, args)
 
 
 def _labelled(row: Mapping[str, Any], every: bool) -> dict[str, list[int]]:
@@ -170,7 +171,13 @@ class KTOTrainer(_Trainer, trl.KTOTrainer):  # type: ignore[name-defined]
         self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
     ) -> Any:
         name = f"the {dataset_name} dataset"
-        columns, ids = _columns(dataset), _ids(name, dataset, ("prompt_ids", "completion_ids"))
+        columns = _columns(dataset)
+        if "chosen_ids" in columns and "completion_ids" not in columns:
+            raise ValueError(
+                f"{name} has chosen_ids; KTO is of single responses, it must have "
+                "completion_ids and label"
+            )
+        ids = _ids(name, dataset, ("prompt_ids", "completion_ids"))
         paired = {"chosen", "rejected"} <= columns
         if not paired and not ("label" in columns and (ids or "completion" in columns)):
             raise ValueError(
@@ -178,14 +185,11 @@ class KTOTrainer(_Trainer, trl.KTOTrainer):  # type: ignore[name-defined]
                 "label, prompt_ids, completion_ids and label, or chosen and rejected"
             )
         if not ids:
-            if "chosen_ids" in columns:
-                raise ValueError(
-                    f"{name} has chosen_ids; KTO is of single responses, it must have "
-                    "completion_ids and label"
-                )
-            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+            return _some(name, prepared, args)
         if args.max_length is not None:
             dataset = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
+        dataset = _some(name, dataset, args)
         if self.calculate_KL:  # each prompt with the response to the one before, in its batch
             size = args.per_device_train_batch_size
             dataset = dataset.map(_mismatched, batched=True, batch_size=size)
@@ -262,11 +266,12 @@ class DPOTrainer(_Trainer, trl.DPOTrainer):  # type: ignore[name-defined]
                 f"{name} has the columns {_listed(columns)}; with loss='modpo' it must have margins"
             )
         if not ids:
-            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+            return _some(name, prepared, args)
         if args.max_length is not None and args.truncation_mode == "keep_start":
             # as TRL does with texts: of these rows nothing but the prompt would be left
             dataset = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
-        return dataset
+        return _some(name, dataset, args)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -309,7 +314,7 @@ class DPOTrainer(_Trainer, trl.DPOTrainer):  # type: ignore[name-defined]
         good, bad = (self._reward_scale * x for x in rewards)
         metrics |= {"rewards/chosen": good, "rewards/rejected": bad}
         metrics |= {"rewards/margins": good - bad, "rewards/accuracies": (good > bad).float()}
-        self._record(metrics, outputs, mask)
+        self._record(metrics, outputs, mask, inputs["attention_mask"].sum())
         if not return_outputs:
             return loss
         with torch.no_grad():  # for `compute_metrics`, which wants logits
@@ -322,18 +327,28 @@ class DPOTrainer(_Trainer, trl.DPOTrainer):  # type: ignore[name-defined]
             return inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         return self.compute_ref_log_probs(self.ref_model or self.model, inputs)
 
-    def _record(self, metrics: dict[str, Tensor], outputs: Any, mask: Tensor) -> None:
-        """Means over the batch and all processes; of tokens, over the responses'."""
-        kept = self._metrics["train" if self.model.training else "eval"]
+    def _record(
+        self, metrics: dict[str, Tensor], outputs: Any, mask: Tensor, tokens: Tensor
+    ) -> None:
+        """Means over the batch and all processes; of `mask`'s tokens, over the responses'."""
+        mode = "train" if self.model.training else "eval"
+        kept = self._metrics[mode]
         for name, x in metrics.items():
             kept[name].append(self.accelerator.gather(x.detach()).mean().item())
-        sums = [mask.sum(), outputs.entropy.sum()]  # 0 outside of responses
-        halves = mask.chunk(2)[0].sum(), outputs.is_top1.chunk(2)[0].sum()
-        tokens, entropy, chosen, correct = (
-            self.accelerator.gather_for_metrics(x).sum().item() for x in (*sums, *halves)
+        fields = outputs.entropy, outputs.is_top1, outputs.mean_logits  # 0 outside of responses
+        chosen, rejected = (
+            [self.accelerator.gather_for_metrics(x).sum().item() for x in sums]
+            for sums in zip(*([h.sum() for h in x.chunk(2)] for x in (mask, *fields)), strict=True)
         )
-        kept["entropy"].append(entropy / max(tokens, 1))
-        kept["mean_token_accuracy"].append(correct / max(chosen, 1))
+        ends = zip(("chosen", "rejected"), (chosen, rejected), strict=True)
+        for name, (count, _, _, logits) in ends:
+            kept[f"logits/{name}"].append(logits / max(count, 1))
+        kept["entropy"].append((chosen[1] + rejected[1]) / max(chosen[0] + rejected[0], 1))
+        kept["mean_token_accuracy"].append(chosen[2] / max(chosen[0], 1))
+        if mode == "train":
+            read = self.accelerator.gather_for_metrics(tokens).sum().item()
+            self._total_train_tokens += read // self._tp_size
+        kept["num_tokens"] = [self._total_train_tokens]
 
 
 @dataclasses.dataclass
@@ -414,12 +429,22 @@ def _listed(columns: set[str]) -> str:
     return ", ".join(sorted(columns)) or "of an empty dataset"
 
 
+def _some(name: str, dataset: Any, args: Any) -> Any:
+    """The dataset, if anything is left of it."""
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise ValueError(
+            f"{name} has no row left: none has a token to train on within args.max_length, "
+            f"{args.max_length} tokens"
+        )
+    return dataset
+
+
 def _ids(name: str, dataset: Any, needed: tuple[str, ...]) -> bool:
     """Whether a dataset is of ids."""
     columns = _columns(dataset)
-    missing = [x for x in needed if x not in columns]
-    if missing and len(missing) < len(needed) and "prompt_ids" not in missing:
+    there, missing = ([x for x in needed if (x in columns) is y] for y in (True, False))
+    if there and missing:
         raise ValueError(
-            f"{name} has prompt_ids, but no {missing[0]}; ids must be there of all or of none"
+            f"{name} has {there[0]}, but no {missing[0]}; ids must be there of all or of none"
         )
     return not missing

@@ -236,6 +236,8 @@ def load_value_head(
 ) -> Any:
     """The value model that `save_value_head` wrote, in eval mode.
 
+    Its head, and its adapter, can be trained further by `ValueTrainer`.
+
     Args:
         folder: what was written.
         base: the backbone's causal LM, whose weights are shared as by `value_model`. None: loaded
@@ -273,7 +275,8 @@ def load_value_head(
     fill_head(model, weights, folder / WEIGHTS)
     if settings["adapter"]:
         peft = require("peft", "adapters")
-        model = peft.PeftModel.from_pretrained(model, folder)
+        model = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+        value_head(model).requires_grad_(True)  # PEFT freezes all but the adapter
     return model.eval()
 
 

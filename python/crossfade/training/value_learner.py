@@ -91,7 +91,7 @@ class Base:
                 f"base has a head of shape {list(self.head.weight.shape)}; it must be "
                 f"{list(sizes)}, as model's"
             )
-        if base.device != args.device:
+        if _place(base.device) != _place(args.device):
             raise ValueError(
                 f"base is on {base.device} and training runs on {args.device}; move base there, "
                 "and make the value model of it then"
@@ -130,6 +130,11 @@ class Base:
             )
 
 
+def _place(device: torch.device) -> tuple[str, int]:
+    """With several processes on a CPU, theirs is number 0."""
+    return device.type, device.index or 0
+
+
 def adapted(model: Any, head: nn.Module, peft_config: Any) -> Any:
     """The model with a new adapter on its backbone, which is trained along with the head."""
     if is_peft(model):
@@ -156,6 +161,8 @@ def trained_in_backbone(model: Any) -> list[str]:
 
 def check_trained(model: Any) -> None:
     """Only the head and adapters may be trained: the backbone's storage is its base's."""
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("no parameter of model requires a gradient; those of its head must")
     of_adapters: set[int] = set()
     if is_peft(model):
         peft = require("peft", "adapters")

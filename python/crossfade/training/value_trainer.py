@@ -65,6 +65,13 @@ class ValueConfig(transformers.TrainingArguments):
             raise ValueError(
                 f"label_smoothing_factor is {self.label_smoothing_factor}; it must be 0"
             )
+        if not self.eval_do_concat_batches:
+            raise ValueError("eval_do_concat_batches is False; it must be True")
+        if self.neftune_noise_alpha is not None:
+            raise ValueError(
+                f"neftune_noise_alpha is {self.neftune_noise_alpha}; it must be None, as the "
+                "backbone's embeddings are not trained"
+            )
         super().__post_init__()
 
     @property
