@@ -8,9 +8,9 @@ log-probs, with a head that is trained and one that is frozen; and of the DPO lo
 responses that are the tokens, with a trained head and a reference that gives 0. Contenders take
 turns; medians. The bare products are what a loss that weighs each log-prob cannot do without: of
 logits, logits again, and two gradients, where a mean alone needs no logits again; of logits and the
-expected embedding for a frozen head. On a CPU they are in our
-tiles, on a GPU of everything at once, in the dtype of hidden. Memory is a step's rise above its
-inputs, less the gradients; on a CPU it is a process's, with a contender for itself.
+expected embedding for a frozen head. On a CPU they are in our tiles, on a GPU of everything at
+once, in the dtype of hidden. Memory is a step's rise above its inputs, less the gradients; on a CPU
+it is a process's, with a contender for itself.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def liger_dpo(c: Case, compiled: bool) -> Tensor:
 # ---- All of them ---------------------------------------------------------------------------------
 
 
-def contenders(kind: str, device: str, dtype: str) -> dict[str, Callable[[Case], Tensor]]:
+def contenders(kind: str, sizes: Sizes) -> dict[str, Callable[[Case], Tensor]]:
     """Those that are installed and run there; `missing` names the rest."""
     ways: dict[str, Callable[[Case], Tensor]]
     if kind == "dpo":
@@ -201,7 +201,7 @@ def contenders(kind: str, device: str, dtype: str) -> dict[str, Callable[[Case],
         return ways
     written_out = "" if TRL else " (written out)"
     ways = {"ours": ours}
-    if kind == "trained" and device == "cpu" and dtype == "float32":
+    if kind == "trained" and sizes.device == "cpu" and sizes.dtype == "float32":
         ways["ours, mean alone"] = our_mean
     ways |= {
         "naive": naive,
@@ -215,9 +215,9 @@ def contenders(kind: str, device: str, dtype: str) -> dict[str, Callable[[Case],
         ways["torch's chunks of 256"] = functools.partial(chunks, reduction="none")
         ways["torch's chunks of 256, mean alone"] = functools.partial(chunks, reduction="mean")
         ways["torch's chunks, mean alone"] = functools.partial(torch_chunks, reduction="mean")
-    if device == "cuda" and LigerFusedLinearDPOLoss is not None:
+    if sizes.device == "cuda" and LigerFusedLinearDPOLoss is not None:
         ways["Liger's, mean alone"] = liger
-    if device == "cuda" and cut_cross_entropy is not None:
+    if sizes.device == "cuda" and cut_cross_entropy is not None:
         ways["cut-cross-entropy"] = cut
     return ways
 
@@ -267,8 +267,8 @@ def check(kind: str, sizes: Sizes, name: str) -> None:
     got = case_of(kind, fewer)
     head = got.weight.detach().float().requires_grad_(got.weight.requires_grad)
     want = Case(got.hidden.detach().float().requires_grad_(), head, got.targets)
-    step(contenders(kind, sizes.device, sizes.dtype)["naive"], want)
-    step(contenders(kind, sizes.device, sizes.dtype)[name], got)
+    step(contenders(kind, sizes)["naive"], want)
+    step(contenders(kind, sizes)[name], got)
     relative, absolute = (1e-3, 1e-4) if sizes.dtype == "float32" else (2e-2, 2e-2)
     for a, b in ((got.hidden.grad, want.hidden.grad), (got.weight.grad, want.weight.grad)):
         if a is not None and b is not None:
@@ -281,7 +281,7 @@ def check(kind: str, sizes: Sizes, name: str) -> None:
 def memory_mb(kind: str, name: str, sizes: Sizes) -> float | None:
     """The peak of a step over the inputs and the gradients."""
     c = case_of(kind, sizes)
-    loss = contenders(kind, sizes.device, sizes.dtype)[name]
+    loss = contenders(kind, sizes)[name]
     small = case_of(kind, dataclasses.replace(sizes, tokens=64, vocab=128))
     step(loss, small)  # libraries keep buffers of their own
     _, peak = peak_of(lambda: step(loss, c), sizes.device)
@@ -303,7 +303,7 @@ def memory_apart(kind: str, name: str, sizes: Sizes) -> float | None:
 
 
 def measure(kind: str, sizes: Sizes, rounds: int) -> dict[str, Any]:
-    ways = contenders(kind, sizes.device, sizes.dtype)
+    ways = contenders(kind, sizes)
     for name in ways:
         check(kind, sizes, name)
     c = case_of(kind, sizes)

@@ -174,9 +174,10 @@ def summary(report: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"{s['prompts']} held-out prompts, up to {NEW} tokens at temperature {TEMPERATURE}; W, "
-            f"N, L = {', '.join(map(str, s['search']))}; IVG: beta = {s['beta']:g}; fader: "
-            f"(1 - w) * {names[0]} + w * {names[1]}; ± is a 95 % interval of the mean. "
+            f"{s['prompts']} held-out prompts, up to {s['new']} tokens at temperature "
+            f"{s['temperature']}; W, N, L = {', '.join(map(str, s['search']))}; IVG: beta = "
+            f"{s['beta']:g}; fader: (1 - w) * {names[0]} + w * {names[1]}; ± is a 95 % interval of "
+            "the mean. "
             f"{machine['device']}, {machine['threads']} threads; `{report['command']}`.",
         ]
     )

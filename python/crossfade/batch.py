@@ -6,8 +6,6 @@ is being decoded.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -95,8 +93,7 @@ def run_generate(
     parts, rows = [], 1
     if search is not None:
         parts, rows = [repr(search), *map(repr, search.value.values)], search.rows
-    asked = json.dumps([blend.to_dict(), seed, parts, generation], sort_keys=True)
-    run = hashlib.sha256(asked.encode()).hexdigest()[:12]
+    run = records.run_of(blend, seed, parts, generation)
     finished = records.finished_indices(Path(output), prompts, run) if output and resume else set()
     todo = [i for i in range(len(prompts)) if i not in finished]
     tokens, seconds = 0, 0.0

@@ -127,7 +127,7 @@ def with_adapters(model: Any, folders: Mapping[str, str | os.PathLike[str]]) -> 
                     wrapped = peft.PeftModel.from_pretrained(model, folder, adapter_name=name)
             else:
                 wrapped.load_adapter(folder, adapter_name=name)
-        except RuntimeError as error:
+        except RuntimeError as error:  # torch's, of sizes that differ
             reason = str(error).strip().splitlines()[-1].strip()
             raise ValueError(
                 f"folders[{name!r}] is {str(folder)!r}; it must be an adapter of a model like this "

@@ -27,6 +27,19 @@ def seed_of(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8], "little")
 
 
+def run_of(blend: Any, *settings: Any) -> str:
+    """A hash of a blend, of its models by the first numbers of each parameter, and of settings."""
+    prints = []
+    for member in (*blend.terms, *blend.values):
+        digest = hashlib.sha256()
+        for name, p in member.model.named_parameters():
+            few = p.detach().flatten()[:16].float().cpu().numpy()
+            digest.update(f"{name} {p.dtype} {list(p.shape)}".encode() + few.tobytes())
+        prints.append(digest.hexdigest()[:12])
+    asked = json.dumps([blend.to_dict(), prints, *settings], sort_keys=True, default=repr)
+    return hashlib.sha256(asked.encode()).hexdigest()[:12]
+
+
 def finished_indices(path: Path, prompts: Sequence[Any], run: str) -> set[int]:
     """Indices that the file has, all of one run: of one blend, seed and settings.
 

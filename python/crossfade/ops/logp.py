@@ -102,17 +102,33 @@ def linear_logp(
         dtype = logp_tiles.compute_dtype(hidden.dtype)
         results = tuple(x.to(dtype) for x in reference.linear_logp(*args, *settings))
     else:
-        _check_no_tangents(hidden, weight, bias)
-        keep = to_keep(*args, settings, return_entropy, uniform, backend)
-        results = torch.ops.crossfade.linear_logp(*args, *settings, keep, backend)
+        results = all_results(*args, settings, return_entropy, uniform, backend)
     logp, lse, entropy = (x.view(targets.shape) for x in results[:3])
     return LinearLogp(logp, lse, entropy if return_entropy else None)
+
+
+def all_results(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    settings: Settings,
+    of_entropy: bool = False,
+    uniform: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, ...]:
+    """Those of the op below: logp, lse, entropy, `Forward.normaliser`, and what is kept.
+
+    `of_entropy`: whether the entropy is differentiable too.
+    """
+    _check_no_tangents(hidden, weight, bias)
+    keep = to_keep(hidden, weight, bias, settings, of_entropy, uniform, backend)
+    return torch.ops.crossfade.linear_logp(hidden, weight, targets, bias, *settings, keep, backend)
 
 
 def to_keep(
     hidden: Tensor,
     weight: Tensor,
-    targets: Tensor,
     bias: Tensor | None,
     settings: Settings,
     of_entropy: bool,

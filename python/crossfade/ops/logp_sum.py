@@ -67,7 +67,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, None] | None:
     """The gradients of hidden and weight from those of the sum; None if they are no multiple.
 
-    Nor do multiples of 0 and infinity do: they would make NaN of what is NaN, or of 0.
+    Nor are they multiplied by 0 or infinity, which would make NaN of what is NaN, or of 0.
     """
     of_logp, *others = gradients
     # compiled, a result that no loss is made of has gradients of 0

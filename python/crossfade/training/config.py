@@ -165,17 +165,17 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
             result = trainer.train(resume_from_checkpoint=last)
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         last = get_last_checkpoint(str(output))
-        if is_main_process():
+        if _is_main_process():
             print(f"saved {last}; --resume goes on from there", file=sys.stderr)
         raise KeyboardInterrupt
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
-    measured = dict(result.metrics) if is_main_process() else None
+    measured = dict(result.metrics) if _is_main_process() else None
     trainer.accelerator.end_training()
     return measured
 
 
-def is_main_process() -> bool:
+def _is_main_process() -> bool:
     """Whether this one, of several, should say what all have done."""
     parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
     return not parallel or torch.distributed.get_rank() == 0
@@ -198,7 +198,7 @@ class _StopAtStep(TrainerCallback):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        if is_main_process():
+        if _is_main_process():
             print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -7,8 +7,6 @@ and the very ids that were sampled, for trainers: a text encoded anew may be oth
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -60,8 +58,7 @@ def rollouts(
         ValueError: the file holds something else; n is not positive; a reward is not a finite
             number, or not one a response. TypeError: a reward is not a function.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n is {n!r}; it must be an int of at least 1")
+    _check_positive("n", n)
     for name, fn in rewards.items():
         if not callable(fn):
             raise TypeError(f"rewards[{name!r}] is a {type(fn).__name__}; it must be a function")
@@ -71,12 +68,7 @@ def rollouts(
     mixed = as_blend(blend)
     generation = {"do_sample": True, **generation}
     prompts, path = list(prompts), Path(output)
-    asked = json.dumps(
-        [mixed.to_dict(), _prints(mixed), seed, n, sorted(rewards), generation],
-        sort_keys=True,
-        default=repr,
-    )
-    run = hashlib.sha256(asked.encode()).hexdigest()[:12]
+    run = records.run_of(mixed, seed, n, sorted(rewards), generation)
     have = records.finished_indices(path, prompts, run)
     todo = [i for i in range(len(prompts)) if i not in have]
     size = max(1, batch_size // n) * PART
@@ -91,19 +83,6 @@ def rollouts(
                 records.write(file, {**record, "run": run})
             file.flush()
     return sorted(read_jsonl(path), key=lambda row: row["index"])
-
-
-def _prints(blend: Blend) -> list[str]:
-    """A hash of each model's weights, by the first few numbers of each parameter."""
-    found = []
-    member: Any
-    for member in (*blend.terms, *blend.values):
-        digest = hashlib.sha256()
-        for name, p in member.model.named_parameters():
-            few = p.detach().flatten()[:16].float().cpu().numpy()
-            digest.update(f"{name} {p.dtype} {list(p.shape)}".encode() + few.tobytes())
-        found.append(digest.hexdigest()[:12])
-    return found
 
 
 def _written(
@@ -192,8 +171,7 @@ def pairs(
         ValueError: `reward` is not among the rows' rewards; names them. `per_prompt` is not
             positive.
     """
-    if isinstance(per_prompt, bool) or not isinstance(per_prompt, int) or per_prompt < 1:
-        raise ValueError(f"per_prompt is {per_prompt!r}; it must be an int of at least 1")
+    _check_positive("per_prompt", per_prompt)
     found = []
     for row in rows:
         whole = [r for r in row["responses"] if r["finished"]]
@@ -243,6 +221,11 @@ def values(rows: Sequence[Mapping[str, Any]], reward: str) -> list[dict[str, Any
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines."""
     return records.objects(Path(path).read_text(encoding="utf-8").split("\n"), str(path))
+
+
+def _check_positive(name: str, x: Any) -> None:
+    if isinstance(x, bool) or not isinstance(x, int) or x < 1:
+        raise ValueError(f"{name} is {x!r}; it must be an int of at least 1")
 
 
 def _reward(response: Mapping[str, Any], name: str) -> float:

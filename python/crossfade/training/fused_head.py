@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..extras import require
 from ..ops import logp_tiles
-from ..ops.logp import temperature_of, to_keep
+from ..ops.logp import all_results, temperature_of
 from ..ops.logp_tiles import Settings
 
 IGNORED = -100  # the label of a position that does not count
@@ -176,9 +176,10 @@ def _of_tokens(
     uniform: bool,
 ) -> dict[str, Tensor]:
     """Fields of the output, ``[tokens]`` each. The op below `linear_logp` has them all at once."""
-    args, settings = (hidden, weight, targets, bias), Settings(*logits.settings(), IGNORED)
-    keep = to_keep(*args, settings, of_entropy=False, uniform=uniform, backend=None)
-    logp, _, entropy, normaliser, *_ = torch.ops.crossfade.linear_logp(*args, *settings, keep, None)
+    settings = Settings(*logits.settings(), IGNORED)
+    logp, _, entropy, normaliser, *_ = all_results(
+        hidden, weight, targets, bias, settings, uniform=uniform
+    )
     found = {"log_probs": logp}
     if "entropy" in outputs:
         found["entropy"] = entropy.detach()

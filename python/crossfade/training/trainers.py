@@ -79,6 +79,15 @@ class _Trainer:
         with _own_heads(self._trls, self._uniform):
             super().__init__(*args, **kwargs)
 
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, *rest: Any, **options: Any
+    ) -> Any:
+        """TRL's, which leaves out rows that do not fit; `rest` ends with the dataset's name."""
+        given = (dataset, processing_class, args, *rest)
+        prepared = super()._prepare_dataset(*given, **options)  # type: ignore[misc]
+        _check_some(f"the {rest[-1]} dataset", prepared, args)
+        return prepared
+
     def _send_telemetry(self) -> None:
         """Nothing is sent to anybody."""
 
@@ -142,8 +151,7 @@ class SFTTrainer(_Trainer, trl.SFTTrainer):  # type: ignore[name-defined]
                 )
             every = args.completion_only_loss is False
             dataset = dataset.map(functools.partial(_labelled, every=every))
-        prepared = super()._prepare_dataset(dataset, processing_class, args, *rest, **options)
-        return _some("the dataset", prepared, args)
+        return super()._prepare_dataset(dataset, processing_class, args, *rest, **options)
 
 
 def _labelled(row: Mapping[str, Any], every: bool) -> dict[str, list[int]]:
@@ -185,11 +193,10 @@ class KTOTrainer(_Trainer, trl.KTOTrainer):  # type: ignore[name-defined]
                 "label, prompt_ids, completion_ids and label, or chosen and rejected"
             )
         if not ids:
-            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-            return _some(name, prepared, args)
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if args.max_length is not None:
             dataset = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
-        dataset = _some(name, dataset, args)
+        _check_some(name, dataset, args)
         if self.calculate_KL:  # each prompt with the response to the one before, in its batch
             size = args.per_device_train_batch_size
             dataset = dataset.map(_mismatched, batched=True, batch_size=size)
@@ -266,12 +273,12 @@ class DPOTrainer(_Trainer, trl.DPOTrainer):  # type: ignore[name-defined]
                 f"{name} has the columns {_listed(columns)}; with loss='modpo' it must have margins"
             )
         if not ids:
-            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-            return _some(name, prepared, args)
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if args.max_length is not None and args.truncation_mode == "keep_start":
             # as TRL does with texts: of these rows nothing but the prompt would be left
             dataset = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
-        return _some(name, dataset, args)
+        _check_some(name, dataset, args)
+        return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -340,8 +347,7 @@ class DPOTrainer(_Trainer, trl.DPOTrainer):  # type: ignore[name-defined]
             [self.accelerator.gather_for_metrics(x).sum().item() for x in sums]
             for sums in zip(*([h.sum() for h in x.chunk(2)] for x in (mask, *fields)), strict=True)
         )
-        ends = zip(("chosen", "rejected"), (chosen, rejected), strict=True)
-        for name, (count, _, _, logits) in ends:
+        for name, (count, _, _, logits) in (("chosen", chosen), ("rejected", rejected)):
             kept[f"logits/{name}"].append(logits / max(count, 1))
         kept["entropy"].append((chosen[1] + rejected[1]) / max(chosen[0] + rejected[0], 1))
         kept["mean_token_accuracy"].append(chosen[2] / max(chosen[0], 1))
@@ -429,14 +435,12 @@ def _listed(columns: set[str]) -> str:
     return ", ".join(sorted(columns)) or "of an empty dataset"
 
 
-def _some(name: str, dataset: Any, args: Any) -> Any:
-    """The dataset, if anything is left of it."""
+def _check_some(name: str, dataset: Any, args: Any) -> None:
     if hasattr(dataset, "__len__") and len(dataset) == 0:
         raise ValueError(
             f"{name} has no row left: none has a token to train on within args.max_length, "
             f"{args.max_length} tokens"
         )
-    return dataset
 
 
 def _ids(name: str, dataset: Any, needed: tuple[str, ...]) -> bool:
