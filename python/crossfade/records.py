@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from . import reading
+
 
 @contextmanager
 def opened(path: str | None, *, append: bool = False) -> Iterator[TextIO]:
@@ -73,12 +75,7 @@ def objects(lines: Sequence[str], where: str) -> list[dict[str, Any]]:
     for i, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{where}, line {i}: not JSON ({error.msg} at column {error.colno})"
-            ) from None
+        item = reading.parse_json(line, f"{where}, line {i}")
         if not isinstance(item, dict):
             raise ValueError(f"{where}, line {i}: must be an object, not {line[:40]!r}")
         found.append(item)

@@ -346,7 +346,7 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no .*value_head.safetensors"):
         load_value_head(tmp_path, base)
     settings.write_text("{")
-    with pytest.raises(ValueError, match=r"value_head.json is not JSON"):
+    with pytest.raises(ValueError, match=r"value_head.json: not JSON"):
         load_value_head(tmp_path, base)
     settings.write_text("[]")
     with pytest.raises(ValueError, match=r"json is \[\]; it must be what save_value_head writes"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import get_last_checkpoint
 
-from .. import loading, models
+from .. import loading, models, reading
 from ..extras import old_names, require
 from .data import read_jsonl
 
@@ -86,18 +84,9 @@ class Settings:
             raise ValueError(f"value is given; it goes with value, not with {self.kind}")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe types, with 1e-4 a number, which YAML 1.1 calls a text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("+-0123456789")
-)
-
-
 def read(kind: str, file: Path, overrides: Sequence[str] = ()) -> Settings:
     """The settings of a YAML file, with overrides such as ``arguments.learning_rate=1e-4``."""
-    found = _yaml(file.read_text(), str(file))
+    found = reading.parse_yaml(reading.read_text(file), str(file))
     if not isinstance(found, dict):
         raise ValueError(f"{file} has {type(found).__name__} at its top; it must have keys")
     for text in overrides:
@@ -112,7 +101,7 @@ def read(kind: str, file: Path, overrides: Sequence[str] = ()) -> Settings:
             at = at[name]
             if not isinstance(at, dict):
                 raise ValueError(f"--set is {text!r}; {name} is {at!r}, which has no keys")
-        at[last] = _yaml(value, f"--set {place}")
+        at[last] = reading.parse_yaml(value, f"--set {place}")
     known = [f.name for f in dataclasses.fields(Settings) if f.name != "kind"]
     for key in found:
         if key not in known:
@@ -121,13 +110,6 @@ def read(kind: str, file: Path, overrides: Sequence[str] = ()) -> Settings:
         if key not in found:
             raise ValueError(f"{file} has no key {key!r}, which it must have")
     return Settings(kind, **found)
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # safe: _Loader is a SafeLoader
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import records
+from .. import reading, records
 from ..blend import Blend, as_blend
 from ..decoding import generate
 from ..decoding.inputs import Requests, term_prompts
@@ -220,7 +220,7 @@ def values(rows: Sequence[Mapping[str, Any]], reward: str) -> list[dict[str, Any
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines."""
-    return records.objects(Path(path).read_text(encoding="utf-8").split("\n"), str(path))
+    return records.objects(reading.read_text(path).split("\n"), str(path))
 
 
 def _check_positive(name: str, x: Any) -> None:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .. import models
+from .. import models, reading
 from ..extras import require
 from ..terms import check_language_model, is_peft, text_config, underlying
 
@@ -328,10 +328,7 @@ def _settings(model: Any) -> dict[str, Any]:
 def _read_settings(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}; the folder must be of save_value_head")
-    try:
-        settings = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+    settings = reading.parse_json(reading.read_text(file), str(file))
     if not isinstance(settings, dict):
         raise ValueError(f"{file} is {settings!r:.80}; it must be what save_value_head writes")
     if settings.get("format") != FORMAT:

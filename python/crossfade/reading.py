@@ -1,0 +1,116 @@
+"""Text, JSON and YAML from outside. What cannot be read is a ValueError that names its place."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DEPTH = 100  # levels of lists and objects in each other; far below where Python's stack would end
+
+
+def read_text(path: str | Path) -> str:
+    """A file of UTF-8, without the byte order mark that some editors put before the text.
+
+    Raises:
+        ValueError: it is not UTF-8. OSError: it cannot be read.
+    """
+    return decode(Path(path).read_bytes(), str(path))
+
+
+def decode(data: bytes, where: str) -> str:
+    """As `read_text`, of bytes that came from `where`."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{where} is not UTF-8 text: {error.reason} in line {line}") from None
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text. Errors begin with `where`, such as a file and a line.
+
+    Raises:
+        ValueError: it is no JSON, is nested more than `DEPTH` levels deep, has a number of more
+            digits than Python reads, or a text that cannot be written as UTF-8.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        raise ValueError(f"{where}: not JSON ({error.msg} at {line}column {error.colno})") from None
+    except RecursionError:
+        raise _too_deep(where) from None
+    except ValueError as error:  # Python's limit to the digits of a number
+        raise ValueError(f"{where}: not JSON that can be read ({error})") from None
+    if text.count("[") + text.count("{") > DEPTH:
+        check_depth(value, where)
+    if "\\u" in text:  # the only way to a text that is not Unicode, as half a pair: "\ud83d"
+        check_unicode(value, where)
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe types, with 1e-4 a number, which YAML 1.1 calls a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("+-0123456789")
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text of plain data, as `parse_json`."""
+    try:
+        value = yaml.load(text, _Loader)  # safe: _Loader is a SafeLoader
+    except RecursionError:
+        raise _too_deep(where) from None
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
+        # the last four are how PyYAML fails at `!!int x`, `!!bool x`, `!!timestamp x`, 2024-13-01
+        raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+    check_depth(value, where)
+    check_unicode(value, where)
+    return value
+
+
+def check_depth(value: Any, where: str) -> None:
+    """That lists and mappings are nested at most `DEPTH` levels deep: not in themselves either."""
+    level = [value]
+    for _ in range(DEPTH):
+        below: dict[int, Any] = {}  # by identity: YAML's aliases may name one list many times
+        for x in level:
+            for y in _children(x):
+                below[id(y)] = y
+        if not below:
+            return
+        level = list(below.values())
+    raise _too_deep(where)
+
+
+def check_unicode(value: Any, where: str) -> None:
+    """That texts in `value` can be encoded: half of a surrogate pair cannot."""
+    seen, left = set(), [value]
+    while left:
+        x = left.pop()
+        if isinstance(x, str):
+            try:
+                x.encode()
+            except UnicodeEncodeError:
+                raise ValueError(
+                    f"{where}: {x!a:.80} has half of a surrogate pair, which is no character"
+                ) from None
+        elif isinstance(x, (dict, list)) and id(x) not in seen:
+            seen.add(id(x))
+            left.extend([*x, *x.values()] if isinstance(x, dict) else x)
+
+
+def _children(x: Any) -> list[Any]:
+    inside = x.values() if isinstance(x, dict) else x if isinstance(x, list) else ()
+    return [y for y in inside if isinstance(y, (dict, list))]
+
+
+def _too_deep(where: str) -> ValueError:
+    return ValueError(f"{where} is nested more than {DEPTH} levels deep")
