@@ -201,7 +201,7 @@ class ValueSum(Values):
             ValueError: a weight tensor has another length; names the value.
         """
         w = weight_rows(self.names, self.weights, requests, "cpu")
-        return torch.as_tensor(w, dtype=torch.float64).expand(requests, -1)
+        return torch.as_tensor(w, dtype=torch.float64, device="cpu").expand(requests, -1)
 
     def __repr__(self) -> str:
         return sum_text(self.names, self.weights)

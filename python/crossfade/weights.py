@@ -100,7 +100,7 @@ def weight_rows(
     columns = []
     for name, w in zip(names, weights, strict=True):
         if not isinstance(w, Tensor):
-            w = torch.full((requests,), w, dtype=torch.float32)
+            w = torch.full((requests,), w, dtype=torch.float32, device="cpu")
         if len(w) != requests:
             raise ValueError(
                 f"the weight of {name} is a tensor [{len(w)}]; it must be [{requests}], the "
@@ -115,4 +115,4 @@ def plain_weight(w: Weight) -> float | list[float]:
 
 
 def loaded_weight(w: float | list[float]) -> Weight:
-    return torch.tensor(w, dtype=torch.float32) if isinstance(w, list) else w
+    return torch.tensor(w, dtype=torch.float32, device="cpu") if isinstance(w, list) else w

@@ -359,7 +359,7 @@ def seeds_and_streams(
     """The seed and the stream of every row, int64 ``[requests * copies]``."""
     if seed is None:
         # greedy decoding leaves torch's generator as it is, as in Hugging Face
-        seed = int(torch.randint(2**63 - 1, ())) if do_sample else 0
+        seed = int(torch.randint(2**63 - 1, (), device="cpu")) if do_sample else 0
     if isinstance(seed, Tensor):
         if seed.is_floating_point() or seed.dtype == torch.bool or seed.dim() > 1:
             raise TypeError(
@@ -368,13 +368,14 @@ def seeds_and_streams(
             )
         each = seed.long().cpu()  # its bits, as the kernels take them
     elif isinstance(seed, Sequence) and not isinstance(seed, str):
-        each = torch.tensor([_bits(f"seed[{i}]", s) for i, s in enumerate(seed)])
+        each = torch.tensor([_bits(f"seed[{i}]", s) for i, s in enumerate(seed)], device="cpu")
     else:
-        each = torch.tensor(_bits("seed", seed))
+        each = torch.tensor(_bits("seed", seed), device="cpu")
     if each.dim() == 1 and len(each) != requests:
         raise ValueError(f"seed has {len(each)} entries; it must have {requests}, one a request")
-    stream = torch.zeros(requests, dtype=torch.int64) if each.dim() else torch.arange(requests)
-    slots = torch.arange(copies) << 32
+    own = torch.arange(requests, device="cpu")  # not a default device, which may be another
+    stream = torch.zeros_like(own) if each.dim() else own
+    slots = torch.arange(copies, device="cpu") << 32
     streams = (stream[:, None] + slots[None, :]).flatten()
     return each.expand(requests).repeat_interleave(copies).to(device), streams.to(device)
 

@@ -50,7 +50,7 @@ def left_pad(rows: Sequence[Sequence[int]], pad: int) -> Prompts:
     width = max(map(len, rows))
     ids = [[pad] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return Prompts(torch.tensor(ids), torch.tensor(mask))
+    return Prompts(torch.tensor(ids, device="cpu"), torch.tensor(mask, device="cpu"))
 
 
 def read_requests(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,14 +22,15 @@ class Results:
         self, rows: int, limit: int, terms: int, kl: bool, values: int, device: torch.device
     ) -> None:
         self.rows, self.limit = rows, limit
+        real: Any = {"dtype": torch.float32, "device": device}
         size = (rows + 1, limit)  # on CPUs, zeros take no memory until they are written to
         self.tokens = torch.zeros(size, dtype=torch.int64, device=device)
-        self.logprobs = torch.zeros(size, device=device)
-        self.sampled_logprobs = torch.zeros(size, device=device)
-        self.term_logprobs = torch.zeros(*size, terms, device=device) if terms else None
-        self.kl_to_base = torch.zeros(size, device=device) if kl else None
+        self.logprobs = torch.zeros(size, **real)
+        self.sampled_logprobs = torch.zeros(size, **real)
+        self.term_logprobs = torch.zeros(*size, terms, **real) if terms else None
+        self.kl_to_base = torch.zeros(size, **real) if kl else None
         # of a search: a row's value, then its parts
-        self.values = torch.full((rows + 1, values), float("nan"), device=device)
+        self.values = torch.full((rows + 1, values), float("nan"), **real)
         self.lengths = torch.zeros(rows + 1, dtype=torch.int64, device=device)
         self.finished = torch.zeros(rows + 1, dtype=torch.bool, device=device)
         self.failed = torch.zeros(rows + 1, dtype=torch.bool, device=device)

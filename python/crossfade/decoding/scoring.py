@@ -126,5 +126,6 @@ def _responses(responses: Any, tokenizer: Any, requests: int, vocabulary: int) -
 def _right_pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     """Ids ``[rows, longest]`` with zeros after the end, and which of them are real."""
     width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    return ids, torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device="cpu")
+    lengths = torch.tensor([len(row) for row in rows], device="cpu")
+    return ids, torch.arange(width, device="cpu") < lengths[:, None]

@@ -40,11 +40,13 @@ class SearchLoop(Loop):
         self.search, self.valuer, self.keep_cache = search, valuer, keep_cache
         self.size = search.settings.rows
         count = len(slots.row)
-        self.parts = torch.full((count, search.weights.shape[1]), NAN, dtype=torch.float64)
+        self.parts = torch.full(
+            (count, search.weights.shape[1]), NAN, dtype=torch.float64, device="cpu"
+        )
         self.begun = [0] * count  # tokens that a slot's row had when its chunk began
         self.idle = [False] * count  # slots that hold no candidate
         # tokens of the response that a slot has in common with each of its group
-        self.shared = torch.zeros(count, self.size, dtype=torch.int64)
+        self.shared = torch.zeros(count, self.size, dtype=torch.int64, device="cpu")
         self.counted = 0  # tokens drawn before the chunks under way
 
     def run(self, stepper: Any, sync_every: int, on_end: Any) -> None:
@@ -125,7 +127,7 @@ class SearchLoop(Loop):
         total = torch.where(weights == 0, 0.0, weights * parts).sum(dim=1)
         values = torch.cat([total[:, None], parts], dim=1).float()
         results.values[row] = values.to(row.device)
-        idle = torch.tensor([self.idle[s] for s in slots])
+        idle = torch.tensor([self.idle[s] for s in slots], device="cpu")
         scores = values[:, 0].nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         scores = scores.masked_fill(failed.cpu(), -torch.inf).masked_fill(idle, NAN)
         return scores.view(-1, self.size), ended.view(-1, self.size)
@@ -135,7 +137,7 @@ class SearchLoop(Loop):
     ) -> None:
         """Slot j of a group becomes what its slot ``parents[group, j]`` is; -1 makes it idle."""
         size, new = self.size, self.slots.new.tolist()
-        own = torch.arange(size)
+        own = torch.arange(size, device="cpu")
         at, source, live = [], [], []
         caches = [-1] * len(new)  # parents of all slots, where caches are used again
         same = [0] * len(new)
@@ -146,7 +148,7 @@ class SearchLoop(Loop):
             if self.keep_cache or not over[i]:
                 caches[here] = torch.where(parents[i] < 0, -1, parents[i] + g * size).tolist()
                 same[here] = shared.gather(1, of[:, None])[:, 0].tolist()
-            lengths = torch.tensor(new[here])[of]
+            lengths = torch.tensor(new[here], device="cpu")[of]
             self.shared[here] = torch.where(of[:, None] == of, lengths[:, None], shared[of][:, of])
             for j, p in enumerate(parents[i].tolist()):
                 self.idle[g * size + j] = p < 0

@@ -111,7 +111,7 @@ class SimpleRunner:
 
     def fork(self, parents: Sequence[int], shared: Sequence[int]) -> None:
         """Row i becomes what row ``parents[i]`` is, in all of its cache; -1 leaves it as it is."""
-        source = torch.tensor([i if p < 0 else p for i, p in enumerate(parents)])
+        source = torch.tensor([i if p < 0 else p for i, p in enumerate(parents)], device="cpu")
         for term, ks in self.groups:
             term.fork(torch.cat([source + m * len(source) for m in range(len(ks))]))
 

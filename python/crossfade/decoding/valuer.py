@@ -251,7 +251,7 @@ class Valuer:
             self._part(value, name, written, answers)
             for value, name in zip(values.values, values.names, strict=True)
         ]
-        return torch.tensor(parts, dtype=torch.float64).T
+        return torch.tensor(parts, dtype=torch.float64, device="cpu").T
 
     def _part(
         self, value: Any, name: str, written: Written, answers: dict[Any, list[list[float]]]

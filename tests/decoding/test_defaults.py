@@ -1,0 +1,86 @@
+"""What a caller set as torch's defaults changes nothing in decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import crossfade as cf
+import pytest
+import torch
+from crossfade import Engine
+from tiny_models import make_tokenizer
+from transformers import PreTrainedModel
+
+PROMPTS = ["the film was", "a"]
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def decoded(trio: list[PreTrainedModel], simple: bool) -> list[torch.Tensor]:
+    """What the ways of decoding give, one after the other."""
+    base, tuned, ref = trio
+    one = cf.Model(base, tokenizer=make_tokenizer())
+    blend = one + torch.tensor([0.3, 0.5], dtype=torch.float32, device="cpu") * (
+        cf.Model(tuned) - cf.Model(ref)
+    )
+    engine = Engine(simple=simple)
+    drawn = cf.generate(
+        blend,
+        PROMPTS,
+        max_new_tokens=4,
+        do_sample=True,
+        seed=1,
+        temperature=0.7,
+        top_p=0.9,
+        num_return_sequences=2,
+        return_term_logprobs=True,
+        return_kl_to_base=True,
+        engine=engine,
+    )
+    processed = cf.generate(blend, PROMPTS, max_new_tokens=4, repetition_penalty=1.3, engine=engine)
+    value = cf.LogRatio(tuned, ref) + cf.Reward(lambda prompts, texts: [len(t) for t in texts])
+    searched = cf.generate(
+        one,
+        PROMPTS,
+        max_new_tokens=4,
+        search=cf.ChunkBeamSearch(width=2, samples=2, chunk_length=2, value=value),
+        seed=[3, 4],
+        engine=engine,
+    )
+    scores = cf.score(blend, PROMPTS, ["film", "cast a"], return_term_logprobs=True)
+    hooked = base.generate(
+        torch.tensor([[11, 10], [9, 8]], device="cpu"),
+        custom_generate=cf.decode,
+        blend=blend,
+        max_new_tokens=4,
+        do_sample=True,
+        seed=1,
+    )
+    assert drawn.term_logprobs is not None and drawn.kl_to_base is not None
+    assert searched.values is not None and scores.term_logprobs is not None
+    return [
+        *(drawn.sequences, drawn.logprobs, drawn.term_logprobs, drawn.kl_to_base),
+        *(processed.sequences, searched.sequences, searched.values),
+        *(scores.logprobs, scores.term_logprobs, hooked),
+    ]
+
+
+@pytest.mark.parametrize("simple", [False, True], ids=["engine", "simple"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_another_default_dtype(
+    dtype: torch.dtype, simple: bool, trio: list[PreTrainedModel]
+) -> None:
+    expected = decoded(trio, simple)
+    with default_dtype(dtype):
+        found = decoded(trio, simple)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
