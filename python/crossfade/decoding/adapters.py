@@ -1,12 +1,12 @@
-"""Switching the adapters of a PEFT model between forwards, and leaving it as it was found."""
+"""Which of a PEFT model's adapters a term applies; they are switched on in a `Replica` of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import nn
+
+from .replica import Replica
 
 
 class State(NamedTuple):
@@ -16,9 +16,10 @@ class State(NamedTuple):
     active: Any
     disabled: bool
 
-    def apply(self) -> None:
-        self.layer._active_adapter = self.active
-        self.layer._disable_adapters = self.disabled
+    def apply(self, replica: Replica) -> None:
+        twin = replica[self.layer]
+        twin._active_adapter = self.active
+        twin._disable_adapters = self.disabled
 
 
 def adapter_layers(model: nn.Module) -> list[Any]:
@@ -60,16 +61,3 @@ def states(model: nn.Module, adapter: str | None, term: str) -> list[State]:
             has_it = adapter in getattr(layer, "_adapters", (adapter,))
             result.append(State(layer, [adapter] if has_it else [], False))
     return result
-
-
-@contextmanager
-def switched(wanted: list[State]) -> Iterator[None]:
-    """The layers as `wanted`, then as they were."""
-    found = [State(s.layer, s.layer._active_adapter, s.layer._disable_adapters) for s in wanted]
-    try:
-        for state in wanted:
-            state.apply()
-        yield
-    finally:
-        for state in found:
-            state.apply()

@@ -35,7 +35,7 @@ class Deltas:
 
     def seat(self, member: Tensor) -> None:
         """Say which member each row ``[B]`` of the next forward belongs to."""
-        self.scales = {key: table[member] for key, table in self.tables.items()}
+        self.scales.update((key, table[member]) for key, table in self.tables.items())
 
     def _forward(self, layer: Any) -> Forward:
         _check_kind(layer)
@@ -59,19 +59,20 @@ class Deltas:
         key = (signature, weight.device)
         if key not in self.tables:
             self.tables[key] = torch.tensor(signature, device=weight.device)
+        scales, backend = self.scales, self.backend  # a forward holds these, and not the object
         stacked_a = torch.cat(a).detach().to(weight.dtype)
         stacked_b = torch.cat(b, dim=1).detach().to(weight.dtype)
 
         if is_plain(base):
 
             def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-                lora = ops.Lora(stacked_a, stacked_b, self.scales[key])
-                return ops.linear(x, base.weight, base.bias, lora=lora, backend=self.backend)
+                lora = ops.Lora(stacked_a, stacked_b, scales[key])
+                return ops.linear(x, base.weight, base.bias, lora=lora, backend=backend)
 
         else:  # Conv1D, quantized layers: their own product, and the deltas added
 
             def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-                scale = self.scales[key].to(x.dtype)[:, None]
+                scale = scales[key].to(x.dtype)[:, None]
                 low = nn.functional.linear(x, stacked_a) * scale
                 return base(x) + nn.functional.linear(low, stacked_b)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,11 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..terms import text_config
-from .adapters import switched
 from .deltas import Deltas
-from .head import Wanted, split
+from .head import Head, Wanted, split
 from .kv_cache import KVCache
-from .modules import Call, Forward, Unsupported, linear_forwards, replaced
+from .modules import Call, Forward, Unsupported, linear_forwards
+from .replica import Replica
 from .term_model import TermModel
 
 # tokens of prompts in one forward, which bounds the memory of their activations
@@ -56,15 +55,20 @@ class Group:
         self.base = first.bare
         self.device = first.device
         self.config = text_config(first.bare)
-        self.states = first.layers if deltas is None else []
         native = kernels and self.device.type == "cpu"
         backend = None if kernels else "reference"  # of linear layers
-        self.forwards: dict[Any, Forward] = linear_forwards(self.base) if native else {}
+        forwards: dict[Any, Forward] = linear_forwards(self.base) if native else {}
         self.deltas = deltas
         if deltas is not None:
-            self.forwards.update(deltas.forwards)
-        self.body, self.head = split(self.base, terms, backend)
-        self.forwards.update(self.head.forwards)
+            forwards.update(deltas.forwards)
+        body, self.head = split(self.base, terms, backend)
+        forwards.update(self.head.forwards)
+        replica = Replica(self.base)
+        replica.install(forwards)
+        for state in first.layers if deltas is None else ():
+            state.apply(replica)
+        text_config(replica.model)._attn_implementation = "crossfade"
+        self.body = replica[body]
 
         rows = slots * len(models)
         self.cache, self.most = KVCache(rows, capacity), most
@@ -76,29 +80,19 @@ class Group:
         self.held: list[list[int]] = [[] for _ in range(rows)]
         self.pending = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.fresh = torch.zeros(rows, dtype=torch.bool, device=self.device)
-        self.forward = torch.compile(self._forward, dynamic=False) if compile else self._forward
+        # a step's forward; no method of this object, which would then hold on to itself
+        self.forward = torch.compile(forward, dynamic=False) if compile else forward
         self.forwards_run = 0
         self.tokens_read = 0
 
-    @contextmanager
-    def _running(self, member: Tensor) -> Iterator[None]:
+    def _run(self, how: Any, member: Tensor, ids: Tensor, positions: Tensor, call: Call) -> Tensor:
+        """What is wanted of the logits of rows, each of a member; `how`: a `forward`."""
         if self.deltas is not None:
             self.deltas.seat(member)
-        with replaced(self.forwards, self.config), switched(self.states):
-            yield
+        logits = how(self.body, self.head, ids, positions, call)
         if set(self.cache.layers) != set(range(self.config.num_hidden_layers)):
             raise Unsupported("its layers do not all use Transformers' attention interface")
-
-    def _forward(self, ids: Tensor, positions: Tensor, call: Call) -> Tensor:
-        output = self.body(
-            input_ids=ids,
-            position_ids=positions,
-            use_cache=False,
-            return_dict=True,
-            logits_to_keep=self.head.keep,
-            crossfade=call,
-        )
-        return self.head.logits(output)
+        return logits
 
     def reserve(self) -> bool:
         """Room for one more token a row; True if the caches moved since the last step.
@@ -120,9 +114,8 @@ class Group:
         """
         terms = len(self.terms)
         ids = torch.where(self.fresh, self.pending, tokens.repeat(terms))
-        with self._running(self.members):
-            call = Call(self.cache, self.lengths)
-            logits = self.forward(ids[:, None], self.lengths[:, None], call)
+        call = Call(self.cache, self.lengths)
+        logits = self._run(self.forward, self.members, ids[:, None], self.lengths[:, None], call)
         self.fresh.zero_()
         self.lengths += live.repeat(terms)
         return logits
@@ -161,8 +154,8 @@ class Group:
         positions = lengths[:, None] + torch.minimum(steps, counts[:, None] - 1)
         starts = (self.bounds[r] - len(x) for r, x in zip(rows, ids, strict=True))
         self._make_room(max(starts) + width)
-        with self._running(self.members[at]):
-            logits = self._forward(padded, positions, Call(self.cache, lengths, at))
+        call = Call(self.cache, lengths, at)
+        logits = self._run(forward, self.members[at], padded, positions, call)
         self.lengths[at] = lengths + counts
         self.forwards_run += 1
         self.tokens_read += sum(map(len, ids))
@@ -235,6 +228,19 @@ class Group:
             state.copy_(state[source])
         self.held = [self.held[s] for s in sources]
         self.bounds = [self.bounds[s] for s in sources]
+
+
+def forward(body: Any, head: Head, ids: Tensor, positions: Tensor, call: Call) -> Tensor:
+    """One forward of a model over the engine's caches: what its head is asked for."""
+    output = body(
+        input_ids=ids,
+        position_ids=positions,
+        use_cache=False,
+        return_dict=True,
+        logits_to_keep=head.keep,
+        crossfade=call,
+    )
+    return head.logits(output)
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -1,13 +1,12 @@
-"""What a model's modules do while the engine runs it: the same arithmetic, by other kernels.
+"""What a model's modules do where the engine runs it: the same arithmetic, by other kernels.
 
-Hugging Face's models stay as they are: for the length of one forward, some of their modules have
-another `forward`. Attention is replaced through Transformers' own registry.
+They are installed in a `Replica`: Hugging Face's models stay as they are. Attention is replaced
+through Transformers' own registry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,21 +77,6 @@ def attention(
 
 
 ALL_ATTENTION_FUNCTIONS.register("crossfade", attention)
-
-
-@contextmanager
-def replaced(forwards: Mapping[nn.Module, Forward], config: Any) -> Iterator[None]:
-    """The modules with other forwards, and the model of `config` with the engine's attention."""
-    own = config._attn_implementation
-    try:  # also when it is interrupted half-way
-        for module, forward in forwards.items():
-            module.__dict__["forward"] = forward
-        config._attn_implementation = "crossfade"
-        yield
-    finally:
-        config._attn_implementation = own
-        for module in forwards:
-            module.__dict__.pop("forward", None)
 
 
 def linear_forwards(model: nn.Module) -> dict[nn.Module, Forward]:

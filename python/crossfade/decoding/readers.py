@@ -237,7 +237,7 @@ class Rereader:
         ids = torch.tensor([[*t, *[pad] * (width - len(t))] for t in texts], device=model.device)
         lengths = torch.tensor([len(t) for t in texts], device=model.device)
         mask = torch.arange(width, device=model.device) < lengths[:, None]
-        z = model.model(input_ids=ids, attention_mask=mask.long(), return_dict=True).logits
+        z = model.runs(input_ids=ids, attention_mask=mask.long(), return_dict=True).logits
         if z.dim() == 3:
             z = z[torch.arange(len(z), device=z.device), lengths - 1]
         return self.question.answer(z, lengths)[:, None].tolist()

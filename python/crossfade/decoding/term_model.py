@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ..blend import Blend
 from ..terms import text_config, underlying
-from .adapters import states, switched
+from .adapters import adapter_layers, states
 from .inputs import Prompts
+from .replica import Replica
 
 CACHED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -33,6 +35,16 @@ class TermModel:
             self.accepts |= {"attention_mask", "position_ids"}
         self.device: torch.device = next(self.bare.parameters()).device
         self.vocabulary: int | None = getattr(text_config(self.bare), "vocab_size", None)
+
+    @cached_property
+    def runs(self) -> Any:
+        """What is called: the model, with adapters a replica of it that has this term's on."""
+        if not adapter_layers(self.model):
+            return self.model
+        replica = Replica(self.model)
+        for state in self.layers:
+            state.apply(replica)
+        return replica.model
 
     def new_cache(self) -> DynamicCache:
         config = text_config(self.bare)
@@ -75,14 +87,13 @@ class TermModel:
         arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
         arguments |= {"logits_to_keep": keep}
         arguments = {k: v for k, v in arguments.items() if k in self.accepts}
-        with switched(self.layers):
-            output = self.model(
-                input_ids=ids,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                return_dict=True,
-                **arguments,
-            )
+        output = self.runs(
+            input_ids=ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            return_dict=True,
+            **arguments,
+        )
         return output.logits[:, -keep:]
 
 
