@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from . import records
+from . import reading, records
 from .blend import Blend
 from .decoding import generate, score
+from .identity import run_id
 from .metrics import perplexity
 from .progress import progress_bar
 from .search import ChunkBeamSearch
@@ -28,16 +28,19 @@ def read_lines(source: str) -> list[Any]:
     They are JSON in a file named ``*.jsonl``, and on stdin if the first one starts with ``{``.
     """
     where = "stdin" if source == "-" else source
-    try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not UTF-8 text: {error}") from None
+    text = _read_stdin() if source == "-" else reading.read_text(source)
     lines = text.split("\n")  # not splitlines: JSON may hold other line breaks as they are
     filled = [line for line in lines if line.strip()]
     starts_json = bool(filled) and filled[0].lstrip().startswith("{")
     if not (source.endswith(".jsonl") or (source == "-" and starts_json)):
         return filled
     return records.objects(lines, where)
+
+
+def _read_stdin() -> str:
+    """The text on stdin, in UTF-8 as that of a file, whatever the terminal's encoding is."""
+    data = getattr(sys.stdin, "buffer", None)  # a text stream put in its place has none
+    return sys.stdin.read() if data is None else reading.decode(data.read(), "stdin")
 
 
 def read_prompts(texts: Sequence[str], source: str | None, *, chat: bool) -> list[Any]:
@@ -78,26 +81,19 @@ def run_generate(
     blend: Blend,
     prompts: Sequence[Any],
     *,
-    output: str | None,
-    resume: bool,
+    results: records.Results,
     batch_size: int,
     seed: int,
     search: ChunkBeamSearch | None = None,
     **generation: Any,
 ) -> None:
-    """A JSON line for each prompt, in order, to `output` or stdout; figures on stderr.
-
-    `resume`: keep the lines that `output` has and write those that are missing.
-    """
-    check_output(output, resume)
-    parts, rows = [], 1
-    if search is not None:
-        parts, rows = [repr(search), *map(repr, search.value.values)], search.rows
-    run = records.run_of(blend, seed, parts, generation)
-    finished = records.finished_indices(Path(output), prompts, run) if output and resume else set()
+    """A JSON line for each prompt that `results` does not have, in order; figures on stderr."""
+    rows = 1 if search is None else search.rows
+    run = run_id(blend=blend, seed=seed, search=search, generation=generation)
+    finished = results.begin(prompts, run)
     todo = [i for i in range(len(prompts)) if i not in finished]
     tokens, seconds = 0, 0.0
-    with records.opened(output, append=resume) as file, progress_bar(len(todo), "prompt") as bar:
+    with progress_bar(len(todo), "prompt") as bar:
         for part in records.batches(todo, PART * batch_size):
             out: Any = generate(
                 blend,
@@ -124,8 +120,8 @@ def run_generate(
                 if out.values is not None:
                     record["value"] = records.number(out.values[row])
                 if out.ended[row] or not out.stats.interrupted:
-                    records.write(file, record)
-            file.flush()
+                    results.write(record)
+            results.flush()
             tokens += out.stats.tokens
             seconds += out.stats.seconds
             if out.stats.interrupted:
@@ -138,7 +134,7 @@ def run_generate(
 def check_output(output: str | None, resume: bool) -> None:
     if resume and output is None:
         raise ValueError("--resume is given without --output; it must have a file to resume")
-    if output is not None and not resume and os.path.exists(output):
+    if output is not None and not resume and os.path.lexists(output):
         raise ValueError(f"--output {output} exists; give --resume to go on with it, or remove it")
 
 
@@ -146,13 +142,12 @@ def run_score(
     blend: Blend,
     items: Sequence[Any],
     *,
-    output: str | None,
+    results: records.Results,
     batch_size: int,
     chat: bool,
     terms: bool,
 ) -> None:
     """A JSON line for each ``{"prompt" or "messages", "response"}``; a summary on stderr."""
-    check_output(output, False)
     if not items:
         raise ValueError("there is nothing to score: the input is empty")
     for i, item in enumerate(items):
@@ -162,7 +157,7 @@ def run_score(
             raise ValueError(f'line {i + 1} of the input has an empty "response"')
     prompts = [prompt_of(item, i, chat=chat) for i, item in enumerate(items)]
     total, tokens = 0.0, 0
-    with records.opened(output) as file, progress_bar(len(items), "response") as bar:
+    with progress_bar(len(items), "response") as bar:
         for batch in records.batches(range(len(items)), batch_size):
             scores = score(
                 blend,
@@ -181,9 +176,9 @@ def run_score(
                 if scores.term_logprobs is not None:
                     sums = scores.term_logprobs[row].double().sum(dim=0).tolist()
                     record["terms"] = dict(zip(blend.names, map(records.number, sums), strict=True))
-                records.write(file, record)
+                results.write(record)
                 total, tokens = total + logprob, tokens + length
-            file.flush()
+            results.flush()
             bar.update(len(batch))
     print(
         f"{len(items)} responses, {tokens} tokens, perplexity {perplexity(total, tokens):.4g}",

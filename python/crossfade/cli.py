@@ -227,47 +227,51 @@ def _generate(a: argparse.Namespace) -> int:
         raise ValueError("--greedy is given; a search draws its rows")
     if a.greedy or a.sample or drawing:
         drawing["do_sample"] = not a.greedy  # else the model's generation config decides
-    from . import batch
+    from . import batch, records
 
     batch.check_output(a.output, a.resume)
     _check_folder("--output", a.output)
     prompts = batch.read_prompts(a.prompt, a.prompts, chat=a.chat or bool(a.system))
-    blend, value = _load(a, a.value)
-    if value is not None:
-        from .search import BestOfN, ChunkBeamSearch
-
-        if a.best_of is not None:
-            drawing["search"] = BestOfN(a.best_of, value)
-        else:
-            width, samples, chunk_length = a.search
-            drawing["search"] = ChunkBeamSearch(width, samples, chunk_length, value)
-    batch.run_generate(
-        blend,
-        prompts,
-        output=a.output,
-        resume=a.resume,
-        batch_size=a.batch_size,
-        seed=a.seed,
-        max_new_tokens=a.max_new_tokens,
-        **drawing,
-    )
+    with records.Results(a.output, resume=a.resume) as results:
+        blend, value = _load(a, a.value)
+        if value is not None:
+            drawing["search"] = _make_search(a, value)
+        batch.run_generate(
+            blend,
+            prompts,
+            results=results,
+            batch_size=a.batch_size,
+            seed=a.seed,
+            max_new_tokens=a.max_new_tokens,
+            **drawing,
+        )
     return 0
 
 
+def _make_search(a: argparse.Namespace, value: Any) -> Any:
+    from .search import BestOfN, ChunkBeamSearch
+
+    if a.best_of is not None:
+        return BestOfN(a.best_of, value)
+    width, samples, chunk_length = a.search
+    return ChunkBeamSearch(width, samples, chunk_length, value)
+
+
 def _score(a: argparse.Namespace) -> int:
-    from . import batch
+    from . import batch, records
 
     batch.check_output(a.output, False)
     _check_folder("--output", a.output)
     items = batch.read_lines(a.data)
-    batch.run_score(
-        _load(a)[0],
-        items,
-        output=a.output,
-        batch_size=a.batch_size,
-        chat=a.chat or bool(a.system),
-        terms=a.terms,
-    )
+    with records.Results(a.output) as results:
+        batch.run_score(
+            _load(a)[0],
+            items,
+            results=results,
+            batch_size=a.batch_size,
+            chat=a.chat or bool(a.system),
+            terms=a.terms,
+        )
     return 0
 
 

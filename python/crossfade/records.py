@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from . import reading
 
-
-@contextmanager
-def opened(path: str | None, *, append: bool = False) -> Iterator[TextIO]:
-    if path is None:
-        yield sys.stdout
-        return
-    with open(path, "a" if append else "x", encoding="utf-8") as file:
-        yield file
+try:
+    import fcntl
+except ImportError:  # a platform without it
+    fcntl = None  # type: ignore[assignment]
 
 
 def seed_of(seed: int, index: int) -> int:
@@ -29,44 +26,185 @@ def seed_of(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8], "little")
 
 
-def run_of(blend: Any, *settings: Any) -> str:
-    """A hash of a blend, of its models by the first numbers of each parameter, and of settings."""
-    prints = []
-    for member in (*blend.terms, *blend.values):
-        digest = hashlib.sha256()
-        for name, p in member.model.named_parameters():
-            few = p.detach().flatten()[:16].float().cpu().numpy()
-            digest.update(f"{name} {p.dtype} {list(p.shape)}".encode() + few.tobytes())
-        prints.append(digest.hexdigest()[:12])
-    asked = json.dumps([blend.to_dict(), prints, *settings], sort_keys=True, default=repr)
-    return hashlib.sha256(asked.encode()).hexdigest()[:12]
+class Results:
+    """A file of results, or stdout, while one run writes it; to be entered.
 
+    The file is locked until the end, by a lock that the system drops with the process, so that no
+    two runs write one file. Nothing in it is changed before `begin` has read all of it. A file that
+    was made here and got no row is removed.
 
-def finished_indices(path: Path, prompts: Sequence[Any], run: str) -> set[int]:
-    """Indices that the file has, all of one run: of one blend, seed and settings.
+    Args:
+        path: None is stdout.
+        resume: go on with a file that is there, or begin one. Otherwise it must not be there.
 
-    A last line that was cut by a crash is taken off the file.
+    Raises:
+        BlockingIOError: another run is writing the file.
+        OSError: the file is there, is a folder, cannot be opened. ValueError: it is no plain file.
     """
-    if not path.exists():
-        return set()
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) != len(data):
-        os.truncate(path, len(whole))
-    found = set()
-    for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], 1):
+
+    def __init__(self, path: str | os.PathLike[str] | None, *, resume: bool = False) -> None:
+        self.path = None if path is None else Path(path)
+        self.resume = resume
+        self.made = False
+        self.file: BinaryIO | None = None
+
+    def __enter__(self) -> Results:
+        if self.path is None:
+            return self
+        there = self.resume and self.path.exists()
+        if self.path.is_dir():
+            raise IsADirectoryError(f"{str(self.path)!r} is a folder; results need a file")
+        if there and not self.path.is_file():  # a pipe or a device, which may block
+            raise ValueError(f"{str(self.path)!r} is no plain file, so that it cannot be resumed")
+        self.made = not there
+        self.file = open(self.path, "r+b" if there else "x+b")
         try:
-            record = json.loads(line)
-            i, prompt, made_with = record["index"], record["prompt"], record["run"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}, line {number}: not a line of such a file") from None
-        if not 0 <= i < len(prompts) or prompt != prompts[i] or made_with != run:
-            raise ValueError(
-                f"{path}, line {number}: comes from other prompts, another blend or other "
-                "settings; a file is gone on with by those that it was begun with"
-            )
-        found.add(i)
-    return found
+            _lock(self.file, self.path)
+        except BaseException:
+            self.file.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is None or self.path is None:
+            return
+        if self.made and self.file.seek(0, os.SEEK_END) == 0:
+            self.path.unlink(missing_ok=True)  # while it is locked
+        self.file.close()
+
+    def begin(self, prompts: Sequence[Any], run: str) -> set[int]:
+        """Indices of the prompts that the file has already, all of one run.
+
+        A last line that a crash has cut is taken off the file, and one that lacks nothing but its
+        line break gets it.
+
+        Raises:
+            ValueError: the file has a line that is none of this run's; not a byte of it is changed.
+            TypeError, ValueError: a prompt cannot be written; names it.
+        """
+        starts = [_start(i, prompt) for i, prompt in enumerate(prompts)]
+        if self.file is None:
+            return set()
+        self.file.seek(0)
+        found: dict[int, int] = {}  # the line of each index
+        whole, ended = 0, True
+        for number, line in enumerate(self.file, 1):
+            where = f"{self.path}, line {number}"
+            if not line.endswith(b"\n") and _is_cut(line, starts):
+                break
+            if line.strip():
+                index = _index(line, where, starts, run)
+                if index in found:
+                    raise ValueError(f"{where}: has index {index}, as line {found[index]} has")
+                found[index] = number
+            whole, ended = whole + len(line), line.endswith(b"\n")
+        self.file.seek(whole)
+        self.file.truncate()
+        if not ended:
+            self.file.write(b"\n")
+        return set(found)
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self.file is not None:
+            self.file.write(f"{_json(record)}\n".encode())
+        else:
+            utf8 = "utf" in (sys.stdout.encoding or "utf-8").lower()
+            sys.stdout.write(json.dumps(record, ensure_ascii=not utf8) + "\n")
+
+    def flush(self) -> None:
+        """Bring to the disk what was written, so that not even a power cut takes it."""
+        if self.file is None:
+            sys.stdout.flush()
+        else:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Lock the open file itself: nothing is left behind, whatever ends the process."""
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except BlockingIOError:
+        free = False
+    except OSError as error:
+        reason = error.strerror
+        warnings.warn(
+            f"{str(path)!r} cannot be locked here ({reason}); no other run may write it meanwhile",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        free = True
+    if not free:
+        raise BlockingIOError(
+            f"{str(path)!r} is being written by another run; wait for it, or name another file"
+        )
+
+
+def _json(x: Any) -> str:
+    return json.dumps(x, ensure_ascii=False)
+
+
+def _start(index: int, prompt: Any) -> bytes:
+    """How the line of a prompt begins."""
+    try:
+        return _json({"index": index, "prompt": prompt})[:-1].encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"prompt {index} has half of a surrogate pair, which is no character: {prompt!a:.80}"
+        ) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise TypeError(f"prompt {index} cannot be written as JSON: {reason}") from None
+
+
+def _index(line: bytes, where: str, starts: Sequence[bytes], run: str) -> int:
+    """The index of a line, which must be of this run."""
+    try:
+        record = reading.parse_json(reading.decode(line, where), where)
+        index, prompt, made_with = record["index"], record["prompt"], record["run"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{where}: not a line of such a file") from None
+    if type(index) is not int:
+        raise ValueError(f"{where}: has the index {index!r:.40}; it must be a whole number")
+    if not 0 <= index < len(starts):
+        differs = f"there is no prompt {index!r:.40}"
+    elif _start(index, prompt) != starts[index]:
+        differs = f"prompt {index} is another"
+    elif made_with != run:
+        differs = "the prompt is the same"
+    else:
+        return index
+    raise ValueError(
+        f"{where}: comes from other prompts, another blend or other settings ({differs}); a file "
+        "is gone on with by those that it was begun with"
+    )
+
+
+def _is_cut(line: bytes, starts: Sequence[bytes]) -> bool:
+    """Whether a line that does not end is the beginning of one that this run would write."""
+    head = b'{"index": '
+    if not line.startswith(head):
+        return head.startswith(line)
+    digits = line[len(head) :].split(b",")[0]
+    if len(digits) > 18 or not digits.isdigit():
+        return line == head
+    if line == head + digits:
+        return int(digits) < len(starts)
+    index = int(digits)
+    if index >= len(starts) or _is_json(line):
+        return False
+    return line.startswith(starts[index]) or starts[index].startswith(line)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def objects(lines: Sequence[str], where: str) -> list[dict[str, Any]]:
@@ -90,7 +228,3 @@ def batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 def number(x: Any) -> float | None:
     """A float that JSON has: NaN and infinities are none."""
     return float(x) if math.isfinite(float(x)) else None
-
-
-def write(file: TextIO, record: dict[str, Any]) -> None:
-    file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -16,9 +16,12 @@ from .. import reading, records
 from ..blend import Blend, as_blend
 from ..decoding import generate
 from ..decoding.inputs import Requests, term_prompts
+from ..identity import run_id
 from ..progress import progress_bar
 
 PART = 8  # batches that are decoded, scored and written together
+# arguments of `generate` that no row shows
+WITHOUT_EFFECT = ("engine", "streamer", "return_term_logprobs", "return_kl_to_base", "return_cache")
 RewardFn = Callable[[list[Any], list[str]], Sequence[float]]
 
 
@@ -68,20 +71,19 @@ def rollouts(
     mixed = as_blend(blend)
     generation = {"do_sample": True, **generation}
     prompts, path = list(prompts), Path(output)
-    run = records.run_of(mixed, seed, n, sorted(rewards), generation)
-    have = records.finished_indices(path, prompts, run)
-    todo = [i for i in range(len(prompts)) if i not in have]
     size = max(1, batch_size // n) * PART
-    with (
-        records.opened(str(path), append=path.exists()) as file,
-        progress_bar(len(todo) * n, "response") as bar,
-    ):
-        for part in records.batches(todo, size):
-            for record in _written(
-                mixed, prompts, part, rewards, n, seed, batch_size, bar.update, generation
-            ):
-                records.write(file, {**record, "run": run})
-            file.flush()
+    decisive = {key: x for key, x in generation.items() if key not in WITHOUT_EFFECT}
+    with records.Results(path, resume=True) as results:
+        run = run_id(blend=mixed, seed=seed, n=n, rewards=sorted(rewards), generation=decisive)
+        have = results.begin(prompts, run)
+        todo = [i for i in range(len(prompts)) if i not in have]
+        with progress_bar(len(todo) * n, "response") as bar:
+            for part in records.batches(todo, size):
+                for record in _written(
+                    mixed, prompts, part, rewards, n, seed, batch_size, bar.update, generation
+                ):
+                    results.write({**record, "run": run})
+                results.flush()
     return sorted(read_jsonl(path), key=lambda row: row["index"])
 
 
