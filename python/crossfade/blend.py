@@ -315,7 +315,7 @@ class Blend(Algebra):
         return self
 
 
-def as_blend(x: Any) -> Blend:
+def as_blend(x: Any, name: str = "blend") -> Blend:
     """`x` as a blend that can be decoded: a `Blend`, a `Model`, or a bare Hugging Face model.
 
     Raises:
@@ -326,11 +326,11 @@ def as_blend(x: Any) -> Blend:
         x = Model(x)
     if not isinstance(x, Algebra):
         raise TypeError(
-            f"blend is a {type(x).__name__}; it must be a Blend, a Model or a Hugging Face model"
+            f"{name} is a {type(x).__name__}; it must be a Blend, a Model or a Hugging Face model"
         )
     blend = x._blend()
     if not blend.terms:
-        raise ValueError(f"blend is {blend}, values alone; it must have at least one Model")
+        raise ValueError(f"{name} is {blend}, values alone; it must have at least one Model")
     return blend
 
 

@@ -61,10 +61,11 @@ class Driver:
         self.device = models[0].device
         terms = len(blend.terms) if job.term_logprobs else 0
         values = 0 if job.search is None else 1 + job.search.weights.shape[1]
-        self.results = Results(job.rows, job.limit, terms, job.kl_to_base, values, self.device)
+        references = len(job.references)
+        self.results = Results(job.rows, job.limit, terms, references, values, self.device)
         requests = job.rows // job.copies
-        self.weights = self._of_rows(blend.row_weights(requests, self.device))
-        self.value_weights = self._of_rows(blend.row_value_weights(requests, self.device))
+        self.weights, self.value_weights = self._weights(blend, requests)
+        self.references = [self._weights(r.blend, requests) for r in job.references]
         self.simple = engine.simple
         self.given_back = set(job.returned)
         self.ended: set[int] = set()
@@ -74,6 +75,12 @@ class Driver:
         self.models_stats: list[list[ModelStats]] = []
         self.cache_bytes = self.peak_bytes = 0
         self.seconds = 0.0
+
+    def _weights(self, blend: Blend, requests: int) -> tuple[Weights, Weights]:
+        """The weights of a blend's terms and of its values, for every row."""
+        terms = blend.row_weights(requests, self.device)
+        values = blend.row_value_weights(requests, self.device)
+        return self._of_rows(terms), self._of_rows(values)
 
     def _of_rows(self, weights: Weights) -> Weights:
         if isinstance(weights, Tensor):
@@ -157,11 +164,26 @@ class Driver:
             raise NotImplementedError(f"chunk_end lets rows wait for others, but {why}")
         chunk = None if search is None else search.settings.chunk_length
         slots = Slots(
-            count, self.results, job.seeds, job.streams, self.weights, self.value_weights, chunk
+            count,
+            self.results,
+            job.seeds,
+            job.streams,
+            self.weights,
+            self.value_weights,
+            chunk,
+            self.references,
         )
         runner: Any = self._runner(slots)
         mixer = Mixer(
-            self.blend, slots.weights, slots.value_weights, self.vocabulary, runner.columns
+            self.blend,
+            slots.weights,
+            slots.value_weights,
+            self.vocabulary,
+            runner.columns,
+            [
+                (Mixer(r.blend, *weights, self.vocabulary), r.columns)
+                for r, weights in zip(job.references, slots.references, strict=True)
+            ],
         )
         valuer: Valuer | None = None
         if search is None:
@@ -208,7 +230,7 @@ class Driver:
             return SimpleRunner(self.models, job.prompts, job.copies)
         count = len(slots.row)
         runner = EngineRunner(self.models, job.prompts, job.copies, count, job.limit, engine)
-        each_term = job.term_logprobs or job.kl_to_base  # needs all logits of every term
+        each_term = job.term_logprobs or job.references  # needs all logits of every term
         if engine.share_head and blend.power == 0 and blend.support is None and not each_term:
             w = torch.as_tensor(slots.weights, dtype=torch.float32, device=self.device)
             runner.share_heads(w if w.dim() == 2 else w.expand(count, -1))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from ..blend import Blend, as_blend
+from ..blend import Blend, Model, as_blend
 from ..ops import check
 from ..search import ChunkBeamSearch, Recipe, check_search
 from ..terms import underlying
@@ -20,6 +20,7 @@ from .driver import Driver
 from .engine import Engine
 from .inputs import Prompts, Requests, read_requests, term_prompts
 from .loop import Job
+from .members import Members, references_of
 from .output import Output, Stats
 from .prefix import PrefixCache
 from .term_model import term_models
@@ -41,6 +42,7 @@ def generate(
     streamer: Any = None,
     seed: Seed = None,
     return_term_logprobs: bool = False,
+    kl_to: Any = None,
     return_kl_to_base: bool = False,
     max_batch: int | None = None,
     progress: bool | Callable[[int], object] | None = None,
@@ -75,7 +77,10 @@ def generate(
             wherever it is in the batch. None takes one from torch's generator. Sample j of a
             request (`num_return_sequences`) draws from stream ``i + (j << 32)``.
         return_term_logprobs: also give each term's log-prob of each token.
-        return_kl_to_base: also give each step's divergence from the first term.
+        kl_to: a blend, a `Model` or a bare model: also give each step's divergence from it, as
+            `Output.kl`. It need not be in the blend: what the blend does not run already runs
+            beside it. Its tensors of weights are ``[requests]`` too.
+        return_kl_to_base: the same for the first term alone, as `Output.kl_to_base`.
         max_batch: rows decoded at a time; one that ends gives its place to the next, so that a
             long list runs at the rate of a full batch. None takes 32 on CPUs and 64 on GPUs.
             Where logits processors, stopping criteria or a streamer read all rows at one step,
@@ -122,7 +127,8 @@ def generate(
     vocabulary = check_vocabularies(blend, tokenizer)
     tokenizer = tokenizer_of(blend, tokenizer)
     base: Any = underlying(blend.terms[0].model)
-    models = term_models(blend)
+    members = Members(blend, vocabulary, tokenizer, references_of(blend, kl_to, return_kl_to_base))
+    models = term_models(members)
     device = models[0].device
 
     if search is not None:
@@ -142,7 +148,7 @@ def generate(
         copies = search.rows
         settings.check_search(search, bool(config.do_sample), returned)
         searching = Search(search, blend, requests, tokenizer, vocabulary, returned)
-    prompts = all_prompts(blend, requests, tokenizer, pad)
+    prompts = all_prompts(members, requests, tokenizer, pad)
 
     ids = prompts[0].ids.to(device)
     asked = settings.stated("max_length", arguments, generation_config, base.generation_config)
@@ -179,7 +185,7 @@ def generate(
         streamer=streamer,
         term_logprobs=return_term_logprobs
         or (searching is not None and searching.needs_term_logprobs),
-        kl_to_base=return_kl_to_base,
+        references=members.references,
         search=searching,
     )
     whole = cache is not None or return_cache
@@ -289,6 +295,10 @@ def run(driver: Driver, tokenizer: Any = None) -> Output:
         values = results.values[kept]
         if job.search.returned > 1:
             values = values.unflatten(0, (-1, job.search.returned))
+    kl = {
+        reference.output: written(None if results.kl is None else results.kl[..., i], 0.0)
+        for i, reference in enumerate(job.references)
+    }
     cuda = driver.device.type == "cuda"
     return Output(
         sequences=torch.cat([prompts, tokens], dim=1),
@@ -312,36 +322,25 @@ def run(driver: Driver, tokenizer: Any = None) -> Output:
             interrupted=driver.interrupted,
         ),
         term_logprobs=written(results.term_logprobs, 0.0),
-        kl_to_base=written(results.kl_to_base, 0.0),
         cache=driver.cache,
         values=None if values is None else values[..., 0],
         value_parts=None if values is None else values[..., 1:],
+        **kl,
     )
 
 
-def all_prompts(blend: Blend, requests: Requests, tokenizer: Any, pad: int) -> list[Prompts]:
-    """The prompt of every term, then of every value, which read the request as it is."""
+def all_prompts(members: Members, requests: Requests, tokenizer: Any, pad: int) -> list[Prompts]:
+    """The prompt of every member; values read the request as it is."""
     return [
-        *(
-            term_prompts(
-                requests,
-                term=name,
-                tokenizer=tokenizer if t.tokenizer is None else t.tokenizer,
-                system=t.system,
-                prompt=t.prompt,
-                pad=pad,
-            )
-            for t, name in zip(blend.terms, blend.names, strict=True)
-        ),
-        *(
-            term_prompts(
-                requests,
-                term=name,
-                tokenizer=tokenizer if v.tokenizer is None else v.tokenizer,
-                pad=pad,
-            )
-            for v, name in zip(blend.values, blend.value_names, strict=True)
-        ),
+        term_prompts(
+            requests,
+            term=name,
+            tokenizer=tokenizer if m.tokenizer is None else m.tokenizer,
+            system=m.system if isinstance(m, Model) else None,
+            prompt=m.prompt if isinstance(m, Model) else None,
+            pad=pad,
+        )
+        for m, name in zip(members.all, members.names, strict=True)
     ]
 
 

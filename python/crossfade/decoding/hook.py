@@ -16,6 +16,7 @@ from .driver import Driver
 from .engine import Engine
 from .generation import Seed, all_prompts, new_job, parts, run, seeds_and_streams, tokenizer_of
 from .inputs import read_requests
+from .members import Members
 from .term_model import positions_of, term_models
 from .valuer import Search
 
@@ -71,8 +72,9 @@ def decode(
     stated = generation_config._pad_token_tensor
     pad = 0 if stated is None else int(stated)
 
-    models, tokenizer = term_models(blend), tokenizer_of(blend)
-    vocabulary = check_vocabularies(blend)
+    vocabulary, tokenizer = check_vocabularies(blend), tokenizer_of(blend)
+    members = Members(blend, vocabulary, tokenizer)
+    models = term_models(members)
     sample = bool(generation_config.do_sample)
     searching = None
     if search is not None:
@@ -80,7 +82,7 @@ def decode(
         searching = Search(search, blend, requests, tokenizer, vocabulary, copies)
         copies = search.rows
     job = new_job(
-        all_prompts(blend, requests, tokenizer, pad),
+        all_prompts(members, requests, tokenizer, pad),
         copies,
         lambda rows: logits_processor,  # it takes all rows at once
         stopping_criteria,

@@ -19,6 +19,7 @@ from .. import ops
 from ..ops import BlendSample
 from .graph import Stepper
 from .inputs import Prompts
+from .members import Reference
 from .mixer import Mixer
 from .rows import Slots
 from .settings import Sampling
@@ -29,7 +30,7 @@ from .valuer import Search
 class Job:
     """One call's rows and what is to be done with them."""
 
-    prompts: Sequence[Prompts]  # one a term, then one a value
+    prompts: Sequence[Prompts]  # one a term, then one a value, then those of references
     copies: int  # rows of each request
     sampling: Sampling
     seeds: Tensor  # [rows] int64
@@ -42,7 +43,7 @@ class Job:
     criteria: Sequence[Any]  # that end rows, besides EOS
     streamer: Any = None
     term_logprobs: bool = False
-    kl_to_base: bool = False
+    references: Sequence[Reference] = ()  # what divergences are measured to
     search: Search | None = None
 
     @property
@@ -121,7 +122,7 @@ class Loop:
         slots = self.slots
         logits = self.runner.step(slots.tokens, slots.live)
         sample = self._draw(logits)
-        kl = self.mixer.kl_to_base(logits) if self.job.kl_to_base else None
+        kl = self.mixer.divergences(logits) if self.job.references else None
         slots.write(sample, kl, self.job.eos)
         return logits
 

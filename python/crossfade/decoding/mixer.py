@@ -21,7 +21,8 @@ class Mixer:
     Args:
         weights, value_weights: numbers, or a tensor ``[rows, K]``.
         columns: which terms and values each tensor of logits stands for; several share a head and
-            come blended already. None: one each.
+            come blended already. Those past the blend's own are of references. None: one each.
+        references: what divergences are measured to, each with the columns of its logits.
     """
 
     def __init__(
@@ -31,12 +32,14 @@ class Mixer:
         value_weights: Weights,
         vocabulary: int,
         columns: Sequence[tuple[int, ...]] | None = None,
+        references: Sequence[tuple[Mixer, Sequence[int]]] = (),
     ) -> None:
         self.blend, self.vocabulary = blend, vocabulary
-        k = len(blend.terms)
-        self.columns = columns or [(i,) for i in range(k + len(blend.values))]
+        k, all_own = len(blend.terms), len(blend.terms) + len(blend.values)
+        self.columns = [c for c in columns or [(i,) for i in range(all_own)] if c[0] < all_own]
         self.terms = sum(c[0] < k for c in self.columns)
         self.weights, self.value_weights = weights, value_weights
+        self.references = references
 
     def _column_weights(self) -> Weights:
         """The weights of `columns`: 1 for what is blended already."""
@@ -52,7 +55,7 @@ class Mixer:
         return {
             "logits": logits[: self.terms],
             "weights": self._column_weights(),
-            "values": logits[self.terms :],
+            "values": logits[self.terms : len(self.columns)],
             "value_weights": self.value_weights,
             "power": self.blend.power,
             "support": self.blend.support,
@@ -71,11 +74,21 @@ class Mixer:
         z = logits[: self.terms]
         return [t[:, : self.vocabulary].float().log_softmax(dim=-1) for t in z]
 
-    def kl_to_base(self, logits: Sequence[Tensor]) -> Tensor:
-        """``[rows]`` nats: KL(blend at temperature 1 || first term)."""
-        log_p, log_q = self.log_probs(logits), self.term_log_probs(logits[:1])[0]
-        ratio = torch.where(log_p == -float("inf"), 0.0, log_p - log_q)
-        return (log_p.exp() * ratio).sum(dim=-1).clamp(min=0.0)  # below 0 by rounding alone
+    def divergences(self, logits: Sequence[Tensor]) -> Tensor:
+        """``[rows, references]`` nats: KL(blend at temperature 1 || reference).
+
+        Infinite where a reference excludes a token that the blend does not; NaN where the
+        reference is bad.
+        """
+        log_p = self.log_probs(logits)
+        found = []
+        for reference, columns in self.references:
+            log_q = reference.log_probs([logits[k] for k in columns])
+            ratio = torch.where(log_p == -torch.inf, 0.0, log_p - log_q)
+            # where exp(log_p) is 0 by rounding, it would make 0 * inf of a divergence
+            nats = torch.where(ratio == torch.inf, torch.inf, log_p.exp() * ratio).sum(dim=-1)
+            found.append(nats.clamp(min=0.0))  # below 0 by rounding alone
+        return torch.stack(found, dim=1)
 
     def scores(self, logits: Sequence[Tensor], log_p: Tensor) -> Tensor:
         """What logits processors read: the blended logits, or log-probs where there are none.
@@ -92,7 +105,7 @@ class Mixer:
         k = self.terms
         for group, weights in (
             (logits[:k], self._column_weights()),
-            (logits[k:], self.value_weights),
+            (logits[k : len(self.columns)], self.value_weights),
         ):
             w = torch.as_tensor(weights, dtype=torch.float32, device=log_p.device)
             w = w.expand(len(log_p), len(group))
@@ -108,7 +121,7 @@ class Mixer:
                 return f"its weights are {weights[row].tolist()}"
         culprits = [
             " and ".join(names[k] for k in c)
-            for c, z in zip(self.columns, logits, strict=True)
+            for c, z in zip(self.columns, logits, strict=False)  # references have no say
             if (z[row, : self.vocabulary].isnan() | z[row, : self.vocabulary].isposinf()).any()
         ]
         if culprits:

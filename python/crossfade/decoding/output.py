@@ -71,8 +71,10 @@ class Output:
         failed: ``[rows]`` bool: cut because no token could be chosen; a RuntimeWarning said why.
         stats: what it cost.
         term_logprobs: ``[rows, new, terms]`` float32: under each term alone; on demand.
-        kl_to_base: ``[rows, new]`` float32, nats: KL(blend at temperature 1 || first term) of each
-            step; on demand.
+        kl: ``[rows, new]`` float32, nats: KL(blend at temperature 1 || `kl_to`) of each step: how
+            far a step's distribution is from the reference's. Infinite where the reference excludes
+            a token that the blend does not, NaN where it is bad; on demand.
+        kl_to_base: ``[rows, new]`` float32: the same with the first term as reference; on demand.
         cache: for a call that goes on with these rows; on demand.
         values: ``[requests]`` float32, of a search: each one's value, as the search last saw it;
             ``[requests, n]``, the best first, where n are returned. NaN where none was chosen yet.
@@ -91,6 +93,7 @@ class Output:
     ended: Tensor
     stats: Stats
     term_logprobs: Tensor | None = None
+    kl: Tensor | None = None
     kl_to_base: Tensor | None = None
     cache: PrefixCache | None = None
     values: Tensor | None = None
@@ -111,11 +114,13 @@ class Scores:
         logprobs: ``[requests, tokens]`` float32, nats; 0 past the end; NaN where the blend is bad.
         lengths: ``[requests]`` int64: tokens of each response.
         term_logprobs: ``[requests, tokens, terms]`` float32: under each term alone; on demand.
+        kl: ``[requests, tokens]`` float32, nats: KL(blend || `kl_to`) at each token; on demand.
     """
 
     logprobs: Tensor
     lengths: Tensor
     term_logprobs: Tensor | None = None
+    kl: Tensor | None = None
 
     @property
     def totals(self) -> Tensor:

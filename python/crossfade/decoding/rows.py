@@ -19,7 +19,7 @@ class Results:
     """
 
     def __init__(
-        self, rows: int, limit: int, terms: int, kl: bool, values: int, device: torch.device
+        self, rows: int, limit: int, terms: int, references: int, values: int, device: torch.device
     ) -> None:
         self.rows, self.limit = rows, limit
         real: Any = {"dtype": torch.float32, "device": device}
@@ -28,7 +28,7 @@ class Results:
         self.logprobs = torch.zeros(size, **real)
         self.sampled_logprobs = torch.zeros(size, **real)
         self.term_logprobs = torch.zeros(*size, terms, **real) if terms else None
-        self.kl_to_base = torch.zeros(size, **real) if kl else None
+        self.kl = torch.zeros(*size, references, **real) if references else None
         # of a search: a row's value, then its parts
         self.values = torch.full((rows + 1, values), float("nan"), **real)
         self.lengths = torch.zeros(rows + 1, dtype=torch.int64, device=device)
@@ -48,7 +48,7 @@ class Results:
     def fork(self, source: Tensor, target: Tensor, longest: int) -> None:
         """Rows `target` become copies of rows `source`, which wrote at most `longest` tokens."""
         per_token = (self.tokens, self.logprobs, self.sampled_logprobs)
-        for x in (*per_token, self.term_logprobs, self.kl_to_base):
+        for x in (*per_token, self.term_logprobs, self.kl):
             if x is not None:
                 x[target, :longest] = x[source, :longest]
         for x in (self.values, self.lengths, self.finished, self.failed):
@@ -64,6 +64,7 @@ class Slots:
         stop: ``[slots]``: new tokens at which each stops.
         live, wrote: ``[slots]``: whether each goes on, and whether the last step wrote a token.
         seeds, streams, weights, value_weights: of each slot's row.
+        references: of each reference, its weights and its values' weights of each slot's row.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Slots:
         weights: Weights,
         value_weights: Weights,
         chunk: int | None = None,
+        references: Sequence[tuple[Weights, Weights]] = (),
     ) -> None:
         device = seeds.device
         self.results = results
@@ -85,15 +87,18 @@ class Slots:
         self.stop = torch.zeros(count, dtype=torch.int64, device=device)
         self.live = torch.zeros(count, dtype=torch.bool, device=device)
         self.wrote = torch.zeros(count, dtype=torch.bool, device=device)
-        self.all = {"seeds": seeds, "streams": streams}
-        for name, w in (("weights", weights), ("value_weights", value_weights)):
-            if isinstance(w, Tensor):
-                self.all[name] = w
-        self.seeds, self.streams = seeds.new_zeros(count), streams.new_zeros(count)
-        self.weights, self.value_weights = (
-            w.new_zeros(count, w.shape[1]) if isinstance(w, Tensor) else w
-            for w in (weights, value_weights)
-        )
+        self.per_row: list[tuple[Tensor, Tensor]] = []  # of all rows, and of the slots' rows
+        self.seeds, self.streams = self._of_slots(seeds), self._of_slots(streams)
+        self.weights, self.value_weights = self._of_slots(weights), self._of_slots(value_weights)
+        self.references = [(self._of_slots(w), self._of_slots(v)) for w, v in references]
+
+    def _of_slots(self, x: Any) -> Any:
+        """A buffer for what the slots' rows have of a tensor ``[rows, ...]``; else `x` itself."""
+        if not isinstance(x, Tensor):
+            return x
+        here = x.new_zeros(len(self.row), *x.shape[1:])
+        self.per_row.append((x, here))
+        return here
 
     def seat(self, slots: Sequence[int], rows: Sequence[int]) -> None:
         device = self.row.device
@@ -103,8 +108,8 @@ class Slots:
         self.tokens[at] = 0
         self.stop[at] = self.chunk
         self.live[at] = True
-        for name, values in self.all.items():
-            getattr(self, name)[at] = values[row]
+        for values, here in self.per_row:
+            here[at] = values[row]
 
     def write(self, sample: BlendSample, kl: Tensor | None, eos: Tensor) -> None:
         """Append a token to every live row; end those that cannot go on."""
@@ -118,8 +123,8 @@ class Slots:
         r.sampled_logprobs[at] = sample.sampled_logprobs
         if r.term_logprobs is not None and sample.term_logprobs is not None:
             r.term_logprobs[at] = sample.term_logprobs
-        if r.kl_to_base is not None and kl is not None:
-            r.kl_to_base[at] = kl
+        if r.kl is not None and kl is not None:
+            r.kl[at] = kl
         # index_fill_: to assign a number would copy it to the device, which no capture allows
         r.failed.index_fill_(0, torch.where(self.live & ~ok, self.row, nowhere), True)
         self.wrote.copy_(ok)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..blend import as_blend
+from ..blend import Blend, as_blend
 from ..ops import check
 from ..vocabulary import check_vocabularies
 from .generation import all_prompts, tokenizer_of
 from .inputs import Prompts, is_ids, read_requests
+from .members import Members, references_of
 from .mixer import Mixer
 from .output import Scores
 from .term_model import positions_of, term_models
@@ -27,6 +28,7 @@ def score(
     tokenizer: Any = None,
     attention_mask: Tensor | None = None,
     return_term_logprobs: bool = False,
+    kl_to: Any = None,
 ) -> Scores:
     """Teacher-forced log-probs of `responses` after `prompts` under a blend at temperature 1.
 
@@ -39,7 +41,7 @@ def score(
         prompts: as `inputs` of `crossfade.generate`; every term reads its own.
         responses: one a prompt (or one alone): texts, tokenized without special tokens (so with
             no EOS), or lists of token ids, as `Output.responses` gives them.
-        tokenizer, attention_mask, return_term_logprobs: as in `crossfade.generate`.
+        tokenizer, attention_mask, return_term_logprobs, kl_to: as in `crossfade.generate`.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -48,21 +50,23 @@ def score(
     check.flag("return_term_logprobs", return_term_logprobs)
     vocabulary = check_vocabularies(blend, tokenizer)
     tokenizer = tokenizer_of(blend, tokenizer)
+    members = Members(blend, vocabulary, tokenizer, references_of(blend, kl_to))
     requests = read_requests(prompts, attention_mask)
-    written = _responses(responses, tokenizer, len(requests), vocabulary)
-    models = term_models(blend)
+    written = _responses(responses, tokenizer, len(requests), members.vocabulary)
+    models = term_models(members)
     device = models[0].device
-    mixer = Mixer(
-        blend,
-        blend.row_weights(len(requests), device),
-        blend.row_value_weights(len(requests), device),
-        vocabulary,
-    )
+
+    def mixer_of(x: Blend, references: Any = ()) -> Mixer:
+        weights = x.row_weights(len(requests), device), x.row_value_weights(len(requests), device)
+        return Mixer(x, *weights, members.vocabulary, references=references)
+
+    references = [(mixer_of(r.blend), r.columns) for r in members.references]
+    mixer = mixer_of(blend, references)
 
     tokens, real = _right_pad(written)
     steps = tokens.shape[1]
     logits = []
-    for model, prompt in zip(models, all_prompts(blend, requests, tokenizer, 0), strict=True):
+    for model, prompt in zip(models, all_prompts(members, requests, tokenizer, 0), strict=True):
         model.check(prompt)
         read = Prompts(
             torch.cat([prompt.ids.cpu().masked_fill(prompt.mask.cpu() == 0, 0), tokens], dim=1),
@@ -73,18 +77,21 @@ def score(
         logits.append(z.to(device))
 
     tokens, real = tokens.to(device), real.to(device)
-    log_p, terms = [], []
+    log_p, terms, kl = [], [], []
     for t in range(steps):
         at, now = tokens[:, t : t + 1], [z[:, t] for z in logits]
         log_p.append(mixer.log_probs(now).gather(1, at))
         if return_term_logprobs:
             terms.append(torch.cat([p.gather(1, at) for p in mixer.term_log_probs(now)], dim=1))
+        if references:
+            kl.append(mixer.divergences(now))
     return Scores(
         logprobs=torch.cat(log_p, dim=1).masked_fill(~real, 0.0),
         lengths=real.sum(dim=1),
         term_logprobs=torch.stack(terms, dim=1).masked_fill(~real[..., None], 0.0)
         if return_term_logprobs
         else None,
+        kl=torch.cat(kl, dim=1).masked_fill(~real, 0.0) if references else None,
     )
 
 

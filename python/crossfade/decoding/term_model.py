@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from ..blend import Blend
+from ..blend import Model
 from ..terms import text_config, underlying
 from .adapters import adapter_layers, states
 from .inputs import Prompts
+from .members import Members
 from .replica import Replica
 
 CACHED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -102,9 +103,9 @@ def positions_of(mask: Tensor) -> Tensor:
     return (mask.cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def term_models(blend: Blend) -> list[TermModel]:
-    """The models of a blend's terms, then of its values."""
+def term_models(members: Members) -> list[TermModel]:
+    """The models of a call's members."""
     return [
-        *(TermModel(t.model, n, t.adapter) for t, n in zip(blend.terms, blend.names, strict=True)),
-        *(TermModel(v.model, n) for v, n in zip(blend.values, blend.value_names, strict=True)),
+        TermModel(m.model, name, m.adapter if isinstance(m, Model) else "active")
+        for m, name in zip(members.all, members.names, strict=True)
     ]

@@ -1,0 +1,96 @@
+"""The models of a call: those of its blend, and those of what the blend is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..blend import Blend, Model, ValueHead, as_blend
+from ..vocabulary import check_vocabularies
+
+Member = Model | ValueHead
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A blend from which the decoded one's divergence is measured at every step.
+
+    Attributes:
+        output: the field of `Output` that gets the divergence.
+        columns: where the logits of its terms, then of its values, stand among those of a step.
+    """
+
+    output: str
+    blend: Blend
+    columns: tuple[int, ...]
+
+
+class Members:
+    """Every model of a call, once: of the blend's terms, of its values, then of its references.
+
+    A reference adds what the blend does not compute anyway.
+
+    Attributes:
+        vocabulary: the tokens that all of them share, references too: they read what is written.
+
+    Args:
+        vocabulary: the tokens that the blend's own members share.
+        tokenizer: of members that have none.
+        references: the blends to compare with, by the fields of `Output` that they fill.
+
+    Raises:
+        ValueError: the vocabulary of a reference differs from the blend's.
+    """
+
+    def __init__(
+        self,
+        blend: Blend,
+        vocabulary: int,
+        tokenizer: Any,
+        references: Mapping[str, Blend] | None = None,
+    ) -> None:
+        self.all: list[Member] = [*blend.terms, *blend.values]
+        self.names: list[str] = [*blend.names, *blend.value_names]
+        self.vocabulary = vocabulary
+        self._tokenizer = tokenizer
+        self.references: list[Reference] = []
+        for output, reference in (references or {}).items():
+            columns = []
+            members: list[Member] = [*reference.terms, *reference.values]
+            names = (*reference.names, *reference.value_names)
+            for member, name in zip(members, names, strict=True):
+                self.vocabulary = min(self.vocabulary, self._common(blend, member))
+                columns.append(self._place(member, f"kl_to.{name}"))
+            self.references.append(Reference(output, reference, tuple(columns)))
+
+    def _place(self, member: Member, name: str) -> int:
+        """Which of the call's members computes `member`; a new one if none does yet."""
+        known = [self._complete(m) for m in self.all]
+        if (wanted := self._complete(member)) in known:
+            return known.index(wanted)
+        self.all.append(member)
+        self.names.append(name)
+        return len(known)
+
+    def _complete(self, member: Member) -> Member:
+        """A member with the tokenizer that its prompts are read with."""
+        if member.tokenizer is not None:
+            return member
+        return replace(member, tokenizer=self._tokenizer)
+
+    def _common(self, blend: Blend, member: Member) -> int:
+        """The vocabulary that a member of a reference shares with the blend's first term."""
+        terms, values = ((member,), ()) if isinstance(member, Model) else ((), (member,))
+        pair = Blend(
+            (blend.terms[0], *terms), (1.0,) * (1 + len(terms)), values, (1.0,) * len(values)
+        )
+        return check_vocabularies(pair, self._tokenizer)
+
+
+def references_of(blend: Blend, kl_to: Any, to_base: bool = False) -> dict[str, Blend]:
+    """What a call's blend is compared with, by the fields of `Output`."""
+    found = {} if kl_to is None else {"kl": as_blend(kl_to, "kl_to")}
+    if to_base:
+        found["kl_to_base"] = Blend(blend.terms[:1], (1.0,))
+    return found
