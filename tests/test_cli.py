@@ -152,19 +152,21 @@ def test_truncation_options_reach_the_sampler(paths, run) -> None:
         assert [r["text"] for r in run(*one, *option)] == greedy, option
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "a byte order mark"])
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "stdin", "stdin jsonl"])
 def test_prompts_come_from_files_and_stdin(
-    paths, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    paths, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, mark: str
 ) -> None:
     plain = "\n".join(["a b c", "", "d", "  "])
     rows = [{"prompt": "a b c"}, {"messages": [{"role": "user", "content": "d"}]}]
     text = "\n".join(map(json.dumps, rows)) if "jsonl" in kind else plain
     argv = ["generate", f"--model={paths['base']}", "--greedy", "--max-new-tokens", "2"]
     if kind.startswith("stdin"):
-        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        data = io.BytesIO((mark + text).encode())
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(data, "latin-1"))
     else:
         file = tmp_path / f"prompts.{kind}"
-        file.write_text(text)
+        file.write_text(mark + text, encoding="utf-8")
         argv += ["--prompts", str(file)]
     expected = ["a b c", rows[1]["messages"] if "jsonl" in kind else "d"]
     assert [r["prompt"] for r in run(*argv)] == expected
@@ -201,6 +203,30 @@ def test_resume_refuses_to_mix_two_runs(
     run(*argv, "--blend=2 * base")
     assert cli.main([*argv, "--resume", "--blend=2 * base", change]) == 2
     assert "other settings" in capsys.readouterr().err
+
+
+def test_resume_refuses_another_value_of_the_same_name(
+    paths, run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["generate", "a", f"--model=base={paths['base']}", f"--model=ref={paths['ref']}"]
+    argv += ["--blend=base", "--value=tuned - ref", "--best-of=2", "--max-new-tokens=2"]
+    argv += [f"--output={tmp_path / 'out.jsonl'}"]
+    other = make_model(tmp_path / "other", 7)
+    run(*argv, f"--model=tuned={paths['tuned']}")
+    run(*argv, f"--model=tuned={paths['tuned']}", "--resume")
+    assert cli.main([*argv, f"--model=tuned={other}", "--resume"]) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_a_second_run_on_a_file_is_refused_before_models_are_loaded(
+    paths, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossfade.loading.load_blend", None)
+    file = tmp_path / "out.jsonl"
+    argv = ["generate", "a", f"--model={paths['base']}", f"--output={file}", "--resume"]
+    with records.Results(file):
+        assert cli.main(argv) == 2
+    assert "is being written by another run" in capsys.readouterr().err
 
 
 def test_what_is_finished_is_on_disk_when_interrupted(

@@ -39,7 +39,13 @@ CHUNK = 1 << 26  # bytes of a tensor that are copied from a device at a time
 # of configs: where a model was saved and how it runs, not what it computes
 PLACES = {
     *("transformers_version", "_name_or_path", "name_or_path", "dtype", "torch_dtype"),
-    *("use_cache", "_attn_implementation", "_experts_implementation", "_from_model_config"),
+    *(
+        "architectures",
+        "use_cache",
+        "_attn_implementation",
+        "_experts_implementation",
+        "_from_model_config",
+    ),
     *("base_model_name_or_path", "revision", "inference_mode"),  # PEFT's
 }
 # state of PEFT's layers that is in no tensor
@@ -97,7 +103,7 @@ class _Describer:
             pairs = [[self.of(k, where), self.of(v, f"{where}[{k!r:.40}]")] for k, v in x.items()]
             return ["mapping", _sorted(pairs)]
         if isinstance(x, (list, tuple)):
-            return ["list", [self.of(y, f"{where}[{i}]") for i, y in enumerate(x)]]
+            return ["list", [self.of(y, where) for y in x]]
         if isinstance(x, (set, frozenset)):
             return ["set", _sorted([self.of(y, where) for y in x])]
         if isinstance(x, PreTrainedTokenizerBase):
@@ -278,7 +284,7 @@ def _without_places(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: _without_places(x) if isinstance(x, Mapping) else x
         for name, x in fields.items()
-        if name not in PLACES
+        if name not in PLACES and x is not None
     }
 
 
