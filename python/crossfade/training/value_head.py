@@ -20,14 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .. import models, reading
+from .. import checkpoints, models, reading
 from ..extras import require
 from ..terms import check_language_model, is_peft, text_config, underlying
 
 KINDS = ("q", "scalar")
 FORMAT = 1
 WEIGHTS, SETTINGS = "value_head.safetensors", "value_head.json"
-ADAPTER = ("adapter_config.json", models.ADAPTER)  # PEFT's own names
+ADAPTER = (checkpoints.ADAPTER_CONFIG, checkpoints.ADAPTER)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -274,8 +274,7 @@ def load_value_head(
             )
     fill_head(model, weights, folder / WEIGHTS)
     if settings["adapter"]:
-        peft = require("peft", "adapters")
-        model = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+        model = checkpoints.add_adapter(model, folder, "the value head's folder", trainable=True)
         value_head(model).requires_grad_(True)  # PEFT freezes all but the adapter
     return model.eval()
 
@@ -293,10 +292,10 @@ def load_into(model: Any, folder: str | os.PathLike[str]) -> None:
             )
     fill_head(model, _read_weights(folder / WEIGHTS), folder / WEIGHTS)
     if is_peft(model):
-        peft = require("peft", "adapters")
-        peft.set_peft_model_state_dict(
-            model, _read_weights(folder / ADAPTER[1]), adapter_name=next(iter(model.peft_config))
-        )
+        peft, (name,), file = require("peft", "adapters"), model.peft_config, folder / ADAPTER[1]
+        peft.set_peft_model_state_dict(model, _read_weights(file), adapter_name=name)
+        if odd := checkpoints.odd_tensor(model, name, file):
+            raise ValueError(f"{file} has {odd}; it must be an adapter as model has")
 
 
 def fill_head(model: Any, weights: dict[str, Tensor], file: Path) -> None:
