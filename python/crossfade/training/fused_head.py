@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
-import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,16 @@ class Logits:
         return (self.softcap or 0.0) / self.scale, self.temperature / self.scale
 
 
+@dataclass(frozen=True)
+class HeadSettings:
+    """What a model's log-probs are computed with; see `add_linear_logp`."""
+
+    logits: Logits
+    outputs: tuple[str, ...]
+    uniform: bool
+    cast_lm_head_to_fp32: bool  # TRL's, for heads that are left to it
+
+
 def add_linear_logp(
     model: Any,
     temperature: float = 1.0,
@@ -77,6 +88,9 @@ def add_linear_logp(
     under autocast too. Logits are stored in tiles alone, see `linear_logp`. A head whose weight is
     in pieces (FSDP's DTensors, ZeRO-3) is left to TRL's function, with a warning.
 
+    The model's class becomes a subclass of what it was. Copies and pickles of the model are of
+    the class that it had. Our trainers do this for the length of training alone.
+
     Args:
         model: a causal LM of Transformers; of a PEFT model, its base model.
         temperature: what logits are divided by, above 0.
@@ -90,7 +104,18 @@ def add_linear_logp(
         NotImplementedError: the head is not a plain linear layer, its logits are not those of a
             scaled or soft-capped product, or `outputs` has "log_sum_sq_probs".
     """
-    trl = require("trl.trainer.utils", "train")
+    _seat(model, class_with_logp(model, temperature, cast_lm_head_to_fp32, outputs, uniform))
+
+
+def class_with_logp(
+    model: Any,
+    temperature: float = 1.0,
+    cast_lm_head_to_fp32: bool = False,
+    outputs: Sequence[str] = ("log_probs",),
+    uniform: bool = False,
+) -> type:
+    """The class that `add_linear_logp` gives a model, which stays as it is; see `seated`."""
+    require("trl.trainer.utils", "train")
     temperature = temperature_of(temperature)
     unknown = [name for name in outputs if name not in FIELDS]
     if unknown:
@@ -98,72 +123,152 @@ def add_linear_logp(
             f"outputs has {unknown[0]!r}; it must be among {', '.join(FIELDS)}. TRL's own trainers "
             "have the others"
         )
-    config = model.config.get_text_config()
-    logits = Logits.of(config, temperature)
+    logits = Logits.of(model.config.get_text_config(), temperature)
     _plain(model, _head(model))
-    own = model.forward
-    trl.add_fused_lm_head(model, temperature, cast_lm_head_to_fp32, tuple(outputs))
-    trls = model.forward
+    made = _class_of(
+        getattr(type(model), "plain_class", type(model)),
+        HeadSettings(logits, tuple(outputs), uniform, cast_lm_head_to_fp32),
+    )
+    with seated(model, made):
+        _check_against_own(model, temperature)
+    return made
 
-    @functools.wraps(type(model).forward)  # `generate` checks its arguments against this signature
-    def forward(
-        self: Any,
-        *args: Any,
-        fused_lm_head: bool = False,
-        labels: Tensor | None = None,
-        shift_labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if not fused_lm_head:
-            given: dict[str, Any] = {"labels": labels, "shift_labels": shift_labels}
-            given["num_items_in_batch"] = num_items_in_batch
-            return own(*args, **kwargs, **{k: v for k, v in given.items() if v is not None})
-        head = _head(self)  # at each call: PEFT and FSDP replace it
-        if _in_pieces(head):
-            warnings.warn(
-                f"the head of {type(self).__name__} is in pieces: its log-probs are TRL's, not "
-                "linear_logp's",
-                stacklevel=2,
-            )
-            return trls(
-                *args,
-                fused_lm_head=True,
-                labels=labels,
-                shift_labels=shift_labels,
-                num_items_in_batch=num_items_in_batch,
-                **kwargs,
-            )
-        kwargs["use_cache"] = False
-        if getattr(config, "output_router_logits", False):
-            kwargs.setdefault("output_router_logits", True)
-        backbone = self.base_model(*args, **kwargs)
-        hidden = backbone.last_hidden_state
-        if shift_labels is None:
-            if labels is None:
-                raise ValueError("labels is None; it must be given with fused_lm_head=True")
-            hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
-        weight, bias = head.weight, getattr(head, "bias", _plain(self, head).bias)
-        shift_labels = shift_labels.to(weight.device)
-        mask = shift_labels != IGNORED
-        chosen = hidden.to(weight.device)[mask]
-        with torch.autocast(chosen.device.type, enabled=False):
-            found = _of_tokens(chosen, weight, bias, shift_labels[mask], logits, outputs, uniform)
-        # scattered: a batch without labels still has a graph, and a gradient of 0
-        found = {k: x.new_zeros(mask.shape).masked_scatter(mask, x) for k, x in found.items()}
-        count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        loss, aux_loss = -found["log_probs"].sum() / count, None
-        if kwargs.get("output_router_logits"):
-            aux_loss = _load_balancing(config, backbone.router_logits, kwargs.get("attention_mask"))
-            loss = loss + getattr(config, "router_aux_loss_coef", 0.0) * aux_loss
-        return trl.FusedCausalLMOutput(loss=loss, label_mask=mask, aux_loss=aux_loss, **found)
 
-    model.forward = types.MethodType(forward, model)
+@contextmanager
+def seated(model: Any, made: type) -> Iterator[None]:
+    """`model` with a class of `class_with_logp`, for the length of a ``with`` block."""
+    if isinstance(model, made):
+        yield
+        return
+    before = type(model)
     try:
-        _check_against_own(model, own, temperature)
-    except NotImplementedError:
-        model.forward = own
-        raise
+        _seat(model, made)
+        yield
+    finally:
+        if type(model) is made:  # FSDP gives a model a subclass of this one, which has to stay
+            model.__class__ = before
+        if BELOW in vars(model) and "forward" not in vars(model):
+            vars(model)["forward"] = vars(model).pop(BELOW)
+
+
+BELOW = "_forward_below"  # a model's attribute: the forward that was set on it, not on its class
+
+
+def _seat(model: Any, made: type) -> None:
+    own = vars(model).get("forward")
+    if own is not None and not _is_ours(inspect.unwrap(own, stop=_is_ours)):
+        # hooks of accelerate or others, which would come before the class's forward; where
+        # Accelerator has wrapped ours (autocast), the wrapper stays: it leads there
+        vars(model)[BELOW] = vars(model).pop("forward")
+    model.__class__ = made
+
+
+def _is_ours(forward: Any) -> bool:
+    return getattr(forward, "of_linear_logp", False)
+
+
+class _WithLogp:
+    """Inherited from, before a model's class, by those of `class_with_logp`."""
+
+    linear_logp: HeadSettings
+    plain_class: type
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For copies and pickles: a model as it is without what was added here."""
+        kind = type(self)
+        if kind.__bases__ != (_WithLogp, kind.plain_class):  # FSDP's subclass
+            return super().__reduce_ex__(protocol)
+        state = dict(vars(self))
+        if BELOW in state and "forward" not in state:
+            state["forward"] = state.pop(BELOW)
+        return object.__new__, (kind.plain_class,), state
+
+
+def _class_of(plain: Any, settings: HeadSettings) -> type:
+    @functools.wraps(plain.forward)  # `generate` checks its arguments against this signature
+    def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+        # Accelerator may keep this function in use after training, so it is of no one model, and
+        # what is asked of a model is read from its class
+        if fused_lm_head:
+            return _log_probs(self, *args, **kwargs)
+        below = getattr(self, BELOW, None)
+        return plain.forward(self, *args, **kwargs) if below is None else below(*args, **kwargs)
+
+    forward.of_linear_logp = True  # type: ignore[attr-defined]
+    names = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
+    added = {"forward": forward, "linear_logp": settings, "plain_class": plain}
+    return type(plain.__name__, (_WithLogp, plain), names | added)  # a config says the name
+
+
+def _log_probs(
+    model: Any,
+    *args: Any,
+    labels: Tensor | None = None,
+    shift_labels: Tensor | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+    **kwargs: Any,
+) -> Any:
+    """TRL's `FusedCausalLMOutput` of a model of `class_with_logp`."""
+    settings: HeadSettings | None = getattr(type(model), "linear_logp", None)
+    if settings is None:
+        raise TypeError(
+            f"fused_lm_head is True; it must be left out for a {type(model).__name__} that is not "
+            "being trained"
+        )
+    trl = require("trl.trainer.utils", "train")
+    head = _head(model)  # at each call: PEFT and FSDP replace it
+    if _in_pieces(head):
+        warnings.warn(
+            f"the head of {type(model).__name__} is in pieces: its log-probs are TRL's, not "
+            "linear_logp's",
+            stacklevel=2,
+        )
+        kwargs |= {"labels": labels, "shift_labels": shift_labels, "fused_lm_head": True}
+        return _of_trl(model, settings)(
+            model, *args, num_items_in_batch=num_items_in_batch, **kwargs
+        )
+    config = model.config.get_text_config()
+    kwargs["use_cache"] = False
+    if getattr(config, "output_router_logits", False):
+        kwargs.setdefault("output_router_logits", True)
+    backbone = model.base_model(*args, **kwargs)
+    hidden = backbone.last_hidden_state
+    if shift_labels is None:
+        if labels is None:
+            raise ValueError("labels is None; it must be given with fused_lm_head=True")
+        hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
+    weight, bias = head.weight, getattr(head, "bias", _plain(model, head).bias)
+    shift_labels = shift_labels.to(weight.device)
+    mask = shift_labels != IGNORED
+    chosen = hidden.to(weight.device)[mask]
+    with torch.autocast(chosen.device.type, enabled=False):
+        found = _of_tokens(chosen, weight, bias, shift_labels[mask], settings)
+    # scattered: a batch without labels still has a graph, and a gradient of 0
+    found = {k: x.new_zeros(mask.shape).masked_scatter(mask, x) for k, x in found.items()}
+    count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    loss, aux_loss = -found["log_probs"].sum() / count, None
+    if kwargs.get("output_router_logits"):
+        aux_loss = _load_balancing(config, backbone.router_logits, kwargs.get("attention_mask"))
+        loss = loss + getattr(config, "router_aux_loss_coef", 0.0) * aux_loss
+    return trl.FusedCausalLMOutput(loss=loss, label_mask=mask, aux_loss=aux_loss, **found)
+
+
+class _Template:
+    """What TRL reads of a model when it makes the forward that is used here with another one."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def forward(self) -> None: ...
+
+
+def _of_trl(model: Any, settings: HeadSettings) -> Any:
+    """TRL's own function ``(model, ..., fused_lm_head=True)``."""
+    trl = require("trl.trainer.utils", "train")
+    template: Any = _Template(model.config)
+    cast = settings.cast_lm_head_to_fp32
+    trl.add_fused_lm_head(template, settings.logits.temperature, cast, settings.outputs)
+    return template.forward.__func__
 
 
 def _of_tokens(
@@ -171,14 +276,13 @@ def _of_tokens(
     weight: Tensor,
     bias: Tensor | None,
     targets: Tensor,
-    logits: Logits,
-    outputs: Sequence[str],
-    uniform: bool,
+    asked: HeadSettings,
 ) -> dict[str, Tensor]:
     """Fields of the output, ``[tokens]`` each. The op below `linear_logp` has them all at once."""
+    logits, outputs = asked.logits, asked.outputs
     settings = Settings(*logits.settings(), IGNORED)
     logp, _, entropy, normaliser, *_ = all_results(
-        hidden, weight, targets, bias, settings, uniform=uniform
+        hidden, weight, targets, bias, settings, uniform=asked.uniform
     )
     found = {"log_probs": logp}
     if "entropy" in outputs:
@@ -244,7 +348,7 @@ def _in_pieces(head: Any) -> bool:
 
 
 @torch.no_grad()
-def _check_against_own(model: Any, own: Any, temperature: float) -> None:
+def _check_against_own(model: Any, temperature: float) -> None:
     """That three tokens' log-probs are those of the model's own logits.
 
     Configs are read by names, and families differ: a model that does more to its logits than
@@ -258,8 +362,10 @@ def _check_against_own(model: Any, own: Any, temperature: float) -> None:
     try:
         ids = torch.arange(4, device=head.weight.device)[None] % len(head.weight)
         given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        logits = own(**given, use_cache=False).logits[:, :-1].float() / temperature
-        found = model(**given, labels=ids, fused_lm_head=True).log_probs
+        # beneath the autocast that Accelerator left on a model of another trainer's
+        forward = vars(model).get("_original_forward", model.forward)
+        logits = forward(**given, use_cache=False).logits[:, :-1].float() / temperature
+        found = forward(**given, labels=ids, fused_lm_head=True).log_probs
     finally:
         for module, training in modes:
             module.training = training

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import inspect
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from .. import losses
 from ..extras import require
-from .fused_head import IGNORED, add_linear_logp
+from .fused_head import IGNORED, class_with_logp, seated
 
 trl = require("trl", "train")
 
@@ -46,23 +47,18 @@ DPO_OPTIONS = (
 
 
 @contextlib.contextmanager
-def _own_heads(trainer: type, uniform: bool) -> Iterator[None]:
-    """While a trainer of TRL's is made, it gives its models our log-probs in place of its own.
+def _own_heads(trainer: type, add: Callable[..., None]) -> Iterator[None]:
+    """While a trainer of TRL's is made, it calls `add` to give its models log-probs.
 
     Only there are they between a model and what wraps it: PEFT, autocast, DDP.
     """
     module: Any = sys.modules[trainer.__module__]
     trls = module.add_fused_lm_head
-    module.add_fused_lm_head = functools.partial(_add_unless_none, uniform=uniform)
+    module.add_fused_lm_head = add
     try:
         yield
     finally:
         module.add_fused_lm_head = trls
-
-
-def _add_unless_none(model: Any, **options: Any) -> None:
-    if not isinstance(model, _NoReference):
-        add_linear_logp(model, **options)
 
 
 class _NoReference(nn.Module):
@@ -76,8 +72,43 @@ class _Trainer:
     _uniform = False  # whether the loss is the mean of log-probs
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        with _own_heads(self._trls, self._uniform):
+        self._classes = weakref.WeakKeyDictionary[nn.Module, type]()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_own_heads(self._trls, functools.partial(self._add_head, stack)))
             super().__init__(*args, **kwargs)
+
+    def _add_head(self, stack: contextlib.ExitStack, model: Any, **options: Any) -> None:
+        if not isinstance(model, _NoReference):
+            self._classes[model] = class_with_logp(model, uniform=self._uniform, **options)
+            stack.enter_context(seated(model, self._classes[model]))
+
+    @contextlib.contextmanager
+    def _heads(self) -> Iterator[None]:
+        """The models with log-probs by `linear_logp`, which they have for the block alone."""
+        with contextlib.ExitStack() as stack:
+            for model, made in list(self._classes.items()):
+                stack.enter_context(seated(model, made))
+            yield
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """As in Transformers."""
+        with self._heads():
+            return super().train(*args, **options)  # type: ignore[misc]
+
+    def evaluation_loop(self, *args: Any, **options: Any) -> Any:
+        """As in Transformers."""
+        with self._heads():
+            return super().evaluation_loop(*args, **options)  # type: ignore[misc]
+
+    def compute_loss(self, *args: Any, **options: Any) -> Any:
+        """As in TRL."""
+        with self._heads():
+            return super().compute_loss(*args, **options)  # type: ignore[misc]
+
+    def compute_ref_log_probs(self, *args: Any, **options: Any) -> Any:
+        """As in TRL."""
+        with self._heads():
+            return super().compute_ref_log_probs(*args, **options)  # type: ignore[misc]
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, *rest: Any, **options: Any
