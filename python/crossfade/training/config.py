@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from .. import loading, models, reading
 from ..extras import old_names, require
+from .checkpoints import checkpoints, last_complete
 from .data import read_jsonl
+from .value_head import ADAPTER, SETTINGS, WEIGHTS
 
 KINDS = ("sft", "dpo", "value")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -128,12 +130,10 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
     """
     make_trainer = {"sft": _sft, "dpo": _dpo, "value": _value}[s.kind]
     output = Path(s.arguments["output_dir"])
-    last = get_last_checkpoint(str(output)) if output.is_dir() else None
-    if resume and last is None:
-        raise ValueError(f"--resume is given, but there is no checkpoint in {str(output)!r}")
-    if not resume and last is not None:
+    last = _checkpoint(s, output) if resume else None
+    if not resume and (there := checkpoints(output)):
         raise ValueError(
-            f"arguments.output_dir is {str(output)!r}, which has {Path(last).name} of another run; "
+            f"arguments.output_dir is {str(output)!r}, which has {there[0].name} of another run; "
             "--resume goes on from it, else it must be another folder"
         )
     data = {"train": _rows("data", s.data)}
@@ -144,17 +144,36 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
         trainer = make_trainer(s, data)
         trainer.add_callback(stop)
         with stop:
-            result = trainer.train(resume_from_checkpoint=last)
+            result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
-        last = get_last_checkpoint(str(output))
         if _is_main_process():
-            print(f"saved {last}; --resume goes on from there", file=sys.stderr)
+            print(f"saved {checkpoints(output)[0]}; --resume goes on from there", file=sys.stderr)
         raise KeyboardInterrupt
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
     measured = dict(result.metrics) if _is_main_process() else None
     trainer.accelerator.end_training()
     return measured
+
+
+def _checkpoint(s: Settings, output: Path) -> Path:
+    """What `--resume` goes on from. Says which later checkpoints cannot be gone on from."""
+    if s.arguments.get("save_only_model"):
+        raise ValueError(
+            "--resume is given, and arguments.save_only_model is True; checkpoints are then "
+            "without the optimizer's state, and nothing goes on from them"
+        )
+    files = [SETTINGS, WEIGHTS] if s.kind == "value" else []
+    if s.lora is not None:
+        files.extend(ADAPTER)
+    try:
+        last, damaged = last_complete(output, files or [CONFIG_NAME, SAFE_WEIGHTS_NAME])
+    except ValueError as error:
+        raise ValueError(f"--resume is given, but {error}") from None
+    for path, why in damaged.items():
+        if _is_main_process():
+            print(f"{path} is damaged ({why}): going on from {last.name}", file=sys.stderr)
+    return last
 
 
 def _is_main_process() -> bool:
