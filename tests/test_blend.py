@@ -434,18 +434,17 @@ class TestModel:
             assert Model(model, adapter=adapter).adapter == adapter
         with pytest.raises(ValueError, match=r"'z'.*\['x', 'y'\]"):
             Model(model, adapter="z")
-        with pytest.raises(ValueError, match="PeftModel"):
+        with pytest.raises(ValueError, match="'x', which the LlamaForCausalLM does not have"):
             Model(LMS[0], adapter="x")
         with pytest.raises(TypeError, match="adapter is a int"):
             Model(model, adapter=1)
         Model(LMS[0], adapter=None)
 
-    def test_the_model_inside_a_peft_model_is_not_plain(self):
-        """PEFT puts its layers into the base: None would run with the adapters on."""
+    def test_the_model_inside_a_peft_model_has_its_adapters(self):
+        """PEFT puts its layers into the base, where they can be switched as well."""
         inner = lora("x").get_base_model()
-        Model(inner)
-        with pytest.raises(ValueError, match="PeftModel"):
-            Model(inner, adapter=None)
+        for adapter in ("x", "active", None):
+            assert Model(inner, adapter=adapter).adapter == adapter
 
     def test_prompt_learning_is_refused(self):
         peft = pytest.importorskip("peft")

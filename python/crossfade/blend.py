@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .adapters import check_adapter
 from .algebra import Algebra
 from .ops.check import MAX_TERMS
 from .ops.types import Support
 from .printing import blend_text, term_text
 from .terms import (
     Costs,
-    check_adapter,
     check_language_model,
     check_name,
     costs,
@@ -46,10 +46,12 @@ class Model(Algebra):
     have the same model object, tokenizer, adapter, system prompt and prompt; names do not count.
 
     Args:
-        model: a Hugging Face causal LM or a `peft.PeftModel` around one, on any device.
+        model: a Hugging Face causal LM, with adapters of its own or not, or a `peft.PeftModel` or
+            `peft.PeftMixedModel` around one, on any device.
         tokenizer: its tokenizer; None trusts that its ids mean what the other terms' ids mean.
         adapter: a PEFT adapter's name, ``"active"`` for what the model would do by itself, or None
-            for the plain base. Terms over one PEFT model share its weights.
+            for the plain base; what it means is asked when the term is used. Terms over one model
+            share its weights.
         system: a system prompt, joined to every request through the chat template.
         prompt: replaces the request's prompt for this term: one, a list of one a request, or a
             function of the request.
@@ -58,9 +60,11 @@ class Model(Algebra):
 
     Raises:
         TypeError: an argument is of the wrong kind, or the model has no language modelling head.
-        ValueError: `adapter` is not an adapter of the model, or `name` is not an identifier.
+        ValueError: `adapter` is not an adapter of the model, or the plain base is not there any
+            more; `name` is not an identifier.
         NotImplementedError: an encoder-decoder model, one with recurrent states (Mamba and its
-            like), or a prompt-learning adapter.
+            like), or a kind of adapter that does more than to change layers token by token (learned
+            prompts, activated LoRA, X-LoRA).
     """
 
     model: Any
@@ -119,6 +123,7 @@ class ValueHead(Algebra):
 
     def __post_init__(self) -> None:
         check_language_model(self.model, head=False)
+        check_adapter(self.model, "active")
         check_name(self.name)
 
     def __repr__(self) -> str:

@@ -14,13 +14,16 @@ RECURRENT_LAYERS = {"linear_attention", "mamba", "recurrent", "conv", "hybrid", 
 
 
 def is_peft(model: Any) -> bool:
-    """Whether this is a `peft.PeftModel`, asked without importing peft."""
+    """Whether this is a `peft.PeftModel` or a mixed one, asked without importing peft."""
     return all(hasattr(model, name) for name in ("peft_config", "disable_adapter"))
 
 
 def underlying(model: Any) -> nn.Module:
     """The Hugging Face model inside a PEFT model, or the model itself."""
-    return model.get_base_model() if is_peft(model) else model
+    while is_peft(model):
+        own = hasattr(model, "get_base_model")  # a PeftMixedModel has none
+        model = model.get_base_model() if own else model.base_model.model
+    return model
 
 
 def text_config(model: Any) -> Any:
@@ -41,13 +44,6 @@ def check_language_model(model: Any, *, head: bool) -> None:
             f"model is a {kind}; it must be a loaded Hugging Face model: an nn.Module with a "
             "config and a forward"
         )
-    if is_peft(model):
-        adapters: dict[str, Any] = model.peft_config  # type: ignore[assignment]
-        learned = [name for name, c in adapters.items() if c.is_prompt_learning]
-        if learned:
-            raise NotImplementedError(
-                f"model has the prompt-learning adapter {learned[0]!r}; these are not supported yet"
-            )
     base = underlying(model)
     if getattr(base.config, "is_encoder_decoder", False):
         raise NotImplementedError(f"model is a {kind}, an encoder-decoder; not supported yet")
@@ -63,27 +59,6 @@ def check_language_model(model: Any, *, head: bool) -> None:
         raise TypeError(
             f"model is a {kind}, which has no language modelling head; it must be a causal LM, as "
             "AutoModelForCausalLM loads it"
-        )
-
-
-def check_adapter(model: Any, adapter: Any) -> None:
-    if adapter is not None and not isinstance(adapter, str):
-        raise TypeError(
-            f"adapter is a {type(adapter).__name__}; it must be a name, 'active' or None"
-        )
-    if adapter == "active":
-        return
-    if is_peft(model):
-        if adapter is not None and adapter not in model.peft_config:
-            raise ValueError(
-                f"adapter is {adapter!r}; it must be one of {sorted(model.peft_config)}, 'active' "
-                "or None"
-            )
-    elif adapter is not None or hasattr(model, "peft_config"):
-        # A base model keeps the layers that PEFT put into it: only its PeftModel can switch them.
-        raise ValueError(
-            f"adapter is {adapter!r}, but model is a {type(model).__name__}; it must be a "
-            "peft.PeftModel for that"
         )
 
 

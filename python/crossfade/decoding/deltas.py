@@ -92,6 +92,8 @@ def _check_kind(layer: Any) -> None:
 
     if type(layer) is not Linear:
         raise Unsupported(f"PEFT's {type(layer).__name__} layers take one adapter at a time")
+    if layer.merged and layer._disable_adapters:
+        raise Unsupported("adapters are merged and disabled: PEFT unmerges them when they run")
     if "forward" in layer.__dict__:
         raise Unsupported("a layer with adapters has a forward of somebody else's")
 

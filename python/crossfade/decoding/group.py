@@ -274,5 +274,3 @@ def check(model: TermModel) -> None:
         raise Unsupported(f"{model.name} has {what}")
     if len({p.device for p in bare.parameters()}) > 1:
         raise Unsupported(f"{model.name} is spread over several devices")
-    if any("XLORA" in str(c.peft_type) for c in getattr(model.model, "peft_config", {}).values()):
-        raise Unsupported(f"{model.name} is an X-LoRA, which runs its base twice")
