@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .. import ops
+from ..adapters import adapter_layers
 from .kv_cache import KVCache
 
 Forward = Callable[..., Any]
@@ -80,8 +81,12 @@ ALL_ATTENTION_FUNCTIONS.register("crossfade", attention)
 
 
 def linear_forwards(model: nn.Module) -> dict[nn.Module, Forward]:
-    """`ops.linear` for every plain linear layer: on CPUs it reads few rows' weights faster."""
-    return {m: _linear(m) for m in model.modules() if is_plain(m)}
+    """`ops.linear` for every plain linear layer: on CPUs it reads few rows' weights faster.
+
+    Not where an adapter of a parameter gives the layer another weight for each of its forwards.
+    """
+    changed = {x.get_base_layer() for x in adapter_layers(model) if hasattr(x, "parameter_name")}
+    return {m: _linear(m) for m in model.modules() if is_plain(m) and m not in changed}
 
 
 def is_plain(module: Any) -> bool:

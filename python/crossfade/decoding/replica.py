@@ -13,7 +13,13 @@ from transformers import PreTrainedConfig
 
 HOOKS = {"_forward_hooks", "_forward_pre_hooks"}
 # dicts of every module that its forward may change, and others
-OWN = {"_buffers", "_modules", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"}
+OWN = {
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+}
 OWN |= HOOKS
 SHARED = set(vars(nn.Module())) - OWN - {"_compiled_call_impl"}
 PLAIN = {bool, int, float, str, type(None)}

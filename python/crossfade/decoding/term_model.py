@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from ..adapters import adapter_layers
 from ..blend import Model
 from ..terms import text_config, underlying
-from .adapters import adapter_layers, states
+from .adapters import states
 from .inputs import Prompts
 from .members import Members
 from .replica import Replica
