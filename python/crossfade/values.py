@@ -142,7 +142,8 @@ class Reward(Values):
     """Any Python function of texts: ``fn(prompts, responses) -> scores``.
 
     It is called at each chunk boundary with the rows that grew. A prompt is as the caller gave it,
-    a text or a chat (ids are decoded); responses are decoded without special tokens.
+    a text or a chat (ids are decoded); responses are as in `Output.text`: a prompt and its response
+    make the whole text.
 
     Args:
         fn: takes two lists of one length, gives as many numbers. NaN is the worst.

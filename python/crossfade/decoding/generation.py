@@ -25,6 +25,7 @@ from .output import Output, Stats
 from .prefix import PrefixCache
 from .term_model import term_models
 from .valuer import Search
+from .writing import Writing
 
 Seed = int | Sequence[int] | Tensor | None
 
@@ -143,12 +144,13 @@ def generate(
     stated_pad = None if config._pad_token_tensor is None else pad
     requests = read_requests(inputs, attention_mask, stated_pad, eos)
     returned = copies = config.num_return_sequences
+    prompts = all_prompts(members, requests, tokenizer, pad)
+    writing = None if tokenizer is None else Writing(tokenizer, prompts[0])
     searching = None
     if search is not None:
         copies = search.rows
         settings.check_search(search, bool(config.do_sample), returned)
-        searching = Search(search, blend, requests, tokenizer, vocabulary, returned)
-    prompts = all_prompts(members, requests, tokenizer, pad)
+        searching = Search(search, blend, requests, tokenizer, writing, vocabulary, returned)
 
     ids = prompts[0].ids.to(device)
     asked = settings.stated("max_length", arguments, generation_config, base.generation_config)
@@ -207,7 +209,7 @@ def generate(
         cache,
         return_cache,
     )
-    output = run(driver, tokenizer)
+    output = run(driver, writing)
     if not return_term_logprobs:
         output = replace(output, term_logprobs=None)
     as_dict = settings.stated("return_dict_in_generate", arguments, generation_config)
@@ -267,7 +269,7 @@ def new_job(
     )
 
 
-def run(driver: Driver, tokenizer: Any = None) -> Output:
+def run(driver: Driver, writing: Writing | None = None) -> Output:
     """Run a job and put together what it gives."""
     driver.run()
     job, results = driver.job, driver.results
@@ -287,9 +289,9 @@ def run(driver: Driver, tokenizer: Any = None) -> Output:
     tokens: Any = written(results.tokens, job.pad)
     prompts = job.prompts[0].ids.to(device)[kept // job.copies]
     text = None
-    if tokenizer is not None:
+    if writing is not None:
         responses = [row[:n] for row, n in zip(tokens.tolist(), each, strict=True)]
-        text = tokenizer.batch_decode(responses, skip_special_tokens=True)
+        text = writing.texts([r // job.copies for r in job.returned], responses)
     values = None
     if job.search is not None:
         values = results.values[kept]

@@ -19,6 +19,7 @@ from .inputs import read_requests
 from .members import Members
 from .term_model import positions_of, term_models
 from .valuer import Search
+from .writing import Writing
 
 
 def decode(
@@ -76,13 +77,15 @@ def decode(
     members = Members(blend, vocabulary, tokenizer)
     models = term_models(members)
     sample = bool(generation_config.do_sample)
+    prompts = all_prompts(members, requests, tokenizer, pad)
     searching = None
     if search is not None:
         settings.check_search(search, sample, copies)
-        searching = Search(search, blend, requests, tokenizer, vocabulary, copies)
+        writing = None if tokenizer is None else Writing(tokenizer, prompts[0])
+        searching = Search(search, blend, requests, tokenizer, writing, vocabulary, copies)
         copies = search.rows
     job = new_job(
-        all_prompts(members, requests, tokenizer, pad),
+        prompts,
         copies,
         lambda rows: logits_processor,  # it takes all rows at once
         stopping_criteria,

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+Ids = Sequence[int]
 Request = str | list[Any]  # a text, a chat (a list of messages) or a list of token ids
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Token ids ``[rows, length]`` int64, left-padded, and their mask (1 is a token, 0 padding)."""
+    """Token ids ``[rows, length]`` int64, left-padded, and their mask (1 is a token, 0 padding).
+
+    `items`: the texts and chats that they were made of; None where they came as ids.
+    """
 
     ids: Tensor
     mask: Tensor
+    items: Sequence[Request] | None = None
 
     def repeat(self, copies: int) -> Prompts:
         """Every row `copies` times in a row: the rows of a request stay together."""
@@ -117,18 +122,21 @@ def term_prompts(
     items = requests.items if prompt is None else _own_prompts(requests.items, prompt, term)
     if system is not None:
         items = [_with_system(item, system, term) for item in items]
-    rows = [encode(item, tokenizer, term) for item in items]
-    for i, row in enumerate(rows):
-        if not row:
+    rows = []
+    for i, item in enumerate(items):
+        try:
+            rows.append(encode(item, tokenizer, term))
+        except ValueError as error:
+            raise ValueError(f"request {i}: {error}") from error
+        if not rows[-1]:
             raise ValueError(f"the prompt of request {i} has no tokens for {term}")
-    return left_pad(rows, pad)
+    return replace(left_pad(rows, pad), items=items)
 
 
 def encode(item: Request, tokenizer: Any, term: str, *, whole: bool = False) -> list[int]:
-    """Token ids of a request; a chat goes through the chat template.
+    """Token ids of a request; a chat goes through the chat template, as `render` says.
 
-    A chat that ends with the assistant's message is continued there, as pipelines of transformers
-    do, or is `whole`; any other gets the start of an answer.
+    A tokenizer that begins every text with a BOS adds none to a text that begins with one.
     """
     if is_ids(item):
         return list(item)
@@ -138,21 +146,32 @@ def encode(item: Request, tokenizer: Any, term: str, *, whole: bool = False) -> 
             f"tokenizer is None for {term}, whose prompt is a {kind}; "
             "give Model(..., tokenizer=...) or tokenizer=..., or pass token ids"
         )
-    if isinstance(item, str):
-        return list(tokenizer(item)["input_ids"])
-    answering = item[-1]["role"] != "assistant"
-    try:
-        text = tokenizer.apply_chat_template(
-            item,
-            tokenize=False,
-            add_generation_prompt=answering,
-            continue_final_message=not answering and not whole,
-        )
-    except Exception as error:  # whatever a template raises: it is the tokenizer's own program
-        raise ValueError(
-            f"the chat template of {term} cannot take the chat {item!r:.200}: {error}"
-        ) from error
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has them
+    if not isinstance(item, str):
+        try:
+            text = render(item, tokenizer, whole=whole)
+        except Exception as error:  # whatever a template raises: it is the tokenizer's own program
+            raise ValueError(
+                f"the chat template of {term} cannot take the chat {item!r:.200}: {error}"
+            ) from error
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has them
+    ids = list(tokenizer(item)["input_ids"])
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+
+def render(chat: list[Any], tokenizer: Any, *, whole: bool = False) -> str:
+    """A chat as the chat template has it.
+
+    One that ends with the assistant's message is continued there, as pipelines of transformers do,
+    or is `whole`; any other gets the start of an answer.
+    """
+    answering = chat[-1]["role"] != "assistant"
+    return tokenizer.apply_chat_template(
+        chat,
+        tokenize=False,
+        add_generation_prompt=answering,
+        continue_final_message=not answering and not whole,
+    )
 
 
 def _is_chat(x: Any) -> bool:

@@ -60,7 +60,9 @@ class Output:
             response, right-padded.
         prompt_length: columns of the prompt in `sequences`.
         lengths: ``[rows]`` int64: new tokens, EOS included.
-        text: the responses without special tokens; None without a tokenizer.
+        text: the responses without special tokens, as they read after their prompts: the text of a
+            prompt and this one make the whole text, with the space between them. In a chat, it is
+            the content of the answer. None without a tokenizer.
         logprobs: ``[rows, new]`` float32, nats: of each token under the blend at temperature 1,
             before logits processors and truncation; 0 past the end.
         sampled_logprobs: ``[rows, new]`` float32: under what was sampled from; 0 where greedy.

@@ -16,11 +16,9 @@ from torch import Tensor
 from .engine import Engine
 from .engine_runner import EngineRunner
 from .group import MAX_LOGITS, Group, common
-from .inputs import Prompts, left_pad
+from .inputs import Ids, Prompts, left_pad
 from .output import ModelStats
 from .term_model import TermModel, positions_of
-
-Ids = Sequence[int]
 
 
 class Question(NamedTuple):

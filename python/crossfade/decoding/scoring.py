@@ -17,6 +17,7 @@ from .members import Members, references_of
 from .mixer import Mixer
 from .output import Scores
 from .term_model import positions_of, term_models
+from .writing import Writing
 
 
 @torch.no_grad()
@@ -39,8 +40,11 @@ def score(
     Args:
         blend: a `Blend`, a `Model` or a bare Hugging Face causal LM.
         prompts: as `inputs` of `crossfade.generate`; every term reads its own.
-        responses: one a prompt (or one alone): texts, tokenized without special tokens (so with
-            no EOS), or lists of token ids, as `Output.responses` gives them.
+        responses: one a prompt (or one alone): lists of token ids, as `Output.responses` gives
+            them, or texts, as `Output.text` does. The tokens of a text are those by which prompt
+            and response together go on from the first term's prompt, without an EOS. Where a token
+            would span the two, the prompt stays as it is, and the response is encoded as if after a
+            character that it shares no token with. In a chat it is the content of an answer.
         tokenizer, attention_mask, return_term_logprobs, kl_to: as in `crossfade.generate`.
 
     Raises:
@@ -52,8 +56,10 @@ def score(
     tokenizer = tokenizer_of(blend, tokenizer)
     members = Members(blend, vocabulary, tokenizer, references_of(blend, kl_to))
     requests = read_requests(prompts, attention_mask)
-    written = _responses(responses, tokenizer, len(requests), members.vocabulary)
     models = term_models(members)
+    read = all_prompts(members, requests, tokenizer, 0)
+    writing = None if tokenizer is None else Writing(tokenizer, read[0])
+    written = _responses(responses, writing, len(requests), members.vocabulary)
     device = models[0].device
 
     def mixer_of(x: Blend, references: Any = ()) -> Mixer:
@@ -66,14 +72,14 @@ def score(
     tokens, real = _right_pad(written)
     steps = tokens.shape[1]
     logits = []
-    for model, prompt in zip(models, all_prompts(members, requests, tokenizer, 0), strict=True):
+    for model, prompt in zip(models, read, strict=True):
         model.check(prompt)
-        read = Prompts(
+        whole = Prompts(
             torch.cat([prompt.ids.cpu().masked_fill(prompt.mask.cpu() == 0, 0), tokens], dim=1),
             torch.cat([prompt.mask.cpu(), real.long()], dim=1),
         ).to(model.device)
-        mask = None if read.mask.all() else read.mask
-        z = model.forward(read.ids, mask, positions_of(read.mask), None, keep=steps + 1)
+        mask = None if whole.mask.all() else whole.mask
+        z = model.forward(whole.ids, mask, positions_of(whole.mask), None, keep=steps + 1)
         logits.append(z.to(device))
 
     tokens, real = tokens.to(device), real.to(device)
@@ -95,7 +101,9 @@ def score(
     )
 
 
-def _responses(responses: Any, tokenizer: Any, requests: int, vocabulary: int) -> list[list[int]]:
+def _responses(
+    responses: Any, writing: Writing | None, requests: int, vocabulary: int
+) -> list[list[int]]:
     if isinstance(responses, str) or is_ids(responses):
         responses = [responses]
     if isinstance(responses, Tensor) and responses.dim() == 2:
@@ -112,9 +120,9 @@ def _responses(responses: Any, tokenizer: Any, requests: int, vocabulary: int) -
     for i, response in enumerate(responses):
         given = response
         if isinstance(response, str):
-            if tokenizer is None:
+            if writing is None:
                 raise ValueError("tokenizer is None; texts as responses need one (or give ids)")
-            response = tokenizer(response, add_special_tokens=False)["input_ids"]
+            response = writing.tokens(i, response)
         if isinstance(response, Tensor):
             response = response.tolist()
         if not is_ids(response):

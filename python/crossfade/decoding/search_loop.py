@@ -74,9 +74,8 @@ class SearchLoop(Loop):
         if chunk_end is not None:
             going = (slots.live & slots.wrote).tolist()
             going = [s for s in self.seated if going[s]]
-            for s, tokens in zip(going, self._written(going).tokens, strict=True):
-                chunk = tokens[self.begun[s] :]
-                if chunk_end(self.search.tokenizer.decode(chunk, skip_special_tokens=True)):
+            for s, chunk in zip(going, self._written(going).since(self.begun), strict=True):
+                if chunk_end(chunk):
                     slots.live[s] = False
 
     def _end(self, stopped: list[int]) -> list[int]:
@@ -176,5 +175,5 @@ class SearchLoop(Loop):
             [r // self.job.copies for r in rows],
             [t[:n] for t, n in zip(tokens, lengths, strict=True)],
             results.finished[row].tolist(),
-            self.search.tokenizer,
+            self.search.writing,
         )

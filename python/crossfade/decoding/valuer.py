@@ -15,12 +15,13 @@ from ..search import ChunkBeamSearch
 from ..values import LogRatio, Reward, RewardModel
 from ..vocabulary import check_vocabularies, vocabulary
 from .engine import Engine
-from .inputs import Prompts, Request, Requests, encode, is_ids, left_pad, term_prompts
+from .inputs import Ids, Prompts, Request, Requests, encode, is_ids, left_pad, term_prompts
 from .modules import Unsupported
 from .output import ModelStats
-from .readers import Ids, Question, Reader, Rereader, log_prob, q_value, scalar
+from .readers import Question, Reader, Rereader, log_prob, q_value, scalar
 from .rows import Results
 from .term_model import TermModel
+from .writing import Writing, as_text
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Search:
     """A search as one call runs it.
 
     Attributes:
+        writing: what rows write, as texts; None without a tokenizer.
         vocabulary: columns that the blend's models share.
         returned: rows that each request gets.
     """
@@ -36,6 +38,7 @@ class Search:
     blend: Blend
     requests: Requests
     tokenizer: Any
+    writing: Writing | None
     vocabulary: int
     returned: int
 
@@ -61,8 +64,11 @@ class Search:
                     if model in self.blend.terms or model in known:
                         continue
                     source = self._source(model, f"{name}.{model.name or role}", own)
-                    columns = self.vocabulary if source.own is None else columns
-                    log_probs.setdefault(id(source.own), (log_prob(columns), []))[1].append(source)
+                    blends = source.writing is None  # its tokens are the blend's
+                    question = log_prob(self.vocabulary if blends else columns)
+                    log_probs.setdefault(id(None if blends else own), (question, []))[1].append(
+                        source
+                    )
             elif isinstance(value, ValueHead):
                 source = self._source(value, name, value.tokenizer)
                 question = scalar() if _is_scalar(source.model.bare) else q_value()
@@ -92,8 +98,7 @@ class Search:
                 "tokenizer is None; the value reads texts: give Model(..., tokenizer=...) or "
                 "tokenizer=..."
             )
-        decode = self.tokenizer.decode
-        return [decode(r) if is_ids(r) else r for r in self.requests.items]
+        return [as_text(r, self.tokenizer) if is_ids(r) else r for r in self.requests.items]
 
     def _source(self, member: Model | ValueHead, name: str, own: Any) -> Source:
         """`own`: the tokenizer of its ids; None: they are the blend's."""
@@ -108,7 +113,7 @@ class Search:
             prompt=getattr(member, "prompt", None),
         )
         model = TermModel(member.model, name, getattr(member, "adapter", "active"))
-        return Source(member, model, prompts, own)
+        return Source(member, model, prompts, None if own is None else Writing(own, prompts))
 
     def _reward(self, value: RewardModel, name: str) -> Source:
         def whole(request: int, response: str) -> Ids:
@@ -124,14 +129,14 @@ class Source:
 
     Attributes:
         key: the `Model`, `ValueHead` or `RewardModel` that it is.
-        own: its tokenizer, where its tokens are not the blend's.
+        writing: of its own tokens, where these are not the blend's.
         whole: of a reward model, what it reads of a request and its response as a text.
     """
 
     key: Any
     model: TermModel
     prompts: Prompts
-    own: Any = None
+    writing: Writing | None = None
     whole: Callable[[int, str], Ids] | None = None
 
     @cached_property
@@ -143,13 +148,12 @@ class Source:
         if self.whole is not None:
             return list(map(self.whole, written.requests, written.texts))
         responses: Sequence[Ids] = written.tokens
-        if self.own is not None:
-            eos = getattr(self.own, "eos_token_id", None)
+        if self.writing is not None:
+            eos = getattr(self.writing.tokenizer, "eos_token_id", None)
             end = [] if eos is None else [eos]
-            encoded = self.own(written.texts, add_special_tokens=False)["input_ids"]
+            each = zip(written.requests, written.texts, written.finished, strict=True)
             responses = [
-                [*ids, *end] if ended else ids
-                for ids, ended in zip(encoded, written.finished, strict=True)
+                [*self.writing.tokens(r, text), *(end if ended else [])] for r, text, ended in each
             ]
         return [[*self.heads[r], *ids] for r, ids in zip(written.requests, responses, strict=True)]
 
@@ -163,11 +167,17 @@ class Written:
     requests: list[int]
     tokens: list[list[int]]
     finished: list[bool]  # by EOS or a stop string
-    tokenizer: Any
+    writing: Writing | None
 
     @cached_property
     def texts(self) -> list[str]:
-        return self.tokenizer.batch_decode(self.tokens, skip_special_tokens=True)
+        assert self.writing is not None  # `Search.texts` has said so where there is none
+        return self.writing.texts(self.requests, self.tokens)
+
+    def since(self, starts: Sequence[int]) -> list[str]:
+        """What each slot has written from the token on that `starts` has for it."""
+        assert self.writing is not None
+        return self.writing.texts(self.requests, self.tokens, [starts[s] for s in self.slots])
 
 
 class Asked:

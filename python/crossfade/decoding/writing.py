@@ -1,0 +1,170 @@
+"""Between the tokens of a response and its text, both of which depend on what stands before them.
+
+Tokenizers treat the beginning of a text unlike its middle. A SentencePiece tokenizer writes a space
+before the first word of a text and takes it off when it decodes, a WordPiece one marks what goes on
+with a word, and a character may begin in one token and end in the next. So nothing here encodes or
+decodes a response alone: it is always read after its prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .inputs import Ids, Prompts, Request, is_ids, render
+
+TOKENS = 64  # of a prompt, that its response is decoded after
+CHARACTERS = 256  # of a prompt, that its response is encoded after
+# What a response is encoded after, where it would share a token with the end of its prompt.
+ANCHORS = ("\n", "a", "0", ".")
+
+
+def text_after(tokenizer: Any, before: Sequence[Ids], new: Sequence[Ids]) -> list[str]:
+    """What `new` tokens add to the text of those before them, special tokens left out.
+
+    Both are decoded together, and the text of the first alone is cut off as far as the two agree.
+    So it and what is given back make the whole text; where a character began before and ends in
+    the new tokens, the whole of it is new.
+    """
+    if not new:
+        return []
+    begun = [b[-TOKENS:] for b in before]
+    heads = tokenizer.batch_decode(begun, skip_special_tokens=True)
+    for i, head in enumerate(heads):
+        # The tail of a prompt may hold no text, or begin within a character.
+        if (not head or head.startswith("\ufffd")) and len(before[i]) > TOKENS:
+            begun[i] = before[i]
+            heads[i] = tokenizer.decode(before[i], skip_special_tokens=True)
+    whole = tokenizer.batch_decode(
+        [[*b, *n] for b, n in zip(begun, new, strict=True)], skip_special_tokens=True
+    )
+    return [
+        text.removeprefix(head) if text.startswith(head) else text[_agree(head, text) :]
+        for head, text in zip(heads, whole, strict=True)
+    ]
+
+
+def tokens_after(tokenizer: Any, before: str, text: str) -> list[int]:
+    """The tokens of `text` where it follows the text `before`.
+
+    They are those by which the tokens of both together go on from the tokens of the first. Where
+    these are no beginning of those, because a token would span the boundary, `text` is encoded
+    after a character that it shares no token with, so that nothing is put before it as before the
+    beginning of a text: the first such tokens that read as `text` after `before`.
+    """
+
+    def encode(x: str) -> list[int]:
+        return list(tokenizer(x, add_special_tokens=False)["input_ids"])
+
+    def rest(head: list[int], both: list[int]) -> list[int]:
+        """What `both` has after `head`; nothing where it does not begin with it."""
+        return both[len(head) :] if both[: len(head)] == head else []
+
+    before = before[-CHARACTERS:]
+    head = encode(before)
+    if ids := rest(head, encode(before + text)):
+        return ids
+    found = [rest(encode(anchor), encode(anchor + text)) for anchor in ANCHORS]
+    found = [ids for ids in (*found, encode(text)) if ids]
+    read = text_after(tokenizer, [head] * len(found), found)
+    alike = [ids for ids, back in zip(found, read, strict=True) if back == text]
+    return next(iter(alike or found), [])
+
+
+def as_text(ids: Sequence[Any], tokenizer: Any) -> str:
+    """Token ids as a text that can be encoded anew, by this tokenizer or by another.
+
+    A BOS that the tokenizer puts before every text is left out: it, or the other one's own, comes
+    back then. Other special tokens stay as they are spelled.
+    """
+    bos = getattr(tokenizer, "bos_token_id", None)
+    added = bos is not None and list(ids[:1]) == [bos] == tokenizer("")["input_ids"][:1]
+    return tokenizer.decode(ids[1:] if added else ids)
+
+
+def answer_lead(tokenizer: Any, chat: list[Any], prompt: str) -> str:
+    """The white space that a chat template puts between the start of an answer and its content.
+
+    `prompt` is the chat as the template has it. A space there belongs to the template, as in
+    ``[/INST] Hello``: the content of the answer is ``Hello``.
+    """
+    if chat[-1]["role"] == "assistant":
+        return ""
+    content = "crossfade"
+    try:
+        whole = tokenizer.apply_chat_template(
+            [*chat, {"role": "assistant", "content": content}], tokenize=False
+        )
+    except Exception:  # whatever a template raises: it may want other answers than this one
+        return ""
+    lead = whole[len(prompt) : whole.rfind(content)] if whole.startswith(prompt) else ""
+    return lead if lead.isspace() else ""
+
+
+class Writing:
+    """The responses to some prompts, as their tokens and as texts.
+
+    The text of a prompt and that of its response make the text of both. A text that was given as a
+    prompt may end in white space that its tokens do not have: a response does not repeat it.
+
+    Args:
+        tokenizer: of their tokens.
+    """
+
+    def __init__(self, tokenizer: Any, prompts: Prompts) -> None:
+        self.tokenizer, self.prompts = tokenizer, prompts.unpadded()
+        self.items: Sequence[Request] = prompts.items or self.prompts
+        self._openings: dict[int, Opening] = {}
+
+    def texts(
+        self, requests: Sequence[int], tokens: Sequence[Ids], starts: Sequence[int] | None = None
+    ) -> list[str]:
+        """What each request's response says, or says from its token ``starts[i]`` on."""
+        starts = [0] * len(tokens) if starts is None else starts
+        rows = list(zip(requests, tokens, starts, strict=True))
+        found = text_after(
+            self.tokenizer,
+            [[*self.prompts[r], *ids[:start]] for r, ids, start in rows],
+            [ids[start:] for _, ids, start in rows],
+        )
+        skipped = ["" if start else self._opening(r).skipped for r, _, start in rows]
+        return [text[_agree(text, skip) :] for text, skip in zip(found, skipped, strict=True)]
+
+    def tokens(self, request: int, text: str) -> list[int]:
+        """The tokens of a response after its prompt, which `texts` reads as `text`."""
+        opening = self._opening(request)
+        return tokens_after(self.tokenizer, opening.text, opening.lead + text)
+
+    def _opening(self, request: int) -> Opening:
+        if request not in self._openings:
+            item, ids = self.items[request], self.prompts[request]
+            if is_ids(item):
+                opening = Opening(as_text(item, self.tokenizer), "", "")
+            else:
+                text = item if isinstance(item, str) else render(item, self.tokenizer)
+                lead = "" if isinstance(item, str) else answer_lead(self.tokenizer, item, text)
+                end = text[len(text.rstrip()) :]
+                kept = self.tokenizer.decode(ids[-TOKENS:], skip_special_tokens=True) if end else ""
+                opening = Opening(text, lead, lead if kept[-1:].isspace() else end + lead)
+            self._openings[request] = opening
+        return self._openings[request]
+
+
+class Opening(NamedTuple):
+    """A prompt as a text, before its response.
+
+    Attributes:
+        lead: the white space that a template puts before an answer.
+        skipped: white space that belongs to prompt and template though a response may write it.
+    """
+
+    text: str
+    lead: str
+    skipped: str
+
+
+def _agree(a: str, b: str) -> int:
+    """How many characters two texts begin with alike."""
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
