@@ -9,9 +9,6 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-# Layer types of Transformers' configs whose state is not a cache of keys and values.
-RECURRENT_LAYERS = {"linear_attention", "mamba", "recurrent", "conv", "hybrid", "hybrid_sliding"}
-
 
 def is_peft(model: Any) -> bool:
     """Whether this is a `peft.PeftModel` or a mixed one, asked without importing peft."""
@@ -47,13 +44,6 @@ def check_language_model(model: Any, *, head: bool) -> None:
     base = underlying(model)
     if getattr(base.config, "is_encoder_decoder", False):
         raise NotImplementedError(f"model is a {kind}, an encoder-decoder; not supported yet")
-    layer_types = getattr(text_config(base), "layer_types", None) or ()
-    layers = RECURRENT_LAYERS.intersection(layer_types)
-    if layers or getattr(base, "_is_stateful", False):
-        why = f" ({', '.join(sorted(layers))} layers)" if layers else ""
-        raise NotImplementedError(
-            f"model is a {kind}, which keeps a recurrent state{why}; not supported yet"
-        )
     can_generate = getattr(base, "can_generate", None)
     if head and can_generate is not None and not can_generate():
         raise TypeError(

@@ -227,7 +227,7 @@ class Driver:
         """The simple path, or the engine with what the settings, the blend and the job allow."""
         job, blend, engine = self.job, self.blend, self.engine
         if self.simple:
-            return SimpleRunner(self.models, job.prompts, job.copies)
+            return SimpleRunner(self.models, job.prompts, job.copies, job.limit)
         count = len(slots.row)
         runner = EngineRunner(self.models, job.prompts, job.copies, count, job.limit, engine)
         each_term = job.term_logprobs or job.references  # needs all logits of every term

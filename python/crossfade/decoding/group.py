@@ -49,7 +49,7 @@ class Group:
         compile: bool = False,
     ) -> None:
         first = models[0]
-        check(first)
+        check(first, most)
         self.terms, self.slots, self.name = tuple(terms), slots, first.name
         self.models = tuple(models)
         self.base = first.bare
@@ -256,8 +256,8 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
     return n
 
 
-def check(model: TermModel) -> None:
-    """Refuse what the engine's caches and attention cannot run.
+def check(model: TermModel, tokens: int) -> None:
+    """Refuse what the engine's caches and attention cannot run on rows of up to so many tokens.
 
     Raises:
         Unsupported: says why.
@@ -274,3 +274,5 @@ def check(model: TermModel) -> None:
         raise Unsupported(f"{model.name} has {what}")
     if len({p.device for p in bare.parameters()}) > 1:
         raise Unsupported(f"{model.name} is spread over several devices")
+    if why := model.follows_longest(tokens):
+        raise Unsupported(why)

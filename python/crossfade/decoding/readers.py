@@ -18,6 +18,8 @@ from .engine_runner import EngineRunner
 from .group import MAX_LOGITS, Group, common
 from .inputs import Ids, Prompts, left_pad
 from .output import ModelStats
+from .own_loop import Frequencies, why_alone
+from .simple_runner import forced
 from .term_model import TermModel, positions_of
 
 
@@ -203,11 +205,16 @@ class Rereader:
         return [self._read(k, *each) for k, each in enumerate(zip(texts, firsts, strict=True))]
 
     def _read(self, k: int, texts: Sequence[Ids], firsts: Sequence[int]) -> list[list[float]]:
-        judge = self._predict if self.question.predicted else self._judge
-        longest = max(map(len, texts))
-        rows = max(1, MAX_LOGITS // (longest * (self.models[k].vocabulary or 1)))
-        if not self.question.predicted and self._pad(k) is None:
-            rows = 1
+        model, longest = self.models[k], max(map(len, texts))
+        rows = max(1, MAX_LOGITS // (longest * (model.vocabulary or 1)))
+        if not self.question.predicted:
+            judge = self._judge
+            if self._pad(k) is None or model.follows_longest(longest):
+                rows = 1
+        elif why_alone(model, longest):
+            judge, rows = self._predict_alone, 1
+        else:
+            judge = self._predict
         found = []
         for at in range(0, len(texts), rows):
             found += judge(k, texts[at : at + rows], firsts[at : at + rows])
@@ -220,13 +227,24 @@ class Rereader:
         read = left_pad(texts, 0).to(model.device)
         keep = 1 + max(len(t) - first for t, first in zip(texts, firsts, strict=True))
         mask = None if read.mask.all() else read.mask
-        logits = model.forward(read.ids, mask, positions_of(read.mask), None, keep=keep)
+        logits = model.read(read.ids, mask, positions_of(read.mask), keep=keep)
         found = []
         for z, text, first in zip(logits, texts, firsts, strict=True):
             n = len(text) - first if self.question.every else 1
             tokens = torch.tensor(text[len(text) - n :], device=z.device)
             found.append(self.question.answer(z[-1 - n : -1], tokens).tolist())
         return found
+
+    def _predict_alone(
+        self, k: int, texts: Sequence[Ids], firsts: Sequence[int]
+    ) -> list[list[float]]:
+        """As `_predict`, of one text whose model must not read another beside it."""
+        (text,), (first,) = texts, firsts
+        n = len(text) - first if self.question.every else 1
+        first = min(first, len(text) - 1)
+        logits = forced(self.models[k], text[:first], text[first:])
+        tokens = torch.tensor(text[len(text) - n :], device=logits.device)
+        return [self.question.answer(logits[len(logits) - n :], tokens).tolist()]
 
     def _judge(self, k: int, texts: Sequence[Ids], firsts: Sequence[int]) -> list[list[float]]:
         """By one output a text, or by one a token. Padded on the right, as encoders are."""
@@ -235,7 +253,8 @@ class Rereader:
         ids = torch.tensor([[*t, *[pad] * (width - len(t))] for t in texts], device=model.device)
         lengths = torch.tensor([len(t) for t in texts], device=model.device)
         mask = torch.arange(width, device=model.device) < lengths[:, None]
-        z = model.runs(input_ids=ids, attention_mask=mask.long(), return_dict=True).logits
+        with Frequencies(model).seated():
+            z = model.runs(input_ids=ids, attention_mask=mask.long(), return_dict=True).logits
         if z.dim() == 3:
             z = z[torch.arange(len(z), device=z.device), lengths - 1]
         return self.question.answer(z, lengths)[:, None].tolist()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..blend import Blend, as_blend
 from ..ops import check
@@ -16,7 +17,8 @@ from .inputs import Prompts, is_ids, read_requests
 from .members import Members, references_of
 from .mixer import Mixer
 from .output import Scores
-from .term_model import positions_of, term_models
+from .simple_runner import forced, why_alone
+from .term_model import TermModel, positions_of, term_models
 from .writing import Writing
 
 
@@ -74,13 +76,7 @@ def score(
     logits = []
     for model, prompt in zip(models, read, strict=True):
         model.check(prompt)
-        whole = Prompts(
-            torch.cat([prompt.ids.cpu().masked_fill(prompt.mask.cpu() == 0, 0), tokens], dim=1),
-            torch.cat([prompt.mask.cpu(), real.long()], dim=1),
-        ).to(model.device)
-        mask = None if whole.mask.all() else whole.mask
-        z = model.forward(whole.ids, mask, positions_of(whole.mask), None, keep=steps + 1)
-        logits.append(z.to(device))
+        logits.append(_logits(model, prompt, written).to(device))
 
     tokens, real = tokens.to(device), real.to(device)
     log_p, terms, kl = [], [], []
@@ -99,6 +95,20 @@ def score(
         else None,
         kl=torch.cat(kl, dim=1).masked_fill(~real, 0.0) if references else None,
     )
+
+
+def _logits(model: TermModel, prompts: Prompts, responses: list[list[int]]) -> Tensor:
+    """Logits ``[requests, tokens, V]`` before each token of the responses, padded on the right."""
+    tokens, real = _right_pad(responses)
+    read = Prompts(
+        torch.cat([prompts.ids.cpu().masked_fill(prompts.mask.cpu() == 0, 0), tokens], dim=1),
+        torch.cat([prompts.mask.cpu(), real.long()], dim=1),
+    ).to(model.device)
+    if why_alone(model, read.ids.shape[1]) is not None:
+        each = zip(prompts.unpadded(), responses, strict=True)
+        return pad_sequence([forced(model, p, r) for p, r in each], batch_first=True)
+    mask = None if read.mask.all() else read.mask
+    return model.read(read.ids, mask, positions_of(read.mask), keep=tokens.shape[1] + 1)[:, :-1]
 
 
 def _responses(

@@ -13,63 +13,79 @@ from torch.nn.functional import pad
 
 from .inputs import Prompts
 from .output import ModelStats
+from .own_loop import OwnRows, steps_matter, why_alone
 from .term_model import TermModel, positions_of
 
 
 class CachedTerm:
-    """A `TermModel` with its cache: reads a prompt, then a token of each row at a time."""
+    """A `TermModel` with its state: reads a prompt, then a token of each row at a time.
 
-    def __init__(self, model: TermModel) -> None:
-        self.model = model
-        self.cache = model.new_cache()
+    Rows share a batch where padding leaves each as it is alone; else each has a batch of its own.
+    """
+
+    def __init__(self, model: TermModel, limit: int) -> None:
+        self.model, self.limit = model, limit
+        self.batches: list[OwnRows] = []
+        self.together = True
         self.forwards = 0
         self.tokens = 0
-        self.mask: Tensor | None = None
-        self.positions: Tensor
 
     def prefill(self, prompts: Prompts, copies: int = 1) -> Tensor:
+        """Logits after the prompts, each read once, however many samples continue it."""
         self.tokens = int(prompts.mask.sum())
-        prompts = prompts.to(self.model.device)
-        ids = prompts.ids.masked_fill(prompts.mask == 0, 0)  # padding may be another vocabulary's
-        positions = positions_of(prompts.mask)
-        self.positions = positions[:, -1:]
-        # no mask where nothing is padded, as Hugging Face does: attention has faster ways then
-        self.mask = None if prompts.mask.all() else prompts.mask
-        logits = self._forward(ids, positions)
-        if self.cache.get_seq_length() != ids.shape[1]:
-            raise NotImplementedError(
-                f"{self.model.name} ({type(self.model.bare).__name__}) does not fill a "
-                "DynamicCache; models with another kind of state are not supported"
-            )
-        if copies > 1:  # a prompt is read once, however many samples continue it
-            self.cache.batch_repeat_interleave(copies)
-            self.positions = self.positions.repeat_interleave(copies, 0)
-            self.mask = None if self.mask is None else self.mask.repeat_interleave(copies, 0)
+        longest = prompts.ids.shape[1] + self.limit
+        self.together = len(prompts.ids) * copies == 1 or why_alone(self.model, longest) is None
+        rows = [prompts] if self.together else [one_row(ids) for ids in prompts.unpadded()]
+        rows = [p.to(self.model.device) for p in rows]
+        self.batches = [OwnRows(self.model, p.ids, p.mask, self.limit) for p in rows]
+        logits = self._step([None] * len(rows))
+        if copies > 1:
+            self.fork(torch.arange(len(logits)).repeat_interleave(copies))
             logits = logits.repeat_interleave(copies, 0)
         return logits
 
     def step(self, tokens: Tensor) -> Tensor:
-        self.positions = self.positions + 1
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        return self._forward(tokens.to(self.model.device)[:, None], self.positions)
+        return self._step(tokens.to(self.model.device).chunk(len(self.batches)))
+
+    def _step(self, tokens: Sequence[Tensor | None]) -> Tensor:
+        self.forwards += len(self.batches)
+        each = zip(self.batches, tokens, strict=True)
+        return torch.cat([batch.step(new) for batch, new in each])
 
     def fork(self, rows: Tensor) -> None:
         """Row i becomes what row ``rows[i]`` is."""
-        rows = rows.to(self.model.device)
-        self.cache.batch_select_indices(rows)
-        self.positions = self.positions[rows]
-        self.mask = None if self.mask is None else self.mask[rows]
-
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        self.forwards += 1
-        return self.model.forward(ids, self.mask, positions, self.cache)[:, -1]
+        if self.together:
+            self.batches[0].select(rows.to(self.model.device))
+            return
+        taken: set[int] = set()
+        batches = []
+        for row in rows.tolist():
+            batch = self.batches[row]
+            batches.append(batch.copy() if row in taken else batch)
+            taken.add(row)
+        self.batches = batches
 
     @property
     def cache_bytes(self) -> int:
-        layers = self.cache.layers
-        tensors = [getattr(x, name, None) for x in layers for name in ("keys", "values")]
-        return sum(t.nbytes for t in tensors if t is not None)
+        return sum(batch.nbytes for batch in self.batches)
+
+
+def forced(model: TermModel, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+    """Logits ``[tokens, V]`` before each token of a response, as `model.generate` would have them
+    if it wrote the response after this prompt alone."""
+    count = len(response)
+    if steps_matter(model, len(prompt) + count):
+        term = CachedTerm(model, count)
+        read = one_row([*prompt])
+        logits = [term.prefill(read), *(term.step(torch.tensor([t])) for t in response[:-1])]
+        return torch.cat(logits)
+    ids = torch.tensor([[*prompt, *response[:-1]]], device=model.device)
+    return model.read(ids, None, positions_of(torch.ones_like(ids)), keep=count)[0]
+
+
+def one_row(ids: list[int]) -> Prompts:
+    tensor = torch.tensor([ids])
+    return Prompts(tensor, torch.ones_like(tensor))
 
 
 class SimpleRunner:
@@ -80,7 +96,7 @@ class SimpleRunner:
     """
 
     def __init__(
-        self, models: Sequence[TermModel], prompts: Sequence[Prompts], copies: int
+        self, models: Sequence[TermModel], prompts: Sequence[Prompts], copies: int, limit: int
     ) -> None:
         for model, prompt in zip(models, prompts, strict=True):
             model.check(prompt)
@@ -90,7 +106,7 @@ class SimpleRunner:
         members: dict[tuple[int, str | None], list[int]] = {}
         for k, m in enumerate(models):
             members.setdefault((id(m.model), m.adapter), []).append(k)
-        self.groups = [(CachedTerm(models[ks[0]]), ks) for ks in members.values()]
+        self.groups = [(CachedTerm(models[ks[0]], limit), ks) for ks in members.values()]
         self.started: list[Tensor] | None = None  # logits after the prompts
 
     def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:

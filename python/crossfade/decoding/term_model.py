@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..adapters import adapter_layers
 from ..blend import Model
@@ -17,8 +17,6 @@ from .adapters import states
 from .inputs import Prompts
 from .members import Members
 from .replica import Replica
-
-CACHED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class TermModel:
@@ -37,6 +35,7 @@ class TermModel:
             self.accepts |= {"attention_mask", "position_ids"}
         self.device: torch.device = next(self.bare.parameters()).device
         self.vocabulary: int | None = getattr(text_config(self.bare), "vocab_size", None)
+        self.original_context = _original_context(text_config(self.bare))
 
     @cached_property
     def runs(self) -> Any:
@@ -48,16 +47,19 @@ class TermModel:
             state.apply(replica)
         return replica.model
 
-    def new_cache(self) -> DynamicCache:
-        config = text_config(self.bare)
-        others = set(getattr(config, "layer_types", None) or ()) - CACHED_LAYERS
-        if others:
-            raise NotImplementedError(
-                f"{self.name} has layers of type {sorted(others)}; those supported are "
-                f"{sorted(CACHED_LAYERS)}"
-            )
-        # a value head's config may be its own: then all its layers are plain
-        return DynamicCache(config=config if hasattr(config, "get_text_config") else None)
+    def follows_longest(self, tokens: int) -> str | None:
+        """Why rows of so many tokens depend on the longest row beside them; None if they do not.
+
+        RoPE frequencies of the types "dynamic" and "longrope" are those of the longest row of a
+        forward, once it is past the model's original context; keys stay as they were written. So
+        a row is what `model.generate` makes of it only alone, and a step at a time.
+        """
+        if self.original_context is None or tokens <= self.original_context:
+            return None
+        return (
+            f"{self.name}'s RoPE frequencies change past {self.original_context} tokens with the "
+            "longest row"
+        )
 
     def check(self, prompts: Prompts) -> None:
         """Ids that the model has no embedding for, which a GPU would answer with an abort."""
@@ -72,31 +74,28 @@ class TermModel:
                 f"ids must be within [0, {self.vocabulary})"
             )
 
-    def forward(
-        self,
-        ids: Tensor,
-        mask: Tensor | None,
-        positions: Tensor,
-        cache: DynamicCache | None,
-        keep: int = 1,
-    ) -> Tensor:
-        """Logits ``[rows, keep, V]`` of the last `keep` positions."""
-        if mask is not None and "attention_mask" not in self.accepts:
-            raise NotImplementedError(
-                f"{self.name} ({type(self.bare).__name__}) takes no attention_mask; without one, "
-                "prompts must have one length"
-            )
+    def read(self, ids: Tensor, mask: Tensor | None, positions: Tensor, keep: int = 1) -> Tensor:
+        """Logits ``[rows, keep, V]`` of the last `keep` positions of whole texts."""
         arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
         arguments |= {"logits_to_keep": keep}
         arguments = {k: v for k, v in arguments.items() if k in self.accepts}
-        output = self.runs(
-            input_ids=ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            return_dict=True,
-            **arguments,
-        )
+        output = self.runs(input_ids=ids, use_cache=False, return_dict=True, **arguments)
         return output.logits[:, -keep:]
+
+
+def _original_context(config: Any) -> int | None:
+    """Tokens past which RoPE frequencies depend on how many there are; None if they never do."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    each = [p for p in (rope, *rope.values()) if isinstance(p, dict)]  # some have one a layer type
+    found = []
+    for p in each:
+        kind = p.get("rope_type") or ""
+        if "dynamic" in kind:
+            found.append(config.max_position_embeddings)
+        elif kind == "longrope":
+            own = p.get("original_max_position_embeddings")
+            found.append(own or config.original_max_position_embeddings)
+    return min(found, default=None)
 
 
 def positions_of(mask: Tensor) -> Tensor:
