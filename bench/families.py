@@ -84,9 +84,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bamba": {"num_hidden_layers": 3, "attn_layer_indices": [1]},
     "codegen": {"rotary_dim": 4},
     "cohere_compass_text": {
-        "rope_parameters": dict.fromkeys(
-            ("full_attention", "sliding_attention"), {"rope_type": "default", "rope_theta": 1e4}
-        )
+        "rope_parameters": {
+            k: {"rope_type": "default", "rope_theta": 1e4}
+            for k in ("full_attention", "sliding_attention")
+        }
     },
     "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2},
@@ -94,7 +95,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "dots3_note": {
         "text_config": {**INDEXER, "swa_head_dim": 16},
-        "vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 32, "mlp_layer_types": ["dense"] * 2},
+        "vision_config": {
+            "adapter_in_dim": 32,
+            "adapter_out_dim": 32,
+            "mlp_layer_types": ["dense"] * 2,
+        },
     },
     "dots3_note_text": INDEXER,
     "falcon_h1": {"mamba_d_ssm": 64},

@@ -272,7 +272,8 @@ def check(model: TermModel, tokens: int) -> None:
     if others or getattr(config, "num_kv_shared_layers", None):
         what = f"layers of type {sorted(others)}" if others else "layers that share their keys"
         raise Unsupported(f"{model.name} has {what}")
-    if len({p.device for p in bare.parameters()}) > 1:
-        raise Unsupported(f"{model.name} is spread over several devices")
+    devices = {p.device for p in bare.parameters()}
+    if len(devices) > 1 or torch.device("meta") in devices:
+        raise Unsupported(f"{model.name} is offloaded or spread over several devices")
     if why := model.follows_longest(tokens):
         raise Unsupported(why)

@@ -8,15 +8,15 @@ rows, and a step calls the same methods of the model in the same order.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, cache_utils, DynamicCache, GenerationConfig, GenerationMixin
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, cache_utils
 
 from ..terms import text_config
+from .replica import Replica
 from .term_model import TermModel, positions_of
 
 # Layers of caches in which padding is masked like any other key.
@@ -25,8 +25,6 @@ PADDED_LAYERS = {
     cache_utils.DynamicSlidingWindowLayer,
     getattr(cache_utils, "DummyLayer", cache_utils.DynamicLayer),
 }
-# What a RoPE module keeps of the longest text that it has seen.
-SEEN = ("inv_freq", "max_seq_len_cached", "attention_scaling")
 
 
 class OwnRows:
@@ -41,7 +39,7 @@ class OwnRows:
         self.model = model
         self.ids = ids.masked_fill(mask == 0, 0)  # padding may be another vocabulary's
         self.arguments = prepared(model, self.ids, mask, limit)
-        self.frequencies = Frequencies(model)
+        self.runs = own_modules(model)
         self.first = True
         self.forwards = 0
 
@@ -50,8 +48,7 @@ class OwnRows:
         if tokens is not None:
             self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
         inputs = next_inputs(self.model, self.ids, self.arguments, first=self.first)
-        with self.frequencies.seated():
-            output = self.model.runs(**inputs, return_dict=True)
+        output = self.runs(**inputs, return_dict=True)
         self.arguments = self._updated(output)
         self.first = False
         self.forwards += 1
@@ -59,7 +56,7 @@ class OwnRows:
 
     def _updated(self, output: Any) -> dict[str, Any]:
         bare = self.model.bare
-        if isinstance(bare, GenerationMixin):
+        if generates(self.model):
             return bare._update_model_kwargs_for_generation(output, self.arguments)
         arguments = dict(self.arguments)
         seen = arguments["past_key_values"].get_seq_length()
@@ -80,7 +77,8 @@ class OwnRows:
         other = copy.copy(self)
         other.ids = self.ids.clone()
         other.arguments = copy.deepcopy(self.arguments)
-        other.frequencies = copy.copy(self.frequencies)
+        if self.runs is not self.model.runs:  # its modules keep something of these rows
+            other.runs = Replica(self.runs).model
         return other
 
     def select(self, rows: Tensor) -> None:
@@ -89,7 +87,7 @@ class OwnRows:
         self.ids = self.ids[rows]
         for name, value in self.arguments.items():
             if isinstance(value, Tensor):
-                # positions are [rows, tokens], for all rows [1, tokens], in some models [3, rows, ...]
+                # positions are [rows, tokens], [1, tokens] for all, or [3, rows, tokens]
                 dim = value.dim() - 2 if name == "position_ids" else 0
                 if value.shape[dim] == count:
                     self.arguments[name] = value.index_select(dim, rows)
@@ -106,44 +104,60 @@ def why_alone(model: TermModel, tokens: int) -> str | None:
     """Why rows of up to so many tokens cannot share a batch that is padded to one length.
 
     None where padding on the left leaves every row as it is alone: the model takes a mask and
-    positions, and keeps nothing but keys and values.
+    positions, keeps nothing but keys and values, and gives the same logits when it is tried.
     """
-    bare = model.bare
-    own = f"{model.name} ({type(bare).__name__})"
     if why := model.follows_longest(tokens):
         return why
+    bare = model.bare
+    if bare not in _WHY:
+        _WHY[bare] = _why_alone(model)
+    found = _WHY[bare]
+    return found and f"{model.name} ({type(bare).__name__}) {found}"
+
+
+_WHY: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+
+
+def _why_alone(model: TermModel) -> str | None:
     if not {"attention_mask", "position_ids"} <= model.accepts:
-        return f"{own} counts positions by itself"
-    if getattr(bare, "_is_stateful", False):
-        return f"{own} keeps more than keys and values"
-    arguments, plain = _tried(model)
-    cache = arguments.get("past_key_values")
-    if not isinstance(cache, DynamicCache) or {type(x) for x in cache.layers} - PADDED_LAYERS:
-        return f"{own} keeps more than keys and values"
-    return None if plain else f"{own} makes inputs of its own"
-
-
-def steps_matter(model: TermModel, tokens: int) -> bool:
-    """Whether a text that is read at once gives other logits than one that is written."""
-    if model.follows_longest(tokens) is not None:
-        return True
-    arguments, plain = _tried(model)
-    return not plain or not any(isinstance(value, Cache) for value in arguments.values())
-
-
-def _tried(model: TermModel) -> tuple[dict[str, Any], bool]:
-    """What a model's loop begins with, and whether its forwards get the tokens as they are.
-
-    Asked with a token after one that is padding: the first forward must get both with their mask,
-    and a later one the last alone.
-    """
+        return "counts positions by itself"
+    # a token after one that is padding: a first forward must get both with their mask, and a later
+    # one the last alone
     ids, mask = torch.tensor([[0, 0], [0, 1]], device=model.device)[:, None]
     arguments = prepared(model, ids, mask, 1)
+    cache = arguments.get("past_key_values")
+    if (
+        getattr(model.bare, "_is_stateful", False)
+        or not isinstance(cache, DynamicCache)
+        or {type(x) for x in cache.layers} - PADDED_LAYERS
+    ):
+        return "keeps more than keys and values"
     first, later = (next_inputs(model, ids, arguments, first=x) for x in (True, False))
-    read, after = first.get("input_ids"), later.get("input_ids")
-    masked = first.get("attention_mask") is not None
-    plain = masked and read is not None and read.tolist() == [[0, 0]]
-    return arguments, plain and after is not None and after.tolist() == [[0]]
+    read, after = (x.get("input_ids") for x in (first, later))
+    if first.get("attention_mask") is None or read is None or after is None:
+        return "makes inputs of its own"
+    if read.tolist() != [[0, 0]] or after.tolist() != [[0]]:
+        return "makes inputs of its own"
+    return "reads padding" if not model.bare.training and _reads_padding(model) else None
+
+
+def _reads_padding(model: TermModel) -> bool:
+    """Whether a prompt and a token after it give other logits with padding before them."""
+    text = torch.tensor([[0, 0, 0, 1, 2]], device=model.device) % (model.vocabulary or 3)
+    mask = torch.tensor([[0, 0, 0, 1, 1]], device=model.device)
+    padded, plain = OwnRows(model, text, mask, 2), OwnRows(model, text[:, 3:], mask[:, 3:], 2)
+    for token in (None, text[:, -1]):
+        ours, theirs = padded.step(token).float(), plain.step(token).float()
+        kinds = {p.dtype for p in model.bare.parameters() if p.is_floating_point()}
+        rounding = 4 * max(torch.finfo(k).eps for k in kinds or {torch.float32})
+        if (ours - theirs).abs().max() > max(rounding, 1e-4) * theirs.abs().max():
+            return True
+    return False
+
+
+def generates(model: TermModel) -> bool:
+    """Whether a model has Hugging Face's loop; value heads and modules of the user's have none."""
+    return isinstance(model.bare, GenerationMixin)
 
 
 class Captured(NamedTuple):
@@ -167,7 +181,7 @@ def _capture(
 def prepared(model: TermModel, ids: Tensor, mask: Tensor, limit: int) -> dict[str, Any]:
     """The arguments that `generate` begins its loop with, its cache among them."""
     bare = model.bare
-    if not isinstance(bare, GenerationMixin):
+    if not generates(model):
         arguments: dict[str, Any] = {
             # no mask where nothing is padded, as in Hugging Face: attention has faster ways then
             "attention_mask": None if mask.all() else mask,
@@ -201,7 +215,7 @@ def next_inputs(
 ) -> dict[str, Any]:
     """What the model's next forward gets."""
     bare = model.bare
-    if isinstance(bare, GenerationMixin):
+    if generates(model):
         new = 1 if arguments.get("use_cache") and not first else None
         return bare.prepare_inputs_for_generation(
             ids, next_sequence_length=new, is_first_iteration=first, **arguments
@@ -209,52 +223,41 @@ def next_inputs(
     return {**arguments, "input_ids": ids if first else ids[:, -1:]}
 
 
-class Frequencies:
-    """What a model's RoPE modules keep of the texts before, as one row alone would leave it.
+def own_modules(model: TermModel) -> Any:
+    """What is called for rows of their own.
 
-    Dynamic frequencies grow with the longest text that a module has seen, so each row brings its
-    own and the model's are put back.
+    Dynamic RoPE frequencies grow with the longest text that a module has seen, and some recurrent
+    layers hold their state: such modules are a replica's, that have seen nothing.
     """
-
-    def __init__(self, model: TermModel) -> None:
-        self.modules: list[nn.Module] = []
-        if model.original_context is not None:
-            self.modules = [m for m in model.bare.modules() if hasattr(m, "max_seq_len_cached")]
-        self.states = [_fresh(m) for m in self.modules]
-
-    @contextmanager
-    def seated(self) -> Iterator[None]:
-        found = [_state(m) for m in self.modules]
-        try:
-            self._set(self.states)
-            yield
-            self.states = [_state(m) for m in self.modules]
-        finally:
-            self._set(found)
-
-    def _set(self, states: list[dict[str, Any]]) -> None:
-        for module, state in zip(self.modules, states, strict=True):
-            for name in _state(module).keys() - state.keys():
-                delattr(module, name)
-            for name, value in state.items():
-                setattr(module, name, value)
+    if not any(map(_keeps, model.bare.modules())):
+        return model.runs
+    found = Replica(model.runs).model
+    for module in found.modules():
+        if hasattr(module, "max_seq_len_cached"):
+            _forget(module)
+    return found
 
 
-def _state(module: nn.Module) -> dict[str, Any]:
-    every = {**vars(module), **module._buffers}
-    return {k: v for k, v in every.items() if k.endswith(SEEN)}
+def _keeps(module: nn.Module) -> bool:
+    """Whether a module keeps something of what it reads, outside of caches."""
+    kind = getattr(module, "rope_type", "")
+    kinds = kind.values() if isinstance(kind, dict) else [kind]
+    if any("dynamic" in k for k in kinds):
+        return True
+    states = (v for k, v in vars(module).items() if k.endswith(("_state", "_states")))
+    return any(v is None or isinstance(v, Tensor) for v in states)
 
 
-def _fresh(module: Any) -> dict[str, Any]:
-    """The state of a module that has seen nothing."""
-    state = _state(module)
-    for name in list(state):
-        original = f"{name.removesuffix('inv_freq')}original_inv_freq"
+def _forget(module: Any) -> None:
+    """Frequencies as they are before the first text."""
+    for name in list(vars(module)):
         if name.endswith("max_seq_len_cached"):
-            state[name] = module.original_max_seq_len
-        elif name.endswith("inv_freq") and original in state:
-            state[name] = state[original].clone()  # some are written to in place
-    return state
+            setattr(module, name, module.original_max_seq_len)
+    for name in list(module._buffers):
+        prefix = name.removesuffix("inv_freq")
+        original = getattr(module, f"{prefix}original_inv_freq", None)
+        if name != prefix and original is not None:
+            setattr(module, name, original.clone())  # some are written to in place
 
 
 def tensors_in(x: Any, found: dict[int, Tensor] | None = None) -> dict[int, Tensor]:

@@ -18,7 +18,7 @@ from .engine_runner import EngineRunner
 from .group import MAX_LOGITS, Group, common
 from .inputs import Ids, Prompts, left_pad
 from .output import ModelStats
-from .own_loop import Frequencies, why_alone
+from .own_loop import own_modules, why_alone
 from .simple_runner import forced
 from .term_model import TermModel, positions_of
 
@@ -253,8 +253,8 @@ class Rereader:
         ids = torch.tensor([[*t, *[pad] * (width - len(t))] for t in texts], device=model.device)
         lengths = torch.tensor([len(t) for t in texts], device=model.device)
         mask = torch.arange(width, device=model.device) < lengths[:, None]
-        with Frequencies(model).seated():
-            z = model.runs(input_ids=ids, attention_mask=mask.long(), return_dict=True).logits
+        runs = own_modules(model)
+        z = runs(input_ids=ids, attention_mask=mask.long(), return_dict=True).logits
         if z.dim() == 3:
             z = z[torch.arange(len(z), device=z.device), lengths - 1]
         return self.question.answer(z, lengths)[:, None].tolist()

@@ -17,7 +17,8 @@ from .inputs import Prompts, is_ids, read_requests
 from .members import Members, references_of
 from .mixer import Mixer
 from .output import Scores
-from .simple_runner import forced, why_alone
+from .own_loop import why_alone
+from .simple_runner import forced
 from .term_model import TermModel, positions_of, term_models
 from .writing import Writing
 

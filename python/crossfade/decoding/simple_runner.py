@@ -13,8 +13,8 @@ from torch.nn.functional import pad
 
 from .inputs import Prompts
 from .output import ModelStats
-from .own_loop import OwnRows, steps_matter, why_alone
-from .term_model import TermModel, positions_of
+from .own_loop import OwnRows, why_alone
+from .term_model import TermModel
 
 
 class CachedTerm:
@@ -71,16 +71,11 @@ class CachedTerm:
 
 
 def forced(model: TermModel, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
-    """Logits ``[tokens, V]`` before each token of a response, as `model.generate` would have them
-    if it wrote the response after this prompt alone."""
-    count = len(response)
-    if steps_matter(model, len(prompt) + count):
-        term = CachedTerm(model, count)
-        read = one_row([*prompt])
-        logits = [term.prefill(read), *(term.step(torch.tensor([t])) for t in response[:-1])]
-        return torch.cat(logits)
-    ids = torch.tensor([[*prompt, *response[:-1]]], device=model.device)
-    return model.read(ids, None, positions_of(torch.ones_like(ids)), keep=count)[0]
+    """Logits ``[tokens, V]`` before each token of a response, as `model.generate` has them when it
+    writes it after this prompt alone: a token at a time."""
+    term = CachedTerm(model, len(response))
+    first = term.prefill(one_row([*prompt]))
+    return torch.cat([first, *(term.step(torch.tensor([t])) for t in response[:-1])])
 
 
 def one_row(ids: list[int]) -> Prompts:

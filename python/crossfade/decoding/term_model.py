@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..adapters import adapter_layers
@@ -33,7 +33,7 @@ class TermModel:
             self.bare, PreTrainedModel
         ):  # a module of the user's own that hands its arguments on
             self.accepts |= {"attention_mask", "position_ids"}
-        self.device: torch.device = next(self.bare.parameters()).device
+        self.device = _input_device(self.bare, name)
         self.vocabulary: int | None = getattr(text_config(self.bare), "vocab_size", None)
         self.original_context = _original_context(text_config(self.bare))
 
@@ -81,6 +81,27 @@ class TermModel:
         arguments = {k: v for k, v in arguments.items() if k in self.accepts}
         output = self.runs(input_ids=ids, use_cache=False, return_dict=True, **arguments)
         return output.logits[:, -keep:]
+
+
+def _input_device(model: nn.Module, name: str) -> torch.device:
+    """Where a model reads its tokens, also where accelerate keeps its weights elsewhere.
+
+    Raises:
+        ValueError: its parameters are on the meta device, and nothing brings their numbers.
+    """
+    if not any(p.is_meta for p in model.parameters()):
+        return next(model.parameters()).device
+    devices = []
+    for prefix, module in model.named_modules():
+        for key in (k for k, p in module.named_parameters(prefix, recurse=False) if p.is_meta):
+            hook = getattr(module, "_hf_hook", None)  # accelerate's, which brings the numbers
+            if hook is None:
+                raise ValueError(
+                    f"{name} is a {type(model).__name__} whose parameter {key} is on the meta "
+                    "device, which holds no numbers; it must be loaded"
+                )
+            devices.append(getattr(hook, "execution_device", None))
+    return torch.device(next((d for d in devices if d is not None), "cpu"))
 
 
 def _original_context(config: Any) -> int | None:
