@@ -411,12 +411,7 @@ class TestModel:
         bart.is_encoder_decoder = False
         Model(BartForCausalLM(bart))
         mamba = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)
-        with pytest.raises(NotImplementedError, match=r"MambaForCausalLM.*recurrent"):
-            Model(MambaForCausalLM(mamba))
-        linear = llama()
-        linear.config = LlamaConfig(**SIZE, num_attention_heads=2, layer_types=["linear_attention"])
-        with pytest.raises(NotImplementedError, match="linear_attention"):
-            ValueHead(linear)
+        Model(MambaForCausalLM(mamba))  # what generate can run is a term
 
     def test_any_module_with_a_config_will_do(self):
         class Own(nn.Module):
