@@ -62,8 +62,8 @@ class Model(Algebra):
         TypeError: an argument is of the wrong kind, or the model has no language modelling head.
         ValueError: `adapter` is not an adapter of the model, or the plain base is not there any
             more; `name` is not an identifier.
-        NotImplementedError: an encoder-decoder model or a kind of adapter that does more than to change layers token by token (learned
-            prompts, activated LoRA, X-LoRA).
+        NotImplementedError: an encoder-decoder model, or a kind of adapter that does more than to
+            change layers token by token (learned prompts, activated LoRA, X-LoRA).
     """
 
     model: Any

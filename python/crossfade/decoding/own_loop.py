@@ -77,7 +77,7 @@ class OwnRows:
         other = copy.copy(self)
         other.ids = self.ids.clone()
         other.arguments = copy.deepcopy(self.arguments)
-        if self.runs is not self.model.runs:  # its modules keep something of these rows
+        if self.model.keeps:
             other.runs = Replica(self.runs).model
         return other
 
@@ -224,28 +224,15 @@ def next_inputs(
 
 
 def own_modules(model: TermModel) -> Any:
-    """What is called for rows of their own.
-
-    Dynamic RoPE frequencies grow with the longest text that a module has seen, and some recurrent
-    layers hold their state: such modules are a replica's, that have seen nothing.
-    """
-    if not any(map(_keeps, model.bare.modules())):
+    """What is called for rows of their own: a replica that has seen nothing, where modules keep
+    something of what they read."""
+    if not model.keeps:
         return model.runs
     found = Replica(model.runs).model
     for module in found.modules():
         if hasattr(module, "max_seq_len_cached"):
             _forget(module)
     return found
-
-
-def _keeps(module: nn.Module) -> bool:
-    """Whether a module keeps something of what it reads, outside of caches."""
-    kind = getattr(module, "rope_type", "")
-    kinds = kind.values() if isinstance(kind, dict) else [kind]
-    if any("dynamic" in k for k in kinds):
-        return True
-    states = (v for k, v in vars(module).items() if k.endswith(("_state", "_states")))
-    return any(v is None or isinstance(v, Tensor) for v in states)
 
 
 def _forget(module: Any) -> None:

@@ -47,6 +47,15 @@ class TermModel:
             state.apply(replica)
         return replica.model
 
+    @cached_property
+    def keeps(self) -> bool:
+        """Whether modules keep something of what they read, outside of caches.
+
+        Dynamic RoPE frequencies grow with the longest text so far; some recurrent layers hold their
+        state.
+        """
+        return any(map(_keeps, self.bare.modules()))
+
     def follows_longest(self, tokens: int) -> str | None:
         """Why rows of so many tokens depend on the longest row beside them; None if they do not.
 
@@ -102,6 +111,14 @@ def _input_device(model: nn.Module, name: str) -> torch.device:
                 )
             devices.append(getattr(hook, "execution_device", None))
     return torch.device(next((d for d in devices if d is not None), "cpu"))
+
+
+def _keeps(module: nn.Module) -> bool:
+    kind = getattr(module, "rope_type", None)
+    if any("dynamic" in k for k in (kind.values() if isinstance(kind, dict) else [kind or ""])):
+        return True
+    states = (v for k, v in vars(module).items() if k.endswith(("_state", "_states")))
+    return any(v is None or isinstance(v, Tensor) for v in states)
 
 
 def _original_context(config: Any) -> int | None:
