@@ -27,6 +27,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from .. import losses
 from ..extras import require
 from .fused_head import IGNORED, class_with_logp, seated
+from .kl_pairs import with_kl_responses
 
 trl = require("trl", "train")
 
@@ -201,7 +202,9 @@ def _labelled(row: Mapping[str, Any], every: bool) -> dict[str, list[int]]:
 class KTOTrainer(_Trainer, trl.KTOTrainer):  # type: ignore[name-defined]
     """TRL's `KTOTrainer`, by `linear_logp`.
 
-    Datasets may have `prompt_ids` and `completion_ids` besides `label`.
+    Datasets may have `prompt_ids` and `completion_ids` besides `label`. The KL term's responses
+    answer other prompts, also where a batch has a prompt several times or a single row
+    (`training.kl_pairs`); where it has not, they are TRL's.
     """
 
     _trls = trl.KTOTrainer
@@ -224,19 +227,13 @@ class KTOTrainer(_Trainer, trl.KTOTrainer):  # type: ignore[name-defined]
                 "label, prompt_ids, completion_ids and label, or chosen and rejected"
             )
         if not ids:
-            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        if args.max_length is not None:
+            dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        elif args.max_length is not None:
             dataset = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
         _check_some(name, dataset, args)
-        if self.calculate_KL:  # each prompt with the response to the one before, in its batch
-            size = args.per_device_train_batch_size
-            dataset = dataset.map(_mismatched, batched=True, batch_size=size)
-        return dataset
-
-
-def _mismatched(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    responses = rows["completion_ids"]
-    return {"KL_completion_ids": [responses[-1], *responses[:-1]]}
+        if not self.calculate_KL:
+            return dataset
+        return with_kl_responses(dataset, args.per_device_train_batch_size, name)
 
 
 class DPOTrainer(_Trainer, trl.DPOTrainer):  # type: ignore[name-defined]
