@@ -98,11 +98,60 @@ def test_values_are_compared():
         check_vocabularies(blend)
 
 
-def test_a_missing_token_is_a_difference():
+def test_an_id_that_one_tokenizer_lacks_is_padding():
     short, long = tokenizer(WORDS[:50]), tokenizer()
     blend = Model(lm(), tokenizer=short, name="a") + Model(lm(), tokenizer=long, name="b")
-    with pytest.raises(ValueError, match="token 50 is None for a and 'w50' for b"):
+    assert check_vocabularies(blend) == 50
+    gap = tokenizer([*WORDS[:7], *WORDS[8:]])  # nothing has id 59, and all from 7 on moved
+    with pytest.raises(ValueError, match="token 7 is 'w7' for a and 'w8' for b"):
+        check_vocabularies(
+            Model(lm(), tokenizer=long, name="a") + Model(lm(), tokenizer=gap, name="b")
+        )
+    hole = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(
+            WordLevel({w: i for i, w in enumerate(WORDS) if i != 7}, unk_token="w0")
+        )
+    )
+    assert check_vocabularies(Model(lm(), tokenizer=long) + Model(lm(), tokenizer=hole)) == 60
+
+
+def test_a_difference_says_what_to_do():
+    blend = Model(lm(), tokenizer=tokenizer(), name="a") + Model(
+        lm(), tokenizer=swapped(), name="b"
+    )
+    with pytest.raises(ValueError, match="leave the tokenizer of b out"):
         check_vocabularies(blend)
+    assert check_vocabularies(Model(lm(), tokenizer=tokenizer()) + Model(lm())) == 60
+
+
+def test_more_than_padding_is_refused():
+    """Columns that nothing but a number tells apart: a smaller model's are not all there are."""
+    size = "vocabularies differ: large has 3,000 columns and small 1,000, more than padding"
+    large, small = Model(lm(3000), name="large"), Model(lm(1000), name="small")
+    with pytest.raises(ValueError, match=size):
+        check_vocabularies(large + small)
+    with pytest.raises(ValueError, match=size):  # a tokenizer of the inputs vouches for no model
+        check_vocabularies(large + small, tokenizer())
+    with pytest.raises(ValueError, match="small has 1,000 columns and large 3,000"):
+        check_vocabularies(small + ValueHead(lm(3000), name="large"))
+    with pytest.raises(ValueError, match=size):
+        check_vocabularies(Model(lm(3000), tokenizer=tokenizer(), name="large") + small)
+    # Qwen2's sizes differ by 128, Pythia's by 384
+    assert check_vocabularies(Model(lm(3000)) + Model(lm(3384))) == 3000
+
+
+def test_tokenizers_vouch_for_models_of_other_sizes():
+    words = [f"w{i}" for i in range(3000)]
+    large, small = tokenizer(words), tokenizer(words[:1000])
+    blend = Model(lm(3000), tokenizer=large) + Model(lm(1000), tokenizer=small)
+    assert check_vocabularies(blend) == 1000
+
+
+@pytest.mark.parametrize(("columns", "words"), [(1000, 3000), (3000, 60)])
+def test_the_tokenizer_of_another_model(columns, words):
+    other = tokenizer([f"w{i}" for i in range(words)])
+    with pytest.raises(ValueError, match=f"tokenizer of the inputs has {words:,} tokens"):
+        check_vocabularies(as_blend(Model(lm(columns), name="a")), other)
 
 
 def test_tokens_that_no_model_can_write_do_not_matter():

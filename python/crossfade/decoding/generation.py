@@ -17,6 +17,7 @@ from ..terms import underlying
 from ..vocabulary import check_vocabularies
 from . import settings
 from .driver import Driver
+from .ends import check_ids
 from .engine import Engine
 from .inputs import Prompts, Requests, read_requests, term_prompts
 from .loop import Job
@@ -138,6 +139,8 @@ def generate(
         if streamer is not None:
             raise NotImplementedError("streamer is set; a search knows its rows at the end alone")
     config = settings.resolve(base, generation_config, arguments)
+    ends_asked = settings.stated("eos_token_id", arguments, generation_config) is not None
+    check_ids(config, vocabulary, blend, tokenizer, ends_asked=ends_asked)
     base._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=device)
     eos = [] if config._eos_token_tensor is None else config._eos_token_tensor.tolist()
     pad = _pad_id(config, tokenizer)

@@ -13,6 +13,7 @@ from ..terms import underlying
 from ..vocabulary import check_vocabularies
 from . import settings
 from .driver import Driver
+from .ends import check_ids
 from .engine import Engine
 from .generation import Seed, all_prompts, new_job, parts, run, seeds_and_streams, tokenizer_of
 from .inputs import read_requests
@@ -76,6 +77,8 @@ def decode(
     vocabulary, tokenizer = check_vocabularies(blend), tokenizer_of(blend)
     members = Members(blend, vocabulary, tokenizer)
     models = term_models(members)
+    ends_asked = generation_config.eos_token_id != model.generation_config.eos_token_id
+    check_ids(generation_config, vocabulary, blend, tokenizer, ends_asked=ends_asked)
     sample = bool(generation_config.do_sample)
     prompts = all_prompts(members, requests, tokenizer, pad)
     searching = None
