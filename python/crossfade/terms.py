@@ -29,6 +29,12 @@ def text_config(model: Any) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
+def is_multimodal(model: Any) -> bool:
+    """Whether the text decoder is one part of a model that reads pictures or sounds as well."""
+    config = getattr(underlying(model), "config", None)
+    return config is not None and text_config(underlying(model)) is not config
+
+
 def check_language_model(model: Any, *, head: bool) -> None:
     """Refuse what cannot be decoded. `head`: it must have a language modelling head."""
     kind = type(model).__name__

@@ -140,6 +140,15 @@ def test_refuses_what_only_the_caller_knows(
         base.generate(batch["input_ids"][:1], past_key_values=cache, **hook)
 
 
+def test_inputs_embeds_are_refused_by_name(blend: cf.Blend, base: PreTrainedModel) -> None:
+    ids = torch.tensor([[5, 6, 7]])
+    hook: dict[str, Any] = {"custom_generate": cf.decode, "blend": blend, "max_new_tokens": 2}
+    hook["inputs_embeds"] = base.get_input_embeddings()(ids)
+    for inputs in ({}, {"input_ids": ids}, {"attention_mask": torch.ones_like(ids)}):
+        with pytest.raises(NotImplementedError, match=r"inputs_embeds is not .*pass input_ids"):
+            base.generate(**inputs, **hook)
+
+
 WARPERS = [
     TemperatureLogitsWarper(0.5),
     TopKLogitsWarper(5),

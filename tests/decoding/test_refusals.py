@@ -68,12 +68,106 @@ def test_unsupported_arguments_raise_by_name(name: str, base: PreTrainedModel) -
         cf.generate(base, [5, 6], max_new_tokens=2, **{name: object()})
 
 
-def test_saved_settings_are_not_ignored_either() -> None:
+SAVED_WITHOUT_EFFECT: dict[str, Any] = {
+    "use_cache": False,  # as every Trainer leaves it
+    "cache_implementation": "static",
+    "cache_config": {"max_cache_len": 64},
+    "prefill_chunk_size": 4,
+    "max_cache_len": 64,
+    "compile_config": CompileConfig(),
+    "decoder_start_token_id": 0,
+    "early_stopping": True,
+    "length_penalty": 2.0,
+    "diversity_penalty": 0.5,
+    "num_beam_groups": 2,
+    "num_assistant_tokens": 5,
+    "assistant_confidence_threshold": 0.0,
+    "prompt_lookup_num_tokens": 3,
+    "output_attentions": True,
+    "output_hidden_states": True,
+    "output_scores": True,
+    "output_logits": True,
+    "remove_invalid_values": True,
+}
+
+
+@pytest.mark.parametrize("name", SAVED_WITHOUT_EFFECT)
+def test_saved_settings_that_change_no_token_are_passed_over(name: str) -> None:
+    model, value = make(), SAVED_WITHOUT_EFFECT[name]
+    ids = torch.tensor([[5, 6, 7]])
+    expected = model.generate(ids, max_new_tokens=4)
+    setattr(model.generation_config, name, value)
+    assert torch.equal(cf.generate(model, ids, max_new_tokens=4).sequences, expected)
+    again = GenerationConfig(max_new_tokens=4)
+    setattr(again, name, value)  # a config made of the saved one says what that one does
+    found = cf.generate(model, ids, generation_config=again).sequences
+    assert torch.equal(found, expected)
+    hooked = model.generate(
+        ids,
+        custom_generate=cf.decode,
+        blend=model,
+        max_new_tokens=4,
+        return_dict_in_generate=True,
+    )
+    assert torch.equal(hooked.sequences, expected)
+    assert getattr(model.generation_config, name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "off"),
+    [
+        ("num_beams", 3, "pass num_beams=1"),
+        ("guidance_scale", 1.5, "pass guidance_scale=1"),
+        ("encoder_repetition_penalty", 1.2, "pass encoder_repetition_penalty=1.0"),
+        ("token_healing", True, "set it to None there"),
+    ],
+)
+def test_saved_settings_that_change_tokens_are_refused(name: str, value: Any, off: str) -> None:
     model = make()
-    model.generation_config.num_beams = 3
-    with pytest.raises(NotImplementedError, match="num_beams=3"):
+    setattr(model.generation_config, name, value)
+    message = rf"{name}={value} of the model's saved generation_config \({off}\)"
+    with pytest.raises(NotImplementedError, match=message):
         cf.generate(model, [5, 6], max_new_tokens=2)
-    assert cf.generate(model, [5, 6], max_new_tokens=2, num_beams=1).lengths.tolist() == [2]
+    if name != "token_healing":
+        neutral = 1.0 if name.endswith("penalty") else 1
+        out = cf.generate(model, [5, 6], max_new_tokens=2, **{name: neutral})
+        assert out.lengths.tolist() == [2]
+
+
+def test_a_saved_search_that_hugging_face_would_not_do() -> None:
+    """Contrastive search is greedy alone: who samples is not refused."""
+    model = make()
+    model.generation_config.penalty_alpha = 0.6
+    model.generation_config.top_k = 4
+    with pytest.raises(NotImplementedError, match=r"penalty_alpha=0.6 of the model's saved"):
+        cf.generate(model, [5, 6], max_new_tokens=2)
+    assert cf.generate(model, [5, 6], max_new_tokens=2, do_sample=True).lengths.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "todo"),
+    [
+        ({"use_cache": False}, "leave it out"),
+        ({"cache_implementation": "static"}, "leave it out"),
+        ({"num_beams": 4}, "search=ChunkBeamSearch"),
+        ({"guidance_scale": 2.0}, "presets.cfg"),
+        ({"length_penalty": 2.0}, "leave it out"),
+        ({"decoder_start_token_id": 1}, "leave it out"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_what_is_asked_is_refused_with_what_to_do(
+    arguments: dict[str, Any], todo: str, base: PreTrainedModel
+) -> None:
+    with pytest.raises(NotImplementedError, match=f"is not supported; .*{todo}"):
+        cf.generate(base, [5, 6], max_new_tokens=2, **arguments)
+
+
+@pytest.mark.parametrize("name", sorted(UNSUPPORTED_ARGUMENTS))
+def test_unsupported_arguments_that_ask_for_nothing(name: str, base: PreTrainedModel) -> None:
+    for nothing in (None, False, {}):
+        out = cf.generate(base, [5, 6], max_new_tokens=1, **{name: nothing})
+        assert out.lengths.tolist() == [1]
 
 
 def test_every_field_of_hugging_face_is_decided() -> None:
@@ -86,7 +180,7 @@ def test_every_field_of_hugging_face_is_decided() -> None:
         config = GenerationConfig()
         setattr(config, name, "anything")
         with pytest.raises(NotImplementedError, match=f"^{name}="):
-            check_supported(config)
+            check_supported(config, GenerationConfig())
 
 
 class Chatty:

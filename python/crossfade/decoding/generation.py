@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from ..blend import Blend, Model, as_blend
 from ..ops import check
 from ..search import ChunkBeamSearch, Recipe, check_search
-from ..terms import underlying
+from ..terms import is_multimodal, underlying
 from ..vocabulary import check_vocabularies
 from . import settings
 from .driver import Driver
@@ -145,7 +145,7 @@ def generate(
     eos = [] if config._eos_token_tensor is None else config._eos_token_tensor.tolist()
     pad = _pad_id(config, tokenizer)
     stated_pad = None if config._pad_token_tensor is None else pad
-    requests = read_requests(inputs, attention_mask, stated_pad, eos)
+    requests = read_requests(inputs, attention_mask, stated_pad, eos, is_multimodal(base))
     returned = copies = config.num_return_sequences
     prompts = all_prompts(members, requests, tokenizer, pad)
     writing = None if tokenizer is None else Writing(tokenizer, prompts[0])

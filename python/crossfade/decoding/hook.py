@@ -9,18 +9,21 @@ from transformers import GenerationConfig
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..search import ChunkBeamSearch
-from ..terms import underlying
+from ..terms import is_multimodal, underlying
 from ..vocabulary import check_vocabularies
 from . import settings
 from .driver import Driver
 from .ends import check_ids
 from .engine import Engine
 from .generation import Seed, all_prompts, new_job, parts, run, seeds_and_streams, tokenizer_of
-from .inputs import read_requests
+from .inputs import asks_nothing, read_requests
 from .members import Members
 from .term_model import positions_of, term_models
 from .valuer import Search
 from .writing import Writing
+
+# What Hugging Face hands over of its own: these are looked at, or have no effect here.
+OWN = {"attention_mask", "past_key_values", "position_ids", "use_cache", "logits_to_keep"}
 
 
 def decode(
@@ -67,9 +70,9 @@ def decode(
             f"generate was called on a {type(model).__name__} that is no term of the blend "
             f"{blend}; call it on one that is"
         )
-    settings.check_supported(generation_config)
+    settings.check_supported(generation_config, model.generation_config)
     copies = generation_config.num_return_sequences
-    mask = _mask(input_ids, model_kwargs)
+    mask = _mask(model, input_ids, model_kwargs)
     requests = read_requests(input_ids[::copies], mask[::copies])  # a request's copies are equal
     stated = generation_config._pad_token_tensor
     pad = 0 if stated is None else int(stated)
@@ -106,19 +109,22 @@ def decode(
     return sequences
 
 
-def _mask(input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+def _mask(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
     """The prompts' attention mask; refuses, by name, whatever else came with them."""
-    mask = model_kwargs.pop("attention_mask", None)
+    saved = model.generation_config
+    types = is_multimodal(model)
+    for name, value in model_kwargs.items():
+        wants = getattr(saved, name, None)
+        if name in OWN or asks_nothing(name, value, types) or value is wants is True:
+            continue
+        why = ": each term embeds tokens by itself; pass input_ids" if "embeds" in name else ""
+        raise NotImplementedError(f"{name} is not supported with custom_generate=decode{why}")
+    mask = model_kwargs.get("attention_mask")
     mask = input_ids.new_ones(input_ids.shape) if mask is None else mask.ne(0).long()
-    cache = model_kwargs.pop("past_key_values", None)
+    cache = model_kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise NotImplementedError("past_key_values is not supported: a blend has a cache a term")
-    positions = model_kwargs.pop("position_ids", None)
+    positions = model_kwargs.get("position_ids")  # [requests, tokens], or one for each of some axes
     if positions is not None and ((positions != positions_of(mask)) & mask.bool()).any():
         raise NotImplementedError("position_ids is not supported; they follow from attention_mask")
-    for name in ("use_cache", "logits_to_keep"):  # Hugging Face's own
-        model_kwargs.pop(name, None)
-    for name, value in model_kwargs.items():
-        if value is not None and value is not False:
-            raise NotImplementedError(f"{name} is not supported with custom_generate=decode")
     return mask

@@ -58,19 +58,38 @@ def left_pad(rows: Sequence[Sequence[int]], pad: int) -> Prompts:
     return Prompts(torch.tensor(ids, device="cpu"), torch.tensor(mask, device="cpu"))
 
 
+def asks_nothing(name: str, value: Any, multimodal: bool = False) -> bool:
+    """Whether an argument of a model is as good as left out.
+
+    It is None, False, or holds nothing, as where a multimodal model is given a text alone; or it
+    says of every token of such a model that it is text.
+    """
+    if value is None or value is False:
+        return True
+    if isinstance(value, (Mapping, list, tuple)):
+        return not value
+    of_types = name == "mm_token_type_ids" or (name == "token_type_ids" and multimodal)
+    return isinstance(value, Tensor) and (value.numel() == 0 or (of_types and not value.any()))
+
+
 def read_requests(
-    inputs: Any, attention_mask: Any = None, pad: int | None = None, eos: Sequence[int] = ()
+    inputs: Any,
+    attention_mask: Any = None,
+    pad: int | None = None,
+    eos: Sequence[int] = (),
+    multimodal: bool = False,
 ) -> Requests:
     """The requests in `inputs`, in any of the forms that `crossfade.generate` takes.
 
     A tensor without a mask is padded where it holds `pad`, unless `pad` is one of `eos`, as in
-    Hugging Face.
+    Hugging Face. `multimodal`: whether the inputs are for a model that reads other things too.
     """
     if isinstance(inputs, Mapping):
         if "input_ids" not in inputs:
             raise ValueError(f"inputs has the keys {sorted(inputs)}; it must have 'input_ids'")
         for key, value in inputs.items():
-            if key not in ("input_ids", "attention_mask") and value is not None:
+            known = key in ("input_ids", "attention_mask")
+            if not known and not asks_nothing(key, value, multimodal):
                 raise NotImplementedError(
                     f"inputs has {key!r}, which is not supported; only 'input_ids' and "
                     "'attention_mask' are"

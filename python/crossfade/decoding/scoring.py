@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..blend import Blend, as_blend
 from ..ops import check
+from ..terms import is_multimodal
 from ..vocabulary import check_vocabularies
 from .generation import all_prompts, tokenizer_of
 from .inputs import Prompts, is_ids, read_requests
@@ -58,7 +59,9 @@ def score(
     vocabulary = check_vocabularies(blend, tokenizer)
     tokenizer = tokenizer_of(blend, tokenizer)
     members = Members(blend, vocabulary, tokenizer, references_of(blend, kl_to))
-    requests = read_requests(prompts, attention_mask)
+    requests = read_requests(
+        prompts, attention_mask, multimodal=is_multimodal(blend.terms[0].model)
+    )
     models = term_models(members)
     read = all_prompts(members, requests, tokenizer, 0)
     writing = None if tokenizer is None else Writing(tokenizer, read[0])

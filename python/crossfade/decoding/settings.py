@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation import GenerationMode
 from transformers.generation import logits_process as hf
 from transformers.generation.stopping_criteria import (
     EosTokenCriteria,
@@ -17,6 +18,7 @@ from transformers.generation.stopping_criteria import (
 
 from ..ops import check
 from ..search import ChunkBeamSearch
+from .inputs import asks_nothing
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 # fields of GenerationConfig that decoding does what they say
@@ -29,6 +31,29 @@ SUPPORTED = {
     *("renormalize_logits", "watermarking_config", "num_return_sequences"),
     *("pad_token_id", "bos_token_id", "eos_token_id", "return_dict_in_generate"),
     *("disable_compile", "transformers_version"),
+}
+# Fields about how Hugging Face runs a model, and what more it gives back: where a model's saved
+# config has them, they are passed over.
+HOW = {
+    *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "low_memory"),
+    *("prefill_chunk_size", "compile_config", "continuous_batching_config"),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
+    *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule"),
+    *("assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind"),
+    *("assistant_ensemble_weight", "max_matching_ngram_size", "speculation_type"),
+    # of encoder-decoders, of beams, and of scores that are not finite, which end a row here
+    *("decoder_start_token_id", "early_stopping", "length_penalty", "remove_invalid_values"),
+}
+# Fields that choose how Hugging Face searches: saved ones are passed over where it would not.
+MODE = {
+    *("num_beams", "num_beam_groups", "diversity_penalty", "constraints", "force_words_ids"),
+    *("penalty_alpha", "dola_layers"),
+    *("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"),
+}
+SAME_TOKENS = {
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.ASSISTED_GENERATION,
 }
 # the others' values that ask for nothing, besides None; False where none is given
 NEUTRAL = {
@@ -49,11 +74,15 @@ NEUTRAL = {
     "max_matching_ngram_size": 2,
 }
 INSTEAD = {
-    "guidance_scale": "; presets.cfg is classifier-free guidance",
-    "output_scores": "; logprobs are always returned, return_term_logprobs=True adds each term's",
-    "output_logits": "; logprobs are always returned, return_term_logprobs=True adds each term's",
-    "remove_invalid_values": "; a row without a finite score is reported and ended",
-    "num_beams": "; beam search is not supported",
+    "guidance_scale": "presets.cfg is classifier-free guidance",
+    "output_scores": "logprobs are always returned, return_term_logprobs=True adds each term's",
+    "output_logits": "logprobs are always returned, return_term_logprobs=True adds each term's",
+    "remove_invalid_values": "a row without a finite score is reported and ended",
+    "num_beams": "there is no beam search; leave it out, or search=ChunkBeamSearch(...) by a value",
+    "use_cache": "each term has a cache of its own; leave it out, Engine(simple=True) is the plain "
+    "path of Hugging Face",
+    "cache_implementation": "each term has a cache of its own; leave it out",
+    "decoder_start_token_id": "a response begins with its prompt; leave it out",
 }
 # arguments of model.generate that are no fields of GenerationConfig
 UNSUPPORTED_ARGUMENTS = {
@@ -90,7 +119,10 @@ def resolve(
         NotImplementedError: names an argument that is not supported.
     """
     fields = vars(GenerationConfig())
-    for name in arguments:
+    for name, value in list(arguments.items()):
+        if name in UNSUPPORTED_ARGUMENTS and asks_nothing(name, value):
+            del arguments[name]
+            continue
         if name in UNSUPPORTED_ARGUMENTS:
             raise NotImplementedError(f"{name} is not supported by crossfade.generate")
         if name not in fields or name.startswith("_"):
@@ -105,7 +137,7 @@ def resolve(
     config, _ = model._prepare_generation_config(generation_config, **arguments)
     if stated("top_k", arguments, generation_config, model.generation_config) is None:
         config.top_k = None
-    check_supported(config)
+    check_supported(config, model.generation_config)
     for name in SAMPLING if config.do_sample else ():
         if getattr(config, name) is not None:
             value = check.setting(name, getattr(config, name), 1, torch.device("cpu"))
@@ -129,14 +161,29 @@ def stated(name: str, arguments: dict[str, Any], *configs: GenerationConfig | No
     return next((v for v in values if v is not None), None)
 
 
-def check_supported(config: GenerationConfig) -> None:
-    """Refuse, by name, whatever `config` asks for that decoding does not do."""
+def check_supported(config: GenerationConfig, saved: GenerationConfig) -> None:
+    """Refuse, by name, whatever `config` asks for that decoding does not do.
+
+    What is `saved` with the model, and would change no token in Hugging Face, is passed over: its
+    fields are set to None.
+    """
+    mode = config.get_generation_mode()
     for name in vars(GenerationConfig()):
         value = getattr(config, name, None)
         if name in SUPPORTED or name.startswith("_") or value is None:
             continue
-        if value != NEUTRAL.get(name, False):
-            raise NotImplementedError(f"{name}={value!r} is not supported{INSTEAD.get(name, '')}")
+        if value == NEUTRAL.get(name, False):
+            continue
+        found = f"{name}={value!r}"
+        if value == getattr(saved, name, None):
+            if name in HOW or (name in MODE and mode in SAME_TOKENS):
+                setattr(config, name, None)
+                continue
+            neutral = NEUTRAL.get(name)
+            off = f"pass {name}={neutral!r}" if neutral is not None else "set it to None there"
+            found += f" of the model's saved generation_config ({off})"
+        instead = INSTEAD.get(name, "leave it out")
+        raise NotImplementedError(f"{found} is not supported; {instead}")
 
 
 def _check_numbers(asked: dict[str, Any]) -> None:
