@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from .engine_runner import EngineRunner
 from .graph import Stepper
 from .guides import LazyGuides
 from .loop import Job, Loop
+from .memory import is_out_of_memory
 from .mixer import Mixer, Weights
 from .modules import Unsupported
 from .output import ModelStats
@@ -26,6 +28,7 @@ from .prefix import PrefixCache
 from .rows import Results, Slots
 from .search_loop import SearchLoop
 from .simple_runner import SimpleRunner
+from .streaming import Stream
 from .term_model import TermModel
 from .valuer import Valuer
 
@@ -54,6 +57,8 @@ class Driver:
         cache: PrefixCache | None = None,
         keep_cache: bool = False,
     ) -> None:
+        if job.streamer is not None:
+            job = replace(job, streamer=Stream(job.streamer))
         self.blend, self.models, self.job, self.vocabulary = blend, models, job, vocabulary
         self.engine, self.max_batch, self.progress = engine, max_batch, progress
         self.given, self.keep_cache = cache, keep_cache
@@ -90,11 +95,13 @@ class Driver:
     @torch.no_grad()
     def run(self) -> None:
         """Decode, as far as time, memory and the user let it."""
-        start = time.perf_counter()
+        start, stream = time.perf_counter(), self.job.streamer
         show = self._most() < self.job.rows if self.progress is None else self.progress is True
         with progress_bar(len(self.given_back), "row") if show else nullcontext() as bar:
             self.tell = self.progress if callable(self.progress) else bar and bar.update
             try:
+                if stream is not None:
+                    stream.put(0, self.job.prompts[0].ids.repeat_interleave(self.job.copies, 0))
                 self._run()
             except KeyboardInterrupt:
                 self.interrupted = True
@@ -103,8 +110,13 @@ class Driver:
                     RuntimeWarning,
                     stacklevel=3,
                 )
-        if self.job.streamer is not None:
-            self.job.streamer.end()
+            except BaseException:
+                if stream is not None:  # whoever reads it in another thread would wait for ever
+                    with suppress(Exception):
+                        stream.end()
+                raise
+        if stream is not None:
+            stream.end()
         self.seconds = time.perf_counter() - start
 
     def _run(self) -> None:
@@ -113,21 +125,24 @@ class Driver:
             self.notes.append(f"fixed batches: {self.job.aligned}")
         while todo := [r for r in range(self.job.rows) if r not in self.ended]:
             batch = todo[:most] if self._aligned else todo
-            count = min(most, len(batch))
+            count, short = min(most, len(batch)), False
             try:
                 self._decode(batch, count)
             except Unsupported as reason:
-                if self._whole:
-                    raise NotImplementedError(f"cache and return_cache: {reason}") from None
+                if self._whole or self.simple:
+                    what = "the simple path" if self.simple else "cache and return_cache"
+                    raise NotImplementedError(f"{what}: {reason}") from None
                 self.notes.append(f"the simple path: {reason}")
                 self.simple = True
                 most = self._most()
-            except RuntimeError as error:
-                most = self._of_requests(count // 2)
-                together = self._whole or self.job.streamer is not None
-                if not _is_out_of_memory(error) or most == 0 or together:
+            except (RuntimeError, MemoryError) as error:
+                fewer = self._fewer(count)
+                if fewer == 0 or not is_out_of_memory(error):
                     raise
-                self.notes.append(f"memory ran out: {most} rows at a time")
+                self.notes.append(f"memory ran out: {fewer} rows at a time")
+                most, short = fewer, True
+            if short:  # what was tried is let go by now, but for what others tied into cycles
+                gc.collect()
             if deadline is not None and time.time() > deadline:
                 return
             if again := [r for r in batch if r not in self.ended]:
@@ -149,6 +164,13 @@ class Driver:
             together = self._aligned or self._whole
             most = self.job.rows if together else ROWS.get(self.device.type, ROWS["cuda"])
         return self._of_requests(most) or self.job.copies
+
+    def _fewer(self, count: int) -> int:
+        """Rows at a time where memory ran out for `count`; 0: there is no smaller batch."""
+        if self._whole or self.job.streamer is not None:
+            return 0
+        half = count // 2  # rows of one request may be apart, but in a search
+        return self._of_requests(half) or (half if self.job.search is None else 0)
 
     def _of_requests(self, rows: int) -> int:
         """So many rows; of whole requests, where those start at one step."""
@@ -226,9 +248,9 @@ class Driver:
     def _runner(self, slots: Slots) -> SimpleRunner | EngineRunner:
         """The simple path, or the engine with what the settings, the blend and the job allow."""
         job, blend, engine = self.job, self.blend, self.engine
-        if self.simple:
-            return SimpleRunner(self.models, job.prompts, job.copies, job.limit)
         count = len(slots.row)
+        if self.simple:
+            return SimpleRunner(self.models, job.prompts, job.copies, count, job.limit)
         runner = EngineRunner(self.models, job.prompts, job.copies, count, job.limit, engine)
         each_term = job.term_logprobs or job.references  # needs all logits of every term
         if engine.share_head and blend.power == 0 and blend.support is None and not each_term:
@@ -261,7 +283,3 @@ class Driver:
 def _divisor(n: int, most: int) -> int:
     """The largest divisor of n up to `most`: looks at the device fall on chunks' ends."""
     return next(d for d in range(min(n, most), 0, -1) if n % d == 0)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -85,8 +85,8 @@ def generate(
         return_kl_to_base: the same for the first term alone, as `Output.kl_to_base`.
         max_batch: rows decoded at a time; one that ends gives its place to the next, so that a
             long list runs at the rate of a full batch. None takes 32 on CPUs and 64 on GPUs.
-            Where logits processors, stopping criteria or a streamer read all rows at one step,
-            rows go in batches of whole requests, by default all at once.
+            Where logits processors or stopping criteria read all rows at one step, rows go in
+            batches of whole requests, by default all at once; with a streamer, always all at once.
         progress: show a bar on stderr; by default where there are more rows than `max_batch`. Or a
             function that is called with how many rows have ended since its last call.
         engine: how the models are run; see `Engine`.
@@ -194,10 +194,10 @@ def generate(
         search=searching,
     )
     whole = cache is not None or return_cache
-    if whole and max_batch is not None and max_batch < job.rows:
+    together = "cache or return_cache" if whole else "a streamer" if streamer is not None else None
+    if together and max_batch is not None and max_batch < job.rows:
         raise ValueError(
-            f"max_batch is {max_batch}; with cache or return_cache it must be at least the "
-            f"{job.rows} rows"
+            f"max_batch is {max_batch}; with {together} it must be at least the {job.rows} rows"
         )
     if whole and engine is not None and engine.simple:
         raise ValueError("engine is simple, which has no cache to keep; leave it out")

@@ -103,8 +103,6 @@ class Loop:
 
     def run(self, stepper: Stepper, sync_every: int, on_end: Any) -> None:
         """Decode until every row has ended or time is up; `on_end` gets the rows that ended."""
-        if self.job.streamer is not None and self.ids is not None:
-            self.job.streamer.put(self.ids.cpu())
         while self._seat():
             for _ in range(sync_every):
                 logits = stepper(self.step, self.runner.reserve())
@@ -164,7 +162,7 @@ class Loop:
             new = slots.tokens.masked_fill(~slots.wrote, job.pad)
             self.ids = torch.cat([self.ids, new[:, None]], dim=1)
             if job.streamer is not None:
-                job.streamer.put(new.cpu())
+                job.streamer.put(self.steps, new)
         if job.criteria:
             slots.end(self._ended() & slots.wrote)
 

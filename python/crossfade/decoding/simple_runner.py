@@ -91,11 +91,17 @@ class SimpleRunner:
     """
 
     def __init__(
-        self, models: Sequence[TermModel], prompts: Sequence[Prompts], copies: int, limit: int
+        self,
+        models: Sequence[TermModel],
+        prompts: Sequence[Prompts],
+        copies: int,
+        slots: int,
+        limit: int,
     ) -> None:
         for model, prompt in zip(models, prompts, strict=True):
             model.check(prompt)
         self.models, self.prompts, self.copies = tuple(models), prompts, copies
+        self.slots = slots
         self.device = models[0].device
         self.columns = [(k,) for k in range(len(models))]
         members: dict[tuple[int, str | None], list[int]] = {}
@@ -105,12 +111,24 @@ class SimpleRunner:
         self.started: list[Tensor] | None = None  # logits after the prompts
 
     def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:
-        """Reads all prompts: each once, and then it is `copies` rows."""
-        requests = sorted({row // self.copies for row in rows})
-        prompts = [Prompts(p.ids[requests], p.mask[requests]) for p in self.prompts]
+        """Reads all prompts, each once: then it is `copies` rows, and each slot takes its own."""
+        requests: dict[int, list[int]] = {}
+        for row in rows:
+            requests.setdefault(row // self.copies, []).append(row)
+        copies = max(map(len, requests.values()))
+        prompts = [Prompts(p.ids[[*requests]], p.mask[[*requests]]) for p in self.prompts]
         self.started = self._spread(
-            [t.prefill(stack([prompts[k] for k in ks]), self.copies) for t, ks in self.groups]
+            [t.prefill(stack([prompts[k] for k in ks]), copies) for t, ks in self.groups]
         )
+        read = {
+            r: i * copies + j for i, rs in enumerate(requests.values()) for j, r in enumerate(rs)
+        }
+        seated = dict(zip(slots, rows, strict=True))
+        source = [read[seated.get(slot, rows[0])] for slot in range(self.slots)]
+        count = len(requests) * copies
+        if source != list(range(count)):
+            self._select(source, count)
+            self.started = [z[source] for z in self.started]
 
     def step(self, tokens: Tensor, live: Tensor) -> list[Tensor]:
         """Logits ``[rows, V]``, one a term and then one a value: after the prompts, at first, and
@@ -122,9 +140,13 @@ class SimpleRunner:
 
     def fork(self, parents: Sequence[int], shared: Sequence[int]) -> None:
         """Row i becomes what row ``parents[i]`` is, in all of its cache; -1 leaves it as it is."""
-        source = torch.tensor([i if p < 0 else p for i, p in enumerate(parents)], device="cpu")
+        self._select([i if p < 0 else p for i, p in enumerate(parents)], len(parents))
+
+    def _select(self, source: Sequence[int], count: int) -> None:
+        """Row i of each term becomes what its row ``source[i]``, of `count` rows, is."""
+        rows = torch.tensor(source, device="cpu")
         for term, ks in self.groups:
-            term.fork(torch.cat([source + m * len(source) for m in range(len(ks))]))
+            term.fork(torch.cat([rows + m * count for m in range(len(ks))]))
 
     def reserve(self) -> bool:
         return False  # caches grow by themselves
