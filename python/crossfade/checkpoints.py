@@ -9,20 +9,26 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from . import reading
 from .extras import old_names, require
 from .terms import is_peft
 
+logger = getLogger(__name__)
+
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT names them
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -85,38 +91,74 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def check_model_folder(folder: Path) -> None:
+    """What can be seen before weights are read: a language model's config, and files of weights.
+
+    Raises:
+        OSError, ValueError: as `load_model`.
+    """
+    kinds = _object(folder / CONFIG).get("architectures") or []
+    for kind in kinds if isinstance(kinds, list) else [kinds]:
+        if CLASSIFIER.search(str(kind)):
+            raise ValueError(f"{str(folder)!r} is a {kind}; it must be a causal language model")
+    if (folder / GENERATION).is_file():  # of which Transformers passes over what it cannot read
+        _object(folder / GENERATION)
+    _weight_files(folder)
+
+
 def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
     """The causal LM of a folder, in eval mode.
 
     Raises:
         OSError: weights are missing, in another format, or cannot be read.
-        ValueError: the folder is of something else, or does not have all of the model's weights.
+        ValueError: the folder is of something else, or its weights are not those of its config.
     """
-    config = _object(folder / CONFIG)
-    for kind in config.get("architectures") or ():
-        if isinstance(kind, str) and CLASSIFIER.search(kind):
-            raise ValueError(f"{str(folder)!r} is a {kind}; it must be a causal language model")
-    with _weights_alone(folder) as view, _errors_of(folder):
-        read = AutoConfig.from_pretrained(view, **FROM_DISK)
-        _check_no_kernels(read, folder)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            view,
-            config=read,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            **FROM_DISK,
-        )
+    check_model_folder(folder)
+    with _weights_alone(folder) as view:
+        with _errors_of(folder, view=view):
+            config = AutoConfig.from_pretrained(view, **FROM_DISK)
+        _check_config(config, folder)
+        with _errors_of(folder, view=view), _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                view,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are in the report
+                output_loading_info=True,
+                **FROM_DISK,
+            )
     model, report = loaded
-    missing = sorted(report["missing_keys"]) + sorted(k for k, *_ in report["mismatched_keys"])
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(
-            f"{str(folder)!r} is incomplete: it has no weights for {missing[0]}{more} of "
-            f"{type(model).__name__}"
-        )
+    _check_whole(model, report, folder)
     model.config.name_or_path = model.name_or_path = str(folder)
     return model.eval()
+
+
+def _check_whole(model: Any, report: Mapping[str, Any], folder: Path) -> None:
+    """That every weight of a model was in its file, and that its config leaves no layer out."""
+    kind = type(model).__name__
+    for key, saved, own in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"{key} in {str(folder)!r} is {list(saved)}; it must be {list(own)}, as {CONFIG} says"
+        )
+    if missing := sorted(report["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(
+            f"{str(folder)!r} is incomplete: it has no weights for {missing[0]}{more} of {kind}"
+        )
+    known = {_without_numbers(key) for key in model.state_dict()}
+    for key in sorted(report["unexpected_keys"]):
+        if _without_numbers(key) in known:
+            raise ValueError(
+                f"{str(folder)!r} has weights for {key}, a layer that {CONFIG} does not have"
+            )
+    if unused := sorted(report["unexpected_keys"]):
+        logger.warning("%s has weights that a %s does not use, such as %s", folder, kind, unused[0])
+
+
+def _without_numbers(key: str) -> str:
+    """The name of a weight without the numbers of layers and experts in it."""
+    return re.sub(r"\.\d+(?=\.)", ".N", key)
 
 
 def with_adapters(model: Any, folders: Mapping[str, str | os.PathLike[str]]) -> Any:
@@ -156,6 +198,7 @@ def add_adapter(
     must = f"it must be an adapter of a model like this {kind}"
     with _errors_of(folder, f"{where} is {str(folder)!r}; {must}"):
         with old_names():
+            warnings.filterwarnings("ignore", ".*Found missing adapter keys")  # an error below
             if is_peft(model):
                 model.load_adapter(str(path), **options)
             else:
@@ -206,7 +249,7 @@ def _weights_alone(folder: Path) -> Iterator[Path]:
     it would load the one that lies there, or even the base that it names.
     """
     with tempfile.TemporaryDirectory(prefix="crossfade-") as view:
-        for name in [CONFIG, "generation_config.json", *_weight_files(folder)]:
+        for name in [CONFIG, GENERATION, *_weight_files(folder)]:
             if (folder / name).is_file():
                 os.symlink((folder / name).resolve(), Path(view, name))
         yield Path(view)
@@ -235,8 +278,11 @@ def _weight_files(folder: Path) -> list[str]:
     return [INDEX, *sorted(set(parts.values()))]
 
 
-def _check_no_kernels(config: Any, folder: Path) -> None:
-    """That a config asks for no attention or experts out of a repository of compiled code."""
+def _check_config(config: Any, folder: Path) -> None:
+    """That a model has layers, and asks for no attention out of a repository of compiled code."""
+    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 1)
+    if layers is not None and layers < 1:
+        raise ValueError(f"{folder / CONFIG} has num_hidden_layers {layers}; it must be at least 1")
     parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
     for part in parts:
         for name in ("_attn_implementation", "_experts_implementation"):
@@ -249,20 +295,39 @@ def _check_no_kernels(config: Any, folder: Path) -> None:
 
 
 @contextmanager
-def _errors_of(folder: str | os.PathLike[str], sentence: str | None = None) -> Iterator[None]:
-    """What libraries raise over a folder's files, as errors that name the folder."""
+def _quiet() -> Iterator[None]:
+    """Without Transformers' table of what did not fit, which is an error or a line of ours."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
+def _errors_of(
+    folder: str | os.PathLike[str], sentence: str | None = None, view: Path | None = None
+) -> Iterator[None]:
+    """What libraries raise over a folder's files, as errors that name the folder.
+
+    Args:
+        sentence: what the error says before the reason.
+        view: the folder of links that is read in place of `folder`.
+    """
     try:
         yield
     except SafetensorError as error:
         raise OSError(f"the weights in {str(folder)!r} cannot be read: {error}") from error
-    except (OSError, ImportError, torch.OutOfMemoryError):
+    except (ImportError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a config may say anything, and each library fails in its own way
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-        # of torch's errors about several tensors, the first line tells nothing
-        line = lines[-1] if isinstance(error, RuntimeError) else lines[0]
+        reason = " ".join(str(error).split())
+        if view is not None:
+            reason = reason.replace(str(view), str(folder))
+        kind = OSError if isinstance(error, OSError) else ValueError
         sentence = sentence or f"{str(folder)!r} cannot be loaded"
-        raise ValueError(f"{sentence} ({type(error).__name__}: {line:.300})") from error
+        raise kind(f"{sentence} ({type(error).__name__}: {reason:.300})") from error
 
 
 def _object(file: Path) -> dict[str, Any]:

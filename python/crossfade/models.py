@@ -114,6 +114,7 @@ def load(
         ValueError: names what is missing, or what it is instead.
     """
     found = checkpoints.folder_of(folder)
+    checkpoints.check_model_folder(found)
     tokenizer = checkpoints.load_tokenizer(found)
     model = checkpoints.load_model(found, dtype)
     return model.to(device) if device is not None else model, tokenizer
