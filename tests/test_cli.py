@@ -436,6 +436,29 @@ MISTAKES = {
     "demo output": (["demo", "--output=/not/here/x.png"], "no folder '/not/here'"),
     "demo format": (["demo", "--output=x.xyz"], "must end in .png"),
     "bench output": (["bench", "ops", "--json=/not/here/x.json"], "--json is '/not/here/x.json'"),
+    "bench into a folder": (["bench", "ops", "--json={empty}"], "a folder; it must be a file"),
+    "keyword": (["generate", "a", "--model=import={base}"], "must be an identifier"),
+    "half an argument": (["generate", "a\udcff", "--model={base}"], "half of a surrogate pair"),
+    "half a system prompt": (
+        ["generate", "a", "--model={base}", "--system=model=\udcff"],
+        "--system model: '\\udcff' has half of a surrogate pair",
+    ),
+    "half a text": (["generate", "--model={base}", "--prompts={half}"], "half.jsonl, line 1: "),
+    "deep text": (["generate", "--model={base}", "--prompts={deep}"], "deep.jsonl, line 1 is nest"),
+    "no prompts file's name": (["generate", "--model={base}", "--prompts="], "a directory"),
+    "JSON": (
+        ["generate", "--model={base}", "--prompts=x.json"],
+        "x.json is JSON; it must be .jsonl",
+    ),
+    "output is a folder": (
+        ["generate", "a", "--model={base}", "--output={empty}", "--resume"],
+        "it must be a file",
+    ),
+    "output is nothing": (["generate", "a", "--model={base}", "--output="], "--output is ''"),
+    "output is a device": (
+        ["generate", "a", "--model={base}", "--output=/dev/null", "--resume"],
+        "is no plain file",
+    ),
     "output folder": (
         ["generate", "a", "--model={base}", "--output=/not/here/x.jsonl"],
         "--output is '/not/here/x.jsonl'",
@@ -475,6 +498,10 @@ def test_a_mistake_gets_a_sentence_and_no_traceback(
     names["junk"].write_bytes(b"\xff\xfe")
     names["null"] = tmp_path / "null.jsonl"
     names["null"].write_text('{"messages": [{"role": "user", "content": null}]}\n')
+    names["half"] = tmp_path / "half.jsonl"
+    names["half"].write_text('{"prompt": "\\ud800"}\n')
+    names["deep"] = tmp_path / "deep.jsonl"
+    names["deep"].write_text("[" * 100_000)
     names["number"] = tmp_path / "number.jsonl"
     names["number"].write_text('{"prompt": 3}\n{"prompt": 4}\n')
     if "{head}" in str(MISTAKES[name]):

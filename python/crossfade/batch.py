@@ -28,11 +28,13 @@ def read_lines(source: str) -> list[Any]:
     They are JSON in a file named ``*.jsonl``, and on stdin if the first one starts with ``{``.
     """
     where = "stdin" if source == "-" else source
+    if source.lower().endswith(".json"):
+        raise ValueError(f"{where} is JSON; it must be .jsonl with an object a line, or a text")
     text = _read_stdin() if source == "-" else reading.read_text(source)
     lines = text.split("\n")  # not splitlines: JSON may hold other line breaks as they are
     filled = [line for line in lines if line.strip()]
     starts_json = bool(filled) and filled[0].lstrip().startswith("{")
-    if not (source.endswith(".jsonl") or (source == "-" and starts_json)):
+    if not (source.lower().endswith(".jsonl") or (source == "-" and starts_json)):
         return filled
     return records.objects(lines, where)
 
@@ -53,7 +55,7 @@ def read_prompts(texts: Sequence[str], source: str | None, *, chat: bool) -> lis
         raise ValueError("prompts are given both as arguments and by --prompts; it must be one")
     if not texts and source is None and sys.stdin.isatty():
         raise ValueError("no prompts are given; pass them as arguments, by --prompts or on stdin")
-    items = list(texts) or read_lines(source or "-")
+    items = list(texts) or read_lines("-" if source is None else source)
     prompts = [prompt_of(item, i, chat=chat) for i, item in enumerate(items)]
     if not prompts:
         raise ValueError("there are no prompts: the input is empty")
@@ -69,6 +71,7 @@ def prompt_of(item: Any, index: int, *, chat: bool) -> Any:
             )
         item = both[0]
     if isinstance(item, str):
+        reading.check_unicode(item, f"prompt {index}")  # of a command line that is not UTF-8
         if not item.strip():
             raise ValueError(f"prompt {index} is empty")
         return [{"role": "user", "content": item}] if chat else item
@@ -134,6 +137,8 @@ def run_generate(
 def check_output(output: str | None, resume: bool) -> None:
     if resume and output is None:
         raise ValueError("--resume is given without --output; it must have a file to resume")
+    if output is not None and (not output or os.path.isdir(output)):
+        raise ValueError(f"--output is {output!r}; it must be a file")
     if output is not None and not resume and os.path.lexists(output):
         raise ValueError(f"--output {output} exists; give --resume to go on with it, or remove it")
 

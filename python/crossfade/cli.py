@@ -322,6 +322,8 @@ def _info(a: argparse.Namespace) -> int:
 
 def _check_folder(option: str, path: str | Path | None) -> None:
     """Said before the work whose result would have no place."""
+    if path is not None and Path(path).is_dir():
+        raise IsADirectoryError(f"{option} is {str(path)!r}, a folder; it must be a file")
     if path is not None and not Path(path).parent.is_dir():
         raise FileNotFoundError(
             f"{option} is {str(path)!r}: there is no folder {str(Path(path).parent)!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoints, models
+from . import checkpoints, models, reading
 from .blend import Blend, Model, ValueHead
 from .formula import evaluate, parse
 from .training import value_head
@@ -34,7 +35,7 @@ class Spec:
             if default_name is None:
                 raise ValueError(f"--model is {text!r}; it must be NAME=PATH")
             name, path = default_name, text
-        if not name.isidentifier():
+        if not name.isidentifier() or keyword.iskeyword(name):
             raise ValueError(f"--model is {text!r}; the name before = must be an identifier")
         guide = None
         if "@" in path and not Path(path).exists():
@@ -122,6 +123,7 @@ def _system(text: str, names: Sequence[str]) -> tuple[str, str]:
         raise ValueError(f"--system is {text!r}; it must be NAME=TEXT")
     if name not in names:
         raise ValueError(f"--system names {name!r}; the models are {', '.join(names)}")
+    reading.check_unicode(prompt, f"--system {name}")
     return name, prompt
 
 
