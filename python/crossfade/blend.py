@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from .algebra import Algebra
 from .ops.check import MAX_TERMS
 from .ops.types import Support
 from .printing import blend_text, term_text
+from .saving import check_saved, loaded_support, loaded_weight, plain_prompt, plain_weight
 from .terms import (
     Costs,
     check_language_model,
@@ -29,9 +29,7 @@ from .weights import (
     check_mean,
     check_number,
     is_zero,
-    loaded_weight,
     merge_weights,
-    plain_weight,
     weight_rows,
 )
 
@@ -255,7 +253,7 @@ class Blend(Algebra):
                 "weight": plain_weight(w),
                 "adapter": term.adapter,
                 "system": term.system,
-                "prompt": _plain_prompt(name, term.prompt),
+                "prompt": plain_prompt(name, term.prompt),
             }
             for name, term, w in zip(self.names, self.terms, self.weights, strict=True)
         ]
@@ -276,41 +274,35 @@ class Blend(Algebra):
 
         Raises:
             TypeError: a member of `models` is of the wrong kind.
-            ValueError: a name of `d` is missing in `models` or the other way round, a model comes
-                with settings that contradict `d`, or `d` is not what `to_dict` gives.
+            ValueError: `d` is not what `to_dict` gives (names the key), a name of `d` is missing in
+                `models` or the other way round, or a model comes with settings that contradict `d`.
         """
-        if not isinstance(d, dict) or any(
-            not isinstance(d.get(key), list) for key in ("terms", "values")
-        ):
-            raise ValueError(f"d is {d!r:.80}; it must be what Blend.to_dict gives")
-        try:
-            given = {m["name"]: m for m in (*d["terms"], *d["values"])}
-            if set(given) != set(models):
-                raise ValueError(
-                    f"models are {sorted(models)}; they must be {sorted(given)}, the names in d"
-                )
-            terms = []
-            for saved in d["terms"]:
-                term = as_term(saved["name"], models[saved["name"]], Model)
-                settings = {key: saved[key] for key in ("name", "adapter", "system", "prompt")}
-                loaded = replace(term, **settings)
-                if term not in (loaded, Model(term.model, tokenizer=term.tokenizer)):
-                    raise ValueError(f"{saved['name']} is {term}; the settings in d say {loaded}")
-                terms.append(loaded)
-            values = [
-                replace(as_term(v["name"], models[v["name"]], ValueHead), name=v["name"])
-                for v in d["values"]
-            ]
-            return cls(
-                tuple(terms),
-                tuple(loaded_weight(t["weight"]) for t in d["terms"]),
-                tuple(values),
-                tuple(loaded_weight(v["weight"]) for v in d["values"]),
-                d["power"],
-                None if d["support"] is None else Support(**d["support"]),
+        check_saved(d)
+        names = {m["name"] for m in (*d["terms"], *d["values"])}
+        if names != set(models):
+            raise ValueError(
+                f"models are {sorted(models)}; they must be {sorted(names)}, the names in d"
             )
-        except KeyError as e:
-            raise ValueError(f"d has no {e}; it must be what Blend.to_dict gives") from e
+        terms = []
+        for saved in d["terms"]:
+            term = as_term(saved["name"], models[saved["name"]], Model)
+            settings = {key: saved[key] for key in ("name", "adapter", "system", "prompt")}
+            loaded = replace(term, **settings)
+            if term not in (loaded, Model(term.model, tokenizer=term.tokenizer)):
+                raise ValueError(f"{saved['name']} is {term}; the settings in d say {loaded}")
+            terms.append(loaded)
+        values = [
+            replace(as_term(v["name"], models[v["name"]], ValueHead), name=v["name"])
+            for v in d["values"]
+        ]
+        return cls(
+            tuple(terms),
+            tuple(loaded_weight(t["weight"]) for t in d["terms"]),
+            tuple(values),
+            tuple(loaded_weight(v["weight"]) for v in d["values"]),
+            d["power"],
+            loaded_support(d["support"]),
+        )
 
     def __repr__(self) -> str:
         return blend_text(self)
@@ -373,12 +365,3 @@ def as_term(name: str, x: Any, kind: type[T]) -> T:
             f"{name} has a {type(x).__name__}; it must be a {kind.__name__} or a Hugging Face model"
         )
     return x
-
-
-def _plain_prompt(name: str, prompt: Any) -> Any:
-    if callable(prompt):
-        raise TypeError(f"the prompt of {name} is a function; only text and lists can be saved")
-    try:
-        return json.loads(json.dumps(prompt))
-    except TypeError as e:
-        raise TypeError(f"the prompt of {name} cannot be saved as JSON: {e}") from e

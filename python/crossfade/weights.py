@@ -108,11 +108,3 @@ def weight_rows(
             )
         columns.append(w.to(device))
     return torch.stack(columns, dim=1)
-
-
-def plain_weight(w: Weight) -> float | list[float]:
-    return w.tolist() if isinstance(w, Tensor) else w
-
-
-def loaded_weight(w: float | list[float]) -> Weight:
-    return torch.tensor(w, dtype=torch.float32, device="cpu") if isinstance(w, list) else w

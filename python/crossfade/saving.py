@@ -1,0 +1,126 @@
+"""Blends as plain data, and what is wrong with data that is said to be one."""
+
+from __future__ import annotations
+
+import json
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ops.types import Support
+from .weights import Weight, check_number
+
+SAVED = "it must be what Blend.to_dict gives"
+TERM = {"name", "weight", "adapter", "system", "prompt"}
+VALUE = {"name", "weight"}
+
+
+def plain_weight(w: Weight) -> float | list[float]:
+    return w.tolist() if isinstance(w, Tensor) else w
+
+
+def loaded_weight(w: float | list[float]) -> Weight:
+    return torch.tensor(w, dtype=torch.float32, device="cpu") if isinstance(w, list) else w
+
+
+def loaded_support(s: dict[str, Any] | None) -> Support | None:
+    return None if s is None else Support(**s)
+
+
+def plain_prompt(name: str, prompt: Any) -> Any:
+    if callable(prompt):
+        raise TypeError(f"the prompt of {name} is a function; only text and lists can be saved")
+    try:
+        return json.loads(json.dumps(prompt))
+    except (TypeError, ValueError, RecursionError) as e:
+        raise TypeError(f"the prompt of {name} cannot be saved as JSON: {e}") from e
+
+
+def check_saved(d: Any) -> None:
+    """Refuse what is not a saved blend.
+
+    Raises:
+        ValueError: names the key, what it was and what it must be.
+    """
+    _keys("d", d, {"terms", "values", "power", "support"})
+    for key in ("terms", "values"):
+        if not isinstance(d[key], list):
+            raise ValueError(f"d[{key!r}] is {_shown(d[key])}; {SAVED}, a list")
+    if not d["terms"] and not d["values"]:
+        raise ValueError(f"d has neither terms nor values; {SAVED}")
+    names: set[str] = set()
+    for key, wanted in (("terms", TERM), ("values", VALUE)):
+        for i, member in enumerate(d[key]):
+            where = f"d[{key!r}][{i}]"
+            _keys(where, member, wanted)
+            _check_name(where, member["name"], names)
+            _check_weight(f"{where}['weight']", member["weight"])
+            for setting in ("adapter", "system"):
+                x = member.get(setting)
+                if x is not None and not isinstance(x, str):
+                    raise ValueError(
+                        f"{where}[{setting!r}] is {_shown(x)}; it must be text or None"
+                    )
+            _check_prompt(f"{where}['prompt']", member.get("prompt"))
+    _check_number("d['power']", d["power"])
+    if d["support"] is not None:
+        _check_support(d["support"], len(d["terms"]))
+
+
+def _keys(where: str, x: Any, wanted: set[str]) -> None:
+    """Refuse what is no dict with just these keys."""
+    if not isinstance(x, dict):
+        raise ValueError(f"{where} is {_shown(x)}; {SAVED}, a dict")
+    if missing := sorted(wanted - x.keys()):
+        raise ValueError(f"{where} has no {missing[0]!r}; {SAVED}")
+    if unknown := [k for k in x if k not in wanted]:
+        raise ValueError(f"{where} has the key {_shown(unknown[0])}; {SAVED}: {sorted(wanted)}")
+
+
+def _check_name(where: str, name: Any, known: set[str]) -> None:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"{where}['name'] is {_shown(name)}; it must be an identifier")
+    if name in known:
+        raise ValueError(f"{where}['name'] is {name!r}, as another one's; names must differ")
+    known.add(name)
+
+
+def _check_weight(where: str, w: Any) -> None:
+    if not isinstance(w, list):
+        _check_number(where, w)
+        return
+    if not w:
+        raise ValueError(f"{where} is []; it must be a number or a list of one a request")
+    for i, x in enumerate(w):
+        _check_number(f"{where}[{i}]", x)
+    if not loaded_weight([float(x) for x in w]).isfinite().all():  # type: ignore[union-attr]
+        raise ValueError(f"{where} has {max(w, key=abs)}; it must be finite as a float32")
+
+
+def _check_number(where: str, x: Any) -> None:
+    if isinstance(x, bool) or not isinstance(x, numbers.Real):
+        raise ValueError(f"{where} is {_shown(x)}; it must be a number")
+    check_number(where, x)
+
+
+def _check_prompt(where: str, prompt: Any) -> None:
+    if prompt is not None and not isinstance(prompt, (str, list)):
+        raise ValueError(f"{where} is {_shown(prompt)}; it must be text, a list or None")
+    if prompt == []:
+        raise ValueError(f"{where} is []; it must have one prompt a request")
+
+
+def _check_support(s: Any, terms: int) -> None:
+    _keys("d['support']", s, set(Support.__dataclass_fields__))
+    try:
+        support = Support(**s)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"d['support']: {e}") from None
+    if support.term >= terms:
+        raise ValueError(f"d['support']['term'] is {support.term}; it must be less than {terms}")
+
+
+def _shown(x: Any) -> str:
+    return f"{x!r:.80}"
