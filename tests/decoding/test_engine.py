@@ -341,7 +341,7 @@ def test_what_the_engine_cannot_run_goes_the_simple_path(trio: list[PreTrainedMo
         layer.self_attn.attention_dropout = 0.5
     for model, why in (
         (Plain(guide), "guide is not a model of Transformers"),
-        (noisy.train(), "it has dropout and is in training mode"),
+        (noisy.train(), "guide: it has dropout and is in training mode"),
     ):
         blend = cf.Model(base) + 0.5 * cf.Model(model, name="guide")
         out = cf.generate(blend, PROMPTS, **DRAW)
@@ -358,18 +358,21 @@ def test_attention_with_more_than_the_kernel_knows(base: PreTrainedModel) -> Non
 
     layer = base.model.layers[0].self_attn
     q, k = torch.zeros(1, 2, 1, 8), torch.zeros(1, 1, 1, 8)
-    call = Call(KVCache(1, 4), torch.zeros(1, dtype=torch.int64))
-    attention(layer, q, k, k, None, crossfade=call)
+
+    def call() -> Call:
+        return Call(KVCache(1, 4), torch.zeros(1, dtype=torch.int64))
+
+    attention(layer, q, k, k, None, crossfade=call())
     for arguments, why in (
         ({}, "do not hand keyword arguments on"),
-        ({"crossfade": call, "s_aux": q}, "its attention uses s_aux"),
-        ({"crossfade": call, "position_bias": q}, "its attention uses position_bias"),
+        ({"crossfade": call(), "s_aux": q}, "its attention uses s_aux"),
+        ({"crossfade": call(), "position_bias": q}, "its attention uses position_bias"),
     ):
         with pytest.raises(Unsupported, match=why):
             attention(layer, q, k, k, None, **arguments)
     sliding = make("gemma3").model.layers[0].self_attn
     with pytest.raises(Unsupported, match="how far they look back"):
-        attention(sliding, q, k, k, None, crossfade=call)
+        attention(sliding, q, k, k, None, crossfade=call())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch's own

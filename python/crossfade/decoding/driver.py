@@ -18,7 +18,6 @@ from ..progress import progress_bar
 from .engine import Engine
 from .engine_runner import EngineRunner
 from .graph import Stepper
-from .guides import LazyGuides
 from .loop import Job, Loop
 from .memory import is_out_of_memory
 from .mixer import Mixer, Weights
@@ -221,6 +220,8 @@ class Driver:
         every = 1 if host else 8 if search is None else _divisor(slots.chunk, 8)
         if engine.sync_every is not None and not job.watched and not self.simple:
             every = engine.sync_every
+        if not self.simple:
+            self._note_left_out(runner)
         try:
             loop.run(stepper, every, self._on_end)
         finally:
@@ -252,24 +253,40 @@ class Driver:
         if self.simple:
             return SimpleRunner(self.models, job.prompts, job.copies, count, job.limit)
         runner = EngineRunner(self.models, job.prompts, job.copies, count, job.limit, engine)
-        each_term = job.term_logprobs or job.references  # needs all logits of every term
-        if engine.share_head and blend.power == 0 and blend.support is None and not each_term:
+        each_term = None  # why all logits of every term are needed
+        if job.term_logprobs or job.references:
+            each_term = "the log-probs of each term are asked for"
+        mean = f"the blend has power {blend.power:g}" if blend.power != 0 else None
+        if engine.share_head:
+            cut = None if blend.support is None else "the blend has a support"
             w = torch.as_tensor(slots.weights, dtype=torch.float32, device=self.device)
-            runner.share_heads(w if w.dim() == 2 else w.expand(count, -1))
-        lazy = engine.restrict_guides or engine.skip_guides
+            w = w if w.dim() == 2 else w.expand(count, -1)
+            runner.share_heads(w, each_term or mean or cut)
         on_cpu = all(g.device.type == "cpu" for g in runner.groups)
-        if lazy and blend.support is not None and not each_term and on_cpu:
-            runner.lazy = LazyGuides(
-                runner.groups,
-                blend.support,
-                self.vocabulary,
-                restrict=engine.restrict_guides and blend.power == 0,
-                skip=engine.skip_guides,
-            )
+        if blend.support is not None and on_cpu:
+            restrict = engine.restrict_guides and mean is None
+            if engine.restrict_guides and mean is not None:
+                runner.notes.append(f"all columns of guides: {mean}")
+            if restrict or engine.skip_guides:
+                runner.rest_guides(
+                    blend.support, self.vocabulary, restrict, engine.skip_guides, each_term
+                )
         if self.given is not None:
             self.given.give(runner)
         self.notes += [n for n in runner.notes if n not in self.notes]
         return runner
+
+    def _note_left_out(self, runner: Any) -> None:
+        """Name the engine's options for steps that are on and that this job leaves out."""
+        engine, watched = self.engine, "the host looks at the rows after each"
+        found = []
+        if engine.cuda_graph and self.device.type == "cuda" and self.job.watched:
+            found.append(f"steps are not captured in a CUDA graph: {watched}")
+        if engine.sync_every not in (None, 1) and self.job.watched:
+            found.append(f"sync_every is 1 and not {engine.sync_every}: {watched}")
+        if engine.compile and runner.lazy is not None:
+            found.append("guides are not compiled: they rest, and then read several tokens")
+        self.notes += [n for n in found if n not in self.notes]
 
     def stats(self) -> tuple[ModelStats, ...]:
         """Each model's work, over all batches."""

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ..ops import Support
+from . import contract
 from .deltas import Deltas
 from .engine import Engine
 from .group import Group
@@ -68,23 +70,48 @@ class EngineRunner:
                 kernels=engine.kernels,
                 compile=engine.compile,
             )
+            contract.check(group.models, deltas, engine.kernels)
             self.groups.append(group)
         self.columns: list[tuple[int, ...]] = [(k,) for k in range(len(models))]
         self.lazy: LazyGuides | None = None
 
-    def share_heads(self, weights: Tensor) -> None:
-        """Blend hidden states of terms over one model; weights ``[slots, terms]``."""
+    def share_heads(self, weights: Tensor, why: str | None = None) -> None:
+        """Blend hidden states of terms over one model; weights ``[slots, terms]``.
+
+        `why` no head can be shared, whichever it is; None: they can.
+        """
         for group in self.groups:
             if len(group.terms) == 1 or max(group.terms) >= weights.shape[1]:
                 continue  # values have their own heads
-            why = _why_not_linear(group)
-            if why is None:
+            not_here = why or _why_not_linear(group)
+            if not_here is None:
                 group.head.weights = weights
             else:
-                self.notes.append(f"a head for each term of {group.name}: {why}")
+                self.notes.append(f"a head for each term of {group.name}: {not_here}")
         merged = [g.terms for g in self.groups if g.head.weights is not None]
         alone = [(k,) for g in self.groups if g.head.weights is None for k in g.terms]
         self.columns = sorted([*alone, *merged])
+
+    def rest_guides(
+        self, support: Support, vocabulary: int, restrict: bool, skip: bool, why: str | None = None
+    ) -> None:
+        """Let guides of a support rest, or compute few columns of their heads, where they may.
+
+        `why` they must run in full at every step, whichever they are; None: they need not.
+        """
+        guides = [g for g in self.groups if support.term not in g.terms]
+        if not guides and why is None:
+            why = "they are rows of one forward with the support's term"
+        if why is not None:
+            if len(self.models) > 1:
+                self.notes.append(f"guides run in full at every step: {why}")
+            return
+        self.lazy = LazyGuides(self.groups, support, vocabulary, restrict=restrict, skip=skip)
+        for group in guides if restrict else ():
+            not_here = _why_not_some_columns(group)
+            group.head.some_columns = not_here is None
+            if not_here is not None:
+                self.notes.append(f"all columns of the head of {group.name}: {not_here}")
 
     def _forwards(self, share: bool) -> Iterator[tuple[list[int], Deltas | None]]:
         """Which terms are rows of one forward, and how it applies their adapters."""
@@ -222,11 +249,24 @@ def forked_to(stream: torch.cuda.Stream | None) -> Iterator[None]:
         yield
 
 
+NOT_PLAIN = "it is not a plain linear layer"
+
+
 def _why_not_linear(group: Group) -> str | None:
     """Why a model's logits are not one linear map of its hidden states; None if they are."""
     if group.head.module is None:
-        return "it is not a plain linear layer"
+        return NOT_PLAIN
     if group.head.module.bias is not None:
         return "it has a bias"
-    capped = [k for k, v in vars(group.config).items() if "softcap" in k and "attn" not in k and v]
-    return f"{capped[0]} caps its logits" if capped else None
+    if contract.after(group.models[0]).is_linear:
+        return None
+    return "what the model makes of its outputs is not linear"
+
+
+def _why_not_some_columns(group: Group) -> str | None:
+    """Why some columns of a model's logits cannot be had without the others; None if they can."""
+    if group.head.module is None:
+        return NOT_PLAIN
+    if contract.after(group.models[0]).keeps_columns_apart:
+        return None
+    return "what the model makes of its outputs mixes them"

@@ -34,6 +34,7 @@ class Group:
         capacity, most: tokens a row that the caches have room for at first, and ever need.
         deltas: the terms' adapters as rows; None: they have one adapter, which is switched on.
         kernels, compile: as in `Engine`.
+        attention: Transformers' name of the function that layers attend by.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Group:
         deltas: Deltas | None = None,
         kernels: bool = True,
         compile: bool = False,
+        attention: str = "crossfade",
     ) -> None:
         first = models[0]
         check(first, most)
@@ -67,7 +69,7 @@ class Group:
         replica.install(forwards)
         for state in first.layers if deltas is None else ():
             state.apply(replica)
-        text_config(replica.model)._attn_implementation = "crossfade"
+        text_config(replica.model)._attn_implementation = attention
         self.body = replica[body]
 
         rows = slots * len(models)
@@ -154,7 +156,7 @@ class Group:
         positions = lengths[:, None] + torch.minimum(steps, counts[:, None] - 1)
         starts = (self.bounds[r] - len(x) for r, x in zip(rows, ids, strict=True))
         self._make_room(max(starts) + width)
-        call = Call(self.cache, lengths, at)
+        call = Call(self.cache, lengths, at, width)
         logits = self._run(forward, self.members[at], padded, positions, call)
         self.lengths[at] = lengths + counts
         self.forwards_run += 1

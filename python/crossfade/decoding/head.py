@@ -21,7 +21,7 @@ class Wanted:
     logits: bool = True  # False: none, of prompts whose last token is yet to be read
     every: bool = False  # of every position
     last: Tensor | None = None  # [B] each row's last position; None: the last one of all
-    columns: Tensor | None = None  # of the head, the others being 0; None: all
+    columns: Tensor | None = None  # of the head, where others may be left out; None: all
 
 
 class Head:
@@ -30,6 +30,7 @@ class Head:
     Attributes:
         weights: ``[slots, K]`` of the blend, where this model's terms share the head; None: they
             have a head each.
+        some_columns: whether columns that are not wanted are left out, not computed.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Head:
         self.module: Any = module if is_plain(module) else None
         self.backend = backend  # of `ops.linear`
         self.weights: Tensor | None = None
+        self.some_columns = False
         self.terms = torch.tensor(terms, device=device)
         self.wanted = Wanted()
 
@@ -72,11 +74,11 @@ class Head:
         head, wanted = self.module, self.wanted
         if not wanted.every:
             hidden = hidden[:, -1:] if wanted.last is None else take(hidden, wanted.last)
-        if not wanted.logits:
-            return hidden[..., :1]
+        if not wanted.logits:  # what comes after the head may count its columns
+            return hidden.new_zeros(*hidden.shape[:-1], len(head.weight))
         if self.weights is not None:  # sum_k w_k (W h_k) = W (sum_k w_k h_k)
             hidden = mix(hidden, self.weights.to(hidden.device)[:, self.terms])
-        if wanted.columns is None:
+        if wanted.columns is None or not self.some_columns:
             return ops.linear(hidden, head.weight, head.bias, backend=self.backend)
         few = head.weight[wanted.columns]
         bias = None if head.bias is None else head.bias[wanted.columns]

@@ -7,10 +7,12 @@ through Transformers' own registry.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules import linear
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .. import ops
@@ -18,6 +20,7 @@ from ..adapters import adapter_layers
 from .kv_cache import KVCache
 
 Forward = Callable[..., Any]
+PLAIN_WEIGHTS = (Tensor, nn.Parameter)  # others, as those of quantizers, have products of their own
 
 
 class Unsupported(Exception):
@@ -31,6 +34,14 @@ class Call:
     cache: KVCache
     lengths: Tensor  # [B] int64
     rows: Tensor | None = None  # [B] int64, of the cache; None: all, in order
+    width: int = 1  # tokens of each row
+    seen: set[int] = field(default_factory=set)  # layers that have attended in this forward
+
+
+# Arguments that layers hand on to attention and that do not change what it gives: the engine's own,
+# and what they ask to be returned.
+IDLE = {"position_ids", "cache_position", "use_cache", "return_dict", "logits_to_keep"}
+IDLE |= {"output_attentions", "output_hidden_states", "output_router_logits"}
 
 
 def attention(
@@ -47,20 +58,36 @@ def attention(
     crossfade: Call | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention interface over the engine's caches, which it appends to."""
+    """Transformers' attention interface over the engine's caches, which it appends to.
+
+    Causal attention, maybe through a window or with a soft-cap, is all that the engine knows; what
+    a layer asks for beyond that is refused by name.
+
+    Raises:
+        Unsupported: says what.
+    """
     if crossfade is None:
         raise Unsupported("its layers do not hand keyword arguments on to attention")
     if dropout:
         raise Unsupported("it has dropout and is in training mode")
-    for name in ("s_aux", "position_bias"):
-        if others.get(name) is not None:
+    if attention_mask is not None:
+        raise Unsupported("its layers make masks of their own")
+    causal = others.pop("is_causal", None)
+    if not (getattr(module, "is_causal", True) if causal is None else causal):
+        raise Unsupported("its attention is not causal")
+    for name, given in others.items():
+        if name not in IDLE and given is not None and given is not False:
             raise Unsupported(f"its attention uses {name}")
-    index: Any = module.layer_idx
+    index = getattr(module, "layer_idx", None)
+    if not isinstance(index, int):
+        raise Unsupported("its layers do not say which they are")
+    if index in crossfade.seen:
+        raise Unsupported("its layers attend more than once in a forward")
+    crossfade.seen.add(index)
     types = getattr(module.config, "layer_types", None)
     if types and types[index] == "sliding_attention" and not sliding_window:
         raise Unsupported("its layers do not say how far they look back")
-    if not getattr(module, "is_causal", True):
-        raise Unsupported("its attention is not causal")
+    _check_shapes(module, query, key, value, crossfade)
     keys, values = crossfade.cache.layer(index, key, value)
     out = ops.attend_(
         query,
@@ -77,6 +104,25 @@ def attention(
     return out, None
 
 
+def _check_shapes(module: Any, query: Tensor, key: Tensor, value: Tensor, call: Call) -> None:
+    """Refuse anything but a query, key and value for each of the call's tokens."""
+    rows, width = len(call.lengths), call.width
+    heads, shared = query.shape[1], key.shape[1]
+    groups = getattr(module, "num_key_value_groups", None)
+    if not (
+        query.shape[::2] == key.shape[::2] == value.shape[::2] == (rows, width)
+        and query.shape[3] == key.shape[3]
+        and value.shape[1] == shared
+        and heads % shared == 0
+        and (groups is None or heads == shared * groups)
+    ):
+        shapes = ", ".join(str(list(x.shape)) for x in (query, key, value))
+        raise Unsupported(
+            f"its attention is over queries, keys and values {shapes}, not those of {rows} rows of "
+            f"{width} tokens"
+        )
+
+
 ALL_ATTENTION_FUNCTIONS.register("crossfade", attention)
 
 
@@ -91,7 +137,15 @@ def linear_forwards(model: nn.Module) -> dict[nn.Module, Forward]:
 
 def is_plain(module: Any) -> bool:
     """Whether a module is torch's own linear layer that nobody has changed."""
-    return type(module) is nn.Linear and "forward" not in module.__dict__
+    if type(module) is not nn.Linear or "forward" in module.__dict__:
+        return False
+    code = getattr(nn.Linear.forward, "__code__", None)
+    return (
+        code is not None
+        and code.co_filename == linear.__file__  # and not a function put in its place
+        and type(module.weight) in PLAIN_WEIGHTS
+        and module.weight.layout is torch.strided
+    )
 
 
 def _linear(module: Any) -> Forward:

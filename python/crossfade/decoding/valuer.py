@@ -201,6 +201,9 @@ class Asked:
             try:
                 reader = Reader(question, self.models, prompts, copies, slots, limit, engine)
                 self.reader, self.notes = reader, reader.runner.notes
+                if engine.compile:
+                    names = " and ".join(m.name for m in self.models)
+                    self.notes.append(f"{names} not compiled: texts of any length are read")
             except Unsupported as reason:
                 self._reread(reason)
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import checkpoints, models, reading
+from ..decoding.after_head import after_head
 from ..extras import require
 from ..terms import check_language_model, is_peft, text_config, underlying
 
@@ -365,32 +366,10 @@ def _load_backbone(name: str, file: Path) -> Any:
         ) from error
 
 
-@torch.no_grad()
 def _check_head_is_last(model: Any) -> None:
-    """One token through the model: its head must read the backbone's output and give the logits."""
-    head, body = model.get_output_embeddings(), model.base_model
-    seen: dict[str, Tensor] = {}
-
-    def on_body(module: Any, args: Any, output: Any) -> None:
-        seen["body"] = output[0]
-
-    def on_head(module: Any, args: Any, output: Tensor) -> Tensor:
-        seen["head"] = args[0]
-        return torch.full_like(output, 40.0)  # which no soft-cap or scale leaves as it is
-
-    handles = [body.register_forward_hook(on_body), head.register_forward_hook(on_head)]
-    try:
-        token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-        mask = torch.ones_like(token)
-        output = model(input_ids=token, attention_mask=mask, use_cache=False, return_dict=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not (
-        seen.keys() >= {"body", "head"}
-        and torch.equal(seen["body"], seen["head"])
-        and bool((output.logits == 40).all())
-    ):
+    """That the head reads the backbone's output and gives the logits, on one token."""
+    found = after_head(model)
+    if not (found.reads_backbone and found.is_nothing):
         raise NotImplementedError(
             f"base is a {type(model).__name__}, which computes something between its hidden "
             "states, its head and its logits; not supported yet"

@@ -1,0 +1,110 @@
+"""What a model makes of its head's outputs: caps, scales, hooks, a forward of its own.
+
+Configs say it by many names, or do not. So numbers are put in the place of what the head gives, and
+what comes out as logits says what was done to them: once, for shared heads, heads of which few
+columns are computed, value heads and log-probs without logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+A, B = 2.0, -3.0  # of the sum that a linear function keeps
+
+
+@dataclass(frozen=True)
+class AfterHead:
+    """What was put in the place of the head's outputs, and the logits that this gave.
+
+    Attributes:
+        given: ``[4, V]``: numbers of many sizes; others; A and B times these; and the first again,
+            with 0 but in every third column.
+        got: ``[4, V]`` float64; None where the model did not give logits of that shape.
+        reads_backbone: whether the head reads what the backbone gives, as it is.
+    """
+
+    given: Tensor
+    got: Tensor | None
+    reads_backbone: bool
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the head's outputs are the logits."""
+        return self.is_like(self.given)
+
+    def is_like(self, expected: Tensor) -> bool:
+        """Whether the logits are these, but for rounding."""
+        if self.got is None:
+            return False
+        return bool(((self.got - expected).abs() <= self._rounding * expected.abs()).all())
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether a sum of outputs gives the sum of their logits."""
+        if self.got is None or not self.got.isfinite().all():
+            return False
+        one, other, both = self.got[:3]
+        size = abs(A) * one.abs() + abs(B) * other.abs()
+        return bool(((both - A * one - B * other).abs() <= self._rounding * size).all())
+
+    @property
+    def keeps_columns_apart(self) -> bool:
+        """Whether a column's logits do not depend on the other columns."""
+        if self.got is None or self.got.isnan().any():
+            return False
+        return torch.equal(self.got[3, ::3], self.got[0, ::3])
+
+    @property
+    def _rounding(self) -> float:
+        return 8 * torch.finfo(self.given.dtype).eps
+
+
+@torch.no_grad()
+def after_head(model: Any) -> AfterHead:
+    """Run one token through a causal LM, with numbers of ours in the place of its head's outputs.
+
+    They take the place before anybody's hook on the head sees them.
+    """
+    head, body = model.get_output_embeddings(), model.base_model
+    seen: dict[str, Any] = {}
+
+    def on_body(module: Any, args: Any, output: Any) -> None:
+        seen["body"] = output[0]
+
+    def on_head(module: Any, args: Any, output: Tensor) -> Tensor:
+        seen["read"] = args[0] if args else None
+        seen["given"] = _numbers(output)
+        return seen["given"].clone()
+
+    handles = [
+        body.register_forward_hook(on_body),
+        head.register_forward_hook(on_head, prepend=True),
+    ]
+    try:
+        tokens = torch.zeros(4, 1, dtype=torch.int64, device=model.device)
+        mask = torch.ones_like(tokens)
+        logits = model(
+            input_ids=tokens, attention_mask=mask, use_cache=False, return_dict=True
+        ).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    given, read, body_gave = seen.get("given"), seen.get("read"), seen.get("body")
+    same = read is not None and body_gave is not None and torch.equal(read, body_gave)
+    if given is None or not isinstance(logits, Tensor) or logits.shape != given.shape:
+        return AfterHead(torch.zeros(4, 1), None, same)
+    return AfterHead(given[:, 0], logits[:, 0].double(), same)
+
+
+def _numbers(output: Tensor) -> Tensor:
+    """``[4, 1, V]`` in place of the head's ``output``, which every dtype holds exactly."""
+    columns = torch.arange(output.shape[-1], device=output.device)
+    size = 2.0 ** (columns % 11 - 3)
+    one, other = ((columns * k + 3) % 15 - 7 for k in (7, 4))
+    rows = torch.stack([one * size, other * size, (A * one + B * other) * size, one * size])
+    rows[3] *= columns % 3 == 0
+    return rows[:, None].to(output.dtype)

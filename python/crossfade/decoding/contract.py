@@ -1,0 +1,276 @@
+"""Whether the engine gives a model's own logits: a few tokens, when it first meets the model.
+
+Attention as the engine knows it, kernels, caches and adapters as rows are right for the models that
+are built of what they replace. Whether one is, its first tokens tell: they are read by the engine
+and by Hugging Face's modules, and compared. What few tokens cannot show, how far a layer looks
+back, is asked of the masks that the model makes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..terms import text_config
+from .after_head import AfterHead, after_head
+from .deltas import Deltas
+from .group import Group
+from .head import ScoreHead
+from .inputs import left_pad
+from .modules import Call, Unsupported, attention
+from .replica import Replica
+from .simple_runner import CachedTerm
+from .structure import structure, why_as_it_is
+from .term_model import TermModel
+
+CHECKED = "crossfade_checked"  # attention that also looks at the masks
+LENGTHS = (3, 6)  # tokens of the two prompts, before the one that is fed
+FAR = 1 << 16  # tokens; masks are asked for no further ones
+KEPT = 8  # findings of a model, which may have several adapters
+
+# Of each model what was found, by what was asked, and how the model was then.
+_found: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Any]]]
+_found = weakref.WeakKeyDictionary()
+
+
+def check(models: Sequence[TermModel], deltas: Deltas | None, kernels: bool) -> None:
+    """Compare the engine with the model's own path, unless that was done for it as it is.
+
+    Args:
+        models: of terms that are rows of one forward, over one underlying model.
+        deltas, kernels: as in `Group`.
+
+    Raises:
+        Unsupported: says how they differ, or what the engine must not do with this model.
+    """
+    bare = models[0].bare
+    if why := why_as_it_is(bare):
+        raise Unsupported(f"{models[0].name} is run as it is: {why}")
+    how = tuple(m.adapter for m in models), deltas is None, kernels
+    why = _remembered(bare, how, lambda: _compare(models, deltas, kernels))
+    if why is not None:
+        raise Unsupported(f"{models[0].name}: {why}")
+
+
+def after(model: TermModel) -> AfterHead:
+    """What comes after a model's head, looked at once as long as the model stays as it is."""
+    return _remembered(model.bare, "after", lambda: (after_head(Replica(model.bare).model), True))
+
+
+def _remembered(model: nn.Module, how: Any, find: Callable[[], tuple[Any, bool]]) -> Any:
+    """What was found of a model as it is now, or what `find` gives and whether to keep it."""
+    now = structure(model)
+    known = _found.setdefault(model, {})
+    if how in known and known[how][0] == now:
+        return known[how][1]
+    found, keep = find()
+    known.pop(how, None)
+    if keep:
+        known[how] = now, found
+        for old in list(known)[:-KEPT]:
+            del known[old]
+    return found
+
+
+@torch.no_grad()
+def _compare(
+    models: Sequence[TermModel], deltas: Deltas | None, kernels: bool
+) -> tuple[str | None, bool]:
+    """Why the engine cannot run a model, and whether its logits could show it at all."""
+    device = models[0].device
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda):  # dropout must not move the caller's draws
+        rows = _tokens(models[0])
+        try:
+            group = Group(
+                models,
+                range(len(models)),
+                len(rows),
+                max(LENGTHS) + 1,
+                max(LENGTHS) + 1,
+                deltas=deltas,
+                kernels=kernels,
+                attention=CHECKED,
+            )
+            for model in models:  # before anything runs, as a hook may change what is active
+                _ = model.runs
+            found = _engine(group, rows)
+            own = torch.stack([_own(m, group, rows) for m in models], 1)
+        except Unsupported as reason:
+            return str(reason), True
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            what = (str(error).splitlines() or [""])[0]
+            return f"a few tokens ended in {type(error).__name__}: {what:.120}", True
+    found, own = found.double(), own.double()
+    if own.shape[-1] == 1:  # of a scalar head: what it says of all the tokens
+        found, own = (x[..., 0].transpose(0, 1).flatten(1) for x in (found, own))
+    spread = (own - own.mean(-1, keepdim=True)).norm(dim=-1)
+    off = (found - own).norm(dim=-1)
+    shown = bool((spread > 0).all())
+    close = (off <= _tolerance(own, models[0]) * spread) | _same(found, own)
+    if bool(close.all()):
+        return None, shown
+    worst = float((off / spread.clamp(min=1e-30)).nan_to_num(torch.inf).max())
+    return f"its logits on the engine are not its own (off by {worst:.2g} of their spread)", True
+
+
+def _tolerance(own: Tensor, model: TermModel) -> float:
+    """Of the logits' spread: what two orders of the same sums may differ by in a model's dtype."""
+    dtypes = {p.dtype for p in model.bare.parameters() if p.is_floating_point()}
+    eps = max((torch.finfo(d).eps for d in dtypes if d.itemsize > 1), default=2.0**-7)
+    if own.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+        eps = max(eps, 2.0**-10)
+    return 1e-3 + 16 * eps
+
+
+def _same(a: Tensor, b: Tensor) -> Tensor:
+    """``[...]``: whether rows are equal, where NaN is itself."""
+    return ((a == b) | (a.isnan() & b.isnan())).all(-1)
+
+
+def _tokens(model: TermModel) -> list[list[int]]:
+    """Two rows of ids, each one longer than its prompt, none of which has a meaning of its own."""
+    size = model.vocabulary or len(model.bare.get_input_embeddings().weight)
+    special = {0}
+    for config in (model.bare.config, text_config(model.bare)):
+        for name, value in vars(config).items():
+            if name.endswith(("token_id", "token_index", "idx")):
+                special.update(value if isinstance(value, list) else [value])
+    step = max(1, size // 17)
+    ids = [i for i in [*range(size // 3, size, step), *range(size)] if i not in special]
+    rows, first = [], 0
+    for length in LENGTHS:
+        rows.append([ids[(first + i) % len(ids)] for i in range(length + 1)])
+        first += length + 1
+    return rows
+
+
+def _engine(group: Group, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Logits ``[2, terms * rows, V]`` after each prompt, and after the token that follows."""
+    count = len(group.terms)
+    group.read(range(count * len(rows)), [row[:-1] for row in rows] * count)
+    next_tokens = torch.tensor([row[-1] for row in rows], device=group.device)
+    live = torch.ones(len(rows), dtype=torch.bool, device=group.device)
+    found = []
+    for tokens in (torch.zeros_like(next_tokens), next_tokens):
+        group.reserve()
+        found.append(group.step(tokens, live).clone())
+    return torch.stack(found).unflatten(1, (count, len(rows)))
+
+
+def _own(model: TermModel, group: Group, rows: Sequence[Sequence[int]]) -> Tensor:
+    """The same of one term by Hugging Face's modules, ``[2, rows, V]``."""
+    if isinstance(group.head, ScoreHead):
+        return torch.stack(
+            [torch.stack([_scores(model, row[:end]) for row in rows]) for end in (-1, None)]
+        )
+    term = CachedTerm(model)
+    first = term.prefill(left_pad([row[:-1] for row in rows], 0))
+    tokens = torch.tensor([row[-1] for row in rows], device=model.device)
+    return torch.stack([first, term.step(tokens)])
+
+
+def _scores(model: TermModel, ids: Sequence[int]) -> Tensor:
+    """``[labels]`` of a classifier for a text."""
+    read = torch.tensor([ids], device=model.device)
+    mask = torch.ones_like(read)
+    z = model.runs(input_ids=read, attention_mask=mask, return_dict=True).logits[0]
+    return z[-1] if z.dim() == 2 else z
+
+
+def _mask(*, mask_function: Any, q_length: int, batch_size: int, device: Any, **_: Any) -> Any:
+    """The mask of one token, which knows what it is a part of; none for several."""
+    if q_length != 1:
+        return None
+    mask = torch.ones(batch_size, 1, 1, 1, dtype=torch.bool, device=device)
+    mask.function = mask_function  # type: ignore[attr-defined]
+    return mask
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    sliding_window: int | None = None,
+    crossfade: Call | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """`modules.attention`, which then attends to what the layer's mask lets through."""
+    kept = _kept(module)
+    if kept is not None and kept != sliding_window:
+        raise Unsupported(f"its cache keeps {kept} tokens, of which its layers do not know")
+    if attention_mask is not None:
+        function = getattr(attention_mask, "function", None)
+        if function is None:
+            raise Unsupported("its layers make masks of their own")
+        if not _is_window(function, sliding_window or 0, module):
+            window = f"the last {sliding_window} tokens" if sliding_window else "all tokens before"
+            raise Unsupported(f"its layers say that they look at {window}, and their masks do not")
+    return attention(
+        module,
+        query,
+        key,
+        value,
+        None,
+        sliding_window=sliding_window,
+        crossfade=crossfade,
+        **others,
+    )
+
+
+def _is_window(function: Any, window: int, module: Any) -> bool:
+    """Whether a mask is causal and, with a window, shows each token the last so many."""
+    most = getattr(module.config, "max_position_embeddings", None) or FAR
+    most = max(2, min(int(most), FAR))
+    window = window or most
+    ends = {0, 1, 5, window - 1, window, window + 1, 2 * window + 1, most // 2, most - 1}
+    q = torch.tensor(sorted(e for e in ends if 0 <= e < most))[:, None]
+    k = torch.arange(most)[None]
+    try:
+        shown = _shown(function, q, k)
+    except Exception:  # it is not one of places alone: of packed texts, or a caller's
+        return False
+    return torch.equal(shown.broadcast_to(len(q), most), (k <= q) & (k > q - window))
+
+
+def _shown(function: Any, q: Tensor, k: Tensor) -> Tensor:
+    """Which of places `k` a mask shows to tokens at places `q`."""
+    zero = torch.zeros((), dtype=torch.int64)
+    try:
+        return function(zero, zero, q, k)
+    except IndexError:
+        # Masks of multimodal models also show what belongs to one image, by a table with the
+        # given tokens alone: ours is no part of an image, and neither are those that follow.
+        parts = inspect.getclosurevars(function).nonlocals.get("mask_functions")
+        if parts is None and not function(zero, zero, zero, zero):
+            return zero.bool()
+        if parts is None or function.__name__ != "or_mask":
+            raise
+        return torch.stack([_shown(f, q, k).broadcast_to(len(q), k.shape[1]) for f in parts]).any(0)
+
+
+def _kept(module: Any) -> int | None:
+    """The last tokens that Hugging Face's cache keeps of a layer; None: all."""
+    config = module.config
+    if not hasattr(config, "get_text_config"):
+        return None
+    layers = DynamicCache(config=config).layers
+    layer = layers[module.layer_idx] if module.layer_idx < len(layers) else None
+    return getattr(layer, "sliding_window", None)
+
+
+ALL_ATTENTION_FUNCTIONS.register(CHECKED, _attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(CHECKED, _mask)

@@ -1,0 +1,88 @@
+"""What of a model decides how it is run, so that one look at it holds until that changes."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..terms import text_config
+
+# Whose hooks are known not to count their calls: they may see the engine's forwards.
+LIBRARIES = {"torch", "transformers", "peft", "accelerate", "trl", "crossfade"}
+
+
+def structure(model: nn.Module) -> tuple[object, ...]:
+    """Equal for one model as long as nobody changes its modules, hooks, forwards, modes or config.
+
+    Weights are not looked at, only their dtypes and devices. It keeps nothing alive.
+    """
+    return tuple(map(_of_module, model.modules())), dict(vars(text_config(model)))
+
+
+def _of_module(module: Any) -> tuple[object, ...]:
+    own = vars(module)
+    return (
+        _reference(module),
+        _reference(type(module).forward),
+        _reference(own.get("forward")),
+        tuple(own["_forward_hooks"]),  # torch numbers hooks, and no number comes twice
+        tuple(own["_forward_pre_hooks"]),
+        module.training,
+        tuple((type(p), p.dtype, p.device) for p in own["_parameters"].values() if p is not None),
+        # PEFT's: which adapters a layer has, applies and has merged
+        str(own.get("_active_adapter")),
+        own.get("_disable_adapters"),
+        tuple(own.get("merged_adapters", ())),
+    )
+
+
+def _reference(x: Any) -> object:
+    """Equal for the same object alone, also when another has its address later."""
+    try:
+        return weakref.ref(x)
+    except TypeError:  # None, and what C has made
+        return x
+
+
+def why_as_it_is(model: nn.Module) -> str | None:
+    """Why a model must be called as `model.generate` calls it, and in no other way.
+
+    A hook may count its calls, or change the last token of what it takes for a prompt; a compiled
+    module runs what it has compiled, whatever its forward has become since; dropout draws numbers
+    for each call.
+    """
+    for module in model.modules():
+        own = vars(module)
+        compiled = hasattr(own.get("forward"), "_torchdynamo_orig_callable")
+        if compiled or type(module).__name__ == "OptimizedModule":
+            return f"{_place(model, module)} is compiled"
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            return "it has dropout and is in training mode"
+        hooks = {**own["_forward_hooks"], **own["_forward_pre_hooks"]}
+        if not all(_is_known(hook) for hook in hooks.values()):
+            return f"{_place(model, module)} has a forward hook"
+    if not all(map(_is_known, _global_hooks())):
+        return "all modules have a forward hook"
+    return None
+
+
+def _global_hooks() -> Iterator[Any]:
+    for name in ("_global_forward_hooks", "_global_forward_pre_hooks"):
+        yield from getattr(torch.nn.modules.module, name).values()
+
+
+def _is_known(hook: Callable[..., Any]) -> bool:
+    function: Any = hook
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__module__", None) or type(function).__module__
+    return name.partition(".")[0] in LIBRARIES
+
+
+def _place(model: nn.Module, module: nn.Module) -> str:
+    return next((name for name, m in model.named_modules() if m is module and name), "it")
