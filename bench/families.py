@@ -277,14 +277,14 @@ class Draws:
         return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
 
 
-def alone(model: Any, prompt: list[int], *draws: Draws, new: int = NEW) -> tuple[list[int], Tensor]:
+def alone(model: Any, prompt: list[int], *draws: Draws) -> tuple[list[int], Tensor]:
     """What `model.generate` writes after one prompt, and the log-probs of its tokens."""
     # a copy, as dynamic frequencies remember the longest text that a model has read
     out = copy.deepcopy(model).generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         generation_config=GenerationConfig(
-            max_new_tokens=new,
+            max_new_tokens=NEW,
             pad_token_id=PAD,
             eos_token_id=EOS,
             output_logits=True,
@@ -363,6 +363,38 @@ def try_family(name: str) -> dict[str, Any]:
         why = f"{told(error)} ({Path(where.filename).name}:{where.lineno})"
         return {**record, "path": "not built", "why": why}
     return {**record, **compare(model)}
+
+
+PATHS = {
+    "engine": "the engine",
+    "simple": "the simple path",
+    "refused": "refused",
+    "error": "an error",
+    "generate itself cannot": "`generate` itself cannot",
+    "not built": "not built",
+}
+
+
+def page(report: dict[str, Any]) -> str:
+    """The table of the docs."""
+    found, versions = report["families"], report["versions"]
+    wrong = [r["family"] for r in found if not r.get("equal", True)]
+    counts = Counter(PATHS[r["path"]] for r in found)
+    lines = [
+        f"{len(found)} families and variants, Transformers {versions['transformers']}, torch "
+        f"{versions['torch']}, `{report['command']}`: "
+        + ", ".join(f"{n} {path}" for path, n in counts.most_common())
+        + f"; {len(wrong) or 'none'} unequal{': ' if wrong else ''}{', '.join(wrong)}.",
+        "",
+        "| family | class | runs on | equal | why |",
+        "|---|---|---|---|---|",
+    ]
+    for r in found:
+        equal = {True: "yes", False: "**no**", None: ""}[r.get("equal")]
+        why = "; ".join(r.get("wrong", [r.get("why", "")])).replace("|", "\\|")
+        why = why.replace("model0", "it").removeprefix("it ")
+        lines.append(f"| {r['family']} | {r['class']} | {PATHS[r['path']]} | {equal} | {why} |")
+    return "\n".join(lines)
 
 
 def names() -> list[str]:

@@ -1,4 +1,4 @@
-"""README's tables, made from bench/results/. `--check` only says whether they are up to date."""
+"""The tables of README and docs/, made from bench/results/. `--check`: are they up to date?"""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from typing import Any
 
 import decode
 import dpo
+import families
 import guides
 import logp
 import search
@@ -62,7 +63,7 @@ def demo_section() -> Iterator[str]:
     )
 
 
-SECTIONS: dict[str, Callable[[], str]] = {
+README: dict[str, Callable[[], str]] = {
     "bench": lambda: bench_section(figures("cpu")),
     "decode": lambda: decode.readme(figures("decode")),
     "demo": lambda: "\n".join(demo_section()),
@@ -76,27 +77,33 @@ SECTIONS: dict[str, Callable[[], str]] = {
 }
 
 
-def filled(readme: str) -> str:
-    """`readme` with each section between its markers made anew."""
-    for name, section in SECTIONS.items():
-        text = section()
-        readme, found = re.subn(
-            rf"(?s)<!--{name}-->.*?<!--/{name}-->",
-            lambda _, name=name, text=text: f"<!--{name}-->\n{text}\n<!--/{name}-->",
-            readme,
+PAGES = {
+    "README.md": README,
+    "docs/families.md": {"families": lambda: families.page(figures("families"))},
+}
+
+
+def filled(name: str, page: str) -> str:
+    """A page with each section between its markers made anew."""
+    for section, made in PAGES[name].items():
+        text = made()
+        page, found = re.subn(
+            rf"(?s)<!--{section}-->.*?<!--/{section}-->",
+            lambda _, section=section, text=text: f"<!--{section}-->\n{text}\n<!--/{section}-->",
+            page,
         )
         if found != 1:
-            sys.exit(f"README.md has {found} sections {name!r}; it must have one")
-    return readme
+            sys.exit(f"{name} has {found} sections {section!r}; it must have one")
+    return page
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = filled(old)
-    if args.check and new != old:
-        sys.exit("README.md is not what bench/results/ says: run python bench/tables.py")
-    path.write_text(new)
+    for name in PAGES:
+        old = (ROOT / name).read_text()
+        new = filled(name, old)
+        if args.check and new != old:
+            sys.exit(f"{name} is not what bench/results/ says: run python bench/tables.py")
+        (ROOT / name).write_text(new)
