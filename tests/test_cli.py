@@ -467,7 +467,7 @@ MISTAKES = {
     "broken weights": (["inspect", "--model={broken}"], "cannot be read"),
     "chat without text": (
         ["generate", "--model={base}", "--prompts={null}"],
-        "the chat template of model cannot take",
+        "message 0, has the content None; it must be a text",
     ),
     "demo seed": (["demo", "--seed=-1"], "seed is -1"),
     "search for what": (["generate", "a", "--model={base}", "--best-of=2"], "--value goes with"),

@@ -222,6 +222,8 @@ class Chatty:
         ({"do_sample": True, "min_p": -0.1}, ValueError, "min_p is -0.1"),
         ({"max_time": "soon"}, TypeError, "max_time is 'soon'"),
         ({"repetition_penalty": -1.0}, ValueError, "penalty"),
+        ({"stop_strings": [""]}, ValueError, "stop_strings has ''"),
+        ({"stop_strings": [3]}, ValueError, "stop_strings has 3"),
         ({"return_dict_in_generate": 3}, TypeError, "return_dict_in_generate is 3"),
         ({"return_term_logprobs": 1}, TypeError, "return_term_logprobs is 1"),
         ({"return_kl_to_base": "yes"}, TypeError, "return_kl_to_base is 'yes'"),

@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import crossfade as cf
+import numpy as np
 import pytest
 import torch
 from crossfade.decoding.inputs import read_requests, term_prompts
-from tiny_models import PAD, make
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import PAD, make, make_tokenizer
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerFast
 
 TEXT = "the film was"
 CHAT = [{"role": "user", "content": "the film"}]
 Tokenizer = PreTrainedTokenizerFast
+TOKENIZER = make_tokenizer()
 
 
 def read(inputs: Any, tokenizer: Tokenizer, **options: Any) -> list[str]:
@@ -52,6 +56,45 @@ def test_forms(inputs: Any, expected: list[str], tokenizer: Tokenizer) -> None:
     prompts = term_prompts(requests, term="base", tokenizer=tokenizer)
     assert tokenizer.batch_decode(prompts.unpadded()) == expected
     assert prompts.mask[:, -1].all(), "prompts are padded on the left"
+
+
+class Count(int):
+    """An int of another kind, as numpy's are."""
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        (np.array([11, 10]), ["the film"]),
+        (np.array([[PAD, 12], [11, 10]]), ["a", "the film"]),
+        (np.array([[11, 10]], dtype=np.uint8)[:, ::-1], ["film the"]),
+        (np.array([TEXT, "a plot"]), [TEXT, "a plot"]),
+        (np.array([[11, 10], [12]], dtype=object), ["the film", "a"]),
+        ([np.array([11, 10]), np.array([12])], ["the film", "a"]),
+        ([[np.int64(11), np.uint16(10)]], ["the film"]),
+        ([np.int32(11), Count(10)], ["the film"]),
+        ([[torch.tensor(11), torch.tensor(10)]], ["the film"]),
+        (torch.tensor([[11, 10]], dtype=torch.uint16), ["the film"]),
+        (torch.tensor([[11, 10]], dtype=torch.int8), ["the film"]),
+        (range(10, 12), ["film the"]),
+        (
+            {"input_ids": np.array([[PAD, 12]]), "attention_mask": np.array([[0, 1]])},
+            ["a"],
+        ),
+        ({"input_ids": [11, 10], "attention_mask": torch.tensor([0.0, 1.0])}, ["film"]),
+        (tuple(CHAT), ["<bos> user : the film <eos> <bos> assistant :"]),
+        # parts of a text, which this template prints as Python does
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "the "}, "film"]}],
+            ["<bos> user : the film <eos> <bos> assistant :"],
+        ),
+    ],
+    ids=lambda x: "" if isinstance(x, list) else None,
+)
+def test_more_forms(inputs: Any, expected: list[str], tokenizer: Tokenizer) -> None:
+    requests = read_requests(inputs, pad=PAD, eos=[1])
+    prompts = term_prompts(requests, term="base", tokenizer=tokenizer)
+    assert tokenizer.batch_decode(prompts.unpadded()) == expected
 
 
 def test_padding_that_is_eos_is_read_as_in_hugging_face(base: PreTrainedModel) -> None:
@@ -156,6 +199,35 @@ def test_terms_with_prompts_of_their_own_lengths(
         ),
         ({"input_ids": [[5], [7, 0]], "attention_mask": [[1], [1, 1]]}, ValueError, "rectangle"),
         ({"input_ids": ["film"], "attention_mask": [[1]]}, ValueError, "attention_mask is set"),
+        (b"film", TypeError, "inputs is a bytes"),
+        ([b"film"], TypeError, r"inputs\[0\] is b'film'"),
+        ([[5, 2**63]], ValueError, rf"inputs\[0\] has id {2**63}"),
+        ([[5], [-(2**64)]], ValueError, rf"inputs\[1\] has id -{2**64}"),
+        ({"input_ids": [[2**70]], "attention_mask": [[1]]}, ValueError, "has id"),
+        (np.array([[5.0]]), TypeError, "input_ids has dtype torch.float"),
+        (np.array([[True]]), TypeError, "input_ids has dtype torch.bool"),
+        ([[torch.tensor(True)]], TypeError, r"inputs\[0\]"),
+        (torch.zeros(1, 2).to_sparse().long(), ValueError, "input_ids is of layout"),
+        (torch.zeros(1, 2, dtype=torch.long, device="meta"), ValueError, "on the device meta"),
+        ([torch.zeros(2, dtype=torch.long, device="meta")], ValueError, r"inputs\[0\] is on the"),
+        ({"input_ids": [[5, 6]], "attention_mask": [[2, 1]]}, ValueError, "request 0 has 2"),
+        (
+            {"input_ids": [[5, 6]], "attention_mask": [[float("nan"), 1]]},
+            ValueError,
+            "request 0 has nan",
+        ),
+        ({"input_ids": [[5, 6]], "attention_mask": "11"}, ValueError, "attention_mask is '11'"),
+        ([{"role": None, "content": "a"}], TypeError, "message 0, has the role None"),
+        ([*CHAT, {"role": "user", "content": None}], TypeError, "message 1, has the content None"),
+        ([CHAT, [{"role": "user", "content": 3}]], TypeError, r"inputs\[1\], message 0, has"),
+        ([{"role": "user", "content": {"type": "text"}}], TypeError, "has the content"),
+        ([{"role": "user", "content": [{"type": "text"}]}], TypeError, "has the content"),
+        ([{"role": "user", "content": [3]}], TypeError, "has the content"),
+        (
+            [{"role": "user", "content": [{"type": "image", "url": "a"}]}],
+            NotImplementedError,
+            "message 0, has a part of the type 'image'",
+        ),
         (TEXT, ValueError, "tokenizer is None for model0"),
         (CHAT, ValueError, "tokenizer is None for model0"),
         ([[5, 61]], ValueError, "row 0 has id 61 for model0"),
@@ -165,6 +237,65 @@ def test_terms_with_prompts_of_their_own_lengths(
 def test_bad_inputs(inputs: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         cf.generate(make(), inputs, max_new_tokens=2)
+
+
+HALF = "half of a surrogate pair"
+
+
+@pytest.mark.parametrize(
+    "inputs", ["a\ud800", ["film", "\udfff"], [{"role": "user", "content": "\ud800"}]], ids=ascii
+)
+def test_half_of_a_surrogate_pair(inputs: Any, base: PreTrainedModel, tokenizer: Tokenizer) -> None:
+    term = cf.Model(base, tokenizer=tokenizer)
+    request = len(inputs) - 1 if isinstance(inputs, list) else 0
+    with pytest.raises(ValueError, match=f"request {request}: model0: .* has {HALF}"):
+        cf.generate(term, inputs, max_new_tokens=2)
+    with pytest.raises(ValueError, match=HALF):
+        cf.score(term, inputs, [[5]] * (request + 1))
+    with pytest.raises(ValueError, match=rf"responses\[0\]: .* has {HALF}"):
+        cf.score(term, ["film"], "a\ud800")
+    for own in ({"system": "\ud800"}, {"prompt": "\ud800"}, {"prompt": lambda x: "\ud800"}):
+        with pytest.raises(ValueError, match=HALF):
+            cf.generate(cf.Model(base, tokenizer=tokenizer, **own), "film", max_new_tokens=2)
+    with pytest.raises(ValueError, match=f"stop_strings: .* has {HALF}"):
+        cf.generate(term, "film", max_new_tokens=2, stop_strings="\ud800")
+
+
+def test_a_template_that_refuses_names_the_request(base: PreTrainedModel) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('no ' + messages[0]['role']) }}"
+    with pytest.raises(ValueError, match=r"request 1: the chat template of a cannot .*no wizard"):
+        cf.generate(
+            cf.Model(base, tokenizer=tokenizer, name="a"),
+            ["film", [{"role": "wizard", "content": "film"}]],
+            max_new_tokens=2,
+        )
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "input_ids", "attention_mask"]),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(JSON, JSON)
+def test_whatever_is_given_is_read_or_refused_in_words(inputs: Any, mask: Any) -> None:
+    message = "request"
+    try:
+        requests = read_requests(inputs, mask, pad=PAD, eos=[1])
+        term_prompts(requests, term="base", tokenizer=TOKENIZER)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        message = str(error)
+    assert message.startswith(("inputs", "input_ids", "attention_mask", "request", "the prompt of"))
 
 
 def test_bad_masks_and_empty_texts(base: PreTrainedModel, tokenizer: Tokenizer) -> None:

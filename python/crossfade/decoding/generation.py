@@ -174,11 +174,20 @@ def generate(
             model_kwargs={"attention_mask": mask[batch]},
         )
 
-    criteria = base._get_stopping_criteria(
-        generation_config=config,
-        stopping_criteria=StoppingCriteriaList(stopping_criteria or ()),
-        tokenizer=tokenizer,
-    )
+    try:
+        criteria = base._get_stopping_criteria(
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList(stopping_criteria or ()),
+            tokenizer=tokenizer,
+        )
+    except ValueError as error:  # it knows tokenizers by how they write the letters a to f
+        if not config.stop_strings or tokenizer is None:
+            raise
+        raise ValueError(
+            f"stop_strings={config.stop_strings!r}: Transformers cannot tell what the tokens of "
+            f"this {type(tokenizer).__name__} add to a text ({error}); give eos_token_id or "
+            "stopping_criteria"
+        ) from error
     job = new_job(
         prompts,
         copies,

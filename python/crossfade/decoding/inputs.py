@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Ids = Sequence[int]
-Request = str | list[Any]  # a text, a chat (a list of messages) or a list of token ids
+from ..reading import check_unicode
+from .forms import Request, is_chat, is_ids, is_numbers, request, tensor, token_ids
 
 
 @dataclass(frozen=True)
@@ -99,26 +99,29 @@ def read_requests(
         if attention_mask is None:
             attention_mask = inputs.get("attention_mask")
         inputs = inputs["input_ids"]
-    if isinstance(inputs, Tensor):
-        return _padded(inputs, attention_mask, pad, eos)
+    if isinstance(inputs, Tensor) or is_numbers(inputs):
+        return _padded(tensor("input_ids", inputs), attention_mask, pad, eos)
 
-    if isinstance(inputs, str) or _is_chat(inputs) or is_ids(inputs):
+    if hasattr(inputs, "tolist"):  # an array of texts or of rows
+        inputs = inputs.tolist()
+    one = isinstance(inputs, str) or is_chat(inputs) or token_ids("inputs", inputs) is not None
+    if one:
         inputs = [inputs]
-        attention_mask = None if attention_mask is None else [attention_mask]
-    if not isinstance(inputs, Sequence):
+        if attention_mask is not None:
+            mask = tensor("attention_mask", attention_mask)
+            attention_mask = mask[None] if mask.dim() == 1 else mask
+    if not isinstance(inputs, Sequence) or isinstance(inputs, (bytes, bytearray)):
         raise TypeError(
             f"inputs is a {type(inputs).__name__}; it must be a text, a chat, token ids, a list of "
             "one of these, a tensor, or a mapping with input_ids and attention_mask"
         )
     if not inputs:
         raise ValueError("inputs is empty; it must have at least one request")
-    items = [_request(f"inputs[{i}]", item) for i, item in enumerate(inputs)]
+    items = [request(f"inputs[{i}]", item) for i, item in enumerate(inputs)]
     if attention_mask is not None:
         if not all(is_ids(item) for item in items):
             raise ValueError("attention_mask is set, but inputs has texts or chats; it is for ids")
-        return _padded(
-            _rectangle("input_ids", items), _rectangle("attention_mask", attention_mask), pad, eos
-        )
+        return _padded(tensor("input_ids", items), attention_mask, pad, eos)
     return Requests(items)
 
 
@@ -165,6 +168,7 @@ def encode(item: Request, tokenizer: Any, term: str, *, whole: bool = False) -> 
             f"tokenizer is None for {term}, whose prompt is a {kind}; "
             "give Model(..., tokenizer=...) or tokenizer=..., or pass token ids"
         )
+    check_unicode(item, term)
     if not isinstance(item, str):
         try:
             text = render(item, tokenizer, whole=whole)
@@ -185,52 +189,28 @@ def render(chat: list[Any], tokenizer: Any, *, whole: bool = False) -> str:
     or is `whole`; any other gets the start of an answer.
     """
     answering = chat[-1]["role"] != "assistant"
-    return tokenizer.apply_chat_template(
-        chat,
-        tokenize=False,
-        add_generation_prompt=answering,
-        continue_final_message=not answering and not whole,
-    )
+
+    def text_of(chat: list[Any]) -> str:
+        return tokenizer.apply_chat_template(
+            chat,
+            tokenize=False,
+            add_generation_prompt=answering,
+            continue_final_message=not answering and not whole,
+        )
+
+    text = text_of(chat)
+    # A template that takes no parts prints them as Python does: it gets them as one text.
+    printed = [isinstance(m["content"], list) and str(m["content"]) in text for m in chat]
+    if any(printed):
+        return text_of([{**m, "content": plain_text(m["content"])} for m in chat])
+    return text
 
 
-def _is_chat(x: Any) -> bool:
-    return (
-        isinstance(x, list)
-        and bool(x)
-        and all(isinstance(m, Mapping) and "role" in m and "content" in m for m in x)
-    )
-
-
-def is_ids(x: Any) -> bool:
-    return (
-        isinstance(x, Sequence)
-        and bool(x)
-        and all(isinstance(i, int) and not isinstance(i, bool) for i in x)
-    )
-
-
-def _request(name: str, item: Any) -> Request:
-    if isinstance(item, str) or _is_chat(item):
-        return item
-    if isinstance(item, Tensor) and item.dim() == 1 and not item.is_floating_point():
-        item = item.tolist()
-    if is_ids(item):
-        return list(item)
-    what = "empty" if isinstance(item, (Sequence, Tensor)) and not len(item) else repr(item)[:80]
-    raise TypeError(
-        f"{name} is {what}; it must be a text, a chat (a list of messages with 'role' and "
-        "'content') or a list of token ids"
-    )
-
-
-def _rectangle(name: str, rows: Any) -> Tensor:
-    try:
-        return torch.as_tensor(rows)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name} has rows of different lengths; with an attention_mask it must be a rectangle "
-            "[requests, length], left-padded"
-        ) from error
+def plain_text(content: Any) -> Any:
+    """The content of a message, the parts of a text joined."""
+    if isinstance(content, (list, tuple)):
+        return "".join(part if isinstance(part, str) else part["text"] for part in content)
+    return content
 
 
 def _padded(ids: Tensor, mask: Any, pad: int | None, eos: Sequence[int]) -> Requests:
@@ -238,7 +218,8 @@ def _padded(ids: Tensor, mask: Any, pad: int | None, eos: Sequence[int]) -> Requ
         raise TypeError(f"input_ids has dtype {ids.dtype}; it must be an integer tensor")
     if ids.dim() == 1:
         ids = ids[None]
-        mask = mask[None] if isinstance(mask, Tensor) and mask.dim() == 1 else mask
+        mask = None if mask is None else tensor("attention_mask", mask)
+        mask = mask[None] if mask is not None and mask.dim() == 1 else mask
     if ids.dim() != 2 or ids.numel() == 0:
         raise ValueError(
             f"input_ids has shape {list(ids.shape)}; it must be [requests, length], not empty"
@@ -246,14 +227,21 @@ def _padded(ids: Tensor, mask: Any, pad: int | None, eos: Sequence[int]) -> Requ
     if mask is None:
         inferable = pad is not None and pad not in eos
         mask = ids.ne(pad) if inferable else torch.ones_like(ids)  # type: ignore[arg-type]
-    elif not isinstance(mask, Tensor):
-        mask = torch.as_tensor(mask)
+    else:
+        mask = tensor("attention_mask", mask)
     if mask.shape != ids.shape:
         raise ValueError(
             f"attention_mask has shape {list(mask.shape)}; it must be {list(ids.shape)}, as "
             "input_ids"
         )
-    mask = mask.ne(0).long().to(ids.device)
+    odd = (mask != 0) & (mask != 1)
+    if odd.any():
+        row, column = odd.nonzero()[0].tolist()
+        raise ValueError(
+            f"attention_mask of request {row} has {mask[row, column].item()}; it must be 1 for a "
+            "token and 0 for padding"
+        )
+    mask = mask.long().to(ids.device)
     bad = (mask.diff(dim=1) < 0).any(dim=1) | (mask[:, -1] == 0)
     if bad.any():
         raise ValueError(
@@ -268,7 +256,7 @@ def _own_prompts(items: list[Request], prompt: Any, term: str) -> list[Request]:
     """`Model.prompt`: one for all requests, a list with one for each, or a function of each."""
     if callable(prompt):
         own = [prompt(item) for item in items]
-    elif isinstance(prompt, str) or _is_chat(prompt) or is_ids(prompt):
+    elif isinstance(prompt, str) or is_chat(prompt) or is_ids(prompt):
         own = [prompt] * len(items)
     else:
         own = list(prompt)
@@ -276,7 +264,7 @@ def _own_prompts(items: list[Request], prompt: Any, term: str) -> list[Request]:
             raise ValueError(
                 f"prompt of {term} has {len(own)} entries; it must have {len(items)}, one a request"
             )
-    return [_request(f"prompt of {term} for request {i}", item) for i, item in enumerate(own)]
+    return [request(f"prompt of {term} for request {i}", item) for i, item in enumerate(own)]
 
 
 def _with_system(item: Request, system: str, term: str) -> Request:
@@ -288,10 +276,6 @@ def _with_system(item: Request, system: str, term: str) -> Request:
             "or a chat, which the chat template joins it to"
         )
     if item[0]["role"] == "system":
-        if not isinstance(item[0]["content"], str):
-            raise NotImplementedError(
-                f"system of {term} cannot be joined to a system message that is no text"
-            )
-        joined = f"{system}\n\n{item[0]['content']}"
+        joined = f"{system}\n\n{plain_text(item[0]['content'])}"
         return [{"role": "system", "content": joined}, *item[1:]]
     return [{"role": "system", "content": system}, *item]

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from .engine import Engine
 from .engine_runner import EngineRunner
+from .forms import Ids
 from .group import MAX_LOGITS, Group, common
-from .inputs import Ids, Prompts, left_pad
+from .inputs import Prompts, left_pad
 from .output import ModelStats
 from .own_loop import own_modules, why_alone
 from .simple_runner import forced

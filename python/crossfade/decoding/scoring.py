@@ -11,10 +11,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..blend import Blend, as_blend
 from ..ops import check
+from ..reading import check_unicode
 from ..terms import is_multimodal
 from ..vocabulary import check_vocabularies
+from .forms import tensor, token_ids
 from .generation import all_prompts, tokenizer_of
-from .inputs import Prompts, is_ids, read_requests
+from .inputs import Prompts, read_requests
 from .members import Members, references_of
 from .mixer import Mixer
 from .output import Scores
@@ -118,10 +120,11 @@ def _logits(model: TermModel, prompts: Prompts, responses: list[list[int]]) -> T
 def _responses(
     responses: Any, writing: Writing | None, requests: int, vocabulary: int
 ) -> list[list[int]]:
-    if isinstance(responses, str) or is_ids(responses):
+    if isinstance(responses, str) or token_ids("responses", responses) is not None:
         responses = [responses]
-    if isinstance(responses, Tensor) and responses.dim() == 2:
-        responses = list(responses)
+    elif hasattr(responses, "tolist"):  # a tensor or an array, a row a response
+        responses = tensor("responses", responses)
+        responses = list(responses) if responses.dim() else responses
     if not isinstance(responses, Sequence):
         raise TypeError(
             f"responses is a {type(responses).__name__}; it must be a list of texts or of token ids"
@@ -131,15 +134,15 @@ def _responses(
             f"responses has {len(responses)} entries; it must have {requests}, one a prompt"
         )
     rows = []
-    for i, response in enumerate(responses):
-        given = response
-        if isinstance(response, str):
+    for i, given in enumerate(responses):
+        if isinstance(given, str):
             if writing is None:
                 raise ValueError("tokenizer is None; texts as responses need one (or give ids)")
-            response = writing.tokens(i, response)
-        if isinstance(response, Tensor):
-            response = response.tolist()
-        if not is_ids(response):
+            check_unicode(given, f"responses[{i}]")
+            response = writing.tokens(i, given)
+        else:
+            response = token_ids(f"responses[{i}]", given) or []
+        if not response:
             raise TypeError(
                 f"responses[{i}] is {given!r:.80}; it must be a text or token ids, not empty"
             )
@@ -148,7 +151,7 @@ def _responses(
             raise ValueError(
                 f"responses[{i}] has id {outside[0]}; ids must be within [0, {vocabulary})"
             )
-        rows.append(list(response))
+        rows.append(response)
     return rows
 
 

@@ -17,6 +17,7 @@ from transformers.generation.stopping_criteria import (
 )
 
 from ..ops import check
+from ..reading import check_unicode
 from ..search import ChunkBeamSearch
 from .inputs import asks_nothing
 
@@ -198,6 +199,11 @@ def _check_numbers(asked: dict[str, Any]) -> None:
     time = asked.get("max_time")
     if time is not None and (isinstance(time, bool) or not isinstance(time, (int, float))):
         raise TypeError(f"max_time is {time!r}; it must be a number of seconds")
+    texts = asked.get("stop_strings")
+    for text in [texts] if isinstance(texts, str) else texts or ():
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"stop_strings has {text!r:.80}; it must be texts that are not empty")
+        check_unicode(text, "stop_strings")
     for name in ("do_sample", "return_dict_in_generate"):
         if asked.get(name) is not None:
             check.flag(name, asked[name])

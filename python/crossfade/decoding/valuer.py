@@ -15,7 +15,8 @@ from ..search import ChunkBeamSearch
 from ..values import LogRatio, Reward, RewardModel
 from ..vocabulary import check_vocabularies, vocabulary
 from .engine import Engine
-from .inputs import Ids, Prompts, Request, Requests, encode, is_ids, left_pad, term_prompts
+from .forms import Ids, Request, is_ids
+from .inputs import Prompts, Requests, encode, left_pad, plain_text, term_prompts
 from .modules import Unsupported
 from .output import ModelStats
 from .readers import Question, Reader, Rereader, log_prob, q_value, scalar
@@ -331,7 +332,7 @@ def _whole(value: RewardModel, name: str, prompt: Request, response: str) -> Ids
         return encode(prompt + response, value.tokenizer, name)
     *turns, last = prompt
     if last["role"] == "assistant":
-        answer = {**last, "content": last["content"] + response}
+        answer = {**last, "content": plain_text(last["content"]) + response}
     else:
         turns, answer = prompt, {"role": "assistant", "content": response}
     return encode([*turns, answer], value.tokenizer, name, whole=True)

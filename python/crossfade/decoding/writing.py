@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .inputs import Ids, Prompts, Request, is_ids, render
+from .forms import Ids, Request, is_ids
+from .inputs import Prompts, render
 
 TOKENS = 64  # of a prompt, that its response is decoded after
 CHARACTERS = 256  # of a prompt, that its response is encoded after
