@@ -8,7 +8,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from tiny_models import EOS, VOCAB, make, make_tokenizer
+from tiny_models import EOS, VOCAB, make, make_letters, make_tokenizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 END = VOCAB  # the end of answers that a chat model was given besides
@@ -116,8 +116,6 @@ def test_ends_that_are_no_ids(ids: Any, base: PreTrainedModel) -> None:
 
 
 def test_a_stop_string_that_is_a_token_outside(base: PreTrainedModel) -> None:
-    from tiny_models import make_letters
-
     tokenizer = make_letters()
     tokenizer.add_tokens(["<end>"])
     with pytest.warns(RuntimeWarning, match=f"stop_strings has '<end>', token .*{OUTSIDE}"):

@@ -98,7 +98,9 @@ class Loop:
             self.ids = first.ids[[r // job.copies for r in rows]].to(slots.row.device)
         elif job.criteria:
             window = max(c.maximum_token_len for c in job.criteria)
-            tail = torch.nn.functional.pad(first.ids, (window, 0), value=job.pad)[:, -window:]
+            nothing = 2**40  # no tokenizer's id: padding spells nothing
+            ids = first.ids.masked_fill(first.mask == 0, nothing)
+            tail = torch.nn.functional.pad(ids, (window, 0), value=nothing)[:, -window:]
             self.tails = tail.repeat_interleave(job.copies, 0).to(slots.row.device)
 
     def run(self, stepper: Stepper, sync_every: int, on_end: Any) -> None:
