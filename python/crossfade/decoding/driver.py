@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
@@ -23,7 +23,7 @@ from .memory import is_out_of_memory
 from .mixer import Mixer, Weights
 from .modules import Unsupported
 from .output import ModelStats
-from .prefix import PrefixCache
+from .prefix import PrefixCache, states
 from .rows import Results, Slots
 from .search_loop import SearchLoop
 from .simple_runner import SimpleRunner
@@ -62,6 +62,7 @@ class Driver:
         self.engine, self.max_batch, self.progress = engine, max_batch, progress
         self.given, self.keep_cache = cache, keep_cache
         self.cache: PrefixCache | None = None
+        self.states: list[Hashable] = []  # of models, where caches are given or kept
         self.device = models[0].device
         terms = len(blend.terms) if job.term_logprobs else 0
         values = 0 if job.search is None else 1 + job.search.weights.shape[1]
@@ -101,7 +102,8 @@ class Driver:
             try:
                 if stream is not None:
                     stream.put(0, self.job.prompts[0].ids.repeat_interleave(self.job.copies, 0))
-                self._run()
+                with nullcontext() if self.given is None else self.given.lent(self.job.rows):
+                    self._run()
             except KeyboardInterrupt:
                 self.interrupted = True
                 warnings.warn(
@@ -238,7 +240,7 @@ class Driver:
         if self.keep_cache:
             tokens = self.results.tokens[:-1].tolist()
             written = [t[:n] for t, n in zip(tokens, lengths, strict=True)]
-            self.cache = PrefixCache(runner, written, job.returned)
+            self.cache = PrefixCache(runner, self.states, written, job.returned)
 
     def _on_end(self, rows: Sequence[int]) -> None:
         self.ended.update(rows)
@@ -271,8 +273,10 @@ class Driver:
                 runner.rest_guides(
                     blend.support, self.vocabulary, restrict, engine.skip_guides, each_term
                 )
+        if self._whole:
+            self.states = states(runner)
         if self.given is not None:
-            self.given.give(runner)
+            self.notes += self.given.give(runner, self.states)
         self.notes += [n for n in runner.notes if n not in self.notes]
         return runner
 

@@ -26,9 +26,9 @@ LAYERS = {"full_attention", "sliding_attention"}
 class Group:
     """Terms over one model: row ``m * slots + s`` is term m of the request in slot s.
 
-    `lengths` counts, on the device, the tokens that each row has in the cache; `held` says on the
-    host which they are, for those that were read as prompts. A `fresh` row has read its prompt but
-    for the last token, which is `pending`.
+    `lengths` counts, on the device, the tokens that each row has in the cache; the cache says on
+    the host which they are, of those that the host knows. A `fresh` row has read its prompt but for
+    the last token, which is `pending`.
 
     Args:
         capacity, most: tokens a row that the caches have room for at first, and ever need.
@@ -79,7 +79,6 @@ class Group:
         self.prompts = torch.zeros_like(self.lengths)  # tokens of each row's prompt
         self.members = torch.arange(len(models), device=self.device).repeat_interleave(slots)
         self.bounds = [0] * rows  # no row is longer, as far as the host knows
-        self.held: list[list[int]] = [[] for _ in range(rows)]
         self.pending = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.fresh = torch.zeros(rows, dtype=torch.bool, device=self.device)
         # a step's forward; no method of this object, which would then hold on to itself
@@ -127,8 +126,8 @@ class Group:
         todo = []
         for row, prompt in zip(rows, prompts, strict=True):
             ids = prompt[:-1]
-            start = common(self.held[row], ids)
-            self.held[row] = list(ids[:start])  # should reading be interrupted
+            start = common(self.cache.held[row], ids)
+            self.cache.rewind(row, start)
             self.bounds[row] = len(ids)
             todo.append((row, start, ids[start:]))
         at = torch.tensor(rows, device=self.device)
@@ -142,8 +141,8 @@ class Group:
             now, todo = todo[:count], todo[count:]
             with self.head.reading(Wanted(logits=False)):
                 self._append([r for r, _, _ in now], [ids for _, _, ids in now])
-        for row, prompt in zip(rows, prompts, strict=True):
-            self.held[row] = list(prompt[:-1])
+            for row, start, ids in now:
+                self.cache.holds(row, start, ids)
 
     def _append(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
         """What is wanted of the logits after rows read tokens, some more than others."""
@@ -186,11 +185,15 @@ class Group:
             now, order = order[:count], order[count:]
             for i in now:
                 self.bounds[rows[i]] = starts[i] + len(ids[i])
+                self.cache.rewind(rows[i], starts[i])
             at = torch.tensor([rows[i] for i in now], device=self.device)
             self.lengths[at] = torch.tensor([starts[i] for i in now], device=self.device)
             last = torch.tensor([len(ids[i]) - 1 for i in now], device=self.device)
             with self.head.reading(Wanted(every=True) if every else Wanted(last=last)):
-                yield now, self._append([rows[i] for i in now], [ids[i] for i in now])
+                logits = self._append([rows[i] for i in now], [ids[i] for i in now])
+            for i in now:
+                self.cache.holds(rows[i], starts[i], ids[i])
+            yield now, logits
 
     def catch_up(
         self, rows: Sequence[int], ids: Sequence[Sequence[int]], columns: Tensor | None
@@ -210,13 +213,10 @@ class Group:
         found[torch.tensor(rows, device=self.device)] = logits
         return found
 
-    def adopt(self, other: Group, rows: Sequence[int]) -> None:
-        """Begin with what another group of the same terms holds: row i with its row ``rows[i]``."""
-        if list(rows) == list(range(len(other.held))):  # the same buffers, and what they hold
-            self.cache, self.held = other.cache, other.held
-        else:
-            self.cache = other.cache.take(torch.tensor(rows, device=self.device))
-            self.held = [list(other.held[r]) for r in rows]
+    def adopt(self, cache: KVCache, rows: Sequence[int]) -> None:
+        """Begin with a cache of the same terms: row i with its row ``rows[i]``."""
+        same = list(rows) == list(range(cache.rows))  # then its buffers are written into
+        self.cache = cache if same else cache.take(rows)
 
     def fork(self, parents: Sequence[int], starts: Tensor | int = 0) -> None:
         """Row i becomes what row ``parents[i]`` is, which it is already before slot `starts`.
@@ -225,10 +225,9 @@ class Group:
         """
         sources = [i if p < 0 else p for i, p in enumerate(parents)]
         source = torch.tensor(sources, device=self.device)
-        self.cache.fork(source, starts, self.lengths[source])
+        self.cache.fork(source, sources, starts, self.lengths[source])
         for state in (self.lengths, self.prompts, self.pending, self.fresh):
             state.copy_(state[source])
-        self.held = [self.held[s] for s in sources]
         self.bounds = [self.bounds[s] for s in sources]
 
 

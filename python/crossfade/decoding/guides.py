@@ -37,7 +37,7 @@ class LazyGuides:
         self.cut = Support(0, support.top_k, support.top_p, support.min_p)
         self.vocabulary, self.restrict, self.skip = vocabulary, restrict, skip
         self.owed: dict[Group, list[list[int]]] = {
-            g: [[] for _ in g.held] for g in groups if g is not self.first
+            g: [[] for _ in range(g.cache.rows)] for g in groups if g is not self.first
         }
 
     def join(self, slots: Sequence[int]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from .. import ops
@@ -15,12 +18,20 @@ class KVCache:
     Slot j of a row holds its token j, whatever the row's neighbours hold, so a row's tokens are
     taken back by counting fewer of them. Layers are allocated when they first write, as only the
     model knows their shapes.
+
+    Attributes:
+        held: of each row, tokens that its first slots surely hold. It changes with the buffers
+            and by the methods here alone, so that it is right for everybody who has this cache.
+            Tokens that a step writes come after them; `holds` tells when the host knows which.
+        lent: whether a call goes on with it, which nobody else may do then.
     """
 
     def __init__(self, rows: int, capacity: int) -> None:
         self.rows = rows
         self.capacity = _rounded(capacity)
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.held: list[list[int]] = [[] for _ in range(rows)]
+        self.lent = False
         self.growing_bytes = 0  # that a growth held beside the new buffers
 
     def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,6 +44,15 @@ class KVCache:
 
     def _buffer(self, like: Tensor) -> Tensor:
         return like.new_empty(self.rows, like.shape[1], self.capacity, like.shape[3])
+
+    def rewind(self, row: int, tokens: int) -> None:
+        """What is written next to a row goes behind its first `tokens`."""
+        del self.held[row][tokens:]
+
+    def holds(self, row: int, start: int, ids: Sequence[int]) -> None:
+        """A row's slots from `start` on hold these tokens."""
+        if len(self.held[row]) >= start:  # else what comes before them is not known
+            self.held[row][start:] = ids
 
     def reserve(self, capacity: int, most: int) -> bool:
         """Make room for `capacity` slots, by doubling up to `most`; True if the buffers moved."""
@@ -48,16 +68,27 @@ class KVCache:
             self.growing_bytes = sum(b.nbytes for b in pair)  # layer by layer: one old pair
         return True
 
-    def take(self, rows: Tensor) -> KVCache:
+    def take(self, rows: Sequence[int]) -> KVCache:
         """A cache of its own that begins with these rows of this one."""
         taken = KVCache(len(rows), self.capacity)
-        taken.layers = {i: (k[rows], v[rows]) for i, (k, v) in self.layers.items()}
+        for i, (k, v) in self.layers.items():
+            at = torch.tensor(rows, device=k.device)
+            taken.layers[i] = k[at], v[at]
+        taken.held = [list(self.held[row]) for row in rows]
         return taken
 
-    def fork(self, parents: Tensor, start: Tensor | int, end: Tensor) -> None:
-        """Row i becomes a copy of row ``parents[i]`` in slots [start, end); -1 leaves it."""
+    def fork(self, parents: Tensor, rows: Sequence[int], start: Tensor | int, end: Tensor) -> None:
+        """Row i becomes a copy of row ``rows[i]``, which is `parents` on the device.
+
+        Before slot `start` they are equal; past `end` nothing of them is in use.
+        """
         buffers = [b for pair in self.layers.values() for b in pair]
+        changed = {i: self.held[p] for i, p in enumerate(rows) if p != i}
+        for i in changed:
+            self.held[i] = []  # should copying be interrupted
         ops.fork_cache_(buffers, parents, start, end)
+        for i, tokens in changed.items():
+            self.held[i] = list(tokens)
 
     @property
     def peak_bytes(self) -> int:

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
+import threading
+import weakref
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from .engine_runner import EngineRunner
+from .fingerprint import fingerprint
+from .group import Group
+from .kv_cache import KVCache
+
+TURNS = threading.Lock()  # held while caches are lent and copied, never while models run
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One model's cache, and what the model was when the cache was filled."""
+
+    terms: list[tuple[weakref.ref[Any], Any]]  # models and adapters
+    state: Hashable
+    cache: KVCache
+
+    def is_of(self, group: Group) -> bool:
+        """Whether a group runs the same models with the same adapters."""
+        return [(model(), adapter) for model, adapter in self.terms] == [
+            (m.bare, m.adapter) for m in group.models
+        ]
+
+
+def states(runner: EngineRunner) -> list[Hashable]:
+    """What the models of a runner's groups are now."""
+    return [
+        fingerprint(g.base, active=any(m.adapter == "active" for m in g.models))
+        for g in runner.groups
+    ]
 
 
 class PrefixCache:
@@ -14,8 +45,12 @@ class PrefixCache:
 
     ``generate(..., cache=out.cache)`` reads of each prompt only what follows its longest common
     prefix with what its row holds, model by model: a conversation that goes on, or takes another
-    turn. Its rows are those of the call, in order; or one serves all samples of a request. The call
-    writes into the same buffers, so a cache goes on with the last call that used it.
+    turn. Its rows are those of the call, in order; or one serves all samples of a request.
+
+    A call with the same rows writes into the same buffers, and every cache that shares them knows
+    what they hold now: an older one may be used again, and reads what it lacks. Calls that share
+    buffers take turns. Where a model's weights, hooks or active adapters have changed since the
+    cache was filled, the call reads that model's prompts anew, and a note says so.
 
     Attributes:
         rows: how many there are.
@@ -23,35 +58,73 @@ class PrefixCache:
     """
 
     def __init__(
-        self, runner: EngineRunner, responses: Sequence[Sequence[int]], kept: Sequence[int]
+        self,
+        runner: EngineRunner,
+        states: Sequence[Hashable],
+        responses: Sequence[Sequence[int]],
+        kept: Sequence[int],
     ) -> None:
-        """`responses` of all the runner's rows, of which those `kept` are held."""
+        """`states` of models; `responses` of all the runner's rows, of which some are `kept`."""
         self.rows = len(kept)
-        self._groups = runner.groups
-        for group in runner.groups:
-            lengths = group.lengths.tolist()
-            for row, length in enumerate(lengths):
+        self._kept: list[Kept] = []
+        for group, state in zip(runner.groups, states, strict=True):
+            cache = group.cache
+            for row, length in enumerate(group.lengths.tolist()):
                 term, slot = group.terms[row // runner.slots], row % runner.slots
                 prompt = runner.prompts[term][slot // runner.copies]
-                group.held[row] = [*prompt, *responses[slot]][:length]
+                cache.rewind(row, 0)
+                cache.holds(row, 0, [*prompt, *responses[slot]][:length])
             if self.rows < runner.slots:
-                rows = [m * runner.slots + s for m in range(len(group.terms)) for s in kept]
-                group.cache = group.cache.take(torch.tensor(rows, device=group.device))
-                group.held = [group.held[r] for r in rows]
+                cache = cache.take(
+                    [m * runner.slots + s for m in range(len(group.terms)) for s in kept]
+                )
+            terms = [(weakref.ref(m.bare), m.adapter) for m in group.models]
+            self._kept.append(Kept(terms, state, cache))
 
     @property
     def nbytes(self) -> int:
-        return sum(g.cache.nbytes for g in self._groups)
+        return sum(kept.cache.nbytes for kept in self._kept)
 
     def __repr__(self) -> str:
-        tokens = max(len(held) for g in self._groups for held in g.held)
+        tokens = max(len(held) for kept in self._kept for held in kept.cache.held)
         return f"PrefixCache({self.rows} rows, up to {tokens} tokens, {self.nbytes} bytes)"
 
-    def give(self, runner: EngineRunner) -> None:
-        """Let a new runner begin with what is held here.
+    @contextmanager
+    def lent(self, rows: int) -> Iterator[None]:
+        """For a call of so many rows: nobody else uses the buffers, where it writes into them.
 
         Raises:
-            ValueError: it runs other terms, or has other rows.
+            ValueError: another call does.
+        """
+        mine: list[KVCache] = []
+        try:
+            if rows == self.rows:  # else it copies what it needs
+                with TURNS:
+                    self._check_turn()
+                    mine += [kept.cache for kept in self._kept]
+                    for cache in mine:
+                        cache.lent = True
+            yield
+        finally:
+            for cache in mine:
+                cache.lent = False
+
+    def _check_turn(self) -> None:
+        if any(kept.cache.lent for kept in self._kept):
+            raise ValueError(
+                "cache is in use by a call under way, which writes into it; calls that share one "
+                "must take turns"
+            )
+
+    def give(self, runner: EngineRunner, states: Sequence[Hashable]) -> list[str]:
+        """Let a new runner, whose models are as `states` say, begin with what is held here.
+
+        Returns:
+            What is not used, and why.
+
+        Raises:
+            ValueError: it runs other terms or has other rows, or it would copy from a cache that
+                another call is writing into.
         """
         if runner.slots == self.rows:
             rows = list(range(self.rows))
@@ -62,8 +135,20 @@ class PrefixCache:
                 f"cache has {self.rows} rows; the inputs have {runner.slots // runner.copies} "
                 f"requests of {runner.copies} rows"
             )
-        mine = [[(m.bare, m.adapter) for m in g.models] for g in self._groups]
-        if mine != [[(m.bare, m.adapter) for m in g.models] for g in runner.groups]:
+        if len(self._kept) != len(runner.groups) or not all(
+            kept.is_of(group) for kept, group in zip(self._kept, runner.groups, strict=True)
+        ):
             raise ValueError("cache was made by a blend of other models or adapters")
-        for old, new in zip(self._groups, runner.groups, strict=True):
-            new.adopt(old, [m * self.rows + r for m in range(len(old.terms)) for r in rows])
+        notes = []
+        with TURNS:
+            if runner.slots != self.rows:
+                self._check_turn()
+            for kept, group, state in zip(self._kept, runner.groups, states, strict=True):
+                each = [m * self.rows + r for m in range(len(kept.terms)) for r in rows]
+                if kept.state == state:
+                    group.adopt(kept.cache, each)
+                else:
+                    notes.append(
+                        f"{group.name} has changed since the cache was filled: it reads anew"
+                    )
+        return notes

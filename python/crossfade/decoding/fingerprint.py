@@ -1,0 +1,54 @@
+"""What a model computes with, in brief: to tell whether it changed since a cache was filled."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SAMPLE = 16  # numbers of each tensor that are looked at
+
+
+def fingerprint(model: nn.Module, *, active: bool) -> Hashable:
+    """Equal while a model's weights, adapters and hooks are what they were.
+
+    A change in place moves a tensor's version; what goes around versions (``.data``, as PEFT merges
+    adapters) shows in a few numbers of each tensor, if it changes them all, and in what the layers
+    say is merged. What a hook reads outside of the model is not seen.
+
+    Args:
+        active: whether it matters which adapters the model itself has switched on.
+    """
+    tensors = [t.detach() for t in chain(model.parameters(), model.buffers())]
+    about = [
+        (t.data_ptr(), t.dtype, t.device, t.shape, None if t.is_inference() else t._version)
+        for t in chain(model.parameters(), model.buffers())
+    ]
+    modules = [_about(m, active) for m in model.modules()]
+    return model.training, tuple(about), _numbers(tensors), tuple(modules)
+
+
+def _about(module: Any, active: bool) -> Hashable:
+    state = vars(module)
+    hooks = (*state["_forward_hooks"], *state["_forward_pre_hooks"])  # a number for each
+    about: tuple[Hashable, ...] = (id(module), hooks, id(state.get("forward")))
+    if "_active_adapter" not in state:
+        return about
+    merged = tuple(getattr(module, "merged_adapters", ()))
+    scaling = tuple(getattr(module, "scaling", {}).items())
+    on = (repr(state["_active_adapter"]), state["_disable_adapters"]) if active else ()
+    return (*about, merged, scaling, on)
+
+
+def _numbers(tensors: list[Tensor]) -> Hashable:
+    """Some numbers of each tensor, bit by bit."""
+    samples: dict[torch.device, list[Tensor]] = {}
+    for t in tensors:
+        if t.numel() and t.device.type != "meta":
+            flat = t.view(-1) if t.is_contiguous() else t.reshape(-1)
+            few = flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE]
+            samples.setdefault(t.device, []).append(few.float())
+    return tuple(torch.cat(each).cpu().numpy().tobytes() for each in samples.values())
