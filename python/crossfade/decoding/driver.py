@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..blend import Blend
 from ..progress import progress_bar
+from .contexts import Reader, Room
 from .engine import Engine
 from .engine_runner import EngineRunner
 from .graph import Stepper
@@ -69,6 +70,8 @@ class Driver:
         references = len(job.references)
         self.results = Results(job.rows, job.limit, terms, references, values, self.device)
         requests = job.rows // job.copies
+        self.room = Room(self._readers(), requests, job.limit)
+        self.results.limits[:-1] = self.room.new.repeat_interleave(job.copies).to(self.device)
         self.weights, self.value_weights = self._weights(blend, requests)
         self.references = [self._weights(r.blend, requests) for r in job.references]
         self.simple = engine.simple
@@ -80,6 +83,40 @@ class Driver:
         self.models_stats: list[list[ModelStats]] = []
         self.cache_bytes = self.peak_bytes = 0
         self.seconds = 0.0
+
+    def _readers(self) -> list[Reader]:
+        """Every model that reads the rows, those of a search's value too."""
+        readers = list(map(Reader, self.models, self.job.prompts))
+        for question, sources in () if self.job.search is None else self.job.search.asked:
+            for s in sources:
+                own = s.writing is not None or s.whole is not None  # tokens, not the rows'
+                readers.append(Reader(s.model, s.prompts, None if own else int(question.predicted)))
+        return readers
+
+    def _refuse(self) -> None:
+        """Rows whose prompts no context holds fail; the others go on."""
+        for request in (self.room.new == 0).nonzero()[:, 0].tolist():
+            rows = [request * self.job.copies + j for j in range(self.job.copies)]
+            self.results.failed[rows] = True
+            self._on_end(rows)
+            warnings.warn(
+                f"request {request} was not decoded: {self.room.why(request)}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _warn_of_full(self) -> None:
+        """Say of rows that were ended, before the call's limit, where a context was full."""
+        r = self.results
+        full = (r.lengths >= r.limits) & (r.limits < r.limit) & ~r.finished & ~r.failed
+        for row in full[:-1].nonzero()[:, 0].tolist():
+            if row in self.given_back:
+                warnings.warn(
+                    f"{self.job.name(row)} was ended at its token {int(r.lengths[row])}: "
+                    f"{self.room.why(row // self.job.copies)}",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
 
     def _weights(self, blend: Blend, requests: int) -> tuple[Weights, Weights]:
         """The weights of a blend's terms and of its values, for every row."""
@@ -99,6 +136,7 @@ class Driver:
         show = self._most() < self.job.rows if self.progress is None else self.progress is True
         with progress_bar(len(self.given_back), "row") if show else nullcontext() as bar:
             self.tell = self.progress if callable(self.progress) else bar and bar.update
+            self._refuse()
             try:
                 if stream is not None:
                     stream.put(0, self.job.prompts[0].ids.repeat_interleave(self.job.copies, 0))
@@ -118,6 +156,7 @@ class Driver:
                 raise
         if stream is not None:
             stream.end()
+        self._warn_of_full()
         self.seconds = time.perf_counter() - start
 
     def _run(self) -> None:
@@ -126,7 +165,7 @@ class Driver:
             self.notes.append(f"fixed batches: {self.job.aligned}")
         while todo := [r for r in range(self.job.rows) if r not in self.ended]:
             batch = todo[:most] if self._aligned else todo
-            count, short = min(most, len(batch)), False
+            count, short = self.job.rows if self._together else min(most, len(batch)), False
             try:
                 self._decode(batch, count)
             except Unsupported as reason:
@@ -158,6 +197,11 @@ class Driver:
         """Whether all rows must be decoded at a time, as caches are for given rows."""
         return self.given is not None or self.keep_cache
 
+    @property
+    def _together(self) -> bool:
+        """Whether all rows are decoded at a time, each in the slot of its number."""
+        return self._whole or self.job.streamer is not None
+
     def _most(self) -> int:
         """Rows at a time."""
         most = self.max_batch
@@ -168,7 +212,7 @@ class Driver:
 
     def _fewer(self, count: int) -> int:
         """Rows at a time where memory ran out for `count`; 0: there is no smaller batch."""
-        if self._whole or self.job.streamer is not None:
+        if self._together:
             return 0
         half = count // 2  # rows of one request may be apart, but in a search
         return self._of_requests(half) or (half if self.job.search is None else 0)
@@ -227,7 +271,6 @@ class Driver:
         try:
             loop.run(stepper, every, self._on_end)
         finally:
-            lengths = self.results.lengths[rows].tolist()
             self.models_stats.append(runner.stats(loop.drawn(), len(rows)))
             self.cache_bytes, peak = runner.cache_bytes, runner.peak_bytes
             self.notes += [] if stepper.note is None else [stepper.note]
@@ -238,7 +281,7 @@ class Driver:
                 self.notes += [n for n in valuer.notes if n not in self.notes]
             self.peak_bytes = max(self.peak_bytes, peak + self.results.nbytes)
         if self.keep_cache:
-            tokens = self.results.tokens[:-1].tolist()
+            tokens, lengths = (x[:-1].tolist() for x in (self.results.tokens, self.results.lengths))
             written = [t[:n] for t, n in zip(tokens, lengths, strict=True)]
             self.cache = PrefixCache(runner, self.states, written, job.returned)
 

@@ -61,6 +61,9 @@ def generate(
     differs: top-k is off unless the caller or the saved config sets it. With one term, greedy
     tokens are those of ``model.generate``.
 
+    Every term and value has a context, as its config says. A row whose prompt is longer than one
+    fails, and a row that fills one ends there; a RuntimeWarning names it, and others go on.
+
     Logits processors read the first term's prompt and response and the blended logits (for
     ``power != 0``, log-probs); `logprobs` are the blend's own, before them.
 

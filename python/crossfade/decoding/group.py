@@ -74,6 +74,9 @@ class Group:
 
         rows = slots * len(models)
         self.cache, self.most = KVCache(rows, capacity), most
+        # rows that have ended go on to be fed: not past the last position that there is
+        context = first.context
+        self.last = None if context is None or most < context else context - 1
         self.moved = False  # the caches, since the last step: also when prompts were read
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.prompts = torch.zeros_like(self.lengths)  # tokens of each row's prompt
@@ -115,8 +118,9 @@ class Group:
         """
         terms = len(self.terms)
         ids = torch.where(self.fresh, self.pending, tokens.repeat(terms))
+        positions = self.lengths if self.last is None else self.lengths.clamp(max=self.last)
         call = Call(self.cache, self.lengths)
-        logits = self._run(self.forward, self.members, ids[:, None], self.lengths[:, None], call)
+        logits = self._run(self.forward, self.members, ids[:, None], positions[:, None], call)
         self.fresh.zero_()
         self.lengths += live.repeat(terms)
         return logits
@@ -217,6 +221,9 @@ class Group:
         """Begin with a cache of the same terms: row i with its row ``rows[i]``."""
         same = list(rows) == list(range(cache.rows))  # then its buffers are written into
         self.cache = cache if same else cache.take(rows)
+        # a row that is not read on is left as it is: what a step writes goes behind it
+        self.bounds = [len(tokens) for tokens in self.cache.held]
+        self.lengths.copy_(torch.tensor(self.bounds, device=self.device))
 
     def fork(self, parents: Sequence[int], starts: Tensor | int = 0) -> None:
         """Row i becomes what row ``parents[i]`` is, which it is already before slot `starts`.

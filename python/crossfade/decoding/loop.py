@@ -56,6 +56,11 @@ class Job:
     def rows(self) -> int:
         return len(self.seeds)
 
+    def name(self, row: int) -> str:
+        """What warnings and errors call a row."""
+        copies = self.copies
+        return f"request {row // copies}" + (f", sample {row % copies}" if copies > 1 else "")
+
     @property
     def aligned(self) -> str | None:
         """Why all rows of a batch must be at the same step; None if they need not be."""
@@ -87,15 +92,18 @@ class Loop:
         self.job, self.runner, self.mixer, self.slots = job, runner, mixer, slots
         self.waiting = deque(rows)
         self.seated: dict[int, int] = {}  # slot: row
-        self.free = list(range(len(slots.row)))
+        # where every row of the job has a slot, it is the slot of its number
+        whole = len(slots.row) == job.rows
+        self.free = list(rows) if whole else list(range(len(slots.row)))
         self.rows = list(rows)
         self.warned: set[int] = set()  # rows that failed
         self.steps = 0
-        self.processors = None if job.processors is None else job.processors(rows)
+        each = range(job.rows) if whole else rows
+        self.processors = None if job.processors is None else job.processors(each)
         first = job.prompts[0]
         self.ids: Tensor | None = None  # [rows, prompt + steps], where the rows are aligned
         if aligned:
-            self.ids = first.ids[[r // job.copies for r in rows]].to(slots.row.device)
+            self.ids = first.ids[[r // job.copies for r in each]].to(slots.row.device)
         elif job.criteria:
             window = max(c.maximum_token_len for c in job.criteria)
             nothing = 2**40  # no tokenizer's id: padding spells nothing
@@ -236,12 +244,8 @@ class Loop:
             with suppress(Exception):
                 processor(ids[slot : slot + 1], scores[slot : slot + 1])
                 continue
-            return self._name(row)
+            return self.job.name(row)
         return f"the requests {sorted({r // self.job.copies for r in self.seated.values()})}"
-
-    def _name(self, row: int) -> str:
-        copies = self.job.copies
-        return f"request {row // copies}" + (f", sample {row % copies}" if copies > 1 else "")
 
     def _warn(self, slot: int, logits: list[Tensor]) -> None:
         """Say why a row had to end: it still reads its last token, so its logits are the bad."""
@@ -249,5 +253,7 @@ class Loop:
         why = self.mixer.why_bad(slot, logits, [m.name for m in self.runner.models])
         token = int(self.slots.results.lengths[row])
         warnings.warn(
-            f"{self._name(row)} was ended at its token {token}: {why}", RuntimeWarning, stacklevel=2
+            f"{self.job.name(row)} was ended at its token {token}: {why}",
+            RuntimeWarning,
+            stacklevel=2,
         )

@@ -70,7 +70,8 @@ class Output:
             by a limit of length or time, or failed.
         ended: ``[rows]`` bool: finished, failed or at its limit of length; False if time or an
             interrupt cut it, or kept it from starting.
-        failed: ``[rows]`` bool: cut because no token could be chosen; a RuntimeWarning said why.
+        failed: ``[rows]`` bool: cut because no token could be chosen, or not begun because a prompt
+            is longer than the context of a model that reads it; a RuntimeWarning said why.
         stats: what it cost.
         term_logprobs: ``[rows, new, terms]`` float32: under each term alone; on demand.
         kl: ``[rows, new]`` float32, nats: KL(blend at temperature 1 || `kl_to`) of each step: how

@@ -41,18 +41,26 @@ class OwnRows:
         self.arguments = prepared(model, self.ids, mask, limit)
         self.runs = own_modules(model)
         self.first = True
+        self.tokens = int(mask.sum(dim=1).max())  # of the longest row
         self.forwards = 0
 
     def step(self, tokens: Tensor | None = None) -> Tensor:
         """Logits ``[rows, V]`` after the prompts, or after one more token ``[rows]``."""
         if tokens is not None:
             self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+        context = self.model.context
+        self.tokens += tokens is not None
+        if context is not None and len(self.ids) == 1 and self.tokens > context:
+            return self.logits  # the row has ended: it has no position for one more token
         inputs = next_inputs(self.model, self.ids, self.arguments, first=self.first)
+        if context is not None and inputs.get("position_ids") is not None:  # of rows that ended
+            inputs["position_ids"] = inputs["position_ids"].clamp(max=context - 1)
         output = self.runs(**inputs, return_dict=True)
         self.arguments = self._updated(output)
         self.first = False
         self.forwards += 1
-        return output.logits[:, -1]
+        self.logits: Tensor = output.logits[:, -1]
+        return self.logits
 
     def _updated(self, output: Any) -> dict[str, Any]:
         bare = self.model.bare

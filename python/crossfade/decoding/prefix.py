@@ -69,7 +69,10 @@ class PrefixCache:
         self._kept: list[Kept] = []
         for group, state in zip(runner.groups, states, strict=True):
             cache = group.cache
+            read = group.prompts.tolist()
             for row, length in enumerate(group.lengths.tolist()):
+                if read[row] == 0:
+                    continue  # no row of the call took this slot
                 term, slot = group.terms[row // runner.slots], row % runner.slots
                 prompt = runner.prompts[term][slot // runner.copies]
                 cache.rewind(row, 0)

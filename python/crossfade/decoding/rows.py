@@ -31,6 +31,9 @@ class Results:
         self.kl = torch.zeros(*size, references, **real) if references else None
         # of a search: a row's value, then its parts
         self.values = torch.full((rows + 1, values), float("nan"), **real)
+        self.limits = torch.full(
+            (rows + 1,), limit, dtype=torch.int64, device=device
+        )  # of each row
         self.lengths = torch.zeros(rows + 1, dtype=torch.int64, device=device)
         self.finished = torch.zeros(rows + 1, dtype=torch.bool, device=device)
         self.failed = torch.zeros(rows + 1, dtype=torch.bool, device=device)
@@ -106,7 +109,7 @@ class Slots:
         self.row[at] = row
         self.new[at] = 0
         self.tokens[at] = 0
-        self.stop[at] = self.chunk
+        self.stop[at] = self.results.limits[row].clamp(max=self.chunk)
         self.live[at] = True
         for values, here in self.per_row:
             here[at] = values[row]
@@ -149,5 +152,6 @@ class Slots:
         self.results.fork(self.row[source], self.row[at], longest)
         self.tokens[at] = self.tokens[source]
         self.new[at] = self.new[source]
-        self.stop[at] = (self.new[at] + self.chunk).clamp(max=self.results.limit)
+        limits = self.results.limits[self.row[at]]
+        self.stop[at] = torch.minimum(self.new[at] + self.chunk, limits)
         self.live[at] = torch.tensor(live, device=device)

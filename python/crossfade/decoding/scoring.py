@@ -14,6 +14,7 @@ from ..ops import check
 from ..reading import check_unicode
 from ..terms import is_multimodal
 from ..vocabulary import check_vocabularies
+from .contexts import check_context
 from .forms import tensor, token_ids
 from .generation import all_prompts, tokenizer_of
 from .inputs import Prompts, read_requests
@@ -82,6 +83,7 @@ def score(
     logits = []
     for model, prompt in zip(models, read, strict=True):
         model.check(prompt)
+        check_context(model, prompt.mask.sum(dim=1), written)
         logits.append(_logits(model, prompt, written).to(device))
 
     tokens, real = tokens.to(device), real.to(device)
@@ -104,8 +106,11 @@ def score(
 
 
 def _logits(model: TermModel, prompts: Prompts, responses: list[list[int]]) -> Tensor:
-    """Logits ``[requests, tokens, V]`` before each token of the responses, padded on the right."""
-    tokens, real = _right_pad(responses)
+    """Logits ``[requests, tokens, V]`` before each token of the responses, padded on the right.
+
+    The last token of a response is not read.
+    """
+    tokens, real = _right_pad([r[:-1] for r in responses])
     read = Prompts(
         torch.cat([prompts.ids.cpu().masked_fill(prompts.mask.cpu() == 0, 0), tokens], dim=1),
         torch.cat([prompts.mask.cpu(), real.long()], dim=1),
@@ -114,7 +119,7 @@ def _logits(model: TermModel, prompts: Prompts, responses: list[list[int]]) -> T
         each = zip(prompts.unpadded(), responses, strict=True)
         return pad_sequence([forced(model, p, r) for p, r in each], batch_first=True)
     mask = None if read.mask.all() else read.mask
-    return model.read(read.ids, mask, positions_of(read.mask), keep=tokens.shape[1] + 1)[:, :-1]
+    return model.read(read.ids, mask, positions_of(read.mask), keep=tokens.shape[1] + 1)
 
 
 def _responses(

@@ -109,7 +109,7 @@ class SearchLoop(Loop):
         results, row = self.slots.results, self.slots.row[slots]
         new = self.slots.new[slots]
         failed = results.failed[row]
-        ended = (results.finished[row] | failed | (new >= results.limit)).cpu()
+        ended = (results.finished[row] | failed | (new >= results.limits[row])).cpu()
         grown = []
         for s, n, bad in zip(slots, new.tolist(), failed.tolist(), strict=True):
             if not self.idle[s]:

@@ -14,6 +14,7 @@ from ..adapters import adapter_layers
 from ..blend import Model
 from ..terms import text_config, underlying
 from .adapters import states
+from .contexts import context_of
 from .inputs import Prompts
 from .members import Members
 from .replica import Replica
@@ -35,6 +36,7 @@ class TermModel:
             self.accepts |= {"attention_mask", "position_ids"}
         self.device = _input_device(self.bare, name)
         self.vocabulary: int | None = getattr(text_config(self.bare), "vocab_size", None)
+        self.context = context_of(self.bare)
         self.original_context = _original_context(text_config(self.bare))
 
     @cached_property
@@ -86,6 +88,8 @@ class TermModel:
     def read(self, ids: Tensor, mask: Tensor | None, positions: Tensor, keep: int = 1) -> Tensor:
         """Logits ``[rows, keep, V]`` of the last `keep` positions of whole texts."""
         arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
+        if self.context is not None:  # a last token that is only asked about may be past it
+            arguments["position_ids"] = positions.clamp(max=self.context - 1)
         arguments |= {"logits_to_keep": keep}
         arguments = {k: v for k, v in arguments.items() if k in self.accepts}
         output = self.runs(input_ids=ids, use_cache=False, return_dict=True, **arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -196,6 +197,7 @@ class Asked:
         self.question, self.sources = question, sources
         self.models = [s.model for s in sources]
         self.notes: list[str] = []
+        self.full: set[int] = set()  # rows whose text is longer than a context
         self.reader: Reader | Rereader = Rereader(question, self.models)
         if not engine.simple:
             prompts = [s.prompts for s in sources]
@@ -223,12 +225,38 @@ class Asked:
         """Of each source's key the answers about what slots have written."""
         texts = [s.texts(written) for s in self.sources]
         firsts = [[len(s.heads[r]) for r in written.requests] for s in self.sources]
+        texts, full = self._fitting(texts, written)
         try:
             found = self.reader.read(written.slots, texts, firsts)
         except Unsupported as reason:
             self._reread(reason)
             found = self.reader.read(written.slots, texts, firsts)
+        for k, i in full:
+            found[k][i] = [float("nan")] * max(len(found[k][i]), 1)
         return dict(zip((s.key for s in self.sources), found, strict=True))
+
+    def _fitting(
+        self, texts: list[list[Ids]], written: Written
+    ) -> tuple[list[list[Ids]], list[tuple[int, int]]]:
+        """What of the texts of each model and slot it can read, and which it cannot read whole."""
+        full = []
+        for k, model in enumerate(self.models):
+            most = None if model.context is None else model.context + self.question.predicted
+            for i, text in enumerate(texts[k]):
+                if most is None or len(text) <= most:
+                    continue
+                full.append((k, i))
+                if written.rows[i] not in self.full:
+                    self.full.add(written.rows[i])
+                    warnings.warn(
+                        f"row {written.rows[i]}, of request {written.requests[i]}, has no value "
+                        f"from its token {len(written.tokens[i])} on: {model.name} would read "
+                        f"{len(text)} tokens, and its context is {model.context}",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+            texts[k] = [text[:most] for text in texts[k]]
+        return texts, full
 
 
 class Valuer:
