@@ -180,9 +180,8 @@ class _Describer:
     def _tokenizer(self, tokenizer: Any, where: str) -> Any:
         core = getattr(tokenizer, "backend_tokenizer", None)
         if core is not None:
-            rules = json.loads(core.to_str())
-            for key in ("padding", "truncation"):  # left behind by the last call
-                rules.pop(key, None)
+            # what stands before is the padding and truncation that the last call left behind
+            rules: Any = core.to_str().partition('"added_tokens"')[1:]
         else:
             rules = tokenizer.get_vocab()
         kept = {
