@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,9 +38,7 @@ class Spec:
             name, path = default_name, text
         if not name.isidentifier() or keyword.iskeyword(name):
             raise ValueError(f"--model is {text!r}; the name before = must be an identifier")
-        guide = None
-        if "@" in path and not Path(path).exists():
-            path, _, guide = path.rpartition("@")
+        path, guide = _parted(path)
         if not path or guide == "":
             raise ValueError(f"--model is {text!r}; it must be NAME=PATH or NAME=PATH@GUIDE")
         return cls(name, path, None if guide is None else _guide_folder(guide))
@@ -47,6 +46,16 @@ class Spec:
     @property
     def is_value_head(self) -> bool:
         return self.guide is not None and (self.guide / value_head.SETTINGS).is_file()
+
+
+def _parted(path: str) -> tuple[str, str | None]:
+    """What stands before and after the @ of a guide; a folder's name may have an @ too."""
+    if "@" not in path or os.path.exists(os.path.expanduser(path)):
+        return path, None
+    places = [i for i, character in enumerate(path) if character == "@"]
+    there = [i for i in places if os.path.exists(os.path.expanduser(path[:i]))]
+    at = max(there or places)
+    return path[:at], path[at + 1 :]
 
 
 def _guide_folder(guide: str) -> Path:
