@@ -16,6 +16,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
+from crossfade import training
 from crossfade.extras import old_names
 from crossfade.identity import run_id
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
@@ -287,6 +288,32 @@ def test_what_cannot_be_told_apart_is_refused_by_name() -> None:
         run_id(blend=cf.Model(model().to("meta")))
 
 
+def test_weights_that_are_shared_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hashlib
+
+    base = model()
+    sizes: list[int] = []
+    sha256 = hashlib.sha256
+
+    class Counting:
+        def __init__(self, data: bytes = b"") -> None:
+            self.digest = sha256(data)
+
+        def update(self, data: Any) -> None:
+            sizes.append(data.nbytes)
+            self.digest.update(data)
+
+        def hexdigest(self) -> str:
+            return self.digest.hexdigest()
+
+    monkeypatch.setattr("crossfade.identity.hashlib.sha256", Counting)
+    head = cf.ValueHead(training.value_model(base, rank=2))
+    run_id(blend=cf.Model(base), search=search(head))
+    own = sum(p.nbytes for p in base.parameters())
+    heads = 4 * 2 * (SHAPE["vocab_size"] + SHAPE["hidden_size"])
+    assert own <= sum(sizes) <= own + heads + 4096  # buffers, and a list or two
+
+
 def test_loops_of_objects_end() -> None:
     a: list[Any] = [1]
     a.append(a)
@@ -297,6 +324,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
 import test_identity as t
+from crossfade import training
 from crossfade.extras import old_names
 from crossfade.identity import run_id
 print(*(run_id(**t.CHANGES[name]()[0]) for name in t.CHANGES))

@@ -71,7 +71,10 @@ class _Describer:
     def __init__(self) -> None:
         self.done: dict[int, str] = {}
         self.under_way: list[int] = []
-        self.kept: list[Any] = []  # what was described, so that no other object gets its id
+        self.hashes: dict[
+            Any, str
+        ] = {}  # of tensors' bytes, by where they are: heads share weights
+        self.kept: list[Any] = []  # what was described, so that nothing else gets its id or memory
 
     def of(self, x: Any, where: str) -> Any:
         if x is None or (isinstance(x, (bool, int, float, str)) and not isinstance(x, enum.Enum)):
@@ -98,7 +101,7 @@ class _Describer:
         if isinstance(x, (torch.dtype, torch.device, torch.layout, PurePath)):
             return [type(x).__name__, str(x)]
         if isinstance(x, Tensor):
-            return _tensor(x, where)
+            return self._tensor(x, where)
         if isinstance(x, Mapping):
             pairs = [[self.of(k, where), self.of(v, f"{where}[{k!r:.40}]")] for k, v in x.items()]
             return ["mapping", _sorted(pairs)]
@@ -158,8 +161,9 @@ class _Describer:
 
     def _model(self, model: nn.Module, where: str) -> Any:
         tensors = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+        self.kept.append(tensors)
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-            hashes = pool.map(lambda name: _tensor(tensors[name], f"{name} of {where}"), tensors)
+            hashes = pool.map(lambda n: self._tensor(tensors[n], f"{n} of {where}"), tensors)
             weights = dict(zip(tensors, hashes, strict=True))
         settings = [
             self.of(getattr(model, name, None), f"{name} of {where}")
@@ -176,6 +180,25 @@ class _Describer:
             if state or hooks:
                 layers.append([name, self.of([state, hooks], f"{name} of {where}")])
         return [self.of(type(model), where), weights, settings, layers]
+
+    def _tensor(self, x: Tensor, where: str) -> Any:
+        """The dtype, shape and bytes of a tensor, on whichever device it is."""
+        if x.is_meta:
+            raise ValueError(
+                f"{where} is a tensor without data, on the device meta; it must be loaded"
+            )
+        form = [str(x.dtype), list(x.shape)]
+        try:
+            place = (x.data_ptr(), x.device, x.stride(), *form[:1], x.shape)
+            if place not in self.hashes:
+                digest = hashlib.sha256()
+                data = x.detach().contiguous().reshape(-1).view(torch.uint8)
+                for part in data.split(CHUNK):
+                    digest.update(part.cpu().numpy())
+                self.hashes[place] = digest.hexdigest()
+        except (RuntimeError, TypeError, NotImplementedError):  # of a kind without plain bytes
+            raise _unknown(where, x) from None
+        return [*form, self.hashes[place]]
 
     def _tokenizer(self, tokenizer: Any, where: str) -> Any:
         core = getattr(tokenizer, "backend_tokenizer", None)
@@ -236,20 +259,6 @@ class _Describer:
             [code.co_names, code.co_varnames, code.co_freevars],
             [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags],
         ]
-
-
-def _tensor(x: Tensor, where: str) -> Any:
-    """The dtype, shape and bytes of a tensor, on whichever device it is."""
-    if x.is_meta:
-        raise ValueError(f"{where} is a tensor without data, on the device meta; it must be loaded")
-    digest = hashlib.sha256()
-    try:
-        data = x.detach().contiguous().reshape(-1).view(torch.uint8)
-        for part in data.split(CHUNK):
-            digest.update(part.cpu().numpy())
-    except (RuntimeError, TypeError, NotImplementedError):  # kinds of tensors without plain bytes
-        raise _unknown(where, x) from None
-    return [str(x.dtype), list(x.shape), digest.hexdigest()]
 
 
 def _digest(x: Any) -> str:
