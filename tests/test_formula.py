@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from crossfade.blend import Model, ValueHead
+from crossfade.blend import Blend, Model, ValueHead
 from crossfade.formula import parse
+from crossfade.ops import Support
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -50,13 +51,65 @@ def test_what_names_can_stand_for():
 number = st.floats(-1e6, 1e6).map(lambda x: float(f"{x:.12g}"))
 
 
-@given(st.tuples(number, number, number))
-def test_what_prints_reads_back(weights):
-    blend = sum(w * Model(lm, name=n) for w, (n, lm) in zip(weights, LMS.items(), strict=True))
-    again = parse(str(blend), **LMS)
+number = st.sampled_from([0.0, -0.0, 1.0, -1.0]) | number
+TERMS = [Model(lm, name=n) for n, lm in LMS.items()]
+VALUE = ValueHead(LMS["ref"], name="q")
+
+
+def check_reads_back(blend):
+    again = parse(str(blend), **LMS, q=VALUE)
     assert again.terms == blend.terms
     assert again.weights == blend.weights
+    assert (again.values, again.value_weights) == (blend.values, blend.value_weights)
+    assert (again.power, again.support) == (blend.power, blend.support)
     assert str(again) == str(blend)
+
+
+@st.composite
+def sums(draw):
+    """Any blend of numbers: what was left out comes last, and the first term may weigh nothing."""
+    members = (*draw(st.permutations(TERMS)), *draw(st.permutations([VALUE, *TERMS])))
+    eighths = st.integers(-8000, 8000).map(lambda n: n / 8)  # whose sums have few digits
+    return sum(draw(eighths | st.just(0.0)) * m for m in members)
+
+
+cuts = st.builds(
+    Support,
+    term=st.integers(0, 2),
+    top_k=st.integers(0, 9),
+    top_p=st.sampled_from([1.0, 0.9, 0.25]),
+    min_p=st.sampled_from([0.0, 0.1]),
+)
+
+
+@given(sums())
+def test_what_prints_reads_back(blend):
+    check_reads_back(blend)
+
+
+@given(st.tuples(number, number, number), cuts, number)
+def test_a_support_reads_back(weights, support, gain):
+    """Its term stays where its weight is 0."""
+    check_reads_back(Blend(tuple(TERMS), weights, support=support) + gain * VALUE)
+
+
+@given(
+    st.sampled_from([(0.5, 0.25, 0.25), (0, 0.5, 0.5), (1, 0, 0), (0, 0, 1), (0.75, 0, 0.25)]),
+    st.sampled_from([1.0, -1.0, 0.5, -2.0]),
+    st.none() | cuts,
+)
+def test_a_power_mean_reads_back(weights, r, support):
+    check_reads_back(Blend(tuple(TERMS), weights, power=r, support=support) - 2 * VALUE)
+
+
+def test_a_formula_for_a_power_mean_within_a_support():
+    blend = parse("power_mean([base, (tuned)], weights=[1 - 0.25, 1/4], r=-1)", **LMS)
+    assert str(blend) == "power_mean([base, tuned], weights=[0.75, 0.25], r=-1)"
+    guides = Model(LMS["tuned"], name="x") - Model(LMS["ref"], name="y")
+    blend = parse("(base + 2*guides).within(Support(term=2, min_p=0.1))", **LMS, guides=guides)
+    assert str(blend) == "(base + 2*x - 2*y).within(Support(term=2, min_p=0.1))"
+    blend = parse("base.within(Support()) + 3*q", base=LMS["base"], q=VALUE)
+    assert str(blend) == "base.within(Support(term=0)) + 3*q"
 
 
 @pytest.mark.parametrize(
@@ -77,6 +130,23 @@ def test_what_prints_reads_back(weights):
         ("lambda: base", "only names, numbers", 1),
         ("base # + ref", "only names, numbers", 6),
         ("base < ref", "only names, numbers", 1),
+        ("power_mean(base)", "only names, numbers", 1),
+        ("power_mean([base], r=1)", "only names, numbers", 1),
+        ("power_mean([base], weights=[1], r=1, s=2)", "only names, numbers", 1),
+        ("power_mean([base], weights=[2], r=1)", "weights sum to 2", 1),
+        ("power_mean([base], weights=[tuned], r=1)", "weights\\[0\\] is a", 1),
+        ("ref + power_mean([base], weights=[1], r=1)", "cannot be added to", 7),
+        ("base.within(ref)", "only names, numbers", 1),
+        ("base.within(Support(0))", "only names, numbers", 1),
+        ("base.within(Support(term=1))", "support.term is 1", 1),
+        ("base.within(Support(top_p=2))", "within", 1),
+        ("base.within(Support(top_k='2'))", "must be an int", 1),
+        ("base.within(Support(top_q=2))", "only names, numbers", 1),
+        ("base.within(Support(top_k=1 + 1))", "only names, numbers", 1),
+        ("3 .within(Support())", "is no blend", 1),
+        ("base.within(Support(top_k=2)).within(Support(top_k=2))", "already", 1),
+        ("exec(base)", "only names, numbers", 1),
+        ("base.parameters()", "only names, numbers", 1),
         ("base; ref", "", 5),
         ("base = ref", "", None),
         ("2 base", "", None),
@@ -105,6 +175,13 @@ def test_columns_count_characters():
     """Python's parser counts bytes."""
     with pytest.raises(ValueError, match="at column 9"):
         parse("größe + x", größe=LMS["base"])
+
+
+def test_names_that_python_reads_in_another_form():
+    blend = 2 * Model(LMS["base"], name="ﬁne") + Model(LMS["ref"], name="ª")
+    assert (
+        parse(str(blend), **dict(zip(blend.names, blend.terms, strict=True))).terms == blend.terms
+    )
 
 
 @pytest.mark.parametrize(

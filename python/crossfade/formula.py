@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any, NoReturn
 
 from .algebra import Algebra
-from .blend import Blend, Model, ValueHead, as_term
+from .blend import Blend, Model, ValueHead, as_term, power_mean
+from .ops.types import Support
 
+CUTS = {f.name for f in fields(Support)}
 LONGEST = 4096  # characters of a formula that is read: far below what exhausts a parser's stack
 OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -21,10 +24,14 @@ OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 
 def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
-    """The value of a formula of numbers, `names`, ``+ - * /`` and parentheses; nothing else.
+    """The value of a formula of numbers, `names`, ``+ - * /`` and parentheses.
 
-    Python's parser reads it, and only those nodes are evaluated: no calls, attributes or indexing,
-    so that a formula from a command line or a file is safe to read.
+    Two more forms say what these cannot, as blends print it: ``power_mean([a, b], weights=[0.5,
+    0.5], r=1)`` and ``(a + b).within(Support(term=0, top_k=5))``, where `term` counts the terms in
+    the order in which the text before it names them.
+
+    Python's parser reads it, and only those nodes are evaluated: no other calls, attributes or
+    indexing, so that a formula from a command line or a file is safe to read.
 
     Raises:
         ValueError: shows the place, and for a name that is not there those that are.
@@ -34,6 +41,8 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
     if len(formula) > LONGEST:
         raise ValueError(f"formula has {len(formula)} characters; it must have at most {LONGEST}")
     text = " ".join(formula.split())
+    # Python's parser reads names in this form
+    names = {unicodedata.normalize("NFKC", name): x for name, x in names.items()}
 
     def fail(column: int, problem: str) -> NoReturn:
         raise ValueError(
@@ -64,6 +73,21 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
                 return apply(operand, operator.neg, value(operand))
             case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
                 return apply(right, OPERATORS[type(op)], value(left), value(right))
+            case ast.Call(
+                func=ast.Name(id="power_mean"), args=[ast.List(elts=models)], keywords=options
+            ):
+                given = {k.arg: k.value for k in options}
+                match given:
+                    case {"weights": ast.List(elts=weights), "r": r} if len(given) == 2:
+                        each = [value(x) for x in models], [value(w) for w in weights]
+                        return apply(node, power_mean, *each, value(r))
+            case ast.Call(
+                func=ast.Attribute(value=inner, attr="within"),
+                args=[ast.Call(func=ast.Name(id="Support"), args=[], keywords=options)],
+                keywords=[],
+            ) if all(k.arg in CUTS and isinstance(k.value, ast.Constant) for k in options):
+                cuts = {str(k.arg): ast.literal_eval(k.value) for k in options}
+                return apply(node, _within, value(inner), _named(inner, names), cuts)
         fail(column(node), "only names, numbers, + - * / and parentheses can stand")
 
     for character in "#\0":  # a comment, and what older Pythons do not call a SyntaxError
@@ -78,11 +102,36 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
         fail(0, "it is nested too deeply")
 
 
+def _named(node: ast.AST, names: Mapping[str, Any]) -> list[Model]:
+    """The terms that a formula names, in order."""
+    if isinstance(node, ast.Name):
+        x = names.get(node.id)
+        return list(x._blend().terms) if isinstance(x, Algebra) else []
+    return [t for child in ast.iter_child_nodes(node) for t in _named(child, names)]
+
+
+def _within(x: Any, named: Sequence[Model], cuts: Mapping[str, Any]) -> Blend:
+    """``x.within(Support(**cuts))``, where a term of weight 0 may be the support's."""
+    if not isinstance(x, Algebra):
+        raise TypeError(f"{x} is no blend; only a blend can be within a support")
+    blend = x._blend()
+    if blend.support is not None:
+        raise ValueError(f"{blend} is within a support already, and one set is all it can have")
+    own = dict(zip(blend.terms, blend.weights, strict=True))
+    terms = tuple(dict.fromkeys([*blend.terms[:1], *named]))
+    return replace(
+        blend,
+        terms=terms,
+        weights=tuple(own.get(t, 0.0) for t in terms),
+        support=Support(**cuts),
+    )
+
+
 def parse(formula: str, /, **models: Any) -> Blend:
     """The blend that a formula says: ``parse("base + 0.8 * (tuned - ref)", base=..., ...)``.
 
     A formula has names, numbers, ``+ - * /`` and parentheses; it is never run as Python code. What
-    a blend of numbers prints reads back as that blend.
+    a blend of numbers prints reads back as that blend, a power mean and a support too.
 
     Args:
         formula: the text.

@@ -8,13 +8,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import torch
+from torch import nn
 
 from . import checkpoints, models, reading
 from .blend import Blend, Model, ValueHead
-from .formula import evaluate, parse
+from .formula import parse
 from .training import value_head
 from .values import ValueSum, formula_value
 
@@ -101,7 +103,7 @@ def load_blend(
             raise ValueError(f"--blend is missing; with {len(specs)} models it must be a formula")
         blend = names[0]
     prompts = dict(_system(text, names) for text in system)
-    _check_formulas({"--blend": blend, "--value": value}, names)
+    _check_formulas({"--blend": blend, "--value": value}, specs)
 
     terms: dict[str, Any] = {}
     for path in dict.fromkeys(spec.path for spec in specs):
@@ -114,12 +116,22 @@ def load_blend(
     return parse(blend, **terms), None if value is None else formula_value(parse(value, **terms))
 
 
-def _check_formulas(formulas: dict[str, str | None], names: Sequence[str]) -> None:
+class _Unloaded(nn.Module):
+    """Stands for a model in a formula that is read before the model is loaded."""
+
+    config = SimpleNamespace()
+
+    def forward(self) -> NoReturn:
+        raise NotImplementedError
+
+
+def _check_formulas(formulas: dict[str, str | None], specs: Sequence[Spec]) -> None:
     """What is wrong with formulas, said before models are loaded for minutes."""
     given = {option: formula for option, formula in formulas.items() if formula is not None}
+    terms = {s.name: (ValueHead if s.is_value_head else Model)(_Unloaded()) for s in specs}
     for formula in given.values():
-        evaluate(formula, dict.fromkeys(names, 1.0))
-    for name in names:
+        parse(formula, **terms)
+    for name in terms:
         if not any(re.search(rf"\b{name}\b", formula) for formula in given.values()):
             found = " and ".join(f"{option} {formula!r}" for option, formula in given.items())
             verb = "does" if len(given) == 1 else "do"
