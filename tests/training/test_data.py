@@ -218,7 +218,9 @@ def test_rows_of_values_and_of_chats() -> None:
         ({"r": words}, 0, ValueError, "n is 0; it must be an int of at least 1"),
         ({"r": words}, 1.0, ValueError, "n is 1.0; it must be an int of at least 1"),
         ({"r": lambda p, r: [1.0]}, 4, ValueError, "reward 'r' gave 1 scores; it must give 12"),
-        ({"r": lambda p, r: [float("nan")] * 12}, 4, ValueError, "reward 'r' gave nan; it must"),
+        ({"r": lambda p, r: [float("nan")] * 12}, 4, ValueError, "score 0 of reward 'r' is nan"),
+        ({"r": lambda p, r: [None] * 12}, 4, TypeError, "score 0 of reward 'r' is None; it must"),
+        ({"r": lambda p, r: None}, 4, TypeError, "reward 'r' gave None; it must give 12 numbers"),
     ],
 )
 def test_mistakes_are_named(

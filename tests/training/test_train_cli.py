@@ -400,7 +400,10 @@ def test_set_mistakes(base: str, tmp_path: Path, option: str, message: str, caps
         (['{"prompt": "a", "completion": "b"}'], "must have prompt, chosen and rejected"),
         (["{"], "line 1: not JSON"),
         (["[1]"], "line 1: must be an object"),
-        (['{"prompt": "a"}', '{"chosen": "a"}'], "row 2 has the keys chosen; it must have prompt"),
+        (
+            ['{"prompt": "a"}', '{"chosen": "a"}'],
+            "dpo.jsonl has the keys chosen; it must have prompt",
+        ),
         ([""], "has no rows"),
     ],
 )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import enum
+import math
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from .. import loading, models, reading
 from ..extras import old_names, require
+from . import rows
 from .checkpoints import checkpoints, last_complete
 from .data import read_jsonl
 from .value_head import ADAPTER, SETTINGS, WEIGHTS
@@ -71,8 +76,8 @@ class Settings:
                 raise TypeError(f"{name} is {x!r}; it must be a mapping of names to values")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; it must be among {', '.join(DTYPES)}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed is {self.seed!r}; it must be a whole number, 0 or more")
+        if type(self.seed) is not int or not 0 <= self.seed < 1 << 32:  # NumPy's seeds
+            raise ValueError(f"seed is {self.seed!r}; it must be an int within [0, 2**32)")
         if not isinstance(self.arguments.get("output_dir"), str):
             raise ValueError(
                 f"arguments.output_dir is {self.arguments.get('output_dir')!r}; it must be a folder"
@@ -136,9 +141,9 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
             f"arguments.output_dir is {str(output)!r}, which has {there[0].name} of another run; "
             "--resume goes on from it, else it must be another folder"
         )
-    data = {"train": _rows("data", s.data)}
+    data = {"train": _rows(s, "data", s.data)}
     if s.eval_data is not None:
-        data["eval"] = _rows("eval_data", s.eval_data)
+        data["eval"] = _rows(s, "eval_data", s.eval_data)
     stop = _StopAtStep()
     with old_names():
         trainer = make_trainer(s, data)
@@ -278,41 +283,64 @@ def _arguments(config: Any, s: Settings) -> Any:
     if not s.arguments.get("fp16"):
         given["bf16"] = not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     given = {name: x for name, x in given.items() if name in names} | s.arguments
-    try:
-        return config(**given)
-    except (ValueError, TypeError, ImportError) as error:
-        raise ValueError(f"arguments: {error}") from error
+    return _made("arguments", config, given)
 
 
 def _lora(options: Mapping[str, Any]) -> Any:
     config = require("peft", "adapters").LoraConfig
     _check_keys("lora", options, config)
+    return _made("lora", config, {"task_type": "CAUSAL_LM", **options})
+
+
+def _made(key: str, config: Any, given: Mapping[str, Any]) -> Any:
+    """A config of Transformers, TRL or PEFT, which refuse what they do not take in many ways."""
     try:
-        return config(**{"task_type": "CAUSAL_LM", **options})
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"lora: {error}") from error
+        return config(**given)
+    except (ValueError, TypeError, ImportError, ArithmeticError, AttributeError) as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
-def _check_keys(key: str, given: Iterable[str], config: Any) -> None:
-    known = [f.name for f in dataclasses.fields(config) if f.init]
-    for name in given:
+def _check_keys(key: str, given: Mapping[str, Any], config: Any) -> None:
+    """That a config has all keys that are given, and that their values are of its types."""
+    known = {f.name: f for f in dataclasses.fields(config) if f.init}
+    hints = typing.get_type_hints(config)
+    for name, value in given.items():
         if name not in known:
             near = difflib.get_close_matches(str(name), known)
             hint = f"; near to it are {', '.join(near)}" if near else ""
             raise ValueError(f"{key} has the key {name!r}, which {config.__name__} has not{hint}")
+        if value != known[name].default and not _fits(value, hints[name]):
+            wanted = getattr(hints[name], "__name__", None) or str(hints[name])
+            wanted = str(hints[name]) if typing.get_origin(hints[name]) else wanted
+            raise TypeError(f"{key}.{name} is {value!r:.80}; it must be of type {wanted}")
 
 
-def _rows(key: str, path: str) -> Any:
-    """A dataset of a .jsonl file's rows."""
+def _fits(x: Any, hint: Any) -> bool:
+    """Whether a value of YAML may stand for one of a type; types that YAML has not take any."""
+    kind = typing.get_origin(hint) or hint
+    if kind in (typing.Union, types.UnionType):
+        return any(_fits(x, part) for part in typing.get_args(hint))
+    if kind is typing.Literal:
+        return x in typing.get_args(hint)
+    if kind is float:
+        return type(x) in (int, float) and not math.isnan(x)
+    if kind is list:  # TRL and Transformers take one name for a list of one
+        return isinstance(x, (list, str))
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return isinstance(x, str)
+    if kind in (bool, int, str, dict, type(None)):
+        return type(x) is kind
+    return True
+
+
+def _rows(s: Settings, key: str, path: str) -> Any:
+    """The rows of a .jsonl file, as the trainer takes them."""
     if Path(path).suffix != ".jsonl":
         raise ValueError(f"{key} is {path!r}; it must be a .jsonl file")
-    rows = read_jsonl(path)
-    if not rows:
+    found = read_jsonl(path)
+    if not found:
         raise ValueError(f"{key} is {path!r}, which has no rows")
-    for number, row in enumerate(rows, 1):
-        if row.keys() != rows[0].keys():
-            raise ValueError(
-                f"{path}, row {number} has the keys {', '.join(row)}; it must have "
-                f"{', '.join(rows[0])}, as the first"
-            )
-    return require("datasets", "train").Dataset.from_list(rows)
+    if s.kind == "value":
+        return found
+    rows.check_rows(s.kind, found, path, str(s.arguments.get("dataset_text_field", "text")))
+    return require("datasets", "train").Dataset.from_list(found)

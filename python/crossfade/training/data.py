@@ -7,8 +7,7 @@ and the very ids that were sampled, for trainers: a text encoded anew may be oth
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..decoding import generate
 from ..decoding.inputs import Requests, term_prompts
 from ..identity import run_id
 from ..progress import progress_bar
+from .rows import check_number
 
 PART = 8  # batches that are decoded, scored and written together
 # arguments of `generate` that no row shows
@@ -147,12 +147,15 @@ def _written(
 
 
 def _scores(name: str, scores: Any, count: int) -> list[float]:
-    found = [float(x) for x in scores]
+    given = scores.tolist() if hasattr(scores, "tolist") else scores
+    if not isinstance(given, Iterable):
+        raise TypeError(f"reward {name!r} gave {given!r:.80}; it must give {count} numbers")
+    found = [
+        check_number(x.item() if hasattr(x, "item") else x, f"score {i} of reward {name!r}")
+        for i, x in enumerate(given)
+    ]
     if len(found) != count:
         raise ValueError(f"reward {name!r} gave {len(found)} scores; it must give {count}")
-    if not all(map(math.isfinite, found)):
-        bad = next(x for x in found if not math.isfinite(x))
-        raise ValueError(f"reward {name!r} gave {bad}; it must give finite numbers")
     return found
 
 
@@ -175,13 +178,12 @@ def pairs(
     """
     _check_positive("per_prompt", per_prompt)
     found = []
-    for row in rows:
-        whole = [r for r in row["responses"] if r["finished"]]
-        ranked = sorted(whole, key=lambda r: _reward(r, reward), reverse=True)
-        for best, worst in list(zip(ranked, reversed(ranked), strict=True))[: len(ranked) // 2][
-            :per_prompt
-        ]:
-            if _reward(best, reward) - _reward(worst, reward) > margin:
+    for row, responses in _rewarded(rows, reward):
+        whole = [(score, r) for score, r in responses if r["finished"]]
+        ranked = sorted(whole, key=lambda x: x[0], reverse=True)
+        couples = zip(ranked, reversed(ranked), strict=True)
+        for (high, best), (low, worst) in list(couples)[: len(ranked) // 2][:per_prompt]:
+            if high - low > margin:
                 found.append(
                     {
                         "prompt": row["prompt"],
@@ -190,8 +192,8 @@ def pairs(
                         "prompt_ids": row["prompt_ids"],
                         "chosen_ids": best["ids"],
                         "rejected_ids": worst["ids"],
-                        "chosen_reward": _reward(best, reward),
-                        "rejected_reward": _reward(worst, reward),
+                        "chosen_reward": high,
+                        "rejected_reward": low,
                     }
                 )
     return found
@@ -212,11 +214,11 @@ def values(rows: Sequence[Mapping[str, Any]], reward: str) -> list[dict[str, Any
             "completion": _message(row["prompt"], r["text"]),
             "prompt_ids": row["prompt_ids"],
             "completion_ids": r["ids"],
-            "reward": _reward(r, reward),
+            "reward": score,
             "finished": r["finished"],
         }
-        for row in rows
-        for r in row["responses"]
+        for row, responses in _rewarded(rows, reward)
+        for score, r in responses
     ]
 
 
@@ -230,10 +232,38 @@ def _check_positive(name: str, x: Any) -> None:
         raise ValueError(f"{name} is {x!r}; it must be an int of at least 1")
 
 
-def _reward(response: Mapping[str, Any], name: str) -> float:
-    if name not in response["rewards"]:
-        raise ValueError(f"reward is {name!r}; it must be one of {sorted(response['rewards'])}")
-    return response["rewards"][name]
+def _rewarded(
+    rows: Sequence[Mapping[str, Any]], reward: str
+) -> Iterator[tuple[Mapping[str, Any], list[tuple[float, Mapping[str, Any]]]]]:
+    """Rows of `rollouts`, and each one's responses with their rewards."""
+    for i, row in enumerate(rows):
+        name = f"row {i} of rows"
+        _check_keys(row, name, {"prompt": (str, list), "prompt_ids": (list,), "responses": (list,)})
+        scored = []
+        for k, response in enumerate(row["responses"]):
+            place = f"responses[{k}] of {name}"
+            _check_keys(response, place, RESPONSE)
+            if reward not in response["rewards"]:
+                raise ValueError(
+                    f"reward is {reward!r}; it must be one of {sorted(response['rewards'])}, which "
+                    f"{place} has"
+                )
+            score = check_number(response["rewards"][reward], f"reward {reward!r} of {place}")
+            scored.append((score, response))
+        yield row, scored
+
+
+RESPONSE = {"text": (str,), "ids": (list,), "finished": (bool,), "rewards": (dict,)}
+
+
+def _check_keys(row: Any, name: str, keys: Mapping[str, tuple[type, ...]]) -> None:
+    if not isinstance(row, Mapping):
+        raise TypeError(f"{name} is {row!r:.80}; it must be a mapping, as rollouts gives")
+    for key, kinds in keys.items():
+        if not isinstance(row.get(key), kinds):
+            found = f"{row[key]!r:.80}" if key in row else "missing"
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"{key} of {name} is {found}; it must be a {wanted}")
 
 
 def _message(prompt: Any, text: str) -> Any:

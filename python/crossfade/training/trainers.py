@@ -26,6 +26,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from .. import losses
 from ..extras import require
+from . import rows
 from .fused_head import IGNORED, class_with_logp, seated
 from .kl_pairs import with_kl_responses
 
@@ -70,13 +71,50 @@ class _Trainer:
     """What the three have in common; to be inherited from before TRL's."""
 
     _trls: type
+    _kind: str
     _uniform = False  # whether the loss is the mean of log-probs
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._classes = weakref.WeakKeyDictionary[nn.Module, type]()
+        given = inspect.signature(self._trls).bind(*args, **kwargs)
+        self._look_at(given.arguments)
         with contextlib.ExitStack() as stack:
             stack.enter_context(_own_heads(self._trls, functools.partial(self._add_head, stack)))
-            super().__init__(*args, **kwargs)
+            super().__init__(*given.args, **given.kwargs)
+        for name in ("train", "eval"):
+            self._look_at_tokens(getattr(self, f"{name}_dataset"), f"the {name} dataset")
+
+    def _look_at(self, given: dict[str, Any]) -> None:
+        """Check the rows of the data sets among a trainer's arguments."""
+        model: Any = given.get("model")
+        tokenizer = given.get("processing_class")
+        self._known: dict[str, Any] = {
+            "vocabulary": _vocabulary(model) if isinstance(model, nn.Module) else rows.LONGEST,
+            "text_field": getattr(given.get("args"), "dataset_text_field", "text"),
+            # where TRL loads the tokenizer, and where there is none, it is seen afterwards
+            "bare": not callable(tokenizer) or bool(tokenizer("")["input_ids"]),
+        }
+        if given.get("formatting_func") is not None:
+            return  # which may take any rows
+        for key, name in (("train_dataset", "train"), ("eval_dataset", "eval")):
+            data = given.get(key)
+            if isinstance(data, dict):
+                given[key] = {k: self._check(x, f"the {k} dataset") for k, x in data.items()}
+            elif data is not None:
+                given[key] = self._check(data, f"the {name} dataset")
+
+    def _check(self, dataset: Any, name: str) -> Any:
+        return rows.checked(dataset, self._kind, name, **self._known)
+
+    def _look_at_tokens(self, prepared: Any, name: str) -> None:
+        for key, data in (prepared if isinstance(prepared, dict) else {name: prepared}).items():
+            rows.check_tokens(data, key, _vocabulary(self.model))
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **options: Any) -> Any:
+        """As in TRL."""
+        if eval_dataset is not None and not isinstance(eval_dataset, (str, dict)):
+            eval_dataset = self._check(eval_dataset, "the eval dataset")
+        return super().evaluate(eval_dataset, *args, **options)  # type: ignore[misc]
 
     def _add_head(self, stack: contextlib.ExitStack, model: Any, **options: Any) -> None:
         if not isinstance(model, _NoReference):
@@ -140,6 +178,7 @@ class _Trainer:
             self._precompute_model_hash = plain
 
     args: Any
+    model: Any
     accelerator: Any
     data_collator: Any
     _precompute_model_hash: Any
@@ -155,6 +194,7 @@ class SFTTrainer(_Trainer, trl.SFTTrainer):  # type: ignore[name-defined]
     """
 
     _trls = trl.SFTTrainer
+    _kind = "sft"
 
     def __init__(self, model: Any, args: Any = None, *rest: Any, **options: Any) -> None:
         self._uniform = getattr(args, "loss_type", "nll") == "nll"
@@ -208,6 +248,7 @@ class KTOTrainer(_Trainer, trl.KTOTrainer):  # type: ignore[name-defined]
     """
 
     _trls = trl.KTOTrainer
+    _kind = "kto"
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
@@ -256,6 +297,7 @@ class DPOTrainer(_Trainer, trl.DPOTrainer):  # type: ignore[name-defined]
     """
 
     _trls = trl.DPOTrainer
+    _kind = "dpo"
 
     def __init__(
         self,
@@ -453,6 +495,11 @@ def _check_no_reference(loss: str | None, ref_model: Any, args: Any) -> None:
     for name, is_given in given.items():
         if is_given:
             raise ValueError(f"{name} is given; loss={loss!r} has no reference")
+
+
+def _vocabulary(model: Any) -> int:
+    weight = model.get_input_embeddings().weight
+    return rows.LONGEST if getattr(weight, "ds_id", None) is not None else len(weight)
 
 
 def _columns(dataset: Any) -> set[str]:

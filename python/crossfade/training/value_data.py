@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .. import reading
 from ..decoding.inputs import encode
 from .fused_head import IGNORED
+from .rows import check_message, check_number
 
 logger = logging.getLogger(__name__)
 
@@ -121,11 +121,7 @@ def _rollout(row: Any, tokenizer: Any, vocabulary: int, name: str) -> Rollout:
                 f"{name} has no {key}; it must have prompt_ids and completion_ids (or prompt and "
                 "completion), reward and finished"
             )
-    reward, finished = row["reward"], row["finished"]
-    if isinstance(reward, bool) or not isinstance(reward, numbers.Real):
-        raise TypeError(f"reward of {name} is {reward!r}; it must be a number")
-    if not math.isfinite(reward):
-        raise ValueError(f"reward of {name} is {reward}; it must be finite")
+    reward, finished = check_number(row["reward"], f"reward of {name}"), row["finished"]
     if not isinstance(finished, bool):
         raise TypeError(f"finished of {name} is {finished!r}; it must be a bool")
     if "prompt_ids" in row:
@@ -138,7 +134,7 @@ def _rollout(row: Any, tokenizer: Any, vocabulary: int, name: str) -> Rollout:
         if not 0 <= min(ids) <= max(ids) < vocabulary:
             bad = next(i for i in ids if not 0 <= i < vocabulary)
             raise ValueError(f"{what} of {name} has id {bad}; ids must be within [0, {vocabulary})")
-    return Rollout(prompt, completion, float(reward), finished)
+    return Rollout(prompt, completion, reward, finished)
 
 
 def _ids(ids: Any, name: str) -> list[int]:
@@ -178,8 +174,11 @@ def _tokenised(
             f"{name} has the prompt {prompt!r:.80} and the completion {completion!r:.80}; they "
             "must be texts or lists of messages"
         )
+    reading.check_unicode([prompt, completion], name)
     if chat:
         prompt = list(prompt)
+        for i, message in enumerate(prompt):
+            check_message(message, f"message {i} in prompt of {name}")
         before = encode(prompt, tokenizer, name)
         whole = tokenizer.apply_chat_template(
             prompt,
@@ -195,6 +194,6 @@ def _tokenised(
     eos = getattr(tokenizer, "eos_token_id", None)
     if finished and eos is None:
         raise ValueError(f"{name} is finished, and the tokenizer has no EOS; give token ids")
-    if finished and both[-1] != eos:
+    if finished and both[-1:] != [eos]:
         both.append(eos)
     return both[:start], both[start:]

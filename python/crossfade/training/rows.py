@@ -1,0 +1,299 @@
+"""Rows of training data, looked at before they become tensors: errors name the row and its key."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from .. import reading
+from ..extras import require
+
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids")
+LONGEST = 1 << 63  # ids are int64
+
+
+def keys_of(kind: str, columns: Collection[str], text_field: str = "text") -> dict[str, str]:
+    """The keys that a trainer reads of rows with some columns, and what each must hold.
+
+    Args:
+        kind: "sft", "dpo" or "kto".
+        columns: keys of the first row. Where it has ids, texts beside them are not read.
+        text_field: of SFT, the column with whole texts.
+    """
+    responses = ("chosen", "rejected") if "chosen" in columns else ("completion",)
+    ids = [key for key in IDS if key in columns]
+    found: dict[str, str] = {}
+    if ids:
+        found = dict.fromkeys(ids, "ids")
+    elif kind == "sft" and "input_ids" in columns:
+        found["input_ids"] = "ids"
+        found |= {k: "mask" for k in ("completion_mask", "assistant_masks") if k in columns}
+        found |= {"labels": "labels"} if "labels" in columns else {}
+    elif kind == "sft" and not {"prompt", "completion"} <= set(columns):
+        chats = [key for key in ("messages", "conversations") if key in columns]
+        found = dict.fromkeys(chats, "chat") if chats else {text_field: "text"}
+    else:
+        found = dict.fromkeys((*(k for k in ("prompt",) if k in columns), *responses), "written")
+    if kind == "kto" and "chosen" not in found:
+        found["label"] = "label"
+    if kind == "dpo" and "margins" in columns:
+        found["margins"] = "numbers"
+    found |= {"tools": "tools"} if "tools" in columns and not ids else {}
+    return found
+
+
+class Checker:
+    """Looks at rows with the keys of `keys_of`.
+
+    Args:
+        keys: as `keys_of` gives them.
+        name: what errors call the data.
+        vocabulary: ids must be below it.
+        bare: whether an empty prompt has a token, such as BOS, whose successor is predicted.
+    """
+
+    def __init__(
+        self, keys: Mapping[str, str], name: str, vocabulary: int = LONGEST, bare: bool = True
+    ) -> None:
+        self.keys, self.name, self.vocabulary, self.bare = keys, name, vocabulary, bare
+        self.kinds: dict[str, str] = {}  # of what is written: texts or chats, as in the first row
+
+    def __call__(self, row: Any, index: int) -> None:
+        """Check a row.
+
+        Raises:
+            TypeError, ValueError: name the row, the key, what it was and what it must be.
+        """
+        where = f"row {index} of {self.name}"
+        if not isinstance(row, Mapping):
+            raise TypeError(f"{where} is a {type(row).__name__}; it must be a mapping")
+        for key, kind in self.keys.items():
+            value = row.get(key)
+            if value is None:
+                if kind == "tools":
+                    continue
+                there = "is None" if key in row else "is missing"
+                raise ValueError(f"{key} of {where} {there}; it must have {', '.join(self.keys)}")
+            CHECKS[kind](self, value, f"{key} of {where}")
+            if kind == "written":
+                found = "a text" if isinstance(value, str) else "a chat"
+                first, of = next(iter(self.kinds.items()), (found, key))
+                if found != first:
+                    raise ValueError(
+                        f"{key} of {where} is {found}, and {of} of the first row is {first}; all "
+                        "must be texts, or all lists of messages"
+                    )
+                self.kinds[found] = of
+        if self.keys.get("prompt") == "written" and row["prompt"] == "" and not self.bare:
+            raise ValueError(
+                f"prompt of {where} is empty, and the tokenizer puts no token before a text; it "
+                "must have one, whose successor is predicted"
+            )
+        lengths = {k: len(row[k]) for k, v in self.keys.items() if v in ("mask", "labels")}
+        for key, length in lengths.items():
+            if length != len(row["input_ids"]):
+                raise ValueError(
+                    f"{key} of {where} has {length} entries; it must have "
+                    f"{len(row['input_ids'])}, as input_ids"
+                )
+
+    # ---- one key's value
+
+    def _ids(self, value: Any, name: str) -> None:
+        values = _list(value, name, "token ids")
+        if not values:
+            raise ValueError(f"{name} has no tokens; it must have at least 1")
+        for x in values:
+            if isinstance(x, bool) or not isinstance(x, numbers.Integral):
+                raise TypeError(f"{name} has {x!r:.80}; it must be a list of token ids")
+            if not 0 <= int(x) < self.vocabulary:
+                limit = "2**63" if self.vocabulary == LONGEST else str(self.vocabulary)
+                raise ValueError(f"{name} has id {x}; ids must be within [0, {limit})")
+
+    def _labels(self, value: Any, name: str) -> None:
+        values = [x for x in _list(value, name, "labels") if x != -100]
+        if values:
+            self._ids(values, name)
+
+    def _mask(self, value: Any, name: str) -> None:
+        for x in _list(value, name, "0 and 1"):
+            if x not in (0, 1):
+                raise ValueError(f"{name} has {x!r:.80}; it must be a list of 0 and 1")
+
+    def _numbers(self, value: Any, name: str) -> None:
+        for x in _list(value, name, "numbers"):
+            check_number(x, name)
+
+    def _label(self, value: Any, name: str) -> None:
+        if not isinstance(value, (bool, numbers.Integral)) or value not in (0, 1):
+            raise TypeError(f"{name} is {value!r:.80}; it must be a bool")
+
+    def _text(self, value: Any, name: str) -> None:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} is {value!r:.80}; it must be a text")
+        reading.check_unicode(value, name)
+
+    def _chat(self, value: Any, name: str) -> None:
+        if not isinstance(value, (list, tuple)) or not value:
+            raise TypeError(f"{name} is {value!r:.80}; it must be a list of messages, not empty")
+        for i, message in enumerate(value):
+            check_message(message, f"message {i} in {name}")
+
+    def _written(self, value: Any, name: str) -> None:
+        if isinstance(value, (list, tuple)):
+            self._chat(value, name)
+        elif isinstance(value, str):
+            self._text(value, name)
+        else:
+            raise TypeError(f"{name} is {value!r:.80}; it must be a text or a list of messages")
+
+    def _tools(self, value: Any, name: str) -> None:
+        if isinstance(value, str):
+            reading.parse_json(value, name)
+
+
+CHECKS: dict[str, Callable[[Checker, Any, str], None]] = {
+    "ids": Checker._ids,
+    "labels": Checker._labels,
+    "mask": Checker._mask,
+    "numbers": Checker._numbers,
+    "label": Checker._label,
+    "text": Checker._text,
+    "chat": Checker._chat,
+    "written": Checker._written,
+    "tools": Checker._tools,
+}
+
+
+def check_message(message: Any, name: str) -> None:
+    """That a message has a role, and a content or calls of tools; or TRL's `from` and `value`."""
+    if not isinstance(message, Mapping):
+        raise TypeError(f"{name} is {message!r:.80}; it must be a mapping with role and content")
+    role = message.get("role", message.get("from"))
+    content = message.get("content", message.get("value"))
+    if not isinstance(role, str):
+        raise TypeError(f"{name} has the role {role!r:.80}; it must be a text")
+    if not isinstance(content, (str, list)) and not message.get("tool_calls"):
+        raise TypeError(f"{name} has the content {content!r:.80}; it must be a text")
+    reading.check_depth(message, name)
+    reading.check_unicode(message, name)
+
+
+def check_number(x: Any, name: str) -> float:
+    """A finite number as a float."""
+    if isinstance(x, bool) or not isinstance(x, numbers.Real):
+        raise TypeError(f"{name} is {x!r:.80}; it must be a number")
+    try:
+        found = float(x)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise ValueError(f"{name} is {x!r:.80}; it must be finite")
+    return found
+
+
+def check_rows(kind: str, found: list[Any], name: str, text_field: str = "text") -> None:
+    """That rows of a file, whose first one is row 1, can be one data set of a trainer's."""
+    for number, row in enumerate(found, 1):
+        if row.keys() != found[0].keys():
+            raise ValueError(
+                f"row {number} of {name} has the keys {', '.join(row)}; it must have "
+                f"{', '.join(found[0])}, as the first"
+            )
+    keys = keys_of(kind, found[0], text_field)
+    if keys.keys() <= found[0].keys():  # else the trainer says what there must be
+        check = Checker(keys, name)
+        for number, row in enumerate(found, 1):
+            check(row, number)
+    array = require("pyarrow", "train").array
+    for key in found[0]:
+        values = [row[key] for row in found]
+        if not _converts(array, values):
+            low, high = 1, len(values)  # the first row that does not fit to those before
+            while low < high:
+                middle = (low + high) // 2
+                low, high = (
+                    (middle + 1, high) if _converts(array, values[:middle]) else (low, middle)
+                )
+            raise ValueError(
+                f"{key} of row {low} of {name} is {values[low - 1]!r:.80}, which is of "
+                "another type than in the rows before, or holds what a table cannot"
+            )
+
+
+def _converts(array: Callable[[list[Any]], Any], values: list[Any]) -> bool:
+    try:
+        array(values)
+    except (ValueError, TypeError, OverflowError, NotImplementedError):
+        return False
+    return True
+
+
+def checked(
+    dataset: Any, kind: str, name: str, vocabulary: int, text_field: str, bare: bool
+) -> Any:
+    """A data set whose rows were looked at; those of a stream are as they come.
+
+    Raises:
+        TypeError, ValueError: it is no data set, has no rows, or as `Checker`.
+    """
+    datasets = require("datasets", "train")
+    if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        raise TypeError(
+            f"{name} is a {type(dataset).__name__}; it must be a datasets.Dataset or a "
+            "datasets.IterableDataset (Dataset.from_list makes one of rows)"
+        )
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError(f"{name} has no rows")
+    keys = keys_of(kind, first, text_field)
+    if {"image", "images"} & set(first) or not keys.keys() <= set(first):
+        return dataset  # the first is TRL's own; the trainer says what the others must have
+    check = Checker(keys, name, vocabulary, bare)
+    if isinstance(dataset, datasets.Dataset):
+        if dataset.format["type"] != "custom":
+            for i, row in enumerate(dataset.with_format(None).select_columns(list(keys))):
+                check(row, i)
+        return dataset
+
+    def looked_at(row: Any, index: int) -> Any:
+        check(row, index)
+        return row
+
+    return dataset.map(looked_at, with_indices=True, features=dataset.features)
+
+
+def check_tokens(dataset: Any, name: str, vocabulary: int) -> None:
+    """That ids of a prepared data set are the model's: a tokenizer may have more than it has."""
+    datasets = require("datasets", "train")
+    if not isinstance(dataset, datasets.Dataset):
+        return
+    compute = require("pyarrow.compute", "train")
+    for key in (*IDS, "input_ids"):
+        if key in dataset.column_names:
+            column = dataset.with_format("arrow")[key]
+            most = max(
+                (
+                    compute.max(compute.list_flatten(chunk)).as_py() or 0
+                    for chunk in _chunks(column)
+                ),
+                default=0,
+            )
+            if most >= vocabulary:
+                raise ValueError(
+                    f"{key} of {name} has id {most} once its texts are encoded; the model has "
+                    f"{vocabulary} (resize_token_embeddings, or the tokenizer is another model's)"
+                )
+
+
+def _chunks(column: Any) -> Any:
+    return column.chunks if hasattr(column, "chunks") else [column]
+
+
+def _list(value: Any, name: str, of: str) -> list[Any]:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} is {value!r:.80}; it must be a list of {of}")
+    return list(value)
