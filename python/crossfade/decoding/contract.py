@@ -175,7 +175,7 @@ def _own(model: TermModel, group: Group, rows: Sequence[Sequence[int]]) -> Tenso
 
 def _read(model: TermModel, rows: Sequence[Sequence[int]]) -> Tensor:
     """Logits ``[2, rows, V]`` after each prompt, and after the token that follows."""
-    term = CachedTerm(model)
+    term = CachedTerm(model, limit=1)
     first = term.prefill(left_pad([row[:-1] for row in rows], 0))
     tokens = torch.tensor([row[-1] for row in rows], device=model.device)
     return torch.stack([first, term.step(tokens)])
