@@ -210,16 +210,16 @@ def doge() -> PreTrainedModel:
     return family(DogeConfig(**SIZES, **HEADS, **LONG, **IDS, **UNTIED), DogeForCausalLM)
 
 
-def phimoe() -> PreTrainedModel:
+def phimoe(window: int = 9) -> PreTrainedModel:
     """A window that is in the mask alone."""
-    config = PhimoeConfig(**SIZES, **HEADS, **LONG, **IDS, sliding_window=300, num_local_experts=2)
+    config = PhimoeConfig(**SIZES, **HEADS, **LONG, **IDS, sliding_window=window, num_local_experts=2)
     return family(config, PhimoeForCausalLM)
 
 
-def kept_short() -> PreTrainedModel:
-    """A window that only the cache knows of, as in Moshi; longer than any check of few tokens."""
+def kept_short(window: int = 9) -> PreTrainedModel:
+    """A window that only the cache knows of, as in Moshi; longer than the check's tokens."""
     model = make("llama")
-    model.config.sliding_window = 300
+    model.config.sliding_window = window
     return model
 
 
@@ -229,31 +229,49 @@ def kept_short() -> PreTrainedModel:
         (diff_llama, "more than once"),
         (doge, "masks of their own"),
         (phimoe, "of which its layers do not know"),
-        (kept_short, "its cache keeps 300 tokens"),
+        (kept_short, "its cache keeps 9 tokens"),
     ],
 )
 def test_families_that_attend_in_other_ways(model: Any, why: str) -> None:
     check(model(), why)
 
 
-def test_a_window_that_masks_alone_know() -> None:
-    """The mask says how far a layer looks, whatever the layer says; few tokens do not show it."""
-    model = make("gemma3")
-    model.config.sliding_window = 400
-    for layer in model.model.layers:
-        layer.self_attn.sliding_window = layer.self_attn.sliding_window and 300
-    check(model, "its cache keeps 400 tokens")
-    masks = contract._mask(
-        mask_function=lambda b, h, q, k: (k <= q) & (k > q - 400),
-        q_length=1,
-        batch_size=1,
-        device="cpu",
-    )
+@pytest.mark.parametrize("model", [phimoe, kept_short])
+def test_up_to_its_window_such_a_model_stays_on_the_engine(model: Any) -> None:
+    made = model(30)
+    check(made, None)
+    longer = [PROMPTS[0] * 3]
+    out = cf.generate(made, longer, max_new_tokens=NEW)
+    assert "its cache keeps 30 tokens" in out.stats.notes[0]
+    theirs = made.generate(torch.tensor(longer), max_new_tokens=NEW)
+    assert torch.equal(out.sequences[:, : theirs.shape[1]], theirs)
+
+
+def test_how_far_a_layer_looks_is_asked_of_its_mask() -> None:
+    """Up to how many tokens a mask is the one that a layer tells of."""
     layer = make("gemma3").model.layers[0].self_attn
-    assert contract._is_window(masks.function, 400, layer)
-    assert not contract._is_window(masks.function, 300, layer)
-    assert not contract._is_window(masks.function, 0, layer)
-    assert not contract._is_window(lambda b, h, q, k: k <= q + 1, 0, layer)
+    layer.config.sliding_window = 300
+
+    def windowed(batch: Any, head: Any, q: Any, k: Any) -> Any:
+        return (k <= q) & (k > q - 300)
+
+    def chunked(batch: Any, head: Any, q: Any, k: Any) -> Any:
+        return (k <= q) & (k // 300 == q // 300)
+
+    def table(batch: Any, head: Any, q: Any, k: Any) -> Any:
+        return torch.zeros(3)[q] == torch.zeros(3)[k]
+
+    for function, window, expected in (
+        (windowed, 300, None),
+        (windowed, 0, 300),
+        (windowed, 200, 200),
+        (chunked, 300, 300),
+        (lambda b, h, q, k: k <= q, 0, None),
+        (lambda b, h, q, k: k <= q, 300, 300),
+        (lambda b, h, q, k: k <= q + 1, 0, 0),
+        (table, 0, 0),
+    ):
+        assert contract._causal_up_to(function, window, layer) == expected
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -9,9 +9,11 @@ back, is asked of the masks that the model makes.
 from __future__ import annotations
 
 import inspect
+import math
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +43,23 @@ _found: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Any]]]
 _found = weakref.WeakKeyDictionary()
 
 
-def check(models: Sequence[TermModel], deltas: Deltas | None, kernels: bool) -> None:
+class Finding(NamedTuple):
+    """Why the engine cannot run a model on rows of more than so many tokens; None: it can."""
+
+    why: str | None
+    past: int = 0
+
+
+# What the layers of the model that is being looked at do not do as they say.
+_findings: ContextVar[list[Finding]] = ContextVar("crossfade_findings")
+
+
+def check(models: Sequence[TermModel], tokens: int, deltas: Deltas | None, kernels: bool) -> None:
     """Compare the engine with the model's own path, unless that was done for it as it is.
 
     Args:
         models: of terms that are rows of one forward, over one underlying model.
+        tokens: that a row may have.
         deltas, kernels: as in `Group`.
 
     Raises:
@@ -55,9 +69,9 @@ def check(models: Sequence[TermModel], deltas: Deltas | None, kernels: bool) -> 
     if why := why_as_it_is(bare):
         raise Unsupported(f"{models[0].name} is run as it is: {why}")
     how = tuple(m.adapter for m in models), deltas is None, kernels
-    why = _remembered(bare, how, lambda: _compare(models, deltas, kernels))
-    if why is not None:
-        raise Unsupported(f"{models[0].name}: {why}")
+    found: Finding = _remembered(bare, how, lambda: _compare(models, deltas, kernels))
+    if found.why is not None and tokens > found.past:
+        raise Unsupported(f"{models[0].name}: {found.why}")
 
 
 def after(model: TermModel) -> AfterHead:
@@ -83,8 +97,18 @@ def _remembered(model: nn.Module, how: Any, find: Callable[[], tuple[Any, bool]]
 @torch.no_grad()
 def _compare(
     models: Sequence[TermModel], deltas: Deltas | None, kernels: bool
-) -> tuple[str | None, bool]:
+) -> tuple[Finding, bool]:
     """Why the engine cannot run a model, and whether its logits could show it at all."""
+    looked = _findings.set([Finding(None)])
+    try:
+        return _run_both(models, deltas, kernels)
+    finally:
+        _findings.reset(looked)
+
+
+def _run_both(
+    models: Sequence[TermModel], deltas: Deltas | None, kernels: bool
+) -> tuple[Finding, bool]:
     device = models[0].device
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(cuda):  # dropout must not move the caller's draws
@@ -105,12 +129,12 @@ def _compare(
             found = _engine(group, rows)
             own = torch.stack([_own(m, group, rows) for m in models], 1)
         except Unsupported as reason:
-            return str(reason), True
+            return Finding(str(reason)), True
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:
             what = (str(error).splitlines() or [""])[0]
-            return f"a few tokens ended in {type(error).__name__}: {what:.120}", True
+            return Finding(f"a few tokens ended in {type(error).__name__}: {what:.120}"), True
     found, own = found.double(), own.double()
     if own.shape[-1] == 1:  # of a scalar head: what it says of all the tokens
         found, own = (x[..., 0].transpose(0, 1).flatten(1) for x in (found, own))
@@ -119,9 +143,15 @@ def _compare(
     spread = (own - own.mean(-1, keepdim=True)).norm(dim=-1)
     off = (found - own).norm(dim=-1)
     if bool((off <= _tolerance(own, models[0]) * spread).all()):
-        return None, bool((spread > 0).all())
+        return min(_findings.get(), key=_first), bool((spread > 0).all())
     worst = float((off / spread.clamp(min=1e-30)).nan_to_num(torch.inf).max())
-    return f"its logits on the engine are not its own (off by {worst:.2g} of their spread)", True
+    why = f"its logits on the engine are not its own (off by {worst:.2g} of their spread)"
+    return Finding(why), True
+
+
+def _first(finding: Finding) -> float:
+    """What rows reach first, as they grow, comes first."""
+    return math.inf if finding.why is None else finding.past
 
 
 def _tolerance(own: Tensor, model: TermModel) -> float:
@@ -169,12 +199,6 @@ def _own(model: TermModel, group: Group, rows: Sequence[Sequence[int]]) -> Tenso
         return torch.stack(
             [torch.stack([_scores(model, row[:end]) for row in rows]) for end in (-1, None)]
         )
-    alone = "attention_mask" not in model.accepts  # which padding needs
-    return torch.cat([_read(model, r) for r in ([[x] for x in rows] if alone else [rows])], dim=1)
-
-
-def _read(model: TermModel, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Logits ``[2, rows, V]`` after each prompt, and after the token that follows."""
     term = CachedTerm(model, limit=1)
     first = term.prefill(left_pad([row[:-1] for row in rows], 0))
     tokens = torch.tensor([row[-1] for row in rows], device=model.device)
@@ -210,16 +234,19 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """`modules.attention`, which then attends to what the layer's mask lets through."""
+    findings = _findings.get()
     kept = _kept(module)
     if kept is not None and kept != sliding_window:
-        raise Unsupported(f"its cache keeps {kept} tokens, of which its layers do not know")
+        why = f"its cache keeps {kept} tokens, of which its layers do not know"
+        findings.append(Finding(why, min(kept, sliding_window or kept)))
     if attention_mask is not None:
         function = getattr(attention_mask, "function", None)
         if function is None:
             raise Unsupported("its layers make masks of their own")
-        if not _is_window(function, sliding_window or 0, module):
-            window = f"the last {sliding_window} tokens" if sliding_window else "all tokens before"
-            raise Unsupported(f"its layers say that they look at {window}, and their masks do not")
+        right = _causal_up_to(function, sliding_window or 0, module)
+        if right is not None:
+            why = f"its masks are not those that its layers tell of, past {right} tokens"
+            findings.append(Finding(why, right))
     return attention(
         module,
         query,
@@ -232,19 +259,25 @@ def _attention(
     )
 
 
-def _is_window(function: Any, window: int, module: Any) -> bool:
-    """Whether a mask is causal and, with a window, shows each token the last so many."""
-    most = getattr(module.config, "max_position_embeddings", None) or FAR
+def _causal_up_to(function: Any, window: int, module: Any) -> int | None:
+    """Up to how many tokens a mask is causal and shows each the last `window`; None: always."""
+    config = module.config
+    most = getattr(config, "max_position_embeddings", None) or FAR
     most = max(2, min(int(most), FAR))
+    said = getattr(config, "sliding_window", None) or most
     window = window or most
-    ends = {0, 1, 5, window - 1, window, window + 1, 2 * window + 1, most // 2, most - 1}
+    ends = {0, 1, 5, most // 2, most - 1, *(w + i for w in (window, said) for i in (-1, 0, 1, w))}
     q = torch.tensor(sorted(e for e in ends if 0 <= e < most))[:, None]
     k = torch.arange(most)[None]
     try:
-        shown = _shown(function, q, k)
+        shown = _shown(function, q, k).broadcast_to(len(q), most)
     except Exception:  # it is not one of places alone: of packed texts, or a caller's
-        return False
-    return torch.equal(shown.broadcast_to(len(q), most), (k <= q) & (k > q - window))
+        return 0
+    wrong = (shown != ((k <= q) & (k > q - window))).any(1).tolist()
+    if True not in wrong:
+        return None
+    at = wrong.index(True)
+    return 0 if at == 0 else int(q[at - 1]) + 1
 
 
 def _shown(function: Any, q: Tensor, k: Tensor) -> Tensor:

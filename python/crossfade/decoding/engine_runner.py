@@ -70,7 +70,7 @@ class EngineRunner:
                 kernels=engine.kernels,
                 compile=engine.compile,
             )
-            contract.check(group.models, deltas, engine.kernels)
+            contract.check(group.models, group.most, deltas, engine.kernels)
             self.groups.append(group)
         self.columns: list[tuple[int, ...]] = [(k,) for k in range(len(models))]
         self.lazy: LazyGuides | None = None
