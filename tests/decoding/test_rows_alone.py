@@ -238,6 +238,23 @@ def test_samples_of_a_request(shape: str) -> None:
     assert len(set(map(tuple, out.responses))) > len(PROMPTS)
 
 
+@pytest.mark.parametrize("shape", ["phi3", "mamba", "rwkv", "xlnet", "bart"])
+def test_from_inside_generate(shape: str) -> None:
+    model = perturbed(shape)
+    blend: dict[str, Any] = {"custom_generate": cf.decode, "blend": cf.Model(model)}
+    out = model.generate(torch.tensor(PROMPTS[1:2]), max_new_tokens=NEW, **blend)
+    assert out[0, len(PROMPTS[1]) :].tolist() == alone(model, PROMPTS[1])[0]
+
+
+def test_a_state_from_outside_is_refused() -> None:
+    model = perturbed("mamba")
+    ids = torch.tensor(PROMPTS[:1])
+    state = model(ids, use_cache=True).cache_params
+    blend: dict[str, Any] = {"custom_generate": cf.decode, "blend": cf.Model(model)}
+    with pytest.raises(NotImplementedError, match="cache_params is not supported"):
+        model.generate(ids, max_new_tokens=NEW, cache_params=state, **blend)
+
+
 def test_terms_beside_them_are_as_ever() -> None:
     """Each term of a blend is run in its own way; their log-probs add up."""
     models = [perturbed("phi3"), make("llama", 1), perturbed("mamba")]

@@ -18,12 +18,14 @@ from .engine import Engine
 from .generation import Seed, all_prompts, new_job, parts, run, seeds_and_streams, tokenizer_of
 from .inputs import asks_nothing, read_requests
 from .members import Members
+from .own_loop import tensors_in
 from .term_model import positions_of, term_models
 from .valuer import Search
 from .writing import Writing
 
 # What Hugging Face hands over of its own: these are looked at, or have no effect here.
 OWN = {"attention_mask", "past_key_values", "position_ids", "use_cache", "logits_to_keep"}
+OWN |= {"cache_params"}  # the cache of models that have no keys and values
 
 
 def decode(
@@ -124,6 +126,8 @@ def _mask(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor
     cache = model_kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise NotImplementedError("past_key_values is not supported: a blend has a cache a term")
+    if tensors_in(model_kwargs.get("cache_params")):  # it is not the empty one of generate
+        raise NotImplementedError("cache_params is not supported: a blend has a cache a term")
     positions = model_kwargs.get("position_ids")  # [requests, tokens], or one for each of some axes
     if positions is not None and ((positions != positions_of(mask)) & mask.bool()).any():
         raise NotImplementedError("position_ids is not supported; they follow from attention_mask")

@@ -53,8 +53,7 @@ class TermModel:
     def keeps(self) -> bool:
         """Whether modules keep something of what they read, outside of caches.
 
-        Dynamic RoPE frequencies grow with the longest text so far; some recurrent layers hold their
-        state.
+        RoPE frequencies may follow the longest text so far; some recurrent layers hold their state.
         """
         return any(map(_keeps, self.bare.modules()))
 
@@ -119,7 +118,8 @@ def _input_device(model: nn.Module, name: str) -> torch.device:
 
 def _keeps(module: nn.Module) -> bool:
     kind = getattr(module, "rope_type", None)
-    if any("dynamic" in k for k in (kind.values() if isinstance(kind, dict) else [kind or ""])):
+    kinds = kind.values() if isinstance(kind, dict) else [kind]
+    if any(k == "longrope" or "dynamic" in (k or "") for k in kinds):
         return True
     states = (v for k, v in vars(module).items() if k.endswith(("_state", "_states")))
     return any(v is None or isinstance(v, Tensor) for v in states)
@@ -127,16 +127,16 @@ def _keeps(module: nn.Module) -> bool:
 
 def _original_context(config: Any) -> int | None:
     """Tokens past which RoPE frequencies depend on how many there are; None if they never do."""
-    rope = getattr(config, "rope_parameters", None) or {}
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     each = [p for p in (rope, *rope.values()) if isinstance(p, dict)]  # some have one a layer type
     found = []
     for p in each:
-        kind = p.get("rope_type") or ""
+        kind = p.get("rope_type") or p.get("type") or ""
         if "dynamic" in kind:
             found.append(config.max_position_embeddings)
         elif kind == "longrope":
-            own = p.get("original_max_position_embeddings")
-            found.append(own or config.original_max_position_embeddings)
+            own = getattr(config, "original_max_position_embeddings", None)
+            found.append(p.get("original_max_position_embeddings") or own or 0)
     return min(found, default=None)
 
 
