@@ -78,7 +78,7 @@ SMALL: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 
-# Fields of single families, over those of SMALL; None leaves a field at its default.
+# Fields of single families, over those of SMALL; None leaves one at its default.
 INDEXER = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 4}
 FAMILIES: dict[str, dict[str, Any]] = {
     "bamba": {"num_hidden_layers": 3, "attn_layer_indices": [1]},
@@ -93,14 +93,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "deepseek_v32": INDEXER,
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
-    "dots3_note": {
-        "text_config": {**INDEXER, "swa_head_dim": 16},
-        "vision_config": {
-            "adapter_in_dim": 32,
-            "adapter_out_dim": 32,
-            "mlp_layer_types": ["dense"] * 2,
-        },
-    },
+    "dots3_note": {"text_config": INDEXER},
     "dots3_note_text": INDEXER,
     "falcon_h1": {"mamba_d_ssm": 64},
     "gemma3n_text": {
@@ -245,10 +238,12 @@ def perturb(model: PreTrainedModel, seed: int = 0) -> None:
 
 def build(name: str) -> PreTrainedModel:
     kind, more = VARIANTS.get(name, (name, {}))
-    config = small_config(kind, {**FAMILIES.get(kind, {}), **more})
-    cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if cls.config_class is not type(config):  # as AutoModelForCausalLM does
-        config = config.get_text_config(decoder=True)
+    fields = {**FAMILIES.get(kind, {}), **more}
+    cls = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]]
+    if cls.config_class is CONFIG_MAPPING[kind]:
+        config = small_config(kind, fields)
+    else:  # the text part of a larger model, as AutoModelForCausalLM takes it
+        config = small_config(kind, fields.get("text_config", {}), cls.config_class)
     for decoder in (config, config.get_text_config(decoder=True)):
         if hasattr(decoder, "is_decoder"):
             decoder.is_decoder = True
