@@ -56,6 +56,7 @@ def test_a_saved_end_that_only_one_model_has(
     # who names an end has said how it is done (5, as Hugging Face hands on what is asked and what
     # is saved as one)
     assert torch.equal(decode(eos_token_id=5), ids)
+    assert torch.equal(decode(eos_token_id=None), ids)
     with pytest.raises(ValueError, match=f"eos_token_id has token {END}, {OUTSIDE}"):
         decode(eos_token_id=[5, END])
 

@@ -304,7 +304,7 @@ def test_padding_spells_no_stop_string(base: PreTrainedModel) -> None:
     """A short prompt in a window of many tokens, whose padding is a letter."""
     letters = make_letters()
     prompts = letters(["c", "oneandone"])["input_ids"]
-    arguments: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": -1, "pad_token_id": 3}
+    arguments: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 3}
     plain = cf.generate(base, prompts, **arguments)
     assert letters.decode([3]) == "a"
     stop = "aa" + letters.decode([*prompts[0], plain.responses[0][0]])

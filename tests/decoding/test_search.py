@@ -189,7 +189,7 @@ def test_every_token_is_read_once() -> None:
     base, tuned, ref = (make("llama", seed) for seed in range(3))
     prompt = [[5, 6, 7, 8, 9, 10]]
     search = cf.ChunkBeamSearch(2, 3, 4, cf.LogRatio(tuned, ref))
-    out = cf.generate(base, prompt, search=search, max_new_tokens=12, eos_token_id=-1, seed=1)
+    out = cf.generate(base, prompt, search=search, max_new_tokens=12, eos_token_id=None, seed=1)
     drawn = 6 * 12
     assert [s.tokens for s in out.stats.models] == [5 + drawn] * 3
     assert [s.forwards for s in out.stats.models] == [1 + 12, 1 + 3, 1 + 3]
@@ -350,7 +350,7 @@ def test_finds_the_best_of_all(search: dict[str, Any]) -> None:
     )
     best = (one - other).argmax()
     settings = cf.ChunkBeamSearch(**search, value=cf.LogRatio(tuned, ref))
-    out = cf.generate(base, [[3, 1]], search=settings, max_new_tokens=3, eos_token_id=9, seed=0)
+    out = cf.generate(base, [[3, 1]], search=settings, max_new_tokens=3, eos_token_id=None, seed=0)
     assert out.responses[0] == rows[int(best)]
     torch.testing.assert_close(out.values[0], (one - other)[best], atol=1e-4, rtol=1e-4)
 
@@ -366,7 +366,7 @@ def test_best_of_n_has_its_closed_form() -> None:
         [[3]] * requests,
         search=cf.BestOfN(n, value),
         max_new_tokens=1,
-        eos_token_id=9,
+        eos_token_id=None,
         seed=11,
         max_batch=n * requests,
     )
@@ -528,7 +528,7 @@ def test_conversations_go_on_after_a_search(tokenizer: PreTrainedTokenizerFast) 
 def test_stop_strings_end_rows() -> None:
     base = cf.Model(make("llama"), tokenizer=make_letters())
     value = cf.Reward(lambda prompts, texts: [float(len(set(t))) for t in texts])
-    settings = {**DRAW, "eos_token_id": -1, "stop_strings": ["a", "nd"]}
+    settings = {**DRAW, "eos_token_id": None, "stop_strings": ["a", "nd"]}
     search = cf.ChunkBeamSearch(2, 2, 4, value)
     out = cf.generate(base, ["qbc", "th", "zxy"], search=search, **settings)
     ended = ["a" in t or "nd" in t for t in out.text]

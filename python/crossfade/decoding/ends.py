@@ -55,7 +55,7 @@ def check_ids(
         raise ValueError(
             f"eos_token_id has token {next(t for t in ends if t not in within)}, which no row can "
             f"write: ids must be within [0, {vocabulary}), the tokens that all models of the blend "
-            "share; name one of these, or the end as a text by stop_strings"
+            "share; name one of these, the end as a text by stop_strings, or None for no end"
         )
     if config.exponential_decay_length_penalty is not None and (not ends or within != ends):
         raise ValueError(

@@ -142,7 +142,8 @@ def generate(
         if streamer is not None:
             raise NotImplementedError("streamer is set; a search knows its rows at the end alone")
     config = settings.resolve(base, generation_config, arguments)
-    ends_asked = settings.stated("eos_token_id", arguments, generation_config) is not None
+    asked_ends = getattr(generation_config, "eos_token_id", None)
+    ends_asked = "eos_token_id" in arguments or asked_ends is not None
     check_ids(config, vocabulary, blend, tokenizer, ends_asked=ends_asked)
     base._prepare_special_tokens(config, kwargs_has_attention_mask=True, device=device)
     eos = [] if config._eos_token_tensor is None else config._eos_token_tensor.tolist()
