@@ -9,7 +9,7 @@ import crossfade as cf
 import pytest
 import torch
 from crossfade import Engine
-from tiny_models import make_tokenizer
+from tiny_models import make, make_tokenizer
 from transformers import PreTrainedModel
 
 PROMPTS = ["the film was", "a"]
@@ -84,3 +84,33 @@ def test_another_default_dtype(
     assert len(found) == 10
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("simple", [False, True], ids=["engine", "simple"])
+def test_another_default_device(simple: bool, trio: list[PreTrainedModel]) -> None:
+    """The device meta stands for any other: what is made there by mistake has no data."""
+    expected = decoded(trio, simple)
+    with torch.device("meta"):
+        found = decoded(trio, simple)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("simple", [False, True], ids=["engine", "simple"])
+@pytest.mark.parametrize("shape", ["llama", "gpt2"])
+def test_float64(shape: str, simple: bool, batch: dict[str, torch.Tensor]) -> None:
+    model = make(shape).double()
+    theirs = model.generate(**batch, max_new_tokens=6)
+    engine = Engine(simple=simple)
+    out = cf.generate(model, batch, max_new_tokens=6, return_term_logprobs=True, engine=engine)
+    assert torch.equal(out.sequences, theirs)
+    assert out.logprobs.dtype == torch.float32
+    mixed = cf.Model(make("qwen3", 2)) + 0.5 * cf.Model(model)
+    expected = cf.Model(make("qwen3", 2)) + 0.5 * cf.Model(make(shape))
+    found, other = (
+        cf.generate(b, batch, max_new_tokens=6, engine=engine) for b in (mixed, expected)
+    )
+    assert torch.equal(found.sequences, other.sequences)
+    torch.testing.assert_close(found.logprobs, other.logprobs, rtol=1e-4, atol=1e-4)
+    one, both = cf.score(model, batch, out.responses), cf.score(make(shape), batch, out.responses)
+    torch.testing.assert_close(one.logprobs, both.logprobs, rtol=1e-4, atol=1e-4)

@@ -96,7 +96,7 @@ def after_head(model: Any) -> AfterHead:
     given, read, body_gave = seen.get("given"), seen.get("read"), seen.get("body")
     same = read is not None and body_gave is not None and torch.equal(read, body_gave)
     if given is None or not isinstance(logits, Tensor) or logits.shape != given.shape:
-        return AfterHead(torch.zeros(4, 1), None, same)
+        return AfterHead(torch.zeros(4, 1, device="cpu"), None, same)
     return AfterHead(given[:, 0], logits[:, 0].double(), same)
 
 

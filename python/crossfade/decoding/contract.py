@@ -267,8 +267,8 @@ def _causal_up_to(function: Any, window: int, module: Any) -> int | None:
     said = getattr(config, "sliding_window", None) or most
     window = window or most
     ends = {0, 1, 5, most // 2, most - 1, *(w + i for w in (window, said) for i in (-1, 0, 1, w))}
-    q = torch.tensor(sorted(e for e in ends if 0 <= e < most))[:, None]
-    k = torch.arange(most)[None]
+    q = torch.tensor(sorted(e for e in ends if 0 <= e < most), device="cpu")[:, None]
+    k = torch.arange(most, device="cpu")[None]
     try:
         shown = _shown(function, q, k).broadcast_to(len(q), most)
     except Exception:  # it is not one of places alone: of packed texts, or a caller's
@@ -282,7 +282,7 @@ def _causal_up_to(function: Any, window: int, module: Any) -> int | None:
 
 def _shown(function: Any, q: Tensor, k: Tensor) -> Tensor:
     """Which of places `k` a mask shows to tokens at places `q`."""
-    zero = torch.zeros((), dtype=torch.int64)
+    zero = torch.zeros((), dtype=torch.int64, device="cpu")
     try:
         return function(zero, zero, q, k)
     except IndexError:

@@ -40,7 +40,7 @@ class CachedTerm:
         self.batches = [OwnRows(self.model, p.ids, p.mask, self.limit) for p in rows]
         logits = self._step([None] * len(rows))
         if copies > 1:
-            self.fork(torch.arange(len(logits)).repeat_interleave(copies))
+            self.fork(torch.arange(len(logits), device="cpu").repeat_interleave(copies))
             logits = logits.repeat_interleave(copies, 0)
         return logits
 
@@ -75,11 +75,11 @@ def forced(model: TermModel, prompt: Sequence[int], response: Sequence[int]) -> 
     writes it after this prompt alone: a token at a time."""
     term = CachedTerm(model, len(response))
     first = term.prefill(one_row([*prompt]))
-    return torch.cat([first, *(term.step(torch.tensor([t])) for t in response[:-1])])
+    return torch.cat([first, *(term.step(torch.tensor([t], device="cpu")) for t in response[:-1])])
 
 
 def one_row(ids: list[int]) -> Prompts:
-    tensor = torch.tensor([ids])
+    tensor = torch.tensor([ids], device="cpu")
     return Prompts(tensor, torch.ones_like(tensor))
 
 
