@@ -304,3 +304,11 @@ def test_a_head_that_forgets_is_refused(base: PreTrainedModel) -> None:
         cf.generate(blend, [5, 6], max_new_tokens=2)
     with pytest.raises(NotImplementedError, match="does not fill a DynamicCache"):
         cf.generate(blend, [[5, 6], [7]], max_new_tokens=2)
+
+
+def test_a_first_term_without_generate(base: PreTrainedModel) -> None:
+    own = Forgetful(base)
+    with pytest.raises(
+        TypeError, match="first term is a Forgetful, which has no generation config"
+    ):
+        cf.generate(own, [5, 6], max_new_tokens=2)

@@ -98,3 +98,10 @@ def test_a_bad_step_is_nan(base: PreTrainedModel, trio: list[PreTrainedModel]) -
     scores = cf.score(blend, [[5, 6], [7, 8]], [[9, 40, 3], [9, 10, 3]])
     assert scores.logprobs[0].isnan().tolist() == [False, False, True]
     assert scores.logprobs[1].isfinite().all()
+
+
+def test_responses_of_one_token(base: PreTrainedModel) -> None:
+    """As harnesses score single-token choices: no token of a response is read."""
+    scores = cf.score(base, [[5, 6], [7]], [[8], [9]])
+    longer = cf.score(base, [[5, 6], [7]], [[8, 3], [9]])
+    torch.testing.assert_close(scores.logprobs, longer.logprobs[:, :1])

@@ -141,6 +141,11 @@ def generate(
             arguments["do_sample"] = True  # whatever the model's saved config says
         if streamer is not None:
             raise NotImplementedError("streamer is set; a search knows its rows at the end alone")
+    if not hasattr(base, "_prepare_generation_config"):
+        raise TypeError(
+            f"the first term is a {type(base).__name__}, which has no generation config; it must "
+            "be a Hugging Face model with generate, other modules can be later terms"
+        )
     config = settings.resolve(base, generation_config, arguments)
     asked_ends = getattr(generation_config, "eos_token_id", None)
     ends_asked = "eos_token_id" in arguments or asked_ends is not None

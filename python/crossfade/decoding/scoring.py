@@ -163,6 +163,7 @@ def _responses(
 def _right_pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     """Ids ``[rows, longest]`` with zeros after the end, and which of them are real."""
     width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device="cpu")
+    padded = [row + [0] * (width - len(row)) for row in rows]
+    ids = torch.tensor(padded, dtype=torch.int64, device="cpu")  # all of them may be empty
     lengths = torch.tensor([len(row) for row in rows], device="cpu")
     return ids, torch.arange(width, device="cpu") < lengths[:, None]
