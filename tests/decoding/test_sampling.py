@@ -349,7 +349,7 @@ def test_streamer(
     text = cf.generate(
         base, ["the film"], tokenizer=tokenizer, max_new_tokens=4, streamer=TextStreamer(tokenizer)
     ).text
-    assert capsys.readouterr().out == f"the film {text[0]}\n"
+    assert capsys.readouterr().out == f"the film{text[0]}\n"
     with pytest.raises(ValueError, match="batch size 1"):
         cf.generate(base, batch, max_new_tokens=4, streamer=TextStreamer(tokenizer))
 
