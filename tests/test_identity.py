@@ -324,8 +324,6 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
 import test_identity as t
-from crossfade import training
-from crossfade.extras import old_names
 from crossfade.identity import run_id
 print(*(run_id(**t.CHANGES[name]()[0]) for name in t.CHANGES))
 """

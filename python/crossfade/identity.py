@@ -174,7 +174,7 @@ class _Describer:
             state = {
                 key: getattr(module, key)
                 for key in LAYER_STATE
-                if hasattr(module, "active_adapters") and hasattr(module, key)
+                if "merged_adapters" in vars(module) and hasattr(module, key)  # PEFT's layers
             }
             hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
             if state or hooks:
@@ -244,12 +244,17 @@ class _Describer:
             return name
         members = {key: getattr(x, "__func__", x) for key, x in vars(cls).items()}
         members = {key: getattr(x, "fget", x) for key, x in members.items()}
-        described = {
-            key: self.of(x, f"{key} of {where}")
-            for key, x in members.items()
-            if (isinstance(x, types.FunctionType) or _is_plain(x))
-            and key not in ("__doc__", "__firstlineno__")
-        }
+        described = {}
+        for key, x in members.items():
+            if key in ("__doc__", "__firstlineno__"):
+                continue
+            if isinstance(x, types.FunctionType):
+                try:
+                    described[key] = self.of(x, f"{key} of {where}")
+                except TypeError:  # a decorator closes over anything; its code is known at least
+                    described[key] = self.of(x.__code__, where)
+            elif _is_plain(x):
+                described[key] = self.of(x, f"{key} of {where}")
         return [name, described, [self.of(base, where) for base in cls.__bases__]]
 
     def _code(self, code: types.CodeType, where: str) -> Any:
