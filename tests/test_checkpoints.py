@@ -16,6 +16,7 @@ import pytest
 import torch
 from crossfade import checkpoints, cli, loading, models, training
 from crossfade.extras import old_names
+from crossfade.training.value_head import load_into
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -356,29 +357,43 @@ def tuned(folder: Path, base: Any) -> Any:
     return models.with_adapters(base, {"a": folder})
 
 
-@pytest.mark.parametrize("where", ["tuned", "trained head"])
+def resumed(folder: Path, base: Any) -> Any:
+    """A value head that is trained on from a checkpoint."""
+    model = value_head_with_adapter(base)
+    load_into(model, folder)
+    return model
+
+
+def value_head_with_adapter(base: Any) -> Any:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    with old_names():
+        return peft.get_peft_model(training.value_model(base), config)
+
+
+@pytest.mark.parametrize("read", [tuned, training.load_value_head, resumed])
 @pytest.mark.parametrize(
     ("damage", "says"),
-    [("lacks", "no weights for .*lora_B"), ("excess", "weights for what is not there: .*more")],
+    [
+        ("lacks", "no weights for .*lora_B"),
+        ("excess", "weights for what is not there: .*more"),
+        ("shape", "must be (of )?an adapter .*size mismatch"),
+    ],
 )
 def test_an_adapters_weights_are_those_of_its_layers(
-    copied: Path, where: str, damage: str, says: str
+    copied: Path, read: Callable[[Path, Any], Any], damage: str, says: str
 ) -> None:
     base, folder = models.load(copied / "base")[0], copied / "tuned"
-    if where == "trained head":  # a value head with an adapter of its own
-        peft = pytest.importorskip("peft")
-        config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    if read is not tuned:  # a value head with an adapter of its own
         folder = copied / "trained"
-        with old_names():
-            training.save_value_head(
-                peft.get_peft_model(training.value_model(base), config), folder
-            )
+        training.save_value_head(value_head_with_adapter(base), folder)
     file = folder / checkpoints.ADAPTER
     if damage == "lacks":
         edit_tensors(file, without("layers.1.self_attn.q_proj.lora_B"))
-    else:
+    elif damage == "excess":
         edit_tensors(file, lambda tensors: tensors.update({"base_model.more": torch.ones(1)}))
-    read = training.load_value_head if where == "trained head" else tuned
+    else:
+        edit_tensors(file, lambda tensors: tensors.update({k: t[:1] for k, t in tensors.items()}))
     with pytest.raises(ValueError, match=says):
         read(folder, base)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -203,10 +204,21 @@ def add_adapter(
                 model.load_adapter(str(path), **options)
             else:
                 model = peft.PeftModel.from_pretrained(model, str(path), **options)
-        odd = odd_tensor(model, name, path / ADAPTER)
+        odd = _odd_tensor(model, name, path / ADAPTER)
     if odd is not None:
         raise ValueError(f"{where} is {str(folder)!r}, which has {odd}; {must}")
     return model
+
+
+def fill_adapter(model: Any, folder: str | os.PathLike[str]) -> None:
+    """Give the one adapter of a `peft.PeftModel` the weights that a folder has for it."""
+    peft, (name,), file = require("peft", "adapters"), model.peft_config, Path(folder) / ADAPTER
+    must = "it must be of an adapter as the model has"
+    with _errors_of(folder, f"{file} cannot be loaded; {must}"):
+        peft.set_peft_model_state_dict(model, load_file(file), adapter_name=name)
+        odd = _odd_tensor(model, name, file)
+    if odd is not None:
+        raise ValueError(f"{file} has {odd}; {must}")
 
 
 def check_adapter_folder(folder: str | os.PathLike[str], where: str) -> None:
@@ -227,7 +239,7 @@ def check_adapter_folder(folder: str | os.PathLike[str], where: str) -> None:
         )
 
 
-def odd_tensor(model: Any, name: str, file: Path) -> str | None:
+def _odd_tensor(model: Any, name: str, file: Path) -> str | None:
     """A tensor that an adapter's file lacks for the layers that it is on now, or has in excess."""
     peft = require("peft", "adapters")
     now = set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))

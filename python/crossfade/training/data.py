@@ -41,6 +41,7 @@ def rollouts(
     Each prompt has noise of its own, from `seed` and its index: what it gets depends neither on the
     other prompts nor on `batch_size`. A file of the same settings and models is gone on with, so
     that a run that was interrupted loses what was being decoded; one that is whole costs nothing.
+    No other run can write the file meanwhile.
 
     Args:
         blend: who writes, a model or a blend.
@@ -53,13 +54,15 @@ def rollouts(
         generation: as in `cf.generate`; it samples unless told not to.
 
     Returns:
-        A row a prompt, in order: ``index``, ``prompt``, ``run`` (a hash of the settings),
+        A row a prompt, in order: ``index``, ``prompt``, ``run`` (see `crossfade.identity`),
         ``prompt_ids`` (of the blend's first term) and ``responses``, each with ``text``, ``ids``
         (its EOS included), ``finished`` (False: cut by a limit) and ``rewards`` by name.
 
     Raises:
-        ValueError: the file holds something else; n is not positive; a reward is not a finite
-            number, or not one a response. TypeError: a reward is not a function.
+        ValueError: the file holds something else, and is left as it is; n is not positive; a reward
+            is not a finite number, or not one a response.
+        TypeError: a reward is not a function; a prompt is not JSON; an argument holds something
+            that no other process could compare. BlockingIOError: another run writes the file.
     """
     _check_positive("n", n)
     for name, fn in rewards.items():

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from .. import checkpoints, models, reading
 from ..decoding.after_head import after_head
-from ..extras import require
 from ..terms import check_language_model, is_peft, text_config, underlying
 
 KINDS = ("q", "scalar")
@@ -293,10 +292,7 @@ def load_into(model: Any, folder: str | os.PathLike[str]) -> None:
             )
     fill_head(model, _read_weights(folder / WEIGHTS), folder / WEIGHTS)
     if is_peft(model):
-        peft, (name,), file = require("peft", "adapters"), model.peft_config, folder / ADAPTER[1]
-        peft.set_peft_model_state_dict(model, _read_weights(file), adapter_name=name)
-        if odd := checkpoints.odd_tensor(model, name, file):
-            raise ValueError(f"{file} has {odd}; it must be an adapter as model has")
+        checkpoints.fill_adapter(model, folder)
 
 
 def fill_head(model: Any, weights: dict[str, Tensor], file: Path) -> None:
