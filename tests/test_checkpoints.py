@@ -279,6 +279,25 @@ def test_code_in_a_models_folder_is_never_run(
     assert asked == []
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ cycler.__init__.__globals__.os.system('touch MARK') }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{% include 'MARK' %}",
+        "{% for i in range(10 ** 12) %}a{% endfor %}",
+    ],
+)
+def test_a_chat_template_can_do_nothing_but_write(
+    copied: Path, capsys: pytest.CaptureFixture[str], template: str
+) -> None:
+    mark = copied / "ran"
+    (copied / "base" / "chat_template.jinja").write_text(template.replace("MARK", str(mark)))
+    assert cli.main(["generate", "a", "--chat", f"--model={copied / 'base'}"]) == 2
+    assert "the chat template of model cannot take" in capsys.readouterr().err
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 def test_a_config_cannot_ask_for_compiled_code(copied: Path, asked: list[Any], key: str) -> None:
     edit_json(copied / "base" / "config.json", **{key: "owner/kernel"})

@@ -91,11 +91,14 @@ def test_a_file_of_this_run_is_gone_on_with(
     assert path.read_bytes() == then
 
 
-@pytest.mark.parametrize("whole", [b"", line(2)])
-def test_a_row_that_was_cut_anywhere_is_taken_off(tmp_path: Path, whole: bytes) -> None:
+@pytest.mark.parametrize("zeros", [b"", b"\0" * 4096], ids=len)
+@pytest.mark.parametrize("whole", [b"", line(2)], ids=len)
+def test_a_row_that_was_cut_anywhere_is_taken_off(
+    tmp_path: Path, whole: bytes, zeros: bytes
+) -> None:
     path = tmp_path / "out.jsonl"
-    for end in range(len(line(1)) - 1):
-        path.write_bytes(whole + line(1)[:end])
+    for end in range(0 if whole else 1, len(line(1)) - 1):
+        path.write_bytes(whole + line(1)[:end] + zeros)
         assert begin(path) == ({2} if whole else set())
         assert path.read_bytes() == whole
 

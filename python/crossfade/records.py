@@ -75,8 +75,8 @@ class Results:
     def begin(self, prompts: Sequence[Any], run: str) -> set[int]:
         """Indices of the prompts that the file has already, all of one run.
 
-        A last line that a crash has cut is taken off the file, and one that lacks nothing but its
-        line break gets it.
+        A last line that a crash has cut is taken off the file, with the zeros that a file system
+        may leave behind one, and a line that lacks nothing but its line break gets it.
 
         Raises:
             ValueError: the file has a line that is none of this run's; not a byte of it is changed.
@@ -90,7 +90,8 @@ class Results:
         whole, ended = 0, True
         for number, line in enumerate(self.file, 1):
             where = f"{self.path}, line {number}"
-            if not line.endswith(b"\n") and _is_cut(line, starts):
+            written = line.rstrip(b"\0")
+            if not line.endswith(b"\n") and (found or written) and _is_cut(written, starts):
                 break
             if line.strip():
                 index = _index(line, where, starts, run)
