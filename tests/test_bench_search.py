@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -167,17 +166,15 @@ def test_a_missed_goal_is_told() -> None:
     assert search.ratio(rows, dataclasses.asdict(one), search.OFFICIAL) == 5.0
 
 
-def test_a_quick_run(tmp_path: Path) -> None:
+def test_a_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "search.json"
-    command = [sys.executable, str(BENCH / "search.py"), "--quick", "--json", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    search.main(["--quick", "--json", str(path)])
     results = json.loads(path.read_text())
     assert set(results) == {"command", "machine", "versions", "settings", "rows"}
     found = [(Shape(**r["shape"]), r["contender"]) for r in results["rows"]]
     assert found == [(s, c) for s in search.QUICK for c in CONTENDERS]
     assert [len(r["rounds_s"]) for r in results["rows"]] == [3, 3, 3, 1, 1, 1]
     text = search.readme(results)
-    assert text in done.stdout
+    assert text in capsys.readouterr().out
     assert text.count(f"| {search.OFFICIAL} * |") == 1
     assert "timed at every 8th boundary" in text

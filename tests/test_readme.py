@@ -1,11 +1,13 @@
 """README says what is true: its code runs, and its tables are what bench/results/ holds."""
 
+import io
 import re
-import subprocess
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from crossfade import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -16,28 +18,32 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.model
-def test_python_blocks_run_one_after_the_other() -> None:
+@pytest.mark.filterwarnings("default")  # of other packages, as a reader sees them
+def test_python_blocks_run_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
     code = "\n".join(blocks("python"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "neutral + 0.8*happy - 0.8*bitter" in done.stdout
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert "neutral + 0.8*happy - 0.8*bitter" in capsys.readouterr().out
 
 
 @pytest.mark.model
-def test_command_lines_run() -> None:
+@pytest.mark.filterwarnings("default")
+def test_command_lines_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All but the two that install and then run for minutes."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     install, commands = blocks("bash")
     assert install.count("pip install -c constraints.txt") == 2
     for command in commands.strip().splitlines():
-        done = subprocess.run(
-            ["bash", "-c", command], capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
-        assert done.returncode == 0, (command, done.stderr)
-        assert done.stdout.strip(), command
+        program, *arguments = shlex.split(command)
+        assert program == "crossfade"
+        assert cli.main(arguments) == 0, command
+        assert capsys.readouterr().out.strip(), command
 
 
-def test_tables_are_made_from_the_results() -> None:
+def test_tables_are_made_from_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("trl")  # which Python 3.10 lacks
-    command = [sys.executable, str(ROOT / "bench" / "tables.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import tables
+
+    assert tables.filled(README) == README, "run python bench/tables.py"
