@@ -1,0 +1,71 @@
+"""Some of the cases of `bench/trl_parity.py`, which compares our trainers with TRL's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+
+import trl_parity
+
+CASES = {case.name: case for case in trl_parity.all_cases()}
+CHOSEN = [
+    "sft: evaluated",
+    "sft: loss_type=dft, chats",
+    "sft: completion_only_loss=False, ids",
+    "sft: assistant_only_loss=True, messages",
+    "sft: packing=True, packing_strategy=bfd, max_length=16, whole",
+    "sft: router_aux_loss_coef=0.5, experts",
+    "sft: prompt tuning",
+    "dpo: loss_type=['sigmoid', 'bco_pair', 'sft'], loss_weights=[0.8, 0.2, 1.0], ld_alpha=0.4, "
+    "precompute_ref_log_probs=True",
+    "dpo: f_divergence_type=alpha_divergence, loss_type=['ipo']",
+    "dpo: truncation_mode=keep_end, max_length=6",
+    "dpo: sync_ref_model=True, ref_model_sync_steps=1",
+    "dpo: LoRA, trained adapter",
+    "dpo: LoRA on the head",  # which both refuse
+    "dpo: use_weighting=True",  # which ours refuses
+    "kto: loss_type=apo_zero_unpaired, desirable_weight=0.5, beta=1.0",
+    "kto: precompute_ref_log_probs=True, evaluated",
+    "kto: gradient_accumulation_steps=3",
+]
+
+# what TRL and PEFT say while they train
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_losses_metrics_and_gradients_are_trls(tmp_path: Path, name: str) -> None:
+    found = trl_parity.compare(CASES[name], tmp_path)
+    assert found["ok"], found
+    assert ("refused" in found) == (name.endswith(("on the head", "use_weighting=True")))
+
+
+@pytest.mark.parametrize("kind", trl_parity.KINDS)
+def test_no_option_of_trl_is_left_out(kind: str) -> None:
+    """A new TRL brings new ones: each is compared, or named as none that changes a loss."""
+    shared = {f.name for f in dataclasses.fields(TrainingArguments)}
+    own = {f.name for f in dataclasses.fields(trl_parity.KINDS[kind][2])} - shared
+    compared = {name for case in CASES.values() if case.kind == kind for name in case.options}
+    assert own <= compared | trl_parity.NOT_COMPARED
+
+
+def test_a_wrong_gradient_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from crossfade.training import fused_head
+
+    plain = fused_head._of_tokens
+
+    def off(*args: object) -> dict[str, object]:
+        found = plain(*args)  # type: ignore[arg-type]
+        logp = found["log_probs"]
+        return {**found, "log_probs": logp.detach() + 1.01 * (logp - logp.detach())}
+
+    monkeypatch.setattr(fused_head, "_of_tokens", off)
+    found = trl_parity.compare(CASES["sft: defaults"], tmp_path)
+    assert not found["ok"]
+    assert found["gradients"] > 5e-3
