@@ -186,6 +186,21 @@ def test_data_sets_to_evaluate_on(tmp_path: Path) -> None:
         made.evaluate(bad)
 
 
+def test_chat_that_the_template_refuses(tmp_path: Path) -> None:
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'tool' %}"
+        "{{ raise_exception('no tools here') }}{% endif %}{{ m['content'] }} {% endfor %}"
+    )
+    good = {"prompt": CHAT, "chosen": ANSWER, "rejected": ANSWER}
+    bad = {**good, "rejected": [{"role": "tool", "content": "b"}]}
+    data = datasets.Dataset.from_list([good, good, bad])
+    with pytest.raises(ValueError, match="row 2 of the train dataset: no tools here"):
+        DPOTrainer(
+            make(), make(), arguments("dpo", tmp_path), None, data, processing_class=tokenizer
+        )
+
+
 def test_tokenizer_with_more_ids_than_the_model(tmp_path: Path) -> None:
     tokenizer = tiny.make_tokenizer()
     tokenizer.add_tokens(["<more>"])

@@ -265,6 +265,28 @@ def checked(
     return dataset.map(looked_at, with_indices=True, features=dataset.features)
 
 
+def check_template(dataset: Any, tokenizer: Any, name: str) -> None:
+    """Find the row whose chat the tokenizer's template does not take.
+
+    Raises:
+        ValueError: names the row, and says what the template says.
+    """
+    for i, row in enumerate(dataset):
+        chats = [row[key] for key in ("messages", "conversations") if row.get(key)]
+        chats += [row["prompt"]] if "prompt" in row else []
+        responses = [row[key] for key in ("chosen", "rejected", "completion") if key in row]
+        chats += [[*row.get("prompt", ()), *x] for x in responses]
+        for chat in chats:
+            _render(tokenizer, list(chat), f"row {i} of {name}")
+
+
+def _render(tokenizer: Any, chat: list[Any], where: str) -> None:
+    try:
+        tokenizer.apply_chat_template(chat, tokenize=False)
+    except Exception as error:  # whatever a template raises: it is a program of its own
+        raise ValueError(f"the chat template does not take the chat in {where}: {error}") from error
+
+
 def check_tokens(dataset: Any, name: str, vocabulary: int) -> None:
     """That ids of a prepared data set are the model's: a tokenizer may have more than it has."""
     datasets = require("datasets", "train")

@@ -154,7 +154,12 @@ class _Trainer:
     ) -> Any:
         """TRL's, which leaves out rows that do not fit; `rest` ends with the dataset's name."""
         given = (dataset, processing_class, args, *rest)
-        prepared = super()._prepare_dataset(*given, **options)  # type: ignore[misc]
+        try:
+            prepared = super()._prepare_dataset(*given, **options)  # type: ignore[misc]
+        except Exception as error:
+            if type(error).__module__.startswith("jinja2"):
+                rows.check_template(dataset, processing_class, f"the {rest[-1]} dataset")
+            raise
         _check_some(f"the {rest[-1]} dataset", prepared, args)
         return prepared
 
