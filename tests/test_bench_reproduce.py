@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import crossfade as cf
@@ -63,17 +63,23 @@ def test_eft_at_a_divergence() -> None:
     assert ivg.at_kl([rows[0], rows[2]], "sentiment", 1.0) is None
 
 
-def test_the_recipe_makes_what_ships_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """From a tiny model whose words are good, bad, and many or few."""
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The recipe's guides for a tiny model whose words are good, bad, and many or few."""
+    folder = tmp_path_factory.mktemp("guides") / "work"
     tokenizer = make_tokenizer()
-    monkeypatch.setattr(models, "smollm2", lambda: (make("gemma3"), tokenizer))
-    monkeypatch.setattr(reviews, "TRAINED", (("a film", "the plot"), ("a cast", "the cast")))
-    monkeypatch.setattr(make_guides, "VALUE_EPOCHS", 2)
-    monkeypatch.setattr(make_guides, "BATCH", 2)
-    work = tmp_path / "work"
-    make_guides.main(["--work", str(work)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "smollm2", lambda *_: (make("gemma3"), tokenizer))
+        patch.setattr(reviews, "TRAINED", (("a film", "the plot"), ("a cast", "the cast")))
+        patch.setattr(make_guides, "VALUE_EPOCHS", 2)
+        patch.setattr(make_guides, "BATCH", 2)
+        make_guides.main(["--work", str(folder)])
+        yield folder
+
+
+def test_the_recipe_makes_what_ships_and_goes_on(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = [f"{reward}{kind}" for reward in reviews.REWARDS for kind in ("", "_direct", "_value")]
     assert sorted(p.name for p in work.iterdir()) == sorted([*made, "rollouts.jsonl"])
     rows = (work / "rollouts.jsonl").read_text()
@@ -89,7 +95,7 @@ def test_the_recipe_makes_what_ships_and_goes_on(
     changed = {p.parent.name for p, t in before.items() if p.stat().st_mtime_ns != t}
     assert changed == {"sentiment_value"}
 
-    model, _ = models.smollm2()
+    model, tokenizer = models.smollm2()
     training.load_value_head(work / "sentiment_value", model)
     wrapped = models.with_adapters(model, {r: work / r for r in reviews.REWARDS})
     base = cf.Model(wrapped, tokenizer=tokenizer, adapter=None)
@@ -99,20 +105,15 @@ def test_the_recipe_makes_what_ships_and_goes_on(
     assert not torch.equal(*moved), "it learned"
 
 
-@pytest.mark.model
+def test_what_is_installed_is_what_ships(work: Path, tmp_path: Path) -> None:
+    make_guides.install(work, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(models.GUIDES)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure the GPU")
 def test_a_run_of_the_table_goes_on_where_it_was(
-    smollm2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the guides that ship, also in place of those that do not."""
-    work = tmp_path / "guides"
-    for objective in reviews.REWARDS:
-        for name, guide in (("", objective), ("_direct", objective), ("_value", "sentiment_value")):
-            shutil.copytree(models.guide(guide), work / f"{objective}{name}")
-    make_guides.install(work, tmp_path / "package")
-    installed = sorted(p.name for p in (tmp_path / "package").iterdir())
-    assert installed == sorted(models.GUIDES)
-
     monkeypatch.setattr(ivg, "BETAS", (1.0,))
     monkeypatch.setattr(ivg, "FADER", (0.5,))
     monkeypatch.setattr(ivg, "NEW", 4)

@@ -176,9 +176,10 @@ def test_the_fader_moves_the_real_model(
 ) -> None:
     monkeypatch.setattr(models, "guide", GUIDE)
     model, tokenizer = models.load(smollm2_folder)
-    settings = demo.Settings(weights=(0.0, 0.75), samples=2, max_new_tokens=24)
+    monkeypatch.setattr(demo, "MOVIES", demo.MOVIES[:4])
+    settings = demo.Settings(weights=(0.0, 0.75), samples=2, max_new_tokens=16)
     praise, brief = demo.positions(model, tokenizer, settings)
-    assert praise.sentiment - brief.sentiment > 0.3
+    assert praise.sentiment - brief.sentiment > 0.2
     assert praise.words - brief.words > 3
     assert min(praise.kl, brief.kl) > 0.02
     assert max(praise.perplexity, brief.perplexity) < 50  # still text that it could write
