@@ -212,7 +212,9 @@ def doge() -> PreTrainedModel:
 
 def phimoe(window: int = 9) -> PreTrainedModel:
     """A window that is in the mask alone."""
-    config = PhimoeConfig(**SIZES, **HEADS, **LONG, **IDS, sliding_window=window, num_local_experts=2)
+    config = PhimoeConfig(
+        **SIZES, **HEADS, **LONG, **IDS, sliding_window=window, num_local_experts=2
+    )
     return family(config, PhimoeForCausalLM)
 
 
