@@ -174,7 +174,7 @@ STRANGE = {
     Sparse: "masks of their own",
     Named: "uses slopes",
     Twice: "more than once",
-    Memory: "masks of their own",
+    Memory: "over tensors of the shapes",
     Counting: "not its own",
     Shifted: "not its own",
     Acausal: "masks of their own",

@@ -94,7 +94,9 @@ def after_head(model: Any) -> AfterHead:
         for handle in handles:
             handle.remove()
     given, read, body_gave = seen.get("given"), seen.get("read"), seen.get("body")
-    same = read is not None and body_gave is not None and torch.equal(read, body_gave)
+    same = False
+    if isinstance(read, Tensor) and isinstance(body_gave, Tensor):
+        same = torch.equal(read, body_gave.to(read.dtype))
     if given is None or not isinstance(logits, Tensor) or logits.shape != given.shape:
         return AfterHead(torch.zeros(4, 1, device="cpu"), None, same)
     return AfterHead(given[:, 0], logits[:, 0].double(), same)

@@ -234,6 +234,8 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """`modules.attention`, which then attends to what the layer's mask lets through."""
+    if crossfade is not None:
+        _check_shapes(module, query, key, value, len(crossfade.lengths))
     findings = _findings.get()
     kept = _kept(module)
     if kept is not None and kept != sliding_window:
@@ -257,6 +259,22 @@ def _attention(
         crossfade=crossfade,
         **others,
     )
+
+
+def _check_shapes(module: Any, query: Tensor, key: Tensor, value: Tensor, rows: int) -> None:
+    """Refuse anything but a query, key and value for each token of the rows."""
+    heads, shared = query.shape[1], key.shape[1]
+    groups = getattr(module, "num_key_value_groups", None)
+    if not (
+        query.shape[::2] == key.shape[::2] == value.shape[::2]
+        and query.shape[0] == rows
+        and query.shape[3] == key.shape[3]
+        and value.shape[1] == shared
+        and heads % shared == 0
+        and (groups is None or heads == shared * groups)
+    ):
+        shapes = ", ".join(str(list(x.shape)) for x in (query, key, value))
+        raise Unsupported(f"its attention of {rows} rows is over tensors of the shapes {shapes}")
 
 
 def _causal_up_to(function: Any, window: int, module: Any) -> int | None:

@@ -159,7 +159,7 @@ class Group:
         positions = lengths[:, None] + torch.minimum(steps, counts[:, None] - 1)
         starts = (self.bounds[r] - len(x) for r, x in zip(rows, ids, strict=True))
         self._make_room(max(starts) + width)
-        call = Call(self.cache, lengths, at, width)
+        call = Call(self.cache, lengths, at)
         logits = self._run(forward, self.members[at], padded, positions, call)
         self.lengths[at] = lengths + counts
         self.forwards_run += 1

@@ -34,7 +34,6 @@ class Call:
     cache: KVCache
     lengths: Tensor  # [B] int64
     rows: Tensor | None = None  # [B] int64, of the cache; None: all, in order
-    width: int = 1  # tokens of each row
     seen: set[int] = field(default_factory=set)  # layers that have attended in this forward
 
 
@@ -87,7 +86,6 @@ def attention(
     types = getattr(module.config, "layer_types", None)
     if types and types[index] == "sliding_attention" and not sliding_window:
         raise Unsupported("its layers do not say how far they look back")
-    _check_shapes(module, query, key, value, crossfade)
     keys, values = crossfade.cache.layer(index, key, value)
     out = ops.attend_(
         query,
@@ -102,25 +100,6 @@ def attention(
         rows=crossfade.rows,
     )
     return out, None
-
-
-def _check_shapes(module: Any, query: Tensor, key: Tensor, value: Tensor, call: Call) -> None:
-    """Refuse anything but a query, key and value for each of the call's tokens."""
-    rows, width = len(call.lengths), call.width
-    heads, shared = query.shape[1], key.shape[1]
-    groups = getattr(module, "num_key_value_groups", None)
-    if not (
-        query.shape[::2] == key.shape[::2] == value.shape[::2] == (rows, width)
-        and query.shape[3] == key.shape[3]
-        and value.shape[1] == shared
-        and heads % shared == 0
-        and (groups is None or heads == shared * groups)
-    ):
-        shapes = ", ".join(str(list(x.shape)) for x in (query, key, value))
-        raise Unsupported(
-            f"its attention is over queries, keys and values {shapes}, not those of {rows} rows of "
-            f"{width} tokens"
-        )
 
 
 ALL_ATTENTION_FUNCTIONS.register("crossfade", attention)

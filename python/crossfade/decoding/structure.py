@@ -16,28 +16,30 @@ from ..terms import text_config
 LIBRARIES = {"torch", "transformers", "peft", "accelerate", "trl", "crossfade"}
 
 
-def structure(model: nn.Module) -> tuple[object, ...]:
+def structure(model: nn.Module) -> tuple[list[object], dict[str, object]]:
     """Equal for one model as long as nobody changes its modules, hooks, forwards, modes or config.
 
     Weights are not looked at, only their dtypes and devices. It keeps nothing alive.
     """
-    return tuple(map(_of_module, model.modules())), dict(vars(text_config(model)))
+    return list(map(_of_module, model.modules())), dict(vars(text_config(model)))
 
 
 def _of_module(module: Any) -> tuple[object, ...]:
     own = vars(module)
+    forward = own.get("forward")
+    adapters: tuple[object, ...] = ()
+    if "_active_adapter" in own:  # PEFT's: which ones a layer has, applies and has merged
+        merged = tuple(own.get("merged_adapters", ()))
+        adapters = str(own["_active_adapter"]), own.get("_disable_adapters"), merged
     return (
-        _reference(module),
+        weakref.ref(module),
         _reference(type(module).forward),
-        _reference(own.get("forward")),
+        forward and _reference(forward),
         tuple(own["_forward_hooks"]),  # torch numbers hooks, and no number comes twice
         tuple(own["_forward_pre_hooks"]),
-        module.training,
-        tuple((type(p), p.dtype, p.device) for p in own["_parameters"].values() if p is not None),
-        # PEFT's: which adapters a layer has, applies and has merged
-        str(own.get("_active_adapter")),
-        own.get("_disable_adapters"),
-        tuple(own.get("merged_adapters", ())),
+        own["training"],
+        [(type(p), p.dtype, p.device) for p in own["_parameters"].values() if p is not None],
+        adapters,
     )
 
 
@@ -56,15 +58,17 @@ def why_as_it_is(model: nn.Module) -> str | None:
     module runs what it has compiled, whatever its forward has become since; dropout draws numbers
     for each call.
     """
+    module: Any
     for module in model.modules():
         own = vars(module)
-        compiled = hasattr(own.get("forward"), "_torchdynamo_orig_callable")
-        if compiled or type(module).__name__ == "OptimizedModule":
+        kind = type(module)
+        compiled = "forward" in own and hasattr(own["forward"], "_torchdynamo_orig_callable")
+        if compiled or kind.__name__ == "OptimizedModule":
             return f"{_place(model, module)} is compiled"
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+        if issubclass(kind, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             return "it has dropout and is in training mode"
-        hooks = {**own["_forward_hooks"], **own["_forward_pre_hooks"]}
-        if not all(_is_known(hook) for hook in hooks.values()):
+        hooks = own["_forward_hooks"], own["_forward_pre_hooks"]
+        if any(hooks) and not all(_is_known(hook) for each in hooks for hook in each.values()):
             return f"{_place(model, module)} has a forward hook"
     if not all(map(_is_known, _global_hooks())):
         return "all modules have a forward hook"

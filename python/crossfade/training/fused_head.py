@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..decoding.after_head import after_head
 from ..extras import require
 from ..ops import logp_tiles
 from ..ops.logp import all_results, temperature_of
@@ -52,6 +53,11 @@ class Logits:
         if not 0 < scale < math.inf:
             raise ValueError(f"the model scales its logits by {scale}; it must be above 0")
         return cls(scale, getattr(config, "final_logit_softcapping", None) or None, temperature)
+
+    def without_temperature(self, products: Tensor) -> Tensor:
+        """What the model makes of them, as float64."""
+        x = self.scale * products.double()
+        return x if self.softcap is None else self.softcap * (x / self.softcap).tanh()
 
     def settings(self) -> tuple[float, float]:
         """The soft cap (0 for none) and the temperature of `linear_logp`, which has no scale.
@@ -125,13 +131,11 @@ def class_with_logp(
         )
     logits = Logits.of(model.config.get_text_config(), temperature)
     _plain(model, _head(model))
-    made = _class_of(
+    _check_logits(model, logits)
+    return _class_of(
         getattr(type(model), "plain_class", type(model)),
         HeadSettings(logits, tuple(outputs), uniform, cast_lm_head_to_fp32),
     )
-    with seated(model, made):
-        _check_against_own(model, temperature)
-    return made
 
 
 @contextmanager
@@ -347,9 +351,8 @@ def _in_pieces(head: Any) -> bool:
     return type(head.weight) not in (Tensor, nn.Parameter) or hasattr(head.weight, "ds_id")
 
 
-@torch.no_grad()
-def _check_against_own(model: Any, temperature: float) -> None:
-    """That three tokens' log-probs are those of the model's own logits.
+def _check_logits(model: Any, settings: Logits) -> None:
+    """That the model makes of its head's products what its config says, and nothing else.
 
     Configs are read by names, and families differ: a model that does more to its logits than
     they say would be trained on something else.
@@ -360,20 +363,12 @@ def _check_against_own(model: Any, temperature: float) -> None:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        ids = torch.arange(4, device=head.weight.device)[None] % len(head.weight)
-        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        # beneath the autocast that Accelerator left on a model of another trainer's
-        forward = vars(model).get("_original_forward", model.forward)
-        logits = forward(**given, use_cache=False).logits[:, :-1].float() / temperature
-        found = forward(**given, labels=ids, fused_lm_head=True).log_probs
+        found = after_head(model)
     finally:
         for module, training in modes:
             module.training = training
-    expected = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-    off = float((found - expected).abs().max())
-    rounding = torch.finfo(head.weight.dtype).eps * float(logits.abs().max())
-    if not off <= 1e-3 + 16 * rounding:
+    if not (found.reads_backbone and found.is_like(settings.without_temperature(found.given))):
         raise NotImplementedError(
             f"{type(model).__name__} does more to its logits than its config says by the names "
-            f"known here: log-probs of linear_logp are off by {off:.2g}. Use TRL's own trainers"
+            "known here: log-probs of linear_logp would be others. Use TRL's own trainers"
         )
