@@ -14,8 +14,8 @@ class Engine:
     `Output.stats.notes` says why.
 
     Args:
-        simple: run every model as Hugging Face does, with its own modules and cache: the truth
-            that the rest is compared with. The other options are unused then.
+        simple: run every model by the steps of its own ``generate``, with its own modules and
+            state: the truth that the rest is compared with. The other options are unused then.
         kernels: on CPUs, run linear layers by `ops.linear`.
         share_weights: terms over one model, with adapters or prompts of their own, are rows of one
             forward. Off: a forward a term.

@@ -42,7 +42,9 @@ def score(
 
     What `crossfade.generate` gives as `logprobs` when it writes the same tokens, in one forward of
     each model over all of them: perplexities, harnesses, importance weights. The whole batch is
-    read at once; cut it where its logits ``[requests, tokens, V]`` do not fit.
+    read at once; cut it where its logits ``[requests, tokens, V]`` do not fit. A model whose rows
+    depend on what is beside them (recurrent states, RoPE frequencies that change with the length)
+    reads each row alone, a token of the response at a time, as it would write it.
 
     Args:
         blend: a `Blend`, a `Model` or a bare Hugging Face causal LM.

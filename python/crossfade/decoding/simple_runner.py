@@ -1,4 +1,4 @@
-"""The simple path: every model as Hugging Face runs it, with its own modules and cache.
+"""The simple path: every model by the steps of its own `generate`, with its own modules and state.
 
 It is the truth that the engine's tokens are compared with, and runs what the engine cannot.
 """
