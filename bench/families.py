@@ -142,7 +142,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "xlstm": {"num_blocks": 2, "embedding_dim": 128, "hidden_size": 128},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 4},
     "zamba2": {
         "layer_types": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],

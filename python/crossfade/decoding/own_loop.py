@@ -17,6 +17,7 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin, cache_
 
 from ..terms import text_config
 from .replica import Replica
+from .structure import structure, why_as_it_is
 from .term_model import TermModel, positions_of
 
 # Layers of caches in which padding is masked like any other key.
@@ -116,14 +117,16 @@ def why_alone(model: TermModel, tokens: int) -> str | None:
     """
     if why := model.follows_longest(tokens):
         return why
-    bare = model.bare
-    if bare not in _WHY:
-        _WHY[bare] = _why_alone(model)
-    found = _WHY[bare]
+    bare, now = model.bare, structure(model.bare)
+    before, found = _WHY.get(bare, (None, None))
+    if before != now:
+        found = _why_alone(model)
+        _WHY[bare] = now, found
     return found and f"{model.name} ({type(bare).__name__}) {found}"
 
 
-_WHY: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+# What was found of a model, which holds as long as its structure does.
+_WHY: WeakKeyDictionary[nn.Module, tuple[object, str | None]] = WeakKeyDictionary()
 
 
 def _why_alone(model: TermModel) -> str | None:
@@ -146,7 +149,8 @@ def _why_alone(model: TermModel) -> str | None:
         return "makes inputs of its own"
     if read.tolist() != [[0, 0]] or after.tolist() != [[0]]:
         return "makes inputs of its own"
-    return "reads padding" if not model.bare.training and _reads_padding(model) else None
+    tried = why_as_it_is(model.bare) is None and _reads_padding(model)
+    return "reads padding" if tried else None
 
 
 def _reads_padding(model: TermModel) -> bool:
