@@ -343,8 +343,7 @@ def differences(
 
 
 def told(error: Exception) -> str:
-    line = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    return line[:300]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 def try_family(name: str) -> dict[str, Any]:
