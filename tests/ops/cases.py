@@ -43,6 +43,11 @@ class Backend:
         return ops.blend_sample(*args, backend=self.name, **kwargs)
 
 
+def rms(x: Tensor) -> Tensor:
+    """The root of the mean square."""
+    return x.square().mean().sqrt()
+
+
 # ---- Instruction sets ----------------------------------------------------------------------------
 
 
@@ -252,7 +257,9 @@ def assert_samples_agree(backend: Backend, p: Problem, **settings: Any) -> Blend
     same = (got.tokens == want.tokens) & (want.tokens >= 0)
     token = want.tokens.clamp(min=0)[:, None]
     allowed = tolerance(p).gather(1, token)[:, 0]
-    t = reference.per_row(settings.get("temperature", 1.0), p.rows, token.device, torch.float64)
+    t = reference.per_row(
+        settings.get("temperature", 1.0), p.rows, token.device, torch.float32
+    ).double()
     allowed_sampled = 1e-5 + allowed / t if settings.get("do_sample", True) else allowed
     _assert_close("logprobs", got.logprobs, want.logprobs, allowed, same)
     _assert_close(
@@ -290,7 +297,7 @@ def _assert_tied(p: Problem, settings: dict[str, Any], b: int, got: int, want: i
     """
     device = p.logits[0].device
     t, top_p = (
-        reference.per_row(settings.get(name, 1.0), p.rows, device, torch.float64)[b].item()
+        reference.per_row(settings.get(name, 1.0), p.rows, device, torch.float32)[b].item()
         for name in ("temperature", "top_p")
     )
     top_k = int(reference.per_row(settings.get("top_k", 0), p.rows, device, torch.int64)[b])
