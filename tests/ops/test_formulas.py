@@ -121,3 +121,21 @@ def test_a_fader_of_its_own_for_each_request(backend: Backend) -> None:
     log_p = [t.double().log_softmax(dim=-1) for t in z]
     truth = (1 - lam[:, None]) * log_p[0] + lam[:, None] * log_p[1].nan_to_num(0.0)
     assert_is(backend.blend(*p.args), truth, p)
+
+
+@pytest.mark.parametrize("power", [1e-3, 1e-7, 1e-20, 1e-38, 1e-44, 1e-300, -1e-7, -1e-20, -1e-44])
+@pytest.mark.parametrize("weights", [[0.2, 0.3, 0.5], [0.0, 0.4, 0.6003]], ids=str)
+def test_tiny_powers(backend: Backend, weights: list[float], power: float) -> None:
+    """The mean goes to the geometric one, which differs by some |power| times a variance.
+
+    A log-sum-exp divided by the power would be rounding alone; and float32 has no such powers.
+    """
+    z = [normal(2, 40, k, device=backend.device) for k in range(3)]
+    got = backend.blend(z, weights, power=power).double().cpu()
+    log_p = torch.stack([x.double().cpu().log_softmax(-1) for x in z])
+    w = torch.tensor(weights, dtype=torch.float64)
+    w = (w / w.sum())[:, None, None]
+    mean = (w * log_p).sum(0)
+    variance = (w * (log_p - mean).square()).sum(0).max().item()
+    allowed = 2e-5 + abs(power) * variance
+    torch.testing.assert_close(got, mean.log_softmax(-1), rtol=0, atol=allowed)

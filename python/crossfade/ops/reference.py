@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import check
 from .check import WEIGHT_SUM_TOLERANCE
 from .types import BlendSample, Support
 
@@ -18,7 +19,7 @@ NEG_INF = -float("inf")
 
 def per_row(setting: float | Tensor, rows: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A setting that is one number or `[B]` as `[B]`."""
-    return torch.as_tensor(setting, device=device).to(dtype).expand(rows)
+    return torch.as_tensor(setting, dtype=dtype, device=device).expand(rows)
 
 
 def weights_of(weights: Sequence[float] | Tensor, rows: int, device: torch.device) -> Tensor:
@@ -60,6 +61,8 @@ def blend_scores(
     """Unnormalised log-probs `[B, V]` in float64, -inf where removed, and which rows are bad."""
     vocab = vocab_size or min(t.shape[1] for t in (*logits, *values))
     rows, device = logits[0].shape[0], logits[0].device
+    check.columns("logits", logits)  # as the kernels do, though torch could
+    check.columns("values", values)
     z = [t[:, :vocab].double() for t in logits]
     w = weights_of(weights, rows, device)
     bad = ~w.isfinite().all(dim=1)
@@ -75,9 +78,8 @@ def blend_scores(
         bad |= (w < 0).any(dim=1) | ((w.sum(dim=1) - 1).abs() > WEIGHT_SUM_TOLERANCE)
         log_p = torch.stack([z_k.log_softmax(dim=-1) for z_k in z], dim=-1)
         on = (w > 0)[:, None, :]
-        terms = torch.where(on, power * log_p + w.log()[:, None, :], NEG_INF)
-        score = terms.logsumexp(dim=-1) / power
         bad |= (on & log_p.isnan()).any(dim=-1).any(dim=-1)
+        score = power_mean(log_p, torch.where(w > 0, w / w.sum(dim=1, keepdim=True), 0), power)
         removed |= score == NEG_INF
 
     if values:
@@ -102,6 +104,24 @@ def blend_scores(
     # in float32, as the kernels have it: a sum that overflows there is bad here too
     bad |= (~removed & ~score.float().isfinite()).any(dim=1) | removed.all(dim=1)
     return score.masked_fill(removed, NEG_INF), bad
+
+
+def power_mean(log_p: Tensor, w: Tensor, power: float) -> Tensor:
+    """log (sum_k w_k p_k^r)^(1/r) of ``log_p`` [B, V, K] and weights [B, K] with a sum of one.
+
+    It is ``ref + log1p(sum_k w_k expm1(r (log p_k - ref))) / r``, which stays right for small r:
+    there a log-sum-exp is next to 0, and its rounding would be divided by r.
+    """
+    on = (w > 0)[:, None, :]
+    if power > 0:  # the term with the largest r log p
+        ref = log_p.masked_fill(~on, NEG_INF).amax(dim=-1, keepdim=True)
+    else:
+        ref = log_p.masked_fill(~on, -NEG_INF).amin(dim=-1, keepdim=True)
+    a = power * (log_p - ref.where(ref.isfinite(), 0)).masked_fill(~on, 0)
+    excess = (w[:, None, :] * a.expm1()).sum(dim=-1)
+    far = (w[:, None, :] * a.exp()).sum(dim=-1).log()
+    mean = ref[..., 0] + torch.where(excess > -0.5, excess.log1p(), far) / power
+    return mean.masked_fill(ref[..., 0] == NEG_INF, NEG_INF)
 
 
 @torch.no_grad()
@@ -243,6 +263,7 @@ def attend_(
 ) -> Tensor:
     batch, heads, tokens, _ = query.shape
     kv_heads, capacity = keys.shape[1:3]
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32  # of scores and sums
     if rows is None:
         rows = torch.arange(batch, device=query.device)
     slot = torch.arange(capacity, device=query.device)
@@ -253,10 +274,10 @@ def attend_(
     def appended(cache: Tensor, new: Tensor) -> Tensor:
         index = nth.clamp(0, tokens - 1)[:, None, :, None].expand(-1, kv_heads, -1, new.shape[3])
         cache[rows] = torch.where(is_new, new.gather(2, index), cache[rows])
-        return cache[rows].masked_fill(~live, 0.0).float()[:, :, None]  # [B, Hkv, 1, C, D]
+        return cache[rows].masked_fill(~live, 0.0).to(dtype)[:, :, None]  # [B, Hkv, 1, C, D]
 
     k, v = appended(keys, key), appended(values, value)
-    q = query.float().unflatten(1, (kv_heads, heads // kv_heads))
+    q = query.to(dtype).unflatten(1, (kv_heads, heads // kv_heads))
     scores = scale * q @ k.mT  # [B, Hkv, Hq / Hkv, n, C]
     if softcap > 0:
         scores = softcap * (scores / softcap).tanh()
