@@ -2,6 +2,7 @@
 // arguments: see python/crossfade/ops/check.py and native.py.
 #include <pybind11/pybind11.h>
 
+#include <new>
 #include <stdexcept>
 #include <vector>
 
@@ -171,6 +172,18 @@ LogpMoments read_logp_moments(const py::tuple& t) {
           pointer<float>(t[4])};
 }
 
+// What std::bad_alloc arrives as in Python; never released.
+PyObject* out_of_memory = nullptr;
+
+void translate(std::exception_ptr thrown) {
+  try {
+    if (thrown) std::rethrow_exception(thrown);
+  } catch (const std::bad_alloc&) {
+    PyErr_SetString(out_of_memory ? out_of_memory : PyExc_MemoryError,
+                    "out of memory: a native kernel got no room to work in");
+  }
+}
+
 #ifdef CROSSFADE_CUDA
 void check(const char* error) {
   if (error) throw std::runtime_error(error);
@@ -180,6 +193,9 @@ void check(const char* error) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
+  py::register_local_exception_translator(translate);
+  m.def("out_of_memory_is",
+        [](py::object type) { out_of_memory = std::move(type).release().ptr(); });
   m.def("cpu_isa", &cpu_isa);
   m.def("blend_cpu", [](const py::tuple& blend, uintptr_t out, int threads) {
     const Blend b = read_blend(blend);

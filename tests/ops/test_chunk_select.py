@@ -115,9 +115,9 @@ def test_any_scores(backend: Backend) -> None:
 BAD: dict[str, tuple[tuple[Any, ...], type[Exception], str]] = {
     "list": (([[1.0]], torch.ones(1, 1) > 0, 1), TypeError, "scores is a list; it must be"),
     "dtype": (
-        (torch.zeros(1, 4).double(), torch.ones(1, 4) > 0, 2),
+        (torch.zeros(1, 4).long(), torch.ones(1, 4) > 0, 2),
         TypeError,
-        "scores has dtype torch.float64; it must be torch.float32",
+        "scores has dtype torch.int64; it must be float32",
     ),
     "bool": ((torch.zeros(1, 4), torch.ones(1, 4), 2), TypeError, "finished has dtype"),
     "dims": ((torch.zeros(4), torch.ones(4) > 0, 2), ValueError, r"scores has shape \[4\]"),

@@ -161,12 +161,21 @@ def test_support_survives_the_schema(backend: Backend) -> None:
     torch.testing.assert_close(compiled(cut, "eager")(z), cut(z))
 
 
-def test_gradients_stop_at_the_op(backend: Backend) -> None:
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_gradients_are_refused_backward(backend: Backend, graph: str) -> None:
+    """A graph may hold the op; only a backward pass that comes to it raises."""
     z = normal(2, 20, 1, device=backend.device).requires_grad_()
 
     def both(z: Tensor) -> tuple[Tensor, BlendSample]:
-        return ops.blend([z], [1.0]), ops.blend_sample([z], [1.0], seed=0, step=0)
+        name = backend.name
+        return (
+            ops.blend([z], [1.0], backend=name),
+            ops.blend_sample([z], [1.0], seed=0, step=0, backend=name),
+        )
 
-    log_p, drawn = compiled(both, "aot_eager")(z)
-    assert not log_p.requires_grad
-    assert not drawn.logprobs.requires_grad
+    log_p, drawn = compiled(both, graph)(z)
+    torch.testing.assert_close(log_p, both(z.detach())[0])
+    assert not drawn.tokens.requires_grad
+    for x in (log_p, drawn.logprobs):
+        with pytest.raises(NotImplementedError, match="has no derivative"):
+            (x.sum() + z.sum()).backward(retain_graph=True)

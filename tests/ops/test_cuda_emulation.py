@@ -148,12 +148,12 @@ class EmulatedCuda:
     ) -> BlendStruct:
         """`keep` holds the tensors whose addresses the struct has."""
         rows, device = logits[0].shape[0], logits[0].device
-        weights = check.weights("weights", weights, len(logits), rows, device)
+        weights = check.weights_of("weights", weights, len(logits), rows, device)
         value_weights = () if value_weights is None else value_weights
-        value_weights = check.weights("value_weights", value_weights, len(values), rows, device)
+        value_weights = check.weights_of("value_weights", value_weights, len(values), rows, device)
         columns = min(t.shape[1] for t in (*logits, *values))
         vocab = check.vocabulary(vocab_size, columns)
-        mask = check.mask(mask, rows, vocab, device)
+        mask = check.mask_of(mask, rows, vocab, device)
         keep += [logits, values, weights, value_weights, mask]
         s = support
         return BlendStruct(

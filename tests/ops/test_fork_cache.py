@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+BITS[torch.float64] = torch.int64
 Position = int | Sequence[int] | None
 
 
@@ -135,7 +136,7 @@ def test_positions_of_tensors_are_clamped(backend: Backend) -> None:
 # ---- The memory ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("dim", [1, 5, 6, 12, 64])
 def test_dims(backend: Backend, dtype: torch.dtype, dim: int) -> None:
     """Tokens of 2 bytes and of 10, which no vector fits, up to some of 256."""

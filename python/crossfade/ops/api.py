@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from . import backends, check, registry
+from . import backends, check, memory, registry
 from .types import BlendSample, Support
 
 
@@ -36,8 +35,9 @@ def blend(
         return score.log_softmax(-1)
 
     Args:
-        logits: K tensors ``[B, V_k]`` (1 <= K <= 16), float32, bfloat16 or float16, any row stride
-            (0 too: one row for all), columns contiguous. Unnormalised log-probs of each term.
+        logits: K tensors ``[B, V_k]`` (1 <= K <= 16), float32, bfloat16 or float16 (float64 is
+            rounded to float32 first), any row stride (0 too: one row for all), columns contiguous.
+            Unnormalised log-probs of each term.
         weights: ``[K]`` numbers or tensor, or a tensor ``[B, K]``. A term with weight 0 is left
             out. With ``power != 0`` they must not be negative and must sum to 1.
         values: up to 16 tensors ``[B, V_m]`` like `logits`: values of each next token.
@@ -51,7 +51,8 @@ def blend(
     Returns:
         ``[B, V]`` float32 log-probs in nats, -inf where a token is removed: by `support`, by
         `mask`, or by a -inf in a term or value whose weight is not 0. A bad row is NaN: one with a
-        NaN or infinite score left, with no token left, or with a bad weight in a tensor.
+        NaN or infinite score left, with no token left, or with a bad weight in a tensor. There is
+        no derivative: a backward pass that comes here raises.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -59,32 +60,24 @@ def blend(
     Source: the geometric blend is EFT's (Mitchell et al., arXiv:2310.12962) and, over experts,
     MOD's (Shi et al., arXiv:2406.18853), which gives the power means for other divergences.
     """
-    columns = check.matrices("logits", logits)
-    if not logits:
-        raise ValueError("logits is empty; it must have at least one tensor")
-    rows, device = logits[0].shape[0], logits[0].device
-    if type(values) is not tuple or values:
-        columns = min(columns, check.matrices("values", values, rows, device))
-    power = check.power(power)
-    weights = check.weights("weights", weights, len(logits), rows, device, mean=power != 0)
-    value_weights = _value_weights(values, value_weights, rows, device)
-    vocab = check.vocabulary(vocab_size, columns)
-    support = check.support(support, len(logits))
-    mask = check.mask(mask, rows, vocab, device)
-    if torch.compiler.is_compiling():
-        run = registry.blend(backend)
-    else:
-        run = backends.select(backend, device).blend
-    return run(
-        logits,
-        weights,
-        values,
-        value_weights,
-        power=power,
-        support=support,
-        mask=mask,
-        vocab_size=vocab,
-    )
+    inputs = check.inputs(logits, weights, values, value_weights, power, support, mask, vocab_size)
+    if memory.unobserved() or not _observed("blend", inputs):
+        logits, weights, values, value_weights, power, support, mask, vocab = inputs
+        run = backends.select(backend, logits[0].device).blend
+        try:
+            return run(
+                logits,
+                weights,
+                values,
+                value_weights,
+                power=power,
+                support=support,
+                mask=mask,
+                vocab_size=vocab,
+            )
+        except memory.NotPlain:
+            pass
+    return registry.blend(backend, inputs)
 
 
 def blend_sample(
@@ -119,7 +112,7 @@ def blend_sample(
 
     The noise is counter-based (Philox-4x32-10): given equal logits, a token depends on its row's
     seed, stream and step alone, not on the backend, the batch or the row's place in it. Nothing is
-    differentiable, nothing waits for the device.
+    differentiable (a backward pass that comes here raises), nothing waits for the device.
 
     Args:
         logits, weights, values, value_weights, power, support, mask, vocab_size, backend: as in
@@ -146,49 +139,51 @@ def blend_sample(
     Source: Gumbel-max sampling with the counter layout of the project's documentation; Philox is
     Salmon et al., SC 2011.
     """
-    columns = check.matrices("logits", logits)
-    if not logits:
-        raise ValueError("logits is empty; it must have at least one tensor")
+    inputs = check.inputs(logits, weights, values, value_weights, power, support, mask, vocab_size)
+    logits, weights, values, value_weights, power, support, mask, vocab = inputs
     rows, device = logits[0].shape[0], logits[0].device
-    if type(values) is not tuple or values:
-        columns = min(columns, check.matrices("values", values, rows, device))
-    power = check.power(power)
-    weights = check.weights("weights", weights, len(logits), rows, device, mean=power != 0)
-    value_weights = _value_weights(values, value_weights, rows, device)
-    vocab = check.vocabulary(vocab_size, columns)
-    if torch.compiler.is_compiling():
-        run = registry.blend_sample(backend)
-    else:
+    temperature = check.setting("temperature", temperature, rows, device)
+    top_k = check.setting("top_k", top_k, rows, device)
+    top_p = check.setting("top_p", top_p, rows, device)
+    min_p = check.setting("min_p", min_p, rows, device)
+    check.flag("do_sample", do_sample)
+    seed = check.setting("seed", seed, rows, device)
+    stream = check.setting("stream", stream, rows, device)
+    step = check.setting("step", step, rows, device)
+    check.flag("return_term_logprobs", return_term_logprobs)
+    if memory.unobserved() or not _observed("blend_sample", inputs):
         run = backends.select(backend, device).blend_sample
-    return run(
-        logits,
-        weights,
-        values,
-        value_weights,
-        power=power,
-        temperature=check.setting("temperature", temperature, rows, device),
-        top_k=check.setting("top_k", top_k, rows, device),
-        top_p=check.setting("top_p", top_p, rows, device),
-        min_p=check.setting("min_p", min_p, rows, device),
-        do_sample=check.flag("do_sample", do_sample),
-        seed=check.setting("seed", seed, rows, device),
-        stream=check.setting("stream", stream, rows, device),
-        step=check.setting("step", step, rows, device),
-        support=check.support(support, len(logits)),
-        mask=check.mask(mask, rows, vocab, device),
-        vocab_size=vocab,
-        return_term_logprobs=check.flag("return_term_logprobs", return_term_logprobs),
-    )
+        try:
+            return run(
+                logits,
+                weights,
+                values,
+                value_weights,
+                power=power,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                do_sample=do_sample,
+                seed=seed,
+                stream=stream,
+                step=step,
+                support=support,
+                mask=mask,
+                vocab_size=vocab,
+                return_term_logprobs=return_term_logprobs,
+            )
+        except memory.NotPlain:
+            pass
+    drawing = temperature, top_k, top_p, min_p, do_sample, seed, stream, step, return_term_logprobs
+    return registry.blend_sample(backend, inputs, drawing)
 
 
-def _value_weights(
-    values: Sequence[Tensor],
-    value_weights: Sequence[float] | Tensor | None,
-    rows: int,
-    device: torch.device,
-) -> tuple[float, ...] | Tensor:
-    if value_weights is None:
-        if values:
-            raise ValueError(f"value_weights is None; it must have {len(values)}, one a value")
-        return ()
-    return check.weights("value_weights", value_weights, len(values), rows, device)
+def _observed(op: str, inputs: check.Inputs) -> bool:
+    """Whether a call is recorded, or a backward pass may come to it, which the op then refuses."""
+    if memory.recorded():
+        return True
+    logits, weights, values, value_weights, *_ = inputs
+    tensors = [*logits, *values, *(w for w in (weights, value_weights) if isinstance(w, Tensor))]
+    memory.check_no_tangents(op, "detach its inputs", *tensors)
+    return memory.want_gradient(*tensors)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import backends, reference
+from . import backends, check, memory, native, reference
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NAMES = "query", "key", "value", "keys", "values", "lengths", "rows"
+CPU = torch.device("cpu")
+LONGEST_WINDOW = 2**63 - 1
 
 
 def attend_(
@@ -48,10 +51,12 @@ def attend_(
     gradient, and it reads all of the capacity.
 
     Args:
-        query: ``[B, Hq, n, D]`` float32, bfloat16 or float16, as all are; Hq a multiple of Hkv, n
-            and D at least 1. Any strides but the last one, which must be 1 (in all).
+        query: ``[B, Hq, n, D]`` float32, bfloat16, float16 or float64 (the reference's), as all
+            are; Hq a multiple of Hkv, n and D at least 1. Any strides but the last one, which must
+            be 1 (in all).
         key, value: ``[B, Hkv, n, D]`` and ``[B, Hkv, n, Dv]`` of the new tokens.
-        keys, values: the caches ``[S, Hkv, C, D]`` and ``[S, Hkv, C, Dv]`` of C slots a row.
+        keys, values: the caches ``[S, Hkv, C, D]`` and ``[S, Hkv, C, Dv]`` of C slots a row. They
+            are written into: they share no memory, and are no leaves that require a gradient.
         lengths: int64 ``[B]``, contiguous: the tokens that each row's caches hold already. A token
             whose slot would be at or past C is not written, and its result is undefined.
         scale: of the scores.
@@ -70,26 +75,70 @@ def attend_(
     Source: the online softmax over splits of the slots is Flash-Decoding's (Dao et al., 2023); the
     soft cap is Gemma 2's (arXiv:2408.00118).
     """
-    _check(query, key, value, keys, values, lengths, rows)
-    if window < 0:
-        raise ValueError(f"window is {window}; it must be 0 (off) or more")
-    if not 0 <= softcap < float("inf"):
-        raise ValueError(f"softcap is {softcap}; it must be 0 (off) or more, and finite")
-    if torch.is_grad_enabled() and (
-        query.requires_grad or key.requires_grad or value.requires_grad
-    ):
+    tensors = query, key, value, keys, values, lengths, rows
+    try:
+        _check(*tensors)
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        _check_kinds(*tensors)
+        raise
+    if type(scale) is not float or not -check.HUGE <= scale <= check.HUGE:
+        scale = check.number("scale", scale, -check.HUGE, check.HUGE, "finite, as a float32")
+    if type(softcap) is not float or not 0 <= softcap <= check.HUGE:
+        softcap = check.number("softcap", softcap, 0, check.HUGE, "0 (off) or more, and finite")
+    if type(window) is not int or not 0 <= window <= LONGEST_WINDOW:
+        check.integer("window", window, 0, LONGEST_WINDOW, "0 (off) or more, and below 2^63")
+    unobserved = memory.unobserved()
+    if not unobserved and _wants_gradient(query, key, value, keys, values):
         if backend not in (None, "reference"):
             raise ValueError(
                 f"backend is {backend!r}; it must be None or 'reference' where a gradient is wanted"
             )
-        run = reference.attend_
-    elif torch.compiler.is_compiling():
-        return torch.ops.crossfade.attend_(
-            query, key, value, keys, values, lengths, scale, window, softcap, rows, backend
+        return reference.attend_(
+            query, key, value, keys, values, lengths, scale, window, softcap, rows
         )
-    else:
-        run = _module(backend, query.device).attend_
-    return run(query, key, value, keys, values, lengths, scale, window, softcap, rows)
+    if unobserved or not memory.recorded():
+        try:
+            return _attend(
+                query, key, value, keys, values, lengths, scale, window, softcap, rows, backend
+            )
+        except memory.NotPlain:
+            memory.check_not_negative((("keys", keys), ("values", values)))
+            query, key, value = memory.resolved(query, key, value)
+    return torch.ops.crossfade.attend_(
+        query, key, value, keys, values, lengths, scale, window, softcap, rows, backend
+    )
+
+
+def _wants_gradient(*tensors: Tensor) -> bool:
+    """Whether one of query, key, value, keys and values needs one. Leaves are not written into."""
+    for name, x in zip(("keys", "values"), tensors[3:], strict=True):
+        if x.requires_grad and x.is_leaf and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} is a leaf that requires a gradient; it is written into, so it must not"
+            )
+    return memory.want_gradient(*tensors)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    rows: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    if query.dtype is torch.float64:
+        backend = backends.of_dtype(backend, query.dtype, "query")
+    module = _module(backend, query.device)
+    if module is not native:  # which reads all strides, and asks where one is odd
+        tensors = query, key, value, keys, values, lengths, rows
+        check.strides(dict(zip(NAMES, tensors, strict=True)))
+    return module.attend_(query, key, value, keys, values, lengths, scale, window, softcap, rows)
 
 
 @functools.cache
@@ -113,15 +162,15 @@ def _check(
     rows: Tensor | None,
 ) -> None:
     """Everything but the contents of tensors. A model's step has tens of calls: few statements."""
-    dtype, device, shape, cache = query.dtype, query.device, query.shape, keys.shape
-    if dtype not in DTYPES:
-        raise TypeError(f"query has dtype {dtype}; it must be float32, bfloat16 or float16")
-    for name, x in (("query", query), ("keys", keys)):
-        if x.dim() != 4:
-            raise ValueError(f"{name} has shape {list(x.shape)}; it must have 4 dimensions")
+    dtype, shape, of_value, cache = query.dtype, query.shape, value.shape, keys.shape
+    if dtype not in check.MATRIX_DTYPES:
+        raise TypeError(f"query has dtype {dtype}; it must be {check.DTYPE_NAMES}")
+    for name, x in (("query", shape), ("value", of_value), ("keys", cache)):
+        if len(x) != 4:
+            raise ValueError(f"{name} has shape {list(x)}; it must have 4 dimensions")
     batch, heads, tokens, size = shape
     slots, kv_heads, capacity, _ = cache
-    value_size = value.shape[-1] if value.dim() else 0
+    value_size = of_value[3]
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(f"query has {heads} heads; it must have a multiple of keys' {kv_heads}")
     if tokens == 0 or size == 0:
@@ -129,9 +178,10 @@ def _check(
     if capacity == 0:
         raise ValueError(f"keys has shape {list(cache)}; C must be at least 1")
     if value_size == 0:
-        raise ValueError(f"value has shape {list(value.shape)}; Dv must be at least 1")
+        raise ValueError(f"value has shape {list(of_value)}; Dv must be at least 1")
     if rows is None and slots < batch:
         raise ValueError(f"keys has {slots} rows; it must have at least query's {batch}")
+    device = CPU if query.is_cpu else query.device
     _check_like("key", key, (batch, kv_heads, tokens, size), dtype, device)
     _check_like("value", value, (batch, kv_heads, tokens, value_size), dtype, device)
     _check_like("keys", keys, (slots, kv_heads, capacity, size), dtype, device)
@@ -139,8 +189,6 @@ def _check(
     _check_like("lengths", lengths, (batch,), torch.int64, device)
     if rows is not None:
         _check_like("rows", rows, (batch,), torch.int64, device)
-    if query.stride()[3] != 1 and size > 1:
-        raise ValueError(f"query has a last stride of {query.stride(3)}; it must be 1")
 
 
 def _check_like(
@@ -150,10 +198,17 @@ def _check_like(
         raise TypeError(f"{name} has dtype {x.dtype}; it must be {dtype}")
     if x.shape != shape:
         raise ValueError(f"{name} has shape {list(x.shape)}; it must be {list(shape)}")
-    if x.device != device:
+    # to ask whether it is on a CPU takes half the time
+    if not (x.is_cpu if device is CPU else x.device == device):
         raise ValueError(f"{name} is on {x.device}; it must be on {device}, as query")
-    if not x.is_contiguous() and x.stride()[-1] != 1 and shape[-1] > 1:
-        raise ValueError(f"{name} has a last stride of {x.stride(-1)}; it must be 1")
+
+
+def _check_kinds(*tensors: Any) -> None:
+    """Asked after an error: something may be no tensor, or one without strides."""
+    for name, x in zip(NAMES, tensors, strict=True):
+        if not isinstance(x, Tensor) and not (name == "rows" and x is None):
+            raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
+    memory.check_strided(zip(NAMES, tensors, strict=True))
 
 
 torch.library.define(
@@ -164,9 +219,11 @@ torch.library.define(
 
 
 @torch.library.impl("crossfade::attend_", "CompositeExplicitAutograd")
-def _attend(query, key, value, keys, values, lengths, scale, window, softcap, rows, backend):
-    run = _module(backend, query.device).attend_
-    return run(query, key, value, keys, values, lengths, scale, window, softcap, rows)
+def _attend_checked(
+    query, key, value, keys, values, lengths, scale, window, softcap, rows, backend
+):
+    _check(query, key, value, keys, values, lengths, rows)
+    return _attend(query, key, value, keys, values, lengths, scale, window, softcap, rows, backend)
 
 
 @torch.library.register_fake("crossfade::attend_")

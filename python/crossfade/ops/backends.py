@@ -55,3 +55,15 @@ def select(name: str | None, device: torch.device) -> ModuleType:
     if reason is not None:
         raise ValueError(f"backend is {name!r}, which cannot run on {device}: {reason}")
     return _module(name)
+
+
+def of_dtype(name: str | None, dtype: torch.dtype, argument: str) -> str | None:
+    """The backend for tensors of a dtype: those of float64 are computed by the reference alone."""
+    if dtype != torch.float64 or name == "reference":
+        return name
+    if name is not None:
+        raise ValueError(
+            f"backend is {name!r}, which cannot run this: {argument} has dtype {dtype}; it must be "
+            "None or 'reference' then"
+        )
+    return "reference"

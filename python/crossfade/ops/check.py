@@ -5,62 +5,148 @@ Numbers are checked here; the contents of tensors are left to the kernels, which
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import memory
 from .types import Support
 
 MAX_TERMS = 16
 MOST_COLUMNS = 2**31 - 1
-MATRIX_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FLOAT32, FLOAT64 = torch.float32, torch.float64  # a name is looked up faster than an attribute
+MATRIX_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPE_NAMES = "float32, bfloat16, float16 or float64"
 WEIGHT_SUM_TOLERANCE = 1e-3  # of a power mean, as in csrc/blend_math.h
+LEAST_POWER = 2.0**-100  # of less the mean is the same in float64, whose products are normal there
 TINY, HUGE = 2.0**-149, (2 - 2.0**-23) * 2.0**127  # the ends of float32
 
 
 def matrices(
     name: str, tensors: Any, rows: int | None = None, device: torch.device | None = None
-) -> int:
-    """Checks a sequence of `[rows, V_k]` float matrices on one device; returns the smallest V_k."""
+) -> tuple[Sequence[Tensor], int]:
+    """A sequence of `[rows, V_k]` float matrices on one device, and the smallest V_k.
+
+    Those of float64 come as float32, which results are. Of strides see `columns`.
+    """
     if not isinstance(tensors, (list, tuple)):  # abc.Sequence would cost a quarter microsecond
         raise TypeError(
             f"{name} is a {type(tensors).__name__}; it must be a list of [B, V] tensors"
         )
     if len(tensors) > MAX_TERMS:
         raise ValueError(f"{name} has {len(tensors)} tensors; it must have at most {MAX_TERMS}")
-    columns = MOST_COLUMNS
+    try:
+        columns, wide = MOST_COLUMNS, False
+        for k, t in enumerate(tensors):
+            if type(t) is not Tensor and not isinstance(t, Tensor):
+                raise TypeError(f"{name}[{k}] is a {type(t).__name__}; it must be a tensor")
+            dtype, shape = t.dtype, t.shape
+            if dtype is not FLOAT32:
+                if dtype not in MATRIX_DTYPES:
+                    raise TypeError(f"{name}[{k}] has dtype {dtype}; it must be {DTYPE_NAMES}")
+                wide |= dtype is FLOAT64
+            if len(shape) != 2:
+                raise ValueError(f"{name}[{k}] has shape {list(shape)}; it must be [B, V]")
+            height, width = shape
+            if rows is None:
+                rows, device = height, t.device
+            elif height != rows:
+                raise ValueError(
+                    f"{name}[{k}] has {height} rows; it must have {rows}, as logits[0]"
+                )
+            elif t.device != device:
+                raise ValueError(
+                    f"{name}[{k}] is on {t.device}; it must be on {device}, as logits[0]"
+                )
+            if width == 0:
+                raise ValueError(f"{name}[{k}] has shape {list(shape)}; V must be at least 1")
+            if width < columns:
+                columns = width
+        return [_narrow(t) for t in tensors] if wide else tensors, columns
+    except (AttributeError, ValueError, RuntimeError):
+        memory.check_strided((f"{name}[{k}]", t) for k, t in enumerate(tensors))
+        raise
+
+
+def strides(tensors: dict[str, Tensor | None], written: Sequence[str] = ("keys", "values")) -> None:
+    """Whether last dimensions are contiguous, and what is written into has places to write to."""
+    for name, x in tensors.items():
+        if x is None or x.is_contiguous():
+            continue
+        if x.stride(-1) != 1 and x.shape[-1] > 1:
+            raise ValueError(f"{name} has a last stride of {x.stride(-1)}; it must be 1")
+        if name in written:
+            memory.check_places(name, x)
+
+
+def columns(name: str, tensors: Sequence[Tensor]) -> None:
+    """Whether the columns of matrices are contiguous: asked by backends, which look at strides."""
+    memory.check_strided((f"{name}[{k}]", t) for k, t in enumerate(tensors))
     for k, t in enumerate(tensors):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name}[{k}] is a {type(t).__name__}; it must be a tensor")
-        if t.dtype not in MATRIX_DTYPES:
-            raise TypeError(
-                f"{name}[{k}] has dtype {t.dtype}; it must be float32, bfloat16 or float16"
-            )
-        shape = t.shape
-        if len(shape) != 2:
-            raise ValueError(f"{name}[{k}] has shape {list(shape)}; it must be [B, V]")
-        if rows is None:
-            rows, device = shape[0], t.device
-        if shape[0] != rows:
-            raise ValueError(f"{name}[{k}] has {shape[0]} rows; it must have {rows}, as logits[0]")
-        if t.device != device:
-            raise ValueError(f"{name}[{k}] is on {t.device}; it must be on {device}, as logits[0]")
-        if shape[1] == 0:
-            raise ValueError(f"{name}[{k}] has shape {list(shape)}; V must be at least 1")
-        if not t.is_contiguous() and t.stride(1) != 1 and shape[1] > 1:
+        if t.stride(1) != 1 and t.shape[1] > 1:
             raise ValueError(
                 f"{name}[{k}] has column stride {t.stride(1)}; it must be 1 (any row stride works)"
             )
-        if shape[1] < columns:
-            columns = shape[1]
-    return columns
+
+
+def _narrow(t: Tensor) -> Tensor:
+    return t.float() if t.dtype == FLOAT64 else t
+
+
+Weights = tuple[float, ...] | Tensor
+Inputs = tuple[
+    Sequence[Tensor],
+    Weights,
+    Sequence[Tensor],
+    Weights,
+    float,  # power
+    Support | None,
+    Tensor | None,  # mask
+    int,  # columns of the vocabulary
+]
+
+
+def inputs(
+    logits: Any,
+    weights: Any,
+    values: Any,
+    value_weights: Any,
+    power: Any,
+    support: Any,
+    mask: Any,
+    vocab_size: Any,
+) -> Inputs:
+    """The arguments of `blend`, as every backend takes them."""
+    logits, columns = matrices("logits", logits)
+    if not logits:
+        raise ValueError("logits is empty; it must have at least one tensor")
+    rows, device = logits[0].shape[0], logits[0].device
+    if type(values) is not tuple or values:
+        values, most = matrices("values", values, rows, device)
+        columns = min(columns, most)
+    if type(power) is not float or power != 0:
+        power = power_of(power)
+    weights = weights_of("weights", weights, len(logits), rows, device, mean=power != 0)
+    if value_weights is not None:
+        value_weights = weights_of("value_weights", value_weights, len(values), rows, device)
+    elif values:
+        raise ValueError(f"value_weights is None; it must have {len(values)}, one a value")
+    else:
+        value_weights = ()
+    if vocab_size is not None:
+        columns = vocabulary(vocab_size, columns)
+    if support is not None:
+        support_of(support, len(logits))
+    if mask is not None:
+        mask = mask_of(mask, rows, columns, device)
+    return logits, weights, values, value_weights, power, support, mask, columns
 
 
 def vocabulary(vocab_size: Any, columns: int) -> int:
-    """The columns to use: `vocab_size`, or the `columns` that all tensors have."""
-    if vocab_size is None:
-        return columns
+    """The columns to use, of those that all tensors have."""
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
         raise TypeError(f"vocab_size is a {type(vocab_size).__name__}; it must be an int")
     if not 1 <= vocab_size <= columns:
@@ -71,7 +157,7 @@ def vocabulary(vocab_size: Any, columns: int) -> int:
     return vocab_size
 
 
-def weights(
+def weights_of(
     name: str, w: Any, count: int, rows: int, device: torch.device, *, mean: bool = False
 ) -> tuple[float, ...] | Tensor:
     """`w` as `count` numbers, or as a float32 tensor `[count]` or `[rows, count]`.
@@ -96,6 +182,8 @@ def weights(
     if len(w) != count:
         raise ValueError(f"{name} has {len(w)} numbers; it must have {count}, one a tensor")
     for k, x in enumerate(w):
+        if type(x) is float and -HUGE <= x <= HUGE and not mean:  # nearly all calls
+            continue
         if type(x) is not float and (isinstance(x, bool) or not isinstance(x, (int, float))):
             raise TypeError(f"{name}[{k}] is {x!r}; it must be a number")
         if not -HUGE <= x <= HUGE:
@@ -107,17 +195,12 @@ def weights(
     return tuple(w)
 
 
-def power(r: Any) -> float:
-    if isinstance(r, bool) or not isinstance(r, (int, float)):
-        raise TypeError(f"power is {r!r}; it must be a number")
-    if not -HUGE <= r <= HUGE:
-        raise ValueError(f"power is {r}; it must be finite, as a float32")
-    return float(r)
+def power_of(r: Any) -> float:
+    r = number("power", r, -HUGE, HUGE, "finite, as a float32")
+    return math.copysign(LEAST_POWER, r) if 0 < abs(r) < LEAST_POWER else r
 
 
-def support(s: Any, terms: int) -> Support | None:
-    if s is None:
-        return None
+def support_of(s: Any, terms: int) -> Support:
     if not isinstance(s, Support):
         raise TypeError(f"support is a {type(s).__name__}; it must be a Support or None")
     if s.term >= terms:
@@ -125,10 +208,8 @@ def support(s: Any, terms: int) -> Support | None:
     return s
 
 
-def mask(m: Any, rows: int, vocab: int, device: torch.device) -> Tensor | None:
+def mask_of(m: Any, rows: int, vocab: int, device: torch.device) -> Tensor:
     """`m` as bool `[vocab]` or `[rows, vocab]`, True where a token is allowed."""
-    if m is None:
-        return None
     if not isinstance(m, Tensor) or m.dtype != torch.bool:
         found = m.dtype if isinstance(m, Tensor) else type(m).__name__
         raise TypeError(f"mask is {found}; it must be a bool tensor, True where allowed")
@@ -178,6 +259,22 @@ def setting(name: str, x: Any, rows: int, device: torch.device) -> Any:
             f"{name} is {x!r}; it must be {'an int' if kind is int else 'a number'} or a tensor"
         )
     if not lowest <= number <= highest:
+        raise ValueError(f"{name} is {x}; it must be {must_be}")
+    return x
+
+
+def number(name: str, x: Any, least: float, most: float, must_be: str) -> float:
+    if isinstance(x, bool) or not isinstance(x, (int, float)):
+        raise TypeError(f"{name} is {x!r}; it must be a number")
+    if not least <= x <= most:
+        raise ValueError(f"{name} is {x}; it must be {must_be}")
+    return float(x)
+
+
+def integer(name: str, x: Any, least: int, most: int, must_be: str) -> int:
+    if isinstance(x, bool) or not isinstance(x, int):
+        raise TypeError(f"{name} is {x!r}; it must be an int")
+    if not least <= x <= most:
         raise ValueError(f"{name} is {x}; it must be {must_be}")
     return x
 

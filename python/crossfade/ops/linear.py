@@ -6,17 +6,20 @@ rows. The native kernel reads the weights once, as they lie, for all rows and al
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import backends, check, native
+from . import check, memory, native
 
 # F.linear is as fast from here on: in bfloat16 soon, where the processor multiplies it as it is.
 MOST_NATIVE_ROWS = {torch.float32: 256, torch.bfloat16: 16, torch.float16: 256}
-CPU = torch.device("cpu")
+
+
+BACKENDS = (None, "native", "reference")
+NATIVE_IS_MISSING = native.why_not(native.CPU)
 
 
 class Lora(NamedTuple):
@@ -46,11 +49,13 @@ def linear(
     the number of threads. A row whose scale is 0 throughout is the plain layer's.
 
     Args:
-        x: ``[..., in]``, float32, bfloat16 or float16; its leading dimensions are the rows.
+        x: ``[..., in]``, float32, bfloat16, float16 or float64 (for the formula); its leading
+            dimensions are the rows.
         weight: ``[out, in]`` in x's dtype, used as it is: nothing is packed or copied.
         bias: ``[out]`` in x's dtype, or None.
         lora: deltas, with `a` ``[R, in]`` and `b` ``[out, R]`` in x's dtype and `scale` float32:
-            ``[rows, R]``, or ``[x.shape[0], R]`` to serve all rows of each ``x[i]``.
+            ``[rows, R]``, or, of an x with three dimensions or more, ``[x.shape[0], R]`` to serve
+            all rows of each ``x[i]``.
         backend: "native" (CPUs), "reference" (the torch formula), or None: native on a CPU for at
             most `MOST_NATIVE_ROWS` rows where no gradient is wanted and the columns of weight, a
             and b are contiguous; else the formula, which is differentiable.
@@ -61,26 +66,58 @@ def linear(
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
     """
-    _check(x, weight, bias, lora)
-    if backend not in (None, "native", "reference"):
+    try:
+        out, inner = _check(x, weight, bias, lora)
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        _check_kinds(x, weight, bias, lora)
+        raise
+    if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be None, 'native' or 'reference'")
     if backend == "reference":
         return _formula(x, weight, bias, lora)
-    if torch.compiler.is_compiling() and x.is_cpu and not _wants_gradient(x, weight, bias, lora):
-        a, b, scale = (None, None, None) if lora is None else lora
-        return torch.ops.crossfade.linear(x, weight, bias, a, b, scale, backend)
-    return _run(x, weight, bias, lora, backend)
+    if not memory.unobserved():
+        if memory.want_gradient(x, weight, bias, *(lora or ())):
+            return _instead(backend, "an argument requires a gradient", x, weight, bias, lora)
+        if memory.recorded() and x.is_cpu:
+            a, b, scale = (None, None, None) if lora is None else lora
+            return torch.ops.crossfade.linear(x, weight, bias, a, b, scale, backend)
+    try:
+        return _run(x, weight, bias, lora, backend, out, inner)
+    except memory.NotPlain:
+        return _instead(backend, "an argument has no memory of its own", x, weight, bias, lora)
+    except RuntimeError:
+        _check_kinds(x, weight, bias, lora)
+        raise
 
 
 def _run(
-    x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None, backend: str | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora: Lora | None,
+    backend: str | None,
+    out: int,
+    inner: int,
 ) -> Tensor:
-    if backend is None and x.numel() > MOST_NATIVE_ROWS[x.dtype] * weight.shape[1]:
+    if backend is None and x.numel() > MOST_NATIVE_ROWS.get(x.dtype, 0) * inner:
         return _formula(x, weight, bias, lora)
     reason = _why_not(x, weight, bias, lora)
-    if reason is None:
-        return native.linear(x, weight, bias, lora)
+    if reason is not None:
+        return _instead(backend, reason, x, weight, bias, lora)
+    return native.linear(x, weight, bias, lora, out, inner)
+
+
+def _instead(
+    backend: str | None,
+    reason: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora: Lora | None,
+) -> Tensor:
+    """The formula where the kernel cannot be; an error where the caller asks for the kernel."""
     if backend is not None:
+        _check_kinds(x, weight, bias, lora)
         raise ValueError(f"backend is {backend!r}, which cannot run this: {reason}")
     return _formula(x, weight, bias, lora)
 
@@ -97,83 +134,91 @@ def _formula(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) 
     return y + F.linear((down * scale).to(x.dtype), lora.b)
 
 
-def _wants_gradient(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    return any(t is not None and t.requires_grad for t in (x, weight, bias, *(lora or ())))
-
-
 def _why_not(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) -> str | None:
     """Why the native kernel cannot take these; None if it can."""
     if not x.is_cpu:
         return f"x is on {x.device}; the kernel is for CPUs"
-    if _wants_gradient(x, weight, bias, lora):
-        return "an argument requires a gradient, which the kernel does not give"
+    if x.dtype is torch.float64:
+        return "x has dtype torch.float64; the kernel's sums are float32"
     if weight.stride()[1] != 1 and weight.shape[1] > 1:
         return f"weight has column stride {weight.stride(1)}; it must be 1"
+    if bias is not None and bias.stride() != (1,) and bias.shape[0] > 1:
+        return f"bias has stride {bias.stride(0)}; it must be 1"
     if lora is not None:
         for name, t in (("lora.a", lora.a), ("lora.b", lora.b)):
             if t.stride()[1] != 1 and t.shape[1] > 1:
                 return f"{name} has column stride {t.stride(1)}; it must be 1"
-    return backends.why_not("native", CPU)
+    return NATIVE_IS_MISSING
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x is a {type(x).__name__}; it must be a tensor")
-    dtype = x.dtype
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) -> tuple[int, int]:
+    """Everything but the contents of tensors. A step has hundreds of calls: few statements."""
+    dtype, device, shape = x.dtype, x.device, weight.shape
     if dtype not in check.MATRIX_DTYPES:
-        raise TypeError(f"x has dtype {dtype}; it must be float32, bfloat16 or float16")
-    _check_like_x("weight", weight, x)
-    shape = weight.shape
+        raise TypeError(f"x has dtype {dtype}; it must be {check.DTYPE_NAMES}")
+    if weight.dtype is not dtype or weight.device != device:
+        _check_like_x("weight", weight, dtype, device)
     if len(shape) != 2 or shape[1] == 0:
         raise ValueError(f"weight has shape {list(shape)}; it must be [out, in], in at least 1")
-    if x.dim() == 0 or x.shape[-1] != shape[1]:
+    out, inner = shape
+    if x.shape[-1:] != shape[1:]:
         raise ValueError(
-            f"x has shape {list(x.shape)}; it must be [..., {shape[1]}], as weight has columns"
+            f"x has shape {list(x.shape)}; it must be [..., {inner}], as weight has columns"
         )
     if bias is not None:
-        _check_like_x("bias", bias, x)
+        _check_like_x("bias", bias, dtype, device)
         if bias.shape != shape[:1]:
-            raise ValueError(f"bias has shape {list(bias.shape)}; it must be [{shape[0]}]")
-        if bias.stride() != (1,) and shape[0] > 1:  # stride(0) takes thrice the time
-            raise ValueError(f"bias has stride {bias.stride(0)}; it must be 1")
+            raise ValueError(f"bias has shape {list(bias.shape)}; it must be [{out}]")
     if lora is not None:
-        _check_lora(lora, x, shape[0])
+        _check_lora(lora, x, out)
+    return out, inner
 
 
 def _check_lora(lora: Lora, x: Tensor, out: int) -> None:
     if not isinstance(lora, Lora):
         raise TypeError(f"lora is a {type(lora).__name__}; it must be a Lora or None")
     a, b, scale = lora
-    inner = x.shape[-1]
-    _check_like_x("lora.a", a, x)
+    dtype, device, inner = x.dtype, x.device, x.shape[-1]
+    _check_like_x("lora.a", a, dtype, device)
     if a.dim() != 2 or a.shape[1] != inner:
         raise ValueError(f"lora.a has shape {list(a.shape)}; it must be [R, {inner}]")
     rank = a.shape[0]
-    _check_like_x("lora.b", b, x)
+    _check_like_x("lora.b", b, dtype, device)
     if b.shape != (out, rank):
         raise ValueError(f"lora.b has shape {list(b.shape)}; it must be [{out}, {rank}]")
-    _check_like_x("lora.scale", scale, x, torch.float32)
+    if scale.dtype is not torch.float32:
+        raise TypeError(f"lora.scale has dtype {scale.dtype}; it must be torch.float32")
+    _check_like_x("lora.scale", scale, torch.float32, device)
     rows = x.numel() // inner
-    if scale.dim() != 2 or scale.shape[1] != rank or scale.shape[0] not in (rows, x.shape[0]):
-        groups = "" if x.dim() < 3 else f" or [{x.shape[0]}, {rank}]"
+    groups = x.shape[0] if x.dim() > 2 else rows
+    if scale.dim() != 2 or scale.shape[1] != rank or scale.shape[0] not in (rows, groups):
+        each = "" if groups == rows else f" or [{groups}, {rank}]"
         raise ValueError(
-            f"lora.scale has shape {list(scale.shape)}; it must be [{rows}, {rank}]{groups}"
+            f"lora.scale has shape {list(scale.shape)}; it must be [{rows}, {rank}]{each}"
         )
 
 
-def _check_like_x(name: str, t: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} is a {type(t).__name__}; it must be a tensor")
-    if t.dtype is not (dtype or x.dtype):
-        like = "" if dtype else ", as x"
-        raise TypeError(f"{name} has dtype {t.dtype}; it must be {dtype or x.dtype}{like}")
-    if t.device != x.device:
-        raise ValueError(f"{name} is on {t.device}; it must be on {x.device}, as x")
+def _check_like_x(name: str, t: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    if t.dtype is not dtype:
+        raise TypeError(f"{name} has dtype {t.dtype}; it must be {dtype}, as x")
+    if t.device != device:
+        raise ValueError(f"{name} is on {t.device}; it must be on {device}, as x")
 
 
-# As torch.compile sees it. Eager calls never come here: see registry.py.
+def _check_kinds(x: Any, weight: Any, bias: Any, lora: Any) -> None:
+    """Asked after an error: something may be no tensor, or one without strides."""
+    given = {"x": x, "weight": weight}
+    if bias is not None:
+        given["bias"] = bias
+    if isinstance(lora, Lora):
+        given |= {"lora.a": lora.a, "lora.b": lora.b, "lora.scale": lora.scale}
+    for name, t in given.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} is a {type(t).__name__}; it must be a tensor")
+    memory.check_strided(given.items())
+
+
+# As torch's dispatcher sees it. Eager calls of plain tensors never come here: see memory.py.
 torch.library.define(
     "crossfade::linear",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor? a, Tensor? b, Tensor? scale, str? backend) "
@@ -183,7 +228,8 @@ torch.library.define(
 
 @torch.library.impl("crossfade::linear", "CompositeExplicitAutograd")
 def _linear(x, weight, bias, a, b, scale, backend):
-    return _run(x, weight, bias, None if a is None else Lora(a, b, scale), backend)
+    lora = None if a is None else Lora(a, b, scale)
+    return _run(x, weight, bias, lora, backend, *_check(x, weight, bias, lora))
 
 
 @torch.library.register_fake("crossfade::linear")

@@ -8,13 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import backends, check, logp_sum, logp_tiles, logp_torch, native, reference
+from . import backends, check, logp_sum, logp_tiles, logp_torch, memory, native, reference
 from .logp_tiles import Gradients, Settings
 from .types import LinearLogp
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LEAST, MOST = 1e-37, 1e37  # of soft-caps and temperatures, which are float32 in the kernels
 
 
@@ -121,7 +119,8 @@ def all_results(
 
     `of_entropy`: whether the entropy is differentiable too.
     """
-    _check_no_tangents(hidden, weight, bias)
+    advice = "backend='reference' has, with all logits stored"
+    memory.check_no_tangents("linear_logp", advice, hidden, weight, bias)
     keep = to_keep(hidden, weight, bias, settings, of_entropy, uniform, backend)
     return torch.ops.crossfade.linear_logp(hidden, weight, targets, bias, *settings, keep, backend)
 
@@ -153,10 +152,9 @@ def _check_tensors(hidden: Any, weight: Any, targets: Any, bias: Any) -> None:
             continue
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
-        if name != "targets" and x.dtype not in DTYPES:
-            raise TypeError(
-                f"{name} has dtype {x.dtype}; it must be float32, bfloat16, float16 or float64"
-            )
+        memory.check_strided([(name, x)])
+        if name != "targets" and x.dtype not in check.MATRIX_DTYPES:
+            raise TypeError(f"{name} has dtype {x.dtype}; it must be {check.DTYPE_NAMES}")
         if (x.dtype == torch.float64) != (hidden.dtype == torch.float64) and name != "targets":
             raise TypeError(
                 f"{name} has dtype {x.dtype} and hidden {hidden.dtype}; both must be float64, or "
@@ -187,26 +185,16 @@ def _softcap(x: Any) -> float:
     """0 for None."""
     if x is None:
         return 0.0
-    if isinstance(x, bool) or not isinstance(x, (int, float)):
-        raise TypeError(f"softcap is {x!r}; it must be a number or None")
-    if not LEAST <= x <= MOST:
-        raise ValueError(f"softcap is {x}; it must be within [{LEAST}, {MOST}], or None")
-    return float(x)
+    return check.number("softcap", x, LEAST, MOST, f"within [{LEAST}, {MOST}], or None")
 
 
 def temperature_of(x: Any) -> float:
     """A temperature, after a look at whether it is one."""
-    if isinstance(x, bool) or not isinstance(x, (int, float)):
-        raise TypeError(f"temperature is {x!r}; it must be a number")
-    if not LEAST <= x <= MOST:
-        raise ValueError(f"temperature is {x}; it must be within [{LEAST}, {MOST}]")
-    return float(x)
+    return check.number("temperature", x, LEAST, MOST, f"within [{LEAST}, {MOST}]")
 
 
 def _ignore_index(x: Any) -> int:
-    if isinstance(x, bool) or not isinstance(x, int):
-        raise TypeError(f"ignore_index is {x!r}; it must be an int")
-    return x
+    return check.integer("ignore_index", x, -(2**63), 2**63 - 1, "within [-2^63, 2^63)")
 
 
 def _check_backend(backend: Any, hidden: Tensor) -> None:
@@ -222,17 +210,6 @@ def _check_backend(backend: Any, hidden: Tensor) -> None:
             reason = "hidden has dtype torch.float64; the kernel has float32"
         if reason is not None:
             raise ValueError(f"backend is {backend!r}, which cannot run this: {reason}")
-
-
-def _check_no_tangents(*tensors: Tensor | None) -> None:
-    """Forward-mode derivatives of the op would be zeros, as torch has it."""
-    if torch.compiler.is_compiling():
-        return
-    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
-        raise RuntimeError(
-            "linear_logp has no forward-mode derivative; backend='reference' has, with all logits "
-            "stored"
-        )
 
 
 def _check_targets(targets: Tensor, vocab: int, ignore_index: int) -> None:

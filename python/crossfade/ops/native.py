@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from . import check
+from .memory import address, check_apart, written
 from .types import BlendSample, Support
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ try:
 except ImportError as error:  # a source tree that was never built
     _native, _missing = None, str(error)
 
+if _native is not None:  # std::bad_alloc is what torch raises where there is no memory left
+    _native.out_of_memory_is(torch.OutOfMemoryError)
+
+CPU = torch.device("cpu")
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # crossfade::DType
 
 
@@ -40,19 +46,28 @@ def why_not(device: torch.device) -> str | None:
     return None
 
 
-def _matrices(tensors: Sequence[Tensor]) -> list[tuple[int, int, int]]:
-    # stride()[0] takes half the time of stride(0)
-    return [(t.data_ptr(), t.stride()[0], DTYPE_CODES[t.dtype]) for t in tensors]
+def _matrices(name: str, tensors: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+    found = []
+    try:
+        for t in tensors:
+            row_stride, column_stride = t.stride()  # takes half the time of stride(0)
+            if column_stride != 1:
+                check.columns(name, tensors)
+            found.append((address(t, name), row_stride, DTYPE_CODES[t.dtype]))
+    except RuntimeError:  # there are no strides
+        check.columns(name, tensors)
+        raise
+    return found
 
 
-def _weights(w: tuple[float, ...] | Tensor) -> Any:
+def _weights(name: str, w: tuple[float, ...] | Tensor) -> Any:
     if isinstance(w, Tensor):
-        return [w.data_ptr(), w.stride(0) if w.dim() == 2 else 0]
+        return [address(w, name), w.stride(0) if w.dim() == 2 else 0]
     return w
 
 
-def _setting(s: float | Tensor) -> Any:
-    return [s.data_ptr()] if isinstance(s, Tensor) else s
+def _setting(name: str, s: float | Tensor) -> Any:
+    return [address(s, name)] if isinstance(s, Tensor) else s
 
 
 def _stream(device: torch.device) -> int:
@@ -73,13 +88,13 @@ def _blend(
     return (
         logits[0].shape[0],
         vocab_size,
-        _matrices(logits),
-        _matrices(values),
-        _weights(weights),
-        _weights(value_weights),
+        _matrices("logits", logits),
+        _matrices("values", values),
+        _weights("weights", weights),
+        _weights("value_weights", value_weights),
         power,
         None if support is None else (support.term, support.top_k, support.top_p, support.min_p),
-        0 if mask is None else mask.data_ptr(),
+        0 if mask is None else address(mask, "mask", integers=True),
         0 if mask is None or mask.dim() == 1 else mask.stride(0),
     )
 
@@ -106,32 +121,36 @@ def blend(
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, lora: tuple[Tensor, Tensor, Tensor] | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora: tuple[Tensor, Tensor, Tensor] | None,
+    out: int,
+    inner: int,
 ) -> Tensor:
     """`ops.linear` on a CPU: checked tensors, unit column strides in weight, a and b."""
-    out, inner = weight.shape
     if x.dim() == 2:
         rows = x.shape[0]
         stride, columns = x.stride()
         if columns != 1 and inner > 1:
             x, stride = x.contiguous(), inner
-        y = torch.empty(rows, out, dtype=x.dtype)
+        y = torch.empty(rows, out, dtype=x.dtype, device=CPU)
     else:
         shape = x.shape[:-1]
         x, stride = x.contiguous(), inner
         rows = x.numel() // inner
-        y = torch.empty(*shape, out, dtype=x.dtype)
+        y = torch.empty(*shape, out, dtype=x.dtype, device=CPU)
     deltas = None
     if lora is not None:
         a, b, scale = lora
         scale = scale if scale.stride()[1] == 1 else scale.contiguous()
         deltas = (
             a.shape[0],
-            a.data_ptr(),
+            address(a, "lora.a"),
             a.stride()[0],
-            b.data_ptr(),
+            address(b, "lora.b"),
             b.stride()[0],
-            scale.data_ptr(),
+            address(scale, "lora.scale"),
             scale.stride()[0],
             rows // scale.shape[0] if rows else 1,
         )
@@ -140,11 +159,11 @@ def linear(
         inner,
         out,
         DTYPE_CODES[x.dtype],
-        x.data_ptr(),
+        address(x, "x"),
         stride,
-        weight.data_ptr(),
+        address(weight, "weight"),
         weight.stride()[0],
-        0 if bias is None else bias.data_ptr(),
+        0 if bias is None else address(bias, "bias"),
         y.data_ptr(),
         deltas,
         torch.get_num_threads(),
@@ -184,13 +203,13 @@ def blend_sample(
     b = _blend(logits, weights, values, value_weights, power, support, mask, vocab_size)
     s = (
         do_sample,
-        _setting(temperature),
-        _setting(top_p),
-        _setting(min_p),
-        _setting(top_k),
-        _setting(seed),
-        _setting(stream),
-        _setting(step),
+        _setting("temperature", temperature),
+        _setting("top_p", top_p),
+        _setting("min_p", min_p),
+        _setting("top_k", top_k),
+        _setting("seed", seed),
+        _setting("stream", stream),
+        _setting("step", step),
         tokens.data_ptr(),
         logprobs.data_ptr(),
         sampled.data_ptr(),
@@ -217,7 +236,20 @@ def attend_(
 ) -> Tensor:
     batch, heads, tokens, size = query.shape
     cache_rows, kv_heads, capacity, value_size = values.shape
-    out = query.new_empty(batch, tokens, heads, value_size)
+    strides = query.stride(), key.stride(), value.stride(), keys.stride(), values.stride()
+    of_query, of_key, of_value, of_keys, of_values = strides
+    last = of_query[3], of_key[3], of_value[3], of_keys[3], of_values[3], *lengths.stride()
+    if last != (1, 1, 1, 1, 1, 1) or 0 in of_keys or 0 in of_values or rows is not None:
+        check.strides(
+            {
+                **{"query": query, "key": key, "value": value, "keys": keys, "values": values},
+                **{"lengths": lengths, "rows": rows},
+            }
+        )
+    out = torch.empty(batch, tokens, heads, value_size, dtype=query.dtype, device=CPU)
+    keys_at, values_at = address(keys, "keys"), address(values, "values")
+    if keys_at == values_at:
+        check_apart((("keys", keys_at), ("values", values_at)))
     attention = (
         DTYPE_CODES[query.dtype],
         batch,
@@ -228,18 +260,19 @@ def attend_(
         value_size,
         cache_rows,
         capacity,
-        (query.data_ptr(), query.stride()),
-        (key.data_ptr(), key.stride()),
-        (value.data_ptr(), value.stride()),
-        (keys.data_ptr(), keys.stride()),
-        (values.data_ptr(), values.stride()),
-        lengths.data_ptr(),
-        0 if rows is None else rows.data_ptr(),
+        (address(query, "query"), of_query),
+        (address(key, "key"), of_key),
+        (address(value, "value"), of_value),
+        (keys_at, of_keys),
+        (values_at, of_values),
+        address(lengths, "lengths", integers=True),
+        0 if rows is None else address(rows, "rows", integers=True),
         scale,
         softcap,
         window,
         out.data_ptr(),
     )
+    written(keys, values)
     _native.attention_cpu(attention, torch.get_num_threads())
     return out
 
@@ -268,10 +301,10 @@ def _logp_tile(tile: Tile) -> tuple:
         *tile.scores.shape,
         tile.first,
         tile.scores.data_ptr(),
-        0 if tile.bias is None else tile.bias.data_ptr(),
+        0 if tile.bias is None else address(tile.bias, "bias"),
         tile.settings.softcap,
         tile.settings.temperature,
-        tile.targets.data_ptr(),
+        address(tile.targets, "targets", integers=True),
     )
 
 
@@ -282,8 +315,8 @@ def chunk_select(scores: Tensor, finished: Tensor, width: int) -> Tensor:
         prompts,
         slots,
         width,
-        scores.data_ptr(),
-        finished.data_ptr(),
+        address(scores, "scores"),
+        address(finished, "finished", integers=True),
         parents.data_ptr(),
     )
     if scores.is_cpu:
@@ -297,8 +330,16 @@ def fork_cache_(
     tensors: Sequence[Tensor], parents: Tensor, start: int | Tensor, end: int | Tensor
 ) -> None:
     device = parents.device
-    fork = parents.shape[0], parents.data_ptr(), _setting(start), _setting(end)
-    caches = [(x.data_ptr(), x.stride(), *x.shape[1:], x.element_size()) for x in tensors]
+    fork = (
+        parents.shape[0],
+        address(parents, "parents", integers=True),
+        _setting("start", start),
+        _setting("end", end),
+    )
+    caches = [(address(x, "tensors"), x.stride(), *x.shape[1:], x.element_size()) for x in tensors]
+    if len({cache[0] for cache in caches}) < len(caches):
+        check_apart((f"tensors[{k}]", cache[0]) for k, cache in enumerate(caches))
+    written(*tensors)
     if device.type == "cpu":
         _native.fork_cache_cpu(fork, caches, torch.get_num_threads())
     else:

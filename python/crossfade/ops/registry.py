@@ -1,23 +1,28 @@
-"""The ops as `torch.compile` sees them: one schema each, of tensors and plain numbers.
+"""Blending as torch's dispatcher sees it: one schema an op, of tensors and plain numbers.
 
-Eager calls never come here: a trip through the dispatcher costs more than the rest of the call.
+Eager calls of plain tensors never come here: a trip through the dispatcher costs more than the rest
+of the call. `memory.py` says which calls do.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import backends
+from . import backends, check
 from .types import BlendSample, Support
 
 _BLEND = (
     "Tensor[] logits, Tensor weights, Tensor[] values, Tensor value_weights, float power, "
     "float[]? support, Tensor? mask, SymInt vocab_size, str? backend"
+)
+_DRAWING = (
+    *("temperature", "top_k", "top_p", "min_p", "do_sample"),
+    *("seed", "stream", "step", "return_term_logprobs"),
 )
 torch.library.define("crossfade::blend", f"({_BLEND}) -> Tensor")
 torch.library.define(
@@ -34,19 +39,17 @@ def _support_of(numbers: Sequence[float] | None) -> Support | None:
     return Support(int(numbers[0]), int(numbers[1]), numbers[2], numbers[3])
 
 
+def _named(inputs: check.Inputs) -> dict[str, Any]:
+    return dict(zip(("power", "support", "mask", "vocab_size"), inputs[4:], strict=True))
+
+
 @torch.library.impl("crossfade::blend", "CompositeExplicitAutograd")
 def _blend(logits, weights, values, value_weights, power, support, mask, vocab_size, backend):
-    run = backends.select(backend, logits[0].device).blend
-    return run(
-        logits,
-        weights,
-        values,
-        value_weights,
-        power=power,
-        support=_support_of(support),
-        mask=mask,
-        vocab_size=vocab_size,
+    inputs = check.inputs(
+        logits, weights, values, value_weights, power, _support_of(support), mask, vocab_size
     )
+    run = backends.select(backend, logits[0].device).blend
+    return run(*inputs[:4], **_named(inputs))
 
 
 @torch.library.register_fake("crossfade::blend")
@@ -56,47 +59,20 @@ def _blend_fake(logits, weights, values, value_weights, power, support, mask, vo
 
 @torch.library.impl("crossfade::blend_sample", "CompositeExplicitAutograd")
 def _blend_sample(
-    logits,
-    weights,
-    values,
-    value_weights,
-    power,
-    support,
-    mask,
-    vocab_size,
-    backend,
-    temperature,
-    top_k,
-    top_p,
-    min_p,
-    do_sample,
-    seed,
-    stream,
-    step,
-    return_term_logprobs,
+    logits, weights, values, value_weights, power, support, mask, vocab_size, backend, *drawing
 ):
-    run = backends.select(backend, logits[0].device).blend_sample
-    drawn = run(
-        logits,
-        weights,
-        values,
-        value_weights,
-        power=power,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        do_sample=do_sample,
-        seed=seed,
-        stream=stream,
-        step=step,
-        support=_support_of(support),
-        mask=mask,
-        vocab_size=vocab_size,
-        return_term_logprobs=return_term_logprobs,
+    inputs = check.inputs(
+        logits, weights, values, value_weights, power, _support_of(support), mask, vocab_size
     )
+    rows, device = logits[0].shape[0], logits[0].device
+    run = backends.select(backend, device).blend_sample
+    checked = {
+        name: check.setting(name, x, rows, device) if name in check.RANGES else x
+        for name, x in zip(_DRAWING, drawing, strict=True)
+    }
+    drawn = run(*inputs[:4], **_named(inputs), **checked)
     terms = drawn.term_logprobs
-    return *drawn[:3], drawn.logprobs.new_empty(len(drawn.tokens), 0) if terms is None else terms
+    return *drawn[:3], drawn.logprobs.new_empty(rows, 0) if terms is None else terms
 
 
 @torch.library.register_fake("crossfade::blend_sample")
@@ -110,98 +86,106 @@ def _blend_sample_fake(logits, *args):
     )
 
 
-def _row_tensor(x: Any, rows: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+# ---- Nothing here is differentiable, and a backward pass says so -------------------------------
+
+torch.library.define("crossfade::no_derivative", "(Tensor like, str op) -> Tensor")
+
+
+@torch.library.impl("crossfade::no_derivative", "CompositeExplicitAutograd")
+def _no_derivative(like, op):
+    raise NotImplementedError(
+        f"{op} has no derivative, but a backward pass came to it; detach its inputs or its results"
+    )
+
+
+@torch.library.register_fake("crossfade::no_derivative")
+def _no_derivative_fake(like, op):
+    return torch.empty_like(like)
+
+
+def _remember(ctx, inputs, output):
+    """Of each input what its gradient would be like: a tensor that holds no numbers."""
+    ctx.set_materialize_grads(False)
+    ctx.likes = [
+        [_empty(t) for t in x] if isinstance(x, (list, tuple)) else _empty(x) for x in inputs
+    ]
+
+
+def _empty(x: Any) -> Any:
+    return x.new_empty(()).expand(x.shape) if isinstance(x, Tensor) else None
+
+
+def _refuse(op: str, ctx: Any, *_: Any) -> tuple[Any, ...]:
+    def refused(like: Any) -> Any:
+        return None if like is None else torch.ops.crossfade.no_derivative(like, op)
+
+    return tuple([refused(t) for t in x] if isinstance(x, list) else refused(x) for x in ctx.likes)
+
+
+for _op in ("blend", "blend_sample"):
+    torch.library.register_autograd(
+        f"crossfade::{_op}", functools.partial(_refuse, _op), setup_context=_remember
+    )
+
+
+# ---- Calls of the registered ops -----------------------------------------------------------------
+
+
+# Tensors of numbers are made by `new_full`, which gives what `like` is: a fake tensor, or on meta.
+
+
+def _row_tensor(x: Any, like: Tensor, dtype: torch.dtype) -> Tensor:
     if isinstance(x, Tensor):
         return x
     if isinstance(x, int) and x >= 2**63:
         x -= 2**64
-    return torch.full((rows,), x, dtype=dtype, device=device)
+    return like.new_full((like.shape[0],), x, dtype=dtype)
 
 
-def _weight_tensor(w: Any, device: torch.device) -> Tensor:
+def _weight_tensor(w: Any, like: Tensor) -> Tensor:
     if isinstance(w, Tensor):
-        return w.detach()
-    return torch.tensor(w, dtype=torch.float32, device=device)
-
-
-def _detached(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients stop here: eager calls hand over addresses, which carry none either."""
-    return [t.detach() for t in tensors]
+        return w
+    if not w:
+        return like.new_full((0,), 0, dtype=torch.float32)
+    return torch.stack([like.new_full((), x, dtype=torch.float32) for x in w])
 
 
 def _support_numbers(s: Support | None) -> list[float] | None:
     return None if s is None else [float(s.term), float(s.top_k), s.top_p, s.min_p]
 
 
-def blend(backend: str | None) -> Callable[..., Tensor]:
+def blend(backend: str | None, inputs: check.Inputs) -> Tensor:
     """`blend` of a backend, as a call of the registered op."""
-    return functools.partial(_call_blend, backend)
+    return torch.ops.crossfade.blend(*_blend_arguments(backend, inputs))
 
 
-def _call_blend(
-    backend, logits, weights, values, value_weights, *, power, support, mask, vocab_size
-):
-    device = logits[0].device
-    return torch.ops.crossfade.blend(
-        _detached(logits),
-        _weight_tensor(weights, device),
-        _detached(values),
-        _weight_tensor(value_weights, device),
-        power,
-        _support_numbers(support),
-        mask,
-        vocab_size,
-        backend,
-    )
-
-
-def blend_sample(backend: str | None) -> Callable[..., BlendSample]:
+def blend_sample(
+    backend: str | None, inputs: check.Inputs, drawing: tuple[Any, ...]
+) -> BlendSample:
     """`blend_sample` of a backend, as a call of the registered op."""
-    return functools.partial(_call_blend_sample, backend)
+    like = inputs[0][0]
+    dtypes = dict.fromkeys(("temperature", "top_p", "min_p"), torch.float32)
+    dtypes |= dict.fromkeys(("top_k", "seed", "stream", "step"), torch.int64)
+    given = [
+        _row_tensor(x, like, dtypes[name]) if name in dtypes else x
+        for name, x in zip(_DRAWING, drawing, strict=True)
+    ]
+    blended = _blend_arguments(backend, inputs)
+    tokens, logprobs, sampled, terms = torch.ops.crossfade.blend_sample(*blended, *given)
+    return BlendSample(tokens, logprobs, sampled, terms if drawing[-1] else None)
 
 
-def _call_blend_sample(
-    backend,
-    logits,
-    weights,
-    values,
-    value_weights,
-    *,
-    power,
-    temperature,
-    top_k,
-    top_p,
-    min_p,
-    do_sample,
-    seed,
-    stream,
-    step,
-    support,
-    mask,
-    vocab_size,
-    return_term_logprobs,
-):
-    rows, device = logits[0].shape[0], logits[0].device
-    number = functools.partial(_row_tensor, rows=rows, device=device, dtype=torch.float32)
-    integer = functools.partial(_row_tensor, rows=rows, device=device, dtype=torch.int64)
-    tokens, logprobs, sampled, terms = torch.ops.crossfade.blend_sample(
-        _detached(logits),
-        _weight_tensor(weights, device),
-        _detached(values),
-        _weight_tensor(value_weights, device),
+def _blend_arguments(backend: str | None, inputs: check.Inputs) -> tuple[Any, ...]:
+    """In the order of the schema's."""
+    logits, weights, values, value_weights, power, support, mask, vocab = inputs
+    return (
+        list(logits),
+        _weight_tensor(weights, logits[0]),
+        list(values),
+        _weight_tensor(value_weights, logits[0]),
         power,
         _support_numbers(support),
         mask,
-        vocab_size,
+        vocab,
         backend,
-        number(temperature),
-        integer(top_k),
-        number(top_p),
-        number(min_p),
-        do_sample,
-        integer(seed),
-        integer(stream),
-        integer(step),
-        return_term_logprobs,
     )
-    return BlendSample(tokens, logprobs, sampled, terms if return_term_logprobs else None)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, check
+from . import backends, check, memory
 
 MOST_ROWS_ON_GPUS = 2048  # as in csrc/cuda/search.cu
 TO_THE_END = 2**63 - 1  # a position past all caches
@@ -29,8 +29,8 @@ def chunk_select(
     the first of them. Nothing waits for the device.
 
     Args:
-        scores: ``[P, W N]`` float32 of P prompts; the higher, the better. Of a tie the lower slot
-            is kept; NaN comes after -inf.
+        scores: ``[P, W N]`` float32, bfloat16, float16 or float64 (the reference's) of P prompts;
+            the higher, the better. Of a tie the lower slot is kept; NaN comes after -inf.
         finished: ``[P, W N]`` bool.
         width: W, the slots to keep; it divides the columns.
         backend: "native", "triton", "reference", or None for the fastest one for the device.
@@ -44,10 +44,17 @@ def chunk_select(
     Source: chunk-level beam search (Zhou et al., arXiv:2405.19262), with finished rows as single
     candidates.
     """
-    _check_slots(scores, finished, width)
-    if torch.compiler.is_compiling():
-        return torch.ops.crossfade.chunk_select(scores, finished, width, backend)
-    return _chunk_select(scores, finished, width, backend)
+    try:
+        _check_slots(scores, finished, width)
+    except (AttributeError, ValueError, RuntimeError):
+        memory.check_strided((("scores", scores), ("finished", finished)))
+        raise
+    if memory.unobserved() or not memory.recorded():
+        try:
+            return _chunk_select(scores, finished, width, backend)
+        except memory.NotPlain:
+            pass
+    return torch.ops.crossfade.chunk_select(scores.detach(), finished, width, backend)
 
 
 def fork_cache_(
@@ -70,9 +77,10 @@ def fork_cache_(
     keeps its bits. Nothing waits for the device.
 
     Args:
-        tensors: caches ``[R, heads, length, dim]``, float32, bfloat16 or float16, each of its own
-            shape and dtype. Any strides but the last one, which must be 1; no two numbers of a
-            tensor, nor two of the tensors, may share memory.
+        tensors: caches ``[R, heads, length, dim]``, float32, bfloat16, float16 or float64, each of
+            its own shape and dtype. Any strides but the last one, which must be 1; no two numbers
+            of a tensor, nor two of the tensors, may share memory. Where gradients are recorded,
+            none may require one.
         parents: int64 ``[R]``: rows of the caches. A row whose parent is -1 or itself stays.
         start: the first position that a row takes: a number, or int64 ``[R]`` for each.
         end: the position after the last one, likewise; None is the end of each cache. Positions
@@ -89,16 +97,41 @@ def fork_cache_(
     _check_caches(tensors, parents)
     start = _position("start", start, parents)
     end = TO_THE_END if end is None else _position("end", end, parents)
-    if torch.compiler.is_compiling():
-        rows = parents.new_ones(parents.shape)
-        torch.ops.crossfade.fork_cache_(tensors, parents, rows * start, rows * end, backend)
-    else:
-        _fork_cache_(tensors, parents, start, end, backend)
+    if torch.is_grad_enabled():
+        _check_no_gradient(tensors)
+    if memory.unobserved() or not memory.recorded():
+        try:
+            return _fork_cache_(tensors, parents, start, end, backend)
+        except memory.NotPlain:
+            memory.check_not_negative((f"tensors[{k}]", x) for k, x in enumerate(tensors))
+    if torch.jit.is_tracing():
+        raise NotImplementedError(
+            "torch.jit.trace leaves out what has no result, as fork_cache_; torch.export records it"
+        )
+    rows = parents.new_ones(parents.shape)
+    torch.ops.crossfade.fork_cache_(tensors, parents, rows * start, rows * end, backend)
 
 
 def _chunk_select(scores: Tensor, finished: Tensor, width: int, backend: str | None) -> Tensor:
+    if scores.dtype is not torch.float32:
+        backend = backends.of_dtype(backend, scores.dtype, "scores")
+        if backend != "reference":
+            scores = scores.float()  # of 16 bits: exact
     run = backends.select(backend, scores.device).chunk_select
     return run(scores.contiguous(), finished.contiguous(), width)
+
+
+def _checked_select(scores: Tensor, finished: Tensor, width: int, backend: str | None) -> Tensor:
+    _check_slots(scores, finished, width)
+    return _chunk_select(scores, finished, width, backend)
+
+
+def _checked_fork_(
+    tensors: Sequence[Tensor], parents: Tensor, start: Tensor, end: Tensor, backend: str | None
+) -> None:
+    _check_caches(tensors, parents)
+    begin, stop = _position("start", start, parents), _position("end", end, parents)
+    _fork_cache_(tensors, parents, begin, stop, backend)
 
 
 def _fork_cache_(
@@ -114,11 +147,15 @@ def _fork_cache_(
 
 
 def _check_slots(scores: Any, finished: Any, width: Any) -> None:
-    for name, x, dtype in (("scores", scores, torch.float32), ("finished", finished, torch.bool)):
+    for name, x in (("scores", scores), ("finished", finished)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
-        if x.dtype != dtype:
-            raise TypeError(f"{name} has dtype {x.dtype}; it must be {dtype}")
+        if x.layout is not torch.strided:
+            memory.check_strided([(name, x)])
+    if scores.dtype not in check.MATRIX_DTYPES:
+        raise TypeError(f"scores has dtype {scores.dtype}; it must be {check.DTYPE_NAMES}")
+    if finished.dtype != torch.bool:
+        raise TypeError(f"finished has dtype {finished.dtype}; it must be torch.bool")
     if isinstance(width, bool) or not isinstance(width, int):
         raise TypeError(f"width is {width!r}; it must be an int")
     if scores.dim() != 2 or scores.shape[1] == 0:
@@ -137,7 +174,25 @@ def _check_slots(scores: Any, finished: Any, width: Any) -> None:
         raise ValueError(f"finished is on {finished.device}; it must be on {scores.device}")
 
 
+def _check_no_gradient(tensors: Sequence[Tensor]) -> None:
+    for k, x in enumerate(tensors):
+        if x.requires_grad:
+            raise ValueError(
+                f"tensors[{k}] requires a gradient; it is written into, without a derivative: "
+                "it must not (under torch.no_grad() it may)"
+            )
+
+
 def _check_caches(tensors: Any, parents: Any) -> None:
+    try:
+        _check_each_cache(tensors, parents)
+    except (AttributeError, ValueError, RuntimeError):
+        if isinstance(tensors, (list, tuple)):
+            memory.check_strided((f"tensors[{k}]", x) for k, x in enumerate(tensors))
+        raise
+
+
+def _check_each_cache(tensors: Any, parents: Any) -> None:
     """Everything but the contents of tensors. A model has a hundred caches: few statements."""
     if not isinstance(parents, Tensor):
         raise TypeError(f"parents is a {type(parents).__name__}; it must be a tensor")
@@ -158,23 +213,25 @@ def _check_caches(tensors: Any, parents: Any) -> None:
             f"tensors is a {type(tensors).__name__}; it must be a list of [R, heads, length, dim] "
             "tensors"
         )
+    on_cpu = parents.is_cpu  # which takes half the time of a device
     for k, x in enumerate(tensors):
-        if not isinstance(x, Tensor):
+        if type(x) is not Tensor and not isinstance(x, Tensor):
             raise TypeError(f"tensors[{k}] is a {type(x).__name__}; it must be a tensor")
         if x.dtype not in check.MATRIX_DTYPES:
-            raise TypeError(
-                f"tensors[{k}] has dtype {x.dtype}; it must be float32, bfloat16 or float16"
-            )
+            raise TypeError(f"tensors[{k}] has dtype {x.dtype}; it must be {check.DTYPE_NAMES}")
         shape = x.shape
         if len(shape) != 4 or shape[0] != rows:
             raise ValueError(
                 f"tensors[{k}] has shape {list(shape)}; it must be [{rows}, heads, length, dim], "
                 "with as many rows as parents"
             )
-        if x.device != device:
+        if not (x.is_cpu if on_cpu else x.device == device):
             raise ValueError(f"tensors[{k}] is on {x.device}; it must be on {device}, as parents")
-        if x.stride()[3] != 1 and shape[3] > 1:
-            raise ValueError(f"tensors[{k}] has a last stride of {x.stride(3)}; it must be 1")
+        strides = x.stride()
+        if strides[3] != 1 and shape[3] > 1:
+            raise ValueError(f"tensors[{k}] has a last stride of {strides[3]}; it must be 1")
+        if 0 in strides:
+            memory.check_places(f"tensors[{k}]", x)
 
 
 def _position(name: str, x: Any, parents: Tensor) -> int | Tensor:
@@ -195,7 +252,7 @@ def _position(name: str, x: Any, parents: Tensor) -> int | Tensor:
     return x
 
 
-# As torch.compile sees them. Eager calls never come here: see registry.py.
+# As torch's dispatcher sees them. Eager calls of plain tensors never come here: see memory.py.
 torch.library.define(
     "crossfade::chunk_select", "(Tensor scores, Tensor finished, int width, str? backend) -> Tensor"
 )
@@ -203,8 +260,8 @@ torch.library.define(
     "crossfade::fork_cache_",
     "(Tensor(a!)[] tensors, Tensor parents, Tensor start, Tensor end, str? backend) -> ()",
 )
-torch.library.impl("crossfade::chunk_select", "CompositeExplicitAutograd", _chunk_select)
-torch.library.impl("crossfade::fork_cache_", "CompositeExplicitAutograd", _fork_cache_)
+torch.library.impl("crossfade::chunk_select", "CompositeExplicitAutograd", _checked_select)
+torch.library.impl("crossfade::fork_cache_", "CompositeExplicitAutograd", _checked_fork_)
 
 
 @torch.library.register_fake("crossfade::chunk_select")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from crossfade.kernels import blend_sample as kernels
 
+from . import check, memory
 from .triton_attend import attend_ as attend_
 from .triton_search import chunk_select as chunk_select
 from .triton_search import fork_cache_ as fork_cache_
@@ -156,6 +157,9 @@ def blend_tiles(
     PICK: bool = False,
     SAMPLE: bool = False,
 ) -> Tiles:
+    memory.require(logits=logits, values=values)
+    check.columns("logits", logits)
+    check.columns("values", values)
     rows, device = logits[0].shape[0], logits[0].device
     block, num_warps = tile_size(rows, vocab)
     count = -(-vocab // block)

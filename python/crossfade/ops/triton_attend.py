@@ -9,6 +9,8 @@ from torch import Tensor
 
 from crossfade.kernels import attend as kernels
 
+from . import memory
+
 MOST_ROWS = 64  # query rows (tokens x heads of a group) of a program
 SPLIT = 256  # slots of a split, where the tokens fit one tile
 TILE_BYTES = 16 << 10  # of a block's keys and values, if it has more than 16 slots
@@ -27,6 +29,8 @@ def attend_(
     softcap: float,
     rows: Tensor | None,
 ) -> Tensor:
+    memory.require(query=query, key=key, value=value, keys=keys, values=values, lengths=lengths)
+    memory.written(keys, values)
     batch, heads, tokens, size = query.shape
     kv_heads, capacity, value_size = values.shape[1:]
     group = heads // kv_heads

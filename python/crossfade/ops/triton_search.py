@@ -9,12 +9,15 @@ from torch import Tensor
 
 from crossfade.kernels import search as kernels
 
+from . import memory
+
 MOST_SLOTS = 64  # of a program; it compares them with as many others at a time
 HELD = 4096  # numbers of a fork's program
-BITS = {4: torch.int32, 2: torch.int16}  # what is copied keeps its bits
+BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}  # what is copied keeps its bits
 
 
 def chunk_select(scores: Tensor, finished: Tensor, width: int) -> Tensor:
+    memory.require(scores=scores, finished=finished)
     prompts, slots = scores.shape
     parents = torch.empty(prompts, slots, dtype=torch.int64, device=scores.device)
     block = min(MOST_SLOTS, _power_of_two(slots))
@@ -29,6 +32,8 @@ def chunk_select(scores: Tensor, finished: Tensor, width: int) -> Tensor:
 def fork_cache_(
     tensors: Sequence[Tensor], parents: Tensor, start: int | Tensor, end: int | Tensor
 ) -> None:
+    memory.require(tensors=tensors, parents=parents)
+    memory.written(*tensors)
     rows = parents.shape[0]
     padded = _power_of_two(rows)
     block = max(1, HELD // padded)

@@ -44,8 +44,10 @@ class Support:
                 )
         if self.term < 0:
             raise ValueError(f"Support.term is {self.term}; it must be 0 or more")
-        if self.top_k < 0:
-            raise ValueError(f"Support.top_k is {self.top_k}; it must be 0 (off) or more")
+        if not 0 <= self.top_k < 2**63:
+            raise ValueError(
+                f"Support.top_k is {self.top_k}; it must be 0 (off) or more, and below 2^63"
+            )
         if not 0.0 <= self.top_p <= 1.0:
             raise ValueError(f"Support.top_p is {self.top_p}; it must be within [0, 1]")
         if not 0.0 <= self.min_p <= 1.0:
