@@ -271,6 +271,27 @@ def test_resume_without_the_optimizer(
     assert "arguments.save_only_model is True" in capsys.readouterr().err
 
 
+def test_damaged_value_head(base: str, tmp_path: Path, capsys: Any) -> None:
+    given = settings(base, tmp_path, "sft", value={"rank": 2})
+    del given["lora"]
+    row = {"prompt_ids": [5], "completion_ids": [6, tiny.EOS], "reward": 1.0, "finished": True}
+    Path(given["data"]).write_text("\n".join([json.dumps(row)] * 4))
+    assert train("value", tmp_path, given) == 0
+    before = load_file(tmp_path / "out" / "value_head.safetensors")
+    cut(tmp_path / "out" / "checkpoint-4" / "value_head.safetensors")
+    assert train("value", tmp_path, given, "--resume") == 0
+    assert "value_head.safetensors cannot be read" in capsys.readouterr().err
+    after = load_file(tmp_path / "out" / "value_head.safetensors")
+    assert all(torch.equal(after[name], x) for name, x in before.items())
+
+
+def test_scaler_of_float16(trained: Path, base: str, tmp_path: Path) -> None:
+    given = copied(trained, tmp_path, base)
+    given["arguments"]["fp16"] = True
+    with pytest.raises(ValueError, match=r"scaler\.pt is missing"):
+        config._checkpoint(config.Settings("sft", **given), tmp_path / "out")
+
+
 def test_weights_in_pieces(trained: Path, tmp_path: Path) -> None:
     """An index stands for the file that it is named after; each piece must be whole."""
     shutil.copytree(trained / "out" / "checkpoint-4", tmp_path / "checkpoint-4")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def damage(checkpoint: Path, model: Sequence[str]) -> str | None:
     Nothing is loaded, so that large files cost no time; what was cut is found by its end.
 
     Args:
-        model: names of .json and .safetensors files; the latter may be in pieces, with an index.
+        model: names of .json, .safetensors (maybe in pieces, with an index) and .pt files.
     """
     state: Any = _json(checkpoint / TRAINER_STATE_NAME)  # what is saved last
     if isinstance(state, str):
@@ -60,16 +60,10 @@ def damage(checkpoint: Path, model: Sequence[str]) -> str | None:
         return f"{TRAINER_STATE_NAME} is of step {state.get('global_step')!r}"
     if any(p.is_dir() and p.name.startswith(SHARDED) for p in checkpoint.iterdir()):
         return None  # what is in these, the libraries that wrote them know
-    for name in model:
-        read = _json if name.endswith(".json") else _weights
-        if isinstance(why := read(checkpoint / name), str):
+    random = sorted(p.name for p in checkpoint.glob("rng_state*.pth")) or ["rng_state.pth"]
+    for name in (*model, OPTIMIZER_NAME, SCHEDULER_NAME, *random):
+        if isinstance(why := READERS[Path(name).suffix](checkpoint / name), str):
             return why
-    random = sorted(p.name for p in checkpoint.glob("rng_state*.pth"))
-    for name in (OPTIMIZER_NAME, SCHEDULER_NAME, *(random or ["rng_state.pth"])):
-        if not (checkpoint / name).is_file():
-            return f"{name} is missing"
-        if not zipfile.is_zipfile(checkpoint / name):
-            return f"{name} is cut or no file of torch"
     return None
 
 
@@ -103,3 +97,17 @@ def _weights(file: Path) -> str | None:
         except (SafetensorError, OSError) as error:
             return f"{piece.name} cannot be read: {error}"
     return None
+
+
+def _torch(file: Path) -> str | None:
+    if not file.is_file():
+        return f"{file.name} is missing"
+    return None if zipfile.is_zipfile(file) else f"{file.name} is cut or no file of torch"
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".json": _json,
+    ".safetensors": _weights,
+    ".pt": _torch,
+    ".pth": _torch,
+}

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer import SCALER_NAME
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from .. import loading, models, reading
@@ -172,7 +173,9 @@ def _checkpoint(s: Settings, output: Path) -> Path:
     if s.lora is not None:
         files.extend(ADAPTER)
     try:
-        last, damaged = last_complete(output, files or [CONFIG_NAME, SAFE_WEIGHTS_NAME])
+        files = files or [CONFIG_NAME, SAFE_WEIGHTS_NAME]
+        scaler = [SCALER_NAME] if s.arguments.get("fp16") else []
+        last, damaged = last_complete(output, [*files, *scaler])
     except ValueError as error:
         raise ValueError(f"--resume is given, but {error}") from None
     for path, why in damaged.items():
