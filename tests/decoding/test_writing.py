@@ -98,7 +98,7 @@ def test_tokens_of_a_response_read_as_it(kind: str, prompt: str) -> None:
     tokenizer = tokenizer_of(kind)
     ids = tokenizer(prompt)["input_ids"]
     for response in RESPONSES:
-        new = tokens_after(tokenizer, prompt, response)
+        (new,) = tokens_after(tokenizer, [prompt], [response])
         both = tokenizer(prompt + response)["input_ids"]
         if both[: len(ids)] == ids:
             assert [*ids, *new] == both
@@ -111,8 +111,8 @@ def test_tokens_of_a_response_read_as_it(kind: str, prompt: str) -> None:
 
 def test_a_response_that_tokens_cannot_say() -> None:
     tokenizer = tokenizer_of("unigram")
-    assert tokens_after(tokenizer, "\u4f60", "\u597d") == [tokenizer.unk_token_id]
-    assert tokens_after(tokenizer, "hello", "") == []
+    found = tokens_after(tokenizer, ["\u4f60", "hello"], ["\u597d", ""])
+    assert found == [[tokenizer.unk_token_id], []]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_space_of_the_template_is_not_the_answers(kind: str) -> None:
     chat = [{"role": "user", "content": "hello"}]
     start = encode(chat, tokenizer, "it")
     both = encode([*chat, {"role": "assistant", "content": "yes"}], tokenizer, "it", whole=True)
-    answer = tokens_after(tokenizer, "<s>[INST] hello [/INST]", " yes")
+    (answer,) = tokens_after(tokenizer, ["<s>[INST] hello [/INST]"], [" yes"])
     assert both[: len(start) + len(answer)] == [*start, *answer]
     one = cf.score(cf.Model(model, tokenizer=tokenizer), [chat], ["yes"])
     other = cf.score(model, [start], [answer])
@@ -180,7 +180,7 @@ def test_a_space_of_the_template_is_not_the_answers(kind: str) -> None:
     assert out.text == ["yes"] == read
     continued = [*chat, {"role": "assistant", "content": "hello"}]
     assert cf.score(cf.Model(model, tokenizer=tokenizer), [continued], [" yes"]).lengths == len(
-        tokens_after(tokenizer, "hello", " yes")
+        tokens_after(tokenizer, ["hello"], [" yes"])[0]
     )
 
 

@@ -146,7 +146,7 @@ def _responses(
             if writing is None:
                 raise ValueError("tokenizer is None; texts as responses need one (or give ids)")
             check_unicode(given, f"responses[{i}]")
-            response = writing.tokens(i, given)
+            (response,) = writing.tokens([i], [given])
         else:
             response = token_ids(f"responses[{i}]", given) or []
         if not response:

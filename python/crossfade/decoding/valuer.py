@@ -153,9 +153,10 @@ class Source:
         if self.writing is not None:
             eos = getattr(self.writing.tokenizer, "eos_token_id", None)
             end = [] if eos is None else [eos]
-            each = zip(written.requests, written.texts, written.finished, strict=True)
+            encoded = self.writing.tokens(written.requests, written.texts)
             responses = [
-                [*self.writing.tokens(r, text), *(end if ended else [])] for r, text, ended in each
+                [*ids, *end] if ended else ids
+                for ids, ended in zip(encoded, written.finished, strict=True)
             ]
         return [[*self.heads[r], *ids] for r, ids in zip(written.requests, responses, strict=True)]
 

@@ -45,31 +45,41 @@ def text_after(tokenizer: Any, before: Sequence[Ids], new: Sequence[Ids]) -> lis
     ]
 
 
-def tokens_after(tokenizer: Any, before: str, text: str) -> list[int]:
-    """The tokens of `text` where it follows the text `before`.
+def tokens_after(tokenizer: Any, before: Sequence[str], texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of texts where they follow those before them.
 
     They are those by which the tokens of both together go on from the tokens of the first. Where
-    these are no beginning of those, because a token would span the boundary, `text` is encoded
+    these are no beginning of those, because a token would span the boundary, a text is encoded
     after a character that it shares no token with, so that nothing is put before it as before the
-    beginning of a text: the first such tokens that read as `text` after `before`.
+    beginning of a text: the first such tokens that read as the text after what is before it.
     """
+    begun = [b[-CHARACTERS:] for b in before]
+    heads = _encode(tokenizer, begun)
+    both = _encode(tokenizer, [b + text for b, text in zip(begun, texts, strict=True)])
+    return [
+        _rest(head, whole) or _apart(tokenizer, head, text)
+        for head, whole, text in zip(heads, both, texts, strict=True)
+    ]
 
-    def encode(x: str) -> list[int]:
-        return list(tokenizer(x, add_special_tokens=False)["input_ids"])
 
-    def rest(head: list[int], both: list[int]) -> list[int]:
-        """What `both` has after `head`; nothing where it does not begin with it."""
-        return both[len(head) :] if both[: len(head)] == head else []
-
-    before = before[-CHARACTERS:]
-    head = encode(before)
-    if ids := rest(head, encode(before + text)):
-        return ids
-    found = [rest(encode(anchor), encode(anchor + text)) for anchor in ANCHORS]
-    found = [ids for ids in (*found, encode(text)) if ids]
+def _apart(tokenizer: Any, head: Ids, text: str) -> list[int]:
+    """The tokens of a text after those of `head`, with which it would share one."""
+    anchored = _encode(tokenizer, [*ANCHORS, *(anchor + text for anchor in ANCHORS), text])
+    alone = anchored.pop()
+    found = [_rest(anchored[i], anchored[i + len(ANCHORS)]) for i in range(len(ANCHORS))]
+    found = [ids for ids in (*found, alone) if ids]
     read = text_after(tokenizer, [head] * len(found), found)
     alike = [ids for ids, back in zip(found, read, strict=True) if back == text]
     return next(iter(alike or found), [])
+
+
+def _rest(head: list[int], whole: list[int]) -> list[int]:
+    """What `whole` has after `head`; nothing where it does not begin with it."""
+    return whole[len(head) :] if whole[: len(head)] == head else []
+
+
+def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return list(map(list, tokenizer(texts, add_special_tokens=False)["input_ids"]))
 
 
 def as_text(ids: Sequence[Any], tokenizer: Any) -> str:
@@ -131,10 +141,14 @@ class Writing:
         skipped = ["" if start else self._opening(r).skipped for r, _, start in rows]
         return [text[_agree(text, skip) :] for text, skip in zip(found, skipped, strict=True)]
 
-    def tokens(self, request: int, text: str) -> list[int]:
-        """The tokens of a response after its prompt, which `texts` reads as `text`."""
-        opening = self._opening(request)
-        return tokens_after(self.tokenizer, opening.text, opening.lead + text)
+    def tokens(self, requests: Sequence[int], texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of responses after their prompts, which `texts` reads as these texts."""
+        openings = [self._opening(r) for r in requests]
+        return tokens_after(
+            self.tokenizer,
+            [o.text for o in openings],
+            [o.lead + text for o, text in zip(openings, texts, strict=True)],
+        )
 
     def _opening(self, request: int) -> Opening:
         if request not in self._openings:
