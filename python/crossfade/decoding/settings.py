@@ -193,6 +193,8 @@ def _check_numbers(asked: dict[str, Any]) -> None:
         check_int(name, asked.get(name), 1)
     for name in ("min_new_tokens", "min_length", "no_repeat_ngram_size"):
         check_int(name, asked.get(name), 0)
+    for name in ("pad_token_id", "bos_token_id"):
+        check_int(name, asked.get(name), -(2**63), 2**63 - 1)
     for name in SAMPLING:
         if isinstance(asked.get(name), torch.Tensor):
             raise TypeError(f"{name} is a tensor; it must be a number")
@@ -209,13 +211,15 @@ def _check_numbers(asked: dict[str, Any]) -> None:
             check.flag(name, asked[name])
 
 
-def check_int(name: str, value: Any, lowest: int) -> None:
+def check_int(name: str, value: Any, lowest: int, highest: int | None = None) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is {value!r}; it must be an int")
     if value < lowest:
         raise ValueError(f"{name} is {value}; it must be at least {lowest}")
+    if highest is not None and value > highest:
+        raise ValueError(f"{name} is {value}; it must be at most {highest}")
 
 
 def set_lengths(
