@@ -31,18 +31,15 @@ def text_after(tokenizer: Any, before: Sequence[Ids], new: Sequence[Ids]) -> lis
         return []
     begun = [b[-TOKENS:] for b in before]
     heads = tokenizer.batch_decode(begun, skip_special_tokens=True)
-    for i, head in enumerate(heads):
-        # The tail of a prompt may hold no text, or begin within a character.
-        if (not head or head.startswith("\ufffd")) and len(before[i]) > TOKENS:
-            begun[i] = before[i]
-            heads[i] = tokenizer.decode(before[i], skip_special_tokens=True)
+    for i, ids in enumerate(before):
+        # The end of a prompt may hold no text, or begin within a character: then more of it.
+        while len(begun[i]) < len(ids) and (not heads[i] or heads[i].startswith("\ufffd")):
+            begun[i] = ids[-2 * len(begun[i]) :]
+            heads[i] = tokenizer.decode(begun[i], skip_special_tokens=True)
     whole = tokenizer.batch_decode(
         [[*b, *n] for b, n in zip(begun, new, strict=True)], skip_special_tokens=True
     )
-    return [
-        text.removeprefix(head) if text.startswith(head) else text[_agree(head, text) :]
-        for head, text in zip(heads, whole, strict=True)
-    ]
+    return [text[_agree(head, text) :] for head, text in zip(heads, whole, strict=True)]
 
 
 def tokens_after(tokenizer: Any, before: Sequence[str], texts: Sequence[str]) -> list[list[int]]:
@@ -180,6 +177,6 @@ class Opening(NamedTuple):
 
 def _agree(a: str, b: str) -> int:
     """How many characters two texts begin with alike."""
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
+    if b.startswith(a):
+        return len(a)
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(b))
