@@ -12,6 +12,7 @@ from crossfade.decoding.writing import TOKENS, text_after, tokens_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_kinds import KINDS, SENTENCEPIECE, tokenizer_of
+from tokenizers import normalizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -182,6 +183,22 @@ def test_a_space_of_the_template_is_not_the_answers(kind: str) -> None:
     assert cf.score(cf.Model(model, tokenizer=tokenizer), [continued], [" yes"]).lengths == len(
         tokens_after(tokenizer, ["hello"], [" yes"])[0]
     )
+
+
+def test_white_space_that_the_tokens_of_a_prompt_lack_is_not_repeated() -> None:
+    tokenizer, model = KINDS["unigram"](), model_of("unigram")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Strip()  # as T5's
+    start = len(tokenizer("The answer is ")["input_ids"])
+    answer = tokenizer("The answer is yes")["input_ids"][start:]
+    out = cf.generate(
+        cf.Model(model, tokenizer=tokenizer),
+        ["The answer is ", "The answer is"],
+        prefix_allowed_tokens_fn=lambda i, ids: [answer[len(ids) - start]],
+        max_new_tokens=len(answer),
+    )
+    assert out.text == ["yes", " yes"]
+    scores = cf.score(cf.Model(model, tokenizer=tokenizer), ["The answer is "], ["yes"])
+    torch.testing.assert_close(scores.logprobs[0], out.logprobs[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
