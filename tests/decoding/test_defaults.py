@@ -73,12 +73,19 @@ def decoded(trio: list[PreTrainedModel], simple: bool) -> list[torch.Tensor]:
     return [x for x in found if x is not None]
 
 
-@pytest.mark.parametrize("simple", [False, True], ids=["engine", "simple"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.fixture(scope="module", params=[False, True], ids=["engine", "simple"])
+def usual(
+    request: pytest.FixtureRequest, trio: list[PreTrainedModel]
+) -> tuple[bool, list[torch.Tensor]]:
+    """Whether the path is the simple one, and what it gives where nothing else is set."""
+    return request.param, decoded(trio, request.param)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_another_default_dtype(
-    dtype: torch.dtype, simple: bool, trio: list[PreTrainedModel]
+    dtype: torch.dtype, usual: tuple[bool, list[torch.Tensor]], trio: list[PreTrainedModel]
 ) -> None:
-    expected = decoded(trio, simple)
+    simple, expected = usual
     with default_dtype(dtype):
         found = decoded(trio, simple)
     assert len(found) == 10
@@ -86,10 +93,11 @@ def test_another_default_dtype(
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("simple", [False, True], ids=["engine", "simple"])
-def test_another_default_device(simple: bool, trio: list[PreTrainedModel]) -> None:
+def test_another_default_device(
+    usual: tuple[bool, list[torch.Tensor]], trio: list[PreTrainedModel]
+) -> None:
     """The device meta stands for any other: what is made there by mistake has no data."""
-    expected = decoded(trio, simple)
+    simple, expected = usual
     with torch.device("meta"):
         found = decoded(trio, simple)
     for one, other in zip(found, expected, strict=True):
