@@ -38,7 +38,7 @@ def context_of(model: nn.Module) -> int | None:
         if kind in ("linear", "yarn"):
             trained = p.get("original_max_position_embeddings") or found
             found = max(found, int(factor * trained))
-    for name, module in model.named_modules():
+    for name, module in () if rope else model.named_modules():
         # a table with a row for padding counts positions from behind it
         table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         if table and module.padding_idx is not None:

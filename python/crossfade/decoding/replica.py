@@ -22,7 +22,7 @@ OWN = {
 }
 OWN |= HOOKS
 SHARED = set(vars(nn.Module())) - OWN - {"_compiled_call_impl"}
-PLAIN = {bool, int, float, str, type(None)}
+AS_THEY_ARE = {bool, int, float, str, type(None)}  # kinds of attributes without modules in them
 
 
 class Replica:
@@ -44,7 +44,11 @@ class Replica:
             state = twin.__dict__
             state.update(module.__dict__)
             for name, value in module.__dict__.items():
-                if type(value) not in PLAIN and name not in SHARED:
+                if name in SHARED or type(value) in AS_THEY_ARE:
+                    continue
+                if name in OWN and not value:  # as most are
+                    state[name] = type(value)()
+                else:
                     state[name] = self._attribute(module, name, value, configs)
         self.model: Any = self._twins[model]
 
@@ -59,6 +63,8 @@ class Replica:
 
     def _attribute(self, module: nn.Module, name: str, value: Any, configs: dict[int, Any]) -> Any:
         """What the copy of `module` has for one of its attributes."""
+        if name in ("_parameters", "_buffers"):
+            return value.copy()
         if name in OWN:
             own = value.copy()
             for key, x in value.items():
