@@ -67,6 +67,13 @@ def test_any_spec_is_one_or_an_error(text: str, name: str | None) -> None:
         assert spec.path
 
 
+@pytest.mark.parametrize("source", [None, "-"])
+def test_a_closed_stdin_has_no_prompts(monkeypatch: pytest.MonkeyPatch, source: str | None) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(ValueError, match=r"no prompts are given|stdin is closed"):
+        batch.read_prompts([], source, chat=False)
+
+
 @pytest.mark.parametrize("name", ["a@b", "a@b@c"])
 def test_a_folder_may_have_the_sign_of_a_guide_in_its_name(tmp_path: Path, name: str) -> None:
     folder, guide = tmp_path / name, tmp_path / "g@h"

@@ -41,6 +41,8 @@ def read_lines(source: str) -> list[Any]:
 
 def _read_stdin() -> str:
     """The text on stdin, in UTF-8 as that of a file, whatever the terminal's encoding is."""
+    if sys.stdin is None:
+        raise ValueError("stdin is closed; prompts must come from there, or from a file")
     data = getattr(sys.stdin, "buffer", None)  # a text stream put in its place has none
     return sys.stdin.read() if data is None else reading.decode(data.read(), "stdin")
 
@@ -53,7 +55,7 @@ def read_prompts(texts: Sequence[str], source: str | None, *, chat: bool) -> lis
     """
     if texts and source is not None:
         raise ValueError("prompts are given both as arguments and by --prompts; it must be one")
-    if not texts and source is None and sys.stdin.isatty():
+    if not texts and source is None and (sys.stdin is None or sys.stdin.isatty()):
         raise ValueError("no prompts are given; pass them as arguments, by --prompts or on stdin")
     items = list(texts) or read_lines("-" if source is None else source)
     prompts = [prompt_of(item, i, chat=chat) for i, item in enumerate(items)]

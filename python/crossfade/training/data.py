@@ -21,7 +21,9 @@ from .rows import check_number
 
 PART = 8  # batches that are decoded, scored and written together
 # arguments of `generate` that no row shows
-WITHOUT_EFFECT = ("engine", "streamer", "return_term_logprobs", "return_kl_to_base", "return_cache")
+WITHOUT_EFFECT = {
+    *("engine", "streamer", "kl_to", "return_kl_to_base", "return_term_logprobs", "return_cache"),
+}
 RewardFn = Callable[[list[Any], list[str]], Sequence[float]]
 
 
