@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -103,6 +104,23 @@ def test_all_weights(base: str, tmp_path: Path, capsys: Any) -> None:
     given |= {"loss": None, "loss_options": None}
     given["arguments"]["output_dir"] = str(tmp_path / "dpo")
     assert train("dpo", tmp_path, given) == 0
+
+
+def test_the_reference_is_the_model_without_an_adapter_that_lies_in_its_folder(
+    base: str, tmp_path: Path
+) -> None:
+    import peft
+    from crossfade.extras import old_names
+
+    folder = shutil.copytree(base, tmp_path / "both")
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **LORA)
+    with old_names():
+        peft.get_peft_model(make(), lora).save_pretrained(folder)
+    given = settings(str(folder), tmp_path)
+    del given["lora"]
+    given["arguments"] |= {"max_steps": 1, "save_steps": 1}
+    assert train("dpo", tmp_path, given) == 0
+    assert losses(tmp_path, 1) == [pytest.approx(math.log(2), abs=1e-4)]  # of equal models
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own

@@ -222,11 +222,14 @@ def _sft(s: Settings, data: Mapping[str, Any]) -> Any:
 
 
 def _dpo(s: Settings, data: Mapping[str, Any]) -> Any:
-    from .trainers import DPOTrainer, trl
+    from .trainers import WITHOUT_REFERENCE, DPOTrainer, trl
 
     args = _arguments(trl.DPOConfig, s)
-    loss = {"loss": s.loss, "loss_options": s.loss_options}
-    return _trainer(DPOTrainer, s, data, args, _load(s), **loss)
+    options: dict[str, Any] = {"loss": s.loss, "loss_options": s.loss_options}
+    if s.lora is None and s.loss not in WITHOUT_REFERENCE and not args.precompute_ref_log_probs:
+        # TRL would read it from the model's folder by itself, with an adapter that lies there
+        options["ref_model"] = _load(s)[0]
+    return _trainer(DPOTrainer, s, data, args, _load(s), **options)
 
 
 def _value(s: Settings, data: Mapping[str, Any]) -> Any:
