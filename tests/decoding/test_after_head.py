@@ -231,6 +231,21 @@ def terms() -> tuple[cf.Model, cf.Model, cf.Model]:
             ("a head for each term of m: the log-probs of each term are asked for",),
         ),
         (
+            lambda m, p, g: m + 0.5 * p,
+            {"return_kl_to_base": True},
+            ("a head for each term of m: the divergence of each step is asked for",),
+        ),
+        (
+            lambda m, p, g: m + 0.5 * p,
+            {"kl_to": make("llama", 1)},
+            ("a head for each term of m: the divergence of each step is asked for",),
+        ),
+        (
+            lambda m, p, g: (m + 0.5 * g).within(cf.Support(top_k=2)),
+            {"kl_to": make("llama", 2)},
+            ("guides run in full at every step: the divergence of each step is asked for",),
+        ),
+        (
             lambda m, p, g: cf.power_mean([m, p], [0.5, 0.5], 1.0),
             {},
             ("a head for each term of m: the blend has power 1",),

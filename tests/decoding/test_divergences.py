@@ -234,6 +234,14 @@ def test_a_reference_costs_what_the_blend_does_not_run(members: dict[str, Any]) 
     assert run(members["h"]).keys() == {("p",), ("x",), ("kl_to.h",)}
 
 
+def test_a_reference_over_the_model_of_terms_is_told(members: dict[str, Any]) -> None:
+    x, y, plain = (members[name] for name in ("x", "y", "plain"))
+    out = cf.generate(0.5 * x + 0.5 * y, PROMPTS, kl_to=plain, max_new_tokens=1)
+    assert out.stats.notes == (
+        "a head for each term of x: the divergence of each step is asked for",
+    )
+
+
 @each_engine
 def test_a_bad_reference_harms_nobody(engine: cf.Engine, members: dict[str, Any]) -> None:
     bad = make("gpt2", 7)

@@ -299,8 +299,10 @@ class Driver:
             return SimpleRunner(self.models, job.prompts, job.copies, count, job.limit)
         runner = EngineRunner(self.models, job.prompts, job.copies, count, job.limit, engine)
         each_term = None  # why all logits of every term are needed
-        if job.term_logprobs or job.references:
+        if job.term_logprobs:
             each_term = "the log-probs of each term are asked for"
+        elif job.references:
+            each_term = "the divergence of each step is asked for"
         mean = f"the blend has power {blend.power:g}" if blend.power != 0 else None
         if engine.share_head:
             cut = None if blend.support is None else "the blend has a support"

@@ -81,9 +81,12 @@ class EngineRunner:
         `why` no head can be shared, whichever it is; None: they can.
         """
         for group in self.groups:
-            if len(group.terms) == 1 or max(group.terms) >= weights.shape[1]:
-                continue  # values have their own heads
+            blended = [k for k in group.terms if k < weights.shape[1]]
+            if len(blended) < 2:
+                continue
             not_here = why or _why_not_linear(group)
+            if blended != list(group.terms):
+                not_here = why or "others that are not blended are rows of the same forward"
             if not_here is None:
                 group.head.weights = weights
             else:
