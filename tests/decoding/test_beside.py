@@ -11,6 +11,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
+from crossfade import ops
 from tiny_models import EOS, lora, make
 from torch import nn
 from transformers import LogitsProcessor
@@ -30,8 +31,8 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 
 
 @contextmanager
-def inside(module: nn.Module, act: Callable[[], Any]) -> Iterator[list[Any]]:
-    """`act` in the middle of every forward of a module but those of its own; what it gave."""
+def inside(module: nn.Module, act: Callable[[], Any], engine: Any) -> Iterator[list[Any]]:
+    """`act` in the middle of every forward of a decode but those of its own; what it gave."""
     found: list[Any] = []
     acting = False
 
@@ -45,11 +46,22 @@ def inside(module: nn.Module, act: Callable[[], Any]) -> Iterator[list[Any]]:
                 acting = False
 
     hook.__module__ = "crossfade"  # with a caller's hooks, models go the simple path
-    handle = module.register_forward_hook(hook)
-    try:
+    if engine is not None:
+        handle = module.register_forward_hook(hook)
+        try:
+            yield found
+        finally:
+            handle.remove()
+        return
+    attend = ops.attend_  # a model with a hook would not run on the engine
+
+    def acting_first(*args: Any, **kwargs: Any) -> Any:
+        hook()
+        return attend(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ops, "attend_", acting_first)
         yield found
-    finally:
-        handle.remove()
 
 
 def in_a_thread(act: Callable[[], Any]) -> Any:
@@ -91,7 +103,7 @@ def test_a_forward_beside_a_decode_is_the_models_own(name: str, engine: Any) -> 
         return logits, model.generate(IDS, max_new_tokens=4, pad_token_id=0)
 
     for act in (beside, lambda: in_a_thread(beside)):
-        with inside(layers[1], act) as found:
+        with inside(layers[1], act, engine) as found:
             out = cf.generate(blend(model), PROMPTS, engine=engine, **DRAW)
         assert len(found) >= 8
         for logits, generated in found:
@@ -165,7 +177,7 @@ def test_adapters_switched_beside_a_decode(engine: Any) -> None:
     model.set_adapter("tuned")
     whole = cf.generate(model, PROMPTS, engine=engine, **DRAW)
     layer = next(m for m in model.modules() if type(m).__name__ == "LlamaMLP")
-    with inside(layer, lambda: model.set_adapter("ref")):
+    with inside(layer, lambda: model.set_adapter("ref"), engine):
         out = cf.generate(model, PROMPTS, engine=engine, **DRAW)
     assert torch.equal(out.sequences, whole.sequences)
     assert model.active_adapter == "ref"
@@ -186,7 +198,10 @@ def test_an_interrupt_anywhere_leaves_no_trace(name: str, engine: Any) -> None:
                 raise KeyboardInterrupt
 
         layer = next(m for m in model.modules() if "MLP" in type(m).__name__)
-        with inside(layer, interrupt), pytest.warns(RuntimeWarning, match="interrupted when"):
+        with (
+            inside(layer, interrupt, engine),
+            pytest.warns(RuntimeWarning, match="interrupted when"),
+        ):
             cf.generate(blend(model), PROMPTS, engine=engine, **DRAW)
         after = [dict(vars(m)) for m in model.modules()]
         assert all(a.keys() == b.keys() for a, b in zip(after, before, strict=True))

@@ -157,10 +157,6 @@ def merged(model: Any) -> None:
     model.merge_adapter(["tuned"])
 
 
-def hooked(model: Any) -> None:
-    model.get_base_model().model.layers[0].register_forward_hook(lambda m, i, o: o + 0.5)
-
-
 def optimized(model: Any) -> None:
     model.get_base_model().model.norm.weight.grad = None
     tuned = [p for n, p in model.named_parameters() if "tuned" in n]
@@ -176,7 +172,6 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "an optimizer's step": optimized,
     "writes around versions": around_versions,
     "other parameters": loaded,
-    "a hook": hooked,
     "another dtype": lambda model: model.to(torch.bfloat16),
 }
 
