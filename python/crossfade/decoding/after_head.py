@@ -24,12 +24,12 @@ class AfterHead:
         given: ``[4, V]``: numbers of many sizes; others; A and B times these; and the first again,
             with 0 but in every third column.
         got: ``[4, V]`` float64; None where the model did not give logits of that shape.
-        reads_backbone: whether the head reads what the backbone gives, as it is.
+        reads: the head reads so many times what the backbone gives; None: it reads something else.
     """
 
     given: Tensor
     got: Tensor | None
-    reads_backbone: bool
+    reads: float | None
 
     @property
     def is_nothing(self) -> bool:
@@ -87,19 +87,30 @@ def after_head(model: Any) -> AfterHead:
     try:
         tokens = torch.zeros(4, 1, dtype=torch.int64, device=model.device)
         mask = torch.ones_like(tokens)
-        logits = model(
-            input_ids=tokens, attention_mask=mask, use_cache=False, return_dict=True
-        ).logits
+        given = {"input_ids": tokens, "attention_mask": mask, "use_cache": False}
+        logits = model(**given, return_dict=True).logits
+        if "body" not in seen:  # some families call the parts of their backbone themselves
+            body(**given, return_dict=True)
     finally:
         for handle in handles:
             handle.remove()
-    given, read, body_gave = seen.get("given"), seen.get("read"), seen.get("body")
-    same = False
-    if isinstance(read, Tensor) and isinstance(body_gave, Tensor):
-        same = torch.equal(read, body_gave.to(read.dtype))
-    if given is None or not isinstance(logits, Tensor) or logits.shape != given.shape:
-        return AfterHead(torch.zeros(4, 1, device="cpu"), None, same)
-    return AfterHead(given[:, 0], logits[:, 0].double(), same)
+    numbers, read, body_gave = seen.get("given"), seen.get("read"), seen.get("body")
+    reads = _multiple(read, body_gave)
+    if numbers is None or not isinstance(logits, Tensor) or logits.shape != numbers.shape:
+        return AfterHead(torch.zeros(4, 1, device="cpu"), None, reads)
+    return AfterHead(numbers[:, 0], logits[:, 0].double(), reads)
+
+
+def _multiple(read: Any, given: Any) -> float | None:
+    """How many times a tensor another one is; None: it is no multiple of it."""
+    if not (isinstance(read, Tensor) and isinstance(given, Tensor) and read.shape == given.shape):
+        return None
+    if torch.equal(read, given.to(read.dtype)):
+        return 1.0
+    x, y = read.double(), given.double()
+    times = float((x * y).sum() / y.square().sum())
+    rounding = 8 * max(torch.finfo(t.dtype).eps for t in (read, given))
+    return times if bool(((x - times * y).abs() <= rounding * x.abs()).all()) else None
 
 
 def _numbers(output: Tensor) -> Tensor:

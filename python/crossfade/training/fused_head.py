@@ -367,7 +367,9 @@ def _check_logits(model: Any, settings: Logits) -> None:
     finally:
         for module, training in modes:
             module.training = training
-    if not (found.reads_backbone and found.is_like(settings.without_temperature(found.given))):
+    # some families scale hidden states before the head in place of logits after it
+    products = found.given.double() / (found.reads or 1.0)
+    if found.reads is None or not found.is_like(settings.without_temperature(products)):
         raise NotImplementedError(
             f"{type(model).__name__} does more to its logits than its config says by the names "
             "known here: log-probs of linear_logp would be others. Use TRL's own trainers"

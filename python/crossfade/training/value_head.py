@@ -365,7 +365,7 @@ def _load_backbone(name: str, file: Path) -> Any:
 def _check_head_is_last(model: Any) -> None:
     """That the head reads the backbone's output and gives the logits, on one token."""
     found = after_head(model)
-    if not (found.reads_backbone and found.is_nothing):
+    if not (found.reads == 1 and found.is_nothing):
         raise NotImplementedError(
             f"base is a {type(model).__name__}, which computes something between its hidden "
             "states, its head and its logits; not supported yet"
