@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import crossfade as cf
@@ -242,7 +243,7 @@ class Chatty:
         ({"logits_processor": [Chatty()]}, ValueError, "logits_processor returned"),
         ({"tokenizer": object()}, TypeError, "tokenizer is a object"),
     ],
-    ids=lambda x: str(x) if isinstance(x, dict) else "",
+    ids=lambda x: re.sub(r" at 0x\w+", "", str(x)) if isinstance(x, dict) else "",
 )
 def test_bad_values(
     arguments: dict[str, Any], error: type[Exception], match: str, base: PreTrainedModel
