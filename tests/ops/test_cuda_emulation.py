@@ -147,17 +147,13 @@ class EmulatedCuda:
         vocab_size: int | None = None,
     ) -> BlendStruct:
         """`keep` holds the tensors whose addresses the struct has."""
-        rows, device = logits[0].shape[0], logits[0].device
-        weights = check.weights_of("weights", weights, len(logits), rows, device)
-        value_weights = () if value_weights is None else value_weights
-        value_weights = check.weights_of("value_weights", value_weights, len(values), rows, device)
-        columns = min(t.shape[1] for t in (*logits, *values))
-        vocab = check.vocabulary(vocab_size, columns)
-        mask = check.mask_of(mask, rows, vocab, device)
+        logits, weights, values, value_weights, power, support, mask, vocab = check.inputs(
+            logits, weights, values, value_weights, power, support, mask, vocab_size
+        )
         keep += [logits, values, weights, value_weights, mask]
         s = support
         return BlendStruct(
-            rows=rows,
+            rows=logits[0].shape[0],
             vocab=vocab,
             terms=len(logits),
             values=len(values),

@@ -14,6 +14,8 @@ from .logp_tiles import Gradients, Settings
 from .types import LinearLogp
 
 LEAST, MOST = 1e-37, 1e37  # of soft-caps and temperatures, which are float32 in the kernels
+RANGE = f"within [{LEAST}, {MOST}]"
+OR_NONE = f"{RANGE}, or None"
 
 
 def linear_logp(
@@ -185,12 +187,12 @@ def _softcap(x: Any) -> float:
     """0 for None."""
     if x is None:
         return 0.0
-    return check.number("softcap", x, LEAST, MOST, f"within [{LEAST}, {MOST}], or None")
+    return check.number("softcap", x, LEAST, MOST, OR_NONE)
 
 
 def temperature_of(x: Any) -> float:
     """A temperature, after a look at whether it is one."""
-    return check.number("temperature", x, LEAST, MOST, f"within [{LEAST}, {MOST}]")
+    return check.number("temperature", x, LEAST, MOST, RANGE)
 
 
 def _ignore_index(x: Any) -> int:
