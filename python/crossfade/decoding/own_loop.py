@@ -13,7 +13,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, GenerationMixin, cache_utils
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    cache_utils,
+)
 
 from ..terms import text_config
 from .replica import Replica
@@ -149,6 +155,8 @@ def _why_alone(model: TermModel) -> str | None:
         return "makes inputs of its own"
     if read.tolist() != [[0, 0]] or after.tolist() != [[0]]:
         return "makes inputs of its own"
+    if not isinstance(model.bare, PreTrainedModel):  # the user's own: it runs when it is asked to
+        return None
     tried = why_as_it_is(model.bare) is None and _reads_padding(model)
     return "reads padding" if tried else None
 
