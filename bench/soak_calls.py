@@ -139,7 +139,10 @@ def calls() -> dict[str, Callable[[int], Any]]:
 def held() -> dict[str, float]:
     """What the process holds; tensors are counted before garbage is collected."""
     tensors = [x for x in gc.get_objects() if type(x) is torch.Tensor]
-    found = {"tensors": len(tensors), "tensor_mb": sum(x.nbytes for x in tensors) / 1e6}
+    found = {
+        "tensors": len(tensors),
+        "tensor_mb": sum(x.numel() * x.element_size() for x in tensors) / 1e6,
+    }
     del tensors
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
