@@ -1,4 +1,4 @@
-"""The small real model, and without a GPU Triton in its interpreter."""
+"""The small real model, a core for each worker, and without a GPU Triton in its interpreter."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,9 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # which it must know before it is imported
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several; tests of threads ask for more
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 
 @pytest.fixture(scope="session")
