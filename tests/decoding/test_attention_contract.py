@@ -13,7 +13,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade.decoding import contract
+from crossfade.decoding import contract, structure
 from tiny_models import EOS, HEADS, IDS, LONG, SHAPES, SIZES, UNTIED, lora, make
 from torch import Tensor, nn
 from transformers import (
@@ -513,6 +513,28 @@ def test_a_model_is_compared_once_until_it_changes(compared: list[str]) -> None:
         for _ in range(2):
             cf.generate(cf.Model(model, name="m"), PROMPTS, max_new_tokens=2)
         assert compared == ["m"] * n
+
+
+def test_a_call_looks_at_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[nn.Module] = []
+    own = structure._of_module
+
+    def of_module(module: nn.Module) -> Any:
+        looks.append(module)
+        return own(module)
+
+    monkeypatch.setattr(structure, "_of_module", of_module)
+    model = lora(1, lora(2, make("llama"), "one"), "two")
+    terms = [cf.Model(model, adapter=a, name=a or "base") for a in (None, "one", "two")]
+    blends = (
+        terms[0] + 0.5 * (terms[1] - terms[2]),  # one head for all
+        cf.presets.contrastive(make("llama"), make("llama", 1)),  # few columns of a guide's head
+    )
+    for blend in blends:
+        cf.generate(blend, PROMPTS, max_new_tokens=2)  # compares each model with its own path
+        looks.clear()
+        cf.generate(blend, PROMPTS, max_new_tokens=2)
+        assert len(looks) == len(set(looks))
 
 
 def test_what_is_found_of_a_model_does_not_keep_it() -> None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -30,17 +29,12 @@ from .inputs import left_pad
 from .modules import Call, Unsupported, attention
 from .replica import Replica
 from .simple_runner import CachedTerm
-from .structure import structure, why_as_it_is
+from .structure import remembered, why_as_it_is
 from .term_model import TermModel
 
 CHECKED = "crossfade_checked"  # attention that also looks at the masks
 LENGTHS = (3, 6)  # tokens of the two prompts, before the one that is fed
 FAR = 1 << 16  # tokens; masks are asked for no further ones
-KEPT = 8  # findings of a model, which may have several adapters
-
-# Of each model what was found, by what was asked, and how the model was then.
-_found: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, Any]]]
-_found = weakref.WeakKeyDictionary()
 
 
 class Finding(NamedTuple):
@@ -69,29 +63,21 @@ def check(models: Sequence[TermModel], tokens: int, deltas: Deltas | None, kerne
     if why := why_as_it_is(bare):
         raise Unsupported(f"{models[0].name} is run as it is: {why}")
     how = tuple(m.adapter for m in models), deltas is None, kernels
-    found: Finding = _remembered(bare, how, lambda: _compare(models, deltas, kernels))
+    found: Finding = remembered(
+        bare, models[0].structure, how, lambda: _compare(models, deltas, kernels)
+    )
     if found.why is not None and tokens > found.past:
         raise Unsupported(f"{models[0].name}: {found.why}")
 
 
 def after(model: TermModel) -> AfterHead:
     """What comes after a model's head, looked at once as long as the model stays as it is."""
-    return _remembered(model.bare, "after", lambda: (after_head(Replica(model.bare).model), True))
-
-
-def _remembered(model: nn.Module, how: Any, find: Callable[[], tuple[Any, bool]]) -> Any:
-    """What was found of a model as it is now, or what `find` gives and whether to keep it."""
-    now = structure(model)
-    known = _found.setdefault(model, {})
-    if how in known and known[how][0] == now:
-        return known[how][1]
-    found, keep = find()
-    known.pop(how, None)
-    if keep:
-        known[how] = now, found
-        for old in list(known)[:-KEPT]:
-            del known[old]
-    return found
+    return remembered(
+        model.bare,
+        model.structure,
+        "after the head",
+        lambda: (after_head(Replica(model.bare).model), True),
+    )
 
 
 @torch.no_grad()

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import copy
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -23,7 +22,7 @@ from transformers import (
 
 from ..terms import text_config
 from .replica import Replica
-from .structure import structure, why_as_it_is
+from .structure import remembered, why_as_it_is
 from .term_model import TermModel, positions_of
 
 # Layers of caches in which padding is masked like any other key.
@@ -123,16 +122,10 @@ def why_alone(model: TermModel, tokens: int) -> str | None:
     """
     if why := model.follows_longest(tokens):
         return why
-    bare, now = model.bare, structure(model.bare)
-    before, found = _WHY.get(bare, (None, None))
-    if before != now:
-        found = _why_alone(model)
-        _WHY[bare] = now, found
-    return found and f"{model.name} ({type(bare).__name__}) {found}"
-
-
-# What was found of a model, which holds as long as its structure does.
-_WHY: WeakKeyDictionary[nn.Module, tuple[object, str | None]] = WeakKeyDictionary()
+    found: str | None = remembered(
+        model.bare, model.structure, "alone", lambda: (_why_alone(model), True)
+    )
+    return found and f"{model.name} ({type(model.bare).__name__}) {found}"
 
 
 def _why_alone(model: TermModel) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -14,9 +14,37 @@ from ..terms import text_config
 
 # Whose hooks are known not to count their calls: they may see the engine's forwards.
 LIBRARIES = {"torch", "transformers", "peft", "accelerate", "trl", "crossfade"}
+KEPT = 8  # findings of a model, which may have several adapters
+
+Structure = tuple[list[object], dict[str, object]]
+
+# Of each model what was found, by what was asked, and its structure then.
+_found: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Structure, Any]]]
+_found = weakref.WeakKeyDictionary()
 
 
-def structure(model: nn.Module) -> tuple[list[object], dict[str, object]]:
+def remembered(
+    model: nn.Module, now: Structure, question: Hashable, find: Callable[[], tuple[Any, bool]]
+) -> Any:
+    """What was found of a model with the structure `now`, or what `find` gives.
+
+    Args:
+        find: gives what it finds, and whether that may be kept for later calls.
+    """
+    known = _found.setdefault(model, {})
+    then, found = known.get(question, (None, None))
+    if then == now:
+        return found
+    found, keep = find()
+    known.pop(question, None)
+    if keep:
+        known[question] = now, found
+        for old in list(known)[:-KEPT]:
+            known.pop(old, None)  # another thread may have dropped it
+    return found
+
+
+def structure(model: nn.Module) -> Structure:
     """Equal for one model as long as nobody changes its modules, hooks, forwards, modes or config.
 
     Weights are not looked at, only their dtypes and devices. It keeps nothing alive.

@@ -18,6 +18,7 @@ from .contexts import context_of
 from .inputs import Prompts
 from .members import Members
 from .replica import Replica
+from .structure import Structure, structure
 
 
 class TermModel:
@@ -48,6 +49,11 @@ class TermModel:
         for state in self.layers:
             state.apply(replica)
         return replica.model
+
+    @cached_property
+    def structure(self) -> Structure:
+        """What decides how the model is run, looked at once a call, as `Replica` says."""
+        return structure(self.bare)
 
     @cached_property
     def keeps(self) -> bool:
