@@ -561,6 +561,17 @@ def test_texts_and_chats() -> None:
     assert Rollouts(trained, tokenizer, VOCAB, "score", "rows").rows[0].prompt == asked
 
 
+def test_the_parts_of_a_message_are_one_text() -> None:
+    tokenizer = make_tokenizer()
+
+    def rollouts(content: Any) -> Any:
+        chat = [{"role": "user", "content": content}]
+        row = {"prompt": chat, "completion": " was great", "reward": 1.0, "finished": True}
+        return Rollouts([row], tokenizer, VOCAB, "score", "rows").rows
+
+    assert rollouts([{"type": "text", "text": "the plot"}]) == rollouts("the plot")
+
+
 def test_a_dataset_is_rows(tmp_path: Path) -> None:
     from datasets import Dataset
 

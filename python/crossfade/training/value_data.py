@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .. import reading
-from ..decoding.inputs import encode
+from ..decoding.inputs import encode, render
 from .fused_head import IGNORED
 from .rows import check_message, check_number
 
@@ -180,13 +180,8 @@ def _tokenised(
         for i, message in enumerate(prompt):
             check_message(message, f"message {i} in prompt of {name}")
         before = encode(prompt, tokenizer, name)
-        whole = tokenizer.apply_chat_template(
-            prompt,
-            tokenize=False,
-            add_generation_prompt=prompt[-1]["role"] != "assistant",
-            continue_final_message=prompt[-1]["role"] == "assistant",
-        )
-        both = list(tokenizer(whole + completion, add_special_tokens=False)["input_ids"])
+        whole = render(prompt, tokenizer) + completion
+        both = list(tokenizer(whole, add_special_tokens=False)["input_ids"])
     else:
         before, both = encode(prompt, tokenizer, name), encode(prompt + completion, tokenizer, name)
     same = next((i for i, (a, b) in enumerate(zip(before, both, strict=False)) if a != b), None)
