@@ -17,8 +17,9 @@ T = TypeVar("T")
 
 
 def check_number(name: str, x: Any) -> float:
+    """A finite number as a float."""
     if isinstance(x, bool) or not isinstance(x, numbers.Real):
-        raise TypeError(f"{name} is {x!r} ({type(x).__name__}); it must be a number")
+        raise TypeError(f"{name} is {x!r:.80}; it must be a number")
     try:
         number = float(x)
     except OverflowError:

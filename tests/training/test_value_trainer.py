@@ -615,7 +615,7 @@ BAD_ROWS: dict[str, tuple[Any, type[Exception], str]] = {
     "reward": ([{**OK, "reward": "x"}], TypeError, "reward of row 0 of data is 'x'; it must be a"),
     "nan": ([{**OK, "reward": float("nan")}], ValueError, "is nan; it must be finite"),
     "finished": ([{**OK, "finished": 1}], TypeError, "finished of row 0 of data is 1; it must be"),
-    "ids": ([{**OK, "prompt_ids": [5.0]}], TypeError, r"prompt_ids of row 0 of data is \[5.0\]; "),
+    "ids": ([{**OK, "prompt_ids": [5.0]}], TypeError, "prompt_ids of row 0 of data has 5.0; it"),
     "no ids": ([{**OK, "completion_ids": []}], ValueError, "completion_ids of row 0 .* no tokens"),
     "high": ([{**OK, "prompt_ids": [VOCAB]}], ValueError, r"has id 61; ids must be .* \[0, 61\)"),
     "low": ([{**OK, "completion_ids": [-1]}], ValueError, r"has id -1; ids must be within"),

@@ -17,7 +17,7 @@ from ..decoding import generate
 from ..decoding.inputs import Requests, term_prompts
 from ..identity import run_id
 from ..progress import progress_bar
-from .rows import check_number
+from ..weights import check_number
 
 PART = 8  # batches that are decoded, scored and written together
 # arguments of `generate` that no row shows
@@ -156,7 +156,7 @@ def _scores(name: str, scores: Any, count: int) -> list[float]:
     if not isinstance(given, Iterable):
         raise TypeError(f"reward {name!r} gave {given!r:.80}; it must give {count} numbers")
     found = [
-        check_number(x.item() if hasattr(x, "item") else x, f"score {i} of reward {name!r}")
+        check_number(f"score {i} of reward {name!r}", x.item() if hasattr(x, "item") else x)
         for i, x in enumerate(given)
     ]
     if len(found) != count:
@@ -253,7 +253,7 @@ def _rewarded(
                     f"reward is {reward!r}; it must be one of {sorted(response['rewards'])}, which "
                     f"{place} has"
                 )
-            score = check_number(response["rewards"][reward], f"reward {reward!r} of {place}")
+            score = check_number(f"reward {reward!r} of {place}", response["rewards"][reward])
             scored.append((score, response))
         yield row, scored
 

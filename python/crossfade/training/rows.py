@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from .. import reading
 from ..extras import require
+from ..weights import check_number
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids")
 LONGEST = 1 << 63  # ids are int64
@@ -102,15 +102,7 @@ class Checker:
     # ---- one key's value
 
     def _ids(self, value: Any, name: str) -> None:
-        values = _list(value, name, "token ids")
-        if not values:
-            raise ValueError(f"{name} has no tokens; it must have at least 1")
-        for x in values:
-            if isinstance(x, bool) or not isinstance(x, numbers.Integral):
-                raise TypeError(f"{name} has {x!r:.80}; it must be a list of token ids")
-            if not 0 <= int(x) < self.vocabulary:
-                limit = "2**63" if self.vocabulary == LONGEST else str(self.vocabulary)
-                raise ValueError(f"{name} has id {x}; ids must be within [0, {limit})")
+        check_ids(value, name, self.vocabulary)
 
     def _labels(self, value: Any, name: str) -> None:
         values = [x for x in _list(value, name, "labels") if x != -100]
@@ -124,7 +116,7 @@ class Checker:
 
     def _numbers(self, value: Any, name: str) -> None:
         for x in _list(value, name, "numbers"):
-            check_number(x, name)
+            check_number(name, x)
 
     def _label(self, value: Any, name: str) -> None:
         if not isinstance(value, (bool, numbers.Integral)) or value not in (0, 1):
@@ -167,6 +159,21 @@ CHECKS: dict[str, Callable[[Checker, Any, str], None]] = {
 }
 
 
+def check_ids(value: Any, name: str, vocabulary: int) -> list[int]:
+    """The token ids of a list, an array or a tensor, at least one of them."""
+    found = []
+    for x in _list(value, name, "token ids"):
+        if isinstance(x, bool) or not isinstance(x, numbers.Integral):
+            raise TypeError(f"{name} has {x!r:.80}; it must be a list of token ids")
+        if not 0 <= int(x) < vocabulary:
+            limit = "2**63" if vocabulary == LONGEST else str(vocabulary)
+            raise ValueError(f"{name} has id {x}; ids must be within [0, {limit})")
+        found.append(int(x))
+    if not found:
+        raise ValueError(f"{name} has no tokens; it must have at least 1")
+    return found
+
+
 def check_message(message: Any, name: str) -> None:
     """That a message has a role, and a content or calls of tools; or TRL's `from` and `value`."""
     if not isinstance(message, Mapping):
@@ -179,19 +186,6 @@ def check_message(message: Any, name: str) -> None:
         raise TypeError(f"{name} has the content {content!r:.80}; it must be a text")
     reading.check_depth(message, name)
     reading.check_unicode(message, name)
-
-
-def check_number(x: Any, name: str) -> float:
-    """A finite number as a float."""
-    if isinstance(x, bool) or not isinstance(x, numbers.Real):
-        raise TypeError(f"{name} is {x!r:.80}; it must be a number")
-    try:
-        found = float(x)
-    except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
-        raise ValueError(f"{name} is {x!r:.80}; it must be finite")
-    return found
 
 
 def check_rows(kind: str, found: list[Any], name: str, text_field: str = "text") -> None:

@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 
 from .. import reading
 from ..decoding.inputs import encode, render
+from ..weights import check_number
 from .fused_head import IGNORED
-from .rows import check_message, check_number
+from .rows import check_ids, check_message
 
 logger = logging.getLogger(__name__)
 
@@ -121,29 +122,18 @@ def _rollout(row: Any, tokenizer: Any, vocabulary: int, name: str) -> Rollout:
                 f"{name} has no {key}; it must have prompt_ids and completion_ids (or prompt and "
                 "completion), reward and finished"
             )
-    reward, finished = check_number(row["reward"], f"reward of {name}"), row["finished"]
+    reward, finished = check_number(f"reward of {name}", row["reward"]), row["finished"]
     if not isinstance(finished, bool):
         raise TypeError(f"finished of {name} is {finished!r}; it must be a bool")
     if "prompt_ids" in row:
-        prompt, completion = (_ids(row[key], f"{key} of {name}") for key in columns)
+        written = row["prompt_ids"], row["completion_ids"]
     else:
-        prompt, completion = _tokenised(row, tokenizer, finished, name)
-    for what, ids in zip(columns, (prompt, completion), strict=True):
-        if not ids:
-            raise ValueError(f"{what} of {name} has no tokens; it must have at least 1")
-        if not 0 <= min(ids) <= max(ids) < vocabulary:
-            bad = next(i for i in ids if not 0 <= i < vocabulary)
-            raise ValueError(f"{what} of {name} has id {bad}; ids must be within [0, {vocabulary})")
+        written = _tokenised(row, tokenizer, finished, name)
+    prompt, completion = (
+        check_ids(ids, f"{key} of {name}", vocabulary)
+        for key, ids in zip(columns, written, strict=True)
+    )
     return Rollout(prompt, completion, reward, finished)
-
-
-def _ids(ids: Any, name: str) -> list[int]:
-    ids = ids.tolist() if hasattr(ids, "tolist") else ids
-    if not isinstance(ids, (list, tuple)) or any(
-        isinstance(i, bool) or not isinstance(i, int) for i in ids
-    ):
-        raise TypeError(f"{name} is {ids!r:.80}; it must be a list of token ids")
-    return list(ids)
 
 
 def _tokenised(
