@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-A, B = 2.0, -3.0  # of the sum that a linear function keeps
+A, B = 2.0, -3.0  # A linear f has f(A x + B y) = A f(x) + B f(y).
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ def _causal_up_to(function: Any, window: int, module: Any) -> int | None:
     k = torch.arange(most, device="cpu")[None]
     try:
         shown = _shown(function, q, k).broadcast_to(len(q), most)
-    except Exception:  # it is not one of places alone: of packed texts, or a caller's
+    except Exception:  # It needs more than places: those of packed texts do.
         return 0
     wrong = (shown != ((k <= q) & (k > q - window))).any(1).tolist()
     if True not in wrong:

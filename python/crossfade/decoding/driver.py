@@ -89,7 +89,7 @@ class Driver:
         readers = list(map(Reader, self.models, self.job.prompts))
         for question, sources in () if self.job.search is None else self.job.search.asked:
             for s in sources:
-                own = s.writing is not None or s.whole is not None  # tokens, not the rows'
+                own = s.writing is not None or s.whole is not None  # It reads tokens of its own.
                 readers.append(Reader(s.model, s.prompts, None if own else int(question.predicted)))
         return readers
 

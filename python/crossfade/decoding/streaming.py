@@ -16,7 +16,7 @@ class Stream:
 
     def __init__(self, streamer: Any) -> None:
         self.streamer = streamer
-        self.told = 0  # the prompts, and steps
+        self.told = 0  # how often the streamer was told something: the prompts, then each step
 
     def put(self, step: int, tokens: Tensor) -> None:
         """The prompts ``[rows, length]`` as step 0; from step 1 on a token a row."""

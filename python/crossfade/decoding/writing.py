@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from .forms import Ids, Request, is_ids
 from .inputs import Prompts, render
 
-TOKENS = 64  # of a prompt, that its response is decoded after
-CHARACTERS = 256  # of a prompt, that its response is encoded after
+TOKENS = 64  # A response is decoded after so many tokens of the end of its prompt,
+CHARACTERS = 256  # and encoded after so many characters of it.
 # What a response is encoded after, where it would share a token with the end of its prompt.
 ANCHORS = ("\n", "a", "0", ".")
 

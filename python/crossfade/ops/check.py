@@ -21,7 +21,9 @@ FLOAT32, FLOAT64 = torch.float32, torch.float64  # a name is looked up faster th
 MATRIX_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DTYPE_NAMES = "float32, bfloat16, float16 or float64"
 WEIGHT_SUM_TOLERANCE = 1e-3  # of a power mean, as in csrc/blend_math.h
-LEAST_POWER = 2.0**-100  # of less the mean is the same in float64, whose products are normal there
+# Powers nearer to 0 than this are taken as this: the mean is the same, and its products in float64
+# are not subnormal.
+LEAST_POWER = 2.0**-100
 TINY, HUGE = 2.0**-149, (2 - 2.0**-23) * 2.0**127  # the ends of float32
 
 
