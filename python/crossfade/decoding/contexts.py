@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,21 +29,26 @@ def context_of(model: nn.Module) -> int | None:
     found = next((n for n in stated if isinstance(n, int) and n > 0), None)
     if found is None or getattr(config, "alibi", False):
         return None
-    rope = getattr(config, "rope_parameters", None) or {}
-    each = [p for p in (rope, *rope.values()) if isinstance(p, dict)]  # some have one a layer type
-    for p in each:
+    ropes = ropes_of(config)
+    for p in ropes:
         kind, factor = p.get("rope_type") or "", p.get("factor") or 1.0
         if "dynamic" in kind:
             return None
         if kind in ("linear", "yarn"):
             trained = p.get("original_max_position_embeddings") or found
             found = max(found, int(factor * trained))
-    for name, module in () if rope else model.named_modules():
+    for name, module in () if any(ropes) else model.named_modules():
         # a table with a row for padding counts positions from behind it
         table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         if table and module.padding_idx is not None:
             found = min(found, module.num_embeddings - module.padding_idx - 1)
     return found
+
+
+def ropes_of(config: Any) -> list[dict[str, Any]]:
+    """The settings of RoPE in a config: its own, and those of each type of layers, if any."""
+    own = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return [p for p in (own, *own.values()) if isinstance(p, dict)]
 
 
 class Reader(NamedTuple):

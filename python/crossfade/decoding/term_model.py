@@ -14,7 +14,7 @@ from ..adapters import adapter_layers
 from ..blend import Model
 from ..terms import text_config, underlying
 from .adapters import states
-from .contexts import context_of
+from .contexts import context_of, ropes_of
 from .inputs import Prompts
 from .members import Members
 from .replica import Replica
@@ -133,10 +133,8 @@ def _keeps(module: nn.Module) -> bool:
 
 def _original_context(config: Any) -> int | None:
     """Tokens past which RoPE frequencies depend on how many there are; None if they never do."""
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    each = [p for p in (rope, *rope.values()) if isinstance(p, dict)]  # some have one a layer type
     found = []
-    for p in each:
+    for p in ropes_of(config):
         kind = p.get("rope_type") or p.get("type") or ""
         if "dynamic" in kind:
             found.append(config.max_position_embeddings)
