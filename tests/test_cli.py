@@ -450,6 +450,12 @@ MISTAKES = {
         "--system model: '\\udcff' has half of a surrogate pair",
     ),
     "half a text": (["generate", "--model={base}", "--prompts={half}"], "half.jsonl, line 1: "),
+    "ids beyond 64 bits": (["generate", "--model={base}", "--prompts={huge}"], "no vocabulary has"),
+    "ids before texts": (["score", "{below}", "--model={base}"], "has id -1 for model"),
+    "more than int64": (
+        ["generate", "a", "--model={base}", "--max-new-tokens=99999999999999999999"],
+        "max_new_tokens is 99999999999999999999; it must be at most 9223372036854775807",
+    ),
     "deep text": (["generate", "--model={base}", "--prompts={deep}"], "deep.jsonl, line 1 is nest"),
     "no prompts file's name": (["generate", "--model={base}", "--prompts="], "a directory"),
     "JSON": (
@@ -489,6 +495,23 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory\nframes"), MemoryError()]
+)
+def test_memory_that_runs_out_is_said_in_a_line(
+    paths, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def generate(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(batch, "generate", generate)
+    assert cli.main(["generate", "a", f"--model={paths['base']}"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1, "no bar is shown for what has failed at once"
+    assert said[0].startswith("crossfade generate: error: ")
+    assert "memory" in said[0]
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_gets_a_sentence_and_no_traceback(
     paths, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
@@ -506,6 +529,10 @@ def test_a_mistake_gets_a_sentence_and_no_traceback(
     names["null"].write_text('{"messages": [{"role": "user", "content": null}]}\n')
     names["half"] = tmp_path / "half.jsonl"
     names["half"].write_text('{"prompt": "\\ud800"}\n')
+    names["huge"] = tmp_path / "huge.jsonl"
+    names["huge"].write_text(f'{{"prompt": [{2**64}]}}\n')
+    names["below"] = tmp_path / "below.jsonl"
+    names["below"].write_text('{"prompt": [-1], "response": "a"}\n')
     names["deep"] = tmp_path / "deep.jsonl"
     names["deep"].write_text("[" * 100_000)
     names["number"] = tmp_path / "number.jsonl"

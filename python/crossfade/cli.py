@@ -29,6 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"crossfade {arguments.command}: error: {error}", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        from .decoding.memory import is_out_of_memory
+
+        if arguments.traceback or not is_out_of_memory(error):
+            raise
+        said = str(error).partition("\n")[0] or "memory ran out"
+        print(f"crossfade {arguments.command}: error: {said}", file=sys.stderr)
+        return 2
 
 
 def parser() -> argparse.ArgumentParser:

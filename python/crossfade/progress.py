@@ -11,9 +11,19 @@ from tqdm import tqdm
 
 
 def progress_bar(total: int, unit: str) -> Any:
-    """A tqdm bar on stderr, which in a log file does not write a line at every step."""
+    """A tqdm bar on stderr, which in a log file does not write a line at every step.
+
+    It is not shown for what is over, or has failed, within a second.
+    """
     interval = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, unit=unit, file=sys.stderr, mininterval=interval, dynamic_ncols=True)
+    return tqdm(
+        total=total,
+        unit=unit,
+        file=sys.stderr,
+        mininterval=interval,
+        dynamic_ncols=True,
+        delay=1.0,
+    )
 
 
 class OnStep:

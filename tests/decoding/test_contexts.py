@@ -335,3 +335,25 @@ def test_a_prompt_alone_that_does_not_fit_fails_as_among_others() -> None:
         out = cf.generate(make("llama").__class__(llama().config), PROMPTS[3], max_new_tokens=3)
     assert out.failed.tolist() == [True]
     assert out.sequences.shape == (1, 40)
+
+
+@ENGINES
+@pytest.mark.parametrize("limit", [99_999_999_999, 2**63 - 1])
+def test_more_tokens_than_memory_holds_are_no_matter_where_a_context_ends_before(
+    limit: int, engine: Any
+) -> None:
+    model = llama()
+    found = []
+    for most in (limit, 100):
+        with pytest.warns(RuntimeWarning, match="is full after a prompt of"):
+            out = cf.generate(model, SHORT, engine=engine, **{**DRAW, "max_new_tokens": most})
+        found.append(out.responses)
+    assert found[0] == found[1]
+
+
+def test_more_tokens_than_memory_holds_are_said_by_name() -> None:
+    model = llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    assert context_of(model) is None
+    for limit in (2**50, 2**63 - 1):
+        with pytest.raises(MemoryError, match="max_new_tokens must be smaller"):
+            cf.generate(model, SHORT, **{**DRAW, "max_new_tokens": limit})

@@ -68,9 +68,18 @@ class Driver:
         terms = len(blend.terms) if job.term_logprobs else 0
         values = 0 if job.search is None else 1 + job.search.weights.shape[1]
         references = len(job.references)
-        self.results = Results(job.rows, job.limit, terms, references, values, self.device)
         requests = job.rows // job.copies
         self.room = Room(self._readers(), requests, job.limit)
+        self.limit = max(1, int(self.room.new.max()))  # the most that any row may write
+        try:
+            self.results = Results(job.rows, self.limit, terms, references, values, self.device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(
+                f"memory ran out for what {job.rows} rows may write, {self.limit} new tokens each; "
+                "max_new_tokens must be smaller"
+            ) from error
         self.results.limits[:-1] = self.room.new.repeat_interleave(job.copies).to(self.device)
         self.weights, self.value_weights = self._weights(blend, requests)
         self.references = [self._weights(r.blend, requests) for r in job.references]
@@ -108,7 +117,7 @@ class Driver:
     def _warn_of_full(self) -> None:
         """Say of rows that were ended, before the call's limit, where a context was full."""
         r = self.results
-        full = (r.lengths >= r.limits) & (r.limits < r.limit) & ~r.finished & ~r.failed
+        full = (r.lengths >= r.limits) & (r.limits < self.job.limit) & ~r.finished & ~r.failed
         for row in full[:-1].nonzero()[:, 0].tolist():
             if row in self.given_back:
                 warnings.warn(
@@ -257,7 +266,7 @@ class Driver:
             loop: Loop = Loop(job, runner, mixer, slots, rows, self._aligned)
         else:
             simple = replace(engine, simple=self.simple)
-            valuer = Valuer(search, job.copies, count, job.limit, simple, self.results)
+            valuer = Valuer(search, job.copies, count, self.limit, simple, self.results)
             loop = SearchLoop(
                 job, search, valuer, runner, mixer, slots, rows, self._aligned, self.keep_cache
             )
@@ -296,8 +305,8 @@ class Driver:
         job, blend, engine = self.job, self.blend, self.engine
         count = len(slots.row)
         if self.simple:
-            return SimpleRunner(self.models, job.prompts, job.copies, count, job.limit)
-        runner = EngineRunner(self.models, job.prompts, job.copies, count, job.limit, engine)
+            return SimpleRunner(self.models, job.prompts, job.copies, count, self.limit)
+        runner = EngineRunner(self.models, job.prompts, job.copies, count, self.limit, engine)
         each_term = None  # why all logits of every term are needed
         if job.term_logprobs:
             each_term = "the log-probs of each term are asked for"

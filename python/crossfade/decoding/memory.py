@@ -11,6 +11,7 @@ MESSAGES = (
     "bad_alloc",
     "out of memory",
     "ALLOC_FAILED",
+    "Storage size calculation overflowed",
 )
 
 

@@ -69,6 +69,8 @@ def score(
     )
     models = term_models(members)
     read = all_prompts(members, requests, tokenizer, 0)
+    for model, prompt in zip(models, read, strict=True):
+        model.check(prompt)
     writing = None if tokenizer is None else Writing(tokenizer, read[0])
     written = _responses(responses, writing, len(requests), members.vocabulary)
     device = models[0].device
@@ -84,7 +86,6 @@ def score(
     steps = tokens.shape[1]
     logits = []
     for model, prompt in zip(models, read, strict=True):
-        model.check(prompt)
         check_context(model, prompt.mask.sum(dim=1), written)
         logits.append(_logits(model, prompt, written).to(device))
 

@@ -21,6 +21,7 @@ from ..reading import check_unicode
 from ..search import ChunkBeamSearch
 from .inputs import asks_nothing
 
+LARGEST = 2**63 - 1  # of int64, in which tokens are counted
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 # fields of GenerationConfig that decoding does what they say
 SUPPORTED = {
@@ -190,11 +191,11 @@ def check_supported(config: GenerationConfig, saved: GenerationConfig) -> None:
 def _check_numbers(asked: dict[str, Any]) -> None:
     """Types and ranges, before Hugging Face compares what cannot be compared."""
     for name in ("max_new_tokens", "max_length", "num_return_sequences"):
-        check_int(name, asked.get(name), 1)
+        check_int(name, asked.get(name), 1, LARGEST)
     for name in ("min_new_tokens", "min_length", "no_repeat_ngram_size"):
-        check_int(name, asked.get(name), 0)
+        check_int(name, asked.get(name), 0, LARGEST)
     for name in ("pad_token_id", "bos_token_id"):
-        check_int(name, asked.get(name), -(2**63), 2**63 - 1)
+        check_int(name, asked.get(name), -LARGEST - 1, LARGEST)
     for name in SAMPLING:
         if isinstance(asked.get(name), torch.Tensor):
             raise TypeError(f"{name} is a tensor; it must be a number")
