@@ -271,6 +271,17 @@ def test_storage_that_was_given_back(op: str) -> None:
             call(*tensors[:-1], last)
 
 
+@pytest.mark.parametrize("name", ["hidden", "weight", "bias"])
+@pytest.mark.parametrize("backend", ["native", "torch", None])
+def test_linear_logp_refuses_what_was_given_back(name: str, backend: str | None) -> None:
+    """torch's own products, which it is made of, would read address 0."""
+    given = {"hidden": torch.randn(5, 8), "weight": torch.randn(11, 8), "bias": torch.randn(11)}
+    given[name].untyped_storage().resize_(0)
+    targets = torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(ValueError, match=rf"{name} has shape .* storage is empty"):
+        ops.linear_logp(targets=targets, **given, backend=backend)
+
+
 def nested(layout: torch.layout) -> Tensor:
     return torch.nested.nested_tensor([torch.ones(3), torch.ones(5)], layout=layout)
 

@@ -260,6 +260,7 @@ def _kernel(hidden: Tensor, backend: str | None) -> ModuleType:
 
 @torch.library.impl("crossfade::linear_logp", "CompositeExplicitAutograd")
 def _forward(hidden, weight, targets, bias, softcap, temperature, ignore_index, keep, backend):
+    memory.check_stored(hidden=hidden, weight=weight, targets=targets, bias=bias)
     _check_targets(targets, len(weight), ignore_index)
     settings = Settings(softcap, temperature, ignore_index)
     if keep == logp_tiles.SUM:

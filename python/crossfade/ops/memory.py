@@ -91,6 +91,13 @@ def require(**tensors: Tensor | Sequence[Tensor] | None) -> None:
             address(x, name)
 
 
+def check_stored(**tensors: Tensor | None) -> None:
+    """Whether tensors that torch's own functions read have their numbers: it does not ask."""
+    for name, x in tensors.items():
+        if x is not None and x.is_cpu and x.data_ptr() < LOWEST_ADDRESS:
+            _check_storage(x, name)
+
+
 def written(*tensors: Tensor) -> None:
     """Says that tensors are being written into, so that autograd does not use them as they were."""
     torch._C._increment_version(tensors)
