@@ -23,7 +23,17 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "decoding"))
 
-from tiny_models import EOS, SHAPES, VOCAB, doubled, lora, make, make_tokenizer, spread
+from tiny_models import (
+    EOS,
+    SHAPES,
+    VOCAB,
+    doubled,
+    lora,
+    make,
+    make_letters,
+    make_tokenizer,
+    spread,
+)
 
 pytestmark = [
     # PEFT asks transformers for an attribute that this version of it has renamed
@@ -532,6 +542,21 @@ def test_rollouts_that_were_cut(
     if drops:
         with pytest.raises(ValueError, match=r"has 2 rows and none is left, as none of them is f"):
             trainer(tmp_path, model, cut, objective=objective, unfinished=unfinished)
+
+
+def test_a_token_that_would_span_prompt_and_completion_leaves_the_prompt_as_it_is() -> None:
+    """As where the base wrote, and as `score` reads the two."""
+    tokenizer = make_letters()
+    prompt, completion = "cba", "de"
+    alone, together = (tokenizer(x)["input_ids"] for x in (prompt, prompt + completion))
+    assert together[: len(alone)] != alone, "a token spans the two"
+    row = {"prompt": prompt, "completion": completion, "reward": 1.0, "finished": False}
+    (found,) = Rollouts([row], tokenizer, VOCAB, "score", "rows").rows
+    assert found.prompt == alone
+    assert tokenizer.decode(found.completion) == completion
+    term = cf.Model(make(), tokenizer=tokenizer)
+    read = cf.score(term, [found.prompt], [found.completion]).logprobs
+    assert torch.equal(read, cf.score(term, [prompt], [completion]).logprobs)
 
 
 def test_texts_and_chats() -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .. import reading
-from ..decoding.inputs import encode, render
+from ..decoding.inputs import Prompts, encode
+from ..decoding.writing import Writing
 from ..weights import check_number
 from .fused_head import IGNORED
 from .rows import check_ids, check_message
@@ -141,8 +142,8 @@ def _tokenised(
 ) -> tuple[list[int], list[int]]:
     """Ids of a prompt, a text or a chat that is being answered, and of what followed it.
 
-    As in TRL, both are encoded in one piece, and the completion begins where its ids part from
-    those of the prompt alone. EOS ends what is finished.
+    They are the ids that `crossfade.score` gives to such texts, so that a value is learned where it
+    will be asked for: after the prompt as it is read. EOS ends what is finished.
     """
     prompt, completion = row["prompt"], row["completion"]
     if tokenizer is None:
@@ -169,16 +170,14 @@ def _tokenised(
         prompt = list(prompt)
         for i, message in enumerate(prompt):
             check_message(message, f"message {i} in prompt of {name}")
-        before = encode(prompt, tokenizer, name)
-        whole = render(prompt, tokenizer) + completion
-        both = list(tokenizer(whole, add_special_tokens=False)["input_ids"])
-    else:
-        before, both = encode(prompt, tokenizer, name), encode(prompt + completion, tokenizer, name)
-    same = next((i for i, (a, b) in enumerate(zip(before, both, strict=False)) if a != b), None)
-    start = min(len(before), len(both)) if same is None else same
+    before = encode(prompt, tokenizer, name)
+    ids = torch.tensor([before], dtype=torch.int64, device="cpu")
+    prompts = Prompts(ids, torch.ones_like(ids), [prompt])
+    (after,) = Writing(tokenizer, prompts).tokens([0], [completion])
     eos = getattr(tokenizer, "eos_token_id", None)
-    if finished and eos is None:
-        raise ValueError(f"{name} is finished, and the tokenizer has no EOS; give token ids")
-    if finished and both[-1:] != [eos]:
-        both.append(eos)
-    return both[:start], both[start:]
+    if finished:
+        if eos is None:
+            raise ValueError(f"{name} is finished, and the tokenizer has no EOS; give token ids")
+        if after[-1:] != [eos]:
+            after.append(eos)
+    return before, after
