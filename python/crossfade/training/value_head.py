@@ -20,14 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .. import checkpoints, models, reading
+from .. import models, reading, saved_models
 from ..decoding.after_head import after_head
 from ..terms import check_language_model, is_peft, text_config, underlying
 
 KINDS = ("q", "scalar")
 FORMAT = 1
 WEIGHTS, SETTINGS = "value_head.safetensors", "value_head.json"
-ADAPTER = (checkpoints.ADAPTER_CONFIG, checkpoints.ADAPTER)
+ADAPTER = (saved_models.ADAPTER_CONFIG, saved_models.ADAPTER)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -274,7 +274,7 @@ def load_value_head(
             )
     fill_head(model, weights, folder / WEIGHTS)
     if settings["adapter"]:
-        model = checkpoints.add_adapter(model, folder, "the value head's folder", trainable=True)
+        model = saved_models.add_adapter(model, folder, "the value head's folder", trainable=True)
         value_head(model).requires_grad_(True)  # PEFT freezes all but the adapter
     return model.eval()
 
@@ -292,7 +292,7 @@ def load_into(model: Any, folder: str | os.PathLike[str]) -> None:
             )
     fill_head(model, _read_weights(folder / WEIGHTS), folder / WEIGHTS)
     if is_peft(model):
-        checkpoints.fill_adapter(model, folder)
+        saved_models.fill_adapter(model, folder)
 
 
 def fill_head(model: Any, weights: dict[str, Tensor], file: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from crossfade import checkpoints, cli, loading, models, training
+from crossfade import cli, loading, models, saved_models, training
 from crossfade.extras import old_names
 from crossfade.training.value_head import load_into
 from hypothesis import HealthCheck, given, settings
@@ -97,7 +97,7 @@ def in_parts(folder: Path) -> dict[str, str]:
 
 
 def write_index(folder: Path, places: Any) -> None:
-    (folder / checkpoints.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (folder / saved_models.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
 class Trap:
@@ -173,7 +173,7 @@ def test_an_id_on_the_hub_is_downloaded_without_pickles_and_read_from_there(
     assert not any(p.endswith((".bin", ".py", ".pt", ".pth", ".pkl", "*")) for p in patterns)
 
 
-@pytest.mark.parametrize("lacks", [checkpoints.ADAPTER, checkpoints.ADAPTER_CONFIG])
+@pytest.mark.parametrize("lacks", [saved_models.ADAPTER, saved_models.ADAPTER_CONFIG])
 def test_an_adapter_that_lacks_a_file_is_not_looked_for_elsewhere(
     copied: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch, lacks: str
 ) -> None:
@@ -182,9 +182,9 @@ def test_an_adapter_that_lacks_a_file_is_not_looked_for_elsewhere(
     (copied / "owner").mkdir()
     folder = shutil.copytree("tuned", "owner/tuned")
     (Path(folder) / lacks).unlink()
-    with pytest.raises(FileNotFoundError, match=checkpoints.ADAPTER):
+    with pytest.raises(FileNotFoundError, match=saved_models.ADAPTER):
         models.with_adapters(make(), {"a": folder})
-    with pytest.raises(FileNotFoundError, match=checkpoints.ADAPTER):
+    with pytest.raises(FileNotFoundError, match=saved_models.ADAPTER):
         loading.load_blend([f"a=base@{folder}"], None)
     assert asked == []
 
@@ -197,7 +197,7 @@ def test_an_adapter_in_a_models_folder_is_neither_loaded_nor_followed(
         expected = models.load(copied / "base")[0](ids).logits
         for file in (copied / "tuned").iterdir():
             shutil.copy(file, copied / "base")
-        edit_json(copied / "base" / checkpoints.ADAPTER_CONFIG, base_model_name_or_path="owner/x")
+        edit_json(copied / "base" / saved_models.ADAPTER_CONFIG, base_model_name_or_path="owner/x")
         model = models.load(copied / "base")[0]
         assert torch.equal(model(ids).logits, expected)
     assert model.config.name_or_path == str(copied / "base")
@@ -406,7 +406,7 @@ def test_an_adapters_weights_are_those_of_its_layers(
     if read is not tuned:  # a value head with an adapter of its own
         folder = copied / "trained"
         training.save_value_head(value_head_with_adapter(base), folder)
-    file = folder / checkpoints.ADAPTER
+    file = folder / saved_models.ADAPTER
     if damage == "lacks":
         edit_tensors(file, without("layers.1.self_attn.q_proj.lora_B"))
     elif damage == "excess":
@@ -434,7 +434,7 @@ ODD_ADAPTERS = [
 def test_an_odd_adapter_config_is_an_error_that_names_the_folder(
     copied: Path, asked: list[Any], changes: dict[str, Any]
 ) -> None:
-    edit_json(copied / "tuned" / checkpoints.ADAPTER_CONFIG, **changes)
+    edit_json(copied / "tuned" / saved_models.ADAPTER_CONFIG, **changes)
     try:
         models.with_adapters(make(), {"a": copied / "tuned"})
     except (ValueError, ImportError) as error:
