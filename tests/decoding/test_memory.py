@@ -237,3 +237,22 @@ def test_what_cannot_be_halved_is_an_error(
         cf.generate(base, PROMPTS, **DRAW)
     with pytest.raises(MemoryError, match="bad_alloc"):
         cf.generate(base, PROMPTS, return_cache=True, **DRAW)
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_memory_that_ran_out_while_a_model_was_tried_is_no_reason_against_it(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, left = make(), [ERRORS[kind]]
+    own = type(model.model.norm).forward
+
+    def full_once(*args: Any, **options: Any) -> Any:
+        if left:
+            raise left.pop()
+        return own(*args, **options)
+
+    monkeypatch.setattr(type(model.model.norm), "forward", full_once)
+    for _ in range(2):
+        notes = cf.generate(model, PROMPTS, **DRAW).stats.notes
+        assert not any("simple path" in note for note in notes)
+    assert not left

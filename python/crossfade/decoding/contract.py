@@ -26,6 +26,7 @@ from .deltas import Deltas
 from .group import Group
 from .head import ScoreHead
 from .inputs import left_pad
+from .memory import is_out_of_memory
 from .modules import Call, Unsupported, attention
 from .replica import Replica
 from .simple_runner import CachedTerm
@@ -116,9 +117,9 @@ def _run_both(
             own = torch.stack([_own(m, group, rows) for m in models], 1)
         except Unsupported as reason:
             return Finding(str(reason)), True
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
         except Exception as error:
+            if is_out_of_memory(error):  # which says nothing of the model
+                raise
             what = (str(error).splitlines() or [""])[0]
             return Finding(f"a few tokens ended in {type(error).__name__}: {what:.120}"), True
     found, own = found.double(), own.double()
