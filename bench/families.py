@@ -385,7 +385,7 @@ def page(report: dict[str, Any]) -> str:
     for r in found:
         equal = {True: "yes", False: "**no**", None: ""}[r.get("equal")]
         why = "; ".join(r.get("wrong", [r.get("why", "")])).replace("|", "\\|")
-        why = why.replace("model0", "it").removeprefix("it ")
+        why = why.replace("model0", "it").removeprefix("it ").removeprefix("it: ")
         lines.append(f"| {r['family']} | {r['class']} | {PATHS[r['path']]} | {equal} | {why} |")
     return "\n".join(lines)
 
