@@ -228,10 +228,11 @@ class Group:
     def fork(self, parents: Sequence[int], starts: Tensor | int = 0) -> None:
         """Row i becomes what row ``parents[i]`` is, which it is already before slot `starts`.
 
-        -1 leaves a row as it is.
+        -1 leaves a row as it is. A row that owes tokens holds fewer than it has in common.
         """
         sources = [i if p < 0 else p for i, p in enumerate(parents)]
         source = torch.tensor(sources, device=self.device)
+        starts = self.lengths.clamp(max=starts)
         self.cache.fork(source, sources, starts, self.lengths[source])
         for state in (self.lengths, self.prompts, self.pending, self.fresh):
             state.copy_(state[source])
