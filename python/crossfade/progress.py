@@ -9,12 +9,11 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+DELAY = 1.0  # seconds before a bar is shown: none for what is over, or has failed, by then
+
 
 def progress_bar(total: int, unit: str) -> Any:
-    """A tqdm bar on stderr, which in a log file does not write a line at every step.
-
-    It is not shown for what is over, or has failed, within a second.
-    """
+    """A tqdm bar on stderr, which in a log file does not write a line at every step."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(
         total=total,
@@ -22,7 +21,7 @@ def progress_bar(total: int, unit: str) -> Any:
         file=sys.stderr,
         mininterval=interval,
         dynamic_ncols=True,
-        delay=1.0,
+        delay=DELAY,
     )
 
 

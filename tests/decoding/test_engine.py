@@ -311,7 +311,10 @@ def test_arguments_are_checked(
         cf.generate(base, PROMPTS, max_new_tokens=2, **arguments)
 
 
-def test_progress(base: PreTrainedModel, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress(
+    base: PreTrainedModel, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossfade.progress.DELAY", 0.0)
     told: list[int] = []
     cf.generate(base, PROMPTS, max_batch=2, progress=told.append, **DRAW)
     assert sum(told) == len(PROMPTS)

@@ -216,7 +216,9 @@ def test_kept_hidden_states_change_nothing(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("crossfade.progress.DELAY", 0.0)
     base = make("llama")
     runs = []
     for cached in (False, True):
