@@ -31,9 +31,8 @@ class Results:
         self.kl = torch.zeros(*size, references, **real) if references else None
         # of a search: a row's value, then its parts
         self.values = torch.full((rows + 1, values), float("nan"), **real)
-        self.limits = torch.full(
-            (rows + 1,), limit, dtype=torch.int64, device=device
-        )  # of each row
+        # of each row: new tokens that it may have
+        self.limits = torch.full((rows + 1,), limit, dtype=torch.int64, device=device)
         self.lengths = torch.zeros(rows + 1, dtype=torch.int64, device=device)
         self.finished = torch.zeros(rows + 1, dtype=torch.bool, device=device)
         self.failed = torch.zeros(rows + 1, dtype=torch.bool, device=device)
