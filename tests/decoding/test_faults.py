@@ -168,7 +168,7 @@ def test_the_engine_holds_to_its_statement(base: PreTrainedModel) -> None:
 
 
 def test_caches_grow_in_steps(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crossfade.decoding.engine_runner.AHEAD", 4)
+    monkeypatch.setattr("crossfade.decoding.group.AHEAD", 4)
     monkeypatch.setattr("crossfade.decoding.kv_cache.STEP", 4)
     moved: list[int] = []
     reserve = KVCache.reserve
@@ -199,12 +199,22 @@ def allocated(run: Callable[[], cf.Output]) -> tuple[int, cf.Output]:
     return most, out
 
 
-def test_caches_that_move_for_a_prompt_are_told_at_the_next_step(base: PreTrainedModel) -> None:
+def test_caches_that_move_for_a_prompt_are_told_at_the_next_step(
+    base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else a captured step would go on with the old buffers: reading a prompt moves them too."""
-    group = Group([TermModel(base, "base")], [0], slots=2, capacity=20, most=300)
-    group.read([0, 1], [[5, 6, 7], [8, 9]])
+    group = Group([TermModel(base, "base")], [0], slots=2, longest=20, limit=280)
+
+    def read(rows: list[int], prompts: list[list[int]]) -> None:
+        group.join(rows, prompts)
+        while group.unread:
+            group.read()
+        group.begin(rows, prompts)
+
+    monkeypatch.setattr("crossfade.decoding.kv_cache.STEP", 4)
+    read([0, 1], [[5, 6, 7], [8, 9]])
     assert not group.reserve()
-    group.read([1], [[8, *range(5, 60), *range(5, 60)]])
+    read([1], [[8, *range(5, 60), *range(5, 60)] * 3])
     assert group.reserve()
     assert not group.reserve()
 

@@ -15,7 +15,7 @@ from crossfade.decoding.group import Group
 from crossfade.decoding.kv_cache import KVCache
 from crossfade.decoding.memory import is_out_of_memory
 from crossfade.decoding.replica import Replica
-from crossfade.decoding.rows import Results
+from crossfade.decoding.rows import Slots
 from crossfade.decoding.simple_runner import CachedTerm
 from tiny_models import EOS, lora, make, make_tokenizer
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
@@ -37,7 +37,7 @@ PROMPTS = [[7 + i, 9, 30 - i] for i in range(6)]
 def alive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
     """The kinds of what calls have made and is still held, without a garbage collection."""
     made: list[tuple[str, weakref.ref[Any]]] = []
-    for kind in (Group, KVCache, Results, Replica, CachedTerm, DynamicCache):
+    for kind in (Group, KVCache, Slots, Replica, CachedTerm, DynamicCache):
 
         def init(self: Any, *args: Any, _own: Any = kind.__init__, **kwargs: Any) -> None:
             made.append((type(self).__name__, weakref.ref(self)))
@@ -121,9 +121,9 @@ class Budget:
             reserve(cache, rows, *args)
             self.take(cache, rows)
 
-        def simple(term: CachedTerm, prompts: Any, copies: int = 1) -> Any:
+        def simple(term: CachedTerm, prompts: Any, limit: int, copies: int = 1) -> Any:
             self.take(term, len(prompts.ids) * copies)
-            return prefill(term, prompts, copies)
+            return prefill(term, prompts, limit, copies)
 
         monkeypatch.setattr(KVCache, "__init__", engine)
         monkeypatch.setattr(CachedTerm, "prefill", simple)

@@ -11,7 +11,6 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from crossfade.decoding.engine import Engine
-from crossfade.decoding.inputs import left_pad
 from crossfade.decoding.readers import Reader, log_prob
 from crossfade.decoding.term_model import TermModel
 from hypothesis import settings
@@ -245,15 +244,14 @@ def test_a_text_that_changes_inside_its_prompt_is_read_again_from_there(
     base: PreTrainedModel,
 ) -> None:
     """As a reward model's does, where the response changes how the prompt's end is encoded."""
-    prompts = left_pad([[7, 9, 30, 12, 40]] * 2, 0)
-    reader = Reader(log_prob(61), [TermModel(base, "base")], [prompts], 1, 1, 20, Engine())
+    reader = Reader(log_prob(61), [TermModel(base, "base")], [5], 1, 20, Engine())
 
     def score(text: list[int]) -> float:
         ((found,),) = reader.read([0], [[text]], [[5]])
         return sum(found)
 
-    reader.join([0], [0])
+    reader.join([0], [[[7, 9, 30, 12, 40]]], [20])
     score([7, 9, 31, 12, 40, 8, 9])  # another third token
-    reader.join([0], [1])  # another row takes the slot
+    reader.join([0], [[[7, 9, 30, 12, 40]]], [20])  # another row takes the slot
     expected = cf.score(base, [[7, 9, 30, 12, 40]], [[8, 9]]).totals
     assert score([7, 9, 30, 12, 40, 8, 9]) == pytest.approx(float(expected), abs=1e-4)

@@ -212,7 +212,6 @@ class Chatty:
         ({"num_return_sequences": 0, "do_sample": True}, ValueError, "num_return_sequences is 0"),
         ({"num_return_sequences": 2}, ValueError, "num_return_sequences"),  # greedy: all the same
         ({"do_sample": 1}, TypeError, "do_sample is 1"),
-        ({"do_sample": True, "temperature": 0.0}, ValueError, "temperature is 0.0"),
         ({"do_sample": True, "temperature": -1.0}, ValueError, "temperature is -1.0"),
         ({"do_sample": True, "temperature": float("nan")}, ValueError, "temperature is nan"),
         ({"do_sample": True, "temperature": torch.ones(1)}, TypeError, "temperature is a tensor"),

@@ -8,7 +8,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade.decoding.generation import seeds_and_streams
+from crossfade.decoding.call import seeds_and_streams
 from tiny_models import EOS, PAD, VOCAB, make, make_letters
 from transformers import (
     LogitsProcessor,

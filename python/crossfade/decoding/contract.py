@@ -105,8 +105,8 @@ def _run_both(
                 models,
                 range(len(models)),
                 len(rows),
-                max(LENGTHS) + 1,
-                max(LENGTHS) + 1,
+                longest=max(LENGTHS),
+                limit=1,
                 deltas=deltas,
                 kernels=kernels,
                 attention=CHECKED,
@@ -170,7 +170,11 @@ def _tokens(model: TermModel) -> list[list[int]]:
 def _engine(group: Group, rows: Sequence[Sequence[int]]) -> Tensor:
     """Logits ``[2, terms * rows, V]`` after each prompt, and after the token that follows."""
     count = len(group.terms)
-    group.read(range(count * len(rows)), [row[:-1] for row in rows] * count)
+    each, prompts = range(count * len(rows)), [row[:-1] for row in rows] * count
+    group.join(each, prompts)
+    while group.unread:
+        group.read()
+    group.begin(each, prompts)
     next_tokens = torch.tensor([row[-1] for row in rows], device=group.device)
     live = torch.ones(len(rows), dtype=torch.bool, device=group.device)
     found = []
@@ -186,8 +190,8 @@ def _own(model: TermModel, group: Group, rows: Sequence[Sequence[int]]) -> Tenso
         return torch.stack(
             [torch.stack([_scores(model, row[:end]) for row in rows]) for end in (-1, None)]
         )
-    term = CachedTerm(model, limit=1)
-    first = term.prefill(left_pad([row[:-1] for row in rows], 0))
+    term = CachedTerm(model)
+    first = term.prefill(left_pad([row[:-1] for row in rows], 0), limit=1)
     tokens = torch.tensor([row[-1] for row in rows], device=model.device)
     return torch.stack([first, term.step(tokens)])
 

@@ -1,55 +1,62 @@
-"""Runs a job: chooses how models are run, cuts long lists into what fits, and gathers results."""
+"""Runs jobs: chooses how models are run, seats rows as they come, and tries again what failed."""
 
 from __future__ import annotations
 
 import gc
 import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..blend import Blend
 from ..progress import progress_bar
-from .contexts import Reader, Room
 from .engine import Engine
 from .engine_runner import EngineRunner
 from .graph import Stepper
-from .loop import Job, Loop
+from .job import Job, Row, weights_of
+from .lazy import Lazy
+from .loop import Loop, is_late
 from .memory import is_out_of_memory
-from .mixer import Mixer, Weights
+from .mixer import Mixer
 from .modules import Unsupported
 from .output import ModelStats
 from .prefix import PrefixCache, states
-from .rows import Results, Slots
+from .rows import Kept, Slots, Written, kept, unwritten
 from .search_loop import SearchLoop
 from .simple_runner import SimpleRunner
-from .streaming import Stream
 from .term_model import TermModel
 from .valuer import Valuer
 
 ROWS = {"cpu": 32, "cuda": 64}  # decoded at a time where rows come and go, by default
+TOKEN_BYTES = 16  # that are kept of a token at least: its id and two log-probs
+ADDRESSABLE = 1 << 47  # bytes that a process can have
 
 
 class Driver:
-    """Decodes all rows of a job, in as many batches as it takes.
+    """Decodes the rows of jobs of one call, in as many batches as it takes.
+
+    Args:
+        max_batch: rows decoded at a time.
+        progress: as in `crossfade.generate`.
+        cache: of an earlier call, to go on from; `keep_cache`: one is wanted for a later call. Both
+            are for one job.
 
     Attributes:
-        results: what the rows have written.
-        ended: rows that are done: finished, failed or at their limit.
         notes: why something was not done as the settings say.
         cache: for a call that goes on, if `keep_cache`.
+        interrupted: whether Ctrl-C cut the rows.
+        seconds: that decoding took.
     """
 
     def __init__(
         self,
         blend: Blend,
         models: Sequence[TermModel],
-        job: Job,
         vocabulary: int,
         engine: Engine,
         max_batch: int | None = None,
@@ -57,173 +64,195 @@ class Driver:
         cache: PrefixCache | None = None,
         keep_cache: bool = False,
     ) -> None:
-        if job.streamer is not None:
-            job = replace(job, streamer=Stream(job.streamer))
-        self.blend, self.models, self.job, self.vocabulary = blend, models, job, vocabulary
+        self.blend, self.models, self.vocabulary = blend, models, vocabulary
         self.engine, self.max_batch, self.progress = engine, max_batch, progress
-        self.given, self.keep_cache = cache, keep_cache
+        self.cache_in, self.keep_cache = cache, keep_cache
         self.cache: PrefixCache | None = None
         self.states: list[Hashable] = []  # of models, where caches are given or kept
         self.device = models[0].device
-        terms = len(blend.terms) if job.term_logprobs else 0
-        values = 0 if job.search is None else 1 + job.search.weights.shape[1]
-        references = len(job.references)
-        requests = job.rows // job.copies
-        self.room = Room(self._readers(), requests, job.limit)
-        self.limit = max(1, int(self.room.new.max()))  # the most that any row may write
-        try:
-            self.results = Results(job.rows, self.limit, terms, references, values, self.device)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise MemoryError(
-                f"memory ran out for what {job.rows} rows may write, {self.limit} new tokens each; "
-                "max_new_tokens must be smaller"
-            ) from error
-        self.results.limits[:-1] = self.room.new.repeat_interleave(job.copies).to(self.device)
-        self.weights, self.value_weights = self._weights(blend, requests)
-        self.references = [self._weights(r.blend, requests) for r in job.references]
         self.simple = engine.simple
-        self.given_back = set(job.returned)
-        self.ended: set[int] = set()
+        self.jobs: Iterator[Job] = iter(())
+        self.job: Job  # the first one: the others are of its kind
+        self.todo: deque[Row] = deque()  # rows of the jobs that have been taken
+        self.under_way: dict[Row, None] = {}  # rows that a loop has, in order
+        self.by_row: dict[int, Written] = {}  # where a cache is kept
         self.interrupted = False
-        self.tell: Callable[[int], object] | None = None
+        self.on_rows: Callable[[int], object] | None = None
         self.notes: list[str] = []
         self.models_stats: list[list[ModelStats]] = []
         self.cache_bytes = self.peak_bytes = 0
         self.seconds = 0.0
 
-    def _readers(self) -> list[Reader]:
-        """Every model that reads the rows, those of a search's value too."""
-        readers = list(map(Reader, self.models, self.job.prompts))
-        for question, sources in () if self.job.search is None else self.job.search.asked:
-            for s in sources:
-                own = s.writing is not None or s.whole is not None  # It reads tokens of its own.
-                readers.append(Reader(s.model, s.prompts, None if own else int(question.predicted)))
-        return readers
-
-    def _refuse(self) -> None:
-        """Rows whose prompts no context holds fail; the others go on."""
-        for request in (self.room.new == 0).nonzero()[:, 0].tolist():
-            rows = [request * self.job.copies + j for j in range(self.job.copies)]
-            self.results.failed[rows] = True
-            self._on_end(rows)
-            warnings.warn(
-                f"request {request} was not decoded: {self.room.why(request)}",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-
-    def _warn_of_full(self) -> None:
-        """Say of rows that were ended, before the call's limit, where a context was full."""
-        r = self.results
-        full = (r.lengths >= r.limits) & (r.limits < self.job.limit) & ~r.finished & ~r.failed
-        for row in full[:-1].nonzero()[:, 0].tolist():
-            if row in self.given_back:
-                warnings.warn(
-                    f"{self.job.name(row)} was ended at its token {int(r.lengths[row])}: "
-                    f"{self.room.why(row // self.job.copies)}",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
-
-    def _weights(self, blend: Blend, requests: int) -> tuple[Weights, Weights]:
-        """The weights of a blend's terms and of its values, for every row."""
-        terms = blend.row_weights(requests, self.device)
-        values = blend.row_value_weights(requests, self.device)
-        return self._of_rows(terms), self._of_rows(values)
-
-    def _of_rows(self, weights: Weights) -> Weights:
-        if isinstance(weights, Tensor):
-            return weights.repeat_interleave(self.job.copies, 0)
-        return weights
-
     @torch.no_grad()
-    def run(self) -> None:
-        """Decode, as far as time, memory and the user let it."""
-        start, stream = time.perf_counter(), self.job.streamer
-        show = self._most() < self.job.rows if self.progress is None else self.progress is True
-        with progress_bar(len(self.given_back), "row") if show else nullcontext() as bar:
-            self.tell = self.progress if callable(self.progress) else bar and bar.update
-            self._refuse()
+    def decode(self, jobs: Iterable[Job]) -> Iterator[Written]:
+        """What each row has written, as it leaves; rows that were not begun have written nothing.
+
+        A job is taken when there are places for its rows, so that a list of any length is decoded
+        at the rate of a full batch. All are of one kind: they have the same options, and their
+        tables have tensors of the same names.
+
+        At Ctrl-C what is under way is given as it is, and `interrupted` is set.
+        """
+        start, self.jobs = time.perf_counter(), iter(jobs)
+        first = next(self.jobs, None)
+        if first is None:
+            return
+        self.job = first
+        self._take(first)
+        _check_addressable(first)
+        stream, count = first.streamer, len(first)
+        show = self._at_a_time() < count if self.progress is None else self.progress is True
+        with (
+            progress_bar(sum(row.is_returned for row in self.todo), "row")
+            if show
+            else nullcontext() as bar
+        ):
+            self.on_rows = self.progress if callable(self.progress) else bar and bar.update
             try:
                 if stream is not None:
-                    stream.put(0, self.job.prompts[0].ids.repeat_interleave(self.job.copies, 0))
-                with nullcontext() if self.given is None else self.given.lent(self.job.rows):
-                    self._run()
+                    stream.put(0, first.prompts[0].ids.repeat_interleave(first.copies, 0))
+                with nullcontext() if self.cache_in is None else self.cache_in.lent(count):
+                    yield from self._batches()
             except KeyboardInterrupt:
                 self.interrupted = True
-                warnings.warn(
-                    f"interrupted when {len(self.ended)} of {self.job.rows} rows had ended",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
+                for row in [*self.under_way, *self.todo]:
+                    yield self._unwritten(row)
             except BaseException:
-                if stream is not None:  # whoever reads it in another thread would wait for ever
+                if stream is not None:  # Whoever reads it in another thread would wait for ever.
                     with suppress(Exception):
                         stream.end()
                 raise
         if stream is not None:
             stream.end()
-        self._warn_of_full()
         self.seconds = time.perf_counter() - start
 
-    def _run(self) -> None:
-        most, deadline = self._most(), self.job.deadline
-        if self.job.aligned is not None and most < self.job.rows:
+    def _take(self, job: Job) -> None:
+        self.todo.extend(job.rows())
+
+    def _next(self, count: int, one_job: bool) -> tuple[list[Row], list[Written]]:
+        """Up to so many rows to decode, and what is to be said of others that cannot be.
+
+        `one_job`: the rows are of one job.
+        """
+        rows: list[Row] = []
+        others: list[Written] = []
+        while len(rows) < count:
+            if not self.todo:
+                job = None if one_job and rows else next(self.jobs, None)
+                if job is None:
+                    break
+                self._take(job)
+                continue
+            if one_job and rows and self.todo[0].job is not rows[0].job:
+                break
+            row = self.todo.popleft()
+            if row.limit < 1:
+                others.append(self._refused(row))
+            elif self.models_stats and is_late(row):  # The first batch writes a token at least.
+                others.append(self._unwritten(row))
+            else:
+                rows.append(row)
+        self.under_way.update(dict.fromkeys(rows))
+        return rows, others
+
+    @property
+    def _kept(self) -> Kept:
+        return kept(len(self.blend.terms) * self.job.term_logprobs, len(self.job.references))
+
+    @property
+    def _parts(self) -> int:
+        """Numbers of a row's value: itself and its parts."""
+        search = self.job.search
+        return 0 if search is None else 1 + search.weights.shape[1]
+
+    def _refused(self, row: Row) -> Written:
+        """A row whose prompt no context holds has failed; the others go on."""
+        if row.sample == 0:
+            warnings.warn(
+                f"{row.of} was not decoded: {row.job.room.why(row.request)}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return self._leaves(self._unwritten(row, failed=True))
+
+    def _unwritten(self, row: Row, *, failed: bool = False) -> Written:
+        return unwritten(row, self._kept, self._parts, self.device, failed=failed)
+
+    def _leaves(self, written: Written) -> Written:
+        """A row is done, or was cut: tell whoever watches."""
+        row = written.row
+        self.under_way.pop(row, None)
+        if written.ended and row.is_returned:
+            if self.on_rows is not None:
+                self.on_rows(1)
+            if not (written.finished or written.failed) and row.limit < row.asked:
+                warnings.warn(
+                    f"{row} was ended at its token {len(written)}: {row.job.room.why(row.request)}",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+        if self.keep_cache:
+            self.by_row[row.index] = written
+        return written
+
+    def _batches(self) -> Iterator[Written]:
+        """Rows that come and go, or batches of rows that start together."""
+        most = self._at_a_time()
+        if self.job.aligned is not None and most < len(self.job):
             self.notes.append(f"fixed batches: {self.job.aligned}")
-        while todo := [r for r in range(self.job.rows) if r not in self.ended]:
-            batch = todo[:most] if self._aligned else todo
-            count, short = self.job.rows if self._together else min(most, len(batch)), False
+        while True:
+            rows, others = self._next(most, self._aligned)
+            yield from others
+            if not rows:
+                return
+            count, short = len(self.job) if self._together else len(rows), False
             try:
-                self._decode(batch, count)
+                yield from self._decode(rows, count)
             except Unsupported as reason:
-                if self._whole or self.simple:
+                if self._all_at_once or self.simple:
                     what = "the simple path" if self.simple else "cache and return_cache"
                     raise NotImplementedError(f"{what}: {reason}") from None
                 self.notes.append(f"the simple path: {reason}")
                 self.simple = True
-                most = self._most()
+                most = self._at_a_time()
             except (RuntimeError, MemoryError) as error:
                 fewer = self._fewer(count)
                 if fewer == 0 or not is_out_of_memory(error):
                     raise
                 self.notes.append(f"memory ran out: {fewer} rows at a time")
                 most, short = fewer, True
-            if short:  # what was tried is let go by now, but for what others tied into cycles
+            if short:  # What was tried is let go by now, but for what others tied into cycles.
                 gc.collect()
-            if deadline is not None and time.time() > deadline:
-                return
-            if again := [r for r in batch if r not in self.ended]:
-                self.results.forget(torch.tensor(again, device=self.device))
+            self.todo.extendleft(reversed(self.under_way))  # They begin again.
+            self.under_way.clear()
 
     @property
     def _aligned(self) -> bool:
         return self.simple or self.job.aligned is not None
 
     @property
-    def _whole(self) -> bool:
+    def _all_at_once(self) -> bool:
         """Whether all rows must be decoded at a time, as caches are for given rows."""
-        return self.given is not None or self.keep_cache
+        return self.cache_in is not None or self.keep_cache
 
     @property
     def _together(self) -> bool:
         """Whether all rows are decoded at a time, each in the slot of its number."""
-        return self._whole or self.job.streamer is not None
+        return self._all_at_once or self.job.streamer is not None
 
-    def _most(self) -> int:
-        """Rows at a time."""
+    def _at_a_time(self) -> int:
+        """Rows decoded at a time."""
         most = self.max_batch
         if most is None:
-            together = self._aligned or self._whole
-            most = self.job.rows if together else ROWS.get(self.device.type, ROWS["cuda"])
+            together = self._aligned or self._all_at_once
+            most = len(self.job) if together else ROWS.get(self.device.type, ROWS["cuda"])
         return self._of_requests(most) or self.job.copies
 
     def _fewer(self, count: int) -> int:
         """Rows at a time where memory ran out for `count`; 0: there is no smaller batch."""
         if self._together:
             return 0
-        half = count // 2  # rows of one request may be apart, but in a search
+        half = count // 2  # Rows of one request may be apart, but in a search.
         return self._of_requests(half) or (half if self.job.search is None else 0)
 
     def _of_requests(self, rows: int) -> int:
@@ -231,82 +260,93 @@ class Driver:
         whole = self._aligned or self.job.search is not None
         return rows - rows % self.job.copies if whole else rows
 
-    def _decode(self, rows: Sequence[int], count: int) -> None:
-        """Decode `rows`, `count` at a time."""
-        job, engine = self.job, self.engine
-        search = job.search
-        if search is not None and search.settings.chunk_end is not None and self._aligned:
-            why = job.aligned or "the simple path keeps all rows at one step"
-            raise NotImplementedError(f"chunk_end lets rows wait for others, but {why}")
-        chunk = None if search is None else search.settings.chunk_length
-        slots = Slots(
-            count,
-            self.results,
-            job.seeds,
-            job.streams,
-            self.weights,
-            self.value_weights,
-            chunk,
-            self.references,
-        )
-        runner: Any = self._runner(slots)
-        mixer = Mixer(
-            self.blend,
-            slots.weights,
-            slots.value_weights,
-            self.vocabulary,
-            runner.columns,
-            [
-                (Mixer(r.blend, *weights, self.vocabulary), r.columns)
-                for r, weights in zip(job.references, slots.references, strict=True)
-            ],
-        )
-        valuer: Valuer | None = None
-        if search is None:
-            loop: Loop = Loop(job, runner, mixer, slots, rows, self._aligned)
-        else:
-            simple = replace(engine, simple=self.simple)
-            valuer = Valuer(search, job.copies, count, self.limit, simple, self.results)
-            loop = SearchLoop(
-                job, search, valuer, runner, mixer, slots, rows, self._aligned, self.keep_cache
-            )
-        host = job.watched or self.simple or self.device.type == "cpu"
-        stepper = Stepper(engine.cuda_graph and not host)
-        every = 1 if host else 8 if search is None else _divisor(slots.chunk, 8)
-        if engine.sync_every is not None and not job.watched and not self.simple:
-            every = engine.sync_every
-        if not self.simple:
-            self._note_left_out(runner)
+    def _decode(self, rows: Sequence[Row], count: int) -> Iterator[Written]:
+        """Decode `rows` in so many slots, and the rows after them as slots become free."""
+        job, aligned = self.job, self._aligned
+        loop, slots, valuer = self._loop(rows, count)
+        runner = loop.runner
         try:
-            loop.run(stepper, every, self._on_end)
+            loop.join(rows)
+            while (happened := loop.advance()) is not None:
+                for written in happened.left:
+                    yield self._leaves(written)
+                if not aligned:
+                    rows, others = self._next(loop.room, False)
+                    yield from others
+                    loop.join(rows)
+        except KeyboardInterrupt:
+            for written in loop.cut():
+                yield self._leaves(written)
+            raise
         finally:
-            self.models_stats.append(runner.stats(loop.drawn(), len(rows)))
+            self.models_stats.append(runner.stats(loop.drawn(), loop.begun))
             self.cache_bytes, peak = runner.cache_bytes, runner.peak_bytes
-            self.notes += [] if stepper.note is None else [stepper.note]
+            note = loop.stepper.note
+            self.notes += [] if note is None else [note]
             if valuer is not None:
                 self.models_stats.append(valuer.stats())
                 self.cache_bytes += valuer.cache_bytes
                 peak += valuer.peak_bytes
                 self.notes += [n for n in valuer.notes if n not in self.notes]
-            self.peak_bytes = max(self.peak_bytes, peak + self.results.nbytes)
+            self.peak_bytes = max(self.peak_bytes, peak + slots.nbytes)
         if self.keep_cache:
-            tokens, lengths = (x[:-1].tolist() for x in (self.results.tokens, self.results.lengths))
-            written = [t[:n] for t, n in zip(tokens, lengths, strict=True)]
-            self.cache = PrefixCache(runner, self.states, written, job.returned)
+            each = [(row.texts, self.by_row[row.index].ids) for row in job.rows()]
+            kept = [row.index for row in job.rows() if row.is_returned]
+            assert isinstance(runner, EngineRunner)  # The simple path keeps none, as was said.
+            self.cache = PrefixCache(runner, self.states, each, kept)
 
-    def _on_end(self, rows: Sequence[int]) -> None:
-        self.ended.update(rows)
-        given = [r for r in rows if r in self.given_back]
-        if self.tell is not None and given:
-            self.tell(len(given))
+    def _loop(self, rows: Sequence[Row], count: int) -> tuple[Loop, Slots, Valuer | None]:
+        """A loop with so many slots, and the runner and the mixer that rows of this kind take."""
+        job, engine, search = self.job, self.engine, self.job.search
+        if search is not None and search.settings.chunk_end is not None and self._aligned:
+            why = job.aligned or "the simple path keeps all rows at one step"
+            raise NotImplementedError(f"chunk_end lets rows wait for others, but {why}")
+        limit = max(1, *job.limits, *(row.limit for row in rows))
+        chunk = None if search is None else search.settings.chunk_length
+        slots = Slots(count, job.table, self._kept, self._parts, limit, self.device, chunk)
+        runner = self._runner(slots, rows, limit)
+        table = slots.table
+        names = map(weights_of, range(len(job.references)))
+        references = [
+            (Mixer(r.blend, table[w], table[v], self.vocabulary), r.columns)
+            for r, (w, v) in zip(job.references, names, strict=True)
+        ]
+        mixer = Mixer(
+            self.blend,
+            table["weights"],
+            table["value_weights"],
+            self.vocabulary,
+            runner.columns,
+            references,
+        )
+        host = job.watched or self.simple or self.device.type == "cpu"
+        every = 1 if host else 8 if chunk is None else _divisor(min(chunk, limit), 8)
+        if engine.sync_every is not None and not job.watched and not self.simple:
+            every = engine.sync_every
+        places = [row.index for row in rows] if self._together else range(count)
+        start_together = (job.rows() if self._together else rows) if self._aligned else None
+        how: dict[str, Any] = {
+            "aligned": start_together,
+            "stepper": Stepper(engine.cuda_graph and not host),
+            "every": every,
+        }
+        if not self.simple:
+            self._note_left_out(runner)
+        if search is None:
+            return Loop(runner, mixer, slots, places, **how), slots, None
+        valuer = Valuer(search, slots, limit, replace(engine, simple=self.simple))
+        loop = SearchLoop(valuer, runner, mixer, slots, places, keep_cache=self.keep_cache, **how)
+        return loop, slots, valuer
 
-    def _runner(self, slots: Slots) -> SimpleRunner | EngineRunner:
+    def _runner(self, slots: Slots, rows: Sequence[Row], limit: int) -> SimpleRunner | EngineRunner:
         """The simple path, or the engine with what the settings, the blend and the job allow."""
         job, blend, engine = self.job, self.blend, self.engine
-        count = len(slots.row)
+        count = len(slots.each)
         if self.simple:
-            return SimpleRunner(self.models, job.prompts, job.copies, count, self.limit)
-        runner = EngineRunner(self.models, job.prompts, job.copies, count, self.limit, engine)
+            return SimpleRunner(self.models, count)
+        known = [*job.texts, *(row.texts for row in rows)]
+        longest = [max(len(texts[k]) for texts in known) for k in range(len(self.models))]
+        runner = EngineRunner(self.models, longest, count, limit, engine)
         each_term = None  # why all logits of every term are needed
         if job.term_logprobs:
             each_term = "the log-probs of each term are asked for"
@@ -315,7 +355,7 @@ class Driver:
         mean = f"the blend has power {blend.power:g}" if blend.power != 0 else None
         if engine.share_head:
             cut = None if blend.support is None else "the blend has a support"
-            w = torch.as_tensor(slots.weights, dtype=torch.float32, device=self.device)
+            w = torch.as_tensor(slots.table["weights"], dtype=torch.float32, device=self.device)
             w = w if w.dim() == 2 else w.expand(count, -1)
             runner.share_heads(w, each_term or mean or cut)
         on_cpu = all(g.device.type == "cpu" for g in runner.groups)
@@ -327,10 +367,10 @@ class Driver:
                 runner.rest_guides(
                     blend.support, self.vocabulary, restrict, engine.skip_guides, each_term
                 )
-        if self._whole:
+        if self._all_at_once:
             self.states = states(runner)
-        if self.given is not None:
-            self.notes += self.given.give(runner, self.states)
+        if self.cache_in is not None:
+            self.notes += self.cache_in.give(runner, self.states, job.copies)
         self.notes += [n for n in runner.notes if n not in self.notes]
         return runner
 
@@ -342,7 +382,7 @@ class Driver:
             found.append(f"steps are not captured in a CUDA graph: {watched}")
         if engine.sync_every not in (None, 1) and self.job.watched:
             found.append(f"sync_every is 1 and not {engine.sync_every}: {watched}")
-        if engine.compile and runner.lazy is not None:
+        if engine.compile and isinstance(runner.plan, Lazy):
             found.append("guides are not compiled: they rest, and then read several tokens")
         self.notes += [n for n in found if n not in self.notes]
 
@@ -353,6 +393,16 @@ class Driver:
             old = total.get(s.names, ModelStats(s.names, 0, 0))
             total[s.names] = ModelStats(s.names, old.forwards + s.forwards, old.tokens + s.tokens)
         return tuple(total.values())
+
+
+def _check_addressable(job: Job) -> None:
+    """Refuse limits of new tokens that no memory holds, before the hours that they would take."""
+    most = max(job.limits)
+    if len(job) * most * TOKEN_BYTES > ADDRESSABLE:
+        raise MemoryError(
+            f"no memory holds what {len(job)} rows may write, {most} new tokens each; "
+            "max_new_tokens must be smaller"
+        )
 
 
 def _divisor(n: int, most: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,14 +12,14 @@ from ..ops import Support
 from . import contract
 from .deltas import Deltas
 from .engine import Engine
+from .forms import Ids
 from .group import Group
-from .guides import LazyGuides
-from .inputs import Prompts
+from .lazy import Lazy
 from .modules import Unsupported
 from .output import ModelStats
+from .plan import All, Plan
+from .runner import Texts
 from .term_model import TermModel
-
-AHEAD = 256  # new tokens that caches have room for at first
 
 
 class EngineRunner:
@@ -29,43 +29,37 @@ class EngineRunner:
     that join and requests under way are rows of the same step.
 
     Args:
-        models: of the terms, then of the values.
-        prompts: what each of them reads, for all requests.
-        copies: rows of each request.
+        models: of the terms, of the values, then of references.
+        longest: tokens of the longest prompt that each will read, as far as they are known.
         slots: rows decoded at a time.
-        limit: new tokens that a row may have.
+        limit: new tokens that a row may have, as far as it is known.
 
     Attributes:
         columns: the terms and values that each tensor of logits stands for.
-        lazy: runs guides where they have a say; None: all models run at every step.
+        plan: which models read what at a step.
         notes: what was left out, and why.
     """
 
     def __init__(
         self,
         models: Sequence[TermModel],
-        prompts: Sequence[Prompts],
-        copies: int,
+        longest: Sequence[int],
         slots: int,
         limit: int,
         engine: Engine,
     ) -> None:
-        for model, prompt in zip(models, prompts, strict=True):
-            model.check(prompt)
         self.models, self.device = tuple(models), models[0].device
-        self.copies, self.slots = copies, slots
-        self.prompts = [p.unpadded() for p in prompts]
+        self.slots, self.kernels = slots, engine.kernels
         self.notes: list[str] = []
         self.groups: list[Group] = []
         self.backend = None if engine.kernels else "reference"
         for terms, deltas in self._forwards(engine.share_weights):
-            longest = max(len(p) for k in terms for p in self.prompts[k])
             group = Group(
                 [models[k] for k in terms],
                 terms,
                 slots,
-                capacity=longest + min(limit, AHEAD),
-                most=longest + limit,
+                longest=max(longest[k] for k in terms),
+                limit=limit,
                 deltas=deltas,
                 kernels=engine.kernels,
                 compile=engine.compile,
@@ -73,7 +67,8 @@ class EngineRunner:
             contract.check(group.models, group.most, deltas, engine.kernels)
             self.groups.append(group)
         self.columns: list[tuple[int, ...]] = [(k,) for k in range(len(models))]
-        self.lazy: LazyGuides | None = None
+        self.plan: Plan = All(self.groups)
+        self.joining: list[Joining] = []
 
     def share_heads(self, weights: Tensor, why: str | None = None) -> None:
         """Blend hidden states of terms over one model; weights ``[slots, terms]``.
@@ -109,7 +104,7 @@ class EngineRunner:
             if len(self.models) > 1:
                 self.notes.append(f"guides run in full at every step: {why}")
             return
-        self.lazy = LazyGuides(self.groups, support, vocabulary, restrict=restrict, skip=skip)
+        self.plan = Lazy(self.groups, support, vocabulary, restrict=restrict, skip=skip)
         for group in guides if restrict else ():
             not_here = _why_not_some_columns(group)
             group.head.some_columns = not_here is None
@@ -142,23 +137,63 @@ class EngineRunner:
             several = len({m.adapter for m in models}) > 1
             return None, str(reason) if several else None
 
-    def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:
-        """Rows of the call take slots: their prompts are read, one request's once."""
-        first: dict[int, int] = {}
-        parents = [-1] * self.slots
-        for slot, row in zip(slots, rows, strict=True):
-            parents[slot] = first.setdefault(row // self.copies, slot)
+    def join(self, slots: Sequence[int], texts: Sequence[Texts], limits: Sequence[int]) -> None:
+        """Rows take slots: `read` reads what each model is to read, and tells when it is done.
+
+        Slots that have one and the same object of texts share its reading.
+
+        Args:
+            texts: of each row, the ids that each model reads.
+            limits: new tokens that each row may have.
+        """
+        several: dict[int, Joining] = {}
+        for slot, text in zip(slots, texts, strict=True):
+            several.setdefault(id(text), Joining(text, [])).slots.append(slot)
+        new = list(several.values())
         for group in self.groups:
-            prompts = {
-                m * self.slots + slot: self.prompts[k][request]
-                for m, k in enumerate(group.terms)
-                for request, slot in first.items()
-            }
-            group.read(list(prompts), list(prompts.values()))
-            if len(first) < len(slots):
+            rows, prompts = self._first_rows(group, new)
+            most = max(
+                len(text[k]) + limit
+                for text, limit in zip(texts, limits, strict=True)
+                for k in group.terms
+            )
+            if most > group.most:
+                group.extend(most)
+                contract.check(group.models, group.most, group.deltas, self.kernels)
+            group.join(rows, prompts)
+        self.joining += new
+
+    def read(self) -> list[int]:
+        """Every model reads on in the prompts of rows that joined, as much as one forward takes.
+
+        Returns:
+            The slots whose prompts have been read: `step` feeds these rows from now on.
+        """
+        unread = set()
+        for group in self.groups:
+            group.read()
+            unread |= {x.row % self.slots for x in group.unread}
+        ready = [j for j in self.joining if j.slots[0] not in unread]
+        if not ready:
+            return []
+        self.joining = [j for j in self.joining if j.slots[0] in unread]
+        parents = [-1] * self.slots
+        for j in ready:
+            for slot in j.slots:
+                parents[slot] = j.slots[0]
+        slots = [slot for j in ready for slot in j.slots]
+        for group in self.groups:
+            group.begin(*self._first_rows(group, ready))
+            if len(slots) > len(ready):
                 group.fork(self._rows(group, parents))
-        if self.lazy is not None:
-            self.lazy.join(slots)
+        self.plan.join(slots)
+        return slots
+
+    def leave(self, slots: Sequence[int]) -> None:
+        """Rows give up their slots; of rows that share what is being read, all of them."""
+        self.joining = [j for j in self.joining if j.slots[0] not in slots]
+        for group in self.groups:
+            group.leave([m * self.slots + s for m in range(len(group.terms)) for s in slots])
 
     def fork(self, parents: Sequence[int], shared: Sequence[int]) -> None:
         """Slot i becomes what slot ``parents[i]`` is; -1 leaves it as it is.
@@ -168,8 +203,12 @@ class EngineRunner:
         for group in self.groups:
             same = torch.tensor(shared, device=group.device).repeat(len(group.terms))
             group.fork(self._rows(group, parents), group.prompts + same)
-        if self.lazy is not None:
-            self.lazy.fork(parents)
+        self.plan.fork(parents)
+
+    def _first_rows(self, group: Group, joining: Sequence[Joining]) -> tuple[list[int], list[Ids]]:
+        """A group's rows in the first slots of those that join, and what they read."""
+        each = [(m, k, j) for m, k in enumerate(group.terms) for j in joining]
+        return [m * self.slots + j.slots[0] for m, _, j in each], [j.texts[k] for _, k, j in each]
 
     def _rows(self, group: Group, parents: Sequence[int]) -> list[int]:
         """Slots' parents as those of a group's rows."""
@@ -179,10 +218,7 @@ class EngineRunner:
 
     def step(self, tokens: Tensor, live: Tensor) -> list[Tensor]:
         """Logits ``[slots, V]`` for each of `columns`, after one more token ``[slots]``."""
-        if self.lazy is not None:
-            found = self.lazy.step(tokens, live)
-        else:
-            found = self._step_all(tokens, live)
+        found = self.plan.step(tokens, live)
         each: dict[tuple[int, ...], Tensor] = {}
         for group, logits in found.items():
             logits = logits.to(self.device)
@@ -193,33 +229,12 @@ class EngineRunner:
                 each.update(((k,), z) for k, z in zip(group.terms, parts, strict=True))
         return [each[c] for c in self.columns]
 
-    def _step_all(self, tokens: Tensor, live: Tensor) -> dict[Group, Tensor]:
-        """Every group's step; in a CUDA graph, each after the first on a stream of its own."""
-        first, *others = self.groups
-        forked: dict[Group, torch.cuda.Stream] = {}
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            here = torch.cuda.current_stream(self.device)
-            forked = {g: torch.cuda.Stream(g.device) for g in others if g.device == self.device}
-        found = {}
-        for group in others:  # begun first: the largest model is often the first
-            with forked_to(forked.get(group)):
-                found[group] = group.step(tokens.to(group.device), live.to(group.device))
-        found[first] = first.step(tokens.to(first.device), live.to(first.device))
-        for stream in forked.values():
-            here.wait_stream(stream)
-        return found
-
     def reserve(self) -> bool:
         """The host's part of a step; True if buffers moved, so that a captured step is void."""
-        for group in self._stepped:
+        for group in self.plan.stepped:
             group.forwards_run += 1
         moved = [group.reserve() for group in self.groups]
         return any(moved)
-
-    @property
-    def _stepped(self) -> list[Group]:
-        """Groups that read a token of every row at every step."""
-        return self.groups if self.lazy is None else [self.lazy.first]
 
     def stats(self, drawn: int, rows: int) -> list[ModelStats]:
         """What each model did for `rows` that drew so many tokens in all."""
@@ -227,7 +242,7 @@ class EngineRunner:
             ModelStats(
                 tuple(self.models[k].name for k in g.terms),
                 g.forwards_run,
-                g.tokens_read + (drawn * len(g.terms) if g in self._stepped else 0),
+                g.tokens_read + (drawn * len(g.terms) if g in self.plan.stepped else 0),
             )
             for g in self.groups
         ]
@@ -241,15 +256,12 @@ class EngineRunner:
         return sum(g.cache.peak_bytes for g in self.groups)
 
 
-@contextmanager
-def forked_to(stream: torch.cuda.Stream | None) -> Iterator[None]:
-    """Run on a stream that begins where the current one is; the current one for None."""
-    if stream is None:
-        yield
-        return
-    stream.wait_stream(torch.cuda.current_stream(stream.device))
-    with torch.cuda.stream(stream):
-        yield
+@dataclass
+class Joining:
+    """Slots whose rows read the same: the first reads it, and the others become what it is."""
+
+    texts: Texts
+    slots: list[int]
 
 
 NOT_PLAIN = "it is not a plain linear layer"

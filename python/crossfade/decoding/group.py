@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ from transformers import PreTrainedModel
 
 from ..terms import text_config
 from .deltas import Deltas
+from .forms import Ids
 from .head import Head, Wanted, split
 from .kv_cache import KVCache
 from .modules import Call, Forward, Unsupported, linear_forwards
 from .replica import Replica
 from .term_model import TermModel
 
+AHEAD = 256  # new tokens that caches have room for at first
 # tokens of prompts in one forward, which bounds the memory of their activations
 MAX_TOKENS = {"cpu": 1024, "cuda": 8192}
 MAX_LOGITS = 1 << 25  # numbers, where those of every token are wanted
@@ -31,7 +34,8 @@ class Group:
     the last token, which is `pending`.
 
     Args:
-        capacity, most: tokens a row that the caches have room for at first, and ever need.
+        longest: tokens of the longest prompt, as far as it is known, and limit: of the longest
+            response. `extend` tells of longer ones.
         deltas: the terms' adapters as rows; None: they have one adapter, which is switched on.
         kernels, compile: as in `Engine`.
         attention: Transformers' name of the function that layers attend by.
@@ -42,16 +46,16 @@ class Group:
         models: Sequence[TermModel],
         terms: Sequence[int],
         slots: int,
-        capacity: int,
-        most: int,
+        longest: int,
+        limit: int,
         *,
         deltas: Deltas | None = None,
         kernels: bool = True,
         compile: bool = False,
         attention: str = "crossfade",
     ) -> None:
-        first = models[0]
-        check(first, most)
+        first, self.most = models[0], longest + limit
+        refuse_unsupported(first, self.most)
         self.terms, self.slots, self.name = tuple(terms), slots, first.name
         self.models = tuple(models)
         self.base = first.bare
@@ -59,29 +63,28 @@ class Group:
         self.config = text_config(first.bare)
         native = kernels and self.device.type == "cpu"
         backend = None if kernels else "reference"  # of linear layers
-        forwards: dict[Any, Forward] = linear_forwards(self.base) if native else {}
+        replacements: dict[Any, Forward] = linear_forwards(self.base) if native else {}
         self.deltas = deltas
         if deltas is not None:
-            forwards.update(deltas.forwards)
+            replacements.update(deltas.forwards)
         body, self.head = split(self.base, terms, backend)
-        forwards.update(self.head.forwards)
+        replacements.update(self.head.forwards)
         replica = Replica(self.base)
-        replica.install(forwards)
+        replica.install(replacements)
         for state in first.layers if deltas is None else ():
             state.apply(replica)
         text_config(replica.model)._attn_implementation = attention
         self.body = replica[body]
 
         rows = slots * len(models)
-        self.cache, self.most = KVCache(rows, capacity), most
-        # rows that have ended go on to be fed: not past the last position that there is
-        context = first.context
-        self.last = None if context is None or most < context else context - 1
+        self.cache = KVCache(rows, longest + min(limit, AHEAD))
         self.moved = False  # the caches, since the last step: also when prompts were read
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.prompts = torch.zeros_like(self.lengths)  # tokens of each row's prompt
         self.members = torch.arange(len(models), device=self.device).repeat_interleave(slots)
         self.bounds = [0] * rows  # no row is longer, as far as the host knows
+        self.used = [False] * rows  # rows that a step may make longer
+        self.unread: list[Unread] = []  # what is yet to be read of prompts, in order
         self.pending = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.fresh = torch.zeros(rows, dtype=torch.bool, device=self.device)
         # a step's forward; no method of this object, which would then hold on to itself
@@ -98,13 +101,33 @@ class Group:
             raise Unsupported("its layers do not all use Transformers' attention interface")
         return logits
 
+    @property
+    def last(self) -> int | None:
+        """The last position that there is: rows that have ended are fed there again and again."""
+        context = self.models[0].context
+        return None if context is None or self.most < context else context - 1
+
+    def extend(self, most: int) -> None:
+        """Rows may become so long.
+
+        Raises:
+            Unsupported: the engine cannot run the model on rows of that length.
+        """
+        if most > self.most:
+            refuse_unsupported(self.models[0], most)
+            self.most = most
+            self.moved = True  # What a captured step does may depend on it.
+
     def reserve(self) -> bool:
-        """Room for one more token a row; True if the caches moved since the last step.
+        """Room for one more token of each row in use; True if the caches moved since the last step.
 
         The host's part of a step.
         """
-        self.bounds = [min(n + 1, self.most) for n in self.bounds]
-        self._make_room(max(self.bounds))
+        self.bounds = [
+            min(n + used, self.most) for n, used in zip(self.bounds, self.used, strict=True)
+        ]
+        # A row that is not in use is fed too, behind its last token.
+        self._make_room(min(max(self.bounds) + 1, self.most))
         moved, self.moved = self.moved, False
         return moved
 
@@ -125,31 +148,64 @@ class Group:
         self.lengths += live.repeat(terms)
         return logits
 
-    def read(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
-        """Make each row's cache that of its prompt, reading what it does not hold already."""
-        todo = []
+    def join(self, rows: Sequence[int], prompts: Sequence[Ids]) -> None:
+        """Rows begin with prompts, of which `read` reads all but the last tokens.
+
+        What a row's cache holds of its prompt already is not read again.
+        """
+        starts, unread = [], []
         for row, prompt in zip(rows, prompts, strict=True):
-            ids = prompt[:-1]
-            start = common(self.cache.held[row], ids)
+            start = common(self.cache.held[row], prompt[:-1])
             self.cache.rewind(row, start)
-            self.bounds[row] = len(ids)
-            todo.append((row, start, ids[start:]))
+            starts.append(start)
+            self.bounds[row] = len(prompt) - 1
+            if start < len(prompt) - 1:
+                unread.append(Unread(row, start, prompt))
+        # Prompts of like lengths share a forward, and the shorter ones can begin before the longer.
+        self.unread += sorted(unread, key=len)
         at = torch.tensor(rows, device=self.device)
         self.prompts[at] = torch.tensor([len(p) for p in prompts], device=self.device)
+        self.lengths[at] = torch.tensor(starts, device=self.device)
+
+    def read(self) -> None:
+        """Read on in the prompts of rows that have joined, as much as one forward takes."""
+        most = MAX_TOKENS.get(self.device.type, MAX_TOKENS["cuda"])
+        now: list[Unread] = []
+        width = 0
+        while self.unread:
+            width = max(width, min(len(self.unread[0]), most))
+            if now and (len(now) + 1) * width > most:
+                break
+            now.append(self.unread.pop(0))
+        if not now:
+            return
+        pieces = [x.prompt[x.start : min(x.start + most, len(x.prompt) - 1)] for x in now]
+        with self.head.reading(Wanted(logits=False)):
+            self._append([x.row for x in now], [x.start for x in now], pieces)
+        for x, ids in zip(now, pieces, strict=True):
+            self.cache.holds(x.row, x.start, ids)
+            x.start += len(ids)
+        self.unread += [x for x in now if len(x)]  # They take turns with what else is unread.
+
+    def begin(self, rows: Sequence[int], prompts: Sequence[Ids]) -> None:
+        """Rows that have read their prompts: a step feeds them the last tokens of these."""
+        at = torch.tensor(rows, device=self.device)
         self.pending[at] = torch.tensor([p[-1] for p in prompts], device=self.device)
         self.fresh[at] = True
-        self.lengths[at] = torch.tensor([start for _, start, _ in todo], device=self.device)
-        todo = sorted((x for x in todo if x[2]), key=lambda x: len(x[2]), reverse=True)
-        while todo:
-            count = max(1, MAX_TOKENS.get(self.device.type, MAX_TOKENS["cuda"]) // len(todo[0][2]))
-            now, todo = todo[:count], todo[count:]
-            with self.head.reading(Wanted(logits=False)):
-                self._append([r for r, _, _ in now], [ids for _, _, ids in now])
-            for row, start, ids in now:
-                self.cache.holds(row, start, ids)
+        for row in rows:
+            self.used[row] = True
 
-    def _append(self, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> Tensor:
-        """What is wanted of the logits after rows read tokens, some more than others."""
+    def leave(self, rows: Sequence[int]) -> None:
+        """Rows that have ended: their caches do not grow any more."""
+        for row in rows:
+            self.used[row] = False
+        self.unread = [x for x in self.unread if x.row not in rows]
+
+    def _append(self, rows: Sequence[int], starts: Sequence[int], ids: Sequence[Ids]) -> Tensor:
+        """What is wanted of the logits after rows read tokens, some more than others.
+
+        `starts`: tokens that each row has before them, at most.
+        """
         counts = torch.tensor([len(x) for x in ids], device=self.device)
         width = max(map(len, ids))  # the others end in padding that is never attended to
         padded = torch.tensor([[*x, *[0] * (width - len(x))] for x in ids], device=self.device)
@@ -157,7 +213,6 @@ class Group:
         lengths = self.lengths[at]
         steps = torch.arange(width, device=self.device)
         positions = lengths[:, None] + torch.minimum(steps, counts[:, None] - 1)
-        starts = (self.bounds[r] - len(x) for r, x in zip(rows, ids, strict=True))
         self._make_room(max(starts) + width)
         call = Call(self.cache, lengths, at)
         logits = self._run(forward, self.members[at], padded, positions, call)
@@ -194,7 +249,9 @@ class Group:
             self.lengths[at] = torch.tensor([starts[i] for i in now], device=self.device)
             last = torch.tensor([len(ids[i]) - 1 for i in now], device=self.device)
             with self.head.reading(Wanted(every=True) if every else Wanted(last=last)):
-                logits = self._append([rows[i] for i in now], [ids[i] for i in now])
+                logits = self._append(
+                    [rows[i] for i in now], [starts[i] for i in now], [ids[i] for i in now]
+                )
             for i in now:
                 self.cache.holds(rows[i], starts[i], ids[i])
             yield now, logits
@@ -210,7 +267,8 @@ class Group:
             return None
         last = torch.tensor([len(x) - 1 for x in ids], device=self.device)
         with self.head.reading(Wanted(last=last, columns=columns)):
-            logits = self._append(rows, ids)
+            starts = [self.bounds[r] - len(x) for r, x in zip(rows, ids, strict=True)]
+            logits = self._append(rows, starts, ids)
         if len(rows) == len(self.lengths):
             return logits
         found = logits.new_zeros(len(self.lengths), logits.shape[1])
@@ -237,6 +295,19 @@ class Group:
         for state in (self.lengths, self.prompts, self.pending, self.fresh):
             state.copy_(state[source])
         self.bounds = [self.bounds[s] for s in sources]
+        self.used = [self.used[s] for s in sources]
+
+
+@dataclass
+class Unread:
+    """What a row is yet to read of its prompt: from `start` on, but for the last token."""
+
+    row: int
+    start: int
+    prompt: Ids
+
+    def __len__(self) -> int:
+        return len(self.prompt) - 1 - self.start
 
 
 def forward(body: Any, head: Head, ids: Tensor, positions: Tensor, call: Call) -> Tensor:
@@ -265,7 +336,7 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
     return n
 
 
-def check(model: TermModel, tokens: int) -> None:
+def refuse_unsupported(model: TermModel, tokens: int) -> None:
     """Refuse what the engine's caches and attention cannot run on rows of up to so many tokens.
 
     Raises:

@@ -10,18 +10,15 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..search import ChunkBeamSearch
 from ..terms import is_multimodal, underlying
-from ..vocabulary import check_vocabularies
 from . import settings
+from .call import Call, Seed, parts, seeds_and_streams
 from .driver import Driver
 from .ends import check_ids
 from .engine import Engine
-from .generation import Seed, all_prompts, new_job, parts, run, seeds_and_streams, tokenizer_of
 from .inputs import asks_nothing, read_requests
-from .members import Members
 from .own_loop import tensors_in
-from .term_model import positions_of, term_models
-from .valuer import Search
-from .writing import Writing
+from .results import output_of
+from .term_model import positions_of
 
 # What Hugging Face hands over of its own: these are looked at, or have no effect here.
 OWN = {"attention_mask", "past_key_values", "position_ids", "use_cache", "logits_to_keep"}
@@ -79,32 +76,27 @@ def decode(
     stated = generation_config._pad_token_tensor
     pad = 0 if stated is None else int(stated)
 
-    vocabulary, tokenizer = check_vocabularies(blend), tokenizer_of(blend)
-    members = Members(blend, vocabulary, tokenizer)
-    models = term_models(members)
+    call = Call(blend)
     ends_asked = generation_config.eos_token_id != model.generation_config.eos_token_id
-    check_ids(generation_config, vocabulary, blend, tokenizer, ends_asked=ends_asked)
+    check_ids(generation_config, call.vocabulary, blend, call.tokenizer, ends_asked=ends_asked)
     sample = bool(generation_config.do_sample)
-    prompts = all_prompts(members, requests, tokenizer, pad)
-    searching = None
-    if search is not None:
-        settings.check_search(search, sample, copies)
-        writing = None if tokenizer is None else Writing(tokenizer, prompts[0])
-        searching = Search(search, blend, requests, tokenizer, writing, vocabulary, copies)
-        copies = search.rows
-    job = new_job(
+    prompts = call.prompts(requests, pad)
+    searching = call.search(search, requests, call.writing(prompts), sample, copies)
+    if searching is not None:
+        copies = searching.settings.rows
+    job = call.job(
+        requests,
         prompts,
         copies,
         lambda rows: logits_processor,  # it takes all rows at once
         stopping_criteria,
-        seeds_and_streams(seed, len(requests), copies, sample, models[0].device),
+        seeds_and_streams(seed, len(requests), copies, sample, call.device),
         do_sample=sample,
-        pad=pad,
-        term_logprobs=searching is not None and searching.needs_term_logprobs,
         search=searching,
+        pad=pad,
     )
-    driver = Driver(blend, models, job, vocabulary, Engine(), job.rows)
-    output = run(driver)
+    driver = Driver(blend, call.models, call.vocabulary, Engine(), len(job))
+    output = output_of(job, list(driver.decode([job])), driver, None)
     sequences = output.sequences.to(input_ids.device)
     if generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]

@@ -42,13 +42,22 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Requests:
-    """The requests of one call, and the padded tensors they came in, if they did."""
+    """Requests, and the padded tensors they came in, if they did.
+
+    They may be a part of the caller's list: `total` of them, from the one of number `first` on.
+    """
 
     items: list[Request]
     padded: Prompts | None = None
+    first: int = 0
+    total: int | None = None
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def part_of(self, each: Any) -> Any:
+        """What these requests have of something that the caller gave for each."""
+        return each[self.first : self.first + len(self)]
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad: int) -> Prompts:
@@ -141,7 +150,7 @@ def term_prompts(
     """
     if system is None and prompt is None and requests.padded is not None:
         return requests.padded
-    items = requests.items if prompt is None else _own_prompts(requests.items, prompt, term)
+    items = requests.items if prompt is None else _own_prompts(requests, prompt, term)
     if system is not None:
         items = [_with_system(item, system, term) for item in items]
     rows = []
@@ -149,9 +158,10 @@ def term_prompts(
         try:
             rows.append(encode(item, tokenizer, term))
         except ValueError as error:
-            raise ValueError(f"request {i}: {error}") from error
+            raise ValueError(f"request {requests.first + i}: {error}") from error
         if not rows[-1]:
-            raise ValueError(f"the prompt of request {i} has no tokens for {term}")
+            where = f"the prompt of request {requests.first + i}"
+            raise ValueError(f"{where} has no tokens for {term}")
     return replace(left_pad(rows, pad), items=items)
 
 
@@ -252,19 +262,23 @@ def _padded(ids: Tensor, mask: Any, pad: int | None, eos: Sequence[int]) -> Requ
     return Requests(list(prompts.unpadded()), prompts)
 
 
-def _own_prompts(items: list[Request], prompt: Any, term: str) -> list[Request]:
+def _own_prompts(requests: Requests, prompt: Any, term: str) -> list[Request]:
     """`Model.prompt`: one for all requests, a list with one for each, or a function of each."""
     if callable(prompt):
-        own = [prompt(item) for item in items]
+        own = [prompt(item) for item in requests.items]
     elif isinstance(prompt, str) or is_chat(prompt) or is_ids(prompt):
-        own = [prompt] * len(items)
+        own = [prompt] * len(requests)
     else:
-        own = list(prompt)
-        if len(own) != len(items):
+        own, total = list(prompt), requests.total or len(requests)
+        if len(own) != total:
             raise ValueError(
-                f"prompt of {term} has {len(own)} entries; it must have {len(items)}, one a request"
+                f"prompt of {term} has {len(own)} entries; it must have {total}, one a request"
             )
-    return [request(f"prompt of {term} for request {i}", item) for i, item in enumerate(own)]
+        own = list(requests.part_of(own))
+    first = requests.first
+    return [
+        request(f"prompt of {term} for request {first + i}", item) for i, item in enumerate(own)
+    ]
 
 
 def _with_system(item: Request, system: str, term: str) -> Request:

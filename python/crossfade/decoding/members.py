@@ -88,6 +88,12 @@ class Members:
         return check_vocabularies(pair, self._tokenizer)
 
 
+def tokenizer_of(blend: Blend, given: Any = None) -> Any:
+    """The tokenizer given, or the first that a term or value has; None if there is none."""
+    members: tuple[Any, ...] = (*blend.terms, *blend.values)
+    return next((t for t in (given, *(m.tokenizer for m in members)) if t is not None), None)
+
+
 def references_of(blend: Blend, kl_to: Any, to_base: bool = False) -> dict[str, Blend]:
     """What a call's blend is compared with, by the fields of `Output`."""
     found = {} if kl_to is None else {"kl": as_blend(kl_to, "kl_to")}

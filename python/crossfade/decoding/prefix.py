@@ -11,8 +11,10 @@ from typing import Any
 
 from .engine_runner import EngineRunner
 from .fingerprint import fingerprint
+from .forms import Ids
 from .group import Group
 from .kv_cache import KVCache
+from .runner import Texts
 
 TURNS = threading.Lock()  # held while caches are lent and copied, never while models run
 
@@ -61,10 +63,10 @@ class PrefixCache:
         self,
         runner: EngineRunner,
         states: Sequence[Hashable],
-        responses: Sequence[Sequence[int]],
+        written: Sequence[tuple[Texts, Ids]],
         kept: Sequence[int],
     ) -> None:
-        """`states` of models; `responses` of all the runner's rows, of which some are `kept`."""
+        """`states` of models; what each slot read and has `written`; the slots that are `kept`."""
         self.rows = len(kept)
         self._kept: list[Kept] = []
         for group, state in zip(runner.groups, states, strict=True):
@@ -74,9 +76,9 @@ class PrefixCache:
                 if read[row] == 0:
                     continue  # no row of the call took this slot
                 term, slot = group.terms[row // runner.slots], row % runner.slots
-                prompt = runner.prompts[term][slot // runner.copies]
+                texts, new = written[slot]
                 cache.rewind(row, 0)
-                cache.holds(row, 0, [*prompt, *responses[slot]][:length])
+                cache.holds(row, 0, [*texts[term], *new][:length])
             if self.rows < runner.slots:
                 cache = cache.take(
                     [m * runner.slots + s for m in range(len(group.terms)) for s in kept]
@@ -119,8 +121,10 @@ class PrefixCache:
                 "must take turns"
             )
 
-    def give(self, runner: EngineRunner, states: Sequence[Hashable]) -> list[str]:
+    def give(self, runner: EngineRunner, states: Sequence[Hashable], copies: int) -> list[str]:
         """Let a new runner, whose models are as `states` say, begin with what is held here.
+
+        `copies`: its slots of each request.
 
         Returns:
             What is not used, and why.
@@ -131,12 +135,12 @@ class PrefixCache:
         """
         if runner.slots == self.rows:
             rows = list(range(self.rows))
-        elif runner.slots == self.rows * runner.copies:
-            rows = [slot // runner.copies for slot in range(runner.slots)]
+        elif runner.slots == self.rows * copies:
+            rows = [slot // copies for slot in range(runner.slots)]
         else:
             raise ValueError(
-                f"cache has {self.rows} rows; the inputs have {runner.slots // runner.copies} "
-                f"requests of {runner.copies} rows"
+                f"cache has {self.rows} rows; the inputs have {runner.slots // copies} "
+                f"requests of {copies} rows"
             )
         if len(self._kept) != len(runner.groups) or not all(
             kept.is_of(group) for kept, group in zip(self._kept, runner.groups, strict=True)

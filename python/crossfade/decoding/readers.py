@@ -17,9 +17,10 @@ from .engine import Engine
 from .engine_runner import EngineRunner
 from .forms import Ids
 from .group import MAX_LOGITS, Group, common
-from .inputs import Prompts, left_pad
+from .inputs import left_pad
 from .output import ModelStats
 from .own_loop import own_modules, why_alone
+from .runner import Texts
 from .simple_runner import forced
 from .term_model import TermModel, positions_of
 
@@ -82,23 +83,23 @@ class Reader:
         self,
         question: Question,
         models: Sequence[TermModel],
-        prompts: Sequence[Prompts],
-        copies: int,
+        longest: Sequence[int],
         slots: int,
         limit: int,
         engine: Engine,
     ) -> None:
         self.question = question
-        self.runner = EngineRunner(models, prompts, copies, slots, limit, engine)
+        self.runner = EngineRunner(models, longest, slots, limit, engine)
         self.texts: list[list[Ids]] = [[()] * slots for _ in models]
         self.found: list[list[list[float]]] = [[[]] * slots for _ in models]
 
-    def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:
-        """Prompts of rows are read, once a request."""
-        self.runner.join(slots, rows)
-        for k, prompts in enumerate(self.runner.prompts):
-            for slot, row in zip(slots, rows, strict=True):
-                prompt = prompts[row // self.runner.copies]  # its last token is yet to be read
+    def join(self, slots: Sequence[int], texts: Sequence[Texts], limits: Sequence[int]) -> None:
+        """Rows take slots: their prompts are read, each once; see `EngineRunner.join`."""
+        self.runner.join(slots, texts, limits)
+        while self.runner.joining:
+            self.runner.read()
+        for slot, each in zip(slots, texts, strict=True):
+            for k, prompt in enumerate(each):  # Its last token is yet to be read.
                 self.texts[k][slot] = prompt if self.question.predicted else prompt[:-1]
                 self.found[k][slot] = []
 
@@ -193,7 +194,7 @@ class Rereader:
         self.question, self.models = question, models
         self.forwards, self.tokens = [0] * len(models), [0] * len(models)
 
-    def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:
+    def join(self, slots: Sequence[int], texts: Sequence[Texts], limits: Sequence[int]) -> None:
         pass
 
     def fork(self, parents: Sequence[int]) -> None:

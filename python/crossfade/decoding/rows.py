@@ -1,156 +1,248 @@
-"""The rows of a call: what each has written, and which of them are being decoded."""
+"""The places where rows are decoded, and what each row has written there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ops import BlendSample
-from .mixer import Weights
+from .job import Row
+
+AHEAD = 256  # tokens that the places of rows have room for at first
+
+# What is kept of every token: by name, its shape and its dtype.
+Kept = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
-class Results:
-    """What every row has written, a column a token, on the device.
+def kept(terms: int, references: int) -> Kept:
+    """What is kept of a token: log-probs of so many terms, divergences from so many references."""
+    one: tuple[int, ...] = ()
+    found: Kept = {
+        "tokens": (one, torch.int64),
+        "logprobs": (one, torch.float32),
+        "sampled_logprobs": (one, torch.float32),
+    }
+    if terms:
+        found["term_logprobs"] = ((terms,), torch.float32)
+    if references:
+        found["kl"] = ((references,), torch.float32)
+    return found
 
-    A last row takes what is written for slots that have no row.
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What a row has written when it left its place.
+
+    Attributes:
+        columns: ``[tokens, ...]`` of each name in `kept`.
+        values: ``[1 + parts]`` of a search: the row's value, then its parts.
+        finished, failed: as in `Output`.
+        ended: whether it is done: finished, failed or at its limit; False if it was cut.
     """
 
-    def __init__(
-        self, rows: int, limit: int, terms: int, references: int, values: int, device: torch.device
-    ) -> None:
-        self.rows, self.limit = rows, limit
-        real: Any = {"dtype": torch.float32, "device": device}
-        size = (rows + 1, limit)  # on CPUs, zeros take no memory until they are written to
-        self.tokens = torch.zeros(size, dtype=torch.int64, device=device)
-        self.logprobs = torch.zeros(size, **real)
-        self.sampled_logprobs = torch.zeros(size, **real)
-        self.term_logprobs = torch.zeros(*size, terms, **real) if terms else None
-        self.kl = torch.zeros(*size, references, **real) if references else None
-        # of a search: a row's value, then its parts
-        self.values = torch.full((rows + 1, values), float("nan"), **real)
-        # of each row: new tokens that it may have
-        self.limits = torch.full((rows + 1,), limit, dtype=torch.int64, device=device)
-        self.lengths = torch.zeros(rows + 1, dtype=torch.int64, device=device)
-        self.finished = torch.zeros(rows + 1, dtype=torch.bool, device=device)
-        self.failed = torch.zeros(rows + 1, dtype=torch.bool, device=device)
+    row: Row
+    columns: Mapping[str, Tensor]
+    values: Tensor
+    finished: bool = False
+    failed: bool = False
+    ended: bool = False
+
+    def __len__(self) -> int:
+        return len(self.columns["tokens"])
 
     @property
-    def nbytes(self) -> int:
-        return sum(x.nbytes for x in vars(self).values() if isinstance(x, Tensor))
+    def ids(self) -> list[int]:
+        return self.columns["tokens"].tolist()
 
-    def forget(self, rows: Tensor) -> None:
-        """Rows that start again."""
-        for x in (self.lengths, self.finished, self.failed):
-            x[rows] = 0
-        self.values[rows] = float("nan")
 
-    def fork(self, source: Tensor, target: Tensor, longest: int) -> None:
-        """Rows `target` become copies of rows `source`, which wrote at most `longest` tokens."""
-        per_token = (self.tokens, self.logprobs, self.sampled_logprobs)
-        for x in (*per_token, self.term_logprobs, self.kl):
-            if x is not None:
-                x[target, :longest] = x[source, :longest]
-        for x in (self.values, self.lengths, self.finished, self.failed):
-            x[target] = x[source]
+def unwritten(
+    row: Row, kinds: Kept, parts: int, device: torch.device, *, failed: bool = False
+) -> Written:
+    """A row that never had a place: it `failed` if it cannot be decoded at all."""
+    columns = {
+        name: torch.zeros(0, *shape, dtype=dtype, device=device)
+        for name, (shape, dtype) in kinds.items()
+    }
+    values = torch.full((parts,), float("nan"), dtype=torch.float32, device=device)
+    return Written(row, columns, values, failed=failed, ended=failed)
 
 
 class Slots:
     """Places where rows are decoded: buffers that stay where they are, for captured steps.
 
     Attributes:
-        row: ``[slots]``: the row in each; the one past the last where there is none.
         tokens, new: ``[slots]``: the last token of each, and how many it has written.
-        stop: ``[slots]``: new tokens at which each stops.
+        stop: ``[slots]``: the number of new tokens at which each stops.
         live, wrote: ``[slots]``: whether each goes on, and whether the last step wrote a token.
-        seeds, streams, weights, value_weights: of each slot's row.
-        references: of each reference, its weights and its values' weights of each slot's row.
+        finished, failed: ``[slots]``, as in `Output`.
+        table: as in `Job`, with ``[slots, ...]`` in place of ``[rows, ...]``.
+        written: ``[slots, room + 1, ...]`` of each name in `kept`; the last column takes what is
+            drawn for slots that write nothing.
+        values: ``[slots, 1 + parts]`` of a search: each row's value, then its parts.
+
+    Args:
+        table: of a job whose rows will have places; other jobs have tensors of the same names.
+        limit: new tokens that any row may have, as far as it is known.
+        chunk: tokens after which a row waits, until `fork` lets it go on; None: it never waits.
     """
 
     def __init__(
         self,
         count: int,
-        results: Results,
-        seeds: Tensor,
-        streams: Tensor,
-        weights: Weights,
-        value_weights: Weights,
+        table: Mapping[str, Any],
+        kinds: Kept,
+        parts: int,
+        limit: int,
+        device: torch.device,
         chunk: int | None = None,
-        references: Sequence[tuple[Weights, Weights]] = (),
     ) -> None:
-        device = seeds.device
-        self.results = results
-        self.chunk = results.limit if chunk is None else min(chunk, results.limit)
-        self.row = torch.full((count,), results.rows, dtype=torch.int64, device=device)
+        self.kinds, self.chunk, self.device = kinds, chunk, device
         self.tokens = torch.zeros(count, dtype=torch.int64, device=device)
-        self.new = torch.zeros(count, dtype=torch.int64, device=device)
-        self.stop = torch.zeros(count, dtype=torch.int64, device=device)
+        self.new = torch.zeros_like(self.tokens)
+        self.stop = torch.zeros_like(self.tokens)
+        self.limits = torch.zeros_like(self.tokens)
         self.live = torch.zeros(count, dtype=torch.bool, device=device)
-        self.wrote = torch.zeros(count, dtype=torch.bool, device=device)
-        self.per_row: list[tuple[Tensor, Tensor]] = []  # of all rows, and of the slots' rows
-        self.seeds, self.streams = self._of_slots(seeds), self._of_slots(streams)
-        self.weights, self.value_weights = self._of_slots(weights), self._of_slots(value_weights)
-        self.references = [(self._of_slots(w), self._of_slots(v)) for w, v in references]
+        self.wrote = torch.zeros_like(self.live)
+        self.finished = torch.zeros_like(self.live)
+        self.failed = torch.zeros_like(self.live)
+        self.table: dict[str, Any] = {
+            name: x.new_zeros(count, *x.shape[1:], device=device) if isinstance(x, Tensor) else x
+            for name, x in table.items()
+            if name != "limit"
+        }
+        self.each = torch.arange(count, device=device)
+        self.values = torch.full((count, parts), float("nan"), dtype=torch.float32, device=device)
+        self.room = min(limit, AHEAD)
+        self.bound = 0  # No slot has written more tokens, as far as the host knows.
+        self.written = self._buffers(self.room)
 
-    def _of_slots(self, x: Any) -> Any:
-        """A buffer for what the slots' rows have of a tensor ``[rows, ...]``; else `x` itself."""
-        if not isinstance(x, Tensor):
-            return x
-        here = x.new_zeros(len(self.row), *x.shape[1:])
-        self.per_row.append((x, here))
-        return here
+    def _buffers(self, room: int) -> dict[str, Tensor]:
+        count, device = len(self.each), self.device  # on CPUs zeros take memory when written to
+        return {
+            name: torch.zeros(count, room + 1, *shape, dtype=dtype, device=device)
+            for name, (shape, dtype) in self.kinds.items()
+        }
 
-    def seat(self, slots: Sequence[int], rows: Sequence[int]) -> None:
-        device = self.row.device
-        at, row = torch.tensor(slots, device=device), torch.tensor(rows, device=device)
-        self.row[at] = row
-        self.new[at] = 0
-        self.tokens[at] = 0
-        self.stop[at] = self.results.limits[row].clamp(max=self.chunk)
-        self.live[at] = True
-        for values, here in self.per_row:
-            here[at] = values[row]
+    def reserve(self) -> bool:
+        """Room for one more token a row; True if the buffers moved. The host's part of a step."""
+        self.bound += 1
+        if self.bound <= self.room:
+            return False
+        self.bound = int(self.new.max()) + 1
+        if self.bound <= self.room:
+            return False
+        old, room = self.written, 2 * self.room
+        self.written = self._buffers(room)
+        for name, buffer in old.items():
+            self.written[name][:, : self.room] = buffer[:, : self.room]
+        self.room = room
+        return True
 
-    def write(self, sample: BlendSample, kl: Tensor | None, eos: Tensor) -> None:
+    def nothing(self, row: Row) -> Written:
+        """What a row has written that had no slot."""
+        return unwritten(row, self.kinds, self.values.shape[1], self.device)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + sum(x.nbytes for x in self.written.values())
+
+    def seat(self, slots: Sequence[int], rows: Sequence[Row]) -> None:
+        """Rows take slots; `start` lets them begin."""
+        at = torch.tensor(slots, device=self.device)
+        limits = torch.tensor([row.limit for row in rows], device=self.device)
+        self.limits[at] = limits
+        self.stop[at] = limits if self.chunk is None else limits.clamp(max=self.chunk)
+        for state in (self.tokens, self.new, self.finished, self.failed):
+            state[at] = 0
+        self.values[at] = float("nan")
+        for name, here in self.table.items():
+            if isinstance(here, Tensor):
+                of_rows = torch.stack(
+                    [torch.as_tensor(row.value(name), device=here.device) for row in rows]
+                )
+                here[at] = of_rows.to(here.dtype)
+
+    def start(self, slots: Sequence[int]) -> None:
+        """Rows whose prompts have been read go on from now."""
+        self.live[torch.tensor(slots, device=self.device)] = True
+
+    def write(self, sample: BlendSample, kl: Tensor | None) -> None:
         """Append a token to every live row; end those that cannot go on."""
-        r = self.results
         ok = self.live & (sample.tokens >= 0)
-        nowhere = torch.full_like(self.row, r.rows)
-        row = torch.where(ok, self.row, nowhere)
-        at = (row, self.new.clamp(max=r.limit - 1))
-        r.tokens[at] = sample.tokens
-        r.logprobs[at] = sample.logprobs
-        r.sampled_logprobs[at] = sample.sampled_logprobs
-        if r.term_logprobs is not None and sample.term_logprobs is not None:
-            r.term_logprobs[at] = sample.term_logprobs
-        if r.kl is not None and kl is not None:
-            r.kl[at] = kl
-        # index_fill_: to assign a number would copy it to the device, which no capture allows
-        r.failed.index_fill_(0, torch.where(self.live & ~ok, self.row, nowhere), True)
+        at = (self.each, torch.where(ok, self.new, self.room))
+        self.written["tokens"][at] = sample.tokens
+        self.written["logprobs"][at] = sample.logprobs
+        self.written["sampled_logprobs"][at] = sample.sampled_logprobs
+        if sample.term_logprobs is not None and "term_logprobs" in self.written:
+            self.written["term_logprobs"][at] = sample.term_logprobs
+        if kl is not None:
+            self.written["kl"][at] = kl
+        self.failed |= self.live & ~ok
         self.wrote.copy_(ok)
         self.new += ok
-        r.lengths[row] = self.new
-        ended = ok & (sample.tokens[:, None] == eos).any(dim=1)
-        r.finished.index_fill_(0, torch.where(ended, self.row, nowhere), True)
+        ended = ok & (sample.tokens[:, None] == self.table["eos"]).any(dim=1)
+        self.finished |= ended
         self.tokens.copy_(torch.where(ok, sample.tokens, self.tokens))
         self.live &= ok & ~ended & (self.new < self.stop)
 
     def end(self, which: Tensor) -> None:
         """Rows ``[slots]`` bool that a criterion ends."""
-        nowhere = torch.full_like(self.row, self.results.rows)
-        self.results.finished[torch.where(which, self.row, nowhere)] = True
+        self.finished |= which
         self.live &= ~which
 
     def fork(self, slots: Sequence[int], parents: Sequence[int], live: Sequence[bool]) -> None:
         """Slots' rows become what the rows of their parents are; those `live` begin a chunk."""
-        device = self.row.device
-        at, source = torch.tensor(slots, device=device), torch.tensor(parents, device=device)
+        at = torch.tensor(slots, device=self.device)
+        source = torch.tensor(parents, device=self.device)
         longest = int(self.new[source].max())
-        self.results.fork(self.row[source], self.row[at], longest)
-        self.tokens[at] = self.tokens[source]
-        self.new[at] = self.new[source]
-        limits = self.results.limits[self.row[at]]
-        self.stop[at] = torch.minimum(self.new[at] + self.chunk, limits)
-        self.live[at] = torch.tensor(live, device=device)
+        for x in self.written.values():
+            x[at, :longest] = x[source, :longest]
+        for x in (self.values, self.finished, self.failed, self.tokens, self.new):
+            x[at] = x[source]
+        limits = self.limits[at]
+        chunk = limits if self.chunk is None else self.new[at] + self.chunk
+        self.stop[at] = torch.minimum(chunk, limits)
+        self.live[at] = torch.tensor(live, device=self.device)
+
+    def take(self, seated: Mapping[int, Row], *, cut: bool = False) -> list[Written]:
+        """What the rows in some slots have written; from now on the slots have none.
+
+        `cut`: the rows are not done, and are taken as they are.
+        """
+        if not seated:
+            return []
+        at = torch.tensor([*seated], device=self.device)
+        self.live[at] = False
+        lengths, finished, failed = torch.stack(
+            [x[at].long() for x in (self.new, self.finished, self.failed)]
+        ).tolist()
+        longest = max(lengths)
+        # A copy: the slots go to other rows.
+        blocks = {name: x[at, :longest] for name, x in self.written.items()}
+        values = self.values[at]
+        return [
+            Written(
+                row,
+                {name: x[i, : lengths[i]] for name, x in blocks.items()},
+                values[i],
+                bool(finished[i]),
+                bool(failed[i]),
+                not cut,
+            )
+            for i, row in enumerate(seated.values())
+        ]
+
+    def change(self, slots: Sequence[int], name: str, value: Tensor) -> None:
+        """Another value in the table for some rows, from the next token on.
+
+        Raises:
+            ValueError: the table has one value of that name for all rows.
+        """
+        here = self.table[name]
+        if not isinstance(here, Tensor):
+            raise ValueError(f"{name} is {here!r} for all rows; a row has no value of its own")
+        here[torch.tensor(slots, device=self.device)] = value.to(here)

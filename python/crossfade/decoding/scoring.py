@@ -13,17 +13,16 @@ from ..blend import Blend, as_blend
 from ..ops import check
 from ..reading import check_unicode
 from ..terms import is_multimodal
-from ..vocabulary import check_vocabularies
+from .call import Call
 from .contexts import check_context
 from .forms import tensor, token_ids
-from .generation import all_prompts, tokenizer_of
 from .inputs import Prompts, read_requests
-from .members import Members, references_of
+from .members import references_of
 from .mixer import Mixer
 from .output import Scores
 from .own_loop import why_alone
 from .simple_runner import forced
-from .term_model import TermModel, positions_of, term_models
+from .term_model import TermModel, positions_of
 from .writing import Writing
 
 
@@ -61,17 +60,13 @@ def score(
     """
     blend = as_blend(blend)
     check.flag("return_term_logprobs", return_term_logprobs)
-    vocabulary = check_vocabularies(blend, tokenizer)
-    tokenizer = tokenizer_of(blend, tokenizer)
-    members = Members(blend, vocabulary, tokenizer, references_of(blend, kl_to))
+    call = Call(blend, tokenizer, references_of(blend, kl_to))
+    members, models = call.members, call.models
     requests = read_requests(
         prompts, attention_mask, multimodal=is_multimodal(blend.terms[0].model)
     )
-    models = term_models(members)
-    read = all_prompts(members, requests, tokenizer, 0)
-    for model, prompt in zip(models, read, strict=True):
-        model.check(prompt)
-    writing = None if tokenizer is None else Writing(tokenizer, read[0])
+    read = call.prompts(requests)
+    writing = call.writing(read)
     written = _responses(responses, writing, len(requests), members.vocabulary)
     device = models[0].device
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from .loop import Job, Loop
+from .job import Row
+from .loop import Loop
 from .mixer import Mixer
 from .rows import Slots
-from .valuer import Search, Valuer, Written
+from .runner import Runner
+from .valuer import Candidates, Valuer
 
 NAN = float("nan")
 
@@ -22,65 +24,75 @@ class SearchLoop(Loop):
 
     A slot's row stops at its chunk's end. Where all of a group's have stopped, the group is at a
     boundary: it is scored, and its best rows fork into its slots, until all that stay have ended.
+
+    Args:
+        valuer: scores what rows have written.
+        keep_cache: whether caches are used again after the last fork.
+        others: as of `Loop`.
     """
 
     def __init__(
         self,
-        job: Job,
-        search: Search,
         valuer: Valuer,
-        runner: Any,
+        runner: Runner,
         mixer: Mixer,
         slots: Slots,
-        rows: Sequence[int],
-        aligned: bool,
-        keep_cache: bool,
+        places: Iterable[int],
+        aligned: Sequence[Row] | None = None,
+        *,
+        keep_cache: bool = False,
+        **others: Any,
     ) -> None:
-        super().__init__(job, runner, mixer, slots, rows, aligned)
-        self.search, self.valuer, self.keep_cache = search, valuer, keep_cache
-        self.size = search.settings.rows
-        count = len(slots.row)
-        self.parts = torch.full(
-            (count, search.weights.shape[1]), NAN, dtype=torch.float64, device="cpu"
-        )
-        self.begun = [0] * count  # tokens that a slot's row had when its chunk began
+        super().__init__(runner, mixer, slots, places, aligned, **others)
+        self.valuer, self.keep_cache = valuer, keep_cache
+        self.settings = valuer.settings
+        self.size = self.settings.rows
+        count, parts = slots.values.shape
+        self.parts = torch.full((count, parts - 1), NAN, dtype=torch.float64, device="cpu")
+        self.started = [0] * count  # tokens that a slot's row had when its chunk began
         self.idle = [False] * count  # slots that hold no candidate
         # tokens of the response that a slot has in common with each of its group
         self.shared = torch.zeros(count, self.size, dtype=torch.int64, device="cpu")
         self.counted = 0  # tokens drawn before the chunks under way
 
-    def run(self, stepper: Any, sync_every: int, on_end: Any) -> None:
-        super().run(stepper, sync_every, on_end)
-        if self.seated:  # time is up: the best as far as it is written
-            self._select(sorted({s // self.size for s in self.seated}), last=True)
+    def cancel(self, rows: Iterable[Row]) -> None:
+        """All rows of the requests of these rows leave as they are."""
+        texts = {id(row.texts) for row in rows}
+        each = [*self.waiting, *self.seated.values()]
+        super().cancel([row for row in each if id(row.texts) in texts])
 
     def drawn(self) -> int:
         """Tokens drawn so far, those of rows that were dropped too."""
         new = self.slots.new.tolist()
-        under_way = (new[s] - self.begun[s] for s in self.seated if not self.idle[s])
+        under_way = (new[s] - self.started[s] for s in self.seated if not self.idle[s])
         return self.counted + sum(under_way)
 
-    def _begin(self, slots: Sequence[int], rows: Sequence[int]) -> None:
-        super()._begin(slots, rows)
-        self.valuer.join(slots, rows)
+    def _begin(self, seated: dict[int, Row]) -> None:
+        super()._begin(seated)
+        self.valuer.join(seated)
+        slots = [*seated]
         self.parts[slots] = NAN
         self.shared[slots] = 0
         for s in slots:
-            self.begun[s], self.idle[s] = 0, False
+            self.started[s], self.idle[s] = 0, False
 
-    def _watch(self) -> None:
-        super()._watch()
-        chunk_end, slots = self.search.settings.chunk_end, self.slots
+    def _after_step(self) -> None:
+        """End the chunks of which the search says that they end."""
+        chunk_end, slots = self.settings.chunk_end, self.slots
         if chunk_end is not None:
             going = (slots.live & slots.wrote).tolist()
             going = [s for s in self.seated if going[s]]
-            for s, chunk in zip(going, self._written(going).since(self.begun), strict=True):
+            for s, chunk in zip(going, self._written(going).since(self.started), strict=True):
                 if chunk_end(chunk):
                     slots.live[s] = False
 
-    def _end(self, stopped: list[int]) -> list[int]:
+    def _ended(self, stopped: list[int]) -> list[int]:
         going = {s // self.size for s in self.seated.keys() - set(stopped)}
         return self._select(sorted({s // self.size for s in stopped} - going))
+
+    def _time_is_up(self, slots: list[int]) -> None:
+        """The best rows leave, as far as they are written."""
+        self._select(sorted({s // self.size for s in slots}), last=True)
 
     def _select(self, groups: list[int], *, last: bool = False) -> list[int]:
         """Score groups and keep their best rows; the slots of groups that are done.
@@ -90,7 +102,7 @@ class SearchLoop(Loop):
         """
         if not groups:
             return []
-        settings, size = self.search.settings, self.size
+        settings, size = self.settings, self.size
         slots = [g * size + j for g in groups for j in range(size)]
         scores, ended = self._score(slots)
         finished = ended & (not settings.duplicate_finished)
@@ -106,26 +118,25 @@ class SearchLoop(Loop):
 
     def _score(self, slots: list[int]) -> tuple[Tensor, Tensor]:
         """``[groups, size]``: the values of slots' rows, and which rows cannot go on."""
-        results, row = self.slots.results, self.slots.row[slots]
-        new = self.slots.new[slots]
-        failed = results.failed[row]
-        ended = (results.finished[row] | failed | (new >= results.limits[row])).cpu()
+        here = self.slots
+        new, failed = here.new[slots], here.failed[slots]
+        ended = (here.finished[slots] | failed | (new >= here.limits[slots])).cpu()
         grown = []
         for s, n, bad in zip(slots, new.tolist(), failed.tolist(), strict=True):
             if not self.idle[s]:
-                self.counted += n - self.begun[s]
+                self.counted += n - self.started[s]
                 if bad:
                     self.parts[s] = NAN
-                elif n > self.begun[s]:
+                elif n > self.started[s]:
                     grown.append(s)
         if grown:
             self.parts[grown] = self.valuer.score(self._written(grown))
 
-        weights = self.search.weights[row.cpu() // self.job.copies]
+        weights = self.valuer.weights([self.seated[s] for s in slots])
         parts = self.parts[slots]
         total = torch.where(weights == 0, 0.0, weights * parts).sum(dim=1)
         values = torch.cat([total[:, None], parts], dim=1).float()
-        results.values[row] = values.to(row.device)
+        here.values[slots] = values.to(here.device)
         idle = torch.tensor([self.idle[s] for s in slots], device="cpu")
         scores = values[:, 0].nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
         scores = scores.masked_fill(failed.cpu(), -torch.inf).masked_fill(idle, NAN)
@@ -158,22 +169,18 @@ class SearchLoop(Loop):
         self.slots.fork(at, source, live)
         self.parts[at] = self.parts[source]
         for s, p in zip(at, source, strict=True):
-            self.begun[s] = new[p]
-        if self.ids is not None:
-            self.ids[at] = self.ids[source]
+            self.started[s] = new[p]
+        self.watch.fork(at, source)
         if any(p >= 0 for p in caches):
             self.runner.fork(caches, same)
             self.valuer.fork(caches)
 
-    def _written(self, slots: list[int]) -> Written:
-        results, row = self.slots.results, self.slots.row[slots]
-        lengths, rows = results.lengths[row].tolist(), row.tolist()
-        tokens = results.tokens[row, : max(lengths, default=0)].tolist()
-        return Written(
+    def _written(self, slots: list[int]) -> Candidates:
+        new = self.slots.new[slots].tolist()
+        tokens = self.slots.written["tokens"][slots, : max(new, default=0)].tolist()
+        return Candidates(
             slots,
-            rows,
-            [r // self.job.copies for r in rows],
-            [t[:n] for t, n in zip(tokens, lengths, strict=True)],
-            results.finished[row].tolist(),
-            self.search.writing,
+            [self.seated[s] for s in slots],
+            [ids[:n] for ids, n in zip(tokens, new, strict=True)],
+            self.slots.finished[slots].tolist(),
         )

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from .inputs import Prompts
+from .inputs import Prompts, left_pad
 from .output import ModelStats
 from .own_loop import OwnRows, why_alone
+from .runner import Texts
 from .term_model import TermModel
 
 
@@ -23,21 +23,24 @@ class CachedTerm:
     Rows share a batch where padding leaves each as it is alone; else each has a batch of its own.
     """
 
-    def __init__(self, model: TermModel, limit: int) -> None:
-        self.model, self.limit = model, limit
+    def __init__(self, model: TermModel) -> None:
+        self.model = model
         self.batches: list[OwnRows] = []
         self.together = True
         self.forwards = 0
         self.tokens = 0
 
-    def prefill(self, prompts: Prompts, copies: int = 1) -> Tensor:
-        """Logits after the prompts, each read once, however many samples continue it."""
+    def prefill(self, prompts: Prompts, limit: int, copies: int = 1) -> Tensor:
+        """Logits after the prompts, each read once, however many samples continue it.
+
+        `limit`: new tokens that a row may have.
+        """
         self.tokens = int(prompts.mask.sum())
-        longest = prompts.ids.shape[1] + self.limit
+        longest = prompts.ids.shape[1] + limit
         self.together = len(prompts.ids) * copies == 1 or why_alone(self.model, longest) is None
         rows = [prompts] if self.together else [one_row(ids) for ids in prompts.unpadded()]
         rows = [p.to(self.model.device) for p in rows]
-        self.batches = [OwnRows(self.model, p.ids, p.mask, self.limit) for p in rows]
+        self.batches = [OwnRows(self.model, p.ids, p.mask, limit) for p in rows]
         logits = self._step([None] * len(rows))
         if copies > 1:
             self.fork(torch.arange(len(logits), device="cpu").repeat_interleave(copies))
@@ -73,8 +76,8 @@ class CachedTerm:
 def forced(model: TermModel, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
     """Logits ``[tokens, V]`` before each token of a response, as `model.generate` has them when it
     writes it after this prompt alone: a token at a time."""
-    term = CachedTerm(model, len(response))
-    first = term.prefill(one_row([*prompt]))
+    term = CachedTerm(model)
+    first = term.prefill(one_row([*prompt]), len(response))
     return torch.cat([first, *(term.step(torch.tensor([t], device="cpu")) for t in response[:-1])])
 
 
@@ -90,45 +93,50 @@ class SimpleRunner:
     training mode keeps its dropout, as in Hugging Face. All rows start at once.
     """
 
-    def __init__(
-        self,
-        models: Sequence[TermModel],
-        prompts: Sequence[Prompts],
-        copies: int,
-        slots: int,
-        limit: int,
-    ) -> None:
-        for model, prompt in zip(models, prompts, strict=True):
-            model.check(prompt)
-        self.models, self.prompts, self.copies = tuple(models), prompts, copies
-        self.slots = slots
+    def __init__(self, models: Sequence[TermModel], slots: int) -> None:
+        self.models, self.slots = tuple(models), slots
         self.device = models[0].device
         self.columns = [(k,) for k in range(len(models))]
+        self.notes: list[str] = []
         members: dict[tuple[int, str | None], list[int]] = {}
         for k, m in enumerate(models):
             members.setdefault((id(m.model), m.adapter), []).append(k)
-        self.groups = [(CachedTerm(models[ks[0]], limit), ks) for ks in members.values()]
+        self.groups = [(CachedTerm(models[ks[0]]), ks) for ks in members.values()]
         self.started: list[Tensor] | None = None  # logits after the prompts
+        self.ready: list[int] = []
 
-    def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:
-        """Reads all prompts, each once: then it is `copies` rows, and each slot takes its own."""
-        requests: dict[int, list[int]] = {}
-        for row in rows:
-            requests.setdefault(row // self.copies, []).append(row)
-        copies = max(map(len, requests.values()))
-        prompts = [Prompts(p.ids[[*requests]], p.mask[[*requests]]) for p in self.prompts]
+    def join(self, slots: Sequence[int], texts: Sequence[Texts], limits: Sequence[int]) -> None:
+        """Reads all prompts, each once: then it is as many rows, and each slot takes its own."""
+        requests: dict[int, tuple[Texts, list[int]]] = {}
+        for slot, text in zip(slots, texts, strict=True):
+            requests.setdefault(id(text), (text, []))[1].append(slot)
+        copies = max(len(its) for _, its in requests.values())
+        prompts = [[text[k] for text, _ in requests.values()] for k in range(len(self.models))]
+        limit = max(limits)
         self.started = self._spread(
-            [t.prefill(stack([prompts[k] for k in ks]), copies) for t, ks in self.groups]
+            [
+                term.prefill(left_pad([ids for k in ks for ids in prompts[k]], 0), limit, copies)
+                for term, ks in self.groups
+            ]
         )
         read = {
-            r: i * copies + j for i, rs in enumerate(requests.values()) for j, r in enumerate(rs)
+            slot: i * copies + j
+            for i, (_, its) in enumerate(requests.values())
+            for j, slot in enumerate(its)
         }
-        seated = dict(zip(slots, rows, strict=True))
-        source = [read[seated.get(slot, rows[0])] for slot in range(self.slots)]
+        source = [read.get(slot, 0) for slot in range(self.slots)]
         count = len(requests) * copies
         if source != list(range(count)):
             self._select(source, count)
             self.started = [z[source] for z in self.started]
+        self.ready = list(slots)
+
+    def read(self) -> list[int]:
+        ready, self.ready = self.ready, []
+        return ready
+
+    def leave(self, slots: Sequence[int]) -> None:
+        pass  # All rows end together.
 
     def step(self, tokens: Tensor, live: Tensor) -> list[Tensor]:
         """Logits ``[rows, V]``, one a term and then one a value: after the prompts, at first, and
@@ -174,16 +182,3 @@ class SimpleRunner:
         return sum(t.cache_bytes for t, _ in self.groups)
 
     peak_bytes = cache_bytes
-
-
-def stack(prompts: Sequence[Prompts]) -> Prompts:
-    """Prompts of several terms as rows of one batch, padded on the left to one length."""
-    if len(prompts) == 1:
-        return prompts[0]
-    width = max(p.ids.shape[1] for p in prompts)
-    device = prompts[0].ids.device
-
-    def rows(tensors: list[Tensor]) -> Tensor:
-        return torch.cat([pad(t.to(device), (width - t.shape[1], 0)) for t in tensors])
-
-    return Prompts(rows([p.ids for p in prompts]), rows([p.mask for p in prompts]))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -18,22 +18,24 @@ from ..vocabulary import check_vocabularies, vocabulary
 from .engine import Engine
 from .forms import Ids, Request, is_ids
 from .inputs import Prompts, Requests, encode, left_pad, plain_text, term_prompts
+from .job import Row
 from .modules import Unsupported
 from .output import ModelStats
 from .readers import Question, Reader, Rereader, log_prob, q_value, scalar
-from .rows import Results
+from .rows import Slots
 from .term_model import TermModel
 from .writing import Writing, as_text
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchJob:
     """A search as one call runs it.
 
     Attributes:
         writing: what rows write, as texts; None without a tokenizer.
         vocabulary: columns that the blend's models share.
         returned: rows that each request gets.
+        models: those of the value, by what they are of; every job of a call has the same.
     """
 
     settings: ChunkBeamSearch
@@ -43,6 +45,7 @@ class Search:
     writing: Writing | None
     vocabulary: int
     returned: int
+    models: dict[Any, TermModel] = field(default_factory=dict)
 
     @cached_property
     def weights(self) -> Tensor:
@@ -114,15 +117,24 @@ class Search:
             system=getattr(member, "system", None),
             prompt=getattr(member, "prompt", None),
         )
-        model = TermModel(member.model, name, getattr(member, "adapter", "active"))
+        adapter = getattr(member, "adapter", "active")
+        model = self._model(member, name, adapter)
+        model.check(prompts)
         return Source(member, model, prompts, None if own is None else Writing(own, prompts))
+
+    def _model(self, member: Any, name: str, adapter: str | None = "active") -> TermModel:
+        if member not in self.models:
+            self.models[member] = TermModel(member.model, name, adapter)
+        return self.models[member]
 
     def _reward(self, value: RewardModel, name: str) -> Source:
         def whole(request: int, response: str) -> Ids:
             return _whole(value, name, self.texts[request], response)
 
         prompts = left_pad([whole(r, "") for r in range(len(self.texts))], 0)
-        return Source(value, TermModel(value.model, name), prompts, whole=whole)
+        model = self._model(value, name)
+        model.check(prompts)
+        return Source(value, model, prompts, whole=whole)
 
 
 @dataclass(frozen=True)
@@ -131,79 +143,121 @@ class Source:
 
     Attributes:
         key: the `Model`, `ValueHead` or `RewardModel` that it is.
+        padded: what it reads before a response, of every request of the job.
         writing: of its own tokens, where these are not the blend's.
         whole: of a reward model, what it reads of a request and its response as a text.
     """
 
     key: Any
     model: TermModel
-    prompts: Prompts
+    padded: Prompts
     writing: Writing | None = None
     whole: Callable[[int, str], Ids] | None = None
 
     @cached_property
-    def heads(self) -> list[list[int]]:
-        return self.prompts.unpadded()
+    def prompts(self) -> list[list[int]]:
+        return self.padded.unpadded()
 
-    def texts(self, written: Written) -> list[Ids]:
-        """What it reads of each slot."""
+    def texts(self, candidates: Candidates) -> list[Ids]:
+        """What it reads of each of some candidates of its job."""
+        requests = [row.request for row in candidates.rows]
         if self.whole is not None:
-            return list(map(self.whole, written.requests, written.texts))
-        responses: Sequence[Ids] = written.tokens
+            return list(map(self.whole, requests, candidates.texts))
+        responses: Sequence[Ids] = candidates.tokens
         if self.writing is not None:
             eos = getattr(self.writing.tokenizer, "eos_token_id", None)
             end = [] if eos is None else [eos]
-            encoded = self.writing.tokens(written.requests, written.texts)
+            encoded = self.writing.tokens(requests, candidates.texts)
             responses = [
                 [*ids, *end] if ended else ids
-                for ids, ended in zip(encoded, written.finished, strict=True)
+                for ids, ended in zip(encoded, candidates.finished, strict=True)
             ]
-        return [[*self.heads[r], *ids] for r, ids in zip(written.requests, responses, strict=True)]
+        return [[*self.prompts[r], *ids] for r, ids in zip(requests, responses, strict=True)]
 
 
 @dataclass(frozen=True)
-class Written:
+class Candidates:
     """What the rows in some slots have written so far."""
 
     slots: list[int]
-    rows: list[int]  # of the call
-    requests: list[int]
+    rows: list[Row]
     tokens: list[list[int]]
     finished: list[bool]  # by EOS or a stop string
-    writing: Writing | None
+
+    @cached_property
+    def by_job(self) -> list[tuple[list[int], Candidates]]:
+        """The candidates of each job, and where they stand among these."""
+        found: dict[int, list[int]] = {}
+        for i, row in enumerate(self.rows):
+            found.setdefault(id(row.job), []).append(i)
+        if len(found) == 1:
+            return [(list(range(len(self.rows))), self)]
+        return [
+            (
+                at,
+                Candidates(
+                    [self.slots[i] for i in at],
+                    [self.rows[i] for i in at],
+                    [self.tokens[i] for i in at],
+                    [self.finished[i] for i in at],
+                ),
+            )
+            for at in found.values()
+        ]
 
     @cached_property
     def texts(self) -> list[str]:
-        assert self.writing is not None  # `Search.texts` has said so where there is none
-        return self.writing.texts(self.requests, self.tokens)
+        return self._texts(None)
 
     def since(self, starts: Sequence[int]) -> list[str]:
         """What each slot has written from the token on that `starts` has for it."""
-        assert self.writing is not None
-        return self.writing.texts(self.requests, self.tokens, [starts[s] for s in self.slots])
+        return self._texts(starts)
+
+    def _texts(self, starts: Sequence[int] | None) -> list[str]:
+        texts = [""] * len(self.rows)
+        for at, its in self.by_job:
+            writing = search_of(its.rows[0]).writing
+            assert writing is not None  # `SearchJob.texts` has said so where there is none
+            from_each = None if starts is None else [starts[s] for s in its.slots]
+            found = writing.texts([row.request for row in its.rows], its.tokens, from_each)
+            for i, text in zip(at, found, strict=True):
+                texts[i] = text
+        return texts
 
 
-class Asked:
-    """Models that are asked one question: over caches or, where that cannot be, of whole texts."""
+def search_of(row: Row) -> SearchJob:
+    """How a row's job is searched."""
+    assert row.job.search is not None
+    return row.job.search
+
+
+class Reading:
+    """Models that are asked one question: over caches or, where that cannot be, of whole texts.
+
+    Args:
+        place: of the question among those that every job asks.
+        sources: the models, and what they read of the first job.
+        slots, limit, engine: as in `EngineRunner`.
+    """
 
     def __init__(
         self,
+        place: int,
         question: Question,
         sources: Sequence[Source],
-        copies: int,
         slots: int,
         limit: int,
         engine: Engine,
     ) -> None:
-        self.question, self.sources = question, sources
+        self.place, self.question = place, question
         self.models = [s.model for s in sources]
         self.notes: list[str] = []
-        self.full: set[int] = set()  # rows whose text is longer than a context
+        self.full: set[Row] = set()  # rows whose text is longer than a context
         self.reader: Reader | Rereader = Rereader(question, self.models)
         if not engine.simple:
-            prompts = [s.prompts for s in sources]
+            longest = [max(map(len, s.prompts)) for s in sources]
             try:
-                reader = Reader(question, self.models, prompts, copies, slots, limit, engine)
+                reader = Reader(question, self.models, longest, slots, limit, engine)
                 self.reader, self.notes = reader, reader.runner.notes
                 if engine.compile:
                     names = " and ".join(m.name for m in self.models)
@@ -216,30 +270,48 @@ class Asked:
         self.notes.append(f"{names} read whole texts at every boundary: {reason}")
         self.reader = Rereader(self.question, self.models)
 
-    def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:
+    def _sources(self, row: Row) -> list[Source]:
+        return search_of(row).asked[self.place][1]
+
+    def join(self, seated: Mapping[int, Row]) -> None:
+        """Rows take slots: their prompts are read, one request's once."""
+        requests: dict[int, list[list[int]]] = {}
+        for row in seated.values():
+            if id(row.texts) not in requests:
+                requests[id(row.texts)] = [s.prompts[row.request] for s in self._sources(row)]
+        rows = seated.values()
         try:
-            self.reader.join(slots, rows)
+            self.reader.join(
+                [*seated], [requests[id(row.texts)] for row in rows], [row.limit for row in rows]
+            )
         except Unsupported as reason:  # a model shows at its first forward what it is
             self._reread(reason)
 
-    def read(self, written: Written) -> dict[Any, list[list[float]]]:
-        """Of each source's key the answers about what slots have written."""
-        texts = [s.texts(written) for s in self.sources]
-        firsts = [[len(s.heads[r]) for r in written.requests] for s in self.sources]
-        texts, full = self._fitting(texts, written)
+    def read(self, candidates: Candidates) -> dict[Any, list[list[float]]]:
+        """Of each source's key the answers about what candidates have written."""
+        count = len(candidates.rows)
+        texts: list[list[Ids]] = [[()] * count for _ in self.models]
+        firsts = [[0] * count for _ in self.models]
+        for at, its in candidates.by_job:
+            for k, source in enumerate(self._sources(its.rows[0])):
+                for i, row, text in zip(at, its.rows, source.texts(its), strict=True):
+                    texts[k][i] = text
+                    firsts[k][i] = len(source.prompts[row.request])
+        texts, full = self._fitting(texts, candidates)
         try:
-            found = self.reader.read(written.slots, texts, firsts)
+            found = self.reader.read(candidates.slots, texts, firsts)
         except Unsupported as reason:
             self._reread(reason)
-            found = self.reader.read(written.slots, texts, firsts)
+            found = self.reader.read(candidates.slots, texts, firsts)
         for k, i in full:
             found[k][i] = [float("nan")] * max(len(found[k][i]), 1)
-        return dict(zip((s.key for s in self.sources), found, strict=True))
+        keys = [s.key for s in self._sources(candidates.rows[0])]
+        return dict(zip(keys, found, strict=True))
 
     def _fitting(
-        self, texts: list[list[Ids]], written: Written
+        self, texts: list[list[Ids]], candidates: Candidates
     ) -> tuple[list[list[Ids]], list[tuple[int, int]]]:
-        """What of the texts of each model and slot it can read, and which it cannot read whole."""
+        """What of each model's texts it can read, and the texts that it cannot read whole."""
         full = []
         for k, model in enumerate(self.models):
             most = None if model.context is None else model.context + self.question.predicted
@@ -247,12 +319,13 @@ class Asked:
                 if most is None or len(text) <= most:
                     continue
                 full.append((k, i))
-                if written.rows[i] not in self.full:
-                    self.full.add(written.rows[i])
+                row = candidates.rows[i]
+                if row not in self.full:
+                    self.full.add(row)
                     warnings.warn(
-                        f"row {written.rows[i]}, of request {written.requests[i]}, has no value "
-                        f"from its token {len(written.tokens[i])} on: {model.name} would read "
-                        f"{len(text)} tokens, and its context is {model.context}",
+                        f"{row} has no value from its token {len(candidates.tokens[i])} on: "
+                        f"{model.name} would read {len(text)} tokens, and its context is "
+                        f"{model.context}",
                         RuntimeWarning,
                         stacklevel=2,
                     )
@@ -261,50 +334,56 @@ class Asked:
 
 
 class Valuer:
-    """Scores the rows in `slots` places, in each of which a row of the call is decoded.
+    """Scores the rows in some slots.
 
     Args:
-        copies, slots, limit: as in `EngineRunner`.
-        results: of the call; those of terms' log-probs are read.
+        search: of the first job; other jobs of the loop ask the same models and functions.
+        slots: whose rows are scored; the log-probs of the blend's terms are read there.
+        limit, engine: as in `EngineRunner`.
     """
 
-    def __init__(
-        self, search: Search, copies: int, slots: int, limit: int, engine: Engine, results: Results
-    ) -> None:
-        self.search, self.results = search, results
-        self.asked = [Asked(*each, copies, slots, limit, engine) for each in search.asked]
+    def __init__(self, search: SearchJob, slots: Slots, limit: int, engine: Engine) -> None:
+        self.search, self.settings, self.slots = search, search.settings, slots
+        count = len(slots.each)
+        self.readings = [
+            Reading(i, *each, count, limit, engine) for i, each in enumerate(search.asked)
+        ]
 
-    def join(self, slots: Sequence[int], rows: Sequence[int]) -> None:
-        """Rows of the call take slots: their prompts are read, one request's once."""
-        for asked in self.asked:
-            asked.join(slots, rows)
+    def join(self, seated: Mapping[int, Row]) -> None:
+        """Rows take slots: their prompts are read, one request's once."""
+        for reading in self.readings:
+            reading.join(seated)
 
     def fork(self, parents: Sequence[int]) -> None:
         """Slot i becomes what slot ``parents[i]`` is; -1 leaves it as it is."""
-        for asked in self.asked:
-            asked.reader.fork(parents)
+        for reading in self.readings:
+            reading.reader.fork(parents)
 
-    def score(self, written: Written) -> Tensor:
+    def weights(self, rows: Sequence[Row]) -> Tensor:
+        """``[rows, parts]`` float64: what each part of the value counts for each row."""
+        return torch.stack([search_of(row).weights[row.request] for row in rows])
+
+    def score(self, candidates: Candidates) -> Tensor:
         """``[n, parts]`` float64: the parts of the value of what slots have written."""
         answers: dict[Any, list[list[float]]] = {}
-        for asked in self.asked:
-            answers |= asked.read(written)
-        values = self.search.settings.value
+        for reading in self.readings:
+            answers |= reading.read(candidates)
+        values = self.settings.value
         parts = [
-            self._part(value, name, written, answers)
+            self._part(value, name, candidates, answers)
             for value, name in zip(values.values, values.names, strict=True)
         ]
         return torch.tensor(parts, dtype=torch.float64, device="cpu").T
 
     def _part(
-        self, value: Any, name: str, written: Written, answers: dict[Any, list[list[float]]]
+        self, value: Any, name: str, candidates: Candidates, answers: dict[Any, list[list[float]]]
     ) -> list[float]:
         if isinstance(value, Reward):
-            return self._reward(value, name, written)
+            return self._reward(value, name, candidates)
         if not isinstance(value, LogRatio):
             return [each[-1] for each in answers[value]]
         tuned, ref = (
-            answers[m] if m in answers else self._drawn(m, written)
+            answers[m] if m in answers else self._drawn(m, candidates)
             for m in (value.tuned, value.ref)
         )
         return [
@@ -312,16 +391,17 @@ class Valuer:
             for a, b in zip(tuned, ref, strict=True)
         ]
 
-    def _drawn(self, model: Model, written: Written) -> list[list[float]]:
+    def _drawn(self, model: Model, candidates: Candidates) -> list[list[float]]:
         """The log-probs of a term of the blend, which decoding gave."""
-        assert self.results.term_logprobs is not None
         k = self.search.blend.terms.index(model)
-        rows = self.results.term_logprobs[written.rows, :, k].tolist()
-        return [row[: len(ids)] for row, ids in zip(rows, written.tokens, strict=True)]
+        drawn = self.slots.written["term_logprobs"]
+        longest = max(map(len, candidates.tokens), default=0)
+        rows = drawn[candidates.slots, :longest, k].tolist()
+        return [row[: len(ids)] for row, ids in zip(rows, candidates.tokens, strict=True)]
 
-    def _reward(self, value: Reward, name: str, written: Written) -> list[float]:
-        prompts = [self.search.texts[r] for r in written.requests]
-        scores: Any = value.fn(prompts, written.texts)
+    def _reward(self, value: Reward, name: str, candidates: Candidates) -> list[float]:
+        prompts = [search_of(row).texts[row.request] for row in candidates.rows]
+        scores: Any = value.fn(prompts, candidates.texts)
         try:
             found = [float(x) for x in scores]
         except (TypeError, ValueError) as error:
@@ -337,20 +417,20 @@ class Valuer:
 
     def stats(self) -> list[ModelStats]:
         """What the value's models did."""
-        return [s for asked in self.asked for s in asked.reader.stats()]
+        return [s for reading in self.readings for s in reading.reader.stats()]
 
     @property
     def notes(self) -> list[str]:
         """What was left out, and why."""
-        return [note for asked in self.asked for note in asked.notes]
+        return [note for reading in self.readings for note in reading.notes]
 
     @property
     def cache_bytes(self) -> int:
-        return sum(asked.reader.cache_bytes for asked in self.asked)
+        return sum(reading.reader.cache_bytes for reading in self.readings)
 
     @property
     def peak_bytes(self) -> int:
-        return sum(asked.reader.peak_bytes for asked in self.asked)
+        return sum(reading.reader.peak_bytes for reading in self.readings)
 
 
 def _whole(value: RewardModel, name: str, prompt: Request, response: str) -> Ids:

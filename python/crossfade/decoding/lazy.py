@@ -14,8 +14,8 @@ from .group import Group
 FEW = 8  # a head's columns are computed alone where they are fewer than one in so many
 
 
-class LazyGuides:
-    """Runs the model of a support's term, and the others while more than one token survives it.
+class Lazy:
+    """A plan under a support: its term's model reads every token, the others when they are needed.
 
     With a support, a token outside it has probability 0 whatever the guides say; where one token
     is left, they have no say. So guides compute the surviving columns of their heads, and rest
@@ -33,6 +33,7 @@ class LazyGuides:
         skip: bool,
     ) -> None:
         self.first = next(g for g in groups if support.term in g.terms)
+        self.stepped = [self.first]
         self.member = self.first.terms.index(support.term)
         self.cut = Support(0, support.top_k, support.top_p, support.min_p)
         self.vocabulary, self.restrict, self.skip = vocabulary, restrict, skip
@@ -41,7 +42,7 @@ class LazyGuides:
         }
 
     def join(self, slots: Sequence[int]) -> None:
-        """Prompts of these slots were read, but for their last tokens."""
+        """The prompts of these slots have been read, but for their last tokens."""
         for guide, owed in self.owed.items():
             pending = guide.pending.tolist()
             for m in range(len(guide.terms)):

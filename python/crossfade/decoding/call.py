@@ -1,0 +1,229 @@
+"""A call of a blend: the models that it runs, what they read, and the rows that are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from ..blend import Blend, Model, as_blend
+from ..search import ChunkBeamSearch, Recipe, check_search
+from ..vocabulary import check_vocabularies
+from . import settings
+from .contexts import Reader, Room
+from .inputs import Prompts, Requests, term_prompts
+from .job import Criteria, Job, weights_of
+from .members import Members, tokenizer_of
+from .term_model import TermModel, term_models
+from .valuer import SearchJob
+from .writing import Writing
+
+Seed = int | Sequence[int] | Tensor | None
+
+
+class Call:
+    """A blend with its references, ready to read any number of requests.
+
+    Args:
+        tokenizer: of members that have none.
+        references: the blends that divergences are measured to, by the fields of `Output` that
+            they fill.
+
+    Attributes:
+        vocabulary: the tokens that all models share.
+        tokenizer: of what is written; None if nobody has one.
+        models: the terms', the values', the references'.
+    """
+
+    def __init__(
+        self, blend: Blend, tokenizer: Any = None, references: Mapping[str, Blend] | None = None
+    ) -> None:
+        self.blend = blend
+        vocabulary = check_vocabularies(blend, tokenizer)
+        self.tokenizer = tokenizer_of(blend, tokenizer)
+        self.members = Members(blend, vocabulary, self.tokenizer, references)
+        self.vocabulary = self.members.vocabulary
+        self.models = term_models(self.members)
+        self.device = self.models[0].device
+        self._value_models: dict[Any, TermModel] = {}
+
+    def prompts(self, requests: Requests, pad: int = 0) -> list[Prompts]:
+        """What each model reads; values read the request as it is.
+
+        Raises:
+            ValueError: a model has no embedding for an id.
+        """
+        found = []
+        for member, name, model in zip(
+            self.members.all, self.members.names, self.models, strict=True
+        ):
+            prompts = term_prompts(
+                requests,
+                term=name,
+                tokenizer=self.tokenizer if member.tokenizer is None else member.tokenizer,
+                system=member.system if isinstance(member, Model) else None,
+                prompt=member.prompt if isinstance(member, Model) else None,
+                pad=pad,
+            )
+            model.check(prompts)
+            found.append(prompts)
+        return found
+
+    def writing(self, prompts: Sequence[Prompts]) -> Writing | None:
+        """What follows the first term's prompts, as texts; None without a tokenizer."""
+        return None if self.tokenizer is None else Writing(self.tokenizer, prompts[0])
+
+    def search(
+        self,
+        search: ChunkBeamSearch | None,
+        requests: Requests,
+        writing: Writing | None,
+        do_sample: bool,
+        returned: int,
+    ) -> SearchJob | None:
+        """How these requests are searched."""
+        if search is None:
+            return None
+        settings.check_search(search, do_sample, returned)
+        return SearchJob(
+            search,
+            self.blend,
+            requests,
+            self.tokenizer,
+            writing,
+            self.vocabulary,
+            returned,
+            self._value_models,
+        )
+
+    def job(
+        self,
+        of: Requests,
+        prompts: Sequence[Prompts],
+        copies: int,
+        processors: Callable[[Sequence[int]], LogitsProcessorList],
+        criteria: Sequence[Any],
+        seeds_and_streams: tuple[Tensor, Tensor],
+        *,
+        do_sample: bool,
+        each: settings.Each | None = None,
+        search: SearchJob | None = None,
+        term_logprobs: bool = False,
+        **options: Any,
+    ) -> Job:
+        """A job from Hugging Face's lists, of which the kernel takes temperature and truncation.
+
+        Args:
+            of: the requests, of which `prompts` are those that `self.prompts` gives.
+            copies: rows of each request.
+            processors: makes the list for a batch of rows.
+            criteria: Hugging Face's list.
+            each: what the requests have of their own, in place of what the lists say.
+            options: fields of `Job`.
+        """
+        requests = len(of)
+        rest, sampling = settings.split_processors(processors(range(requests * copies)), do_sample)
+        others: list[Criteria] = []
+        ends = settings.split_criteria(criteria, prompts[0].ids.shape[1])
+
+        def left(rows: Sequence[int]) -> LogitsProcessorList:
+            return settings.split_processors(processors(rows), do_sample)[0]
+
+        seeds, streams = seeds_and_streams
+        eos = torch.tensor(ends.eos, dtype=torch.int64, device=self.device)
+        table: dict[str, Any] = {
+            **vars(sampling),
+            "seed": seeds,
+            "stream": streams,
+            "limit": ends.limit,
+            "eos": eos.expand(len(seeds), -1),
+        }
+        if each is not None:
+            own = each.part(of)
+            for name, x in own.table.items():
+                table[name] = torch.tensor(x, device="cpu").repeat_interleave(copies)
+            others = own.criteria(self.tokenizer)
+        for names, blend in (
+            (("weights", "value_weights"), self.blend),
+            *((weights_of(i), r.blend) for i, r in enumerate(self.members.references)),
+        ):
+            total = of.total or requests
+            of_terms = blend.row_weights(total, self.device)
+            of_values = blend.row_value_weights(total, self.device)
+            for name, weights in zip(names, (of_terms, of_values), strict=True):
+                if isinstance(weights, Tensor):
+                    weights = of.part_of(weights).repeat_interleave(copies, 0)
+                table[name] = weights
+        return Job(
+            prompts=prompts,
+            copies=copies,
+            table=table,
+            room=self._room(prompts, search, ends.limit),
+            deadline=ends.deadline,
+            processors=left if rest else None,
+            criteria=[*map(Criteria, ends.others), *others],
+            first=of.first,
+            term_logprobs=term_logprobs or (search is not None and search.needs_term_logprobs),
+            references=self.members.references,
+            search=search,
+            **options,
+        )
+
+    def _room(self, prompts: Sequence[Prompts], search: SearchJob | None, limit: int) -> Room:
+        """What contexts leave of a limit of new tokens: those of a search's value too."""
+        readers = list(map(Reader, self.models, prompts))
+        for question, sources in () if search is None else search.asked:
+            for s in sources:
+                own = s.writing is not None or s.whole is not None  # It reads tokens of its own.
+                readers.append(Reader(s.model, s.padded, None if own else int(question.predicted)))
+        return Room(readers, len(prompts[0].ids), limit)
+
+
+def parts(blend: Any, search: Any) -> tuple[Blend, ChunkBeamSearch | None]:
+    """What is decoded, and how it is searched."""
+    if isinstance(blend, Recipe):
+        if search is not None:
+            raise ValueError("search is given twice: in the Recipe and as an argument")
+        return blend.blend, blend.search
+    if search is not None:
+        check_search(search)
+    return as_blend(blend), search
+
+
+def seeds_and_streams(
+    seed: Seed, requests: int, copies: int, do_sample: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The seed and the stream of every row, int64 ``[requests * copies]``."""
+    if seed is None:
+        # greedy decoding leaves torch's generator as it is, as in Hugging Face
+        seed = int(torch.randint(2**63 - 1, (), device="cpu")) if do_sample else 0
+    if isinstance(seed, Tensor):
+        if seed.is_floating_point() or seed.dtype == torch.bool or seed.dim() > 1:
+            raise TypeError(
+                f"seed is a {seed.dtype} tensor {list(seed.shape)}; it must be an int tensor, one "
+                "a request"
+            )
+        each = seed.long().cpu()  # its bits, as the kernels take them
+    elif isinstance(seed, Sequence) and not isinstance(seed, str):
+        each = torch.tensor([_bits(f"seed[{i}]", s) for i, s in enumerate(seed)], device="cpu")
+    else:
+        each = torch.tensor(_bits("seed", seed), device="cpu")
+    if each.dim() == 1 and len(each) != requests:
+        raise ValueError(f"seed has {len(each)} entries; it must have {requests}, one a request")
+    own = torch.arange(requests, device="cpu")  # not a default device, which may be another
+    stream = torch.zeros_like(own) if each.dim() else own
+    slots = torch.arange(copies, device="cpu") << 32
+    streams = (stream[:, None] + slots[None, :]).flatten()
+    return each.expand(requests).repeat_interleave(copies).to(device), streams.to(device)
+
+
+def _bits(name: str, seed: Any) -> int:
+    """A seed within [0, 2^64) as int64 holds it."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"{name} is {seed!r}; it must be an int")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"{name} is {seed}; it must be within [0, 2^64)")
+    return seed - 2**64 if seed >= 2**63 else seed

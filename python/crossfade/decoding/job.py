@@ -1,0 +1,170 @@
+"""What is to be decoded: rows, what each of them reads, and what is known of each beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+from transformers.generation.stopping_criteria import StopStringCriteria
+
+from .inputs import Prompts
+from .members import Reference
+
+if TYPE_CHECKING:
+    from .contexts import Room
+    from .valuer import SearchJob
+
+Ids = Sequence[int]
+# What the kernel takes of every row, as `crossfade.ops.Draw` names it.
+DRAW = ("temperature", "top_k", "top_p", "min_p", "do_sample", "seed", "stream")
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Some requests, each with as many rows, and what is to be done with them.
+
+    Attributes:
+        prompts: what each model of the call reads: the terms', the values', the references'.
+        copies: rows of each request, which stay neighbours.
+        table: what is known of every row, by name: one value for all rows, or a tensor
+            ``[rows, ...]``. The names are those of `DRAW`; ``limit``, the new tokens that are asked
+            for; ``eos``, the tokens that end a row, -1 where it has fewer; ``weights`` and
+            ``value_weights`` of the blend, and of each reference as `weights_of` says.
+        room: what the contexts of the models leave of the limit.
+        pad: the id that fills shorter rows of the output.
+        deadline: the time, as ``time.time()`` counts it, at which the rows are cut.
+        processors: makes Hugging Face's list of logits processors for a batch of rows.
+        criteria: what ends rows besides EOS and the limit.
+        streamer: is told every step's tokens.
+        term_logprobs: whether the log-probs of every term are wanted.
+        references: the blends that divergences are measured to.
+        search: how rows are chosen by a value; None if they are not.
+        first: the place of the first request in the caller's list.
+    """
+
+    prompts: Sequence[Prompts]
+    copies: int
+    table: Mapping[str, Any]
+    room: Room
+    pad: int
+    deadline: float | None = None
+    processors: Callable[[Sequence[int]], LogitsProcessorList] | None = None
+    criteria: Sequence[Criteria] = ()
+    streamer: Any = None
+    term_logprobs: bool = False
+    references: Sequence[Reference] = ()
+    search: SearchJob | None = None
+    first: int = 0
+
+    @property
+    def requests(self) -> int:
+        return len(self.prompts[0].ids)
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return self.requests * self.copies
+
+    def rows(self) -> list[Row]:
+        """All rows, made anew: a job that had them would hold itself."""
+        return [Row(self, i) for i in range(len(self))]
+
+    @cached_property
+    def texts(self) -> list[tuple[Ids, ...]]:
+        """Of each request, the ids that each model reads, without padding."""
+        return list(zip(*(p.unpadded() for p in self.prompts), strict=True))
+
+    @cached_property
+    def columns(self) -> dict[str, Sequence[Tensor]]:
+        """Of the table's tensors, each row's part."""
+        return {k: x.unbind(0) for k, x in self.table.items() if isinstance(x, Tensor)}
+
+    @cached_property
+    def limits(self) -> list[int]:
+        """The new tokens that each row may have: what was asked for, as far as there is room."""
+        room = self.room.new.repeat_interleave(self.copies)
+        return torch.as_tensor(self.table["limit"], device="cpu").clamp(max=room).tolist()
+
+    @property
+    def aligned(self) -> str | None:
+        """Why all rows of a batch must be at the same step; None if they need not be."""
+        if self.processors is not None:
+            return "logits processors read all rows at one step"
+        if any(type(c.criterion) is not StopStringCriteria for c in self.criteria):
+            return "stopping criteria read all rows at one step"
+        return None if self.streamer is None else "a streamer takes all rows at one step"
+
+    @property
+    def watched(self) -> bool:
+        """Whether the host has something to do after every step."""
+        watched = self.search is not None and self.search.settings.chunk_end is not None
+        reads = self.processors is not None or bool(self.criteria) or self.streamer is not None
+        return watched or reads
+
+
+def weights_of(reference: int) -> tuple[str, str]:
+    """The table's names for the weights of a reference's terms and of its values."""
+    return f"weights of reference {reference}", f"value_weights of reference {reference}"
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """A stopping criterion, and the requests of a job whose rows it ends; None: all of them."""
+
+    criterion: Any
+    requests: frozenset[int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One row of a job. Two are the same only if they are one object."""
+
+    job: Job
+    index: int
+
+    @property
+    def request(self) -> int:
+        """Its request's place in the job."""
+        return self.index // self.job.copies
+
+    @property
+    def sample(self) -> int:
+        return self.index % self.job.copies
+
+    @property
+    def texts(self) -> tuple[Ids, ...]:
+        """The ids that each model reads before it writes; one object for all rows of a request."""
+        return self.job.texts[self.request]
+
+    def value(self, name: str) -> Any:
+        """What the job's table has of this row."""
+        column = self.job.columns.get(name)
+        return self.job.table[name] if column is None else column[self.index]
+
+    @property
+    def limit(self) -> int:
+        """The new tokens that it may have."""
+        return self.job.limits[self.index]
+
+    @property
+    def asked(self) -> int:
+        """New tokens that were asked for."""
+        return int(self.value("limit"))
+
+    @property
+    def is_returned(self) -> bool:
+        """Whether it is given back: of a search, each request's best rows are."""
+        return self.job.search is None or self.sample < self.job.search.returned
+
+    @property
+    def of(self) -> str:
+        """What warnings and errors call its request."""
+        return f"request {self.job.first + self.request}"
+
+    def __str__(self) -> str:
+        """What warnings and errors call it."""
+        return self.of + (f", sample {self.sample}" if self.job.copies > 1 else "")

@@ -1,0 +1,68 @@
+"""Which models read what at a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .group import Group
+
+
+class Plan(Protocol):
+    """Decides which of the engine's models read a step's tokens, and which wait."""
+
+    @property
+    def stepped(self) -> Sequence[Group]:
+        """The groups that read a token of every live row at every step."""
+
+    def join(self, slots: Sequence[int]) -> None:
+        """The prompts of these slots have been read, but for their last tokens."""
+
+    def fork(self, parents: Sequence[int]) -> None:
+        """Slot i becomes what slot ``parents[i]`` is; -1 leaves it as it is."""
+
+    def step(self, tokens: Tensor, live: Tensor) -> dict[Group, Tensor]:
+        """Logits ``[rows, V]`` of every group, after one more token ``[slots]``."""
+
+
+class All:
+    """Every model reads every token. In a CUDA graph, each has a stream of its own."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.stepped: Sequence[Group] = groups
+
+    def join(self, slots: Sequence[int]) -> None:
+        pass
+
+    def fork(self, parents: Sequence[int]) -> None:
+        pass
+
+    def step(self, tokens: Tensor, live: Tensor) -> dict[Group, Tensor]:
+        first, *others = self.stepped
+        forked: dict[Group, torch.cuda.Stream] = {}
+        if first.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            here = torch.cuda.current_stream(first.device)
+            forked = {g: torch.cuda.Stream(g.device) for g in others if g.device == first.device}
+        found = {}
+        for group in others:  # They begin first, as the largest model is often the first term's.
+            with forked_to(forked.get(group)):
+                found[group] = group.step(tokens.to(group.device), live.to(group.device))
+        found[first] = first.step(tokens.to(first.device), live.to(first.device))
+        for stream in forked.values():
+            here.wait_stream(stream)
+        return found
+
+
+@contextmanager
+def forked_to(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """Run on a stream that begins where the current one is; the current one for None."""
+    if stream is None:
+        yield
+        return
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.stream(stream):
+        yield

@@ -1,0 +1,70 @@
+"""What rows have written, put together as an `Output`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .driver import Driver
+from .job import Job
+from .output import Output, Stats
+from .rows import Written
+from .writing import Writing
+
+
+def output_of(
+    job: Job, written: Sequence[Written], driver: Driver, writing: Writing | None
+) -> Output:
+    """The rows of a job that are given back, in order; `written` has all of them, in any order."""
+    rows = sorted((w for w in written if w.row.is_returned), key=lambda w: w.row.index)
+    device = driver.device
+    requests = [w.row.request for w in rows]
+
+    def column(name: str, fill: float = 0.0) -> Any:
+        each = [w.columns.get(name) for w in rows]
+        return None if each[0] is None else pad_sequence(each, True, fill)  # type: ignore[arg-type]
+
+    def flags(each: Sequence[bool]) -> Tensor:
+        return torch.tensor(each, dtype=torch.bool, device=device)
+
+    tokens = column("tokens", job.pad)
+    values = None
+    if job.search is not None:
+        values = torch.stack([w.values for w in rows])
+        if job.search.returned > 1:
+            values = values.unflatten(0, (-1, job.search.returned))
+    kl = column("kl")
+    lengths = [len(w) for w in rows]
+    prompts = job.prompts[0].ids.to(device)[requests]
+    peak = driver.peak_bytes
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    return Output(
+        sequences=torch.cat([prompts, tokens], dim=1),
+        prompt_length=prompts.shape[1],
+        lengths=torch.tensor(lengths, dtype=torch.int64, device=device),
+        text=None if writing is None else writing.texts(requests, [w.ids for w in rows]),
+        logprobs=column("logprobs"),
+        sampled_logprobs=column("sampled_logprobs"),
+        finished=flags([w.finished for w in rows]),
+        failed=flags([w.failed for w in rows]),
+        ended=flags([w.ended for w in rows]),
+        stats=Stats(
+            tokens=sum(lengths),
+            seconds=driver.seconds,
+            models=driver.stats(),
+            cache_bytes=driver.cache_bytes,
+            peak_bytes=peak,
+            notes=tuple(driver.notes),
+            interrupted=driver.interrupted,
+        ),
+        term_logprobs=column("term_logprobs"),
+        cache=driver.cache,
+        values=None if values is None else values[..., 0],
+        value_parts=None if values is None else values[..., 1:],
+        **{r.output: kl[..., i] for i, r in enumerate(job.references)},
+    )

@@ -1,0 +1,129 @@
+"""What the host does with the rows of a loop at every step: processors, criteria, streamers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .job import Row
+from .rows import Slots
+
+NO_TOKEN = 2**40  # No tokenizer has this id, so that it spells nothing.
+
+
+class Watch:
+    """Runs Hugging Face's processors, criteria and streamers over the rows in slots.
+
+    Args:
+        aligned: the row of each slot, where all of them start at once, so that a step is every
+            row's step; None where rows come and go.
+
+    Attributes:
+        ids: ``[slots, prompt + steps]``, where the rows are aligned.
+    """
+
+    def __init__(self, slots: Slots, aligned: Sequence[Row] | None) -> None:
+        self.slots = slots
+        self.steps = 0
+        self.rows: dict[int, Row] = {}
+        self.ids: Tensor | None = None
+        self.processors: Any = None
+        self.streamer: Any = None
+        if aligned is not None:
+            job = aligned[0].job
+            self.ids = job.prompts[0].ids[[row.request for row in aligned]].to(slots.device)
+            self.pad, self.streamer = job.pad, job.streamer
+            if job.processors is not None:
+                self.processors = job.processors([row.index for row in aligned])
+        # Where rows come and go: the end of each prompt, as far as stop strings may need it.
+        self.tails = torch.zeros(len(slots.each), 0, dtype=torch.int64, device=slots.device)
+
+    def seat(self, seated: Mapping[int, Row]) -> None:
+        """These rows, by slot, are looked at from now on, in place of those before them."""
+        self.rows.update(seated)
+        self.criteria: list[tuple[Any, Tensor]] = []
+        members: dict[int, tuple[Any, list[int]]] = {}
+        for slot, row in self.rows.items():
+            for c in row.job.criteria:
+                if c.requests is None or row.request in c.requests:
+                    members.setdefault(id(c.criterion), (c.criterion, []))[1].append(slot)
+        for criterion, its in members.values():
+            which = torch.zeros_like(self.slots.live)
+            which[torch.tensor(its, device=which.device)] = True
+            self.criteria.append((criterion, which))
+        if self.criteria and self.ids is None:
+            self._keep_tails(seated)
+
+    def _keep_tails(self, seated: Mapping[int, Row]) -> None:
+        width = max(c.maximum_token_len for c, _ in self.criteria)
+        if width > self.tails.shape[1]:
+            self.tails = self.tails.new_full((len(self.slots.each), width), NO_TOKEN)
+            seated = self.rows
+        width = self.tails.shape[1]
+        tails = [[NO_TOKEN] * width + list(row.texts[0][-width:]) for row in seated.values()]
+        at = torch.tensor([*seated], device=self.tails.device)
+        self.tails[at] = torch.tensor([t[-width:] for t in tails], device=self.tails.device)
+
+    def look(self) -> None:
+        """After a step: tell the streamer, and end the rows that a criterion ends."""
+        slots = self.slots
+        self.steps += 1
+        if self.ids is not None:
+            new = slots.tokens.masked_fill(~slots.wrote, self.pad)
+            self.ids = torch.cat([self.ids, new[:, None]], dim=1)
+            if self.streamer is not None:
+                self.streamer.put(self.steps, new)
+        if self.criteria:
+            ids = self._window() if self.ids is None else self.ids
+            ended = torch.zeros_like(slots.live)
+            for criterion, which in self.criteria:
+                ended |= torch.as_tensor(criterion(ids, None), device=ids.device) & which
+            slots.end(ended & slots.wrote)
+
+    def fork(self, slots: Sequence[int], parents: Sequence[int]) -> None:
+        """Slots' rows become what those of their parents are."""
+        if self.ids is not None:
+            self.ids[slots] = self.ids[parents]
+
+    def _window(self) -> Tensor:
+        """The last tokens of every slot, as many as any stop string may need."""
+        slots, width = self.slots, self.tails.shape[1]
+        back = slots.new[:, None] - width + torch.arange(width, device=slots.device)
+        written = slots.written["tokens"].gather(1, back.clamp(min=0))
+        tails = self.tails.gather(1, (back + width).clamp(max=width - 1))
+        return torch.where(back < 0, tails, written)
+
+    def process(self, scores: Tensor) -> Tensor:
+        """What the logits processors make of the scores; an error of theirs names the request."""
+        processed: Any = scores
+        for processor in self.processors:
+            before = processed
+            try:
+                processed = processor(self.ids, before)
+            except Exception as error:
+                where = self._culprit(processor, before)
+                raise RuntimeError(
+                    f"logits_processor {type(processor).__name__} raised {type(error).__name__} at "
+                    f"token {self.steps} of {where}: {error}"
+                ) from error
+        if not isinstance(processed, Tensor) or processed.shape != scores.shape:
+            found = list(processed.shape) if isinstance(processed, Tensor) else processed
+            kind = found if isinstance(found, list) else type(found).__name__
+            raise ValueError(
+                f"logits_processor returned {kind}; it must return scores {list(scores.shape)}"
+            )
+        return processed
+
+    def _culprit(self, processor: Any, scores: Tensor) -> str:
+        """Which request a processor fails at, as far as calling it for each row alone tells."""
+        ids: Any = self.ids
+        for slot, row in sorted(self.rows.items()):
+            with suppress(Exception):
+                processor(ids[slot : slot + 1], scores[slot : slot + 1])
+                continue
+            return str(row)
+        return f"the requests {sorted({row.request for row in self.rows.values()})}"
