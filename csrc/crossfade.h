@@ -52,7 +52,8 @@ struct Blend {
 };
 
 struct Sampling {
-  bool sample;  // false: greedy, the settings below are not read
+  bool sample;  // false: every row is greedy
+  // A row of temperature 0 is greedy too; none of a greedy row's other settings are read.
   PerRow<float> temperature, top_p, min_p;
   PerRow<int64_t> top_k, seed, stream, step;
   int64_t* tokens;          // [rows]; -1 for a bad row

@@ -20,7 +20,7 @@ PLANES = 6
 TOP = tl.constexpr(0)  # the tile's largest score
 SUM = tl.constexpr(1)  # of exp(score - TOP); NaN where the row is bad
 TEMPERED = tl.constexpr(2)  # of exp((score - TOP) / temperature)
-VALUE = tl.constexpr(3)  # the best candidate's (score - TOP) / temperature + noise
+VALUE = tl.constexpr(3)  # the best candidate's (score - TOP) / temperature + noise; greedy: score
 SCORE = tl.constexpr(4)  # its score
 INDEX = tl.constexpr(5)  # its place in the tile
 
@@ -40,6 +40,13 @@ def setting(x, row):
         return tl.load(x + row)
     else:
         return x
+
+
+@triton.jit
+def temperature_of(temperature, row):
+    """Whether a row is greedy, as temperature 0 says, and what to divide its scores by."""
+    t = setting(temperature, row)
+    return t == 0.0, tl.where(t == 0.0, 1.0, t)
 
 
 @triton.jit
@@ -275,11 +282,11 @@ def blend_tiles(
     if PICK:
         value = score
         if SAMPLE:
-            value = below / setting(temperature, row)
-            tl.store(partials + size * TEMPERED, tl.sum(tl.exp(value)))
-            value += tile_noise(
-                tile * BLOCK, seed, seed_high, stream, stream_high, step, row, BLOCK
-            )
+            greedy, temper = temperature_of(temperature, row)
+            tempered = below / temper
+            tl.store(partials + size * TEMPERED, tl.sum(tl.exp(tempered)))
+            noise = tile_noise(tile * BLOCK, seed, seed_high, stream, stream_high, step, row, BLOCK)
+            value = tl.where(greedy, score, tempered + noise)
         index = tl.argmax(value, axis=0)
         chosen = tl.max(tl.where(tl.arange(0, BLOCK) == index, score, NEG_INF))
         tl.store(partials + size * VALUE, tl.max(value))
@@ -339,12 +346,14 @@ def choose(
     partials += row.to(tl.int64) * tiles
     top, total = combine(partials, size, TOP, tiles, TILES)
     good = total > 0.0
-    temper = 1.0
+    greedy, temper = tl.full((), 1, tl.int1), 1.0
     if SAMPLE:
-        temper = setting(temperature, row)
+        greedy, temper = temperature_of(temperature, row)
         k, p, m = setting(top_k, row), setting(top_p, row), setting(min_p, row)
-        good &= (temper > 0.0) & (temper < float("inf")) & (k >= 0)
-        good &= (p >= 0.0) & (p <= 1.0) & (m >= 0.0) & (m <= 1.0)
+        usable = (temper > 0.0) & (temper < float("inf")) & (k >= 0)
+        usable &= (p >= 0.0) & (p <= 1.0) & (m >= 0.0) & (m <= 1.0)
+        good &= greedy | usable
+        k, p, m = tl.where(greedy, 0, k), tl.where(greedy, 1.0, p), tl.where(greedy, 0.0, m)
 
     token = 0
     score = 0.0
@@ -360,11 +369,12 @@ def choose(
                 s = tl.load(x + cols, mask=cols < vocab, other=NEG_INF)
                 s = tl.where(s >= threshold, s, NEG_INF)
                 if tl.max(s) > NEG_INF:
-                    value = (s - top) / temper
-                    tempered += tl.sum(tl.exp(value))
-                    value += tile_noise(
+                    below = (s - top) / temper
+                    tempered += tl.sum(tl.exp(below))
+                    noise = tile_noise(
                         block * BLOCK, seed, seed_high, stream, stream_high, step, row, BLOCK
                     )
+                    value = tl.where(greedy, s, below + noise)
                     leader = tl.max(value)
                     if leader > best:  # not on a tie: the lower id wins
                         best = leader
@@ -379,7 +389,7 @@ def choose(
             parts = tl.load(partials + size * TEMPERED + t, mask=t < tiles, other=0.0)
             below = (tops - tl.where(good, top, 0.0)) / temper
             tempered = tl.sum(parts * tl.exp(below))
-            value += below
+            value += tl.where(greedy, 0.0, below)
         tile = tl.minimum(tl.argmax(value, axis=0), tiles - 1)  # whatever a bad row holds
         score = tl.load(partials + size * SCORE + tile)
         token = tile * BLOCK + tl.load(partials + size * INDEX + tile).to(tl.int32)
@@ -387,10 +397,8 @@ def choose(
     tl.store(tokens + row, tl.where(good, token, -1).to(tl.int64))
     below = tl.where(good, score - top, float("nan"))
     tl.store(logprobs + row, below - tl.log(tl.where(good, total, 1.0)))
-    sampled = below - below  # greedy: 0, or NaN
-    if SAMPLE:
-        sampled = below / temper - tl.log(tl.where(good, tempered, 1.0))
-    tl.store(sampled_logprobs + row, sampled)
+    sampled = below / temper - tl.log(tl.where(good, tempered, 1.0))
+    tl.store(sampled_logprobs + row, tl.where(greedy, below - below, sampled))  # 0, or NaN
     if term_logprobs is not None:
         term_partials += row.to(tl.int64) * tiles
         for n in tl.static_range(len(terms)):

@@ -422,7 +422,7 @@ MISTAKES = {
     "no key": (["generate", "--model={base}", "--prompts={file}"], '"prompt" or "messages"'),
     "a number": (["generate", "--model={base}", "--prompts={number}"], "prompt 0 is 3"),
     "greedy draws": (["generate", "a", "--model={base}", "--greedy", "--top-k=3"], "--top-k"),
-    "temperature": (["generate", "a", "--model={base}", "--temperature=0"], "temperature is 0.0"),
+    "temperature": (["generate", "a", "--model={base}", "--temperature=-1"], "temperature is -1.0"),
     "top-p": (["generate", "a", "--model={base}", "--top-p=2"], "top_p is 2.0"),
     "length": (["generate", "a", "--model={base}", "--max-new-tokens=0"], "max_new_tokens is 0"),
     "resume what": (["generate", "a", "--model={base}", "--resume"], "without --output"),

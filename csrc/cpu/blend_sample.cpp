@@ -223,7 +223,7 @@ void write_bad(const Sampling& out, int64_t row, int terms) {
 void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team& team) {
   const RowSampling settings(out, row);
   RowReader reader(blend, row, team);
-  const bool good = reader.read(out.term_logprobs) && !(out.sample && settings.bad);
+  const bool good = reader.read(out.term_logprobs) && !settings.bad;
   if (!good) {
     if (team.rank == 0) write_bad(out, row, blend.terms);
     return team.sync();
@@ -232,7 +232,7 @@ void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team
   const RowScores scores = reader.scores();
   const LogSum& sum = reader.sum();
   Share& mine = team.mine();
-  if (out.sample) {
+  if (!settings.greedy) {
     float least = -kInf;
     const double mass = settings.cut.needs_mass(blend.vocab)
                             ? team_mass(scores, settings.inv_t, reader.begin(), reader.end(), team)
@@ -261,7 +261,7 @@ void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team
     out.tokens[row] = best.token;
     out.logprobs[row] = above_max - sum.log_total();
     out.sampled_logprobs[row] =
-        out.sample ? above_max * settings.inv_t - static_cast<float>(std::log(mass)) : 0.0f;
+        settings.greedy ? 0.0f : above_max * settings.inv_t - static_cast<float>(std::log(mass));
     for (int k = 0; out.term_logprobs && k < blend.terms; ++k) {
       const LogSum z = team.merged([k](const Share& s) { return s.term[k]; });
       const float own = stream_of(blend.term[k], row, 1).number(best.token);

@@ -28,7 +28,7 @@ struct RowSampling {
   Truncation cut;
   uint64_t seed, stream;
   uint32_t step;
-  bool bad;
+  bool greedy, bad;  // greedy: nothing else is read
 
   RowSampling(const Sampling& s, int64_t row)
       : cut{at(s.top_k, row), at(s.top_p, row), at(s.min_p, row)},
@@ -37,8 +37,9 @@ struct RowSampling {
         step(static_cast<uint32_t>(at(s.step, row))) {
     const float t = at(s.temperature, row);
     inv_t = std::min(1.0f / t, std::numeric_limits<float>::max());  // infinite where t is denormal
-    bad = !(t > 0 && t < kInf && cut.top_k >= 0 && cut.top_p >= 0 && cut.top_p <= 1 &&
-            cut.min_p >= 0 && cut.min_p <= 1);
+    greedy = !s.sample || t == 0;
+    bad = !greedy && !(t > 0 && t < kInf && cut.top_k >= 0 && cut.top_p >= 0 && cut.top_p <= 1 &&
+                       cut.min_p >= 0 && cut.min_p <= 1);
   }
 
  private:

@@ -269,10 +269,10 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
     // In place: of a local Settings, nvcc 13.0 stores the bytes of `out` instead.
     Settings& own = shared.own;
     own = Settings{};
-    own.greedy = !out.sample;
-    own.race = out.sample;
+    own.temperature = out.sample ? setting(out.temperature, row) : 0.0f;
+    own.greedy = own.temperature == 0;
+    own.race = !own.greedy;
     if (own.race) {
-      own.temperature = setting(out.temperature, row);
       own.min_p = setting(out.min_p, row);
       own.cut = {setting(out.top_k, row), setting(out.top_p, row),
                  fminf(1 / own.temperature, FLT_MAX)};
@@ -295,7 +295,8 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
     if (threadIdx.x == 0) {
       out.tokens[row] = good ? static_cast<int64_t>(best.token) : -1;
       out.logprobs[row] = good ? below - r.log_sum : NAN;
-      const float sampled = out.sample ? below * shared.own.cut.inv_t - r.log_kept : 0.0f;
+      const Settings& own = shared.own;
+      const float sampled = own.greedy ? 0.0f : below * own.cut.inv_t - r.log_kept;
       out.sampled_logprobs[row] = good ? sampled : NAN;
     }
     if (all_terms && threadIdx.x < static_cast<uint32_t>(blend.terms)) {

@@ -244,6 +244,14 @@ def assert_blend_agrees(backend: Backend, p: Problem) -> None:
     assert excess <= 0, f"log-probs are off by up to {error.max():.3g}, {excess:.3g} too far"
 
 
+def temperatures(p: Problem, settings: dict[str, Any]) -> Tensor:
+    """Each row's temperature `[B]`, 0 where it is greedy."""
+    if not settings.get("do_sample", True):
+        return torch.zeros(p.rows, device=p.logits[0].device)
+    given = settings.get("temperature", 1.0)
+    return reference.per_row(given, p.rows, p.logits[0].device, torch.float32)
+
+
 def assert_samples_agree(backend: Backend, p: Problem, **settings: Any) -> BlendSample:
     """Tokens and log-probs as the reference has them; returns the backend's."""
     settings = {"return_term_logprobs": True, **settings}
@@ -257,10 +265,8 @@ def assert_samples_agree(backend: Backend, p: Problem, **settings: Any) -> Blend
     same = (got.tokens == want.tokens) & (want.tokens >= 0)
     token = want.tokens.clamp(min=0)[:, None]
     allowed = tolerance(p).gather(1, token)[:, 0]
-    t = reference.per_row(
-        settings.get("temperature", 1.0), p.rows, token.device, torch.float32
-    ).double()
-    allowed_sampled = 1e-5 + allowed / t if settings.get("do_sample", True) else allowed
+    t = temperatures(p, settings).double()
+    allowed_sampled = torch.where(t > 0, 1e-5 + allowed / t, allowed)
     _assert_close("logprobs", got.logprobs, want.logprobs, allowed, same)
     _assert_close(
         "sampled_logprobs", got.sampled_logprobs, want.sampled_logprobs, allowed_sampled, same
@@ -296,12 +302,10 @@ def _assert_tied(p: Problem, settings: dict[str, Any], b: int, got: int, want: i
     1e-6 of the boundary of top-p's mass.
     """
     device = p.logits[0].device
-    t, top_p = (
-        reference.per_row(settings.get(name, 1.0), p.rows, device, torch.float32)[b].item()
-        for name in ("temperature", "top_p")
-    )
+    t = temperatures(p, settings)[b].item()
+    top_p = reference.per_row(settings.get("top_p", 1.0), p.rows, device, torch.float32)[b].item()
     top_k = int(reference.per_row(settings.get("top_k", 0), p.rows, device, torch.int64)[b])
-    sampled = settings.get("do_sample", True)
+    sampled = t != 0
     row = p.scores()[b] / (t if sampled else 1.0)
     noise = torch.zeros_like(row)
     if sampled:

@@ -120,8 +120,8 @@ OF_BLEND = [
 ]
 
 OF_SAMPLING = [
-    Bad("temperature", 0.0, ValueError, "temperature is 0.0; it must be above 0"),
-    Bad("temperature", -1.0, ValueError, "temperature is -1.0"),
+    Bad("temperature", -1.0, ValueError, "temperature is -1.0; it must be 0 \\(greedy\\) or above"),
+    Bad("temperature", -1e-60, ValueError, "temperature is -1e-60"),
     Bad("temperature", NAN, ValueError, "temperature is nan"),
     Bad("temperature", INF, ValueError, "temperature is inf"),
     Bad("temperature", "1", TypeError, "temperature is '1'"),

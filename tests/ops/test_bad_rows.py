@@ -86,7 +86,6 @@ BAD_MEANS: dict[str, Change] = {
 }
 del BAD_MEANS["no token in both terms"]  # a mixture has mass wherever one of its terms has
 BAD_SETTINGS: dict[str, tuple[str, float]] = {
-    "temperature 0": ("temperature", 0.0),
     "temperature negative": ("temperature", -1.0),
     "temperature NaN": ("temperature", NAN),
     "temperature inf": ("temperature", INF),

@@ -371,7 +371,7 @@ def test_settings_of_each_row(pair: EmulatedCuda) -> None:
 def test_bad_settings_spoil_their_row(pair: EmulatedCuda) -> None:
     p = problem(pair, vocab=64, rows=8)
     settings = {
-        "temperature": torch.tensor([1.0, 0.0, -1.0, NAN, INF, 1.0, 1.0, 1.0]),
+        "temperature": torch.tensor([1.0, -0.5, -1.0, NAN, INF, 1.0, 1.0, 1.0]),
         "top_p": torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.5, 1.0, NAN]),
         "top_k": torch.tensor([0, 0, 0, 0, 0, 0, -1, 0]),
     }
@@ -467,3 +467,23 @@ def test_results_do_not_depend_on_the_order_of_threads(library: Any) -> None:
             results.append(got)
     for i, got in enumerate(results[3:]):
         assert all(torch.equal(x, y) for x, y in zip(got, results[i % 3], strict=True))
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+@pytest.mark.parametrize("settings", [{}, {"top_k": 12, "top_p": 0.9}, {"top_p": 0.6}], ids=str)
+def test_greedy_rows(cuda: EmulatedCuda, power: float, settings: dict[str, Any]) -> None:
+    """A row of temperature 0 is as `do_sample=False` makes it; the others as without it."""
+    support = Support(term=1, top_k=99)
+    p = problem(cuda, vocab=530, rows=4, values=1, power=power, support=support)
+    settings = {**settings, **SAMPLE, "return_term_logprobs": True}
+    warm = torch.tensor([0.7, 1.0, 1.3, 2.0])
+    t = torch.where(torch.tensor([False, True, False, True]), 0.0, warm)
+    mixed = assert_samples_agree(cuda, p, **{**settings, "temperature": t})
+    greedy = cuda.blend_sample(*p.args, **p.options, **settings, do_sample=False)
+    sampled = cuda.blend_sample(*p.args, **p.options, **{**settings, "temperature": warm})
+    for got, best, drawn in zip(mixed, greedy, sampled, strict=True):
+        assert torch.equal(got[1::2], best[1::2])
+        assert torch.equal(got[::2], drawn[::2])
+    for zero in (0.0, torch.zeros(4)):
+        got = cuda.blend_sample(*p.args, **p.options, **{**settings, "temperature": zero})
+        assert all(torch.equal(x, y) for x, y in zip(got, greedy, strict=True))

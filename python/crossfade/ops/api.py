@@ -117,13 +117,14 @@ def blend_sample(
     Args:
         logits, weights, values, value_weights, power, support, mask, vocab_size, backend: as in
             `blend`.
-        temperature: above 0; a number or ``[B]``, as all settings down to `step` are, on the device
-            of the logits where they are tensors.
+        temperature: 0 or above; a number or ``[B]``, as all settings down to `step` are, on the
+            device of the logits where they are tensors. A row of temperature 0 is greedy: its
+            result is the one it has with ``do_sample=False``, whatever the other rows do.
         top_k: keep the `top_k` best tokens and ties with the last; 0 keeps all.
         top_p: keep the smallest set of the best tokens with mass `top_p` after top-k, and ties.
         min_p: keep tokens with at least `min_p` times the best one's probability.
-        do_sample: False takes the best token of each row (the lowest id of a tie) and leaves the
-            settings above and the noise unused.
+        do_sample: False makes every row greedy: it takes the best token (the lowest id of a tie),
+            and neither its settings above nor its noise are used.
         seed: within [0, 2^64) (a tensor's int64 bits are taken as they are).
         stream: within [0, 2^64): which sequence of draws of this seed.
         step: within [0, 2^32): which draw of the stream.

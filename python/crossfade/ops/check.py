@@ -24,7 +24,7 @@ WEIGHT_SUM_TOLERANCE = 1e-3  # of a power mean, as in csrc/blend_math.h
 # Powers nearer to 0 than this are taken as this: the mean is the same, and its products in float64
 # are not subnormal.
 LEAST_POWER = 2.0**-100
-TINY, HUGE = 2.0**-149, (2 - 2.0**-23) * 2.0**127  # the ends of float32
+HUGE = (2 - 2.0**-23) * 2.0**127  # the largest float32
 
 
 def matrices(
@@ -228,7 +228,7 @@ def mask_of(m: Any, rows: int, vocab: int, device: torch.device) -> Tensor:
 
 # name: (kind, lowest, highest, what it must be)
 RANGES: dict[str, tuple[type, float, float, str]] = {
-    "temperature": (float, TINY, HUGE, "above 0 and finite (do_sample=False is greedy)"),
+    "temperature": (float, 0.0, HUGE, "0 (greedy) or above, and finite"),
     "top_k": (int, 0, 2**63 - 1, "0 (off) or more"),
     "top_p": (float, 0.0, 1.0, "within [0, 1]"),
     "min_p": (float, 0.0, 1.0, "within [0, 1]"),

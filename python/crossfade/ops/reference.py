@@ -210,24 +210,26 @@ def blend_sample(
     )
     rows, vocab = score.shape
     device, nan = score.device, float("nan")
-    if do_sample:
-        t, p, m = (
-            per_row(s, rows, device, torch.float32).double() for s in (temperature, top_p, min_p)
-        )
-        k = per_row(top_k, rows, device, torch.int64)
-        bad = bad | ~((t > 0) & t.isfinite() & (k >= 0) & (p >= 0) & (p <= 1) & (m >= 0) & (m <= 1))
+    t, p, m = (
+        per_row(s, rows, device, torch.float32).double() for s in (temperature, top_p, min_p)
+    )
+    k = per_row(top_k, rows, device, torch.int64)
+    greedy = (t == 0) | (not do_sample)
+    usable = (t > 0) & t.isfinite() & (k >= 0) & (p >= 0) & (p <= 1) & (m >= 0) & (m <= 1)
+    bad = bad | ~(greedy | usable)
     score = torch.where(bad[:, None], 0.0, score)  # any numbers: the row's results are replaced
 
-    if do_sample:
-        t, p, m, k = (torch.where(bad, s.new_ones(()), s) for s in (t, p, m, k))
+    tokens = score.argmax(dim=-1)  # greedy: ties go to the lowest id
+    sampled = score.new_zeros(rows)
+    if not greedy.all():
+        t, p, m, k = (torch.where(bad | greedy, s.new_ones(()), s) for s in (t, p, m, k))
         tempered = score / t[:, None]
         tempered = tempered.masked_fill(~keep(tempered, k, p, m), NEG_INF)
         ids = [per_row(s, rows, device, torch.int64) for s in (signed(seed), signed(stream), step)]
-        tokens = (tempered + gumbel_noise(ids[0], ids[1], ids[2], vocab)).argmax(dim=-1)
-        sampled = tempered.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
-    else:
-        tokens = score.argmax(dim=-1)  # ties go to the lowest id
-        sampled = score.new_zeros(rows)
+        drawn = (tempered + gumbel_noise(ids[0], ids[1], ids[2], vocab)).argmax(dim=-1)
+        tokens = torch.where(greedy, tokens, drawn)
+        log_p = tempered.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
+        sampled = torch.where(greedy, sampled, log_p)
 
     def at_token(log_p: Tensor) -> Tensor:
         return log_p.gather(1, tokens[:, None])[:, 0].masked_fill(bad, nan).float()

@@ -1,0 +1,49 @@
+"""A batch whose rows have their own of everything, and any rows of it as a batch of their own."""
+
+from typing import Any
+
+import torch
+from cases import Backend, Problem, mean_weights, normal
+from crossfade.ops import BlendSample
+
+ROWS = 6
+CUT = {"top_k": 40, "top_p": 0.95, "min_p": 0.001}
+
+
+def batch(backend: Backend, power: float = 0.0, vocab: int = 301, rows: int = ROWS) -> Problem:
+    on = {"device": backend.device}
+    weights = mean_weights(rows, 2, 3) if power else normal(rows, 2, 3, scale=1.0)
+    return Problem(
+        [normal(rows, vocab, k, **on) for k in range(2)],
+        weights.to(backend.device),
+        [normal(rows, vocab, 9, **on)],
+        normal(rows, 1, 4, scale=1.0, **on),
+        {"power": power, "mask": (normal(rows, vocab, 5) > -5.0).to(backend.device)},
+    )
+
+
+def settings(rows: int, device: str) -> dict[str, Any]:
+    """Each row with its own."""
+    count = torch.arange(rows, device=device)
+    own = {"temperature": 0.5 + count / 4, "top_k": 10 + count, "seed": count * 7, "step": count}
+    return {**CUT, **own, "stream": count + 2**33, "return_term_logprobs": True}
+
+
+def take(p: Problem, chosen: dict[str, Any], rows: Any) -> tuple[Problem, dict[str, Any]]:
+    """The problem of some rows."""
+
+    def pick(x: Any) -> Any:
+        return x[rows] if isinstance(x, torch.Tensor) else x
+
+    assert p.value_weights is not None
+    options = {name: pick(x) for name, x in p.options.items()}
+    values, value_weights = [pick(q) for q in p.values], pick(p.value_weights)
+    part = Problem([pick(z) for z in p.logits], pick(p.weights), values, value_weights, options)
+    return part, {name: pick(x) for name, x in chosen.items()}
+
+
+def assert_rows(got: BlendSample, want: BlendSample, rows: Any) -> None:
+    """Tokens equal; log-probs to the last places, as sums may run in another order."""
+    assert torch.equal(got.tokens, want.tokens[rows])
+    for a, b in zip(got[1:], want[1:], strict=True):
+        torch.testing.assert_close(a, b[rows], atol=2e-6, rtol=1e-6)
