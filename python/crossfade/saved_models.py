@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from . import reading
 from .extras import old_names, require
-from .terms import is_peft
+from .hf import is_peft
 
 logger = getLogger(__name__)
 

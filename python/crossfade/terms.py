@@ -1,4 +1,4 @@
-"""What a term needs to know of the model under it: that it can be one, its name and its cost."""
+"""The names of terms, and what the models under them cost."""
 
 from __future__ import annotations
 
@@ -7,55 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
-
-
-def is_peft(model: Any) -> bool:
-    """Whether this is a `peft.PeftModel` or a mixed one, asked without importing peft."""
-    return all(hasattr(model, name) for name in ("peft_config", "disable_adapter"))
-
-
-def underlying(model: Any) -> nn.Module:
-    """The Hugging Face model inside a PEFT model, or the model itself."""
-    while is_peft(model):
-        own = hasattr(model, "get_base_model")  # a PeftMixedModel has none
-        model = model.get_base_model() if own else model.base_model.model
-    return model
-
-
-def text_config(model: Any) -> Any:
-    """The config of the text decoder, which a multimodal model has inside its own."""
-    config = model.config
-    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-
-
-def is_multimodal(model: Any) -> bool:
-    """Whether the text decoder is one part of a model that reads pictures or sounds as well."""
-    config = getattr(underlying(model), "config", None)
-    return config is not None and text_config(underlying(model)) is not config
-
-
-def check_language_model(model: Any, *, head: bool) -> None:
-    """Refuse what cannot be decoded. `head`: it must have a language modelling head."""
-    kind = type(model).__name__
-    if (
-        not isinstance(model, nn.Module)
-        or getattr(model, "config", None) is None
-        or type(model).forward is nn.Module.forward
-    ):
-        raise TypeError(
-            f"model is a {kind}; it must be a loaded Hugging Face model: an nn.Module with a "
-            "config and a forward"
-        )
-    base = underlying(model)
-    if getattr(base.config, "is_encoder_decoder", False):
-        raise NotImplementedError(f"model is a {kind}, an encoder-decoder; not supported yet")
-    can_generate = getattr(base, "can_generate", None)
-    if head and can_generate is not None and not can_generate():
-        raise TypeError(
-            f"model is a {kind}, which has no language modelling head; it must be a causal LM, as "
-            "AutoModelForCausalLM loads it"
-        )
+from .hf import check_language_model as check_language_model
+from .hf import is_multimodal as is_multimodal
+from .hf import is_peft as is_peft
+from .hf import text_config as text_config
+from .hf import underlying as underlying
 
 
 def check_name(name: Any) -> None:

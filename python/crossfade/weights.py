@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -10,23 +9,11 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from .checks import check_number as check_number
 from .ops.check import WEIGHT_SUM_TOLERANCE
 
 Weight: TypeAlias = "float | Tensor"
 T = TypeVar("T")
-
-
-def check_number(name: str, x: Any) -> float:
-    """A finite number as a float."""
-    if isinstance(x, bool) or not isinstance(x, numbers.Real):
-        raise TypeError(f"{name} is {x!r:.80}; it must be a number")
-    try:
-        number = float(x)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{name} is {number}; it must be finite")
-    return number
 
 
 def check_weight(name: str, w: Any) -> Weight:
