@@ -16,14 +16,12 @@ EDGES = house.imports(house.ROOT / "python" / "crossfade")
 # What is still to be put right: a line goes as soon as it is.
 KNOWN_CIRCLES = [
     ["decoding.loop", "decoding.search"],
-    ["loading", "training"],
 ]
 KNOWN_UPWARD = [
     "decoding.hook imports decoding.generation",
     "decoding.loop imports decoding.valuer",
     "decoding.scoring imports decoding.generation",
     "losses imports weights",
-    "training.config imports loading",
 ]
 
 

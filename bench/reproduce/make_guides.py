@@ -23,7 +23,7 @@ import crossfade as cf
 import peft
 import reviews
 import torch
-from crossfade import training
+from crossfade import small_model, training
 from crossfade.extras import old_names
 from crossfade.training import data, value_head
 from datasets import Dataset
@@ -159,7 +159,7 @@ def install(work: Path, target: Path) -> None:
         made = target / folder.name
         made.mkdir(parents=True, exist_ok=True)
         weights, settings, backbone = next(f for f in FILES if (folder / f[0]).exists())
-        said = {**json.loads((folder / settings).read_text()), backbone: cf.models.HUB_ID}
+        said = {**json.loads((folder / settings).read_text()), backbone: small_model.HUB_ID}
         (made / settings).write_text(json.dumps(said, indent=2) + "\n")
         halves = {k: x.bfloat16() for k, x in load_file(folder / weights).items()}
         save_file(halves, made / weights, metadata={"format": "pt"})

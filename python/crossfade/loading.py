@@ -20,8 +20,6 @@ from .formula import parse
 from .training import value_head
 from .values import ValueSum, formula_value
 
-SMALL_MODEL = "smollm2"
-
 
 @dataclass(frozen=True)
 class Spec:
@@ -152,7 +150,7 @@ def _terms(path: str, specs: Sequence[Spec], device: str, dtype: str) -> dict[st
     """The terms over one model: as it is, or with adapters and value heads over its weights."""
     loaded: Any
     loaded, tokenizer = models.load(
-        folder_of(path), device, dtype if dtype == "auto" else getattr(torch, dtype)
+        models.folder_of(path), device, dtype if dtype == "auto" else getattr(torch, dtype)
     )
     terms: dict[str, Any] = {}
     heads = [spec for spec in specs if spec.is_value_head]
@@ -167,8 +165,3 @@ def _terms(path: str, specs: Sequence[Spec], device: str, dtype: str) -> dict[st
         adapter = (spec.name if spec.guide else None) if adapters else "active"
         terms[spec.name] = Model(loaded, tokenizer=tokenizer, adapter=adapter)
     return terms
-
-
-def folder_of(path: str) -> str:
-    """The folder of "smollm2", of an id on the hub, or of a saved model."""
-    return str(models.get() if path == SMALL_MODEL else saved_models.folder_of(path))

