@@ -1,4 +1,4 @@
-"""The operators that make sums of terms: blends, and values that guide a search."""
+"""The operators ``+ - * /`` of terms, which make blends, and of values, which make sums."""
 
 from __future__ import annotations
 
@@ -19,22 +19,27 @@ S = TypeVar("S")
 
 
 class Sums(Generic[S]):
-    """``+ - * /`` of what can be added to its like and scaled, in terms of four methods."""
+    """The operators ``+ - * /`` of objects whose sums are of the class `S`.
 
-    __array_ufunc__ = None  # numpy would multiply an array's elements one by one: leave it to us
+    A class that has them says in four methods what a sum is and how two are added and one scaled.
+    """
+
+    __array_ufunc__ = None  # or numpy would apply the operator to each element of an array
 
     def _sum(self) -> S:
-        """This as a sum, of itself alone."""
+        """This object as a sum: itself if it is one, else the sum of it alone."""
         raise NotImplementedError
 
     def _operand(self, x: Any) -> S | None:
-        """The other side of ``+`` as a sum, or None to let Python say that it cannot be one."""
+        """`x`, the other operand, as a sum. None lets Python raise its own error for it."""
         raise NotImplementedError
 
     def _plus(self, a: S, b: S) -> S:
+        """The sum of two sums."""
         raise NotImplementedError
 
     def _times(self, x: S, factor: Weight, *, divide: bool = False) -> S:
+        """A sum with all its weights multiplied by a factor, or divided by it."""
         raise NotImplementedError
 
     def __add__(self, other: Any) -> S:
@@ -42,7 +47,7 @@ class Sums(Generic[S]):
         return NotImplemented if x is None else self._plus(self._sum(), x)
 
     def __radd__(self, other: Any) -> S:
-        if type(other) is int and other == 0:  # where sum() starts
+        if type(other) is int and other == 0:  # Python's sum() starts with it
             return self._sum()
         x = self._operand(other)
         return NotImplemented if x is None else self._plus(x, self._sum())
@@ -71,7 +76,11 @@ class Sums(Generic[S]):
 
 
 def scaled(w: Weight, factor: Weight, what: Any, *, divide: bool = False) -> Weight:
-    """A weight times (or over) a factor, each a number or one a request."""
+    """A weight multiplied by a factor or divided by it; each is a number or one number a request.
+
+    Args:
+        what: the sum that has the weight, for errors.
+    """
     if isinstance(w, Tensor) and isinstance(factor, Tensor) and len(w) != len(factor):
         raise ValueError(
             f"weight is [{len(factor)}]; it must be [{len(w)}], as the weights of {what} are"
@@ -83,7 +92,7 @@ class Algebra(Sums["Blend"]):
     """The operators of terms and blends. Every result is a `Blend`."""
 
     def _blend(self) -> Blend:
-        """This as a blend, of values alone too."""
+        """This object as a blend. That of a `ValueHead` has a value and no model yet."""
         raise NotImplementedError
 
     def _sum(self) -> Blend:
@@ -107,7 +116,7 @@ class Algebra(Sums["Blend"]):
             why = _fixed(x)
             if why and other.terms:
                 raise ValueError(f"log-probs of {other} cannot be added to {why}; only values can")
-        whole = a if a.terms else b  # has the power and the support, if any
+        whole = a if a.terms else b  # The other one has values alone: no power, no support.
         return replace(
             whole,
             terms=a.terms + b.terms,
@@ -148,7 +157,7 @@ class Algebra(Sums["Blend"]):
 
 
 def _fixed(x: Blend) -> str | None:
-    """Why no log-probs can be added to a blend and no factor applied, or None."""
+    """Why a blend can neither be scaled nor take more log-probs; None if it can."""
     if x.power != 0:
         return f"a power mean with r = {x.power:g}, whose weights sum to 1"
     return None if x.support is None else "a blend within a support, which is set last"

@@ -1,4 +1,4 @@
-"""What is decoded: language models and values as terms, and the algebra that blends them."""
+"""What is decoded: `Model` and `ValueHead`, the terms, and `Blend`, a weighted sum of them."""
 
 from __future__ import annotations
 
@@ -46,10 +46,11 @@ class Model(Algebra):
     Args:
         model: a Hugging Face causal LM, with adapters of its own or not, or a `peft.PeftModel` or
             `peft.PeftMixedModel` around one, on any device.
-        tokenizer: its tokenizer; None trusts that its ids mean what the other terms' ids mean.
+        tokenizer: its tokenizer. Without one, its token ids are taken to mean what those of the
+            other terms mean.
         adapter: a PEFT adapter's name, ``"active"`` for what the model would do by itself, or None
-            for the plain base; what it means is asked when the term is used. Terms over one model
-            share its weights.
+            for the plain base. The model is asked for it again at each call, as adapters come and
+            go. Terms over one model share its weights.
         system: a system prompt, joined to every request through the chat template.
         prompt: replaces the request's prompt for this term: one, a list of one a request, or a
             function of the request.
@@ -58,10 +59,10 @@ class Model(Algebra):
 
     Raises:
         TypeError: an argument is of the wrong kind, or the model has no language modelling head.
-        ValueError: `adapter` is not an adapter of the model, or the plain base is not there any
-            more; `name` is not an identifier.
-        NotImplementedError: an encoder-decoder model, or a kind of adapter that does more than to
-            change layers token by token (learned prompts, activated LoRA, X-LoRA).
+        ValueError: `adapter` is not an adapter of the model, or is None where the plain base is not
+            there any more; `name` is not an identifier.
+        NotImplementedError: the model is an encoder-decoder, or has an adapter of a kind that does
+            more than to change layers token by token (learned prompts, activated LoRA, X-LoRA).
     """
 
     model: Any
@@ -100,15 +101,14 @@ class Model(Algebra):
 
 @dataclass(frozen=True)
 class ValueHead(Algebra):
-    """A model whose ``model(...).logits`` are values of every next token, a Q-head's output.
+    """A model with a Q-head: its ``model(...).logits`` are values of every next token.
 
     As a term of a blend, ``weight * Q(v)`` is added to the log-prob of each token v after the
     models are blended (ARGS, arXiv:2402.01694; IVG's explicit value, arXiv:2409.17819).
 
     Args:
         model: an ``nn.Module`` with a config, called as a Hugging Face causal LM is.
-        tokenizer: its tokenizer; None trusts that its ids mean what the other terms' ids mean.
-        name: as in `Model`.
+        tokenizer, name: as in `Model`.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as in `Model`.
@@ -136,19 +136,21 @@ class Blend(Algebra):
 
     ``log pi = log blend + sum_m value_weights[m] * values[m] - log Z``, where ``log blend`` is
     ``sum_k weights[k] * log p_k`` for ``power = 0`` and ``log (sum_k weights[k] * p_k^r)^(1/r)``
-    for ``r = power != 0``. Usually written as a formula of `Model` and `ValueHead`.
+    for ``r = power != 0``. It is usually written as a formula of `Model` and `ValueHead`.
 
-    Equal terms merge, and a term whose weight is the number 0 is left out and costs nothing, with
-    two exceptions: the first term, from which decoding takes the generation config and the base of
-    `kl_to_base`, and the support's term. (What is left out and comes back later comes back last.)
+    Equal terms merge. A term whose weight is the number 0 is left out and costs nothing, with two
+    exceptions: the first term, from which decoding takes the generation config and the base of
+    `kl_to_base`, and the support's term. A term that was left out comes last if it is added again.
 
     Args:
-        terms: models (bare ones will do), at most 16. None only on the way to a blend.
-        weights: a number or a tensor ``[requests]`` each, any sign. With ``power != 0`` none may be
-            negative and they must sum to 1.
-        values, value_weights: likewise, added after the models.
+        terms: `Model` terms or bare models, at most 16. A blend without any can be added to
+            others, and cannot be decoded.
+        weights: a number or a tensor ``[requests]`` a term, of any sign. With ``power != 0`` none
+            may be negative and they must sum to 1.
+        values, value_weights: likewise `ValueHead` values, which are added after the models are
+            blended.
         power: r of the power mean; 0 is the geometric blend.
-        support: removes tokens by one term's own distribution; its `term` counts `terms` as given.
+        support: removes tokens by the distribution of one term, ``terms[support.term]``.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -238,7 +240,7 @@ class Blend(Algebra):
     def row_value_weights(
         self, requests: int, device: torch.device | str | None = None
     ) -> tuple[float, ...] | Tensor:
-        """The values' weights, as `row_weights` gives the terms'."""
+        """The weights of the values, in the form that `row_weights` has for the terms."""
         return weight_rows(self.value_names, self.value_weights, requests, device)
 
     def to_dict(self) -> dict[str, Any]:
@@ -269,13 +271,15 @@ class Blend(Algebra):
     def from_dict(cls, d: dict[str, Any], /, **models: Any) -> Blend:
         """The blend that `to_dict` saved, over `models` by the names in it.
 
-        Each is a bare model, or a `Model` (for a value a `ValueHead`) that gives a tokenizer too;
-        adapter, system prompt and prompt come from `d`.
+        Args:
+            d: what `to_dict` gave.
+            models: for each name in `d` a bare model, or a `Model` (for a value a `ValueHead`)
+                where there is a tokenizer. Adapter, system prompt and prompt come from `d`.
 
         Raises:
-            TypeError: a member of `models` is of the wrong kind.
-            ValueError: `d` is not what `to_dict` gives (names the key), a name of `d` is missing in
-                `models` or the other way round, or a model comes with settings that contradict `d`.
+            TypeError: one of `models` is of the wrong kind.
+            ValueError: `d` is not what `to_dict` gives (names the key), the names of `models` are
+                not those in `d`, or a model has settings that contradict `d`.
         """
         check_saved(d)
         names = {m["name"] for m in (*d["terms"], *d["values"])}
@@ -337,8 +341,9 @@ def power_mean(models: Sequence[Any], weights: Sequence[Any], r: float) -> Blend
     ``sum_k w_k log p_k``, an ordinary blend. With ``r != 0`` only values can be added to it.
 
     Args:
-        models: `Model` or bare Hugging Face models.
-        weights: a number or a tensor ``[requests]`` a model; with ``r != 0`` not negative, sum 1.
+        models: `Model` terms or bare Hugging Face models.
+        weights: a number or a tensor ``[requests]`` a model. With ``r != 0`` none may be negative
+            and they must sum to 1.
         r: any finite number.
 
     Raises:
@@ -357,7 +362,14 @@ def power_mean(models: Sequence[Any], weights: Sequence[Any], r: float) -> Blend
 
 
 def as_term(name: str, x: Any, kind: type[T]) -> T:
-    """`x` as a `Model` or a `ValueHead`, which a bare model becomes."""
+    """`x` as a term of a kind, `Model` or `ValueHead`: a bare model becomes one.
+
+    Args:
+        name: what errors call `x`.
+
+    Raises:
+        TypeError: `x` is of another kind.
+    """
     if isinstance(x, nn.Module):
         return kind(x)  # type: ignore[call-arg]
     if not isinstance(x, kind):

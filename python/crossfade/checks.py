@@ -1,4 +1,4 @@
-"""Checks of arguments that every part makes."""
+"""Checks of arguments that all parts of the package use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def check_number(name: str, x: Any) -> float:
-    """A finite number as a float."""
+    """`x` as a float. Raises an error that calls it `name` unless it is a finite number."""
     if isinstance(x, bool) or not isinstance(x, numbers.Real):
         raise TypeError(f"{name} is {x!r:.80}; it must be a number")
     try:

@@ -1,4 +1,4 @@
-"""Formulas: the command line's spelling of a blend."""
+"""Formulas: blends written as text, as the command line takes them and as blends print."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .blend import Blend, Model, ValueHead, as_term, power_mean
 from .ops.types import Support
 
 CUTS = {f.name for f in fields(Support)}
-LONGEST = 4096  # characters of a formula that is read: far below what exhausts a parser's stack
+LONGEST = 4096  # characters a formula may have; far more would exhaust the stack of the parser
 OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -24,24 +24,30 @@ OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 
 def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
-    """The value of a formula of numbers, `names`, ``+ - * /`` and parentheses.
+    """The value of a formula of numbers, names, ``+ - * /`` and parentheses.
 
-    Two more forms say what these cannot, as blends print it: ``power_mean([a, b], weights=[0.5,
-    0.5], r=1)`` and ``(a + b).within(Support(term=0, top_k=5))``, where `term` counts the terms in
-    the order in which the text before it names them.
+    Blends print two more forms, which are read too: ``power_mean([a, b], weights=[0.5, 0.5],
+    r=1)`` and ``(a + b).within(Support(term=0, top_k=5))``, where `term` counts the terms in the
+    order in which the text before it names them.
 
-    Python's parser reads it, and only those nodes are evaluated: no other calls, attributes or
-    indexing, so that a formula from a command line or a file is safe to read.
+    Python's parser makes a tree of the text, and only nodes of these forms are evaluated. There
+    are no other calls, no attributes and no indexing, so that a formula from a command line or a
+    file is safe to read.
+
+    Args:
+        formula: the text.
+        names: what each name stands for.
 
     Raises:
-        ValueError: shows the place, and for a name that is not there those that are.
+        TypeError: `formula` is no text.
+        ValueError: the formula has another form or an unknown name; shows the place.
     """
     if not isinstance(formula, str):
         raise TypeError(f"formula is a {type(formula).__name__}; it must be a str")
     if len(formula) > LONGEST:
         raise ValueError(f"formula has {len(formula)} characters; it must have at most {LONGEST}")
     text = " ".join(formula.split())
-    # Python's parser reads names in this form
+    # Python's parser brings identifiers into this form of Unicode, so the names must be in it too.
     names = {unicodedata.normalize("NFKC", name): x for name, x in names.items()}
 
     def fail(column: int, problem: str) -> NoReturn:
@@ -50,7 +56,7 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
         ) from None
 
     def column(node: ast.expr) -> int:
-        return len(text.encode()[: node.col_offset].decode())  # ast counts bytes
+        return len(text.encode()[: node.col_offset].decode())  # The parser counts bytes.
 
     def apply(node: ast.expr, function: Callable[..., Any], *operands: Any) -> Any:
         try:
@@ -90,20 +96,21 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
                 return apply(node, _within, value(inner), _named(inner, names), cuts)
         fail(column(node), "only names, numbers, + - * / and parentheses can stand")
 
-    for character in "#\0":  # a comment, and what older Pythons do not call a SyntaxError
+    # Python would skip a comment, and its older versions raise no SyntaxError for a zero byte.
+    for character in "#\0":
         if character in text:
             fail(text.index(character), "only names, numbers, + - * / and parentheses can stand")
     try:
         return value(ast.parse(text, mode="eval").body)
     except SyntaxError as e:
-        end = len(text)  # where something is missing, if the error has no place
+        end = len(text)  # An error without a place says that the text ends too early.
         fail(min(e.offset - 1, end) if e.offset else end, e.msg)
     except (RecursionError, MemoryError):
         fail(0, "it is nested too deeply")
 
 
 def _named(node: ast.AST, names: Mapping[str, Any]) -> list[Model]:
-    """The terms that a formula names, in order."""
+    """The terms that a part of a formula names, in the order of the text."""
     if isinstance(node, ast.Name):
         x = names.get(node.id)
         return list(x._blend().terms) if isinstance(x, Algebra) else []
@@ -111,7 +118,10 @@ def _named(node: ast.AST, names: Mapping[str, Any]) -> list[Model]:
 
 
 def _within(x: Any, named: Sequence[Model], cuts: Mapping[str, Any]) -> Blend:
-    """``x.within(Support(**cuts))``, where a term of weight 0 may be the support's."""
+    """``x.within(Support(**cuts))``, whose `term` counts the terms that the text names.
+
+    Among them may be one of weight 0, which the blend has left out; it is put back for the support.
+    """
     if not isinstance(x, Algebra):
         raise TypeError(f"{x} is no blend; only a blend can be within a support")
     blend = x._blend()
@@ -128,19 +138,19 @@ def _within(x: Any, named: Sequence[Model], cuts: Mapping[str, Any]) -> Blend:
 
 
 def parse(formula: str, /, **models: Any) -> Blend:
-    """The blend that a formula says: ``parse("base + 0.8 * (tuned - ref)", base=..., ...)``.
+    """The blend that a formula means: ``parse("base + 0.8 * (tuned - ref)", base=..., ...)``.
 
-    A formula has names, numbers, ``+ - * /`` and parentheses; it is never run as Python code. What
-    a blend of numbers prints reads back as that blend, a power mean and a support too.
+    A formula has names, numbers, ``+ - * /`` and parentheses. It is never run as Python code. What
+    a blend prints is a formula that reads back as the same blend, if its weights are numbers.
 
     Args:
         formula: the text.
-        models: what the names stand for: bare Hugging Face models, `Model`, `ValueHead` or `Blend`;
-            the first three are called by these names from then on. Not all need be used.
+        models: what the names stand for: bare Hugging Face models, `Model`, `ValueHead` or `Blend`.
+            A model or head takes its name in the formula as its own. Not all need be used.
 
     Raises:
-        TypeError: a member of `models` is none of these.
-        ValueError: shows the place in the formula and what is wrong there.
+        TypeError: one of `models` is none of these.
+        ValueError: the formula cannot be read; shows the place and what is wrong there.
     """
     names: dict[str, Any] = {}
     for name, x in models.items():

@@ -1,4 +1,4 @@
-"""What is asked of a Hugging Face model, whatever wraps it and whatever it is a part of."""
+"""Questions to a Hugging Face model: bare or wrapped by PEFT, alone or in a multimodal one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import nn
 
 
 def is_peft(model: Any) -> bool:
-    """Whether this is a `peft.PeftModel` or a mixed one, asked without importing peft."""
+    """Whether `model` is a `peft.PeftModel` or `peft.PeftMixedModel`; peft is not imported."""
     return all(hasattr(model, name) for name in ("peft_config", "disable_adapter"))
 
 
 def underlying(model: Any) -> nn.Module:
-    """The Hugging Face model inside a PEFT model, or the model itself."""
+    """The Hugging Face model inside a PEFT model, or `model` itself if PEFT does not wrap it."""
     while is_peft(model):
         own = hasattr(model, "get_base_model")  # a PeftMixedModel has none
         model = model.get_base_model() if own else model.base_model.model
@@ -21,7 +21,7 @@ def underlying(model: Any) -> nn.Module:
 
 
 def text_config(model: Any) -> Any:
-    """The config of the text decoder, which a multimodal model has inside its own."""
+    """The config of the text decoder. A multimodal model keeps it inside its own config."""
     config = model.config
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
@@ -33,7 +33,11 @@ def is_multimodal(model: Any) -> bool:
 
 
 def check_language_model(model: Any, *, head: bool) -> None:
-    """Refuse what cannot be decoded. `head`: it must have a language modelling head."""
+    """Raise an error if `model` cannot be decoded.
+
+    Args:
+        head: whether the model must have a language modelling head.
+    """
     kind = type(model).__name__
     if (
         not isinstance(model, nn.Module)

@@ -1,8 +1,9 @@
 """Blends of the literature, by name. Models may be bare, `Model` terms, or blends of them.
 
-Every preset is an ordinary `Blend`: what it prints is its formula, and it can go on into others;
-`ivg` is a `Recipe`, a blend and its search.
-Cost is counted in forwards a token; what merges or has weight 0 is not computed (see `Blend`).
+Every preset but `ivg` gives an ordinary `Blend`, which prints as its formula and can be a part of
+other blends; `ivg` gives a `Recipe`, a blend and its search. A preset's cost is counted in forwards
+a token. It is less where terms are equal or have the weight 0, which are not computed (see
+`Blend`).
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from .weights import Weight, check_number, check_sum, check_weight
 def eft(base: Any, tuned: Any, ref: Any, beta: Weight = 1.0) -> Blend:
     """Emulated fine-tuning: ``base + beta * (tuned - ref)``.
 
-    What tuning did to a small model (`tuned` against its own start, `ref`) is added to a large one.
-    `beta` above 1 exaggerates it, below 0 reverses it. Three forwards; `base` may be `ref` or
-    `tuned`, which merge.
+    What tuning did to a small model, the difference of `tuned` and its own start `ref`, is added to
+    a large one. A `beta` above 1 exaggerates it, one below 0 reverses it. Three forwards, or two
+    where `base` is one of the others.
 
     Source: Mitchell et al., arXiv:2310.12962.
     """
@@ -33,9 +34,10 @@ def eft(base: Any, tuned: Any, ref: Any, beta: Weight = 1.0) -> Blend:
 
 
 def proxy_tuning(base: Any, expert: Any, antiexpert: Any, alpha: Weight = 1.0) -> Blend:
-    """Proxy-tuning, DExperts: ``base + alpha * (expert - antiexpert)``. Three forwards.
+    """Proxy-tuning and DExperts: ``base + alpha * (expert - antiexpert)``. Three forwards.
 
-    The papers add raw logits and this adds log-probs: the same distribution, as normalisers cancel.
+    The papers add raw logits where this adds log-probs. The distribution is the same, as the two
+    differ by one number for all tokens.
 
     Source: Liu et al., arXiv:2401.08565; DExperts, Liu et al., arXiv:2105.03023.
     """
@@ -49,8 +51,8 @@ def dera(ref: Any, aligned: Any, lam: Weight) -> Blend:
     """Decoding-time realignment: ``(1 - lam) * ref + lam * aligned``. Two forwards.
 
     If `aligned` was trained with KL weight ``beta`` towards `ref`, this approximates training with
-    ``beta / lam``: 0 is `ref`, 1 is `aligned`, above 1 is less regularised than either. `ref` stays
-    a term at ``lam = 1``, since the KL to it is what the fader moves.
+    ``beta / lam``. A `lam` of 0 is `ref`, 1 is `aligned`, and more than 1 is less regularised than
+    either. `ref` stays a term at ``lam = 1``, since the KL to it is what `lam` moves.
 
     Source: Liu et al., arXiv:2402.02992.
     """
@@ -61,16 +63,16 @@ def dera(ref: Any, aligned: Any, lam: Weight) -> Blend:
 def mod(
     models: Sequence[Any], weights: Sequence[Weight], divergence: str | float = "reverse_kl"
 ) -> Blend:
-    """Multi-objective decoding: one model an objective, mixed by preference weights of sum 1.
+    """Multi-objective decoding: a model an objective, mixed by preference weights that sum to 1.
 
-    The rule is that of the divergence which the models were trained with:
+    The rule follows from the divergence that the models were trained with:
 
     - ``"reverse_kl"``: ``sum_k w_k log p_k``, the geometric blend.
     - ``"forward_kl"``: ``(sum_k w_k / p_k)^-1``, the harmonic mean.
-    - a number alpha: ``(sum_k w_k p_k^-alpha)^(-1/alpha)``; 0 and 1 are the two above.
+    - a number alpha: ``(sum_k w_k p_k^-alpha)^(-1/alpha)``, of which 0 and 1 are the two above.
 
-    One forward a model. For all but reverse KL the rule is the paper's decoding heuristic: the
-    exact optimum has the reference model in it too.
+    One forward a model. For all but reverse KL the rule is the paper's approximation: the exact
+    optimum also depends on the reference model.
 
     Source: Shi et al., arXiv:2406.18853.
     """
@@ -89,9 +91,9 @@ def mod(
 
 
 def genarm(base: Any, arms: Sequence[Any], weights: Sequence[Weight]) -> Blend:
-    """GenARM: ``base + sum_i weights[i] * arms[i]``, arms being autoregressive reward models.
+    """GenARM: ``base + sum_i weights[i] * arms[i]``; the arms are autoregressive reward models.
 
-    A weight is one over the KL weight beta, times the objective's share. One forward a model.
+    A weight is the share of its objective, divided by the KL weight beta. One forward a model.
 
     Source: Xu et al., arXiv:2410.08193.
     """
@@ -109,9 +111,9 @@ def genarm(base: Any, arms: Sequence[Any], weights: Sequence[Weight]) -> Blend:
 def contrastive(expert: Any, amateur: Any, beta: Weight = 0.5, alpha: float = 0.1) -> Blend:
     """Contrastive decoding: ``(1 + beta) * expert - beta * amateur`` on the expert's likely tokens.
 
-    Tokens with less than `alpha` times the expert's largest probability are removed first. Two
-    forwards. The original's ``log p_expert - log p_amateur`` is the limit of a large `beta` at a
-    temperature of `beta`.
+    Tokens whose probability is less than `alpha` times the expert's largest are removed first. Two
+    forwards. The first paper's ``log p_expert - log p_amateur`` is the limit of a large `beta` when
+    sampled at the temperature `beta`.
 
     Source: O'Brien and Lewis, arXiv:2309.09117 (this form and the defaults); Li et al.,
     arXiv:2210.15097.
@@ -130,12 +132,20 @@ def cfg(
 ) -> Blend:
     """Classifier-free guidance: ``uncond + scale * (cond - uncond)``, one model and two prompts.
 
-    `cond` reads the request. `uncond` reads `negative_prompt` in its place (one, a list of one a
-    request, or a function of the request, such as one that drops all but its end) or has
-    `negative_system` for a system prompt, or both. A scale of 1 is the model itself. Two rows of
-    one model; written ``scale * cond + (1 - scale) * uncond``, so that `cond` is the base.
+    The term `cond` reads the request. The term `uncond` reads `negative_prompt` in its place, or
+    has `negative_system` as its system prompt, or both. A scale of 1 is the model itself. Two rows
+    of one model. The blend is written ``scale * cond + (1 - scale) * uncond``, so that `cond` is
+    its base.
+
+    Args:
+        model: a `Model` or a bare one.
+        scale: how far the guidance goes.
+        negative_prompt: one prompt, a list of one a request, or a function of the request, such as
+            one that drops all but its end.
+        negative_system: a system prompt.
 
     Raises:
+        TypeError: `model` is something else.
         ValueError: neither of the negative prompts is given.
 
     Source: Sanchez et al., arXiv:2306.17806.
@@ -159,10 +169,11 @@ def cfg(
 
 
 def args(base: Any, value: Any, weight: Weight = 1.0, top_k: int = 10) -> Blend:
-    """ARGS: ``base + weight * value`` on the base's `top_k` most likely tokens (0: on all).
+    """ARGS: ``base + weight * value`` on the base's `top_k` most likely tokens.
 
-    `value` is a `ValueHead` or the bare model of one: a Q-head scores every next token in one
-    forward, where the paper runs a reward model on each candidate. Two forwards.
+    `value` is a `ValueHead` or the bare model of one. Its Q-head scores every next token in one
+    forward, where the paper runs a reward model on each candidate. A `top_k` of 0 leaves all tokens
+    in. Two forwards.
 
     Source: Khanov et al., arXiv:2402.01694; IVG's token variant, arXiv:2409.17819.
     """
@@ -182,11 +193,11 @@ def ivg(
     samples: int = 4,
     chunk_length: int | None = 5,
 ) -> Recipe:
-    """Integrated value guidance: the implicit value a token, the explicit one a chunk.
+    """Integrated value guidance: an implicit value guides each token, an explicit one each chunk.
 
     ``base + beta * (tuned - ref)`` is sampled, and `ChunkBeamSearch` keeps the rows that `value`
-    scores highest. The paper's settings of (width, samples, chunk_length): 4, 4, 5 for short texts
-    and 2, 2, 30 for following instructions.
+    scores highest. The paper sets (width, samples, chunk_length) to (4, 4, 5) for short texts and
+    to (2, 2, 30) for following instructions.
 
     Args:
         value: a `ValueHead`, the bare model of one, or any other value.
@@ -199,5 +210,5 @@ def ivg(
 
 
 def _blend(x: Any, name: str) -> Blend:
-    """A bare model under its role's name; terms and blends as they are."""
+    """`x` as a blend. A bare model gets the name of its role; terms and blends keep theirs."""
     return as_blend(Model(x, name=name) if isinstance(x, nn.Module) else x)

@@ -1,4 +1,4 @@
-"""Blends and their terms as text."""
+"""What blends and their terms print: formulas that `formula.parse` reads back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def weight_text(w: float | Tensor) -> str:
-    """A number to twelve digits, so that 1 - 0.8 is 0.2; a tensor by its first numbers."""
+    """A weight as text: a number with twelve digits, a tensor by its first four numbers.
+
+    Twelve digits hide the rounding of floats: 1 - 0.8 prints as 0.2.
+    """
     if isinstance(w, Tensor):
         shown = [f"{x:.6g}" for x in w[:4].tolist()]
         more = [f"{len(w)} requests"] if len(w) > 4 else []
@@ -24,7 +27,7 @@ def weight_text(w: float | Tensor) -> str:
 
 
 def sum_text(names: Sequence[str], weights: Sequence[float | Tensor]) -> str:
-    """`base + 0.8*tuned - 0.8*ref`."""
+    """A weighted sum as text, such as ``base + 0.8*tuned - 0.8*ref``."""
     text = ""
     for name, w in zip(names, weights, strict=True):
         minus = not isinstance(w, Tensor) and w < 0
@@ -47,17 +50,18 @@ def settings_text(x: Any, skip: Sequence[str] = ()) -> list[str]:
 
 
 def support_text(s: Support) -> str:
+    """A support as Python would make it, such as ``Support(term=0, top_k=5)``."""
     return f"Support({', '.join([f'term={s.term}', *settings_text(s, skip=['term'])])})"
 
 
 def term_text(term: Any) -> str:
-    """A term with its model's class; a module's own text would fill pages."""
+    """A term as text, with its model's class alone: what a model prints would fill pages."""
     settings = settings_text(term, skip=["model", "tokenizer"])
     return f"{type(term).__name__}({', '.join([type(term.model).__name__, *settings])})"
 
 
 def blend_text(blend: Blend) -> str:
-    """The formula of a blend."""
+    """A blend as the formula that it was, or could have been, written as."""
     text = sum_text(blend.names, blend.weights)
     if blend.power != 0:
         weights = ", ".join(map(weight_text, blend.weights))

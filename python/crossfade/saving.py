@@ -1,4 +1,4 @@
-"""Blends as plain data, and what is wrong with data that is said to be one."""
+"""Blends as plain data, as JSON can hold it, and the check of such data before it is loaded."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from torch import Tensor
 from .ops.types import Support
 from .weights import Weight, check_number
 
-SAVED = "it must be what Blend.to_dict gives"
-TERM = {"name", "weight", "adapter", "system", "prompt"}
-VALUE = {"name", "weight"}
+SAVED = "it must be what Blend.to_dict gives"  # the end of errors
+TERM = {"name", "weight", "adapter", "system", "prompt"}  # the keys of a saved term
+VALUE = {"name", "weight"}  # the keys of a saved value
 
 
 def plain_weight(w: Weight) -> float | list[float]:
+    """A weight as a number, or a list of one a request."""
     return w.tolist() if isinstance(w, Tensor) else w
 
 
 def loaded_weight(w: float | list[float]) -> Weight:
+    """The weight that `plain_weight` made `w` of."""
     return torch.tensor(w, dtype=torch.float32, device="cpu") if isinstance(w, list) else w
 
 
@@ -30,6 +32,7 @@ def loaded_support(s: dict[str, Any] | None) -> Support | None:
 
 
 def plain_prompt(name: str, prompt: Any) -> Any:
+    """The prompt of the term `name` as JSON gives it back, with lists in place of tuples."""
     if callable(prompt):
         raise TypeError(f"the prompt of {name} is a function; only text and lists can be saved")
     try:
@@ -39,10 +42,10 @@ def plain_prompt(name: str, prompt: Any) -> Any:
 
 
 def check_saved(d: Any) -> None:
-    """Refuse what is not a saved blend.
+    """Check that `d` is a saved blend, as `Blend.to_dict` makes it.
 
     Raises:
-        ValueError: names the key, what it was and what it must be.
+        ValueError: it is not; names the key, what it was and what it must be.
     """
     _keys("d", d, {"terms", "values", "power", "support"})
     for key in ("terms", "values"):
@@ -70,7 +73,7 @@ def check_saved(d: Any) -> None:
 
 
 def _keys(where: str, x: Any, wanted: set[str]) -> None:
-    """Refuse what is no dict with just these keys."""
+    """Raise an error unless `x` is a dict with the keys `wanted` and no others."""
     if not isinstance(x, dict):
         raise ValueError(f"{where} is {_shown(x)}; {SAVED}, a dict")
     if missing := sorted(wanted - x.keys()):

@@ -1,4 +1,4 @@
-"""What `generate` may do besides sampling: searches that a value guides."""
+"""Searches that a value guides, and recipes: what `generate` takes besides a blend."""
 
 from __future__ import annotations
 
@@ -10,32 +10,36 @@ from .blend import Blend, as_blend
 from .ops import check
 from .values import ValueSum, as_value
 
-MOST_ROWS = 1024  # of a prompt: what the selection kernels take
+MOST_ROWS = 1024  # of one prompt: the selection kernels take no more
 
 
 @dataclass(frozen=True)
 class ChunkBeamSearch:
     """Chunk-level beam search: sample in chunks, keep the best rows by a value, fork them.
 
-    1. ``width * samples`` rows a prompt are sampled for a chunk; fewer tokens at EOS.
-    2. The value scores each row as far as it is written.
-    3. The best `width` rows of each prompt stay, and fork `samples` times each; until all that
-       stay have ended. The best is returned, or with ``num_return_sequences=n`` the n best.
+    1. ``width * samples`` rows a prompt are sampled for a chunk. A row's chunk is shorter if the
+       row ends.
+    2. The value scores what each row has written so far.
+    3. The best `width` rows of each prompt stay, and each is continued `samples` times from step 1.
+       The search is over when all rows that stay have ended. It returns the best of them, or with
+       ``num_return_sequences=n`` the n best.
 
-    A row that has ended is one candidate, which competes with its fixed score until better rows
-    replace it; ties go to the lower slot; a NaN value is the worst. Every row draws from its own
-    stream, that of its slot. `samples` = 1 with `width` = n is best of n; `width` = 1 is blockwise
-    best-of-n; ``chunk_length=1`` is a beam search that the value guides.
+    A row that has ended is one candidate. It competes with its fixed score until better rows
+    replace it. Of equal rows the one in the lower slot stays, and a value of NaN is the worst.
+    Every row draws from the stream of its slot. `samples` = 1 with `width` = n is best of n,
+    `width` = 1 is blockwise best-of-n, and ``chunk_length=1`` is a beam search that the value
+    guides.
 
     Args:
-        width: rows that stay.
-        samples: continuations of each.
-        chunk_length: tokens of a chunk at most; None: up to the end.
-        value: what chooses: `LogRatio`, `ValueHead`, `RewardModel`, `Reward`, or a sum of them.
-        chunk_end: ends a row's chunk earlier: called after each token with the text of the chunk
-            so far, such as `sentence_end`. The prompt's rows wait for each other.
-        duplicate_finished: a row that has ended fills `samples` slots with copies of itself, as the
-            paper's code has it; they can crowd out rows under way.
+        width: how many rows of a prompt stay after a chunk.
+        samples: how many times each of them is continued.
+        chunk_length: the most tokens that a chunk has; None samples up to the end.
+        value: what chooses: a `LogRatio`, `ValueHead`, `RewardModel` or `Reward`, or a sum of them.
+        chunk_end: a function of the text of a row's chunk so far, such as `sentence_end`, which is
+            called after each token and ends the chunk where it returns true. The rows of a prompt
+            wait for each other.
+        duplicate_finished: whether a row that has ended fills `samples` slots with copies of
+            itself, as the paper's code has it. The copies can crowd out rows under way.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -75,30 +79,30 @@ class ChunkBeamSearch:
 
     @property
     def rows(self) -> int:
-        """Rows that are decoded for each prompt."""
+        """How many rows are decoded for each prompt."""
         return self.width * self.samples
 
 
 def BestOfN(n: int, value: Any) -> ChunkBeamSearch:
-    """Best of n: the one of n whole samples that the value scores highest.
+    """Best of n: of n whole samples, the one that the value scores highest.
 
-    A `ChunkBeamSearch` of one chunk: it returns up to n rows in order of their values.
+    It is a `ChunkBeamSearch` of one chunk, and can return up to n rows, the best first.
 
     Args:
-        n: samples of each prompt.
+        n: how many rows are sampled for each prompt.
         value: as in `ChunkBeamSearch`.
     """
     return ChunkBeamSearch(width=n, samples=1, chunk_length=None, value=value)
 
 
 def sentence_end(text: str) -> bool:
-    """Whether a chunk ends a sentence or a line: a `ChunkBeamSearch.chunk_end`."""
+    """Whether a text ends with a sentence or a line: a `chunk_end` of `ChunkBeamSearch`."""
     return text.rstrip(" \"')]\u2019\u201d").endswith((".", "!", "?", "\u2026", "\n"))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A blend and how it is searched: what `generate` takes in place of a blend.
+    """A blend and the search over it: what `generate` takes in place of a blend.
 
     Args:
         blend: a `Blend`, a `Model` or a bare Hugging Face causal LM.
@@ -118,5 +122,6 @@ class Recipe:
 
 
 def check_search(search: Any) -> None:
+    """Raise a TypeError unless `search` is one that `generate` knows."""
     if not isinstance(search, ChunkBeamSearch):
         raise TypeError(f"search is a {type(search).__name__}; it must be a ChunkBeamSearch")

@@ -15,6 +15,7 @@ from .hf import underlying as underlying
 
 
 def check_name(name: Any) -> None:
+    """Raise an error unless `name` can be a term's name: an identifier, or None for a default."""
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name is a {type(name).__name__}; it must be a str or None")
     if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
@@ -22,7 +23,11 @@ def check_name(name: Any) -> None:
 
 
 def default_name(model: Any, adapter: str | None, otherwise: str) -> str:
-    """The adapter's name or the last part of the model's path, as an identifier."""
+    """A term's name if none is given: its adapter's, or the last part of the model's path.
+
+    What an identifier cannot have becomes an underscore. `otherwise` is the name where nothing is
+    left.
+    """
     path = str(getattr(model.config, "name_or_path", "") or "")
     source = adapter if adapter not in (None, "active") else path.rstrip("/").rsplit("/", 1)[-1]
     name = re.sub(r"\W+", "_", str(source)).strip("_")
@@ -32,7 +37,7 @@ def default_name(model: Any, adapter: str | None, otherwise: str) -> str:
 
 
 def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, those that stood before with a number behind them."""
+    """The names, all different: one that an earlier name is equal to gets a number at its end."""
     found: list[str] = []
     for i, name in enumerate(names):
         same = (name, *(f"{name}_{n}" for n in range(2, i + 2)))
@@ -44,11 +49,12 @@ class ModelCost(NamedTuple):
     """What one underlying model adds to a blend's cost.
 
     Attributes:
-        names: the terms and values that it computes.
-        kind: its class.
-        forwards: rows it computes for each token of a request, one a term.
-        parameters: all it holds, adapters too; what models share is counted once, at the first.
-        bytes: of these parameters.
+        names: the names of the terms and values that the model computes.
+        kind: the name of the model's class.
+        forwards: how many rows the model computes for each token of a request: one a term.
+        parameters: how many parameters the model holds, those of adapters included. Parameters
+            that two models share are counted for the first of them alone.
+        bytes: the size of these parameters.
     """
 
     names: tuple[str, ...]
@@ -79,7 +85,7 @@ class Costs(tuple[ModelCost, ...]):
 
 
 def costs(names: Sequence[str], models: Sequence[Any]) -> Costs:
-    """The cost of each distinct model under `models`; names[i] is what models[i] computes."""
+    """The cost of each distinct model; ``names[i]`` is what ``models[i]`` computes."""
     groups: dict[int, list[int]] = {}
     for i, model in enumerate(models):
         groups.setdefault(id(underlying(model)), []).append(i)
@@ -87,7 +93,8 @@ def costs(names: Sequence[str], models: Sequence[Any]) -> Costs:
     found = []
     for indices in groups.values():
         model = underlying(models[indices[0]])
-        # by storage: a value head is another model over the same weights
+        # A value head is another model over the same weights: parameters are told apart by where
+        # their data lies.
         new = [p for p in model.parameters() if (p.data_ptr() or id(p)) not in seen]
         seen.update(p.data_ptr() or id(p) for p in new)
         found.append(

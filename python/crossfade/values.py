@@ -1,7 +1,7 @@
-"""Values of what has been written so far, which guide a search, and their algebra.
+"""Values, which guide a search: they score a prompt and what is written of its response so far.
 
-A value scores a prompt and the beginning of a response. ``0.5 * a + 0.5 * b`` adds values:
-multi-value guidance. A `ValueHead` is one too, and can be a term of a blend besides.
+``0.5 * a + 0.5 * b`` adds values (multi-value guidance). A `ValueHead` can be a value here, and a
+term of a blend besides.
 """
 
 from __future__ import annotations
@@ -48,16 +48,18 @@ class Values(Sums["ValueSum"]):
 class LogRatio(Values):
     """The implicit value: ``beta * sum_t [log p_tuned(y_t) - log p_ref(y_t)]`` of a response.
 
-    Every generated token counts, EOS too. Models that are terms of the blend already cost nothing
-    here; others read each token once, over caches of their own, a chunk at a time. A pair with
-    another vocabulary than the blend's reads the decoded text in its own tokens.
+    Every generated token counts, EOS too. A model that is a term of the blend costs nothing here,
+    as its log-probs are known. Another one reads each token once, a chunk at a time, and keeps a
+    cache. If the vocabulary of the two is not the blend's, they read the text that was written, in
+    their own tokens.
 
     Args:
-        tuned, ref: a `Model` (or a bare causal LM) each, of one vocabulary. They may be one model
+        tuned, ref: two `Model` terms or bare causal LMs of one vocabulary. They may be one model
             with two adapters, system prompts or prompts.
-        beta: the reward's scale: the KL weight that `tuned` was trained with.
-        normalize: divide by the number of tokens, so that length alone moves nothing.
-        name: what outputs and errors call it, an identifier.
+        beta: the scale of the reward: the KL weight that `tuned` was trained with.
+        normalize: divides by the number of tokens, so that a longer text is no better or worse
+            for its length alone.
+        name: what outputs and errors call the value, an identifier.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as in `Model`.
@@ -91,13 +93,14 @@ class LogRatio(Values):
 class RewardModel(Values):
     """A sequence-classification model that reads the prompt and the response so far as text.
 
-    One with a causal backbone keeps a cache and reads what is new; others read the whole text at
-    each chunk boundary.
+    A model with a causal backbone keeps a cache and reads only what is new. Any other reads the
+    whole text again at each chunk's end.
 
     Args:
         model: as ``AutoModelForSequenceClassification`` loads it.
         tokenizer: its tokenizer.
-        label: the class whose log-prob is the value; None, for models with one output: that.
+        label: the class whose log-prob is the value. None is for models with one output, which is
+            the value itself.
         template: ``template(prompt, response) -> text``, with the prompt a text or a chat. By
             default a chat goes through the tokenizer's chat template, with the response as the
             assistant's message, and a text is followed by the response.
@@ -141,13 +144,13 @@ class RewardModel(Values):
 class Reward(Values):
     """Any Python function of texts: ``fn(prompts, responses) -> scores``.
 
-    It is called at each chunk boundary with the rows that grew. A prompt is as the caller gave it,
-    a text or a chat (ids are decoded); responses are as in `Output.text`: a prompt and its response
-    make the whole text.
+    It is called at the end of each chunk with the rows that grew. A prompt is the text or chat that
+    the caller gave; token ids are decoded first. A response is as in `Output.text`, so that the
+    prompt followed by it is the whole text.
 
     Args:
-        fn: takes two lists of one length, gives as many numbers. NaN is the worst.
-        name: as in `LogRatio`; by default the function's.
+        fn: takes two lists of one length and returns as many numbers. NaN counts as the worst.
+        name: as in `LogRatio`. By default it is the function's name.
     """
 
     fn: Callable[[list[Any], list[str]], Sequence[float] | Tensor]
@@ -164,11 +167,13 @@ class Reward(Values):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ValueSum(Values):
-    """``sum_m weights[m] * values[m]``. Immutable; equal values merge, a number 0 leaves one out.
+    """A weighted sum of values, ``sum_m weights[m] * values[m]``. Immutable.
+
+    Equal values merge, and a value whose weight is the number 0 is left out.
 
     Args:
-        values: `LogRatio`, `ValueHead`, `RewardModel` or `Reward`.
-        weights: a number or a tensor ``[requests]`` each.
+        values: each a `LogRatio`, `ValueHead`, `RewardModel` or `Reward`.
+        weights: a number or a tensor ``[requests]`` a value.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -196,7 +201,7 @@ class ValueSum(Values):
         return distinct_names([v.name or _default_name(v) for v in self.values])
 
     def row_weights(self, requests: int) -> Tensor:
-        """``[requests, values]`` float64.
+        """The weights of a batch as a float64 tensor ``[requests, values]``.
 
         Raises:
             ValueError: a weight tensor has another length; names the value.
@@ -212,7 +217,8 @@ def as_value(x: Any) -> ValueSum:
     """`x` as a value that can guide a search: a value, a sum of them, or a `ValueHead`.
 
     Raises:
-        TypeError: it is none of these. ValueError: nothing is left of it but zeros.
+        TypeError: it is none of these.
+        ValueError: the weights of all its parts are 0.
     """
     if isinstance(x, Algebra):
         blend: Blend = x._blend()
@@ -233,12 +239,13 @@ def as_value(x: Any) -> ValueSum:
 
 
 def formula_value(formula: Blend) -> ValueSum:
-    """What a formula says as a value: ``beta * (tuned - ref)`` is a `LogRatio`, a head itself.
+    """The value that a formula means, which was read as if it were a blend.
 
-    Several models over one reference are a sum: ``0.5 * a + 0.5 * b - ref``.
+    ``beta * (tuned - ref)`` means a `LogRatio`, and a `ValueHead` means itself. Several models less
+    one reference, as in ``0.5 * a + 0.5 * b - ref``, mean a sum of ratios.
 
     Raises:
-        ValueError: it is not of that form.
+        ValueError: the formula is not of these forms.
     """
     weights = [float(w) for w in formula.weights if not isinstance(w, Tensor)]
     whole = len(weights) == len(formula.weights)

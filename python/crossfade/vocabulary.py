@@ -1,4 +1,4 @@
-"""Whether the models of a blend speak of the same tokens."""
+"""The check that the models of a blend share one vocabulary: that equal ids are equal tokens."""
 
 from __future__ import annotations
 
@@ -10,35 +10,39 @@ from weakref import WeakKeyDictionary
 from .blend import Blend, Model, ValueHead
 from .terms import text_config
 
-# Columns by which models of one vocabulary may differ. They are padded to multiples of 64, 128 or
-# 512, and a few tokens are added to some: Qwen2's 151,936 and 152,064, Pythia's 50,304 and 50,688.
-# Vocabularies that were extended differ by more: Mistral's 32,000 and 32,768 share no ids.
+# Two models of one vocabulary may differ by so many columns. Their numbers are rounded up to
+# multiples of 64, 128 or 512, and a few tokens are added to some: Qwen2 has 151,936 or 152,064 and
+# Pythia 50,304 or 50,688. Different vocabularies differ by more: of Mistral's two, one has 32,000
+# columns and the other 32,768, and their ids mean different tokens.
 PADDING = 512
 
 
 class Vocabulary(NamedTuple):
-    length: int  # len(tokenizer) when it was read: adding tokens changes it
-    size: int  # the highest id and one
-    digest: bytes
+    """What is remembered of a tokenizer's vocabulary."""
+
+    length: int  # len(tokenizer) when it was read; it changes when tokens are added
+    size: int  # one more than the highest id
+    digest: bytes  # a hash of all ids and tokens
 
 
-# Reading 150,000 tokens takes some 100 ms: once a tokenizer, not once a call.
+# To read 150,000 tokens takes some 100 ms, so each tokenizer is read once, not at every call.
 _read: WeakKeyDictionary[Any, Vocabulary] = WeakKeyDictionary()
 
 
 def check_vocabularies(blend: Blend, tokenizer: Any = None) -> int:
-    """The vocabulary that all terms and values of a blend share: the number of columns to decode.
+    """Check that all terms and values of a blend share a vocabulary, and return its size.
 
-    Where terms have tokenizers of their own, their tokens are compared one by one with those of
-    `tokenizer` (or of the first term that has one), as far as every model has columns. An id that
-    one of them does not define is padding there. Terms without a tokenizer are trusted that their
-    ids mean the same: this cannot be checked, but for their numbers of columns.
+    The size is the number of columns of the logits that are decoded. It is one more than the
+    tokenizers' highest id or, if there is no tokenizer, the smallest ``config.vocab_size`` of the
+    models. Columns past it are padding; models of one family have different numbers of them.
 
-    The vocabulary ends with the tokenizers' highest id or, if none is given, with the smallest
-    model's ``config.vocab_size``. Columns past it are padding, which models of one family have in
-    different numbers. Where no tokenizer vouches for a model, it may have up to `PADDING` columns
-    more or fewer than the others. A tokenizer may have as many tokens more than a model has
-    columns, and half as many at least.
+    Where terms have tokenizers of their own, the tokens of each are compared one by one with those
+    of `tokenizer` (or of the first term that has one), up to the columns of the smallest model. An
+    id that one of the two does not define is padding there. The ids of a term without a tokenizer
+    are taken to mean the same; only its number of columns can be checked, which may differ from
+    those of the others by `PADDING`. A tokenizer may have up to `PADDING` tokens more than the
+    smallest model has columns. The model may have twice as many columns as there are tokens, or
+    `PADDING` more where that is more.
 
     Args:
         blend: what is decoded.
@@ -83,13 +87,15 @@ def check_vocabularies(blend: Blend, tokenizer: Any = None) -> int:
 
 
 class Size(NamedTuple):
+    """How many columns the logits of a term have."""
+
     name: str
     columns: int
-    vouched: bool  # by a tokenizer of its own
+    vouched: bool  # whether the term has a tokenizer, whose tokens are compared with the others'
 
 
 def _check_padding(sizes: Sequence[Size]) -> None:
-    """Models whose tokens nobody compares have as many columns, but for padding."""
+    """Raise an error if two models differ by more than padding and a tokenizer is missing."""
     for a in sizes:
         for b in sizes:
             alike = abs(a.columns - b.columns) <= PADDING or (a.vouched and b.vouched)
@@ -103,7 +109,11 @@ def _check_padding(sizes: Sequence[Size]) -> None:
 
 
 def vocabulary(tokenizer: Any) -> Vocabulary:
-    """A tokenizer's size and a digest of its ids and tokens, kept while the tokenizer lives."""
+    """What is to be known of a tokenizer's vocabulary, remembered as long as the tokenizer lives.
+
+    Raises:
+        TypeError: it has no `get_vocab`.
+    """
     if not hasattr(tokenizer, "get_vocab"):
         raise TypeError(
             f"tokenizer is a {type(tokenizer).__name__}; it must be a Hugging Face tokenizer"
@@ -122,7 +132,12 @@ def _tokens(tokenizer: Any) -> dict[int, str]:
 
 
 def _compare(a_name: str, a: Any, b_name: str, b: Any, columns: int | None) -> None:
-    """Raise for the first id with different tokens. Ids that no model can write do not matter."""
+    """Raise an error for the first id that stands for different tokens in two tokenizers.
+
+    Args:
+        columns: ids from here on are not compared, as some model cannot write them; None compares
+            all.
+    """
     a_tokens, b_tokens = _tokens(a), _tokens(b)
     for i in sorted(a_tokens.keys() & b_tokens.keys()):
         if columns is not None and i >= columns:

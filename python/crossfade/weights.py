@@ -1,4 +1,4 @@
-"""Weights of terms: numbers, or tensors `[requests]` with one a request."""
+"""Weights of terms. A weight is a number, or a tensor `[requests]` with a number a request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ T = TypeVar("T")
 
 
 def check_weight(name: str, w: Any) -> Weight:
-    """A weight as a float, or as a float32 tensor `[requests]` that nobody else can change."""
+    """A weight as a float, or as a float32 tensor `[requests]`.
+
+    The tensor is a copy, so that the caller may change the one that was given.
+    """
     if not isinstance(w, Tensor):
         if isinstance(w, bool) or not isinstance(w, numbers.Real):
             raise TypeError(
@@ -34,12 +37,19 @@ def check_weight(name: str, w: Any) -> Weight:
 
 
 def is_zero(w: Weight) -> bool:
-    """Whether a weight is the number 0. A tensor's contents are not looked at."""
+    """Whether a weight is the number 0.
+
+    A tensor never is, whatever it holds: to look into one on a GPU would wait for the GPU.
+    """
     return not isinstance(w, Tensor) and w == 0
 
 
 def merge_weights(name: str, terms: Sequence[T], weights: Sequence[Any]) -> dict[T, Weight]:
-    """The sum of the weights of each distinct term, in order of first appearance."""
+    """Each distinct term with the sum of its weights, in the order of first appearance.
+
+    Args:
+        name: what errors call the weights.
+    """
     if len(weights) != len(terms):
         raise ValueError(f"{name} has {len(weights)} members; it must have {len(terms)}, as terms")
     total: dict[T, Weight] = {}
@@ -63,14 +73,17 @@ def _combined(a: Weight, b: Weight, name: str, term: Any) -> Weight:
 
 
 def check_sum(weights: Sequence[Weight]) -> None:
-    """Weights must sum to one, where the host can see it: a tensor's contents are not looked at."""
+    """Raise an error unless the weights sum to one.
+
+    Where one of them is a tensor nothing is checked here; the kernels check each row.
+    """
     seen = [w for w in weights if not isinstance(w, Tensor)]
     if len(seen) == len(weights) and abs(sum(seen) - 1) > WEIGHT_SUM_TOLERANCE:
         raise ValueError(f"weights sum to {sum(seen):.6g}; they must sum to 1")
 
 
 def check_mean(weights: Sequence[Weight]) -> None:
-    """A power mean's weights must not be negative and must sum to one."""
+    """Raise an error if a weight of a power mean is negative, or they do not sum to one."""
     for w in weights:
         if not isinstance(w, Tensor) and w < 0:
             raise ValueError(f"weights have {w}; in a power mean none may be negative")
@@ -83,6 +96,15 @@ def weight_rows(
     requests: int,
     device: torch.device | str | None,
 ) -> tuple[float, ...] | Tensor:
+    """The weights of a batch as the kernels take them.
+
+    Returns:
+        `weights` themselves if all are numbers, else a float32 tensor ``[requests, terms]`` on
+        `device`.
+
+    Raises:
+        ValueError: a weight tensor has another length; names the term.
+    """
     if not any(isinstance(w, Tensor) for w in weights):
         return weights  # type: ignore[return-value]
     columns = []
