@@ -11,7 +11,7 @@ import pytest
 import torch
 from crossfade.values import as_value, formula_value
 
-sys.path.insert(0, str(Path(__file__).parent / "decoding"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "decoding"))
 
 from tiny_models import make, make_tokenizer
 
