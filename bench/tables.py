@@ -12,6 +12,7 @@ import decode
 import dpo
 import families
 import guides
+import house
 import logp
 import search
 from crossfade import bench
@@ -79,6 +80,7 @@ README: dict[str, Callable[[], str]] = {
 
 PAGES = {
     "README.md": README,
+    "docs/architecture.md": {"house": house.page},
     "docs/families.md": {"families": lambda: families.page(figures("families"))},
 }
 

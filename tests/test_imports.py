@@ -90,7 +90,8 @@ def test_folders_can_go_round_where_modules_do_not(tmp_path: Path) -> None:
 
 def test_what_the_order_does_not_allow_is_named(tmp_path: Path) -> None:
     files = {"a.py": "", "b.py": "from . import a", "p/x.py": "from .. import b", "p/y.py": ""}
-    edges = house.imports(package(tmp_path, {**files, "c.py": "def f():\n    from .p import x\n"}))
+    files |= {"p/__init__.py": "", "c.py": "def f():\n    from .p import x\n"}
+    edges = house.imports(package(tmp_path, files))
     assert house.upward(edges, "a\nb\np\nc") == []
     assert house.upward(edges, "a\nb\nc\np") == ["c imports p.x"]
     assert house.upward(edges, "a b\np c") == ["b imports a", "c imports p.x"]  # siblings
