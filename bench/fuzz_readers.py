@@ -26,7 +26,8 @@ except ImportError:  # the readers can be called without it
 
 instrumented = nullcontext() if atheris is None else atheris.instrument_imports(["crossfade"])
 with instrumented:
-    from crossfade import batch, reading, records
+    from crossfade import batch, reading
+    from crossfade.bulk import records
     from crossfade.formula import evaluate
     from crossfade.loading import Spec
     from crossfade.training import checkpoints, config, data, rows, value_head

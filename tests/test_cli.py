@@ -13,7 +13,8 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade import batch, cli, records
+from crossfade import batch, cli
+from crossfade.bulk import records
 from crossfade.decoding.group import Group
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from crossfade import reading, records
+from crossfade import reading
+from crossfade.bulk import records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

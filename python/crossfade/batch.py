@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from . import reading, records
+from . import reading
 from .blend import Blend
+from .bulk import records
 from .decoding import generate, score
 from .identity import run_id
 from .metrics import perplexity

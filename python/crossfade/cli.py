@@ -235,7 +235,8 @@ def _generate(a: argparse.Namespace) -> int:
         raise ValueError("--greedy is given; a search draws its rows")
     if a.greedy or a.sample or drawing:
         drawing["do_sample"] = not a.greedy  # else the model's generation config decides
-    from . import batch, records
+    from . import batch
+    from .bulk import records
 
     batch.check_output(a.output, a.resume)
     _check_folder("--output", a.output)
@@ -266,7 +267,8 @@ def _make_search(a: argparse.Namespace, value: Any) -> Any:
 
 
 def _score(a: argparse.Namespace) -> int:
-    from . import batch, records
+    from . import batch
+    from .bulk import records
 
     batch.check_output(a.output, False)
     _check_folder("--output", a.output)

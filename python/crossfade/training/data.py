@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import reading, records
+from .. import reading
 from ..blend import Blend, as_blend
+from ..bulk import records
 from ..decoding import generate
 from ..decoding.inputs import Requests, term_prompts
 from ..identity import run_id

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crossfade import records
+from crossfade.bulk import records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -182,7 +182,7 @@ def test_one_run_writes_a_file_at_a_time(
 
 HOLD = """
 import sys, time
-from crossfade import records
+from crossfade.bulk import records
 with records.Results(sys.argv[1], resume=True) as results:
     results.begin(["a"], "r")
     results.write({"index": 0, "prompt": "a", "run": "r"})

@@ -1,0 +1,1 @@
+"""Many prompts: read from files, and their results written as JSON lines, resumable."""
