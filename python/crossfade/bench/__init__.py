@@ -1,0 +1,16 @@
+"""`crossfade bench`, and the timing that the scripts of bench/ share with it."""
+
+from .contenders import contenders
+from .ops import cases, run_ops, table
+from .timing import COLD_BYTES, cpu_times, cuda_times, hardware
+
+__all__ = [
+    "COLD_BYTES",
+    "cases",
+    "contenders",
+    "cpu_times",
+    "cuda_times",
+    "hardware",
+    "run_ops",
+    "table",
+]
