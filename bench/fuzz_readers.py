@@ -26,8 +26,9 @@ except ImportError:  # the readers can be called without it
 
 instrumented = nullcontext() if atheris is None else atheris.instrument_imports(["crossfade"])
 with instrumented:
-    from crossfade import batch, reading
+    from crossfade import reading
     from crossfade.bulk import records
+    from crossfade.bulk.prompts import read_prompts
     from crossfade.formula import evaluate
     from crossfade.loading import Spec
     from crossfade.training import checkpoints, config, data, rows, value_head
@@ -39,7 +40,7 @@ FILE = FOLDER / "input.jsonl"
 
 
 def prompts(given: bytes) -> None:
-    for prompt in batch.read_prompts([], str(FILE), chat=False):
+    for prompt in read_prompts([], str(FILE), chat=False):
         records.Results(None).begin([prompt], "run")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from crossfade import metrics
-from crossfade.demo import QUESTION
+from crossfade.cli.fader import QUESTION
 
 TRAINED = (
     (

@@ -13,7 +13,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade import batch, cli
+from crossfade import cli, progress
 from crossfade.bulk import records
 from crossfade.decoding.group import Group
 from tokenizers import Tokenizer, pre_tokenizers
@@ -241,8 +241,8 @@ def test_what_is_finished_is_on_disk_when_interrupted(
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr(batch, "generate", generate)
-    monkeypatch.setattr(batch, "PART", 1)
+    monkeypatch.setattr("crossfade.decoding.generate", generate)
+    monkeypatch.setattr("crossfade.cli.generate.PART", 1)
     file = tmp_path / "out.jsonl"
     argv = ["generate", *PROMPTS, *trio(paths), "--greedy", "--batch-size", "2"]
     assert cli.main([*argv, "--output", str(file)]) == 130
@@ -252,7 +252,7 @@ def test_what_is_finished_is_on_disk_when_interrupted(
 def test_an_interrupt_in_the_middle_keeps_the_rows_that_ended(
     paths, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, ended, bar = Group.step, 0, batch.progress_bar(0, "prompt")
+    step, ended, bar = Group.step, 0, progress.progress_bar(0, "prompt")
 
     def update(rows: int) -> None:
         nonlocal ended
@@ -269,7 +269,7 @@ def test_an_interrupt_in_the_middle_keeps_the_rows_that_ended(
     with monkeypatch.context() as patch:
         patch.setattr(Group, "step", interrupted)
         patch.setattr(bar, "update", update)
-        patch.setattr(batch, "progress_bar", lambda *_: bar)
+        patch.setattr(progress, "progress_bar", lambda *_: bar)
         with pytest.warns(RuntimeWarning, match="interrupted when 2 of 4 rows had ended"):
             assert cli.main(argv) == 130
     assert [json.loads(line)["index"] for line in file.read_text().splitlines()] == [0, 1]
@@ -505,7 +505,7 @@ def test_memory_that_runs_out_is_said_in_a_line(
     def generate(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(batch, "generate", generate)
+    monkeypatch.setattr("crossfade.decoding.generate", generate)
     assert cli.main(["generate", "a", f"--model={paths['base']}"]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1, "no bar is shown for what has failed at once"

@@ -1,4 +1,4 @@
-"""`crossfade demo`: one fader between two guides that compete, measured and plotted.
+"""What `crossfade demo` measures: one fader between two guides that compete.
 
 A small model and the two adapters for it that ship: one was trained to praise, the other to be
 short, which praise is not.
@@ -6,21 +6,15 @@ short, which praise is not.
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-import sys
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from . import metrics, models
-from .blend import Blend, Model
-from .decoding import generate
-from .extras import require
-from .progress import OnStep, progress_bar
+from .. import metrics, models
+from ..blend import Blend, Model
+from ..decoding import generate
+from ..progress import OnStep, progress_bar
 
 FORMULA = "(1 - w) * sentiment + w * brevity"
 GUIDES = ("sentiment", "brevity")
@@ -158,95 +152,3 @@ def positions(model: Any, tokenizer: Any, settings: Settings) -> Iterator[Positi
             position = measure(blend, weight, settings, bar.update)
             bar.update((i + 1) * steps - bar.n)  # all texts may have ended early
             yield position
-
-
-def table(found: Sequence[Position]) -> str:
-    """The figures of each position, a line each."""
-    lines = [
-        "     w   sentiment (VADER)        words       perplexity   distinct-2     KL to base"
-        "       tokens/s",
-        "                                               (base)                  (nats a token)",
-    ]
-    lines += [
-        f"{p.weight:+6.2f}     {p.sentiment:+.2f} ± {p.sentiment_interval:.2f}     "
-        f"{p.words:5.1f} ± {p.words_interval:3.1f}   {p.perplexity:10.1f}   {p.distinct_2:10.2f}   "
-        f"{p.kl:6.3f} ± {p.kl_interval:.3f}   {p.tokens_per_second:8.0f}"
-        for p in found
-    ]
-    return "\n".join(lines)
-
-
-def side_by_side(found: Sequence[Position], rows: int = 2, width: int = 110) -> str:
-    """The first texts of every position, in columns: a row holds one movie's."""
-    gap = 3
-    column = max(16, (width - gap * (len(found) - 1)) // len(found))
-    lines = [(" " * gap).join(f"w = {p.weight:g}".ljust(column) for p in found)]
-    for i, movie in enumerate(MOVIES[:rows]):
-        first = [p.texts[i * len(p.texts) // len(MOVIES)] for p in found]
-        cells = [textwrap.wrap(text, column) or ["(empty)"] for text in first]
-        lines.append(f"-- {movie}")
-        for j in range(max(map(len, cells))):
-            row = (" " * gap).join((c[j] if j < len(c) else "").ljust(column) for c in cells)
-            lines.append(row.rstrip())
-        lines.append("")
-    return "\n".join(lines)
-
-
-def plot(found: Sequence[Position], path: Path) -> None:
-    """Both rewards and KL against the weight, 95 % intervals, as a PNG. Needs the extra "plot"."""
-    require("matplotlib", "plot").use("Agg")  # no display is needed
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(3, 1, sharex=True, figsize=(7, 7), layout="constrained")
-    ordered = sorted(found, key=lambda p: p.weight)
-    shown = (
-        ("sentiment", "sentiment\n(VADER compound, from -1 to 1)", "C0"),
-        ("words", "words a text", "C2"),
-        ("kl", "KL to the base\n(nats a token)", "C3"),
-    )
-    for axes, (name, label, color) in zip(panels, shown, strict=True):
-        axes.errorbar(
-            [p.weight for p in ordered],
-            [getattr(p, name) for p in ordered],
-            [getattr(p, f"{name}_interval") for p in ordered],
-            color=color,
-            marker="o",
-            capsize=4,
-            linewidth=1.8,
-        )
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_title(f"{FORMULA}\nSmolLM2-135M-Instruct, {len(found[0].texts)} texts a point")
-    panels[-1].set_xlabel("fader weight w   (error bars: 95 % interval of the mean)")
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
-def run(settings: Settings, output: Path, *, as_json: bool = False, device: Any = None) -> int:
-    """Decode, print and plot. Interrupted, it shows the positions that are finished."""
-    require("vaderSentiment", "demo")  # before the work, not after it
-    require("matplotlib", "demo")
-    require("peft", "demo")
-    model, tokenizer = models.smollm2(device)
-    found: list[Position] = []
-    interrupted = False
-    try:
-        for position in positions(model, tokenizer, settings):
-            found.append(position)  # noqa: PERF402 (an interrupt must leave what is finished)
-    except KeyboardInterrupt:
-        interrupted = True
-        print(
-            f"interrupted after {len(found)} of {len(settings.weights)} positions", file=sys.stderr
-        )
-    if found:
-        plot(found, output)
-        if as_json:
-            figures = [asdict(p) for p in found]
-            print(json.dumps({"settings": asdict(settings), "positions": figures}, indent=2))
-        else:
-            width = max(80, min(200, shutil.get_terminal_size((110, 50)).columns))
-            print(f"{side_by_side(found, width=width)}\n{FORMULA}\n\n{table(found)}")
-            print(f"\n± is a 95 % interval over {len(found[0].texts)} texts of a position.")
-        print(f"plot: {output.resolve()}", file=sys.stderr if as_json else sys.stdout)
-    return 130 if interrupted else 0

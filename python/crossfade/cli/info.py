@@ -1,25 +1,38 @@
-"""`crossfade info`: versions, the native build, and which backends work here."""
+"""``crossfade info``: versions, the native build, and which backends work here."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from . import models
-from .ops import backends
-
+HELP = "Versions, the native build, and the backends that work here."
 PACKAGES = (
     *("crossfade", "torch", "transformers", "triton", "numpy", "peft", "accelerate", "gguf"),
     *("vaderSentiment", "matplotlib"),
 )
 
 
+def add_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(a: argparse.Namespace) -> int:
+    found = collect()
+    print(json.dumps(found, indent=2) if a.json else text(found))
+    return 0
+
+
 def collect() -> dict[str, Any]:
     """Everything `crossfade info` prints, as plain JSON."""
+    import torch
+
+    from .. import models
+    from ..ops import backends
+
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     return {
         "python": platform.python_version(),
@@ -89,6 +102,8 @@ def _driver() -> str | None:
 
 
 def _gpu(index: int) -> dict[str, Any]:
+    import torch
+
     properties = torch.cuda.get_device_properties(index)
     return {
         "device": f"cuda:{index}",

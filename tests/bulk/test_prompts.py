@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crossfade import batch, models
+from crossfade import models
+from crossfade.bulk.prompts import read_prompts
 from crossfade.loading import Spec
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ ROWS = st.dictionaries(st.sampled_from(["prompt", "messages", "response", "role"
 def read(file: Path, content: bytes) -> list[Any] | None:
     file.write_bytes(content)
     try:
-        return batch.read_prompts([], str(file), chat=False)
+        return read_prompts([], str(file), chat=False)
     except ValueError as error:
         assert "\n" not in str(error)  # noqa: PT017
         return None
@@ -71,7 +72,7 @@ def test_any_spec_is_one_or_an_error(text: str, name: str | None) -> None:
 def test_a_closed_stdin_has_no_prompts(monkeypatch: pytest.MonkeyPatch, source: str | None) -> None:
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(ValueError, match=r"no prompts are given|stdin is closed"):
-        batch.read_prompts([], source, chat=False)
+        read_prompts([], source, chat=False)
 
 
 @pytest.mark.parametrize("name", ["a@b", "a@b@c"])

@@ -13,20 +13,28 @@ import crossfade as cf
 import peft
 import pytest
 import torch
-from crossfade import cli, demo, metrics, models
+from crossfade import cli, metrics, models
+from crossfade.cli import fader, fader_report
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 GUIDE = models.guide  # before the tests put small ones in its place
-SMALL = demo.Settings(weights=(0.0, 0.5, 1.5), samples=2, max_new_tokens=5)
+SMALL = fader.Settings(weights=(0.0, 0.5, 1.5), samples=2, max_new_tokens=5)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
     """A random model whose words are those of the demo's own prompts, and guides for it."""
-    words = ["<pad>", "<eos>", "<unk>", *dict.fromkeys(demo.QUESTION.split()), "wonderful", "awful"]
+    words = [
+        "<pad>",
+        "<eos>",
+        "<unk>",
+        *dict.fromkeys(fader.QUESTION.split()),
+        "wonderful",
+        "awful",
+    ]
     core = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
@@ -42,7 +50,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.4)
     folder = tmp_path_factory.mktemp("guides")
-    for name in demo.GUIDES:
+    for name in fader.GUIDES:
         lora = peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj"], init_lora_weights=False)
         peft.get_peft_model(copy.deepcopy(model), lora).save_pretrained(folder / name)
     with pytest.MonkeyPatch.context() as patch:
@@ -51,18 +59,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
 
 
 @pytest.fixture(scope="module")
-def found(tiny: tuple[Any, Any]) -> list[demo.Position]:
+def found(tiny: tuple[Any, Any]) -> list[fader.Position]:
     return positions(tiny)
 
 
-def positions(tiny: tuple[Any, Any], settings: demo.Settings = SMALL) -> list[demo.Position]:
+def positions(tiny: tuple[Any, Any], settings: fader.Settings = SMALL) -> list[fader.Position]:
     model, tokenizer = tiny
-    return list(demo.positions(copy.deepcopy(model), tokenizer, settings))  # adapters change it
+    return list(fader.positions(copy.deepcopy(model), tokenizer, settings))  # adapters change it
 
 
-def test_figures_are_those_of_the_library(tiny, found: list[demo.Position]) -> None:
-    base, sentiment, brevity = demo.terms(copy.deepcopy(tiny[0]), tiny[1])
-    prompts = demo.chats()
+def test_figures_are_those_of_the_library(tiny, found: list[fader.Position]) -> None:
+    base, sentiment, brevity = fader.terms(copy.deepcopy(tiny[0]), tiny[1])
+    prompts = fader.chats()
     out = cf.generate(
         base + 0.5 * (sentiment - base) + 0.5 * (brevity - base),
         prompts,
@@ -90,29 +98,29 @@ def test_figures_are_those_of_the_library(tiny, found: list[demo.Position]) -> N
     assert p.distinct_2 == metrics.distinct_n(p.texts, 2)
 
 
-def test_the_ends_are_the_guides(tiny, found: list[demo.Position]) -> None:
-    base, sentiment, brevity = demo.terms(copy.deepcopy(tiny[0]), tiny[1])
+def test_the_ends_are_the_guides(tiny, found: list[fader.Position]) -> None:
+    base, sentiment, brevity = fader.terms(copy.deepcopy(tiny[0]), tiny[1])
     for w, guide in ((0.0, sentiment), (1.0, brevity)):
-        blend = demo.fade(base, sentiment, brevity, w)
+        blend = fader.fade(base, sentiment, brevity, w)
         assert (blend.terms, blend.weights) == ((base, guide), (0.0, 1.0))
     assert min(p.kl for p in found) > 1e-3
 
 
-def test_a_seed_gives_the_same_texts_again(tiny, found: list[demo.Position]) -> None:
+def test_a_seed_gives_the_same_texts_again(tiny, found: list[fader.Position]) -> None:
     again = positions(tiny)
     assert [p.texts for p in again] == [p.texts for p in found]
     other = positions(tiny, replace(SMALL, seed=1))
     assert [p.texts for p in other] != [p.texts for p in found]
 
 
-def test_the_table_and_the_texts_show_every_position(found: list[demo.Position]) -> None:
-    table = demo.table(found)
+def test_the_table_and_the_texts_show_every_position(found: list[fader.Position]) -> None:
+    table = fader_report.table(found)
     for p in found:
         assert f"{p.weight:+6.2f}     {p.sentiment:+.2f} ± {p.sentiment_interval:.2f}" in table
         assert f"{p.words:5.1f} ± {p.words_interval:3.1f}" in table
-    texts = demo.side_by_side(found)
+    texts = fader_report.side_by_side(found)
     assert all(f"w = {p.weight:g}" in texts for p in found)
-    assert all(movie in texts for movie in demo.MOVIES[:2])
+    assert all(movie in texts for movie in fader.MOVIES[:2])
     assert max(map(len, texts.splitlines())) <= 110
 
 
@@ -129,7 +137,7 @@ def test_the_command_prints_and_plots(
     plot = tmp_path / "plot.png"
     assert cli.main([*tiny_demo, str(plot)]) == 0
     out = capsys.readouterr().out
-    assert demo.FORMULA in out
+    assert fader.FORMULA in out
     assert f"plot: {plot}" in out
     data = plot.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
@@ -154,14 +162,14 @@ def test_an_interrupt_shows_what_is_finished(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    measure = demo.measure
+    measure = fader.measure
 
-    def interrupted(blend: cf.Blend, weight: float, *rest: Any) -> demo.Position:
+    def interrupted(blend: cf.Blend, weight: float, *rest: Any) -> fader.Position:
         if weight > 0:
             raise KeyboardInterrupt
         return measure(blend, weight, *rest)
 
-    monkeypatch.setattr(demo, "measure", interrupted)
+    monkeypatch.setattr(fader, "measure", interrupted)
     assert cli.main([*tiny_demo, str(tmp_path / "plot.png")]) == 130
     out, err = capsys.readouterr()
     assert "w = 0" in out
@@ -176,9 +184,9 @@ def test_the_fader_moves_the_real_model(
 ) -> None:
     monkeypatch.setattr(models, "guide", GUIDE)
     model, tokenizer = models.load(smollm2_folder)
-    monkeypatch.setattr(demo, "MOVIES", demo.MOVIES[:4])
-    settings = demo.Settings(weights=(0.0, 0.75), samples=2, max_new_tokens=16)
-    praise, brief = demo.positions(model, tokenizer, settings)
+    monkeypatch.setattr(fader, "MOVIES", fader.MOVIES[:4])
+    settings = fader.Settings(weights=(0.0, 0.75), samples=2, max_new_tokens=16)
+    praise, brief = fader.positions(model, tokenizer, settings)
     assert praise.sentiment - brief.sentiment > 0.2
     assert praise.words - brief.words > 3
     assert min(praise.kl, brief.kl) > 0.02

@@ -1,0 +1,74 @@
+"""``crossfade demo``: one fader between two guides that compete, measured and plotted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from ..extras import require
+from .options import check_folder, device_of, quiet
+
+HELP = "Fade a small real model from praise to brevity."
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    positions = (0.0, 0.25, 0.5, 0.75, 1.0)
+    p.add_argument(
+        "--weights", type=float, nargs="+", default=positions, metavar="W", help="fader positions"
+    )
+    p.add_argument(
+        "--samples", type=int, default=8, help="texts about each of 8 movies (%(default)s)"
+    )
+    p.add_argument("--max-new-tokens", type=int, default=40, help="of each text (%(default)s)")
+    p.add_argument("--temperature", type=float, default=0.7, help="of sampling (%(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of all texts (%(default)s)")
+    p.add_argument(
+        "--output",
+        type=Path,
+        default=Path("crossfade-demo.png"),
+        help="the plot, a .png (%(default)s)",
+    )
+    p.add_argument("--device", help="by default a GPU if torch finds one, else the CPU")
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(a: argparse.Namespace) -> int:
+    """Decode, print and plot. Interrupted, it shows the positions that are finished."""
+    from .. import models
+    from . import fader
+    from .fader_report import plot, side_by_side, table
+
+    settings = fader.Settings(tuple(a.weights), a.samples, a.max_new_tokens, a.temperature, a.seed)
+    if a.output.suffix != ".png":
+        raise ValueError(f"--output is {str(a.output)!r}; it must end in .png")
+    check_folder("--output", a.output)
+    quiet()
+    require("vaderSentiment", "demo")  # before the work, not after it
+    require("matplotlib", "demo")
+    require("peft", "demo")
+    model, tokenizer = models.smollm2(device_of(a.device))
+    found: list[fader.Position] = []
+    interrupted = False
+    try:
+        for position in fader.positions(model, tokenizer, settings):
+            found.append(position)  # noqa: PERF402 (an interrupt must leave what is finished)
+    except KeyboardInterrupt:
+        interrupted = True
+        print(
+            f"interrupted after {len(found)} of {len(settings.weights)} positions", file=sys.stderr
+        )
+    if found:
+        plot(found, a.output)
+        if a.json:
+            figures = [asdict(p) for p in found]
+            print(json.dumps({"settings": asdict(settings), "positions": figures}, indent=2))
+        else:
+            width = max(80, min(200, shutil.get_terminal_size((110, 50)).columns))
+            print(f"{side_by_side(found, width=width)}\n{fader.FORMULA}\n\n{table(found)}")
+            print(f"\n± is a 95 % interval over {len(found[0].texts)} texts of a position.")
+        print(f"plot: {a.output.resolve()}", file=sys.stderr if a.json else sys.stdout)
+    return 130 if interrupted else 0

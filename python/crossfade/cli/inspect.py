@@ -1,0 +1,25 @@
+"""``crossfade inspect``: what a blend means and costs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from .options import add_blend_options, load
+
+HELP = "What a blend means and costs."
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    add_blend_options(p)
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(a: argparse.Namespace) -> int:
+    blend, _ = load(a)
+    if a.json:
+        costs = [cost._asdict() for cost in blend.models]
+        print(json.dumps({"formula": str(blend), "models": costs, "blend": blend.to_dict()}))
+    else:
+        print(f"{blend}\n{blend.models}")
+    return 0

@@ -1,0 +1,99 @@
+"""``crossfade score``: log-probs and perplexities of given responses."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .options import add_batch_options, add_blend_options, check_folder, check_output, load
+
+if TYPE_CHECKING:
+    from ..blend import Blend
+    from ..bulk.records import Results
+
+HELP = "Log-probs and perplexities of given responses under a blend."
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "data",
+        metavar="FILE",
+        help='.jsonl with "prompt" or "messages", and "response"; - is stdin',
+    )
+    add_blend_options(p)
+    add_batch_options(p)
+    p.add_argument("--terms", action="store_true", help="also the log-prob under each term alone")
+
+
+def run(a: argparse.Namespace) -> int:
+    from ..bulk import prompts, records
+
+    check_output(a.output, False)
+    check_folder("--output", a.output)
+    items = prompts.read_lines(a.data)
+    with records.Results(a.output) as results:
+        write_scores(
+            load(a)[0],
+            items,
+            results=results,
+            batch_size=a.batch_size,
+            chat=a.chat or bool(a.system),
+            terms=a.terms,
+        )
+    return 0
+
+
+def write_scores(
+    blend: Blend,
+    items: Sequence[Any],
+    *,
+    results: Results,
+    batch_size: int,
+    chat: bool,
+    terms: bool,
+) -> None:
+    """A JSON line for each ``{"prompt" or "messages", "response"}``; a summary on stderr."""
+    from ..bulk import records
+    from ..bulk.prompts import prompt_of
+    from ..decoding import score
+    from ..metrics import perplexity
+    from ..progress import progress_bar
+
+    if not items:
+        raise ValueError("there is nothing to score: the input is empty")
+    for i, item in enumerate(items):
+        if not isinstance(item, dict) or not isinstance(item.get("response"), str):
+            raise ValueError(f'line {i + 1} of the input has no "response"; it must be a text')
+        if not item["response"]:
+            raise ValueError(f'line {i + 1} of the input has an empty "response"')
+    prompts = [prompt_of(item, i, chat=chat) for i, item in enumerate(items)]
+    total, tokens = 0.0, 0
+    with progress_bar(len(items), "response") as bar:
+        for batch in records.batches(range(len(items)), batch_size):
+            scores = score(
+                blend,
+                [prompts[i] for i in batch],
+                [items[i]["response"] for i in batch],
+                return_term_logprobs=terms,
+            )
+            for row, i in enumerate(batch):
+                logprob, length = float(scores.totals[row]), int(scores.lengths[row])
+                record: dict[str, Any] = {
+                    "index": i,
+                    "logprob": records.number(logprob),
+                    "tokens": length,
+                    "perplexity": records.number(perplexity(logprob, length)),
+                }
+                if scores.term_logprobs is not None:
+                    sums = scores.term_logprobs[row].double().sum(dim=0).tolist()
+                    record["terms"] = dict(zip(blend.names, map(records.number, sums), strict=True))
+                results.write(record)
+                total, tokens = total + logprob, tokens + length
+            results.flush()
+            bar.update(len(batch))
+    print(
+        f"{len(items)} responses, {tokens} tokens, perplexity {perplexity(total, tokens):.4g}",
+        file=sys.stderr,
+    )

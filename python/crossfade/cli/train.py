@@ -1,0 +1,54 @@
+"""``crossfade train``: an adapter, a model or a value function, as a file of settings says."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+from .options import quiet
+
+HELP = "Train an adapter, a model or a value function."
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("kind", choices=["sft", "dpo", "value"], help="the trainer")
+    p.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="YAML with model, data and arguments (the trainer's own, output_dir among them); "
+        "also dtype, eval_data, lora, loss, loss_options, value, seed",
+    )
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="in place of what the file says, such as arguments.learning_rate=1e-4",
+    )
+    p.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in output_dir"
+    )
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(a: argparse.Namespace) -> int:
+    from ..training import config
+
+    settings = config.read(a.kind, a.config, a.set)
+    quiet()
+    with contextlib.redirect_stdout(sys.stderr):  # Trainer prints its figures as it goes
+        metrics = config.run(settings, resume=a.resume)
+    folder = settings.arguments["output_dir"]
+    if metrics is None:
+        return 0
+    if a.json:
+        print(json.dumps({"output_dir": folder, **metrics}))
+    else:
+        figures = ", ".join(f"{name} {x:.4g}" for name, x in metrics.items())
+        print(f"saved in {folder}: {figures}")
+    return 0
