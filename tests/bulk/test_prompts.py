@@ -1,4 +1,4 @@
-"""Prompts and model specs of the command line: whatever is given is read, or refused by name."""
+"""Prompts: whatever a file or stdin holds is read, or refused by an error that names its place."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crossfade import models
 from crossfade.bulk.prompts import read_prompts
-from crossfade.loading import Spec
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -53,34 +51,8 @@ def test_any_rows_are_prompts_or_an_error(tmp_path: Path, rows: list[Any]) -> No
         assert [json.dumps(prompt) for prompt in prompts] == given_back
 
 
-@fuzzed
-@given(st.text(st.characters() | st.sampled_from("=@/~.ab")), st.sampled_from([None, "model"]))
-@example("a=/x@", None)
-@example("a=@x", None)
-@example("a=~x@sentiment", None)
-def test_any_spec_is_one_or_an_error(text: str, name: str | None) -> None:
-    try:
-        spec = Spec.read(text, name)
-    except (ValueError, OSError) as error:
-        assert "\n" not in str(error) or "\n" in text  # noqa: PT017
-    else:
-        assert spec.name.isidentifier()
-        assert spec.path
-
-
 @pytest.mark.parametrize("source", [None, "-"])
 def test_a_closed_stdin_has_no_prompts(monkeypatch: pytest.MonkeyPatch, source: str | None) -> None:
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(ValueError, match=r"no prompts are given|stdin is closed"):
         read_prompts([], source, chat=False)
-
-
-@pytest.mark.parametrize("name", ["a@b", "a@b@c"])
-def test_a_folder_may_have_the_sign_of_a_guide_in_its_name(tmp_path: Path, name: str) -> None:
-    folder, guide = tmp_path / name, tmp_path / "g@h"
-    for made in (folder, guide):
-        made.mkdir()
-    (guide / "value_head.json").touch()
-    assert Spec.read(f"x={folder}") == Spec("x", str(folder))
-    assert Spec.read(f"x={folder}@{guide}") == Spec("x", str(folder), guide)
-    assert Spec.read(f"x={folder}@sentiment").guide == models.guide("sentiment")

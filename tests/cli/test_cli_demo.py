@@ -12,14 +12,12 @@ from typing import Any
 import crossfade as cf
 import peft
 import pytest
-import torch
 from crossfade import cli, metrics, models
 from crossfade.cli import fader, fader_report
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from word_models import make_tokenizer, random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+REVIEWS = ("wonderful", "awful")
 GUIDE = models.guide  # before the tests put small ones in its place
 SMALL = fader.Settings(weights=(0.0, 0.5, 1.5), samples=2, max_new_tokens=5)
 
@@ -27,28 +25,9 @@ SMALL = fader.Settings(weights=(0.0, 0.5, 1.5), samples=2, max_new_tokens=5)
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
     """A random model whose words are those of the demo's own prompts, and guides for it."""
-    words = [
-        "<pad>",
-        "<eos>",
-        "<unk>",
-        *dict.fromkeys(fader.QUESTION.split()),
-        "wonderful",
-        "awful",
-    ]
-    core = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
-    torch.manual_seed(0)
-    sizes = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 24}
-    heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
-    ids = {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, **ids)).eval()
-    for weight in model.parameters():
-        if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=0.4)
+    words = ["<pad>", "<eos>", "<unk>", *dict.fromkeys(fader.QUESTION.split()), *REVIEWS]
+    tokenizer = make_tokenizer(words, "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}")
+    model = random_model(words)
     folder = tmp_path_factory.mktemp("guides")
     for name in fader.GUIDES:
         lora = peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj"], init_lora_weights=False)
