@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from . import lazy
 
-if TYPE_CHECKING:
-    from . import models, ops, presets
-    from .blend import Blend, Model, ValueHead, as_blend, power_mean
-    from .decoding import Engine, Output, Scores, decode, generate, score
-    from .formula import parse
-    from .ops import Support
-    from .search import BestOfN, ChunkBeamSearch, Recipe, sentence_end
-    from .values import LogRatio, Reward, RewardModel, ValueSum, as_value
+if TYPE_CHECKING:  # type checkers take `X as X` for a public name
+    from . import losses as losses
+    from . import metrics as metrics
+    from . import models as models
+    from . import ops as ops
+    from . import presets as presets
+    from . import training as training
+    from .blend import Blend as Blend
+    from .blend import Model as Model
+    from .blend import ValueHead as ValueHead
+    from .blend import as_blend as as_blend
+    from .blend import power_mean as power_mean
+    from .decoding import Engine as Engine
+    from .decoding import Output as Output
+    from .decoding import Scores as Scores
+    from .decoding import decode as decode
+    from .decoding import generate as generate
+    from .decoding import score as score
+    from .formula import parse as parse
+    from .ops import Support as Support
+    from .search import BestOfN as BestOfN
+    from .search import ChunkBeamSearch as ChunkBeamSearch
+    from .search import Recipe as Recipe
+    from .search import sentence_end as sentence_end
+    from .values import LogRatio as LogRatio
+    from .values import Reward as Reward
+    from .values import RewardModel as RewardModel
+    from .values import ValueSum as ValueSum
+    from .values import as_value as as_value
 
-# Names are imported at their first use, so that the kernels alone, or the command line's help,
-# do not wait for transformers.
+# The module that each public name comes from. It is imported when the name is first used, so that
+# the kernels alone, or the help of the command line, do not wait for transformers.
 _HOME = {
     "BestOfN": "search",
     "Blend": "blend",
@@ -43,44 +62,18 @@ _HOME = {
     "score": "decoding",
     "sentence_end": "search",
 }
-_MODULES = ("models", "ops", "presets")
+_MODULES = ("losses", "metrics", "models", "ops", "presets", "training")
 
-__all__ = [
-    "BestOfN",
-    "Blend",
-    "ChunkBeamSearch",
-    "Engine",
-    "LogRatio",
-    "Model",
-    "Output",
-    "Recipe",
-    "Reward",
-    "RewardModel",
-    "Scores",
-    "Support",
-    "ValueHead",
-    "ValueSum",
-    "as_blend",
-    "as_value",
-    "decode",
-    "generate",
-    "models",
-    "ops",
-    "parse",
-    "power_mean",
-    "presets",
-    "score",
-    "sentence_end",
-]
+__all__ = sorted([*_HOME, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version(__name__)
-    if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
-    return lazy.attribute(__name__, name, _HOME)
+        from importlib import metadata  # here, because it takes half the time of an import
+
+        return metadata.version(__name__)
+    return lazy.attribute(__name__, name, _HOME, _MODULES)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__version__"]

@@ -1,22 +1,27 @@
-"""Names of a package that are imported at their first use."""
+"""Names of a package whose modules are imported when the name is first used."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
-def attribute(package: str, name: str, homes: Mapping[str, str]) -> Any:
-    """What a package's ``__getattr__`` gives: the name from its module, which it keeps.
+def attribute(
+    package: str, name: str, homes: Mapping[str, str], modules: Collection[str] = ()
+) -> Any:
+    """What the ``__getattr__`` of a package gives for `name`. The package keeps it from then on.
 
     Args:
-        homes: the module of each name, within the package.
+        homes: which module of the package each name comes from.
+        modules: names that are modules of the package themselves.
 
     Raises:
-        AttributeError: the name has none.
+        AttributeError: the name is neither in `homes` nor in `modules`.
     """
+    if name in modules:
+        return importlib.import_module(f".{name}", package)
     if name not in homes:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{homes[name]}", package), name)

@@ -19,6 +19,22 @@ from .ops.types import Support
 from .search import ChunkBeamSearch, Recipe
 from .weights import Weight, check_number, check_sum, check_weight
 
+__all__ = [
+    "args",
+    "cfg",
+    "contrastive",
+    "dera",
+    "eft",
+    "genarm",
+    "ivg",
+    "mod",
+    "proxy_tuning",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def eft(base: Any, tuned: Any, ref: Any, beta: Weight = 1.0) -> Blend:
     """Emulated fine-tuning: ``base + beta * (tuned - ref)``.

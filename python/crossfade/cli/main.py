@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
+from typing import Any
 
 from . import bench, demo, generate, info, inspect, score, train
 
@@ -43,8 +43,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="crossfade", description="Decode with several language models at once."
     )
-    version = f"%(prog)s {metadata.version('crossfade')}"
-    top.add_argument("--version", action="version", version=version)
+    top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         name = command.__name__.rpartition(".")[2]
@@ -53,3 +52,13 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(run=command.run)
         command.add_options(added)
     return top
+
+
+class _Version(argparse.Action):
+    """The version is looked up when it is asked for: that takes as long as all else of a start."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import crossfade
+
+        print(f"{parser.prog} {crossfade.__version__}")
+        parser.exit()

@@ -7,3 +7,7 @@ from .output import ModelStats, Output, Scores, Stats
 from .scoring import score
 
 __all__ = ["Engine", "ModelStats", "Output", "Scores", "Stats", "decode", "generate", "score"]
+
+
+def __dir__() -> list[str]:
+    return __all__

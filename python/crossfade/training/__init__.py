@@ -6,14 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 from .. import lazy
 
-if TYPE_CHECKING:
-    from .data import pairs, read_jsonl, rollouts, values
-    from .fused_head import add_linear_logp
-    from .trainers import DPOTrainer, KTOTrainer, SFTTrainer
-    from .value_head import load_value_head, save_value_head, value_model
-    from .value_trainer import ValueConfig, ValueTrainer
+if TYPE_CHECKING:  # type checkers take `X as X` for a public name
+    from .data import pairs as pairs
+    from .data import read_jsonl as read_jsonl
+    from .data import rollouts as rollouts
+    from .data import values as values
+    from .fused_head import add_linear_logp as add_linear_logp
+    from .trainers import DPOTrainer as DPOTrainer
+    from .trainers import KTOTrainer as KTOTrainer
+    from .trainers import SFTTrainer as SFTTrainer
+    from .value_head import load_value_head as load_value_head
+    from .value_head import save_value_head as save_value_head
+    from .value_head import value_model as value_model
+    from .value_trainer import ValueConfig as ValueConfig
+    from .value_trainer import ValueTrainer as ValueTrainer
 
-# Imported at their first use: each needs other packages than the rest, TRL among them.
+# The module that each public name comes from. It is imported when the name is first used, because
+# each needs other packages, TRL among them.
 _HOME = {
     "DPOTrainer": "trainers",
     "KTOTrainer": "trainers",
@@ -30,21 +39,7 @@ _HOME = {
     "values": "data",
 }
 
-__all__ = [
-    "DPOTrainer",
-    "KTOTrainer",
-    "SFTTrainer",
-    "ValueConfig",
-    "ValueTrainer",
-    "add_linear_logp",
-    "load_value_head",
-    "pairs",
-    "read_jsonl",
-    "rollouts",
-    "save_value_head",
-    "value_model",
-    "values",
-]
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
@@ -52,4 +47,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__
