@@ -55,7 +55,7 @@ def results(given: bytes) -> None:
 
 
 def training_rows(given: bytes) -> None:
-    found = records.objects(reading.read_text(FILE).split("\n"), "input")
+    found = reading.parse_json_lines(reading.read_text(FILE).split("\n"), "input")
     if not found:  # refused before rows are looked at
         return
     for kind in ("sft", "dpo", "kto"):

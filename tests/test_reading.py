@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from crossfade import reading
-from crossfade.bulk import records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,7 +81,7 @@ def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 
 def test_errors_name_the_line() -> None:
     with pytest.raises(ValueError, match="rows, line 3 is nested"):
-        records.objects(["{}", "", "[" * DEEP], "rows")
+        reading.parse_json_lines(["{}", "", "[" * DEEP], "rows")
 
 
 @settings(max_examples=200, deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,23 @@ def parse_json(text: str, where: str) -> Any:
     if "\\u" in text:  # the only way to a text that is not Unicode, as half a pair: "\ud83d"
         check_unicode(value, where)
     return value
+
+
+def parse_json_lines(lines: Sequence[str], where: str) -> list[dict[str, Any]]:
+    """The objects of JSON lines; empty lines are left out. Errors name the line of `where`.
+
+    Raises:
+        ValueError: as `parse_json`, or a line is JSON but no object.
+    """
+    found = []
+    for i, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        item = parse_json(line, f"{where}, line {i}")
+        if not isinstance(item, dict):
+            raise ValueError(f"{where}, line {i}: must be an object, not {line[:40]!r}")
+        found.append(item)
+    return found
 
 
 class _Loader(yaml.SafeLoader):

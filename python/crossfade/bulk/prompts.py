@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import reading
-from . import records
 
 
 def read_lines(source: str) -> list[Any]:
@@ -24,7 +23,7 @@ def read_lines(source: str) -> list[Any]:
     starts_json = bool(filled) and filled[0].lstrip().startswith("{")
     if not (source.lower().endswith(".jsonl") or (source == "-" and starts_json)):
         return filled
-    return records.objects(lines, where)
+    return reading.parse_json_lines(lines, where)
 
 
 def _read_stdin() -> str:

@@ -208,19 +208,6 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def objects(lines: Sequence[str], where: str) -> list[dict[str, Any]]:
-    """The objects of JSON lines, empty ones left out; errors name the line of `where`."""
-    found = []
-    for i, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        item = reading.parse_json(line, f"{where}, line {i}")
-        if not isinstance(item, dict):
-            raise ValueError(f"{where}, line {i}: must be an object, not {line[:40]!r}")
-        found.append(item)
-    return found
-
-
 def batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     for start in range(0, len(indices), size):
         yield indices[start : start + size]

@@ -230,7 +230,7 @@ def values(rows: Sequence[Mapping[str, Any]], reward: str) -> list[dict[str, Any
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines."""
-    return records.objects(reading.read_text(path).split("\n"), str(path))
+    return reading.parse_json_lines(reading.read_text(path).split("\n"), str(path))
 
 
 def _check_positive(name: str, x: Any) -> None:
