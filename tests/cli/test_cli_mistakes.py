@@ -45,10 +45,14 @@ MISTAKES = {
     "top-p": (["generate", "a", "--model={base}", "--top-p=2"], "top_p is 2.0"),
     "length": (["generate", "a", "--model={base}", "--max-new-tokens=0"], "max_new_tokens is 0"),
     "resume what": (["generate", "a", "--model={base}", "--resume"], "without --output"),
-    "output exists": (["generate", "a", "--model={base}", "--output={file}"], "exists"),
+    "output exists": (["generate", "a", "--model={base}", "--output={file}"], "give --resume"),
     "not our file": (
         ["generate", "a", "--model={base}", "--output={file}", "--resume"],
         "not a line of such a file",
+    ),
+    "scores exist": (
+        ["score", "{file}", "--model={base}", "--output={file}"],
+        "exists; remove it or name another file",
     ),
     "score what": (["score", "{file}", "--model={base}"], 'no "response"'),
     "score nothing": (["score", "{empty}/e.txt", "--model={base}"], "nothing to score"),
@@ -101,15 +105,21 @@ MISTAKES = {
         "message 0, has the content None; it must be a text",
     ),
     "demo seed": (["demo", "--seed=-1"], "seed is -1"),
-    "search for what": (["generate", "a", "--model={base}", "--best-of=2"], "--value goes with"),
-    "value for what": (["generate", "a", *TWO, "--blend=a", "--value=b-a"], "--value goes with"),
+    "search for what": (
+        ["generate", "a", "--model={base}", "--best-of=2"],
+        "given without --value",
+    ),
+    "value for what": (
+        ["generate", "a", *TWO, "--blend=a", "--value=b-a"],
+        "--value is given without --best-of or --search",
+    ),
     "no reference": (
         ["generate", "a", *TWO, "--blend=a", "--value=b+a", "--best-of=2"],
         "less one reference",
     ),
     "greedy search": (
         ["generate", "a", *TWO, "--blend=a", "--value=b-a", "--best-of=2", "--greedy"],
-        "a search draws its rows",
+        "a search, which draws",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""The command line: a file a command, and what they share."""
+"""The command line: each command has a file, and `options` has what several commands share."""
 
 from .main import main
 

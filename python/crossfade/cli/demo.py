@@ -1,4 +1,4 @@
-"""``crossfade demo``: one fader between two guides that compete, measured and plotted."""
+"""``crossfade demo``: moves a fader between two guides that compete, and plots what it does."""
 
 from __future__ import annotations
 
@@ -10,34 +10,57 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..extras import require
-from .options import check_folder, device_of, quiet
+from .options import add_device_option, check_file, device_of, quiet
 
-HELP = "Fade a small real model from praise to brevity."
+HELP = "Fade a small model from praise to brevity, and plot what that does to its texts."
 
 
 def add_options(p: argparse.ArgumentParser) -> None:
     positions = (0.0, 0.25, 0.5, 0.75, 1.0)
     p.add_argument(
-        "--weights", type=float, nargs="+", default=positions, metavar="W", help="fader positions"
+        "--weights",
+        type=float,
+        nargs="+",
+        default=positions,
+        metavar="W",
+        help="positions of the fader: 0 is praise, 1 is brevity (default: 0 0.25 0.5 0.75 1)",
     )
     p.add_argument(
-        "--samples", type=int, default=8, help="texts about each of 8 movies (%(default)s)"
+        "--samples",
+        type=int,
+        default=8,
+        help="how many texts to write about each of 8 movies (default: %(default)s)",
     )
-    p.add_argument("--max-new-tokens", type=int, default=40, help="of each text (%(default)s)")
-    p.add_argument("--temperature", type=float, default=0.7, help="of sampling (%(default)s)")
-    p.add_argument("--seed", type=int, default=0, help="of all texts (%(default)s)")
+    p.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=40,
+        help="how many tokens a text may have (default: %(default)s)",
+    )
+    p.add_argument(
+        "--temperature",
+        type=float,
+        default=0.7,
+        help="below 1 likely tokens become likelier still, above 1 less so (default: %(default)s)",
+    )
+    p.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="the same seed gives the same texts (default: %(default)s)",
+    )
     p.add_argument(
         "--output",
         type=Path,
         default=Path("crossfade-demo.png"),
-        help="the plot, a .png (%(default)s)",
+        help="the .png file of the plot (default: %(default)s)",
     )
-    p.add_argument("--device", help="by default a GPU if torch finds one, else the CPU")
-    p.add_argument("--json", action="store_true", help="print JSON")
+    add_device_option(p)
+    p.add_argument("--json", action="store_true", help="print the figures and all texts as JSON")
 
 
 def run(a: argparse.Namespace) -> int:
-    """Decode, print and plot. Interrupted, it shows the positions that are finished."""
+    """Decode, print and plot. After Ctrl-C, do so with the positions that are finished."""
     from .. import models
     from . import fader
     from .fader_report import plot, side_by_side, table
@@ -45,9 +68,9 @@ def run(a: argparse.Namespace) -> int:
     settings = fader.Settings(tuple(a.weights), a.samples, a.max_new_tokens, a.temperature, a.seed)
     if a.output.suffix != ".png":
         raise ValueError(f"--output is {str(a.output)!r}; it must end in .png")
-    check_folder("--output", a.output)
+    check_file("--output", a.output)
     quiet()
-    require("vaderSentiment", "demo")  # before the work, not after it
+    require("vaderSentiment", "demo")  # what is missing is said before the work
     require("matplotlib", "demo")
     require("peft", "demo")
     model, tokenizer = models.smollm2(device_of(a.device))
@@ -55,7 +78,7 @@ def run(a: argparse.Namespace) -> int:
     interrupted = False
     try:
         for position in fader.positions(model, tokenizer, settings):
-            found.append(position)  # noqa: PERF402 (an interrupt must leave what is finished)
+            found.append(position)  # noqa: PERF402 (after Ctrl-C `found` must hold what is finished)
     except KeyboardInterrupt:
         interrupted = True
         print(

@@ -1,4 +1,4 @@
-"""``crossfade generate``: a JSON line for each prompt, decoded under a blend."""
+"""``crossfade generate``: texts that a blend writes, as a JSON line for each prompt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from .options import (
     add_batch_options,
     add_blend_options,
-    check_folder,
     check_output,
     load,
     positive,
@@ -21,46 +20,76 @@ if TYPE_CHECKING:
     from ..bulk.records import Results
     from ..search import ChunkBeamSearch
 
-HELP = "Decode prompts under a blend; a JSON line for each."
-PART = 8  # batches that are decoded, and written, together: rows of one fill places of the other
+HELP = "Let a blend of models answer prompts, and write a JSON line for each."
+# How many batches one call of `generate` decodes, whose texts are then written together. Within a
+# call a prompt takes the place of one that has ended, so that the batch stays full.
+PART = 8
 
 
 def add_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("prompt", nargs="*", help="texts; by default --prompts or lines of stdin")
+    p.add_argument("prompt", nargs="*", help="prompts, if not by --prompts or on stdin")
     p.add_argument(
         "--prompts",
         metavar="FILE",
-        help='a text a line, or .jsonl with "prompt" or "messages"; - is stdin',
+        help='a file with a prompt on each line, or a .jsonl file with a "prompt" or the '
+        '"messages" of a chat on each line; - is stdin',
     )
     add_blend_options(p)
     add_batch_options(p)
-    p.add_argument("--max-new-tokens", type=int, default=128, help="%(default)s by default")
-    mode = p.add_mutually_exclusive_group()
-    mode.add_argument("--greedy", action="store_true", help="take the likeliest token")
-    mode.add_argument("--sample", action="store_true", help="draw; the options below imply it")
-    p.add_argument("--temperature", type=float, help="as in Hugging Face, as the next three")
-    p.add_argument("--top-k", type=int)
-    p.add_argument("--top-p", type=float)
-    p.add_argument("--min-p", type=float)
     p.add_argument(
-        "--seed", type=int, default=0, help="each prompt draws from it and its own index"
+        "--max-new-tokens",
+        type=int,
+        default=128,
+        help="how many tokens a text may have (default: %(default)s)",
+    )
+    mode = p.add_mutually_exclusive_group()
+    mode.add_argument("--greedy", action="store_true", help="always take the likeliest token")
+    mode.add_argument(
+        "--sample",
+        action="store_true",
+        help="draw tokens at random; each of the next four options implies it",
+    )
+    p.add_argument(
+        "--temperature",
+        type=float,
+        help="below 1 likely tokens become likelier still, above 1 less so",
+    )
+    p.add_argument("--top-k", type=int, help="draw from the TOP_K likeliest tokens only")
+    p.add_argument(
+        "--top-p",
+        type=float,
+        help="draw from the likeliest tokens only, as few as have the probability TOP_P together",
+    )
+    p.add_argument(
+        "--min-p",
+        type=float,
+        help="draw only from tokens at least MIN_P times as likely as the likeliest",
+    )
+    p.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="the same seed gives the same texts (default: %(default)s)",
     )
     p.add_argument(
         "--value",
         metavar="FORMULA",
-        help='what a search chooses by: a log-ratio of the names, such as "tuned - ref", or value '
-        "heads",
+        help="what a search prefers: texts that one model finds likelier than another does, such "
+        'as "tuned - ref", or texts that value heads score highly, by their names',
     )
     how = p.add_mutually_exclusive_group()
-    how.add_argument("--best-of", type=positive, metavar="N", help="the best of N texts")
+    how.add_argument("--best-of", type=positive, metavar="N", help="write N texts, keep the best")
     how.add_argument(
         "--search",
         type=_search,
         metavar="W,N,L",
-        help="beams of chunks: keep W rows, continue each N times, choose after every L tokens",
+        help="keep W texts, continue each of them in N ways, and after every L tokens choose the W "
+        "best again",
     )
     p.add_argument(
-        "--resume", action="store_true", help="keep what --output has and write what is missing"
+        "--resume",
+        action="store_true",
+        help="go on with the file of --output: keep its lines and write those that it lacks",
     )
 
 
@@ -72,18 +101,22 @@ def run(a: argparse.Namespace) -> int:
     }
     if a.greedy and drawing:
         name = next(iter(drawing)).replace("_", "-")
-        raise ValueError(f"--greedy and --{name} are both given; greedy decoding does not draw")
+        raise ValueError(
+            f"--greedy and --{name} are both given; --{name} is for draws, which --greedy is not"
+        )
     wanted = a.best_of is not None or a.search is not None
     if wanted != (a.value is not None):
-        raise ValueError("--value goes with --best-of or --search, and they with it")
+        given, missing = "--best-of or --search", "--value"
+        if not wanted:
+            given, missing = missing, given
+        raise ValueError(f"{given} is given without {missing}, which must go with it")
     if wanted and a.greedy:
-        raise ValueError("--greedy is given; a search draws its rows")
+        raise ValueError("--greedy is given with a search, which draws its texts at random")
     if a.greedy or a.sample or drawing:
-        drawing["do_sample"] = not a.greedy  # else the model's generation config decides
+        drawing["do_sample"] = not a.greedy  # by default the model's generation config says
     from ..bulk import prompts, records
 
     check_output(a.output, a.resume)
-    check_folder("--output", a.output)
     texts = prompts.read_prompts(a.prompt, a.prompts, chat=a.chat or bool(a.system))
     with records.Results(a.output, resume=a.resume) as results:
         blend, value = load(a, a.value)
@@ -120,7 +153,11 @@ def write_texts(
     search: ChunkBeamSearch | None = None,
     **generation: Any,
 ) -> None:
-    """A JSON line for each prompt that `results` does not have, in order; figures on stderr."""
+    """Write a JSON line for each prompt that `results` lacks, in order, and figures to stderr.
+
+    Lines are written after each part. After an interrupt the texts that have ended are written, and
+    what was being decoded is lost.
+    """
     from ..bulk import records
     from ..decoding import generate
     from ..identity import run_id
@@ -172,5 +209,5 @@ def write_texts(
 def _search(text: str) -> tuple[int, ...]:
     numbers = tuple(map(positive, text.split(",")))
     if len(numbers) != 3:
-        raise argparse.ArgumentTypeError(f"{text!r} must be three numbers: W,N,L")
+        raise argparse.ArgumentTypeError(f"{text!r} must be three numbers W,N,L, such as 4,4,5")
     return numbers

@@ -1,4 +1,4 @@
-"""``crossfade info``: versions, the native build, and which backends work here."""
+"""``crossfade info``: what is installed, how it was built, and which backends work here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-HELP = "Versions, the native build, and the backends that work here."
+HELP = "Show what is installed, how it was built, and which backends work here."
 PACKAGES = (
     *("crossfade", "torch", "transformers", "triton", "numpy", "peft", "accelerate", "gguf"),
     *("vaderSentiment", "matplotlib"),
@@ -16,7 +16,7 @@ PACKAGES = (
 
 
 def add_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--json", action="store_true", help="print JSON")
+    p.add_argument("--json", action="store_true", help="print the same as JSON")
 
 
 def run(a: argparse.Namespace) -> int:
@@ -26,7 +26,7 @@ def run(a: argparse.Namespace) -> int:
 
 
 def collect() -> dict[str, Any]:
-    """Everything `crossfade info` prints, as plain JSON."""
+    """Everything that `crossfade info` prints, as values that JSON has."""
     import torch
 
     from .. import models
@@ -51,7 +51,7 @@ def collect() -> dict[str, Any]:
 
 
 def text(info: dict[str, Any]) -> str:
-    """The same for people: a label and a value a line."""
+    """What `collect` found, for people: a label and a value on each line."""
     rows = [("python", f"{info['python']} on {info['platform']}, {info['threads']} threads")]
     rows += [(name, version or "not installed") for name, version in info["packages"].items()]
     rows += [(f"native {key}".replace("_", " "), value) for key, value in info["native"].items()]
@@ -94,7 +94,7 @@ def _native() -> dict[str, Any]:
 
 
 def _driver() -> str | None:
-    """NVIDIA's kernel driver, where Linux shows it."""
+    """The version of NVIDIA's kernel driver, where Linux shows it."""
     try:
         first = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
     except (OSError, IndexError):

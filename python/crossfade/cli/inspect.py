@@ -1,4 +1,4 @@
-"""``crossfade inspect``: what a blend means and costs."""
+"""``crossfade inspect``: the formula of a blend, and the models that it runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 
 from .options import add_blend_options, load
 
-HELP = "What a blend means and costs."
+HELP = "Show the formula of a blend, and the models that it runs for every token."
 
 
 def add_options(p: argparse.ArgumentParser) -> None:
     add_blend_options(p)
-    p.add_argument("--json", action="store_true", help="print JSON")
+    p.add_argument("--json", action="store_true", help="print it and the whole blend as JSON")
 
 
 def run(a: argparse.Namespace) -> int:

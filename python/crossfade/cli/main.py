@@ -1,4 +1,9 @@
-"""The command line: ``crossfade demo | generate | score | train | inspect | bench | info``."""
+"""``crossfade COMMAND``: which commands there are, and what their errors look like.
+
+The file of a command has `HELP`, which is one sentence about it, `add_options(parser)`, and
+`run(arguments)`, which gives the exit status. These files import torch, transformers and the rest
+of crossfade inside functions only, so that ``crossfade --help`` does not wait for them.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +15,24 @@ from typing import Any
 
 from . import bench, demo, generate, info, inspect, score, train
 
-COMMANDS = (demo, generate, score, train, inspect, bench, info)  # as --help lists them
+COMMANDS = (demo, generate, score, train, inspect, bench, info)  # in the order of --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0, or 2 after a mistake, which one line on stderr explains."""
+    """Run the command that `argv` asks for, by default the arguments of the process.
+
+    Returns:
+        The exit status: 0 if all went well, 2 after a mistake, which a line on stderr explains, 130
+        after Ctrl-C, and 1 if whoever reads stdout has closed it.
+    """
     arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has seen enough
+        # Python flushes stdout once more as it ends, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
@@ -40,22 +51,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     top = argparse.ArgumentParser(
         prog="crossfade", description="Decode with several language models at once."
     )
-    top.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    top.add_argument(
+        "--version", action=_Version, nargs=0, help="show the version of crossfade and exit"
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         name = command.__name__.rpartition(".")[2]
         added = commands.add_parser(name, help=command.HELP, description=command.HELP)
-        added.add_argument("--traceback", action="store_true", help="show where an error came from")
+        added.add_argument(
+            "--traceback",
+            action="store_true",
+            help="after an error, show where in the code it happened",
+        )
         added.set_defaults(run=command.run)
         command.add_options(added)
     return top
 
 
 class _Version(argparse.Action):
-    """The version is looked up when it is asked for: that takes as long as all else of a start."""
+    """Looks the version up only when it is asked for: that takes half the time of a start."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         import crossfade

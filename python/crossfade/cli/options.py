@@ -1,4 +1,4 @@
-"""What commands share: the options of models and of batches, and the checks of what was given."""
+"""What several commands share: options for models and batches, and checks of what is given."""
 
 from __future__ import annotations
 
@@ -9,45 +9,65 @@ from typing import Any
 
 
 def add_blend_options(p: argparse.ArgumentParser) -> None:
+    """The options that say which models are loaded and how they are blended."""
     p.add_argument(
         "--model",
         action="append",
         default=[],
         metavar="NAME=PATH[@GUIDE]",
-        help="a model, once for each; a folder, a hub id or smollm2; GUIDE: the folder of a PEFT "
-        "adapter or of a value head over it, or sentiment, brevity or sentiment_value, which ship "
-        "for smollm2; NAME= may be left out if there is one model",
+        help="a model and its name in the formula; give the option once for each model. PATH is "
+        "the folder of a saved model, an id on the Hugging Face hub, or smollm2. GUIDE is the "
+        "folder of a PEFT adapter or of a value head for that model; sentiment, brevity and "
+        "sentiment_value, which are for smollm2, come with crossfade. A single model needs no NAME",
     )
     p.add_argument(
-        "--blend", metavar="FORMULA", help='of the names, such as "base + 0.8 * (tuned - ref)"'
+        "--blend",
+        metavar="FORMULA",
+        help='how the models are blended, by their names, such as "base + 0.8 * (tuned - ref)"; '
+        "a single model needs none",
     )
     p.add_argument(
         "--system",
         action="append",
         default=[],
         metavar="NAME=TEXT",
-        help="a system prompt for one model; implies --chat where there are prompts",
+        help="a system prompt that only this model reads; it makes prompts chats, as --chat does",
     )
-    p.add_argument("--device", help="by default a GPU if torch finds one, else the CPU")
+    add_device_option(p)
     p.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],
         default="auto",
-        help="of the weights; auto: as they were saved",
+        help="the number format of the weights; auto keeps the one that they were saved in",
+    )
+
+
+def add_device_option(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--device",
+        help="where the models run, such as cpu or cuda:1; by default a GPU if torch finds one, "
+        "else the CPU",
     )
 
 
 def add_batch_options(p: argparse.ArgumentParser) -> None:
+    """The options of commands that read many prompts and write a line for each."""
     p.add_argument(
-        "--chat", action="store_true", help="send texts as a user's message, by the chat template"
+        "--chat",
+        action="store_true",
+        help="send each text as a user's message, in the form of the model's chat template",
     )
     p.add_argument(
-        "--batch-size", type=positive, default=8, help="requests at a time (%(default)s)"
+        "--batch-size",
+        type=positive,
+        default=8,
+        help="how many prompts are worked on at a time (default: %(default)s)",
     )
-    p.add_argument("--output", metavar="FILE", help="by default stdout")
+    p.add_argument("--output", metavar="FILE", help="where results go; by default to stdout")
 
 
 def positive(text: str) -> int:
+    """The type of an option that is a whole number of at least 1."""
     try:
         value = int(text)
     except ValueError:
@@ -57,8 +77,8 @@ def positive(text: str) -> int:
     return value
 
 
-def check_folder(option: str, path: str | Path | None) -> None:
-    """Said before the work whose result would have no place."""
+def check_file(option: str, path: str | Path | None) -> None:
+    """Refuse a file that could not be written, before the work whose result it is to hold."""
     if path is not None and Path(path).is_dir():
         raise IsADirectoryError(f"{option} is {str(path)!r}, a folder; it must be a file")
     if path is not None and not Path(path).parent.is_dir():
@@ -67,8 +87,22 @@ def check_folder(option: str, path: str | Path | None) -> None:
         )
 
 
+def check_output(output: str | None, resume: bool | None = None) -> None:
+    """Refuse an --output that cannot be begun, or gone on with if `resume`.
+
+    Args:
+        resume: None says that the command has no option --resume.
+    """
+    if resume and output is None:
+        raise ValueError("--resume is given without --output, which names the file to resume")
+    check_file("--output", output)
+    if output is not None and not resume and os.path.lexists(output):
+        ways = "remove it" if resume is None else "give --resume to add what it lacks, remove it"
+        raise FileExistsError(f"--output is {output!r}, which exists; {ways} or name another file")
+
+
 def load(a: argparse.Namespace, value: str | None = None) -> tuple[Any, Any]:
-    """The blend, and the value if there is one."""
+    """The blend that the options ask for, and the value of the formula `value` if there is one."""
     from ..loading import load_blend
 
     quiet()
@@ -77,30 +111,21 @@ def load(a: argparse.Namespace, value: str | None = None) -> tuple[Any, Any]:
 
 
 def device_of(name: str | None) -> str:
-    """The device asked for, or the best there is."""
+    """The device that was asked for, or by default a GPU if torch finds one, else the CPU."""
     import torch
 
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch's ways to say that it is not there
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by the kind of device
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device is {name!r}, which torch cannot use: {reason}") from None
     return name
 
 
 def quiet() -> None:
-    """No bars for each load of weights, which are done before they are read."""
+    """Turn off the progress bars of loading weights, which are over before anyone has read them."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def check_output(output: str | None, resume: bool) -> None:
-    if resume and output is None:
-        raise ValueError("--resume is given without --output; it must have a file to resume")
-    if output is not None and (not output or os.path.isdir(output)):
-        raise ValueError(f"--output is {output!r}; it must be a file")
-    if output is not None and not resume and os.path.lexists(output):
-        raise ValueError(f"--output {output} exists; give --resume to go on with it, or remove it")

@@ -1,4 +1,4 @@
-"""``crossfade score``: log-probs and perplexities of given responses."""
+"""``crossfade score``: how likely a blend finds responses that are given."""
 
 from __future__ import annotations
 
@@ -7,31 +7,35 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .options import add_batch_options, add_blend_options, check_folder, check_output, load
+from .options import add_batch_options, add_blend_options, check_output, load
 
 if TYPE_CHECKING:
     from ..blend import Blend
     from ..bulk.records import Results
 
-HELP = "Log-probs and perplexities of given responses under a blend."
+HELP = "Say how likely a blend of models finds given responses: log-probs and perplexities."
 
 
 def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "data",
         metavar="FILE",
-        help='.jsonl with "prompt" or "messages", and "response"; - is stdin',
+        help='a .jsonl file with a "prompt" or the "messages" of a chat, and a "response", on each '
+        "line; - is stdin",
     )
     add_blend_options(p)
     add_batch_options(p)
-    p.add_argument("--terms", action="store_true", help="also the log-prob under each term alone")
+    p.add_argument(
+        "--terms",
+        action="store_true",
+        help="also give the log-prob under each model of the blend alone",
+    )
 
 
 def run(a: argparse.Namespace) -> int:
     from ..bulk import prompts, records
 
-    check_output(a.output, False)
-    check_folder("--output", a.output)
+    check_output(a.output)
     items = prompts.read_lines(a.data)
     with records.Results(a.output) as results:
         write_scores(
@@ -54,7 +58,7 @@ def write_scores(
     chat: bool,
     terms: bool,
 ) -> None:
-    """A JSON line for each ``{"prompt" or "messages", "response"}``; a summary on stderr."""
+    """Write a JSON line for each prompt and its response, and a summary to stderr."""
     from ..bulk import records
     from ..bulk.prompts import prompt_of
     from ..decoding import score

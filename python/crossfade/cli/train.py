@@ -1,4 +1,4 @@
-"""``crossfade train``: an adapter, a model or a value function, as a file of settings says."""
+"""``crossfade train``: trains an adapter, a model or a value function, as a file says."""
 
 from __future__ import annotations
 
@@ -10,30 +10,35 @@ from pathlib import Path
 
 from .options import quiet
 
-HELP = "Train an adapter, a model or a value function."
+HELP = "Train an adapter, a model or a value function, with the settings of a file."
 
 
 def add_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("kind", choices=["sft", "dpo", "value"], help="the trainer")
+    p.add_argument(
+        "kind",
+        choices=["sft", "dpo", "value"],
+        help="sft learns from texts, dpo from pairs of which one is preferred, value from rewards",
+    )
     p.add_argument(
         "--config",
         metavar="FILE",
         type=Path,
         required=True,
-        help="YAML with model, data and arguments (the trainer's own, output_dir among them); "
-        "also dtype, eval_data, lora, loss, loss_options, value, seed",
+        help="a YAML file with the keys model, data and arguments, which are those of the trainer, "
+        "output_dir among them; it may also have dtype, eval_data, lora, loss, loss_options, value "
+        "and seed",
     )
     p.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="in place of what the file says, such as arguments.learning_rate=1e-4",
+        help="put VALUE in place of what the file says, such as arguments.learning_rate=1e-4",
     )
     p.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in output_dir"
     )
-    p.add_argument("--json", action="store_true", help="print JSON")
+    p.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def run(a: argparse.Namespace) -> int:
@@ -41,10 +46,10 @@ def run(a: argparse.Namespace) -> int:
 
     settings = config.read(a.kind, a.config, a.set)
     quiet()
-    with contextlib.redirect_stdout(sys.stderr):  # Trainer prints its figures as it goes
+    with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its figures as it goes
         metrics = config.run(settings, resume=a.resume)
     folder = settings.arguments["output_dir"]
-    if metrics is None:
+    if metrics is None:  # of several processes, the first one says what was measured
         return 0
     if a.json:
         print(json.dumps({"output_dir": folder, **metrics}))
