@@ -1,4 +1,4 @@
-"""Optional dependencies: imported where they are used, with an error that names the extra."""
+"""Optional dependencies: they are imported where they are used, and an error names the extra."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 
 def require(module: str, extra: str) -> Any:
-    """Import `module`, or raise an `ImportError` that says which extra of crossfade brings it."""
+    """The module of that name. If it is not installed, the `ImportError` says how to get it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
-            raise  # installed, but one of its own dependencies is broken
+            raise  # it is installed, but something that it imports is not
         raise ImportError(
             f'{module} is not installed; run: pip install "crossfade[{extra}]"', name=module
         ) from error
@@ -23,7 +23,7 @@ def require(module: str, extra: str) -> Any:
 
 @contextmanager
 def old_names() -> Iterator[None]:
-    """No warnings of TRL 1.16's and PEFT 0.21's names for what Transformers 5.23 renamed."""
+    """Silences one warning: TRL 1.16 and PEFT 0.21 use names that Transformers 5.23 has changed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`[a-z_.]*gradient_checkpointing", FutureWarning)
         yield

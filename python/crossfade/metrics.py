@@ -1,4 +1,4 @@
-"""Figures about sets of texts: gold reward, diversity, and a mean with its spread."""
+"""Figures about sets of texts: a gold reward, diversity, perplexity, a mean with its interval."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from .extras import require
 
 
 def sentiment(texts: Sequence[str]) -> list[float]:
-    """VADER's compound score of each text, within [-1, 1]: from bitter to enthusiastic.
+    """VADER's compound score of each text, from -1 for bitter to 1 for enthusiastic texts.
 
-    It is a word list with rules, offline and the same everywhere: a gold reward for small runs,
-    and, as any reward, one that can be gamed. Needs the extra "demo".
+    VADER is a list of words with rules, which needs no network and is the same everywhere. It
+    serves as a gold reward in small runs, and can be gamed, as any reward can. Needs the extra
+    "demo".
     """
     analyzer = require("vaderSentiment.vaderSentiment", "demo").SentimentIntensityAnalyzer()
     return [float(analyzer.polarity_scores(text)["compound"]) for text in texts]
 
 
 def distinct_n(texts: Sequence[str], n: int = 2) -> float:
-    """Different n-grams of words over all n-grams of words in all texts (1510.03055).
+    """The number of different n-grams of words over the number of all, in all texts together.
 
-    Words are split at white space and lower-cased. It falls as there is more text, so compare sets
-    of one size. NaN if no text has n words.
+    Words are split at white space and lower-cased. The figure falls as there is more text, so only
+    sets of one size can be compared. It is NaN if no text has n words.
+
+    Source: Li et al., arXiv:1510.03055.
     """
     if n < 1:
         raise ValueError(f"n is {n}; it must be at least 1")
@@ -36,9 +39,9 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and the half-width of its 95 % interval, by the normal approximation.
+    """The mean, and half of its 95 % interval by the normal approximation.
 
-    `1.96 * values.std() / sqrt(len(values))`; the half-width is NaN for fewer than two values.
+    The second is ``1.96 * values.std() / sqrt(len(values))``, and NaN for a single value.
     """
     if not values:
         raise ValueError("values is empty; it must have at least one number")
@@ -48,5 +51,5 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def perplexity(logprobs: float, tokens: int) -> float:
-    """`exp(-logprobs / tokens)`, of a sum of natural log-probs over some tokens; NaN for none."""
+    """``exp(-logprobs / tokens)`` of a sum of natural log-probs over `tokens`; NaN for 0 tokens."""
     return math.exp(-logprobs / tokens) if tokens else math.nan

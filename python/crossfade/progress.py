@@ -1,4 +1,4 @@
-"""Progress of decoding, for whoever waits at a terminal."""
+"""Progress bars, for whoever waits at a terminal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-DELAY = 1.0  # seconds before a bar is shown: none for what is over, or has failed, by then
+DELAY = 1.0  # seconds before a bar is shown, so that short work, and work that fails, shows none
 
 
 def progress_bar(total: int, unit: str) -> Any:
-    """A tqdm bar on stderr, which in a log file does not write a line at every step."""
+    """A tqdm bar on stderr. Where that is a file, such as a log, the bar writes rarely."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(
         total=total,
@@ -26,14 +26,14 @@ def progress_bar(total: int, unit: str) -> Any:
 
 
 class OnStep:
-    """A streamer, as `generate` takes one, that only counts: `function` is called at each step."""
+    """A streamer for `generate` that does nothing but call `function` at each step."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         self.function = function
         self.prompt = True
 
     def put(self, tokens: Tensor) -> None:
-        if not self.prompt:  # the first call brings the prompt
+        if not self.prompt:  # `generate` puts the prompt first
             self.function()
         self.prompt = False
 

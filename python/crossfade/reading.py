@@ -1,4 +1,4 @@
-"""Text, JSON and YAML from outside. What cannot be read is a ValueError that names its place."""
+"""Text, JSON and YAML of users. What cannot be read is a ValueError that says where it is."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 
 import yaml
 
-DEPTH = 100  # levels of lists and objects in each other; far below where Python's stack would end
+DEPTH = 100  # how deep lists and objects may be nested: far from where Python's stack would end
 
 
 def read_text(path: str | Path) -> str:
-    """A file of UTF-8, without the byte order mark that some editors put before the text.
+    """The text of a UTF-8 file, without the byte order mark that some editors put before it.
 
     Raises:
-        ValueError: it is not UTF-8. OSError: it cannot be read.
+        ValueError: the file is not UTF-8. OSError: it cannot be read.
     """
     return decode(Path(path).read_bytes(), str(path))
 
 
 def decode(data: bytes, where: str) -> str:
-    """As `read_text`, of bytes that came from `where`."""
+    """The text of UTF-8 bytes, as `read_text` reads a file; an error says they are of `where`."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -32,11 +32,11 @@ def decode(data: bytes, where: str) -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text. Errors begin with `where`, such as a file and a line.
+    """The value of a JSON text. Errors begin with `where`, which names a file and a line, say.
 
     Raises:
-        ValueError: it is no JSON, is nested more than `DEPTH` levels deep, has a number of more
-            digits than Python reads, or a text that cannot be written as UTF-8.
+        ValueError: the text is not JSON, or is nested more than `DEPTH` levels deep, or has a
+            number with more digits than Python reads or a string that UTF-8 cannot write.
     """
     try:
         value = json.loads(text)
@@ -45,11 +45,11 @@ def parse_json(text: str, where: str) -> Any:
         raise ValueError(f"{where}: not JSON ({error.msg} at {line}column {error.colno})") from None
     except RecursionError:
         raise _too_deep(where) from None
-    except ValueError as error:  # Python's limit to the digits of a number
+    except ValueError as error:  # a number has more digits than Python reads
         raise ValueError(f"{where}: not JSON that can be read ({error})") from None
     if text.count("[") + text.count("{") > DEPTH:
         check_depth(value, where)
-    if "\\u" in text:  # the only way to a text that is not Unicode, as half a pair: "\ud83d"
+    if "\\u" in text:  # only an escape can write half of a surrogate pair, such as "\ud83d"
         check_unicode(value, where)
     return value
 
@@ -72,7 +72,7 @@ def parse_json_lines(lines: Sequence[str], where: str) -> list[dict[str, Any]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe types, with 1e-4 a number, which YAML 1.1 calls a text."""
+    """Reads YAML of plain data. 1e-4 is a number here; YAML 1.1 takes it for a text."""
 
 
 _Loader.add_implicit_resolver(
@@ -81,13 +81,13 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text of plain data, as `parse_json`."""
+    """The value of a YAML text of plain data; errors are as those of `parse_json`."""
     try:
-        value = yaml.load(text, _Loader)  # safe: _Loader is a SafeLoader
+        value = yaml.load(text, _Loader)  # which is safe, as _Loader is a SafeLoader
     except RecursionError:
         raise _too_deep(where) from None
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
-        # the last four are how PyYAML fails at `!!int x`, `!!bool x`, `!!timestamp x`, 2024-13-01
+        # PyYAML raises the last four at `!!int x`, `!!bool x`, `!!timestamp x` and 2024-13-01.
         raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
     check_depth(value, where)
     check_unicode(value, where)
@@ -95,10 +95,10 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def check_depth(value: Any, where: str) -> None:
-    """That lists and mappings are nested at most `DEPTH` levels deep: not in themselves either."""
+    """Refuse lists and mappings that are nested more than `DEPTH` levels deep, or in themselves."""
     level = [value]
     for _ in range(DEPTH):
-        below: dict[int, Any] = {}  # by identity: YAML's aliases may name one list many times
+        below: dict[int, Any] = {}  # by identity, as YAML may have one list in many places
         for x in level:
             for y in _children(x):
                 below[id(y)] = y
@@ -109,7 +109,7 @@ def check_depth(value: Any, where: str) -> None:
 
 
 def check_unicode(value: Any, where: str) -> None:
-    """That texts in `value` can be encoded: half of a surrogate pair cannot."""
+    """Refuse texts in `value` that have half of a surrogate pair, which UTF-8 cannot write."""
     seen, left = set(), [value]
     while left:
         x = left.pop()

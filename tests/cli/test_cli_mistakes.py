@@ -83,7 +83,7 @@ MISTAKES = {
     "no prompts file's name": (["generate", "--model={base}", "--prompts="], "a directory"),
     "JSON": (
         ["generate", "--model={base}", "--prompts=x.json"],
-        "x.json is JSON; it must be .jsonl",
+        "x.json is JSON; it must be a .jsonl file",
     ),
     "output is a folder": (
         ["generate", "a", "--model={base}", "--output={empty}", "--resume"],

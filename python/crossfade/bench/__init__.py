@@ -1,4 +1,4 @@
-"""`crossfade bench`, and the timing that the scripts of bench/ share with it."""
+"""What `crossfade bench` measures, and the timing that the scripts of bench/ use as well."""
 
 from .contenders import contenders
 from .ops import cases, run_ops, table

@@ -1,4 +1,7 @@
-"""What `crossfade bench ops` compares: ours, the torch chain that users write, and peers."""
+"""What `crossfade bench ops` compares: our op, plain torch, FlashInfer, and a mere read.
+
+Each contender of a case is a function without arguments, over inputs of its own.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """Three terms of `[batch, vocab]`, sampled with one of `SETTINGS`."""
+    """Three terms with logits `[batch, vocab]`, blended with `WEIGHTS`, sampled by a setting."""
 
     dtype: str
     batch: int
@@ -33,11 +36,12 @@ class Case:
 
     @property
     def bytes(self) -> int:
+        """The size of all logits."""
         return len(WEIGHTS) * self.batch * self.vocab * getattr(torch, self.dtype).itemsize
 
 
 def chain(logits: list[Tensor], setting: dict[str, Any]) -> Callable[[], Tensor]:
-    """What users write: weighted log-softmax, Hugging Face's processors, softmax, multinomial."""
+    """What one writes in torch: log-softmaxes, Hugging Face's processors, softmax, multinomial."""
     from transformers.generation import logits_process as hf
 
     processors = hf.LogitsProcessorList()
@@ -57,7 +61,7 @@ def chain(logits: list[Tensor], setting: dict[str, Any]) -> Callable[[], Tensor]
 
 
 def flashinfer(logits: list[Tensor], setting: dict[str, Any]) -> Callable[[], Tensor] | None:
-    """FlashInfer's sampler on an eagerly blended row, where it is installed."""
+    """FlashInfer's sampler on logits that torch blends; None if there is no FlashInfer or GPU."""
     if logits[0].device.type != "cuda" or util.find_spec("flashinfer") is None:
         return None
     from flashinfer import sampling
@@ -76,14 +80,14 @@ def flashinfer(logits: list[Tensor], setting: dict[str, Any]) -> Callable[[], Te
 
 
 def contenders(case: Case, device: str) -> dict[str, list[Callable[[], Any]]]:
-    """Each contender as one call a set of inputs; the sets together are too large for a cache."""
+    """Calls of each contender, each over its own inputs: those of all calls exceed any cache."""
     sets = max(2, -(-COLD_BYTES // case.bytes))
-    if device == "cuda":  # a graph holds a launch or more for each
+    if device == "cuda":  # a graph holds the launches of all sets, and must stay small
         sets = min(sets, 64)
     dtype, setting = getattr(torch, case.dtype), SETTINGS[case.setting]
     generator = torch.Generator(device).manual_seed(0)
     calls: dict[str, list[Callable[[], Any]]] = {}
-    # a graph replays the same launches: on a GPU the step is a tensor, as a decoder has it
+    # A graph replays the same launches, so that on a GPU the step is a tensor, as in a decoder.
     step = torch.zeros(case.batch, dtype=torch.int64, device=device) if device == "cuda" else 0
     for _ in range(sets):
         z = [
@@ -109,11 +113,16 @@ def contenders(case: Case, device: str) -> dict[str, list[Callable[[], Any]]]:
 
 
 def read_of(z: list[Tensor], device: str) -> Callable[[], Any]:
-    """The floor: a sum of all bytes as float32 on a CPU; a copy that moves as many on a GPU."""
+    """What no contender can be faster than: reading all inputs once.
+
+    On a CPU they are summed up, on a GPU a copy moves as many bytes.
+    """
     if device == "cpu":
-        rows = [t.view(torch.float32) for t in z]  # two bfloat16 are added up as one float32
+        rows = [
+            t.view(torch.float32) for t in z
+        ]  # only bytes count: two bfloat16 are read as one float32
         return lambda: [r.sum() for r in rows]
     source = torch.cat([t.flatten() for t in z])
-    half = source.numel() // 2  # a copy reads and writes: half of the inputs move all their bytes
+    half = source.numel() // 2  # a copy both reads and writes, so that half the inputs suffice
     target = torch.empty_like(source[:half])
     return lambda: target.copy_(source[:half])

@@ -1,8 +1,8 @@
-"""Benchmarks of the ops: ours, the torch chain that users write, and the read of the inputs.
+"""`crossfade bench ops`: how long it takes to blend logits and to sample the result.
 
-All contenders of a case are measured in turn, round by round, over inputs larger than the caches,
-so that their ratios hold on a noisy machine. On a GPU, times are of replayed CUDA graphs: device
-time, without launches.
+The contenders of a case take turns, round by round, so that their ratios hold on a noisy machine,
+and read inputs that are larger than the caches. On a GPU each contender is a CUDA graph that is
+replayed, so that its time is the device's, without the launches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ from .timing import cpu_times, cuda_times, hardware
 
 @dataclass(frozen=True)
 class Result:
-    """Medians in microseconds; `spread` is the interquartile range of ours over its median."""
+    """What was measured of a case.
+
+    Attributes:
+        us: the median time of each contender, in microseconds.
+        spread: the interquartile range of our own times over their median.
+        read_gb_per_s: how fast the contender "read" read the inputs.
+    """
 
     case: Case
     us: dict[str, float]
@@ -37,7 +43,7 @@ class Result:
 
 
 def cases(device: str, quick: bool) -> list[Case]:
-    """What `crossfade bench ops` measures on a device."""
+    """The cases that are measured on a device; `quick` leaves most of them out."""
     if device == "cuda":
         vocab, batches, dtypes = 151_936, [1, 8, 64, 256], ["bfloat16", "float32"]
     else:
@@ -48,7 +54,7 @@ def cases(device: str, quick: bool) -> list[Case]:
 
 
 def check(case: Case, device: str) -> None:
-    """The result before its time: tokens equal the reference's on rows of this size."""
+    """Check that tokens and log-probs equal those of the reference, before their time is taken."""
     generator = torch.Generator(device).manual_seed(1)
     z = [
         torch.randn(2, case.vocab, generator=generator, device=device).to(
@@ -63,6 +69,7 @@ def check(case: Case, device: str) -> None:
 
 
 def measure(case: Case, device: str, seconds: float) -> Result:
+    """Check and time one case, for some `seconds` on a CPU."""
     check(case, device)
     calls = contenders(case, device)
     times = cpu_times(calls, seconds) if device == "cpu" else cuda_times(calls, 15)
@@ -72,7 +79,7 @@ def measure(case: Case, device: str, seconds: float) -> Result:
 
 
 def eager_calls_us(device: str) -> list[float]:
-    """The cost of eager calls on tiny inputs: all of it, the kernel of 8 tokens too."""
+    """Microseconds of a call on rows of 8 tokens, which is nearly all overhead; five samples."""
     z = [torch.randn(1, 8, device=device) for _ in WEIGHTS]
     samples = []
     for _ in range(5):
@@ -88,7 +95,7 @@ def eager_calls_us(device: str) -> list[float]:
 def run_ops(
     quick: bool = False, output: Path | None = None, device: str | None = None
 ) -> dict[str, Any]:
-    """Measures all cases; writes them as JSON to `output` where given, case by case."""
+    """Measure all cases. After each of them, all that is known is written to `output` as JSON."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     report: dict[str, Any] = {
         "command": "crossfade bench ops" + (" --quick" if quick else ""),
@@ -96,7 +103,7 @@ def run_ops(
         "versions": {p: metadata.version(p) for p in ("crossfade", "torch", "transformers")},
         "results": [],
     }
-    eager: list[float] = []  # spread over the run, as the machine's speed is not even
+    eager: list[float] = []  # measured after each case, as the speed of a machine changes
     for case in tqdm(cases(device, quick), desc="bench ops", file=sys.stderr):
         result = measure(case, device, seconds=1.0 if quick else 4.0)
         eager += eager_calls_us(device)

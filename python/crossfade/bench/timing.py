@@ -1,8 +1,7 @@
-"""How calls are timed, and on which hardware."""
+"""Contenders that are timed in turns, and the hardware that they ran on."""
 
 from __future__ import annotations
 
-import itertools
 import platform
 import sys
 import time
@@ -12,32 +11,35 @@ from typing import Any
 
 import torch
 
-COLD_BYTES = 256 << 20  # inputs in rotation: more than any last-level cache here holds
+COLD_BYTES = 256 << 20  # inputs of this size, used in turn, are in no cache when they are read
 
 
 def cpu_times(calls: dict[str, list[Callable[[], Any]]], seconds: float) -> dict[str, list[float]]:
-    """Microseconds of single calls, the contenders taking turns."""
+    """Microseconds of single calls, for some `seconds`; the contenders take turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for ways in calls.values():
         ways[0]()
     end = time.perf_counter() + seconds
-    for turn in itertools.count():
+    turn = 0
+    while turn < 7 or time.perf_counter() < end:
         for name, ways in calls.items():
             call = ways[turn % len(ways)]
             start = time.perf_counter()
             call()
             times[name].append((time.perf_counter() - start) * 1e6)
-        if turn >= 6 and time.perf_counter() > end:
-            return times
-    raise AssertionError
+        turn += 1
+    return times
 
 
 def cuda_times(calls: dict[str, list[Callable[[], Any]]], rounds: int) -> dict[str, list[float]]:
-    """Microseconds a call from graphs of one call a set of inputs, replayed in turns."""
+    """Microseconds a call, over some `rounds`; the contenders take turns.
+
+    All calls of a contender are captured in one CUDA graph, which is replayed in each round.
+    """
     graphs = {}
     for name, ways in calls.items():
         side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())  # which makes the inputs
+        side.wait_stream(torch.cuda.current_stream())  # on which the inputs are made
         with torch.cuda.stream(side):
             for call in ways[:2]:
                 call()
@@ -47,7 +49,7 @@ def cuda_times(calls: dict[str, list[Callable[[], Any]]], rounds: int) -> dict[s
             with torch.cuda.graph(graph):
                 for call in ways:
                     call()
-        except RuntimeError as error:  # a peer that waits for the device
+        except RuntimeError as error:  # as where a contender waits for the device
             print(f"{name} cannot be captured: {error}", file=sys.stderr)
             continue
         graphs[name] = graph
@@ -64,6 +66,7 @@ def cuda_times(calls: dict[str, list[Callable[[], Any]]], rounds: int) -> dict[s
 
 
 def hardware(device: str) -> dict[str, Any]:
+    """What a reader of figures must know of the machine."""
     if device == "cuda":
         return {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     name = platform.processor() or platform.machine()

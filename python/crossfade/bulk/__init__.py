@@ -1,1 +1,1 @@
-"""Many prompts: read from files, and their results written as JSON lines, resumable."""
+"""Many prompts at once: they are read from files, and results are files that can be resumed."""

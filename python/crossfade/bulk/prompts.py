@@ -10,15 +10,18 @@ from .. import reading
 
 
 def read_lines(source: str) -> list[Any]:
-    """The non-empty lines of a file or of stdin (``-``), as texts or as JSON objects.
+    """The lines of a file, or of stdin if `source` is ``-``, without those that are empty.
 
-    They are JSON in a file named ``*.jsonl``, and on stdin if the first one starts with ``{``.
+    The lines of a file named ``*.jsonl`` are read as JSON objects, as are those of stdin if the
+    first one starts with ``{``. All others are texts.
     """
     where = "stdin" if source == "-" else source
     if source.lower().endswith(".json"):
-        raise ValueError(f"{where} is JSON; it must be .jsonl with an object a line, or a text")
+        raise ValueError(
+            f"{where} is JSON; it must be a .jsonl file with an object on each line, or a text file"
+        )
     text = _read_stdin() if source == "-" else reading.read_text(source)
-    lines = text.split("\n")  # not splitlines: JSON may hold other line breaks as they are
+    lines = text.split("\n")  # splitlines would also split where JSON may have U+2028 in a text
     filled = [line for line in lines if line.strip()]
     starts_json = bool(filled) and filled[0].lstrip().startswith("{")
     if not (source.lower().endswith(".jsonl") or (source == "-" and starts_json)):
@@ -27,18 +30,23 @@ def read_lines(source: str) -> list[Any]:
 
 
 def _read_stdin() -> str:
-    """The text on stdin, in UTF-8 as that of a file, whatever the terminal's encoding is."""
+    """The text on stdin, which is UTF-8 as that of a file is, whatever the locale says."""
     if sys.stdin is None:
         raise ValueError("stdin is closed; prompts must come from there, or from a file")
-    data = getattr(sys.stdin, "buffer", None)  # a text stream put in its place has none
+    data = getattr(sys.stdin, "buffer", None)  # which a StringIO in the place of stdin has not
     return sys.stdin.read() if data is None else reading.decode(data.read(), "stdin")
 
 
 def read_prompts(texts: Sequence[str], source: str | None, *, chat: bool) -> list[Any]:
-    """Prompts given on the command line, or from a file or stdin: texts, or chats.
+    """The prompts `texts`, or if there are none, those of the file `source` or of stdin.
 
-    An object of a ``.jsonl`` has a ``"prompt"`` or a chat's ``"messages"``. `chat`: texts become
-    the user's message of a chat.
+    Args:
+        source: a file as `read_lines` takes it, whose objects have a ``"prompt"`` or the
+            ``"messages"`` of a chat; None is stdin.
+        chat: whether a text becomes the user's message of a chat.
+
+    Raises:
+        ValueError: prompts are given twice, or not at all, or one of them is no prompt.
     """
     if texts and source is not None:
         raise ValueError("prompts are given both as arguments and by --prompts; it must be one")
@@ -52,6 +60,7 @@ def read_prompts(texts: Sequence[str], source: str | None, *, chat: bool) -> lis
 
 
 def prompt_of(item: Any, index: int, *, chat: bool) -> Any:
+    """The prompt in a line or in its object, which errors call prompt `index`."""
     if isinstance(item, dict):
         both = [item[key] for key in ("prompt", "messages") if item.get(key)]
         if len(both) != 1:
@@ -60,10 +69,10 @@ def prompt_of(item: Any, index: int, *, chat: bool) -> Any:
             )
         item = both[0]
     if isinstance(item, str):
-        reading.check_unicode(item, f"prompt {index}")  # of a command line that is not UTF-8
+        reading.check_unicode(item, f"prompt {index}")  # arguments of a process may be any bytes
         if not item.strip():
             raise ValueError(f"prompt {index} is empty")
         return [{"role": "user", "content": item}] if chat else item
     if not isinstance(item, list):
         raise ValueError(f"prompt {index} is {item!r:.80}; it must be a text, a chat or token ids")
-    return item  # generate and score check what a chat is
+    return item  # what a chat or a list of ids must be is checked where it is encoded

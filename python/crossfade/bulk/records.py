@@ -1,4 +1,4 @@
-"""Result files of JSON lines, one a prompt, that an interrupted run can go on with."""
+"""Files of results, a JSON line for each prompt, which a later run can complete."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ except ImportError:  # a platform without it
 
 
 def seed_of(seed: int, index: int) -> int:
-    """A prompt's own seed, so that no text depends on the batch size or on a resumption."""
+    """The seed of one prompt, so that its text depends neither on its batch nor on a resumption."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8], "little")
 
 
 class Results:
-    """A file of results, or stdout, while one run writes it; to be entered.
+    """A file of results, or stdout, while a run writes it: ``with Results(path) as results``.
 
-    The file is locked until the end, by a lock that the system drops with the process, so that no
-    two runs write one file. Nothing in it is changed before `begin` has read all of it. A file that
-    was made here and got no row is removed.
+    The file is locked until the end, so that no two runs write it; the system drops the lock when
+    the process ends, however that comes. `begin` reads the whole file before anything in it is
+    changed. A file that was made here and got no line is removed again.
 
     Args:
-        path: None is stdout.
-        resume: go on with a file that is there, or begin one. Otherwise it must not be there.
+        path: the file; None is stdout.
+        resume: whether a file that exists is gone on with. Otherwise it must not exist.
 
     Raises:
         BlockingIOError: another run is writing the file.
-        OSError: the file is there, is a folder, cannot be opened. ValueError: it is no plain file.
+        OSError: the file exists, is a folder or cannot be opened.
+        ValueError: it is a pipe or a device, which cannot be resumed.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, *, resume: bool = False) -> None:
@@ -54,7 +55,7 @@ class Results:
         there = self.resume and self.path.exists()
         if self.path.is_dir():
             raise IsADirectoryError(f"{str(self.path)!r} is a folder; results need a file")
-        if there and not self.path.is_file():  # a pipe or a device, which may block
+        if there and not self.path.is_file():  # opening a pipe or a device may block
             raise ValueError(f"{str(self.path)!r} is no plain file, so that it cannot be resumed")
         self.made = not there
         self.file = open(self.path, "r+b" if there else "x+b")
@@ -69,18 +70,21 @@ class Results:
         if self.file is None or self.path is None:
             return
         if self.made and self.file.seek(0, os.SEEK_END) == 0:
-            self.path.unlink(missing_ok=True)  # while it is locked
+            self.path.unlink(missing_ok=True)  # before the lock is dropped with the file
         self.file.close()
 
     def begin(self, prompts: Sequence[Any], run: str) -> set[int]:
-        """Indices of the prompts that the file has already, all of one run.
+        """Read what the file has, and give back the indices of the prompts that are in it.
 
-        A last line that a crash has cut is taken off the file, with the zeros that a file system
-        may leave behind one, and a line that lacks nothing but its line break gets it.
+        If a crash has cut the last line, it is taken off the file, and so are the zeros that a file
+        system may leave behind it. A last line that lacks its line break alone gets it.
+
+        Args:
+            run: names the blend and all settings. Every line of the file must have the same name.
 
         Raises:
-            ValueError: the file has a line that is none of this run's; not a byte of it is changed.
-            TypeError, ValueError: a prompt cannot be written; names it.
+            ValueError: the file has a line of another run; not a byte of the file is changed.
+            TypeError, ValueError: a prompt cannot be written as JSON; names it.
         """
         starts = [_start(i, prompt) for i, prompt in enumerate(prompts)]
         if self.file is None:
@@ -106,6 +110,7 @@ class Results:
         return set(found)
 
     def write(self, record: dict[str, Any]) -> None:
+        """Write one line. It is safe on the disk after `flush`."""
         if self.file is not None:
             self.file.write(f"{_json(record)}\n".encode())
         else:
@@ -113,7 +118,7 @@ class Results:
             sys.stdout.write(json.dumps(record, ensure_ascii=not utf8) + "\n")
 
     def flush(self) -> None:
-        """Bring to the disk what was written, so that not even a power cut takes it."""
+        """Bring all lines to the disk, so that not even a power cut loses them."""
         if self.file is None:
             sys.stdout.flush()
         else:
@@ -122,7 +127,11 @@ class Results:
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    """Lock the open file itself: nothing is left behind, whatever ends the process."""
+    """Lock the open file itself, rather than make a lock file, which a crash would leave behind.
+
+    Raises:
+        BlockingIOError: another run holds the lock, or has removed this very file meanwhile.
+    """
     try:
         if fcntl is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -149,7 +158,7 @@ def _json(x: Any) -> str:
 
 
 def _start(index: int, prompt: Any) -> bytes:
-    """How the line of a prompt begins."""
+    """The beginning of the line of a prompt: its index and its text, which all runs write alike."""
     try:
         return _json({"index": index, "prompt": prompt})[:-1].encode()
     except UnicodeEncodeError:
@@ -162,7 +171,7 @@ def _start(index: int, prompt: Any) -> bytes:
 
 
 def _index(line: bytes, where: str, starts: Sequence[bytes], run: str) -> int:
-    """The index of a line, which must be of this run."""
+    """The index in a line of the file. Raises a ValueError if the line is not of this run."""
     try:
         record = reading.parse_json(reading.decode(line, where), where)
         index, prompt, made_with = record["index"], record["prompt"], record["run"]
@@ -180,12 +189,12 @@ def _index(line: bytes, where: str, starts: Sequence[bytes], run: str) -> int:
         return index
     raise ValueError(
         f"{where}: comes from other prompts, another blend or other settings ({differs}); a file "
-        "is gone on with by those that it was begun with"
+        "must be resumed with those that it was begun with"
     )
 
 
 def _is_cut(line: bytes, starts: Sequence[bytes]) -> bool:
-    """Whether a line that does not end is the beginning of one that this run would write."""
+    """Whether a last line without an end is the beginning of one that this run would write."""
     head = b'{"index": '
     if not line.startswith(head):
         return head.startswith(line)
@@ -209,10 +218,11 @@ def _is_json(line: bytes) -> bool:
 
 
 def batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """`indices` in pieces of `size`."""
     for start in range(0, len(indices), size):
         yield indices[start : start + size]
 
 
 def number(x: Any) -> float | None:
-    """A float that JSON has: NaN and infinities are none."""
+    """A float, or None in place of NaN and infinities, which JSON has not."""
     return float(x) if math.isfinite(float(x)) else None

@@ -1,7 +1,7 @@
-"""What `crossfade demo` measures: one fader between two guides that compete.
+"""What `crossfade demo` decodes and measures: texts at several positions of one fader.
 
-A small model and the two adapters for it that ship: one was trained to praise, the other to be
-short, which praise is not.
+The fader stands between two adapters of a small model, both of which ship with crossfade. One was
+trained to praise movies, the other to be short; they compete, because praise takes words.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..progress import OnStep, progress_bar
 FORMULA = "(1 - w) * sentiment + w * brevity"
 GUIDES = ("sentiment", "brevity")
 QUESTION = "In one sentence: what did you think of the movie, {}?"
-MOVIES = (  # none of which the guides were trained on
+MOVIES = (  # the guides were trained on none of these
     "a heist film your friend recommended",
     "a wedding comedy from the sixties",
     "a fairy tale with the strange title",
@@ -33,7 +33,7 @@ MOVIES = (  # none of which the guides were trained on
 
 @dataclass(frozen=True)
 class Settings:
-    """What the demo decodes. Every position draws with the same noise, from `seed`."""
+    """What the demo decodes. All positions draw with the same random numbers, from `seed`."""
 
     weights: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     samples: int = 8  # texts about each movie at each position
@@ -55,14 +55,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Position:
-    """What came out at one weight. Intervals are half-widths at 95 % over the texts.
+    """The texts at one position of the fader, and what was measured of them.
 
     Attributes:
-        sentiment: mean VADER compound score of a text, within [-1, 1].
-        words: mean words of a text.
-        kl: mean KL(blend || base) of a step, nats a token, at temperature 1.
-        perplexity: of all texts under the base.
-        distinct_2: different word pairs over all word pairs.
+        weight: the position.
+        sentiment: the mean over the texts of VADER's compound score, which is within [-1, 1].
+        words: the mean number of words of a text.
+        kl: the mean over the texts of KL(blend || base) at temperature 1, in nats a token.
+        sentiment_interval, words_interval, kl_interval: half of the 95 % interval of that mean.
+        perplexity: of all texts together, under the base.
+        distinct_2: the number of different word pairs over the number of all word pairs.
     """
 
     weight: float
@@ -80,7 +82,7 @@ class Position:
 
 
 def terms(model: Any, tokenizer: Any) -> tuple[Model, Model, Model]:
-    """base, sentiment, brevity, over the weights of `model`."""
+    """The base, the sentiment guide and the brevity guide, which share the weights of `model`."""
     wrapped = models.with_adapters(model, {name: models.guide(name) for name in GUIDES})
     base, sentiment, brevity = (
         Model(wrapped, tokenizer=tokenizer, adapter=name, name=name or "base")
@@ -90,19 +92,24 @@ def terms(model: Any, tokenizer: Any) -> tuple[Model, Model, Model]:
 
 
 def fade(base: Model, sentiment: Model, brevity: Model, w: float) -> Blend:
-    """`FORMULA` with the base, of weight 0, as its first term: what divergences are from."""
+    """`FORMULA`, with the base as a first term of weight 0: divergences are from the first term."""
     return 0 * base + (1 - w) * sentiment + w * brevity
 
 
 def chats() -> list[list[dict[str, str]]]:
-    """What is asked: a message about each movie."""
+    """The prompts: a message about each movie."""
     return [[{"role": "user", "content": QUESTION.format(movie)}] for movie in MOVIES]
 
 
 def measure(
     blend: Blend, weight: float, settings: Settings, on_step: Callable[[], object]
 ) -> Position:
-    """Decode and measure one position of the fader. The base is the blend's first term."""
+    """Decode and measure one position of the fader.
+
+    Args:
+        blend: what writes the texts; its first term is the base.
+        on_step: called after each step of the decoding.
+    """
     out: Any = generate(
         blend,
         chats(),
@@ -142,7 +149,7 @@ def measure(
 
 
 def positions(model: Any, tokenizer: Any, settings: Settings) -> Iterator[Position]:
-    """Each weight in turn, with a progress bar on stderr."""
+    """The positions of `settings`, one after the other, with a progress bar on stderr."""
     base, sentiment, brevity = terms(model, tokenizer)
     steps = settings.max_new_tokens
     with progress_bar(steps * len(settings.weights), "step") as bar:
@@ -150,5 +157,5 @@ def positions(model: Any, tokenizer: Any, settings: Settings) -> Iterator[Positi
             bar.set_description(f"w = {weight:g}")
             blend = fade(base, sentiment, brevity, weight)
             position = measure(blend, weight, settings, bar.update)
-            bar.update((i + 1) * steps - bar.n)  # all texts may have ended early
+            bar.update((i + 1) * steps - bar.n)  # the steps that no text needed any more
             yield position

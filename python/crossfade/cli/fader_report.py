@@ -1,4 +1,4 @@
-"""What the demo measured, as a table, as texts side by side, and as a plot."""
+"""The positions that the demo measured, as a table, as texts side by side, and as a plot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .fader import FORMULA, MOVIES, Position
 
 
 def table(found: Sequence[Position]) -> str:
-    """The figures of each position, a line each."""
+    """The figures of the positions, each on a line."""
     lines = [
         "     w   sentiment (VADER)        words       perplexity   distinct-2     KL to base"
         "       tokens/s",
@@ -27,7 +27,7 @@ def table(found: Sequence[Position]) -> str:
 
 
 def side_by_side(found: Sequence[Position], rows: int = 2, width: int = 110) -> str:
-    """The first texts of every position, in columns: a row holds one movie's."""
+    """The first text about each of the first `rows` movies, with a column for each position."""
     gap = 3
     column = max(16, (width - gap * (len(found) - 1)) // len(found))
     lines = [(" " * gap).join(f"w = {p.weight:g}".ljust(column) for p in found)]
@@ -43,7 +43,7 @@ def side_by_side(found: Sequence[Position], rows: int = 2, width: int = 110) -> 
 
 
 def plot(found: Sequence[Position], path: Path) -> None:
-    """Both rewards and KL against the weight, 95 % intervals, as a PNG. Needs the extra "plot"."""
+    """Save a PNG of both rewards and the divergence against the weight. Needs the extra "plot"."""
     require("matplotlib", "plot").use("Agg")  # no display is needed
     from matplotlib import pyplot
 
