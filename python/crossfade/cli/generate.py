@@ -18,6 +18,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..blend import Blend
     from ..bulk.records import Results
+    from ..decoding import Output
     from ..search import ChunkBeamSearch
 
 HELP = "Let a blend of models answer prompts, and write a JSON line for each."
@@ -94,44 +95,47 @@ def add_options(p: argparse.ArgumentParser) -> None:
 
 
 def run(a: argparse.Namespace) -> int:
-    drawing = {
-        name: getattr(a, name)
-        for name in ("temperature", "top_k", "top_p", "min_p")
-        if getattr(a, name) is not None
-    }
-    if a.greedy and drawing:
-        name = next(iter(drawing)).replace("_", "-")
-        raise ValueError(
-            f"--greedy and --{name} are both given; --{name} is for draws, which --greedy is not"
-        )
-    wanted = a.best_of is not None or a.search is not None
-    if wanted != (a.value is not None):
-        given, missing = "--best-of or --search", "--value"
-        if not wanted:
-            given, missing = missing, given
-        raise ValueError(f"{given} is given without {missing}, which must go with it")
-    if wanted and a.greedy:
-        raise ValueError("--greedy is given with a search, which draws its texts at random")
-    if a.greedy or a.sample or drawing:
-        drawing["do_sample"] = not a.greedy  # by default the model's generation config says
     from ..bulk import prompts, records
 
+    drawing = _drawing(a)
     check_output(a.output, a.resume)
     texts = prompts.read_prompts(a.prompt, a.prompts, chat=a.chat or bool(a.system))
     with records.Results(a.output, resume=a.resume) as results:
         blend, value = load(a, a.value)
-        if value is not None:
-            drawing["search"] = _make_search(a, value)
         write_texts(
             blend,
             texts,
             results=results,
             batch_size=a.batch_size,
             seed=a.seed,
+            search=None if value is None else _make_search(a, value),
             max_new_tokens=a.max_new_tokens,
             **drawing,
         )
     return 0
+
+
+def _drawing(a: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `generate` about how tokens are drawn, of which none contradicts another."""
+    names = ("temperature", "top_k", "top_p", "min_p")
+    given = {name: getattr(a, name) for name in names if getattr(a, name) is not None}
+    if a.greedy and given:
+        option = "--" + next(iter(given)).replace("_", "-")
+        raise ValueError(
+            f"--greedy and {option} are both given; {option} is for draws, which --greedy is not"
+        )
+    searches = a.best_of is not None or a.search is not None
+    if searches and a.value is None:
+        raise ValueError("--best-of or --search is given without --value, which must go with it")
+    if a.value is not None and not searches:
+        raise ValueError(
+            "--value is given without --best-of or --search, one of which must go with it"
+        )
+    if searches and a.greedy:
+        raise ValueError("--greedy is given with a search, which draws its texts at random")
+    if a.greedy or a.sample or given:
+        return {"do_sample": not a.greedy, **given}
+    return given  # the generation config of the model says whether tokens are drawn
 
 
 def _make_search(a: argparse.Namespace, value: Any) -> Any:
@@ -179,23 +183,10 @@ def write_texts(
                 progress=bar.update,
                 **generation,
             )
-            texts = out.text or [None] * len(part)
             for row, i in enumerate(part):
-                record = {
-                    "index": i,
-                    "prompt": prompts[i],
-                    "text": texts[row],
-                    "tokens": int(out.lengths[row]),
-                    "logprob": records.number(out.logprobs[row].double().sum()),
-                    "finished": bool(out.finished[row]),
-                    "failed": bool(out.failed[row]),
-                    "blend": str(blend),
-                    "run": run,
-                }
-                if out.values is not None:
-                    record["value"] = records.number(out.values[row])
                 if out.ended[row] or not out.stats.interrupted:
-                    results.write(record)
+                    record = {"index": i, "prompt": prompts[i], **_figures(out, row)}
+                    results.write({**record, "blend": str(blend), "run": run})
             results.flush()
             tokens += out.stats.tokens
             seconds += out.stats.seconds
@@ -204,6 +195,22 @@ def write_texts(
     kept = f", {len(finished)} kept" if finished else ""
     speed = f", {tokens / seconds:.1f} tokens/s" if seconds else ""
     print(f"{len(todo)} prompts{kept}, {tokens} tokens{speed}", file=sys.stderr)
+
+
+def _figures(out: Output, row: int) -> dict[str, Any]:
+    """What the line of a prompt says of the text in this row of the output."""
+    from ..bulk.records import number
+
+    figures = {
+        "text": None if out.text is None else out.text[row],
+        "tokens": int(out.lengths[row]),
+        "logprob": number(out.logprobs[row].double().sum()),
+        "finished": bool(out.finished[row]),
+        "failed": bool(out.failed[row]),
+    }
+    if out.values is not None:
+        figures["value"] = number(out.values[row])
+    return figures
 
 
 def _search(text: str) -> tuple[int, ...]:
