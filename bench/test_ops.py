@@ -10,9 +10,10 @@ from dataclasses import astuple
 import pytest
 import torch
 from crossfade import bench
+from crossfade.bench.contenders import contenders
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-contenders = functools.lru_cache(maxsize=1)(bench.contenders)
+kept = functools.lru_cache(maxsize=1)(contenders)
 
 
 @pytest.mark.parametrize("contender", ["read", "ours", "torch chain"])
@@ -20,7 +21,7 @@ contenders = functools.lru_cache(maxsize=1)(bench.contenders)
     "case", bench.cases(DEVICE, quick=False), ids=lambda c: "-".join(map(str, astuple(c)))
 )
 def test_blend_sample(benchmark, case, contender):
-    calls = itertools.cycle(contenders(case, DEVICE)[contender])
+    calls = itertools.cycle(kept(case, DEVICE)[contender])
 
     def call():
         next(calls)()

@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from crossfade import bench
-from crossfade.bench import ops
-from crossfade.bench.contenders import Case
+from crossfade.bench import contenders, ops
 
 
 def test_a_table_is_printed_and_the_figures_are_kept(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cases = [Case("float32", 2, 4099, "plain"), Case("bfloat16", 1, 4098, "top-k 50, top-p 0.9")]
+    cases = [
+        contenders.Case("float32", 2, 4099, "plain"),
+        contenders.Case("bfloat16", 1, 4098, "top-k 50, top-p 0.9"),
+    ]
     monkeypatch.setattr(ops, "cases", lambda *_: cases)
+    monkeypatch.setattr(contenders, "COLD_BYTES", 1 << 20)
     monkeypatch.setattr(ops, "cpu_times", lambda calls, _: bench.cpu_times(calls, 0.0))
     printed = run("bench", "ops", "--quick", "--json", str(tmp_path / "ops.json"), lines=False)
     report = json.loads((tmp_path / "ops.json").read_text())

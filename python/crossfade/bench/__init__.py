@@ -1,13 +1,11 @@
 """What `crossfade bench` measures, and the timing that the scripts of bench/ use as well."""
 
-from .contenders import contenders
 from .ops import cases, run_ops, table
 from .timing import COLD_BYTES, cpu_times, cuda_times, hardware
 
 __all__ = [
     "COLD_BYTES",
     "cases",
-    "contenders",
     "cpu_times",
     "cuda_times",
     "hardware",
