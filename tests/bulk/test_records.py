@@ -1,4 +1,4 @@
-"""Files of results: nothing in them is lost, no other file is touched, one run writes at a time."""
+"""Files of results: no line is lost, no other file is touched, and one run writes at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Three saved models, the blend of them, and a command that must succeed."""
+"""Three saved models, the blend of them, and a way to run commands."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def blend(paths: dict[str, str]) -> cf.Blend:
-    """What `trio` says, made without the command line."""
+    """The blend that the options of `trio` ask for, made without the command line."""
     terms = {name: cf.Model(loaded(path), name=name) for name, path in paths.items()}
     return cf.parse("base + 0.8 * (tuned - ref)", **terms)
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs a command that must succeed, and reads the JSON lines it prints."""
+    """Runs a command that must succeed, and gives the JSON lines that it prints, or its text."""
 
     def call(*argv: str, lines: bool = True) -> Any:
         assert cli.main(list(argv)) == 0, capsys.readouterr().err

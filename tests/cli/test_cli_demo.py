@@ -1,4 +1,4 @@
-"""The demo: its figures are those of the library, and an interrupt shows what is finished."""
+"""``crossfade demo``: its figures are the library's, and an interrupt shows what is finished."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from word_models import make_tokenizer, random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 REVIEWS = ("wonderful", "awful")
-GUIDE = models.guide  # before the tests put small ones in its place
+GUIDE = models.guide  # the tests put tiny adapters in its place
 SMALL = fader.Settings(weights=(0.0, 0.5, 1.5), samples=2, max_new_tokens=5)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
-    """A random model whose words are those of the demo's own prompts, and guides for it."""
+    """A tiny random model whose words are those of the demo's prompts, and two guides for it."""
     words = ["<pad>", "<eos>", "<unk>", *dict.fromkeys(fader.QUESTION.split()), *REVIEWS]
     tokenizer = make_tokenizer(words, "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}")
     model = random_model(words)
@@ -65,7 +65,7 @@ def test_figures_are_those_of_the_library(tiny, found: list[fader.Position]) -> 
     assert p.weight == 0.5
     assert [t.rstrip("…") for t in p.texts] == [t.strip() for t in out.text]
     assert p.tokens == int(out.lengths.sum())
-    # the base's perplexity comes with the decoding; scoring the texts afterwards gives the same
+    # The demo takes the perplexity from the decoding; scoring the texts gives the same.
     expected = metrics.perplexity(float(scores.totals.sum()), int(scores.lengths.sum()))
     assert p.perplexity == pytest.approx(expected, rel=1e-4)
     kl = (out.kl_to_base.sum(dim=1) / out.lengths).tolist()
@@ -105,7 +105,7 @@ def test_the_table_and_the_texts_show_every_position(found: list[fader.Position]
 
 @pytest.fixture
 def tiny_demo(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The command's arguments, with the tiny model in place of the real one."""
+    """The arguments of a demo that runs the tiny model in place of the real one."""
     monkeypatch.setattr(models, "smollm2", lambda device: copy.deepcopy(tiny))
     return ["demo", "--weights", "0", "1", "--samples=1", "--max-new-tokens=3", "--output"]
 

@@ -1,4 +1,4 @@
-"""``crossfade generate``: what the library gives, from prompts of every source."""
+"""``crossfade generate`` writes what the library gives, for prompts from every source."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_searches(paths, blend, run, how: str) -> None:
 
 
 def test_a_system_prompt_is_its_terms_own(paths, run) -> None:
-    # the same model under two names: the blend is of one model with and without it
+    # One model under two names, so that the blend is of the model with and without the prompt.
     models = [f"--model={name}={paths['base']}" for name in ("plain", "told")]
     common = ["--greedy", "--max-new-tokens", "5", "--blend", "plain + 2 * (told - plain)"]
     told = run("generate", "a b", *models, *common, "--system", "told=x y z")

@@ -1,12 +1,13 @@
-"""A mistake in an option, a file or a model gets one plain sentence."""
+"""A mistake in an option, a file or a model is answered by one sentence that names it."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from string import Formatter
 
 import pytest
-from crossfade import cli
+from crossfade import cli, training
 from word_models import loaded
 
 TWO = ["--model=a={base}", "--model=b={tuned}"]
@@ -57,7 +58,7 @@ MISTAKES = {
     "score what": (["score", "{file}", "--model={base}"], 'no "response"'),
     "score nothing": (["score", "{empty}/e.txt", "--model={base}"], "nothing to score"),
     "vocabularies": (
-        ["inspect", *["--model=a={base}", "--model=b={other}"], "--blend=a/b"],
+        ["inspect", *["--model=a={base}", "--model=b={ref}"], "--blend=a/b"],
         "column",
     ),
     "demo weights": (["demo", "--samples=0"], "samples is 0"),
@@ -124,45 +125,50 @@ MISTAKES = {
 }
 
 
+FILES = {  # by what a mistake calls them
+    "file": ("rows.jsonl", b'{"text": "a"}\n'),
+    "bad": ("bad.jsonl", b'{"prompt": "a"}\n{"prompt": \n'),
+    "junk": ("junk.txt", b"\xff\xfe"),
+    "null": ("null.jsonl", b'{"messages": [{"role": "user", "content": null}]}\n'),
+    "half": ("half.jsonl", b'{"prompt": "\\ud800"}\n'),
+    "huge": ("huge.jsonl", f'{{"prompt": [{2**64}]}}\n'.encode()),
+    "below": ("below.jsonl", b'{"prompt": [-1], "response": "a"}\n'),
+    "deep": ("deep.jsonl", b"[" * 100_000),
+    "number": ("number.jsonl", b'{"prompt": 3}\n{"prompt": 4}\n'),
+}
+
+
+def made(name: str, folder: Path, base: str) -> Path:
+    """The file or folder that a mistake calls `name`."""
+    if name in FILES:
+        file, content = FILES[name]
+        (folder / file).write_bytes(content)
+        return folder / file
+    path = folder / name
+    if name == "empty":  # but for one file, which has no words
+        path.mkdir()
+        (path / "e.txt").write_text("\n \n")
+    elif name == "head":
+        training.save_value_head(training.value_model(loaded(base)), path)
+    else:
+        assert name == "broken"
+        shutil.copytree(base, path)
+        (path / "model.safetensors").write_bytes(b"junk" * 10)
+    return path
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_gets_a_sentence_and_no_traceback(
     paths, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    (empty / "e.txt").write_text("\n \n")
-    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
-    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
-    names = {"empty": empty, "file": tmp_path / "rows.jsonl", "bad": tmp_path / "bad.jsonl"}
-    names["other"] = paths["ref"]
-    names["junk"] = tmp_path / "junk.txt"
-    names["junk"].write_bytes(b"\xff\xfe")
-    names["null"] = tmp_path / "null.jsonl"
-    names["null"].write_text('{"messages": [{"role": "user", "content": null}]}\n')
-    names["half"] = tmp_path / "half.jsonl"
-    names["half"].write_text('{"prompt": "\\ud800"}\n')
-    names["huge"] = tmp_path / "huge.jsonl"
-    names["huge"].write_text(f'{{"prompt": [{2**64}]}}\n')
-    names["below"] = tmp_path / "below.jsonl"
-    names["below"].write_text('{"prompt": [-1], "response": "a"}\n')
-    names["deep"] = tmp_path / "deep.jsonl"
-    names["deep"].write_text("[" * 100_000)
-    names["number"] = tmp_path / "number.jsonl"
-    names["number"].write_text('{"prompt": 3}\n{"prompt": 4}\n')
-    if "{head}" in str(MISTAKES[name]):
-        from crossfade import training
-
-        names["head"] = tmp_path / "head"
-        training.save_value_head(training.value_model(loaded(paths["base"])), names["head"])
-    if "{broken}" in str(MISTAKES[name]):
-        names["broken"] = tmp_path / "broken"
-        shutil.copytree(paths["base"], names["broken"])
-        (names["broken"] / "model.safetensors").write_bytes(b"junk" * 10)
     argv, message = MISTAKES[name]
-    assert cli.main([part.format(**paths, **names) for part in argv]) == 2
+    named = {x for part in argv for _, x, _, _ in Formatter().parse(part) if x is not None}
+    places = {x: paths[x] if x in paths else made(x, tmp_path, paths["base"]) for x in named}
+    assert cli.main([part.format(**places) for part in argv]) == 2
     out, err = capsys.readouterr()
-    error = err[err.index("crossfade ") :]  # a bar may come first
+    error = err[err.index("crossfade ") :]  # a progress bar may come first
     assert out == ""
     assert message in error
     assert "Traceback" not in error
-    assert len(error.splitlines()) == (3 if "formula:" in error else 1)  # a formula is shown
+    # A mistake in a formula is shown in the formula, with a mark under its place.
+    assert len(error.splitlines()) == (3 if "formula:" in error else 1)

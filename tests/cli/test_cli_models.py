@@ -1,4 +1,4 @@
-"""Models that options name: adapters and heads share weights; what is not safe is refused."""
+"""Models that options name: adapters and heads share weights, and what is unsafe is refused."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_adapters_over_one_base_share_it(paths, run, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_value_heads_over_a_base(paths, run, tmp_path: Path) -> None:
-    """As the value of a search and as a term, beside an adapter over the same weights."""
+    """A head is a term, or the value of a search, beside an adapter over the same weights."""
     peft = pytest.importorskip("peft")
     from crossfade import training
 

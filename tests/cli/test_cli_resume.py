@@ -1,4 +1,4 @@
-"""A file of results: gone on with, locked, and whole after an interrupt."""
+"""``--output`` and ``--resume``: a file is completed, locked, and whole after an interrupt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_resume_keeps_lines_and_writes_the_missing(paths, run, tmp_path: Path) -
     run(*argv, "--output", str(file), "--batch-size", "3")
     whole = file.read_text()
     records = [json.loads(line) for line in whole.splitlines()]
-    # a crash in the middle of the third line; another worker's order
+    # a file in another order, whose third line was cut by a crash
     lines = whole.splitlines(keepends=True)
     file.write_text(lines[3] + lines[0] + lines[1][:40])
     run(*argv, "--output", str(file), "--resume")

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..extras import require
-from .options import add_device_option, check_file, device_of, quiet
+from .options import TEMPERATURE, add_device_option, add_text_options, check_file, device_of, quiet
 
 HELP = "Fade a small model from praise to brevity, and plot what that does to its texts."
 
@@ -31,23 +31,9 @@ def add_options(p: argparse.ArgumentParser) -> None:
         default=8,
         help="how many texts to write about each of 8 movies (default: %(default)s)",
     )
+    add_text_options(p, max_new_tokens=40)
     p.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=40,
-        help="how many tokens a text may have (default: %(default)s)",
-    )
-    p.add_argument(
-        "--temperature",
-        type=float,
-        default=0.7,
-        help="below 1 likely tokens become likelier still, above 1 less so (default: %(default)s)",
-    )
-    p.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="the same seed gives the same texts (default: %(default)s)",
+        "--temperature", type=float, default=0.7, help=f"{TEMPERATURE} (default: %(default)s)"
     )
     p.add_argument(
         "--output",

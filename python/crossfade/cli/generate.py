@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .options import (
+    TEMPERATURE,
     add_batch_options,
     add_blend_options,
+    add_text_options,
     check_output,
     load,
     positive,
@@ -37,12 +39,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     )
     add_blend_options(p)
     add_batch_options(p)
-    p.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=128,
-        help="how many tokens a text may have (default: %(default)s)",
-    )
+    add_text_options(p, max_new_tokens=128)
     mode = p.add_mutually_exclusive_group()
     mode.add_argument("--greedy", action="store_true", help="always take the likeliest token")
     mode.add_argument(
@@ -50,11 +47,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
         action="store_true",
         help="draw tokens at random; each of the next four options implies it",
     )
-    p.add_argument(
-        "--temperature",
-        type=float,
-        help="below 1 likely tokens become likelier still, above 1 less so",
-    )
+    p.add_argument("--temperature", type=float, help=TEMPERATURE)
     p.add_argument("--top-k", type=int, help="draw from the TOP_K likeliest tokens only")
     p.add_argument(
         "--top-p",
@@ -65,12 +58,6 @@ def add_options(p: argparse.ArgumentParser) -> None:
         "--min-p",
         type=float,
         help="draw only from tokens at least MIN_P times as likely as the likeliest",
-    )
-    p.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="the same seed gives the same texts (default: %(default)s)",
     )
     p.add_argument(
         "--value",

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+TEMPERATURE = "below 1 likely tokens become likelier still, above 1 less so"
+
 
 def add_blend_options(p: argparse.ArgumentParser) -> None:
     """The options that say which models are loaded and how they are blended."""
@@ -47,6 +49,22 @@ def add_device_option(p: argparse.ArgumentParser) -> None:
         "--device",
         help="where the models run, such as cpu or cuda:1; by default a GPU if torch finds one, "
         "else the CPU",
+    )
+
+
+def add_text_options(p: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+    """The options of commands that write texts; a text has at most `max_new_tokens` by default."""
+    p.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=max_new_tokens,
+        help="how many tokens a text may have (default: %(default)s)",
+    )
+    p.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="the same seed gives the same texts (default: %(default)s)",
     )
 
 
