@@ -6,7 +6,6 @@ import argparse
 import json
 import shutil
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from ..extras import require
@@ -47,6 +46,8 @@ def add_options(p: argparse.ArgumentParser) -> None:
 
 def run(a: argparse.Namespace) -> int:
     """Decode, print and plot. After Ctrl-C, do so with the positions that are finished."""
+    from dataclasses import asdict
+
     from .. import models
     from . import fader
     from .fader_report import plot, side_by_side, table
