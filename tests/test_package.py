@@ -47,7 +47,7 @@ def test_type_checkers_see_the_names_that_are_imported_at_their_first_use(name: 
     package = importlib.import_module(name)
     tree = ast.parse(Path(package.__file__).read_text())
     seen = {
-        alias.asname: statement.module
+        alias.asname: statement.module and "." * (statement.level - 1) + statement.module
         for block in tree.body
         if isinstance(block, ast.If)
         for statement in block.body
