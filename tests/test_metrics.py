@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 
 import numpy as np
 import pytest
-from crossfade import extras, metrics
+from crossfade import metrics
 
 
 def test_sentiment_has_the_signs_that_a_reward_needs() -> None:
@@ -61,18 +60,3 @@ def test_mean_interval_of_one_and_of_none() -> None:
 def test_perplexity_of_a_uniform_choice_is_its_size() -> None:
     assert metrics.perplexity(3 * math.log(1 / 8), 3) == pytest.approx(8.0)
     assert math.isnan(metrics.perplexity(0.0, 0))
-
-
-def test_a_missing_package_is_said_with_its_extra() -> None:
-    with pytest.raises(ImportError, match=r'pip install "crossfade\[demo\]"'):
-        extras.require("a_package_that_nobody_wrote", "demo")
-
-
-def test_a_broken_package_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    # the advice to install what is installed would send people in circles
-    def broken(name: str) -> None:
-        raise ImportError("no libfoo", name="libfoo")
-
-    monkeypatch.setattr(importlib, "import_module", broken)
-    with pytest.raises(ImportError, match="no libfoo"):
-        extras.require("json", "demo")

@@ -1,4 +1,4 @@
-"""Text, JSON and YAML from outside: read, or an error that names the place."""
+"""Text, JSON and YAML of users: they are read, or an error says where the mistake is."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_yaml_whose_aliases_are_many_is_read_at_once() -> None:
     assert reading.parse_yaml("\n".join(lines), "here")["a0"] == [1]
 
 
-def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
     assert reading.read_text(file) == '{"a": 1}\n'
@@ -79,7 +79,7 @@ def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         reading.read_text(file)
 
 
-def test_errors_name_the_line() -> None:
+def test_errors_of_json_lines_name_the_line() -> None:
     with pytest.raises(ValueError, match="rows, line 3 is nested"):
         reading.parse_json_lines(["{}", "", "[" * DEEP], "rows")
 

@@ -49,7 +49,7 @@ MISTAKES = {
     "output exists": (["generate", "a", "--model={base}", "--output={file}"], "give --resume"),
     "not our file": (
         ["generate", "a", "--model={base}", "--output={file}", "--resume"],
-        "not a line of such a file",
+        "is not a result that crossfade has written",
     ),
     "scores exist": (
         ["score", "{file}", "--model={base}", "--output={file}"],

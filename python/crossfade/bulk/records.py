@@ -176,15 +176,15 @@ def _index(line: bytes, where: str, starts: Sequence[bytes], run: str) -> int:
         record = reading.parse_json(reading.decode(line, where), where)
         index, prompt, made_with = record["index"], record["prompt"], record["run"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{where}: not a line of such a file") from None
+        raise ValueError(f"{where}: is not a result that crossfade has written") from None
     if type(index) is not int:
         raise ValueError(f"{where}: has the index {index!r:.40}; it must be a whole number")
     if not 0 <= index < len(starts):
-        differs = f"there is no prompt {index!r:.40}"
+        differs = f"its index is {index!r:.40}, and there are {len(starts)} prompts"
     elif _start(index, prompt) != starts[index]:
-        differs = f"prompt {index} is another"
+        differs = f"its prompt is not prompt {index}"
     elif made_with != run:
-        differs = "the prompt is the same"
+        differs = "its prompt is the same, but not the blend or a setting"
     else:
         return index
     raise ValueError(

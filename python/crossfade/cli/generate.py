@@ -179,7 +179,7 @@ def write_texts(
             seconds += out.stats.seconds
             if out.stats.interrupted:
                 raise KeyboardInterrupt
-    kept = f", {len(finished)} kept" if finished else ""
+    kept = f" ({len(finished)} more were in the file)" if finished else ""
     speed = f", {tokens / seconds:.1f} tokens/s" if seconds else ""
     print(f"{len(todo)} prompts{kept}, {tokens} tokens{speed}", file=sys.stderr)
 

@@ -69,9 +69,9 @@ def write_scores(
         raise ValueError("there is nothing to score: the input is empty")
     for i, item in enumerate(items):
         if not isinstance(item, dict) or not isinstance(item.get("response"), str):
-            raise ValueError(f'line {i + 1} of the input has no "response"; it must be a text')
+            raise ValueError(f'prompt {i} has no "response", which must be a text')
         if not item["response"]:
-            raise ValueError(f'line {i + 1} of the input has an empty "response"')
+            raise ValueError(f'prompt {i} has an empty "response"')
     prompts = [prompt_of(item, i, chat=chat) for i, item in enumerate(items)]
     total, tokens = 0.0, 0
     with progress_bar(len(items), "response") as bar:
