@@ -14,9 +14,9 @@ from .options import TEMPERATURE, add_device_option, add_text_options, check_fil
 HELP = "Fade a small model from praise to brevity, and plot what that does to its texts."
 
 
-def add_options(p: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     positions = (0.0, 0.25, 0.5, 0.75, 1.0)
-    p.add_argument(
+    parser.add_argument(
         "--weights",
         type=float,
         nargs="+",
@@ -24,27 +24,29 @@ def add_options(p: argparse.ArgumentParser) -> None:
         metavar="W",
         help="positions of the fader: 0 is praise, 1 is brevity (default: 0 0.25 0.5 0.75 1)",
     )
-    p.add_argument(
+    parser.add_argument(
         "--samples",
         type=int,
         default=8,
         help="how many texts to write about each of 8 movies (default: %(default)s)",
     )
-    add_text_options(p, max_new_tokens=40)
-    p.add_argument(
+    add_text_options(parser, max_new_tokens=40)
+    parser.add_argument(
         "--temperature", type=float, default=0.7, help=f"{TEMPERATURE} (default: %(default)s)"
     )
-    p.add_argument(
+    parser.add_argument(
         "--output",
         type=Path,
         default=Path("crossfade-demo.png"),
         help="the .png file of the plot (default: %(default)s)",
     )
-    add_device_option(p)
-    p.add_argument("--json", action="store_true", help="print the figures and all texts as JSON")
+    add_device_option(parser)
+    parser.add_argument(
+        "--json", action="store_true", help="print the figures and all texts as JSON"
+    )
 
 
-def run(a: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Decode, print and plot. After Ctrl-C, do so with the positions that are finished."""
     from dataclasses import asdict
 
@@ -52,15 +54,21 @@ def run(a: argparse.Namespace) -> int:
     from . import fader
     from .fader_report import plot, side_by_side, table
 
-    settings = fader.Settings(tuple(a.weights), a.samples, a.max_new_tokens, a.temperature, a.seed)
-    if a.output.suffix != ".png":
-        raise ValueError(f"--output is {str(a.output)!r}; it must end in .png")
-    check_file("--output", a.output)
+    settings = fader.Settings(
+        tuple(arguments.weights),
+        arguments.samples,
+        arguments.max_new_tokens,
+        arguments.temperature,
+        arguments.seed,
+    )
+    if arguments.output.suffix != ".png":
+        raise ValueError(f"--output is {str(arguments.output)!r}; it must end in .png")
+    check_file("--output", arguments.output)
     quiet()
     require("vaderSentiment", "demo")  # what is missing is said before the work
     require("matplotlib", "demo")
     require("peft", "demo")
-    model, tokenizer = models.smollm2(device_of(a.device))
+    model, tokenizer = models.smollm2(device_of(arguments.device))
     found: list[fader.Position] = []
     interrupted = False
     try:
@@ -72,13 +80,15 @@ def run(a: argparse.Namespace) -> int:
             f"interrupted after {len(found)} of {len(settings.weights)} positions", file=sys.stderr
         )
     if found:
-        plot(found, a.output)
-        if a.json:
+        plot(found, arguments.output)
+        if arguments.json:
             figures = [asdict(p) for p in found]
             print(json.dumps({"settings": asdict(settings), "positions": figures}, indent=2))
         else:
             width = max(80, min(200, shutil.get_terminal_size((110, 50)).columns))
             print(f"{side_by_side(found, width=width)}\n{fader.FORMULA}\n\n{table(found)}")
             print(f"\n± is a 95 % interval over {len(found[0].texts)} texts of a position.")
-        print(f"plot: {a.output.resolve()}", file=sys.stderr if a.json else sys.stdout)
+        print(
+            f"plot: {arguments.output.resolve()}", file=sys.stderr if arguments.json else sys.stdout
+        )
     return 130 if interrupted else 0

@@ -29,43 +29,43 @@ HELP = "Let a blend of models answer prompts, and write a JSON line for each."
 PART = 8
 
 
-def add_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("prompt", nargs="*", help="prompts, if not by --prompts or on stdin")
-    p.add_argument(
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="*", help="prompts, if not by --prompts or on stdin")
+    parser.add_argument(
         "--prompts",
         metavar="FILE",
         help='a file with a prompt on each line, or a .jsonl file with a "prompt" or the '
         '"messages" of a chat on each line; - is stdin',
     )
-    add_blend_options(p)
-    add_batch_options(p)
-    add_text_options(p, max_new_tokens=128)
-    mode = p.add_mutually_exclusive_group()
+    add_blend_options(parser)
+    add_batch_options(parser)
+    add_text_options(parser, max_new_tokens=128)
+    mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--greedy", action="store_true", help="always take the likeliest token")
     mode.add_argument(
         "--sample",
         action="store_true",
         help="draw tokens at random; each of the next four options implies it",
     )
-    p.add_argument("--temperature", type=float, help=TEMPERATURE)
-    p.add_argument("--top-k", type=int, help="draw from the TOP_K likeliest tokens only")
-    p.add_argument(
+    parser.add_argument("--temperature", type=float, help=TEMPERATURE)
+    parser.add_argument("--top-k", type=int, help="draw from the TOP_K likeliest tokens only")
+    parser.add_argument(
         "--top-p",
         type=float,
         help="draw from the likeliest tokens only, as few as have the probability TOP_P together",
     )
-    p.add_argument(
+    parser.add_argument(
         "--min-p",
         type=float,
         help="draw only from tokens at least MIN_P times as likely as the likeliest",
     )
-    p.add_argument(
+    parser.add_argument(
         "--value",
         metavar="FORMULA",
         help="what a search prefers: texts that one model finds likelier than another does, such "
         'as "tuned - ref", or texts that value heads score highly, by their names',
     )
-    how = p.add_mutually_exclusive_group()
+    how = parser.add_mutually_exclusive_group()
     how.add_argument("--best-of", type=positive, metavar="N", help="write N texts, keep the best")
     how.add_argument(
         "--search",
@@ -74,63 +74,67 @@ def add_options(p: argparse.ArgumentParser) -> None:
         help="keep W texts, continue each of them in N ways, and after every L tokens choose the W "
         "best again",
     )
-    p.add_argument(
+    parser.add_argument(
         "--resume",
         action="store_true",
         help="go on with the file of --output: keep its lines and write those that it lacks",
     )
 
 
-def run(a: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from ..bulk import prompts, records
 
-    drawing = _drawing(a)
-    check_output(a.output, a.resume)
-    texts = prompts.read_prompts(a.prompt, a.prompts, chat=a.chat or bool(a.system))
-    with records.Results(a.output, resume=a.resume) as results:
-        blend, value = load(a, a.value)
+    drawing = _drawing(arguments)
+    check_output(arguments.output, arguments.resume)
+    texts = prompts.read_prompts(
+        arguments.prompt, arguments.prompts, chat=arguments.chat or bool(arguments.system)
+    )
+    with records.Results(arguments.output, resume=arguments.resume) as results:
+        blend, value = load(arguments, arguments.value)
         write_texts(
             blend,
             texts,
             results=results,
-            batch_size=a.batch_size,
-            seed=a.seed,
-            search=None if value is None else _make_search(a, value),
-            max_new_tokens=a.max_new_tokens,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            search=None if value is None else _make_search(arguments, value),
+            max_new_tokens=arguments.max_new_tokens,
             **drawing,
         )
     return 0
 
 
-def _drawing(a: argparse.Namespace) -> dict[str, Any]:
+def _drawing(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `generate` about how tokens are drawn, of which none contradicts another."""
     names = ("temperature", "top_k", "top_p", "min_p")
-    given = {name: getattr(a, name) for name in names if getattr(a, name) is not None}
-    if a.greedy and given:
+    given = {
+        name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None
+    }
+    if arguments.greedy and given:
         option = "--" + next(iter(given)).replace("_", "-")
         raise ValueError(
             f"--greedy and {option} are both given; {option} is for draws, which --greedy is not"
         )
-    searches = a.best_of is not None or a.search is not None
-    if searches and a.value is None:
+    searches = arguments.best_of is not None or arguments.search is not None
+    if searches and arguments.value is None:
         raise ValueError("--best-of or --search is given without --value, which must go with it")
-    if a.value is not None and not searches:
+    if arguments.value is not None and not searches:
         raise ValueError(
             "--value is given without --best-of or --search, one of which must go with it"
         )
-    if searches and a.greedy:
+    if searches and arguments.greedy:
         raise ValueError("--greedy is given with a search, which draws its texts at random")
-    if a.greedy or a.sample or given:
-        return {"do_sample": not a.greedy, **given}
+    if arguments.greedy or arguments.sample or given:
+        return {"do_sample": not arguments.greedy, **given}
     return given  # the generation config of the model says whether tokens are drawn
 
 
-def _make_search(a: argparse.Namespace, value: Any) -> Any:
+def _make_search(arguments: argparse.Namespace, value: Any) -> Any:
     from ..search import BestOfN, ChunkBeamSearch
 
-    if a.best_of is not None:
-        return BestOfN(a.best_of, value)
-    width, samples, chunk_length = a.search
+    if arguments.best_of is not None:
+        return BestOfN(arguments.best_of, value)
+    width, samples, chunk_length = arguments.search
     return ChunkBeamSearch(width, samples, chunk_length, value)
 
 

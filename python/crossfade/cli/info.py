@@ -15,13 +15,13 @@ PACKAGES = (
 )
 
 
-def add_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--json", action="store_true", help="print the same as JSON")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the same as JSON")
 
 
-def run(a: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     found = collect()
-    print(json.dumps(found, indent=2) if a.json else text(found))
+    print(json.dumps(found, indent=2) if arguments.json else text(found))
     return 0
 
 

@@ -10,9 +10,9 @@ from typing import Any
 TEMPERATURE = "below 1 likely tokens become likelier still, above 1 less so"
 
 
-def add_blend_options(p: argparse.ArgumentParser) -> None:
+def add_blend_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which models are loaded and how they are blended."""
-    p.add_argument(
+    parser.add_argument(
         "--model",
         action="append",
         default=[],
@@ -22,21 +22,21 @@ def add_blend_options(p: argparse.ArgumentParser) -> None:
         "folder of a PEFT adapter or of a value head for that model; sentiment, brevity and "
         "sentiment_value, which are for smollm2, come with crossfade. A single model needs no NAME",
     )
-    p.add_argument(
+    parser.add_argument(
         "--blend",
         metavar="FORMULA",
         help='how the models are blended, by their names, such as "base + 0.8 * (tuned - ref)"; '
         "a single model needs none",
     )
-    p.add_argument(
+    parser.add_argument(
         "--system",
         action="append",
         default=[],
         metavar="NAME=TEXT",
         help="a system prompt that only this model reads; it makes prompts chats, as --chat does",
     )
-    add_device_option(p)
-    p.add_argument(
+    add_device_option(parser)
+    parser.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],
         default="auto",
@@ -44,23 +44,23 @@ def add_blend_options(p: argparse.ArgumentParser) -> None:
     )
 
 
-def add_device_option(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--device",
         help="where the models run, such as cpu or cuda:1; by default a GPU if torch finds one, "
         "else the CPU",
     )
 
 
-def add_text_options(p: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+def add_text_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
     """The options of commands that write texts; a text has at most `max_new_tokens` by default."""
-    p.add_argument(
+    parser.add_argument(
         "--max-new-tokens",
         type=int,
         default=max_new_tokens,
         help="how many tokens a text may have (default: %(default)s)",
     )
-    p.add_argument(
+    parser.add_argument(
         "--seed",
         type=int,
         default=0,
@@ -68,20 +68,20 @@ def add_text_options(p: argparse.ArgumentParser, *, max_new_tokens: int) -> None
     )
 
 
-def add_batch_options(p: argparse.ArgumentParser) -> None:
+def add_batch_options(parser: argparse.ArgumentParser) -> None:
     """The options of commands that read many prompts and write a line for each."""
-    p.add_argument(
+    parser.add_argument(
         "--chat",
         action="store_true",
         help="send each text as a user's message, in the form of the model's chat template",
     )
-    p.add_argument(
+    parser.add_argument(
         "--batch-size",
         type=positive,
         default=8,
         help="how many prompts are worked on at a time (default: %(default)s)",
     )
-    p.add_argument("--output", metavar="FILE", help="where results go; by default to stdout")
+    parser.add_argument("--output", metavar="FILE", help="where results go; by default to stdout")
 
 
 def positive(text: str) -> int:
@@ -119,13 +119,20 @@ def check_output(output: str | None, resume: bool | None = None) -> None:
         raise FileExistsError(f"--output is {output!r}, which exists; {ways} or name another file")
 
 
-def load(a: argparse.Namespace, value: str | None = None) -> tuple[Any, Any]:
+def load(arguments: argparse.Namespace, value: str | None = None) -> tuple[Any, Any]:
     """The blend that the options ask for, and the value of the formula `value` if there is one."""
     from ..loading import load_blend
 
     quiet()
-    device = device_of(a.device)
-    return load_blend(a.model, a.blend, a.system, value=value, device=device, dtype=a.dtype)
+    device = device_of(arguments.device)
+    return load_blend(
+        arguments.model,
+        arguments.blend,
+        arguments.system,
+        value=value,
+        device=device,
+        dtype=arguments.dtype,
+    )
 
 
 def device_of(name: str | None) -> str:

@@ -16,35 +16,35 @@ if TYPE_CHECKING:
 HELP = "Say how likely a blend of models finds given responses: log-probs and perplexities."
 
 
-def add_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "data",
         metavar="FILE",
         help='a .jsonl file with a "prompt" or the "messages" of a chat, and a "response", on each '
         "line; - is stdin",
     )
-    add_blend_options(p)
-    add_batch_options(p)
-    p.add_argument(
+    add_blend_options(parser)
+    add_batch_options(parser)
+    parser.add_argument(
         "--terms",
         action="store_true",
         help="also give the log-prob under each model of the blend alone",
     )
 
 
-def run(a: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from ..bulk import prompts, records
 
-    check_output(a.output)
-    items = prompts.read_lines(a.data)
-    with records.Results(a.output) as results:
+    check_output(arguments.output)
+    items = prompts.read_lines(arguments.data)
+    with records.Results(arguments.output) as results:
         write_scores(
-            load(a)[0],
+            load(arguments)[0],
             items,
             results=results,
-            batch_size=a.batch_size,
-            chat=a.chat or bool(a.system),
-            terms=a.terms,
+            batch_size=arguments.batch_size,
+            chat=arguments.chat or bool(arguments.system),
+            terms=arguments.terms,
         )
     return 0
 

@@ -13,13 +13,13 @@ from .options import quiet
 HELP = "Train an adapter, a model or a value function, with the settings of a file."
 
 
-def add_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "kind",
         choices=["sft", "dpo", "value"],
         help="sft learns from texts, dpo from pairs of which one is preferred, value from rewards",
     )
-    p.add_argument(
+    parser.add_argument(
         "--config",
         metavar="FILE",
         type=Path,
@@ -28,30 +28,30 @@ def add_options(p: argparse.ArgumentParser) -> None:
         "output_dir among them; it may also have dtype, eval_data, lora, loss, loss_options, value "
         "and seed",
     )
-    p.add_argument(
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="put VALUE in place of what the file says, such as arguments.learning_rate=1e-4",
     )
-    p.add_argument(
+    parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in output_dir"
     )
-    p.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
-def run(a: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from ..training import config
 
-    settings = config.read(a.kind, a.config, a.set)
+    settings = config.read(arguments.kind, arguments.config, arguments.set)
     quiet()
     with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its figures as it goes
-        metrics = config.run(settings, resume=a.resume)
+        metrics = config.run(settings, resume=arguments.resume)
     folder = settings.arguments["output_dir"]
     if metrics is None:  # of several processes, the first one says what was measured
         return 0
-    if a.json:
+    if arguments.json:
         print(json.dumps({"output_dir": folder, **metrics}))
     else:
         figures = ", ".join(f"{name} {x:.4g}" for name, x in metrics.items())
