@@ -21,7 +21,6 @@ KNOWN_UPWARD = [
     "decoding.hook imports decoding.generation",
     "decoding.loop imports decoding.valuer",
     "decoding.scoring imports decoding.generation",
-    "losses imports weights",
 ]
 
 

@@ -1,0 +1,330 @@
+"""Losses of pairs of responses to one prompt, of which one is preferred."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checks import (
+    FLOATS,
+    INTEGERS,
+    check_dtype,
+    check_place,
+    check_rows,
+    constant,
+    not_negative,
+    positive,
+    smoothing,
+    wide,
+)
+
+__all__ = [
+    "PAIR_LOSSES",
+    "Pairs",
+    "apo_down",
+    "apo_zero",
+    "exo_pair",
+    "hinge",
+    "ipo",
+    "modpo",
+    "nca_pair",
+    "orpo",
+    "robust",
+    "sigmoid",
+    "simpo",
+    "sppo_hard",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs of responses: what the policy and the reference make of them.
+
+    Args:
+        chosen, rejected: ``[pairs]`` log-probs under the policy.
+        ref_chosen, ref_rejected: ``[pairs]`` log-probs under the reference. Losses without one
+            (`orpo`, `simpo`) do not need them.
+        chosen_lengths, rejected_lengths: int64 or int32 ``[pairs]``, tokens of the responses, at
+            least 1. Losses of means (`ipo`, `orpo`, `simpo`) need them.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    ref_chosen: Tensor | None = None
+    ref_rejected: Tensor | None = None
+    chosen_lengths: Tensor | None = None
+    rejected_lengths: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_rows("chosen", self.chosen)
+        check_rows("rejected", self.rejected, like=self.chosen)
+        for name in ("ref_chosen", "ref_rejected"):
+            if getattr(self, name) is not None:
+                check_rows(name, getattr(self, name), like=self.chosen)
+        for name in ("chosen_lengths", "rejected_lengths"):
+            if getattr(self, name) is not None:
+                check_rows(name, getattr(self, name), INTEGERS, like=self.chosen)
+
+    @property
+    def log_ratios(self) -> tuple[Tensor, Tensor]:
+        """``s`` of the chosen and of the rejected responses, ``[pairs]`` each."""
+        chosen = wide(self.chosen) - constant(self._needed("ref_chosen"))
+        rejected = wide(self.rejected) - constant(self._needed("ref_rejected"))
+        return chosen, rejected
+
+    @property
+    def delta(self) -> Tensor:
+        """How much more than the reference the policy prefers the chosen response, ``[pairs]``."""
+        chosen, rejected = self.log_ratios
+        return chosen - rejected
+
+    @property
+    def means(self) -> tuple[Tensor, Tensor]:
+        """``l`` of the chosen and of the rejected responses, ``[pairs]`` each."""
+        chosen_lengths, rejected_lengths = self.lengths
+        return wide(self.chosen) / chosen_lengths, wide(self.rejected) / rejected_lengths
+
+    @property
+    def lengths(self) -> tuple[Tensor, Tensor]:
+        """Both lengths, for losses that must have them."""
+        return self._needed("chosen_lengths"), self._needed("rejected_lengths")
+
+    def _needed(self, name: str) -> Tensor:
+        if getattr(self, name) is None:
+            raise ValueError(f"{name} is None; it must be given for this loss")
+        return getattr(self, name)
+
+
+def sigmoid(pairs: Pairs, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
+    """DPO: ``-(1 - eps) log sigmoid(beta delta) - eps log sigmoid(-beta delta)``.
+
+    Args:
+        beta: strength of the KL penalty towards the reference.
+        label_smoothing: eps, the share of labels taken to be flipped, within [0, 0.5).
+
+    Source: Rafailov et al., arXiv:2305.18290, eq. 7; the smoothing is Mitchell's conservative DPO.
+    """
+    eps = smoothing(label_smoothing)
+    x = positive("beta", beta) * pairs.delta
+    return -(1 - eps) * F.logsigmoid(x) - eps * F.logsigmoid(-x)
+
+
+def ipo(pairs: Pairs, beta: float = 0.1) -> Tensor:
+    """IPO: ``(s_chosen / len_chosen - s_rejected / len_rejected - 1 / (2 beta))^2``.
+
+    Per token, as its implementations have it; the paper's sums are lengths of 1. The margin that it
+    aims at is finite, so it does not push probabilities to 0 where labels never disagree.
+
+    Args:
+        beta: strength of the KL penalty, the paper's tau: the margin is ``1 / (2 beta)``.
+
+    Source: Azar et al., arXiv:2310.12036, eq. 17.
+    """
+    margin = 1 / (2 * positive("beta", beta))
+    (chosen, rejected), (chosen_lengths, rejected_lengths) = pairs.log_ratios, pairs.lengths
+    return (chosen / chosen_lengths - rejected / rejected_lengths - margin).square()
+
+
+def hinge(pairs: Pairs, beta: float = 0.1) -> Tensor:
+    """Hinge: ``max(0, 1 - beta delta)``. At the kink the gradient is 0.
+
+    Args:
+        beta: one over the margin at which a pair no longer counts.
+
+    Source: SLiC-HF, Zhao et al., arXiv:2305.10425; on log-ratios, Liu et al., arXiv:2309.06657.
+    """
+    return F.relu(1 - positive("beta", beta) * pairs.delta)
+
+
+def robust(pairs: Pairs, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
+    """Robust DPO: ``((1 - eps) f(delta) - eps f(-delta)) / (1 - 2 eps)``, with f as below.
+
+    ``f(x) = -log sigmoid(beta x)`` is DPO's. Where labels are flipped at a rate of eps, the mean is
+    DPO's on the true ones. One pair's loss has no lower bound.
+
+    Args:
+        beta: strength of the KL penalty towards the reference.
+        label_smoothing: eps, the rate of flipped labels, within [0, 0.5).
+
+    Source: Chowdhury et al., arXiv:2403.00409.
+    """
+    eps = smoothing(label_smoothing)
+    x = positive("beta", beta) * pairs.delta
+    return (-(1 - eps) * F.logsigmoid(x) + eps * F.logsigmoid(-x)) / (1 - 2 * eps)
+
+
+def apo_zero(pairs: Pairs, beta: float = 0.1) -> Tensor:
+    """APO-zero: ``1 - sigmoid(beta s_chosen) + sigmoid(beta s_rejected)``.
+
+    For chosen responses better than the policy's own: they go up, the rejected ones down.
+
+    Args:
+        beta: how soon a log-ratio saturates.
+
+    Source: D'Oosterlinck et al., arXiv:2408.06266, eq. 7.
+    """
+    beta = positive("beta", beta)
+    chosen, rejected = pairs.log_ratios
+    return torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected)
+
+
+def apo_down(pairs: Pairs, beta: float = 0.1) -> Tensor:
+    """APO-down: ``sigmoid(beta s_chosen) + 1 - sigmoid(beta delta)``.
+
+    For chosen responses worse than the policy's own: both go down, the rejected ones further.
+
+    Args:
+        beta: how soon a log-ratio saturates.
+
+    Source: D'Oosterlinck et al., arXiv:2408.06266, eq. 8.
+    """
+    beta = positive("beta", beta)
+    return torch.sigmoid(beta * pairs.log_ratios[0]) + torch.sigmoid(-beta * pairs.delta)
+
+
+def nca_pair(pairs: Pairs, beta: float = 0.1) -> Tensor:
+    """NCA: ``-log sigmoid(a) - (log sigmoid(-a) + log sigmoid(-b)) / 2``, a and b as below.
+
+    ``a = beta s_chosen`` and ``b = beta s_rejected``. It aims at ``sigmoid(a) = 2/3``, which keeps
+    the chosen response's likelihood from falling along with the rejected one's.
+
+    Args:
+        beta: scale of the rewards, the paper's temperature alpha.
+
+    Source: Chen et al., arXiv:2402.05369.
+    """
+    beta = positive("beta", beta)
+    a, b = (beta * s for s in pairs.log_ratios)
+    return -F.logsigmoid(a) - 0.5 * F.logsigmoid(-a) - 0.5 * F.logsigmoid(-b)
+
+
+def exo_pair(pairs: Pairs, beta: float = 0.1, label_smoothing: float = 1e-3) -> Tensor:
+    """EXO: the reverse KL divergence of ``(q, 1 - q)`` from the labels' ``(1 - eps, eps)``.
+
+    ``q (log q - log(1 - eps)) + (1 - q) (log(1 - q) - log eps)``, ``q = sigmoid(beta delta)``.
+
+    Args:
+        beta: strength of the KL penalty towards the reference.
+        label_smoothing: eps, the share of labels taken to be flipped, within (0, 0.5): at 0 the
+            divergence is infinite. TRL takes 0 for 1e-3; here it is an error.
+
+    Source: Ji et al., arXiv:2402.00856, eq. 16.
+    """
+    eps = smoothing(label_smoothing)
+    if eps == 0:
+        raise ValueError("label_smoothing is 0.0; it must be above 0, and below 0.5")
+    x = positive("beta", beta) * pairs.delta
+    # as exp(log q), q and 1 - q have gradients that keep their digits where they round to 1
+    log_q, log_not_q = F.logsigmoid(x), F.logsigmoid(-x)
+    flipped = log_not_q.exp() * (log_not_q - math.log(eps))
+    return log_q.exp() * (log_q - math.log1p(-eps)) + flipped
+
+
+def sppo_hard(pairs: Pairs, beta: float = 0.1) -> Tensor:
+    """SPPO with hard labels: ``(s_chosen - 1 / (2 beta))^2 + (s_rejected + 1 / (2 beta))^2``.
+
+    Args:
+        beta: one over the paper's step size eta; the reference is the last iteration's policy.
+
+    Source: Wu et al., arXiv:2405.00675.
+    """
+    margin = 1 / (2 * positive("beta", beta))
+    chosen, rejected = pairs.log_ratios
+    return (chosen - margin).square() + (rejected + margin).square()
+
+
+def orpo(pairs: Pairs, lam: float = 0.1) -> Tensor:
+    """ORPO: ``-l_chosen - lam log sigmoid(o_chosen - o_rejected)``, ``o = l - log(1 - e^l)``.
+
+    The likelihood of the chosen response and, without a reference, the log odds ratio of the two.
+    Both are of a response's mean log-prob, as in the paper; TRL's likelihood counts the prompt too,
+    and its name for `lam` is beta. Odds stop where ``1 - e^l`` is within rounding of 0.
+
+    Args:
+        lam: weight of the odds ratio.
+
+    Source: Hong et al., arXiv:2403.07691, eq. 6.
+    """
+    lam = positive("lam", lam)
+    chosen, rejected = pairs.means
+    return -chosen - lam * F.logsigmoid(_log_odds(chosen) - _log_odds(rejected))
+
+
+def _log_odds(mean: Tensor) -> Tensor:
+    # expm1 has the digits near 0; far below it, log(1 - e^l) may lose its own beside a large l
+    mean = mean.clamp(max=-torch.finfo(mean.dtype).eps)
+    return mean - torch.log(-torch.expm1(mean))
+
+
+def simpo(pairs: Pairs, beta: float = 2.0, gamma: float = 1.0) -> Tensor:
+    """SimPO: ``-log sigmoid(beta (l_chosen - l_rejected) - gamma)``. No reference.
+
+    Args:
+        beta: scale of the mean log-probs; larger than DPO's, as these are not sums.
+        gamma: the margin that the chosen response must have, 0 or more.
+
+    Source: Meng et al., arXiv:2405.14734, eq. 6.
+    """
+    beta, gamma = positive("beta", beta), not_negative("gamma", gamma)
+    chosen, rejected = pairs.means
+    return -F.logsigmoid(beta * (chosen - rejected) - gamma)
+
+
+# Of pairs and numbers alone, by TRL's names: settings hold a loss's name, never its code.
+PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {
+    loss.__name__: loss
+    for loss in (
+        sigmoid,
+        ipo,
+        hinge,
+        robust,
+        apo_zero,
+        apo_down,
+        nca_pair,
+        exo_pair,
+        sppo_hard,
+        orpo,
+        simpo,
+    )
+}
+
+
+def modpo(
+    pairs: Pairs,
+    margins: Tensor,
+    weight: float,
+    other_weights: Sequence[float],
+    beta: float = 0.1,
+) -> Tensor:
+    """MODPO: ``-log sigmoid((beta delta - sum_i other_weights[i] margins[:, i]) / weight)``.
+
+    DPO on the preferences of one objective, in which rewards of the others are traded off. Weight 1
+    and no others is DPO.
+
+    Args:
+        margins: ``[pairs, others]``, by how much each other objective's reward is higher for the
+            chosen response than for the rejected one.
+        weight: of the objective whose preferences the pairs are, above 0.
+        other_weights: of the others, 0 or more. The paper's weights sum to 1 with `weight`.
+        beta: strength of the KL penalty towards the reference.
+
+    Source: Zhou et al., arXiv:2310.03708.
+    """
+    beta, weight = positive("beta", beta), positive("weight", weight)
+    if not isinstance(other_weights, (list, tuple)):
+        raise TypeError(f"other_weights is a {type(other_weights).__name__}; it must be a list")
+    others = [not_negative(f"other_weights[{i}]", w) for i, w in enumerate(other_weights)]
+    check_dtype("margins", margins, FLOATS)
+    check_place("margins", margins, (len(pairs.chosen), len(others)), pairs.chosen)
+    x = beta * pairs.delta
+    for w, margin in zip(others, constant(margins).unbind(1), strict=True):
+        x = x - w * margin
+    return -F.logsigmoid(x / weight)
