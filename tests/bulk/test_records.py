@@ -184,10 +184,9 @@ HOLD = """
 import sys, time
 from crossfade.bulk import records
 with records.Results(sys.argv[1], resume=True) as results:
-    results.begin(["a"], "r")
+    results.begin(["a", "b", "c"], "r")
+    results.write({"index": 2, "prompt": "c", "run": "r"})
     results.write({"index": 0, "prompt": "a", "run": "r"})
-    results.flush()
-    results.write({"index": 1})
     print("written", flush=True)
     time.sleep(600)
 """
@@ -207,7 +206,7 @@ def test_a_killed_run_leaves_its_rows_and_no_lock(tmp_path: Path) -> None:
         process.kill()
         process.communicate()
     with records.Results(path, resume=True) as results:
-        assert results.begin(["a"], "r") == {0}
+        assert results.begin(["a", "b", "c"], "r") == {0, 2}
 
 
 def test_what_was_flushed_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,6 +239,41 @@ def test_stdout_of_any_encoding_gets_json(encoding: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
     with records.Results(None) as results:
         results.begin(PROMPTS, RUN)
-        results.write({"text": "\N{SNOWMAN}"})
+        results.write({"index": 0, "text": "\N{SNOWMAN}"})
         results.flush()
-        assert json.loads(written.getvalue()) == {"text": "\N{SNOWMAN}"}
+        assert json.loads(written.getvalue()) == {"index": 0, "text": "\N{SNOWMAN}"}
+
+
+def test_lines_are_put_in_order_when_all_are_there(tmp_path: Path) -> None:
+    """Those that were there before stay as they are; a run that is cut short changes nothing."""
+    path = tmp_path / "out.jsonl"
+    with records.Results(path) as results:
+        results.begin(PROMPTS, RUN)
+        results.write(json.loads(line(2)))
+    for written, finished in ((1, False), (0, True)):
+        with records.Results(path, resume=True) as results:
+            results.begin(PROMPTS, RUN)
+            results.write(json.loads(line(written)))
+            if finished:
+                results.write(json.loads(line(3)))
+                results.finish()
+    assert path.read_bytes() == line(2) + line(1) + line(0) + line(3)
+    path.unlink()
+    with records.Results(path) as results:
+        results.begin(PROMPTS, RUN)
+        for i in (3, 0, 2, 1):
+            results.write(json.loads(line(i)))
+        results.finish()
+    assert path.read_bytes() == b"".join(map(line, range(4)))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_lines_on_stdout_wait_for_those_before_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with records.Results(None) as results:
+        results.begin(PROMPTS, RUN)
+        results.write(json.loads(line(1)))
+        assert capsys.readouterr().out == ""
+        results.write(json.loads(line(0)))
+        assert len(capsys.readouterr().out.splitlines()) == 2
+        results.write(json.loads(line(3)))  # what a run that is cut short has left
+    assert json.loads(capsys.readouterr().out)["index"] == 3

@@ -115,7 +115,7 @@ def test_memory_that_runs_out_is_said_in_a_line(
     def generate(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("crossfade.decoding.generate", generate)
+    monkeypatch.setattr("crossfade.bulk.decode.decode", generate)
     assert cli.main(["generate", "a", f"--model={paths['base']}"]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1, "no bar is shown for what has failed at once"

@@ -10,6 +10,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
+from crossfade.decoding.group import Group
 from crossfade.training import data
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "decoding"))
@@ -94,7 +95,7 @@ def test_a_whole_file_costs_nothing(
     base: cf.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = sample(base, tmp_path / "a.jsonl")
-    monkeypatch.setattr(data, "generate", None)
+    monkeypatch.setattr(Group, "step", None)
     assert sample(base, tmp_path / "a.jsonl") == rows
 
 
@@ -136,7 +137,7 @@ def test_line_breaks_that_json_leaves_alone_do_not_end_a_row(
     assert sample(base, tmp_path / "a.jsonl", [[{"role": "user", "content": prompt}]]) == rows
 
 
-def test_an_interrupt_keeps_the_parts_before_it(
+def test_an_interrupt_keeps_what_was_scored_before_it(
     base: cf.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, calls = tmp_path / "a.jsonl", []
@@ -148,7 +149,6 @@ def test_an_interrupt_keeps_the_parts_before_it(
             raise KeyboardInterrupt
         return words(prompts, responses)
 
-    monkeypatch.setattr(data, "PART", 1)
     rewards = {"words": scored, "first": first}
     options: dict[str, Any] = {"n": 4, "seed": 3, "batch_size": 4, "max_new_tokens": NEW}
     with pytest.raises(KeyboardInterrupt):

@@ -7,7 +7,9 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +23,9 @@ except ImportError:  # a platform without it
     fcntl = None  # type: ignore[assignment]
 
 
+BETWEEN = 1.0  # seconds after which lines are brought to the disk
+
+
 def seed_of(seed: int, index: int) -> int:
     """The seed of one prompt, so that its text depends neither on its batch nor on a resumption."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8], "little")
@@ -29,9 +34,11 @@ def seed_of(seed: int, index: int) -> int:
 class Results:
     """A file of results, or stdout, while a run writes it: ``with Results(path) as results``.
 
-    The file is locked until the end, so that no two runs write it; the system drops the lock when
-    the process ends, however that comes. `begin` reads the whole file before anything in it is
-    changed. A file that was made here and got no line is removed again.
+    Lines of a file are written as they come, so that none is lost; when all are there, those of
+    this run are put in order. On stdout a line waits for those before it. The file is locked until
+    the end, so that no two runs write it; the system drops the lock when the process ends, however
+    that comes. `begin` reads the whole file before anything in it is changed. A file that was made
+    here and got no line is removed again.
 
     Args:
         path: the file; None is stdout.
@@ -48,6 +55,10 @@ class Results:
         self.resume = resume
         self.made = False
         self.file: BinaryIO | None = None
+        self.waiting: dict[int, dict[str, Any]] = {}  # lines for stdout, by their index
+        self.next = 0  # the index of the next line for stdout
+        self.begun = 0  # bytes that the file had before this run
+        self.flushed = time.monotonic()  # when lines were last brought to the disk
 
     def __enter__(self) -> Results:
         if self.path is None:
@@ -67,6 +78,8 @@ class Results:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for index in sorted(self.waiting):  # the run was cut short
+            self._print(self.waiting.pop(index))
         if self.file is None or self.path is None:
             return
         if self.made and self.file.seek(0, os.SEEK_END) == 0:
@@ -107,23 +120,53 @@ class Results:
         self.file.truncate()
         if not ended:
             self.file.write(b"\n")
+        self.begun = self.file.tell()
         return set(found)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write one line. It is safe on the disk after `flush`."""
-        if self.file is not None:
-            self.file.write(f"{_json(record)}\n".encode())
-        else:
-            utf8 = "utf" in (sys.stdout.encoding or "utf-8").lower()
-            sys.stdout.write(json.dumps(record, ensure_ascii=not utf8) + "\n")
+        """Write one line: what it says is not lost if the process ends, however that comes."""
+        if self.file is None:
+            self.waiting[record["index"]] = record
+            while self.next in self.waiting:
+                self._print(self.waiting.pop(self.next))
+                self.next += 1
+            return
+        self.file.write(f"{_json(record)}\n".encode())
+        self.file.flush()
+        if time.monotonic() > self.flushed + BETWEEN:
+            self.flush()
+
+    def _print(self, record: dict[str, Any]) -> None:
+        utf8 = "utf" in (sys.stdout.encoding or "utf-8").lower()
+        sys.stdout.write(json.dumps(record, ensure_ascii=not utf8) + "\n")
+        sys.stdout.flush()
 
     def flush(self) -> None:
         """Bring all lines to the disk, so that not even a power cut loses them."""
-        if self.file is None:
-            sys.stdout.flush()
-        else:
+        if self.file is not None:
             self.file.flush()
             os.fsync(self.file.fileno())
+            self.flushed = time.monotonic()
+
+    def finish(self) -> None:
+        """Every line is there: put those of this run in the order of their indices."""
+        self.flush()
+        if self.file is None or self.path is None:
+            return
+        self.file.seek(0)
+        before = self.file.read(self.begun)
+        lines = list(self.file)
+        ordered = sorted(lines, key=lambda line: json.loads(line)["index"])
+        if ordered == lines:
+            return
+        beside = self.path.with_name(f".{self.path.name}.ordered")
+        with open(beside, "wb") as file:
+            file.write(before)
+            file.writelines(ordered)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.copymode(self.path, beside)
+        os.replace(beside, self.path)  # whole, whenever the process ends
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

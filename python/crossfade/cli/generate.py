@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from ..search import ChunkBeamSearch
 
 HELP = "Let a blend of models answer prompts, and write a JSON line for each."
-# How many batches one call of `generate` decodes, whose texts are then written together. Within a
-# call a prompt takes the place of one that has ended, so that the batch stays full.
-PART = 8
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -148,59 +146,52 @@ def write_texts(
     search: ChunkBeamSearch | None = None,
     **generation: Any,
 ) -> None:
-    """Write a JSON line for each prompt that `results` lacks, in order, and figures to stderr.
+    """Write a JSON line for each prompt that `results` lacks, and figures to stderr.
 
-    Lines are written after each part. After an interrupt the texts that have ended are written, and
-    what was being decoded is lost.
+    A line is written as soon as its text has ended. What is being decoded at an interrupt is lost.
     """
-    from ..bulk import records
-    from ..decoding import generate
+    from ..bulk.decode import decode
     from ..identity import run_id
     from ..progress import progress_bar
 
     rows = 1 if search is None else search.rows
     run = run_id(blend=blend, seed=seed, search=search, generation=generation)
     finished = results.begin(prompts, run)
-    todo = [i for i in range(len(prompts)) if i not in finished]
-    tokens, seconds = 0, 0.0
-    with progress_bar(len(todo), "prompt") as bar:
-        for part in records.batches(todo, PART * batch_size):
-            out: Any = generate(
-                blend,
-                [prompts[i] for i in part],
-                seed=[records.seed_of(seed, i) for i in part],
-                search=search,
-                max_batch=batch_size * rows,
-                progress=bar.update,
-                **generation,
-            )
-            for row, i in enumerate(part):
-                if out.ended[row] or not out.stats.interrupted:
-                    record = {"index": i, "prompt": prompts[i], **_figures(out, row)}
-                    results.write({**record, "blend": str(blend), "run": run})
-            results.flush()
+    todo, tokens, start = len(prompts) - len(finished), 0, time.perf_counter()
+    with progress_bar(todo, "prompt") as bar:
+        for i, out in decode(
+            blend,
+            prompts,
+            seed=seed,
+            skip=finished,
+            max_batch=batch_size * rows,
+            progress=bar.update,
+            search=search,
+            **generation,
+        ):
+            record = {"index": i, "prompt": prompts[i], **_figures(out)}
+            results.write({**record, "blend": str(blend), "run": run})
             tokens += out.stats.tokens
-            seconds += out.stats.seconds
-            if out.stats.interrupted:
-                raise KeyboardInterrupt
+    results.finish()
+    seconds = time.perf_counter() - start
     kept = f" ({len(finished)} more were in the file)" if finished else ""
-    speed = f", {tokens / seconds:.1f} tokens/s" if seconds else ""
-    print(f"{len(todo)} prompts{kept}, {tokens} tokens{speed}", file=sys.stderr)
+    speed = f", {tokens / seconds:.1f} tokens/s" if tokens else ""
+    print(f"{todo} prompts{kept}, {tokens} tokens{speed}", file=sys.stderr)
 
 
-def _figures(out: Output, row: int) -> dict[str, Any]:
-    """What the line of a prompt says of the text in this row of the output."""
+def _figures(out: Output) -> dict[str, Any]:
+    """What the line of a prompt says of the text that it got."""
     from ..bulk.records import number
 
     figures = {
-        "text": None if out.text is None else out.text[row],
-        "tokens": int(out.lengths[row]),
-        "logprob": number(out.logprobs[row].double().sum()),
-        "finished": bool(out.finished[row]),
-        "failed": bool(out.failed[row]),
+        "text": None if out.text is None else out.text[0],
+        "tokens": int(out.lengths[0]),
+        "logprob": number(out.logprobs[0].double().sum()),
+        "finished": bool(out.finished[0]),
+        "failed": bool(out.failed[0]),
     }
     if out.values is not None:
-        figures["value"] = number(out.values[row])
+        figures["value"] = number(out.values[0])
     return figures
 
 

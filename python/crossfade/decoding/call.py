@@ -109,6 +109,7 @@ class Call:
         seeds_and_streams: tuple[Tensor, Tensor],
         *,
         do_sample: bool,
+        limits: Tensor | None = None,
         each: settings.Each | None = None,
         search: SearchJob | None = None,
         term_logprobs: bool = False,
@@ -121,6 +122,7 @@ class Call:
             copies: rows of each request.
             processors: makes the list for a batch of rows.
             criteria: Hugging Face's list.
+            limits: new tokens of each row, in place of what the criteria say.
             each: what the requests have of their own, in place of what the lists say.
             options: fields of `Job`.
         """
@@ -138,13 +140,15 @@ class Call:
             **vars(sampling),
             "seed": seeds,
             "stream": streams,
-            "limit": ends.limit,
+            "limit": ends.limit if limits is None else limits,
             "eos": eos.expand(len(seeds), -1),
         }
         if each is not None:
             own = each.part(of)
             for name, x in own.table.items():
-                table[name] = torch.tensor(x, device="cpu").repeat_interleave(copies)
+                dtype = torch.int64 if name in ("top_k", "limit") else torch.float32
+                of_requests = torch.tensor(x, dtype=dtype, device="cpu")
+                table[name] = of_requests.repeat_interleave(copies)
             others = own.criteria(self.tokenizer)
         for names, blend in (
             (("weights", "value_weights"), self.blend),
@@ -157,15 +161,16 @@ class Call:
                 if isinstance(weights, Tensor):
                     weights = of.part_of(weights).repeat_interleave(copies, 0)
                 table[name] = weights
+        most = int(torch.as_tensor(table["limit"], device="cpu").max())
         return Job(
             prompts=prompts,
             copies=copies,
             table=table,
-            room=self._room(prompts, search, ends.limit),
+            room=self._room(prompts, search, most),
             deadline=ends.deadline,
             processors=left if rest else None,
             criteria=[*map(Criteria, ends.others), *others],
-            first=of.first,
+            numbers=of.numbers,
             term_logprobs=term_logprobs or (search is not None and search.needs_term_logprobs),
             references=self.members.references,
             search=search,

@@ -275,6 +275,7 @@ class Driver:
                     yield from others
                     loop.join(rows)
         except KeyboardInterrupt:
+            self.interrupted = True
             for written in loop.cut():
                 yield self._leaves(written)
             raise

@@ -155,7 +155,7 @@ def generate(
         warnings.warn(
             f"interrupted when {ended} of {len(job)} rows had ended", RuntimeWarning, stacklevel=2
         )
-    output = output_of(job, written, driver, generation.call.writing(job.prompts))
+    output = output_of(job, written, driver)
     if not return_term_logprobs:
         output = replace(output, term_logprobs=None)
     return output if generation.as_dict else output.sequences
@@ -256,30 +256,41 @@ class Generation:
         own = getattr(self.call.tokenizer, "pad_token_id", None)
         return 0 if own is None else int(own)
 
-    def job(self, requests: Requests, seed: Seed) -> Job:
-        """What is decoded of some requests: all of the caller's, or a part of them."""
+    def job(self, requests: Requests, seed: Seed, *, alone: bool = False) -> Job:
+        """What is decoded of some requests: all of the caller's, or a part of them.
+
+        `alone`: a limit of the whole length counts each request's own prompt, and not, as in
+        Hugging Face, the padding that the longest prompt beside it brings.
+        """
         call, base, device = self.call, self.base, self.call.device
         self.each.check(requests.total or len(requests))
         config = copy.deepcopy(self.config)
         prompts = call.prompts(requests, self._pad)
         returned = copies = config.num_return_sequences
-        search = call.search(
-            self.search, requests, call.writing(prompts), bool(config.do_sample), returned
-        )
+        writing = call.writing(prompts)
+        search = call.search(self.search, requests, writing, bool(config.do_sample), returned)
         if search is not None:
             copies = search.settings.rows
         ids, mask = prompts[0].ids.to(device), prompts[0].mask.to(device)
         settings.set_lengths(base, config, self.asked_max_length, ids.shape[1])
 
+        criteria, limits = self._criteria(config), None
+        if alone and self.asked_max_length:
+            padding = ids.shape[1] - mask.sum(dim=1).cpu()
+            most = settings.split_criteria(criteria, ids.shape[1]).limit
+            limits = (most + padding).repeat_interleave(copies)
+
         def processors(rows: Sequence[int]) -> LogitsProcessorList:
             """Hugging Face's list for a batch of rows, as if they were all."""
             batch = [row // copies for row in rows]
+            numbers = [requests.number(row // copies) * copies + row % copies for row in rows]
             allowed = self.prefix_allowed_tokens_fn
             return base._get_logits_processor(
                 generation_config=config,
                 input_ids_seq_length=ids.shape[1],
                 encoder_input_ids=ids[batch],
-                prefix_allowed_tokens_fn=allowed and (lambda i, written: allowed(rows[i], written)),
+                prefix_allowed_tokens_fn=allowed
+                and (lambda i, written: allowed(numbers[i], written)),
                 logits_processor=LogitsProcessorList(self.logits_processor),
                 device=device,
                 model_kwargs={"attention_mask": mask[batch]},
@@ -290,13 +301,15 @@ class Generation:
             prompts,
             copies,
             processors,
-            self._criteria(config),
+            criteria,
             seeds_and_streams(seed, len(requests), copies, config.do_sample, device),
             do_sample=config.do_sample,
+            limits=limits,
             each=self.each,
             search=search,
             term_logprobs=self.term_logprobs,
             pad=self._pad,
+            writing=writing,
             streamer=None if self.streamer is None else Stream(self.streamer),
         )
 

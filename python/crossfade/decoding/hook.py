@@ -96,7 +96,7 @@ def decode(
         pad=pad,
     )
     driver = Driver(blend, call.models, call.vocabulary, Engine(), len(job))
-    output = output_of(job, list(driver.decode([job])), driver, None)
+    output = output_of(job, list(driver.decode([job])), driver)
     sequences = output.sequences.to(input_ids.device)
     if generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]

@@ -44,20 +44,28 @@ class Prompts:
 class Requests:
     """Requests, and the padded tensors they came in, if they did.
 
-    They may be a part of the caller's list: `total` of them, from the one of number `first` on.
+    They may be a part of the caller's list, which has `total`: those of these `numbers`.
     """
 
     items: list[Request]
     padded: Prompts | None = None
-    first: int = 0
+    numbers: Sequence[int] | None = None
     total: int | None = None
 
     def __len__(self) -> int:
         return len(self.items)
 
     def part_of(self, each: Any) -> Any:
-        """What these requests have of something that the caller gave for each."""
-        return each[self.first : self.first + len(self)]
+        """What these requests have of a list or a tensor with an entry for each of the caller's."""
+        if self.numbers is None:
+            return each
+        if isinstance(each, Tensor):
+            return each[list(self.numbers)]
+        return [each[i] for i in self.numbers]
+
+    def number(self, i: int) -> int:
+        """The place in the caller's list of the request of number `i` here."""
+        return i if self.numbers is None else self.numbers[i]
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad: int) -> Prompts:
@@ -158,9 +166,9 @@ def term_prompts(
         try:
             rows.append(encode(item, tokenizer, term))
         except ValueError as error:
-            raise ValueError(f"request {requests.first + i}: {error}") from error
+            raise ValueError(f"request {requests.number(i)}: {error}") from error
         if not rows[-1]:
-            where = f"the prompt of request {requests.first + i}"
+            where = f"the prompt of request {requests.number(i)}"
             raise ValueError(f"{where} has no tokens for {term}")
     return replace(left_pad(rows, pad), items=items)
 
@@ -274,10 +282,10 @@ def _own_prompts(requests: Requests, prompt: Any, term: str) -> list[Request]:
             raise ValueError(
                 f"prompt of {term} has {len(own)} entries; it must have {total}, one a request"
             )
-        own = list(requests.part_of(own))
-    first = requests.first
+        own = requests.part_of(own)
     return [
-        request(f"prompt of {term} for request {first + i}", item) for i, item in enumerate(own)
+        request(f"prompt of {term} for request {requests.number(i)}", item)
+        for i, item in enumerate(own)
     ]
 
 

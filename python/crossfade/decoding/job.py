@@ -18,6 +18,7 @@ from .members import Reference
 if TYPE_CHECKING:
     from .contexts import Room
     from .valuer import SearchJob
+    from .writing import Writing
 
 Ids = Sequence[int]
 # What the kernel takes of every row, as `crossfade.ops.Draw` names it.
@@ -41,10 +42,11 @@ class Job:
         processors: makes Hugging Face's list of logits processors for a batch of rows.
         criteria: what ends rows besides EOS and the limit.
         streamer: is told every step's tokens.
+        writing: what the rows write, as texts; None without a tokenizer.
         term_logprobs: whether the log-probs of every term are wanted.
         references: the blends that divergences are measured to.
         search: how rows are chosen by a value; None if they are not.
-        first: the place of the first request in the caller's list.
+        numbers: the place of each request in the caller's list; None: they are all of it.
     """
 
     prompts: Sequence[Prompts]
@@ -56,10 +58,11 @@ class Job:
     processors: Callable[[Sequence[int]], LogitsProcessorList] | None = None
     criteria: Sequence[Criteria] = ()
     streamer: Any = None
+    writing: Writing | None = None
     term_logprobs: bool = False
     references: Sequence[Reference] = ()
     search: SearchJob | None = None
-    first: int = 0
+    numbers: Sequence[int] | None = None
 
     @property
     def requests(self) -> int:
@@ -163,7 +166,8 @@ class Row:
     @property
     def of(self) -> str:
         """What warnings and errors call its request."""
-        return f"request {self.job.first + self.request}"
+        numbers = self.job.numbers
+        return f"request {self.request if numbers is None else numbers[self.request]}"
 
     def __str__(self) -> str:
         """What warnings and errors call it."""

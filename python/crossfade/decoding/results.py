@@ -13,13 +13,19 @@ from .driver import Driver
 from .job import Job
 from .output import Output, Stats
 from .rows import Written
-from .writing import Writing
 
 
 def output_of(
-    job: Job, written: Sequence[Written], driver: Driver, writing: Writing | None
+    job: Job,
+    written: Sequence[Written],
+    driver: Driver,
+    *,
+    alone: bool = False,
 ) -> Output:
-    """The rows of a job that are given back, in order; `written` has all of them, in any order."""
+    """The rows that are given back, of those of a job or of some of its requests, in order.
+
+    `alone`: the output is what it is without the job's other requests, whose prompts may be longer.
+    """
     rows = sorted((w for w in written if w.row.is_returned), key=lambda w: w.row.index)
     device = driver.device
     requests = [w.row.request for w in rows]
@@ -39,7 +45,9 @@ def output_of(
             values = values.unflatten(0, (-1, job.search.returned))
     kl = column("kl")
     lengths = [len(w) for w in rows]
-    prompts = job.prompts[0].ids.to(device)[requests]
+    prompts = job.prompts[0].ids[requests].to(device)
+    if alone:
+        prompts = prompts[:, int((job.prompts[0].mask[requests] == 0).all(dim=0).sum()) :]
     peak = driver.peak_bytes
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
@@ -47,7 +55,7 @@ def output_of(
         sequences=torch.cat([prompts, tokens], dim=1),
         prompt_length=prompts.shape[1],
         lengths=torch.tensor(lengths, dtype=torch.int64, device=device),
-        text=None if writing is None else writing.texts(requests, [w.ids for w in rows]),
+        text=None if job.writing is None else job.writing.texts(requests, [w.ids for w in rows]),
         logprobs=column("logprobs"),
         sampled_logprobs=column("sampled_logprobs"),
         finished=flags([w.finished for w in rows]),

@@ -168,9 +168,8 @@ def take_each(arguments: dict[str, Any]) -> Each:
     table: dict[str, list[Any]] = {}
     for name in SAMPLING:
         if isinstance(arguments.get(name), (list, tuple)):
-            cpu = torch.device("cpu")
             given = list(arguments.pop(name))
-            table[name] = [check.setting(f"{name}[{i}]", x, 1, cpu) for i, x in enumerate(given)]
+            table[name] = [_setting(name, i, x) for i, x in enumerate(given)]
     if isinstance(arguments.get("max_new_tokens"), (list, tuple)):
         given = list(arguments["max_new_tokens"])
         for i, x in enumerate(given):
@@ -192,6 +191,16 @@ def take_each(arguments: dict[str, Any]) -> Each:
             stops.append(own)
         arguments["stop_strings"] = sorted({text for each in stops for text in each}) or None
     return Each(table, stops)
+
+
+def _setting(name: str, i: int, value: Any) -> Any:
+    """A setting of one request."""
+    if isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}[{i}] is a tensor; it must be a number")
+    try:
+        return check.setting(name, value, 1, torch.device("cpu"))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}[{i}]{str(error).removeprefix(name)}") from None
 
 
 def stop_criterion(texts: list[str], tokenizer: Any) -> StopStringCriteria:

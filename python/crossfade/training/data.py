@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import reading
-from ..blend import Blend, as_blend
+from ..blend import as_blend
 from ..bulk import records
-from ..decoding import generate
-from ..decoding.inputs import Requests, term_prompts
+from ..bulk.decode import decode
+from ..decoding import Output
 from ..identity import run_id
 from ..progress import progress_bar
 from ..weights import check_number
 
-PART = 8  # batches that are decoded, scored and written together
 # arguments of `generate` that no row shows
 WITHOUT_EFFECT = {
     *("engine", "streamer", "kl_to", "return_kl_to_base", "return_term_logprobs", "return_cache"),
@@ -77,78 +76,68 @@ def rollouts(
     mixed = as_blend(blend)
     generation = {"do_sample": True, **generation}
     prompts, path = list(prompts), Path(output)
-    size = max(1, batch_size // n) * PART
     decisive = {key: x for key, x in generation.items() if key not in WITHOUT_EFFECT}
     with records.Results(path, resume=True) as results:
         run = run_id(blend=mixed, seed=seed, n=n, rewards=sorted(rewards), generation=decisive)
         have = results.begin(prompts, run)
-        todo = [i for i in range(len(prompts)) if i not in have]
-        with progress_bar(len(todo) * n, "response") as bar:
-            for part in records.batches(todo, size):
-                for record in _written(
-                    mixed, prompts, part, rewards, n, seed, batch_size, bar.update, generation
+        unscored: list[tuple[int, Output]] = []
+
+        def write() -> None:
+            """Score what has ended, as many responses at a time as are decoded."""
+            now = list(unscored)
+            unscored.clear()  # What is being scored at an interrupt is not scored again.
+            for record in _scored(prompts, now, rewards) if now else ():
+                results.write({**record, "run": run})
+
+        with progress_bar((len(prompts) - len(have)) * n, "response") as bar:
+            try:
+                for i, out in decode(
+                    mixed,
+                    prompts,
+                    seed=seed,
+                    skip=have,
+                    max_batch=batch_size,
+                    progress=bar.update,
+                    num_return_sequences=n,
+                    **generation,
                 ):
-                    results.write({**record, "run": run})
-                results.flush()
+                    unscored.append((i, out))
+                    if len(unscored) * n >= batch_size:
+                        write()
+            except KeyboardInterrupt:
+                write()
+                raise
+            write()
+        results.finish()
     return sorted(read_jsonl(path), key=lambda row: row["index"])
 
 
-def _written(
-    blend: Blend,
-    prompts: list[Any],
-    part: Sequence[int],
-    rewards: Mapping[str, RewardFn],
-    n: int,
-    seed: int,
-    batch_size: int,
-    progress: Callable[[int], object],
-    generation: dict[str, Any],
+def _scored(
+    prompts: Sequence[Any], unscored: Sequence[tuple[int, Output]], rewards: Mapping[str, RewardFn]
 ) -> list[dict[str, Any]]:
-    """The rows of some prompts. An interrupt keeps none of them."""
-    asked = [prompts[i] for i in part]
-    first = blend.terms[0]
-    read = term_prompts(
-        Requests(asked),
-        term=blend.names[0],
-        tokenizer=first.tokenizer,
-        system=first.system,
-        prompt=first.prompt,
-    ).unpadded()
-    out: Any = generate(
-        blend,
-        asked,
-        seed=[records.seed_of(seed, i) for i in part],
-        num_return_sequences=n,
-        max_batch=batch_size,
-        progress=progress,
-        **generation,
-    )
-    if out.stats.interrupted:
-        raise KeyboardInterrupt
-    texts = list(out.text)
-    scores = {
-        name: _scores(name, fn([p for p in asked for _ in range(n)], texts), len(texts))
-        for name, fn in rewards.items()
-    }
-    responses = [
-        {
-            "text": text,
-            "ids": ids,
-            "finished": finished,
-            "rewards": {name: of[row] for name, of in scores.items()},
-        }
-        for row, (text, ids, finished) in enumerate(
-            zip(texts, out.responses, out.finished.tolist(), strict=True)
-        )
-    ]
+    """The rows of some prompts, whose responses are scored together."""
+    asked = [prompts[i] for i, out in unscored for _ in out.lengths]
+    texts = [text for _, out in unscored for text in out.text or ()]
+    scores = {name: _scores(name, fn(asked, texts), len(texts)) for name, fn in rewards.items()}
+    each = {name: iter(of) for name, of in scores.items()}
     return [
         {
             "index": i,
             "prompt": prompts[i],
-            "prompt_ids": read[k],
-            "responses": responses[k * n : (k + 1) * n],
+            "prompt_ids": out.sequences[0, : out.prompt_length].tolist(),
+            "responses": [
+                {
+                    "text": text,
+                    "ids": ids,
+                    "finished": finished,
+                    "rewards": {name: next(of) for name, of in each.items()},
+                }
+                for text, ids, finished in zip(
+                    out.text or (), out.responses, out.finished.tolist(), strict=True
+                )
+            ],
         }
-        for k, i in enumerate(part)
+        for i, out in unscored
     ]
 
 

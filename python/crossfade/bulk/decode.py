@@ -1,0 +1,141 @@
+"""Any number of prompts through one loop, whose places are always full."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Container, Iterable, Iterator, Sized
+from typing import Any
+
+from ..decoding.driver import ROWS, Driver
+from ..decoding.engine import Engine
+from ..decoding.generation import Generation
+from ..decoding.inputs import Requests, read_requests
+from ..decoding.job import Job
+from ..decoding.output import Output
+from ..decoding.results import output_of
+from ..decoding.rows import Written
+from ..decoding.settings import check_int
+from .records import seed_of
+
+# The arguments of `generate` that are no fields of Hugging Face's GenerationConfig.
+OWN = inspect.signature(Generation).parameters.keys() - {"blend", "streamer", "arguments"}
+
+
+def decode(
+    blend: Any,
+    prompts: Iterable[Any],
+    *,
+    seed: int = 0,
+    skip: Container[int] = (),
+    max_batch: int | None = None,
+    progress: Callable[[int], object] | None = None,
+    engine: Engine | None = None,
+    **generation: Any,
+) -> Iterator[tuple[int, Output]]:
+    """Decode prompts of any number, and give each one's output as soon as it is done.
+
+    A row that ends gives its place to the next prompt, which is read while the others go on: no
+    place waits for a batch to end. What a prompt gets depends on it, its place in `prompts` and
+    `seed` alone, and not on the prompts beside it or on `max_batch`. Where logits processors or
+    stopping criteria read all rows at one step, prompts go in batches that end together.
+
+    Prompts are taken as places become free, so that they may come from a generator, and what has
+    been given back takes no memory here.
+
+    Args:
+        blend: as in `crossfade.generate`.
+        prompts: texts, chats or lists of token ids.
+        seed: prompt i draws by a seed made of this one and i.
+        skip: the places in `prompts` of those that are not decoded.
+        max_batch: rows decoded at a time, of which a prompt has `num_return_sequences`, or the
+            rows of a search; as in `crossfade.generate`.
+        progress: is called with how many rows have ended since its last call.
+        engine, generation: as in `crossfade.generate`, but for a streamer and caches. Lists and
+            tensors with an entry for each request are for all `prompts`, which then need a length.
+
+    Yields:
+        The place of a prompt in `prompts` and its `Output`, of one request; prompts that end sooner
+        come sooner. Of its `stats`, `tokens` are the prompt's own and the rest is of all so far.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `crossfade.generate`.
+        KeyboardInterrupt: after what had ended by then was given.
+    """
+    check_int("max_batch", max_batch, 1)
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        raise TypeError(
+            f"prompts is a {type(prompts).__name__}; it must be a list or another iterable of "
+            "texts, chats or lists of token ids"
+        )
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress is a {type(progress).__name__}; it must be a function or None")
+    if engine is not None and not isinstance(engine, Engine):
+        raise TypeError(f"engine is a {type(engine).__name__}; it must be a crossfade.Engine")
+    for name in ("streamer", "cache", "return_cache", "attention_mask"):
+        given = generation.pop(name, None)
+        if given is not None and given is not False:
+            raise NotImplementedError(f"{name} is not supported for prompts of any number")
+    own = {name: generation.pop(name) for name in OWN & generation.keys()}
+    how = Generation(blend, **own, arguments=generation)
+    return _decode(how, prompts, seed, skip, max_batch, progress, engine or Engine())
+
+
+def _decode(
+    how: Generation,
+    prompts: Iterable[Any],
+    seed: int,
+    skip: Container[int],
+    max_batch: int | None,
+    progress: Callable[[int], object] | None,
+    engine: Engine,
+) -> Iterator[tuple[int, Output]]:
+    call = how.call
+    driver = Driver(call.blend, call.models, call.vocabulary, engine, max_batch, progress or False)
+    rows = ROWS.get(call.device.type, ROWS["cuda"]) if max_batch is None else max_batch
+    each = how.config.num_return_sequences if how.search is None else how.search.rows
+    total = len(prompts) if isinstance(prompts, Sized) else None
+    jobs = _jobs(how, prompts, seed, skip, max(1, rows // each), total)
+    open_: dict[tuple[Job, int], list[Written]] = {}
+    for written in driver.decode(jobs):
+        job, request = written.row.job, written.row.request
+        its = open_.setdefault((job, request), [])
+        its.append(written)
+        if len(its) < job.copies:
+            continue
+        del open_[job, request]
+        if driver.interrupted and not all(w.ended for w in its):
+            continue
+        output = output_of(job, its, driver, alone=True)
+        yield (request if job.numbers is None else job.numbers[request]), output
+    if driver.interrupted:
+        raise KeyboardInterrupt
+
+
+def _jobs(
+    how: Generation,
+    prompts: Iterable[Any],
+    seed: int,
+    skip: Container[int],
+    size: int,
+    total: int | None,
+) -> Iterator[Job]:
+    """Jobs of so many prompts, made when they are asked for."""
+    numbers: list[int] = []
+    items: list[Any] = []
+
+    def job() -> Job:
+        read = read_requests(items)
+        requests = Requests(read.items, numbers=list(numbers), total=total)
+        return how.job(requests, [seed_of(seed, i) for i in numbers], alone=True)
+
+    for i, prompt in enumerate(prompts):
+        if i in skip:
+            continue
+        numbers.append(i)
+        items.append(prompt)
+        if len(items) == size:
+            yield job()
+            numbers.clear()
+            items.clear()
+    if items:
+        yield job()

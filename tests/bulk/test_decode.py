@@ -1,0 +1,242 @@
+"""Any number of prompts through one loop: each gets what it gets alone, and no place waits."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import crossfade as cf
+import pytest
+import torch
+from crossfade.bulk.decode import decode
+from crossfade.bulk.records import seed_of
+from crossfade.decoding.group import Group
+from crossfade.decoding.job import Job
+from tiny_models import EOS, make, make_letters, make_tokenizer
+from transformers import PreTrainedModel
+
+DRAW: dict[str, Any] = {
+    "max_new_tokens": 12,
+    "do_sample": True,
+    "eos_token_id": [EOS, 20, 30, 40, 50],
+}
+PROMPTS = [[7 + i % 40, *range(5, 6 + i % 7), 30 - i % 20] for i in range(50)]
+
+
+@pytest.fixture(scope="module")
+def base() -> PreTrainedModel:
+    return make("llama", 0)
+
+
+def alone(blend: Any, i: int, **more: Any) -> cf.Output:
+    out = cf.generate(blend, [PROMPTS[i]], seed=[seed_of(3, i)], progress=False, **{**DRAW, **more})
+    assert isinstance(out, cf.Output)
+    return out
+
+
+ENGINES = pytest.mark.parametrize(
+    "engine", [None, cf.Engine(simple=True)], ids=["engine", "simple"]
+)
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "samples": {"num_return_sequences": 3},
+    "processors": {"repetition_penalty": 1.3},
+    "whole length": {"max_new_tokens": None, "max_length": 14},
+    "stop strings": {"stop_strings": ["a", "nd"], "tokenizer": make_letters()},
+    "terms": {"return_term_logprobs": True, "return_kl_to_base": True},
+}
+
+
+@ENGINES
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_prompt_gets_what_it_gets_alone(kind: str, engine: Any, base: PreTrainedModel) -> None:
+    blend = cf.Model(base) + 0.5 * cf.Model(make("gpt2", 1))
+    found = dict(
+        decode(blend, PROMPTS, seed=3, max_batch=4, engine=engine, **{**DRAW, **KINDS[kind]})
+    )
+    assert found.keys() == set(range(50))
+    for i in range(0, 50, 7):
+        theirs = alone(blend, i, **KINDS[kind])
+        assert torch.equal(found[i].sequences, theirs.sequences)
+        assert found[i].text == theirs.text
+        torch.testing.assert_close(found[i].logprobs, theirs.logprobs, atol=1e-4, rtol=1e-4)
+        for name in ("term_logprobs", "kl_to_base"):
+            ours, own = getattr(found[i], name), getattr(theirs, name)
+            if own is not None:
+                torch.testing.assert_close(ours, own, atol=1e-4, rtol=1e-4)
+
+
+@ENGINES
+def test_a_search_over_prompts_of_any_number(engine: Any, base: PreTrainedModel) -> None:
+    """Its value reads texts, and another model's log-probs, of prompts that come and go."""
+    tokenizer = make_tokenizer()
+    words = cf.Reward(lambda prompts, texts: [float(len(set(t.split()))) for t in texts])
+    value = 0.5 * words + 1.0 * cf.LogRatio(cf.Model(make("gpt2", 1)), cf.Model(make("qwen3", 2)))
+    search = cf.ChunkBeamSearch(width=2, samples=2, chunk_length=3, value=value)
+    more = {"search": search, "tokenizer": tokenizer}
+    found = dict(decode(base, PROMPTS[:12], seed=3, max_batch=8, engine=engine, **DRAW, **more))
+    for i in range(12):
+        theirs = alone(base, i, engine=engine, **more)
+        assert torch.equal(found[i].sequences, theirs.sequences)
+        torch.testing.assert_close(found[i].values, theirs.values, atol=1e-3, rtol=1e-3)
+
+
+def test_what_each_prompt_has_of_its_own(base: PreTrainedModel) -> None:
+    """Weights, prompts of terms and lists of settings are for the whole list of prompts."""
+    weights = torch.linspace(0, 1, 50)
+    guide = cf.Model(make("gpt2", 1), prompt=[[9 + i] for i in range(50)])
+    more = {"temperature": [0.0 if i % 3 else 0.7 for i in range(50)]}
+    lengths = [1 + i % 9 for i in range(50)]
+    skip = set(range(0, 50, 5))
+    found = dict(
+        decode(
+            cf.Model(base) + weights * guide,
+            PROMPTS,
+            seed=3,
+            skip=skip,
+            max_batch=4,
+            **{**DRAW, **more, "max_new_tokens": lengths},
+        )
+    )
+    assert found.keys() == set(range(50)) - skip
+    for i in (1, 6, 19, 48):
+        own = cf.Model(base) + float(weights[i]) * cf.Model(guide.model, prompt=[9 + i])
+        changed = {"temperature": [more["temperature"][i]], "max_new_tokens": lengths[i]}
+        assert torch.equal(found[i].sequences, alone(own, i, **changed).sequences)
+    with pytest.raises(ValueError, match="temperature has 2 entries; it must have 50"):
+        list(decode(base, PROMPTS, **{**DRAW, "temperature": [0.5, 0.7]}))
+
+
+def test_no_place_waits_for_others(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one long response, the steps are those that the work needs, and not more a batch."""
+    steps = 0
+    step = Group.step
+
+    def counted(self: Group, *args: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return step(self, *args)
+
+    monkeypatch.setattr(Group, "step", counted)
+    lengths = [30 if i % 10 == 0 else 2 for i in range(40)]
+    arguments = {"max_new_tokens": lengths, "eos_token_id": None, "do_sample": False}
+    outputs = list(decode(base, PROMPTS[:40], max_batch=4, **arguments))
+    assert [i for i, _ in outputs] != sorted(range(40))
+    assert sum(out.stats.tokens for _, out in outputs) == sum(lengths)
+    # Batches that wait for their longest take 30 steps for each of the 10; a loop that never
+    # drains needs the tokens by four at a time, and at the end the longest that began last.
+    assert steps <= sum(lengths) / 4 + 30
+
+
+def test_prompts_are_taken_as_places_become_free(base: PreTrainedModel) -> None:
+    taken = 0
+
+    def prompts() -> Iterator[list[int]]:
+        nonlocal taken
+        for i in itertools.count():
+            taken += 1
+            yield PROMPTS[i % 50]
+
+    found = decode(base, prompts(), max_batch=4, **DRAW)
+    for _ in range(30):
+        next(found)
+    assert taken <= 30 + 3 * 4
+    found.close()  # type: ignore[attr-defined]
+
+
+def test_what_was_given_is_not_held(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of prompts that are done go away, without a garbage collection."""
+    made: list[weakref.ref[Job]] = []
+    init = Job.__init__
+
+    def remembered(self: Job, *args: Any, **options: Any) -> None:
+        init(self, *args, **options)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(Job, "__init__", remembered)
+    gc.collect()
+    gc.disable()
+    try:
+        most = 0
+        for _, _out in decode(base, (PROMPTS[i % 50] for i in range(120)), max_batch=4, **DRAW):
+            most = max(most, sum(job() is not None for job in made))
+        assert len(made) == 30
+        assert most <= 6
+    finally:
+        gc.enable()
+
+
+def test_an_interrupt_gives_what_had_ended(
+    base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = dict(decode(base, PROMPTS, seed=3, max_batch=4, **DRAW))
+    step, count = Group.step, iter(range(10**6))
+
+    def failing(self: Group, *args: Any) -> Any:
+        if next(count) == 40:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(Group, "step", failing)
+    found: dict[int, cf.Output] = {}
+    with pytest.raises(KeyboardInterrupt):
+        found.update(decode(base, PROMPTS, seed=3, max_batch=4, **DRAW))
+    assert 4 < len(found) < 50
+    for i, out in found.items():
+        assert torch.equal(out.sequences, whole[i].sequences)
+
+
+@pytest.mark.filterwarnings("ignore:request:RuntimeWarning")
+def test_memory_and_models_that_the_engine_cannot_run(
+    base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows under way begin again, whichever job they are of, and what had ended stays."""
+    whole = dict(decode(base, PROMPTS, seed=3, max_batch=6, **DRAW))
+    step, count = Group.step, iter(range(10**6))
+
+    def failing(self: Group, *args: Any) -> Any:
+        if next(count) == 25:
+            raise MemoryError("std::bad_alloc")
+        return step(self, *args)
+
+    monkeypatch.setattr(Group, "step", failing)
+    found = list(decode(base, PROMPTS, seed=3, max_batch=6, **DRAW))
+    assert sorted(i for i, _ in found) == list(range(50))
+    for i, out in found:
+        assert torch.equal(out.sequences, whole[i].sequences)
+    assert found[-1][1].stats.notes == ("memory ran out: 3 rows at a time",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"prompts": "a text"}, TypeError, "prompts is a str"),
+        ({"prompts": 3}, TypeError, "prompts is a int"),
+        ({"streamer": print}, NotImplementedError, "streamer is not supported"),
+        ({"return_cache": True}, NotImplementedError, "return_cache is not supported"),
+        ({"max_batch": 0}, ValueError, "max_batch is 0"),
+        ({"progress": True}, TypeError, "progress is a bool"),
+        ({"engine": 3}, TypeError, "engine is a int"),
+        ({"max_tokens": 3}, TypeError, "unknown argument 'max_tokens'"),
+    ],
+    ids=lambda x: str(x) if isinstance(x, str) else "",
+)
+def test_mistakes_are_said_before_the_first_prompt(
+    arguments: dict[str, Any], error: type[Exception], message: str, base: PreTrainedModel
+) -> None:
+    with pytest.raises(error, match=message):
+        decode(base, arguments.pop("prompts", PROMPTS), **arguments)
+
+
+def test_a_bad_prompt_is_named_by_its_place(base: PreTrainedModel) -> None:
+    prompts = [*PROMPTS[:9], [3, 99], *PROMPTS[:3]]
+    with pytest.raises(ValueError, match="id 99 for"):
+        list(decode(base, prompts, max_batch=4, **DRAW))
+
+
+def test_no_prompts(base: PreTrainedModel) -> None:
+    assert list(decode(base, [], **DRAW)) == []
+    assert list(decode(base, PROMPTS, skip=range(50), **DRAW)) == []
