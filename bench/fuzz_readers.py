@@ -31,7 +31,8 @@ with instrumented:
     from crossfade.bulk.prompts import read_prompts
     from crossfade.formula import evaluate
     from crossfade.loading import Spec
-    from crossfade.training import checkpoints, config, data, rows, value_head
+    from crossfade.models import saved_value_heads
+    from crossfade.training import checkpoints, config, data, rows
     from crossfade.training.value_data import Rollouts
 
 EXPECTED = (ValueError, TypeError, OSError)
@@ -78,7 +79,7 @@ def override(given: bytes) -> None:
 
 
 def head(given: bytes) -> None:
-    value_head._read_settings(FILE)
+    saved_value_heads._read_settings(FILE)
 
 
 def checkpoint(given: bytes) -> None:

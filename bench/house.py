@@ -28,8 +28,6 @@ ORDER = """
 extras lazy progress reading identity checks
 ops
 metrics losses hf
-adapters saved_models
-small_model
 models
 blends
 search
@@ -64,6 +62,8 @@ decoding.fingerprint decoding.graph decoding.group decoding.guides: decoding.eng
 decoding.head decoding.kv_cache decoding.modules decoding.prefix: decoding.engine
 decoding.readers decoding.search_loop decoding.valuer: decoding.search
 batch records: bulk
+adapters saved_models small_model decoding.after_head: models
+training.value_head: models
 bench demo info: cli
 """
 

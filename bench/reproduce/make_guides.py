@@ -23,9 +23,11 @@ import crossfade as cf
 import peft
 import reviews
 import torch
-from crossfade import small_model, training
+from crossfade import training
 from crossfade.extras import old_names
-from crossfade.training import data, value_head
+from crossfade.models import saved_value_heads as heads
+from crossfade.models import small_model
+from crossfade.training import data
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
@@ -36,8 +38,8 @@ SAMPLES, NEW, TEMPERATURE, SEED = 8, 40, 0.7, 0
 GUIDE = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "o_proj"]}
 DIRECT = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 FILES = (  # of an adapter, of a value head: weights, settings, and the backbone's key in these
-    (*reversed(value_head.ADAPTER), "base_model_name_or_path"),
-    (value_head.WEIGHTS, value_head.SETTINGS, "backbone"),
+    (*reversed(heads.ADAPTER_FILES), "base_model_name_or_path"),
+    (heads.WEIGHTS, heads.SETTINGS, "backbone"),
 )
 BETA, PAIRS, BATCH = 0.1, 2, 16
 RANK, VALUE_EPOCHS, VALUE_RATE = 8, 30, 1e-2

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .adapters import check_adapter
 from .algebra import Algebra
+from .models.adapters import check_adapter
 from .ops.check import MAX_TERMS
 from .ops.types import Support
 from .printing import blend_text, term_text

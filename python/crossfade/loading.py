@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from . import models, reading, saved_models
+from . import models, reading
 from .blend import Blend, Model, ValueHead
 from .formula import parse
-from .training import value_head
+from .models import saved_adapters, saved_value_heads
 from .values import ValueSum, formula_value
 
 
@@ -45,7 +45,7 @@ class Spec:
 
     @property
     def is_value_head(self) -> bool:
-        return self.guide is not None and (self.guide / value_head.SETTINGS).is_file()
+        return self.guide is not None and (self.guide / saved_value_heads.SETTINGS).is_file()
 
 
 def _parted(path: str) -> tuple[str, str | None]:
@@ -63,14 +63,14 @@ def _guide_folder(guide: str) -> Path:
     folder = Path(guide).expanduser()
     if guide in models.GUIDES and not folder.is_dir():
         return models.guide(guide)
-    if not (folder / value_head.SETTINGS).is_file():
-        if not (folder / saved_models.ADAPTER).is_file():
+    if not (folder / saved_value_heads.SETTINGS).is_file():
+        if not (folder / saved_adapters.ADAPTER).is_file():
             raise FileNotFoundError(
-                f"the guide is {guide!r}; it must be a folder with an {saved_models.ADAPTER} "
-                f"(pickled weights are not loaded) or a {value_head.SETTINGS}, or one that ships: "
-                f"{', '.join(models.GUIDES)}"
+                f"the guide is {guide!r}; it must be a folder with an {saved_adapters.ADAPTER} "
+                f"(pickled weights are not loaded) or a {saved_value_heads.SETTINGS}, or one that "
+                f"ships: {', '.join(models.GUIDES)}"
             )
-        saved_models.check_adapter_folder(folder, "the guide")
+        saved_adapters.check_adapter_folder(folder, "the guide")
     return folder
 
 
@@ -155,7 +155,7 @@ def _terms(path: str, specs: Sequence[Spec], device: str, dtype: str) -> dict[st
     terms: dict[str, Any] = {}
     heads = [spec for spec in specs if spec.is_value_head]
     for spec in heads:  # first: PEFT changes the model that it wraps
-        head = value_head.load_value_head(str(spec.guide), loaded)
+        head = saved_value_heads.load_value_head(str(spec.guide), loaded)
         terms[spec.name] = ValueHead(head, tokenizer=tokenizer)
     others = [spec for spec in specs if spec not in heads]
     adapters = {spec.name: spec.guide for spec in others if spec.guide is not None}

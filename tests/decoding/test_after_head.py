@@ -8,7 +8,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade.decoding.after_head import after_head
+from crossfade.models.after_head import after_head
 from tiny_models import HEADS, IDS, LONG, SIZES, UNTIED, VOCAB, make, make_letters
 from torch import Tensor, nn
 from transformers import (

@@ -19,8 +19,8 @@ import trl
 import yaml
 from conftest import make, texts
 from crossfade import cli
+from crossfade.models.saved_value_heads import ADAPTER_FILES
 from crossfade.training import DPOTrainer, SFTTrainer, checkpoints, config, load_value_head
-from crossfade.training.value_head import ADAPTER
 from safetensors.torch import load_file
 
 LORA = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
@@ -241,7 +241,7 @@ def test_damaged_checkpoint_is_named(
     given = copied(trained, tmp_path, base)
     (harm, message), name = DAMAGE[what], what.split()[-1]
     harm(tmp_path / "out" / "checkpoint-4" / name)
-    last, damaged = checkpoints.last_complete(tmp_path / "out", ADAPTER)
+    last, damaged = checkpoints.last_complete(tmp_path / "out", ADAPTER_FILES)
     assert last.name == "checkpoint-2"
     assert message in damaged[tmp_path / "out" / "checkpoint-4"]
     harm(tmp_path / "out" / "checkpoint-2" / name)

@@ -11,13 +11,9 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
+from crossfade.models.saved_value_heads import load_value_head
+from crossfade.models.value_heads import LowRankHead, value_head, value_model
 from crossfade.training.value_data import Rollouts, collate
-from crossfade.training.value_head import (
-    LowRankHead,
-    load_value_head,
-    value_head,
-    value_model,
-)
 from crossfade.training.value_trainer import ValueConfig, ValueTrainer
 from torch import Tensor
 

@@ -16,7 +16,7 @@ from torch.nn.modules import linear
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .. import ops
-from ..adapters import adapter_layers
+from ..models.adapters import adapter_layers
 from .kv_cache import KVCache
 
 Forward = Callable[..., Any]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..adapters import adapter_layers
 from ..blend import Model
+from ..models.adapters import adapter_layers
 from ..terms import text_config, underlying
 from .adapters import states
 from .contexts import context_of, ropes_of

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 from .. import lazy
 
 if TYPE_CHECKING:  # type checkers take `X as X` for a public name
+    from ..models.saved_value_heads import load_value_head as load_value_head
+    from ..models.saved_value_heads import save_value_head as save_value_head
+    from ..models.value_heads import value_model as value_model
     from .data import pairs as pairs
     from .data import read_jsonl as read_jsonl
     from .data import rollouts as rollouts
@@ -15,9 +18,6 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .trainers import DPOTrainer as DPOTrainer
     from .trainers import KTOTrainer as KTOTrainer
     from .trainers import SFTTrainer as SFTTrainer
-    from .value_head import load_value_head as load_value_head
-    from .value_head import save_value_head as save_value_head
-    from .value_head import value_model as value_model
     from .value_trainer import ValueConfig as ValueConfig
     from .value_trainer import ValueTrainer as ValueTrainer
 
@@ -30,12 +30,12 @@ _HOME = {
     "ValueConfig": "value_trainer",
     "ValueTrainer": "value_trainer",
     "add_linear_logp": "fused_head",
-    "load_value_head": "value_head",
+    "load_value_head": ".models.saved_value_heads",
     "pairs": "data",
     "read_jsonl": "data",
     "rollouts": "data",
-    "save_value_head": "value_head",
-    "value_model": "value_head",
+    "save_value_head": ".models.saved_value_heads",
+    "value_model": ".models.value_heads",
     "values": "data",
 }
 

@@ -23,10 +23,10 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from .. import models, reading
 from ..extras import old_names, require
+from ..models.saved_value_heads import ADAPTER_FILES, SETTINGS, WEIGHTS
 from . import rows
 from .checkpoints import checkpoints, last_complete
 from .data import read_jsonl
-from .value_head import ADAPTER, SETTINGS, WEIGHTS
 
 KINDS = ("sft", "dpo", "value")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -171,7 +171,7 @@ def _checkpoint(s: Settings, output: Path) -> Path:
         )
     files = [SETTINGS, WEIGHTS] if s.kind == "value" else []
     if s.lora is not None:
-        files.extend(ADAPTER)
+        files.extend(ADAPTER_FILES)
     try:
         files = files or [CONFIG_NAME, SAFE_WEIGHTS_NAME]
         scaler = [SCALER_NAME] if s.arguments.get("fp16") else []
@@ -233,7 +233,7 @@ def _dpo(s: Settings, data: Mapping[str, Any]) -> Any:
 
 
 def _value(s: Settings, data: Mapping[str, Any]) -> Any:
-    from .value_head import value_model
+    from ..models.value_heads import value_model
     from .value_trainer import ValueConfig, ValueTrainer
 
     args = _arguments(ValueConfig, s)

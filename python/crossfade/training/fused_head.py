@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..decoding.after_head import after_head
 from ..extras import require
+from ..models.after_head import after_head
 from ..ops import logp_tiles
 from ..ops.logp import all_results, temperature_of
 from ..ops.logp_tiles import Settings

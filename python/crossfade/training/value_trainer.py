@@ -13,10 +13,11 @@ import transformers
 from torch import Tensor
 
 from ..losses import cd_q, expected_value, fudge
+from ..models.saved_value_heads import load_into, save_value_head
+from ..models.value_heads import value_head
 from ..progress import progress_bar
 from ..terms import text_config, underlying
 from .value_data import IGNORED, Rollouts, collate
-from .value_head import load_into, save_value_head, value_head
 from .value_learner import Base, Learner, adapted, check_trained, trained_in_backbone
 
 logger = logging.getLogger(__name__)

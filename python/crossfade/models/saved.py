@@ -1,4 +1,4 @@
-"""Saved models, tokenizers and adapters: whole, of safetensors alone, and never code or pickles.
+"""Saved models and tokenizers: whole, of safetensors alone, and never code or pickles.
 
 What is given as a path is read from the disk, and nothing is asked of the network for it. An id on
 the Hugging Face hub is brought to the disk first, without pickles, and then read in the same way.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import getLogger
@@ -17,21 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from . import reading
-from .extras import old_names, require
-from .hf import is_peft
+from .. import reading
 
 logger = getLogger(__name__)
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT names them
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FROM_DISK: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 # classes whose weights are no language model's, even where none is missing for one
@@ -46,7 +41,7 @@ def folder_of(name: str | os.PathLike[str]) -> Path:
     Raises:
         OSError: there is no such model; FileNotFoundError where it was taken for a path.
     """
-    folder = _expanded(name)
+    folder = expanded(name)
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
             raise FileNotFoundError(f"{str(name)!r} has no {CONFIG}; it must be a saved model")
@@ -83,9 +78,30 @@ def download(hub_id: str) -> Path:
         ) from error
 
 
+def load(
+    folder: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str = torch.float32,
+) -> tuple[Any, Any]:
+    """A causal LM saved as safetensors, in eval mode, and its tokenizer, padding on the left.
+
+    Pickled weights and code that comes with a model are refused, and so are weights that are not
+    whole. `folder` may be an id on the Hugging Face hub; what is a path is read from the disk.
+
+    Raises:
+        OSError: there is no such model, or its weights are pickled or cannot be read.
+        ValueError: names what is missing, or what it is instead.
+    """
+    found = folder_of(folder)
+    check_model_folder(found)
+    tokenizer = load_tokenizer(found)
+    model = load_model(found, dtype)
+    return model.to(device) if device is not None else model, tokenizer
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder, padding on the left, with a token to pad with."""
-    with _errors_of(folder):
+    with errors_of(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **FROM_DISK)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -98,12 +114,12 @@ def check_model_folder(folder: Path) -> None:
     Raises:
         OSError, ValueError: as `load_model`.
     """
-    kinds = _object(folder / CONFIG).get("architectures") or []
+    kinds = read_object(folder / CONFIG).get("architectures") or []
     for kind in kinds if isinstance(kinds, list) else [kinds]:
         if CLASSIFIER.search(str(kind)):
             raise ValueError(f"{str(folder)!r} is a {kind}; it must be a causal language model")
     if (folder / GENERATION).is_file():  # of which Transformers passes over what it cannot read
-        _object(folder / GENERATION)
+        read_object(folder / GENERATION)
     _weight_files(folder)
 
 
@@ -116,10 +132,10 @@ def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
     """
     check_model_folder(folder)
     with _weights_alone(folder) as view:
-        with _errors_of(folder, view=view):
+        with errors_of(folder, view=view):
             config = AutoConfig.from_pretrained(view, **FROM_DISK)
         _check_config(config, folder)
-        with _errors_of(folder, view=view), _quiet():
+        with errors_of(folder, view=view), _quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 view,
                 config=config,
@@ -162,97 +178,6 @@ def _without_numbers(key: str) -> str:
     return re.sub(r"\.\d+(?=\.)", ".N", key)
 
 
-def with_adapters(model: Any, folders: Mapping[str, str | os.PathLike[str]]) -> Any:
-    """A `peft.PeftModel` around `model` with the adapters saved in `folders`, in eval mode.
-
-    ``cf.Model(it, adapter=name)`` is a term with one of them, ``adapter=None`` one with none; all
-    share the weights of `model`, whose layers PEFT replaces: use what is returned from then on.
-
-    Raises:
-        FileNotFoundError: names the folder that has no `ADAPTER` (pickles are not loaded) or no
-            `ADAPTER_CONFIG`.
-        ValueError: `folders` is empty, or an adapter is another model's, or incomplete.
-        ImportError: PEFT is not installed.
-    """
-    if not folders:
-        raise ValueError("folders is empty; it must have at least one adapter")
-    for name, folder in folders.items():
-        check_adapter_folder(folder, f"folders[{name!r}]")
-    for name, folder in folders.items():
-        model = add_adapter(model, folder, f"folders[{name!r}]", name)
-    return model.eval()
-
-
-def add_adapter(
-    model: Any,
-    folder: str | os.PathLike[str],
-    where: str,
-    name: str = "default",
-    *,
-    trainable: bool = False,
-) -> Any:
-    """The `peft.PeftModel` around a model with one more adapter; `where` is how errors begin."""
-    check_adapter_folder(folder, where)
-    peft, path = require("peft", "adapters"), _expanded(folder)
-    options = {"adapter_name": name, "is_trainable": trainable, "local_files_only": True}
-    kind = type(model.get_base_model() if is_peft(model) else model).__name__
-    must = f"it must be an adapter of a model like this {kind}"
-    with _errors_of(folder, f"{where} is {str(folder)!r}; {must}"):
-        with old_names():
-            warnings.filterwarnings("ignore", ".*Found missing adapter keys")  # an error below
-            if is_peft(model):
-                model.load_adapter(str(path), **options)
-            else:
-                model = peft.PeftModel.from_pretrained(model, str(path), **options)
-        odd = _odd_tensor(model, name, path / ADAPTER)
-    if odd is not None:
-        raise ValueError(f"{where} is {str(folder)!r}, which has {odd}; {must}")
-    return model
-
-
-def fill_adapter(model: Any, folder: str | os.PathLike[str]) -> None:
-    """Give the one adapter of a `peft.PeftModel` the weights that a folder has for it."""
-    peft, (name,), file = require("peft", "adapters"), model.peft_config, Path(folder) / ADAPTER
-    must = "it must be of an adapter as the model has"
-    with _errors_of(folder, f"{file} cannot be loaded; {must}"):
-        peft.set_peft_model_state_dict(model, load_file(file), adapter_name=name)
-        odd = _odd_tensor(model, name, file)
-    if odd is not None:
-        raise ValueError(f"{file} has {odd}; {must}")
-
-
-def check_adapter_folder(folder: str | os.PathLike[str], where: str) -> None:
-    """That a folder is one of an adapter which is read from the disk alone, safely."""
-    path = _expanded(folder)
-    for file in (ADAPTER, ADAPTER_CONFIG):
-        if not (path / file).is_file():
-            raise FileNotFoundError(
-                f"{where} is {str(folder)!r}; it must be a folder with an {ADAPTER} and an "
-                f"{ADAPTER_CONFIG} (pickled weights are not loaded)"
-            )
-    kind = _object(path / ADAPTER_CONFIG).get("peft_type")
-    known = [str(k.value) for k in require("peft", "adapters").PeftType]
-    if kind == "XLORA" or kind not in known:  # X-LoRA's config names other adapters to be fetched
-        raise ValueError(
-            f"{path / ADAPTER_CONFIG} has the peft_type {kind!r}; it must be LORA, or another of "
-            "PEFT's except XLORA"
-        )
-
-
-def _odd_tensor(model: Any, name: str, file: Path) -> str | None:
-    """A tensor that an adapter's file lacks for the layers that it is on now, or has in excess."""
-    peft = require("peft", "adapters")
-    now = set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
-    with safe_open(file, "pt") as saved:
-        keys = set(saved.keys())
-    if lacks := sorted(now - keys):
-        return f"no weights for {lacks[0]}"
-    # what PEFT stores beside the adapter, such as embeddings that grew, is the model's own
-    if excess := sorted(keys - now - set(model.state_dict())):
-        return f"weights for what is not there: {excess[0]}"
-    return None
-
-
 @contextmanager
 def _weights_alone(folder: Path) -> Iterator[Path]:
     """A folder of links to the config and the safetensors of a model, and to nothing else.
@@ -276,7 +201,7 @@ def _weight_files(folder: Path) -> list[str]:
             f"{str(folder)!r} has neither {WEIGHTS} nor {INDEX}; a model must be saved as "
             "safetensors (pickled weights are not loaded)"
         )
-    parts = _object(folder / INDEX).get("weight_map")
+    parts = read_object(folder / INDEX).get("weight_map")
     if not isinstance(parts, dict) or not parts:
         raise ValueError(f"{folder / INDEX} has no weight_map; it must say where each tensor is")
     for tensor, part in parts.items():
@@ -318,7 +243,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _errors_of(
+def errors_of(
     folder: str | os.PathLike[str], sentence: str | None = None, view: Path | None = None
 ) -> Iterator[None]:
     """What libraries raise over a folder's files, as errors that name the folder.
@@ -342,14 +267,14 @@ def _errors_of(
         raise kind(f"{sentence} ({type(error).__name__}: {reason:.300})") from error
 
 
-def _object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
     found = reading.parse_json(reading.read_text(file), str(file))
     if not isinstance(found, dict):
         raise ValueError(f"{file} is {found!r:.80}; it must be an object")
     return found
 
 
-def _expanded(path: str | os.PathLike[str]) -> Path:
+def expanded(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:  # ~somebody who is not known here

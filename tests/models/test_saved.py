@@ -1,122 +1,20 @@
-"""Saved models and adapters: read whole, from the disk alone, and never as pickles or code."""
+"""Saved models: read whole, from the disk alone, and never as pickles or code."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import pickle
 import shutil
-import socket
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from crossfade import cli, loading, models, saved_models, training
-from crossfade.extras import old_names
-from crossfade.training.value_head import load_into
+from crossfade import cli, loading, models, training
+from crossfade.models.saved_adapters import ADAPTER_CONFIG
+from edits import WEIGHTS, edit_json, edit_tensors, in_parts, without, write_index
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parent / "decoding"))
-from tiny_models import make, make_tokenizer
-
-WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, and beside it an adapter and a value head for it."""
-    peft = pytest.importorskip("peft")
-    folder = tmp_path_factory.mktemp("saved")
-    model = make()
-    model.save_pretrained(folder / "base")
-    make_tokenizer().save_pretrained(folder / "base")
-    training.save_value_head(training.value_model(model, rank=2), folder / "head")
-    torch.manual_seed(0)
-    config = peft.LoraConfig(
-        r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False
-    )
-    with old_names():
-        peft.get_peft_model(model, config).save_pretrained(folder / "tuned")
-    return folder
-
-
-@pytest.fixture
-def copied(saved: Path, tmp_path: Path) -> Path:
-    """All of `saved`, to be changed."""
-    return shutil.copytree(saved, tmp_path / "copied")
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was asked of the network, which is not there."""
-    found: list[Any] = []
-
-    def refuse(*args: Any, **options: Any) -> Any:
-        found.append(args)
-        raise OSError("no network here")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    return found
-
-
-def edit_json(file: Path, **changes: Any) -> None:
-    content = json.loads(file.read_text())
-    file.write_text(json.dumps({**content, **changes}))
-
-
-def edit_tensors(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file, metadata={"format": "pt"})
-
-
-def without(part: str) -> Callable[[dict[str, Any]], None]:
-    def change(tensors: dict[str, Any]) -> None:
-        for key in [key for key in tensors if part in key]:
-            del tensors[key]
-
-    return change
-
-
-def in_parts(folder: Path) -> dict[str, str]:
-    """Save a model's weights in two parts with an index, whose map is returned."""
-    tensors = load_file(folder / WEIGHTS)
-    places = {key: f"part-{i % 2}.safetensors" for i, key in enumerate(sorted(tensors))}
-    for part in set(places.values()):
-        save_file({k: t for k, t in tensors.items() if places[k] == part}, folder / part)
-    (folder / WEIGHTS).unlink()
-    write_index(folder, places)
-    return places
-
-
-def write_index(folder: Path, places: Any) -> None:
-    (folder / saved_models.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
-
-
-class Trap:
-    """A pickle that leaves a mark where it is loaded."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.mark,)
-
-
-@pytest.fixture
-def trap(tmp_path: Path) -> Iterator[bytes]:
-    """A pickle, and the test that it was not loaded."""
-    mark = tmp_path / "loaded"
-    yield pickle.dumps(Trap(mark))
-    assert not mark.exists()
-
+from tiny_models import make
 
 # --- the disk alone
 
@@ -173,22 +71,6 @@ def test_an_id_on_the_hub_is_downloaded_without_pickles_and_read_from_there(
     assert not any(p.endswith((".bin", ".py", ".pt", ".pth", ".pkl", "*")) for p in patterns)
 
 
-@pytest.mark.parametrize("lacks", [saved_models.ADAPTER, saved_models.ADAPTER_CONFIG])
-def test_an_adapter_that_lacks_a_file_is_not_looked_for_elsewhere(
-    copied: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch, lacks: str
-) -> None:
-    """Also in a folder whose name could be an id on the hub."""
-    monkeypatch.chdir(copied)
-    (copied / "owner").mkdir()
-    folder = shutil.copytree("tuned", "owner/tuned")
-    (Path(folder) / lacks).unlink()
-    with pytest.raises(FileNotFoundError, match=saved_models.ADAPTER):
-        models.with_adapters(make(), {"a": folder})
-    with pytest.raises(FileNotFoundError, match=saved_models.ADAPTER):
-        loading.load_blend([f"a=base@{folder}"], None)
-    assert asked == []
-
-
 def test_an_adapter_in_a_models_folder_is_neither_loaded_nor_followed(
     copied: Path, asked: list[Any]
 ) -> None:
@@ -197,7 +79,7 @@ def test_an_adapter_in_a_models_folder_is_neither_loaded_nor_followed(
         expected = models.load(copied / "base")[0](ids).logits
         for file in (copied / "tuned").iterdir():
             shutil.copy(file, copied / "base")
-        edit_json(copied / "base" / saved_models.ADAPTER_CONFIG, base_model_name_or_path="owner/x")
+        edit_json(copied / "base" / ADAPTER_CONFIG, base_model_name_or_path="owner/x")
         model = models.load(copied / "base")[0]
         assert torch.equal(model(ids).logits, expected)
     assert model.config.name_or_path == str(copied / "base")
@@ -370,77 +252,6 @@ def test_parts_must_all_be_there(copied: Path, damage: str) -> None:
         write_index(folder, {})
     with pytest.raises((OSError, ValueError), match=r"is incomplete|cannot be read|weight_map"):
         models.load(folder)
-
-
-def tuned(folder: Path, base: Any) -> Any:
-    return models.with_adapters(base, {"a": folder})
-
-
-def resumed(folder: Path, base: Any) -> Any:
-    """A value head that is trained on from a checkpoint."""
-    model = value_head_with_adapter(base)
-    load_into(model, folder)
-    return model
-
-
-def value_head_with_adapter(base: Any) -> Any:
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    with old_names():
-        return peft.get_peft_model(training.value_model(base), config)
-
-
-@pytest.mark.parametrize("read", [tuned, training.load_value_head, resumed])
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        ("lacks", "no weights for .*lora_B"),
-        ("excess", "weights for what is not there: .*more"),
-        ("shape", "must be (of )?an adapter .*size mismatch"),
-    ],
-)
-def test_an_adapters_weights_are_those_of_its_layers(
-    copied: Path, read: Callable[[Path, Any], Any], damage: str, says: str
-) -> None:
-    base, folder = models.load(copied / "base")[0], copied / "tuned"
-    if read is not tuned:  # a value head with an adapter of its own
-        folder = copied / "trained"
-        training.save_value_head(value_head_with_adapter(base), folder)
-    file = folder / saved_models.ADAPTER
-    if damage == "lacks":
-        edit_tensors(file, without("layers.1.self_attn.q_proj.lora_B"))
-    elif damage == "excess":
-        edit_tensors(file, lambda tensors: tensors.update({"base_model.more": torch.ones(1)}))
-    else:
-        edit_tensors(file, lambda tensors: tensors.update({k: t[:1] for k, t in tensors.items()}))
-    with pytest.raises(ValueError, match=says):
-        read(folder, base)
-
-
-ODD_ADAPTERS = [
-    {"peft_type": "NONE"}, {"peft_type": None}, {"peft_type": 3}, {"peft_type": ["LORA"]},
-    {"peft_type": "XLORA", "adapters": {"0": "owner/x"}, "hidden_size": 16},
-    {"r": 0}, {"r": -1}, {"r": "two"}, {"r": 4}, {"lora_alpha": "x"}, {"lora_alpha": None},
-    {"target_modules": ["nothing"]}, {"target_modules": 3}, {"target_modules": "("},
-    {"lora_dropout": 7}, {"modules_to_save": ["lm_head"]}, {"layers_to_transform": [9]},
-    {"rank_pattern": {"q_proj": 0}}, {"task_type": "x"},
-    {"auto_mapping": {"parent_library": "evil"}}, {"layer_replication": [[0, 9]]},
-    {"megatron_config": {"a": 1}, "megatron_core": "evil"},
-]  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore")  # PEFT's, of every kind
-@pytest.mark.parametrize("changes", ODD_ADAPTERS, ids=repr)
-def test_an_odd_adapter_config_is_an_error_that_names_the_folder(
-    copied: Path, asked: list[Any], changes: dict[str, Any]
-) -> None:
-    edit_json(copied / "tuned" / saved_models.ADAPTER_CONFIG, **changes)
-    try:
-        models.with_adapters(make(), {"a": copied / "tuned"})
-    except (ValueError, ImportError) as error:
-        assert "tuned" in str(error) or isinstance(error, ImportError)  # noqa: PT017
-        assert "\n" not in str(error)  # noqa: PT017
-    assert asked == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '"a"', "\xff"], ids=len)

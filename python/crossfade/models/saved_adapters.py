@@ -1,0 +1,109 @@
+"""Saved adapters: put onto a model whole, of safetensors alone, and never of pickles."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from ..extras import old_names, require
+from ..hf import is_peft
+from .saved import errors_of, expanded, read_object
+
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT names them
+
+
+def with_adapters(model: Any, folders: Mapping[str, str | os.PathLike[str]]) -> Any:
+    """A `peft.PeftModel` around `model` with the adapters saved in `folders`, in eval mode.
+
+    ``cf.Model(it, adapter=name)`` is a term with one of them, ``adapter=None`` one with none; all
+    share the weights of `model`, whose layers PEFT replaces: use what is returned from then on.
+
+    Raises:
+        FileNotFoundError: names the folder that has no `ADAPTER` (pickles are not loaded) or no
+            `ADAPTER_CONFIG`.
+        ValueError: `folders` is empty, or an adapter is another model's, or incomplete.
+        ImportError: PEFT is not installed.
+    """
+    if not folders:
+        raise ValueError("folders is empty; it must have at least one adapter")
+    for name, folder in folders.items():
+        check_adapter_folder(folder, f"folders[{name!r}]")
+    for name, folder in folders.items():
+        model = add_adapter(model, folder, f"folders[{name!r}]", name)
+    return model.eval()
+
+
+def add_adapter(
+    model: Any,
+    folder: str | os.PathLike[str],
+    where: str,
+    name: str = "default",
+    *,
+    trainable: bool = False,
+) -> Any:
+    """The `peft.PeftModel` around a model with one more adapter; `where` is how errors begin."""
+    check_adapter_folder(folder, where)
+    peft, path = require("peft", "adapters"), expanded(folder)
+    options = {"adapter_name": name, "is_trainable": trainable, "local_files_only": True}
+    kind = type(model.get_base_model() if is_peft(model) else model).__name__
+    must = f"it must be an adapter of a model like this {kind}"
+    with errors_of(folder, f"{where} is {str(folder)!r}; {must}"):
+        with old_names():
+            warnings.filterwarnings("ignore", ".*Found missing adapter keys")  # an error below
+            if is_peft(model):
+                model.load_adapter(str(path), **options)
+            else:
+                model = peft.PeftModel.from_pretrained(model, str(path), **options)
+        odd = _odd_tensor(model, name, path / ADAPTER)
+    if odd is not None:
+        raise ValueError(f"{where} is {str(folder)!r}, which has {odd}; {must}")
+    return model
+
+
+def fill_adapter(model: Any, folder: str | os.PathLike[str]) -> None:
+    """Give the one adapter of a `peft.PeftModel` the weights that a folder has for it."""
+    peft, (name,), file = require("peft", "adapters"), model.peft_config, Path(folder) / ADAPTER
+    must = "it must be of an adapter as the model has"
+    with errors_of(folder, f"{file} cannot be loaded; {must}"):
+        peft.set_peft_model_state_dict(model, load_file(file), adapter_name=name)
+        odd = _odd_tensor(model, name, file)
+    if odd is not None:
+        raise ValueError(f"{file} has {odd}; {must}")
+
+
+def check_adapter_folder(folder: str | os.PathLike[str], where: str) -> None:
+    """That a folder is one of an adapter which is read from the disk alone, safely."""
+    path = expanded(folder)
+    for file in (ADAPTER, ADAPTER_CONFIG):
+        if not (path / file).is_file():
+            raise FileNotFoundError(
+                f"{where} is {str(folder)!r}; it must be a folder with an {ADAPTER} and an "
+                f"{ADAPTER_CONFIG} (pickled weights are not loaded)"
+            )
+    kind = read_object(path / ADAPTER_CONFIG).get("peft_type")
+    known = [str(k.value) for k in require("peft", "adapters").PeftType]
+    if kind == "XLORA" or kind not in known:  # X-LoRA's config names other adapters to be fetched
+        raise ValueError(
+            f"{path / ADAPTER_CONFIG} has the peft_type {kind!r}; it must be LORA, or another of "
+            "PEFT's except XLORA"
+        )
+
+
+def _odd_tensor(model: Any, name: str, file: Path) -> str | None:
+    """A tensor that an adapter's file lacks for the layers that it is on now, or has in excess."""
+    peft = require("peft", "adapters")
+    now = set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    with safe_open(file, "pt") as saved:
+        keys = set(saved.keys())
+    if lacks := sorted(now - keys):
+        return f"no weights for {lacks[0]}"
+    # what PEFT stores beside the adapter, such as embeddings that grew, is the model's own
+    if excess := sorted(keys - now - set(model.state_dict())):
+        return f"weights for what is not there: {excess[0]}"
+    return None

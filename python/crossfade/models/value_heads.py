@@ -1,0 +1,189 @@
+"""Value heads over a language model's hidden states: made, and read at tokens.
+
+With ``h_t`` the last hidden state after token ``y_t`` of a response, a *Q-head* gives one number
+for each next token, and ``V(x, y_1 .. y_t) = head(h_{t-1})[y_t]``; a *scalar head* gives one
+number, and ``V(x, y_1 .. y_t) = head(h_t)``. `value_model` is a causal LM whose output embeddings
+are the head: what `crossfade.ValueHead` takes.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..hf import check_language_model, is_peft, text_config, underlying
+from .after_head import after_head
+
+KINDS = ("q", "scalar")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class LowRankHead(nn.Module):
+    """A Q-head of rank r: ``(h A^T) B^T`` in float32, whatever the dtype of ``h [..., H]``.
+
+    A is random and B zero at first, as in LoRA, so that all values are 0. Both are parameters and
+    not layers: adapters for "all linear layers" leave them alone.
+
+    Attributes:
+        a, b: A ``[r, H]`` and B ``[V, r]``.
+    """
+
+    def __init__(self, hidden: int, vocabulary: int, rank: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.in_features, self.out_features = hidden, vocabulary
+        self.a = nn.Parameter(torch.randn(rank, hidden, dtype=torch.float32).to(dtype))
+        self.b = nn.Parameter(torch.zeros(vocabulary, rank, dtype=dtype))
+        with torch.no_grad():
+            self.a.mul_(hidden**-0.5)  # h A^T is then of h's own scale
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(F.linear(hidden.float(), self.a.float()), self.b.float())
+
+
+class WideLinear(nn.Linear):
+    """A linear layer in its own dtype over hidden states of another, with float32 outputs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(self.weight.dtype)).float()
+
+
+def value_model(
+    base: Any, kind: str = "q", *, rank: int | None = None, dtype: torch.dtype = torch.float32
+) -> Any:
+    """A value head over a model's hidden states, for `crossfade.ValueHead` and `ValueTrainer`.
+
+    It has modules and a config of its own over the *storage* of `base`'s weights: nothing of the
+    backbone is copied, and what is done to it (training the head, an adapter, another dtype or
+    device) leaves `base` as it is. Only the head requires a gradient. All values are 0 at first:
+    a full or scalar head is zero. A token that no rollout has keeps a value of about 0, so rewards
+    should be centred around 0 (their mean taken off) where a Q-head steers each token.
+
+    Args:
+        base: a causal LM. Its hidden states must go to its head, and the logits out, as they are;
+            a soft-cap or scale of logits that the config holds is left out of the value model.
+        kind: "q", one number for each next token, or "scalar", one number.
+        rank: of a Q-head: None is the full ``Linear(H, V, bias=False)``, r is `LowRankHead`.
+        dtype: of the head, whatever the backbone's.
+
+    Returns:
+        A model of `base`'s class. Its outputs are float32, or the backbone's dtype where the
+        head's is the same and the head a plain layer.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be. A model with
+            PEFT adapters is refused: merge one first (``merge_and_unload``).
+        NotImplementedError: as in `crossfade.Model`, or the model computes something between its
+            hidden states, head and logits.
+
+    Source: Q-heads and their training, Mudgal et al., arXiv:2310.17022; the full head as an
+    explicit value, Liu et al., arXiv:2409.17819.
+    """
+    check_language_model(base, head=True)
+    if is_peft(base) or hasattr(base, "peft_config"):
+        raise TypeError(
+            f"base is a {type(base).__name__} with PEFT adapters; it must be a plain model: merge "
+            "an adapter with merge_and_unload(), or load the model without"
+        )
+    own: Any = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    if not isinstance(getattr(own, "weight", None), Tensor) or own.weight.dim() != 2:
+        raise TypeError(
+            f"base is a {type(base).__name__} without output embeddings; it must be a causal LM"
+        )
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; it must be 'q' or 'scalar'")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype}; it must be float32, bfloat16 or float16")
+    vocabulary, hidden = own.weight.shape
+    if rank is not None:
+        if kind != "q":
+            raise ValueError(f"rank is {rank}, but kind is {kind!r}; only a Q-head has a rank")
+        if isinstance(rank, bool) or not isinstance(rank, int):
+            raise TypeError(f"rank is {rank!r}; it must be an int or None")
+        if not 1 <= rank <= min(hidden, vocabulary):
+            raise ValueError(f"rank is {rank}; it must be within [1, {min(hidden, vocabulary)}]")
+
+    model = shared_copy(base)
+    for config in {id(c): c for c in (model.config, text_config(model))}.values():
+        config.tie_word_embeddings = False
+        for name, plain in (("final_logit_softcapping", None), ("logits_scaling", 1.0)):
+            if getattr(config, name, None) is not None:
+                setattr(config, name, plain)
+    if hasattr(model, "logit_scale"):
+        model.logit_scale = 1.0
+    if kind == "scalar":
+        model.config.num_labels = 1
+    head: nn.Module
+    if rank is not None:
+        head = LowRankHead(hidden, vocabulary, rank, dtype)
+    else:
+        # a plain layer is what the engine's kernels take, but it needs its input's dtype
+        layer = nn.Linear if own.weight.dtype is dtype else WideLinear
+        outputs, bias = (1, True) if kind == "scalar" else (vocabulary, False)
+        head = layer(hidden, outputs, bias, dtype=dtype)
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
+    model.set_output_embeddings(head.to(own.weight.device).train(model.training))
+    model.all_tied_weights_keys = {}  # the head is tied to nothing
+    model.value_kind = kind
+    _check_head_is_last(model)
+    return model
+
+
+def shared_copy(model: Any) -> Any:
+    """Modules and a config of its own, over the storage of a model's parameters, all frozen."""
+    shared: dict[int, Any] = {id(b): b for b in model.buffers()}
+    for p in model.parameters():
+        # a Parameter of its own, so that .to() and requires_grad_() are seen by one side alone
+        plain = type(p) is nn.Parameter
+        shared[id(p)] = nn.Parameter(p.detach(), requires_grad=False) if plain else p
+    return copy.deepcopy(model, shared)
+
+
+def value_head(model: Any) -> Any:
+    """The head of a value model, also of one inside a PEFT model.
+
+    Raises:
+        TypeError: it is no value model.
+    """
+    bare: Any = underlying(model) if isinstance(model, nn.Module) else None
+    if getattr(bare, "value_kind", None) not in KINDS:
+        raise TypeError(
+            f"model is a {type(model).__name__}; it must be what value_model or load_value_head "
+            "gives"
+        )
+    return bare.get_output_embeddings()
+
+
+def token_values(head: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Values of tokens, without those of all others.
+
+    Args:
+        head: of a value model.
+        hidden: ``[..., H]``: for a Q-head the state before each token, for a scalar head after it.
+        tokens: int64 ``[...]``, of which a scalar head takes no notice.
+
+    Returns:
+        float32 ``[...]``.
+    """
+    parts: Any = head
+    if isinstance(head, LowRankHead):
+        down = F.linear(hidden.float(), parts.a.float())
+        return (down * F.embedding(tokens, parts.b).float()).sum(dim=-1)
+    if parts.out_features == 1:
+        return parts(hidden.to(parts.weight.dtype))[..., 0].float()
+    rows = F.embedding(tokens, parts.weight)
+    return (hidden.float() * rows.float()).sum(dim=-1)
+
+
+def _check_head_is_last(model: Any) -> None:
+    """That the head reads the backbone's output and gives the logits, on one token."""
+    found = after_head(model)
+    if not (found.reads == 1 and found.is_nothing):
+        raise NotImplementedError(
+            f"base is a {type(model).__name__}, which computes something between its hidden "
+            "states, its head and its logits; not supported yet"
+        )

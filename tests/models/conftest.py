@@ -1,0 +1,76 @@
+"""Saved models to be read, a network that is not there, and a pickle that tells if it is loaded."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from crossfade import training
+from crossfade.extras import old_names
+
+sys.path.append(str(Path(__file__).parents[1] / "decoding"))
+from tiny_models import make, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, and beside it an adapter and a value head for it."""
+    peft = pytest.importorskip("peft")
+    folder = tmp_path_factory.mktemp("saved")
+    model = make()
+    model.save_pretrained(folder / "base")
+    make_tokenizer().save_pretrained(folder / "base")
+    training.save_value_head(training.value_model(model, rank=2), folder / "head")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False
+    )
+    with old_names():
+        peft.get_peft_model(model, config).save_pretrained(folder / "tuned")
+    return folder
+
+
+@pytest.fixture
+def copied(saved: Path, tmp_path: Path) -> Path:
+    """All of `saved`, to be changed."""
+    return shutil.copytree(saved, tmp_path / "copied")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was asked of the network, which is not there."""
+    found: list[Any] = []
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        found.append(args)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    return found
+
+
+class Trap:
+    """A pickle that leaves a mark where it is loaded."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Iterator[bytes]:
+    """A pickle, and the test that it was not loaded."""
+    mark = tmp_path / "loaded"
+    yield pickle.dumps(Trap(mark))
+    assert not mark.exists()
