@@ -33,7 +33,7 @@ with instrumented:
     from crossfade.loading import Spec
     from crossfade.models import saved_value_heads
     from crossfade.training import checkpoints, config, data, rows
-    from crossfade.training.value_data import Rollouts
+    from crossfade.training.value.rollouts import Rollouts
 
 EXPECTED = (ValueError, TypeError, OSError)
 FOLDER = Path(tempfile.mkdtemp())

@@ -15,7 +15,7 @@ import yaml
 from conftest import make, texts
 from crossfade import cli
 from crossfade.training import DPOTrainer, KTOTrainer, SFTTrainer, config, pairs, rows, values
-from crossfade.training.value_data import Rollouts
+from crossfade.training.value.rollouts import Rollouts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

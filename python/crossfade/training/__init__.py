@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .trainers import DPOTrainer as DPOTrainer
     from .trainers import KTOTrainer as KTOTrainer
     from .trainers import SFTTrainer as SFTTrainer
-    from .value_trainer import ValueConfig as ValueConfig
-    from .value_trainer import ValueTrainer as ValueTrainer
+    from .value.trainer import ValueConfig as ValueConfig
+    from .value.trainer import ValueTrainer as ValueTrainer
 
 # The module that each public name comes from. It is imported when the name is first used, because
 # each needs other packages, TRL among them.
@@ -27,8 +27,8 @@ _HOME = {
     "DPOTrainer": "trainers",
     "KTOTrainer": "trainers",
     "SFTTrainer": "trainers",
-    "ValueConfig": "value_trainer",
-    "ValueTrainer": "value_trainer",
+    "ValueConfig": "value.trainer",
+    "ValueTrainer": "value.trainer",
     "add_linear_logp": "fused_head",
     "load_value_head": ".models.saved_value_heads",
     "pairs": "data",

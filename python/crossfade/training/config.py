@@ -234,7 +234,7 @@ def _dpo(s: Settings, data: Mapping[str, Any]) -> Any:
 
 def _value(s: Settings, data: Mapping[str, Any]) -> Any:
     from ..models.value_heads import value_model
-    from .value_trainer import ValueConfig, ValueTrainer
+    from .value.trainer import ValueConfig, ValueTrainer
 
     args = _arguments(ValueConfig, s)
     value = {"kind": "q", **s.value}

@@ -12,13 +12,13 @@ import torch
 import transformers
 from torch import Tensor
 
-from ..losses import cd_q, expected_value, fudge
-from ..models.saved_value_heads import load_into, save_value_head
-from ..models.value_heads import value_head
-from ..progress import progress_bar
-from ..terms import text_config, underlying
-from .value_data import IGNORED, Rollouts, collate
-from .value_learner import Base, Learner, adapted, check_trained, trained_in_backbone
+from ...hf import text_config, underlying
+from ...losses import cd_q, expected_value, fudge
+from ...models.saved_value_heads import load_into, save_value_head
+from ...models.value_heads import value_head
+from ...progress import progress_bar
+from .learner import Base, Learner, adapted, check_trained, trained_in_backbone
+from .rollouts import IGNORED, Rollouts, collate
 
 logger = logging.getLogger(__name__)
 CHUNK = 1 << 23  # numbers: tokens times vocabulary that are looked at at a time

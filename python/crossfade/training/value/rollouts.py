@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .. import reading
-from ..decoding.inputs import Prompts, encode
-from ..decoding.writing import Writing
-from ..weights import check_number
-from .fused_head import IGNORED
-from .rows import check_ids, check_message
+from ... import reading
+from ...decoding.inputs import Prompts, encode
+from ...decoding.writing import Writing
+from ...weights import check_number
+from ..fused_head import IGNORED
+from ..rows import check_ids, check_message
 
 logger = logging.getLogger(__name__)
 

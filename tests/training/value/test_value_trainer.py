@@ -13,11 +13,11 @@ import pytest
 import torch
 from crossfade.models.saved_value_heads import load_value_head
 from crossfade.models.value_heads import LowRankHead, value_head, value_model
-from crossfade.training.value_data import Rollouts, collate
-from crossfade.training.value_trainer import ValueConfig, ValueTrainer
+from crossfade.training.value.rollouts import Rollouts, collate
+from crossfade.training.value.trainer import ValueConfig, ValueTrainer
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "decoding"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "decoding"))
 
 from tiny_models import (
     EOS,
@@ -245,7 +245,7 @@ def test_kept_hidden_states_change_nothing(
 
 def test_expectations_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 3 tokens, and a base with a soft-cap, whose expectations are of capped logits."""
-    from crossfade.training import value_trainer
+    from crossfade.training.value import trainer as value_trainer
     from transformers import Gemma3ForCausalLM
 
     config = make("gemma3").config

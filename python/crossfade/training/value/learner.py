@@ -8,9 +8,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..extras import require
-from ..models.value_heads import shared_copy, token_values, value_head
-from ..terms import is_peft, text_config, underlying
+from ...extras import require
+from ...hf import is_peft, text_config, underlying
+from ...models.value_heads import shared_copy, token_values, value_head
 
 
 class Learner(nn.Module):
