@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 import torch
 from crossfade.decoding.group import Group
 from crossfade.training import data
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "decoding"))
 from tiny_models import EOS, make, make_tokenizer
 
 CHATS = [[{"role": "user", "content": f"the film was {w}"}] for w in ("great", "dull", "bright")]
