@@ -13,7 +13,7 @@ import tiny_models as tiny
 import trl
 from conftest import make
 from crossfade.training import KTOTrainer
-from crossfade.training.kl_pairs import CHUNK, mismatched, with_kl_responses
+from crossfade.training.trainers.kto import CHUNK, mismatched, with_kl_responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

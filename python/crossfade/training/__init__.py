@@ -15,18 +15,18 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .data import rollouts as rollouts
     from .data import values as values
     from .fused_head import add_linear_logp as add_linear_logp
-    from .trainers import DPOTrainer as DPOTrainer
-    from .trainers import KTOTrainer as KTOTrainer
-    from .trainers import SFTTrainer as SFTTrainer
+    from .trainers.dpo import DPOTrainer as DPOTrainer
+    from .trainers.kto import KTOTrainer as KTOTrainer
+    from .trainers.sft import SFTTrainer as SFTTrainer
     from .value.trainer import ValueConfig as ValueConfig
     from .value.trainer import ValueTrainer as ValueTrainer
 
 # The module that each public name comes from. It is imported when the name is first used, because
 # each needs other packages, TRL among them.
 _HOME = {
-    "DPOTrainer": "trainers",
-    "KTOTrainer": "trainers",
-    "SFTTrainer": "trainers",
+    "DPOTrainer": "trainers.dpo",
+    "KTOTrainer": "trainers.kto",
+    "SFTTrainer": "trainers.sft",
     "ValueConfig": "value.trainer",
     "ValueTrainer": "value.trainer",
     "add_linear_logp": "fused_head",

@@ -216,13 +216,13 @@ class _StopAtStep(TrainerCallback):
 
 
 def _sft(s: Settings, data: Mapping[str, Any]) -> Any:
-    from .trainers import SFTTrainer, trl
+    from .trainers.sft import SFTTrainer, trl
 
     return _trainer(SFTTrainer, s, data, _arguments(trl.SFTConfig, s), _load(s))
 
 
 def _dpo(s: Settings, data: Mapping[str, Any]) -> Any:
-    from .trainers import WITHOUT_REFERENCE, DPOTrainer, trl
+    from .trainers.dpo import WITHOUT_REFERENCE, DPOTrainer, trl
 
     args = _arguments(trl.DPOConfig, s)
     options: dict[str, Any] = {"loss": s.loss, "loss_options": s.loss_options}

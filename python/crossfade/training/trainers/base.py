@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from . import rows
-from .fused_head import class_with_logp, seated
+from .. import rows
+from ..fused_head import class_with_logp, seated
 
 
 @contextlib.contextmanager

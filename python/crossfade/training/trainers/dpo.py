@@ -1,123 +1,36 @@
-"""TRL's trainers with the log-probs of `linear_logp`: few logits are computed, in tiles.
-
-All that TRL documents of these classes holds: arguments, datasets, PEFT, references, metrics and
-checkpoints. Products of the head are float32, also under bfloat16 autocast.
-
-Besides TRL's formats, datasets may be of ids, with texts beside them or without: `prompt_ids` with
-`chosen_ids` and `rejected_ids`, or with `completion_ids`. They are trained on as they are: sampled
-tokens are not what their text would be encoded as, and nothing is put at their end.
-"""
+"""DPO by TRL's trainer, and with the pair losses of `crossfade.losses`."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import losses
-from ..extras import require
-from .fused_head import IGNORED
-from .kl_pairs import with_kl_responses
-from .pair_loss import WITHOUT_REFERENCE, WithMargins, beta_of, check_no_reference, pair_loss
-from .trainer_base import LogpTrainer, NoReference, are_ids, check_some, columns_of, listed
+from ... import losses
+from ...extras import require
+from ..fused_head import IGNORED
+from .base import LogpTrainer, NoReference, are_ids, check_some, columns_of, listed
 
 trl = require("trl", "train")
-
-
-class SFTTrainer(LogpTrainer, trl.SFTTrainer):  # type: ignore[name-defined]
-    """TRL's `SFTTrainer`, by `linear_logp`.
-
-    Datasets may have `prompt_ids` and `completion_ids`, or `input_ids` with a `completion_mask`:
-    the loss is of the completions, unless `completion_only_loss` is False. Where all weights are
-    trained on a CPU, the head takes three products a step and memory of twice its weight, see
-    `linear_logp(uniform=True)`.
-    """
-
-    _trls = trl.SFTTrainer
-    _kind = "sft"
-
-    def __init__(self, model: Any, args: Any = None, *rest: Any, **options: Any) -> None:
-        self._uniform = getattr(args, "loss_type", "nll") == "nll"
-        super().__init__(model, args, *rest, **options)
-
-    def _prepare_dataset(
-        self, dataset: Any, processing_class: Any, args: Any, *rest: Any, **options: Any
-    ) -> Any:
-        ids = are_ids("the dataset", dataset, ("prompt_ids", "completion_ids"))
-        columns = columns_of(dataset)
-        if not ids and not {"input_ids", "messages", "conversations"} & columns:
-            formatted = (rest[1] if len(rest) > 1 else options.get("formatting_func")) is not None
-            text = args.dataset_text_field in columns or {"prompt", "completion"} <= columns
-            if not formatted and not text:
-                raise ValueError(
-                    f"the dataset has the columns {listed(columns)}; it must have prompt and "
-                    f"completion, messages, {args.dataset_text_field}, prompt_ids and "
-                    "completion_ids, or input_ids"
-                )
-        mask = "input_ids" in columns and "completion_mask" in columns
-        if "labels" not in columns and (ids or mask):
-            if args.assistant_only_loss and "assistant_masks" not in columns:
-                raise ValueError(
-                    "args.assistant_only_loss is True, and the dataset is of ids without "
-                    "assistant_masks; it must be False"
-                )
-            every = args.completion_only_loss is False
-            dataset = dataset.map(functools.partial(_labelled, every=every))
-        return super()._prepare_dataset(dataset, processing_class, args, *rest, **options)
-
-
-def _labelled(row: Mapping[str, Any], every: bool) -> dict[str, list[int]]:
-    """`input_ids`, and `labels` of the completion alone or of every token."""
-    if "prompt_ids" in row:
-        ids = row["prompt_ids"] + row["completion_ids"]
-        counts = [0] * len(row["prompt_ids"]) + [1] * len(row["completion_ids"])
-    else:
-        ids, counts = row["input_ids"], row["completion_mask"]
-    assistant = row.get("assistant_masks", [1] * len(ids))
-    masks = zip(ids, counts, assistant, strict=True)
-    labels = [i if (every or c) and a else IGNORED for i, c, a in masks]
-    return {"input_ids": ids, "labels": labels}
-
-
-class KTOTrainer(LogpTrainer, trl.KTOTrainer):  # type: ignore[name-defined]
-    """TRL's `KTOTrainer`, by `linear_logp`.
-
-    Datasets may have `prompt_ids` and `completion_ids` besides `label`. The KL term's responses
-    answer other prompts, also where a batch has a prompt several times or a single row
-    (`training.kl_pairs`); where it has not, they are TRL's.
-    """
-
-    _trls = trl.KTOTrainer
-    _kind = "kto"
-
-    def _prepare_dataset(
-        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
-    ) -> Any:
-        name = f"the {dataset_name} dataset"
-        columns = columns_of(dataset)
-        if "chosen_ids" in columns and "completion_ids" not in columns:
-            raise ValueError(
-                f"{name} has chosen_ids; KTO is of single responses, it must have "
-                "completion_ids and label"
-            )
-        ids = are_ids(name, dataset, ("prompt_ids", "completion_ids"))
-        paired = {"chosen", "rejected"} <= columns
-        if not paired and not ("label" in columns and (ids or "completion" in columns)):
-            raise ValueError(
-                f"{name} has the columns {listed(columns)}; it must have prompt, completion and "
-                "label, prompt_ids, completion_ids and label, or chosen and rejected"
-            )
-        if not ids:
-            dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        elif args.max_length is not None:
-            dataset = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
-        check_some(name, dataset, args)
-        if not self.calculate_KL:
-            return dataset
-        return with_kl_responses(dataset, args.per_device_train_batch_size, name)
+PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {**losses.PAIR_LOSSES, "modpo": losses.modpo}
+WITHOUT_REFERENCE = ("orpo", "simpo")
+# of DPOConfig, what a loss of ours takes from its own options, or does without
+DPO_OPTIONS = (
+    "beta",
+    "discopop_tau",
+    "f_alpha_divergence_coef",
+    "f_divergence_type",
+    "label_smoothing",
+    "ld_alpha",
+    "loss_type",
+    "loss_weights",
+    "use_weighting",
+)
 
 
 class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
@@ -268,3 +181,73 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
             read = self.accelerator.gather_for_metrics(tokens).sum().item()
             self._total_train_tokens += read // self._tp_size
         kept["num_tokens"] = [self._total_train_tokens]
+
+
+@dataclasses.dataclass
+class WithMargins:
+    """A collator's batch, and the rows' margins ``[pairs, others]``."""
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator(rows)
+        counts = {len(row["margins"]) for row in rows}
+        if len(counts) > 1:
+            raise ValueError(f"margins has rows of {sorted(counts)} numbers; all must have as many")
+        return {**batch, "margins": torch.tensor([row["margins"] for row in rows]).float()}
+
+
+def pair_loss(
+    name: str | None, options: Mapping[str, Any] | None, args: Any
+) -> Callable[..., Tensor] | None:
+    """The loss with its options, after a look at whether they are its own."""
+    if name is None:
+        if options:
+            raise ValueError("loss_options is given, and loss is None; it must be a name")
+        return None
+    if name not in PAIR_LOSSES:
+        raise ValueError(f"loss is {name!r}; it must be among {', '.join(PAIR_LOSSES)}")
+    loss = PAIR_LOSSES[name]
+    options = dict(options or {})
+    known = [p for p in inspect.signature(loss).parameters if p not in ("pairs", "margins")]
+    for key in options:
+        if key not in known:
+            raise ValueError(f"loss_options has {key!r}; for {name} it may have {', '.join(known)}")
+    needed = ("weight", "other_weights") if name == "modpo" else ()
+    for key in needed:
+        if key not in options:
+            raise ValueError(f"loss_options has no {key!r}, which modpo must have")
+    if args is not None:
+        fields = {field.name: field for field in dataclasses.fields(args)}
+        for key in DPO_OPTIONS:
+            factory = fields[key].default_factory
+            plain = fields[key].default if factory is dataclasses.MISSING else factory()
+            if getattr(args, key) != plain:
+                raise ValueError(
+                    f"args.{key} is {getattr(args, key)!r}; with loss={name!r} it must be left at "
+                    "its default, and what the loss takes be in loss_options"
+                )
+    bound: Callable[..., Tensor] = functools.partial(loss, **options)
+    one = torch.zeros(1)
+    empty = losses.Pairs(one, one, one, one, one.long() + 1, one.long() + 1)
+    others = options.get("other_weights")
+    width = len(others) if isinstance(others, (list, tuple)) else 0
+    bound(empty, **({"margins": torch.zeros(1, width)} if name == "modpo" else {}))  # its checks
+    return bound
+
+
+def beta_of(name: str | None, options: Mapping[str, Any] | None) -> float:
+    """What a loss's rewards are of its log-ratios; 1 where it has no beta."""
+    if name is None:
+        return 1.0
+    beta = inspect.signature(PAIR_LOSSES[name]).parameters.get("beta")
+    return float((options or {}).get("beta", 1.0 if beta is None else beta.default))
+
+
+def check_no_reference(loss: str | None, ref_model: Any, args: Any) -> None:
+    given = {"ref_model": ref_model is not None}
+    for name in ("precompute_ref_log_probs", "sync_ref_model"):
+        given[f"args.{name}"] = args is not None and getattr(args, name)
+    for name, is_given in given.items():
+        if is_given:
+            raise ValueError(f"{name} is given; loss={loss!r} has no reference")

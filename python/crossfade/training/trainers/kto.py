@@ -1,7 +1,8 @@
-"""KTO's estimate of a divergence: each prompt of a batch with a response to another prompt.
+"""KTO by TRL's trainer, whose KL term is of responses to other prompts.
 
-The responses of a batch are, where that can be, those of its own rows in another order, as in the
-paper and in TRL, which moves them on by one. Here no row gets a response to its own prompt.
+KTO estimates a divergence from pairs of a prompt and a response to another prompt. The responses of
+a batch are, where that can be, those of its own rows in another order, as in the paper and in TRL,
+which moves them on by one. Here no row gets a response to its own prompt.
 
 Source: Ethayarajh et al., arXiv:2402.01306, section 4.1.
 """
@@ -12,9 +13,49 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from ..extras import require
+from ...extras import require
+from .base import LogpTrainer, are_ids, check_some, columns_of, listed
 
+trl = require("trl", "train")
 CHUNK = 64  # batches of a stream that are looked at together
+
+
+class KTOTrainer(LogpTrainer, trl.KTOTrainer):  # type: ignore[name-defined]
+    """TRL's `KTOTrainer`, by `linear_logp`.
+
+    Datasets may have `prompt_ids` and `completion_ids` besides `label`. The KL term's responses
+    answer other prompts, also where a batch has a prompt several times or a single row
+    (`with_kl_responses`); where it has not, they are TRL's.
+    """
+
+    _trls = trl.KTOTrainer
+    _kind = "kto"
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
+    ) -> Any:
+        name = f"the {dataset_name} dataset"
+        columns = columns_of(dataset)
+        if "chosen_ids" in columns and "completion_ids" not in columns:
+            raise ValueError(
+                f"{name} has chosen_ids; KTO is of single responses, it must have "
+                "completion_ids and label"
+            )
+        ids = are_ids(name, dataset, ("prompt_ids", "completion_ids"))
+        paired = {"chosen", "rejected"} <= columns
+        if not paired and not ("label" in columns and (ids or "completion" in columns)):
+            raise ValueError(
+                f"{name} has the columns {listed(columns)}; it must have prompt, completion and "
+                "label, prompt_ids, completion_ids and label, or chosen and rejected"
+            )
+        if not ids:
+            dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        elif args.max_length is not None:
+            dataset = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
+        check_some(name, dataset, args)
+        if not self.calculate_KL:
+            return dataset
+        return with_kl_responses(dataset, args.per_device_train_batch_size, name)
 
 
 def with_kl_responses(dataset: Any, size: int, name: str) -> Any:
