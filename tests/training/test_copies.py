@@ -18,43 +18,25 @@ import pytest
 import tiny_models as tiny
 import torch
 import transformers
-import trl
 from accelerate.hooks import ModelHook, add_hook_to_module
-from conftest import make, texts
-from crossfade.training import DPOTrainer, KTOTrainer, SFTTrainer, add_linear_logp, value_model
+from crossfade.training import add_linear_logp, value_model
 from crossfade.training.fused_head import class_with_logp, seated
+from trained_models import make, texts
+from trainer_runs import KINDS, OLD_NAMES, arguments
 
-KINDS: dict[str, Any] = {
-    "sft": (SFTTrainer, trl.SFTConfig),
-    "dpo": (DPOTrainer, trl.DPOConfig),
-    "kto": (KTOTrainer, trl.KTOConfig),
-}
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 PLAIN = transformers.LlamaForCausalLM
 
-# TRL 1.16 and PEFT say by the old names what Transformers 5.23 renamed
-pytestmark = pytest.mark.filterwarnings("ignore:.[a-z_.]*gradient_checkpointing:FutureWarning")
+pytestmark = OLD_NAMES
 
 
 def trainer(kind: str, model: Any, folder: Path, *, args: Any = (), **options: Any) -> Any:
-    given = {
-        "output_dir": str(folder),
-        "max_steps": 2,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "report_to": "none",
-        "save_strategy": "no",
-        "bf16": False,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
-    }
+    given = {"max_steps": 2, "per_device_train_batch_size": 2, **dict(args)}
     if kind != "sft" and "peft_config" not in options:
         options.setdefault("ref_model", make())
     return KINDS[kind][0](
         model,
-        args=KINDS[kind][1](**{**given, **dict(args)}),
+        args=arguments(kind, folder, **given),
         train_dataset=datasets.Dataset.from_list(texts(kind, 6)),
         processing_class=tiny.make_tokenizer(),
         **options,

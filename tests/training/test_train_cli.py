@@ -17,21 +17,13 @@ import tiny_models as tiny
 import torch
 import trl
 import yaml
-from conftest import make, texts
 from crossfade import cli
 from crossfade.models.saved_value_heads import ADAPTER_FILES
 from crossfade.training import DPOTrainer, SFTTrainer, checkpoints, config, load_value_head
 from safetensors.torch import load_file
+from trained_models import make, texts
 
 LORA = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("base")
-    make().save_pretrained(folder)
-    tiny.make_tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 def settings(base: str, folder: Path, kind: str = "dpo", **more: Any) -> dict[str, Any]:

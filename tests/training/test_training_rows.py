@@ -12,31 +12,22 @@ import pytest
 import tiny_models as tiny
 import trl
 import yaml
-from conftest import make, texts
 from crossfade import cli
-from crossfade.training import DPOTrainer, KTOTrainer, SFTTrainer, config, pairs, rows, values
+from crossfade.training import DPOTrainer, config, pairs, rows, values
 from crossfade.training.value.rollouts import Rollouts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trained_models import make, texts
+from trainer_runs import KINDS, OLD_NAMES, arguments
 
-pytestmark = pytest.mark.filterwarnings("ignore:.[a-z_.]*gradient_checkpointing:FutureWarning")
+pytestmark = OLD_NAMES
 
-KINDS = {
-    "sft": (SFTTrainer, trl.SFTConfig),
-    "dpo": (DPOTrainer, trl.DPOConfig),
-    "kto": (KTOTrainer, trl.KTOConfig),
-}
+SMALL = {"max_steps": 1, "per_device_train_batch_size": 2}
 CHAT = [{"role": "user", "content": "a"}]
 ANSWER = [{"role": "assistant", "content": "b"}]
 DPO = {"prompt": "a", "chosen": "b", "rejected": "c"}
 DPO_IDS = {"prompt_ids": [5], "chosen_ids": [6], "rejected_ids": [7]}
 VALUE = {"prompt_ids": [5], "completion_ids": [6], "reward": 1.0, "finished": True}
-
-
-def arguments(kind: str, folder: Path, **options: Any) -> Any:
-    plain = {"output_dir": str(folder), "max_steps": 1, "per_device_train_batch_size": 2}
-    plain |= {"report_to": "none", "bf16": False, "use_cpu": True, "disable_tqdm": True}
-    return KINDS[kind][1](**{**plain, "gradient_checkpointing": False, **options})
 
 
 def trainer(kind: str, folder: Path, data: Any, **options: Any) -> Any:
@@ -46,7 +37,7 @@ def trainer(kind: str, folder: Path, data: Any, **options: Any) -> Any:
             given[name] = options.pop(name)
     return KINDS[kind][0](
         make(),
-        args=arguments(kind, folder, **options),
+        args=arguments(kind, folder, **{**SMALL, **options}),
         train_dataset=data,
         processing_class=tiny.make_tokenizer(),
         **given,
@@ -54,14 +45,6 @@ def trainer(kind: str, folder: Path, data: Any, **options: Any) -> Any:
 
 
 # ---- Files -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("base")
-    make().save_pretrained(folder)
-    tiny.make_tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 BAD: dict[str, tuple[str, Any, str]] = {

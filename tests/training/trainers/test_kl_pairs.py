@@ -11,13 +11,14 @@ import datasets
 import pytest
 import tiny_models as tiny
 import trl
-from conftest import make
 from crossfade.training import KTOTrainer
 from crossfade.training.trainers.kto import CHUNK, mismatched, with_kl_responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trained_models import make
+from trainer_runs import OLD_NAMES
 
-pytestmark = pytest.mark.filterwarnings("ignore:.[a-z_.]*gradient_checkpointing:FutureWarning")
+pytestmark = OLD_NAMES
 
 
 def ids_of(prompts: Sequence[int]) -> list[dict[str, Any]]:
