@@ -15,10 +15,10 @@ from .. import reading
 from ..blend import as_blend
 from ..bulk import records
 from ..bulk.decode import decode
+from ..checks import check_number
 from ..decoding import Output
 from ..identity import run_id
 from ..progress import progress_bar
-from ..weights import check_number
 
 # arguments of `generate` that no row shows
 WITHOUT_EFFECT = {

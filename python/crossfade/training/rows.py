@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from .. import reading
+from ..checks import check_number
 from ..extras import require
-from ..weights import check_number
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids")
 LONGEST = 1 << 63  # ids are int64

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ... import reading
+from ...checks import check_number
 from ...decoding.inputs import Prompts, encode
 from ...decoding.writing import Writing
-from ...weights import check_number
 from ..fused_head import IGNORED
 from ..rows import check_ids, check_message
 
