@@ -1,16 +1,19 @@
-"""Losses: of preferences, small functions of log-probs wherever these come from, and of values.
+"""Losses that train language models on preferences, and value heads on rewards.
 
-Each gives one loss a pair (or a row), not reduced, so that means, sums and weights are the
-caller's. Log-probs are natural, summed over the tokens of a response. Below, ``s`` is the log-ratio
-``log pi - log pi_ref`` of a response, ``delta = s_chosen - s_rejected``, and ``l`` is the mean
-log-prob of a response's tokens.
+Each is a small function of log-probs or values, wherever these come from. It gives one loss for
+each pair (or row) and does not reduce them: means, sums and weights are up to the caller. A
+log-prob is a natural logarithm, summed over the tokens of a response. In the formulas ``s`` is the
+log-ratio ``log pi - log pi_ref`` of a response, ``delta`` is ``s_chosen - s_rejected``, and ``l``
+is the mean log-prob of the tokens of a response.
 
-Inputs may be float32, float64, bfloat16 or float16. All is computed in float32, or in float64 where
-an input has it, and so is the result. A sum of log-probs in bfloat16 has lost most of what a loss
-is after: sum in float32. No gradient goes to references, rewards or KL estimates.
+Inputs may be float32, float64, bfloat16 or float16. Losses are computed and returned in float32, or
+in float64 if an input is float64. Log-probs should be summed in float32: losses are about small
+differences of large sums, and a bfloat16 sum has rounded these away. No gradient goes to
+references, rewards or KL estimates.
 
-Hyperparameters are checked: a wrong one is a TypeError or a ValueError that names it, what it was
-and what it must be, and so is a tensor that does not fit. Contents of tensors are not looked at.
+A wrong hyperparameter, or a tensor of a wrong type, dtype, shape or device, is a TypeError or a
+ValueError that names the argument, what it was and what it must be. The numbers inside of tensors
+are not checked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What losses ask of their arguments, and the dtypes that they compute in."""
+"""Checks of the arguments of losses, and the dtypes that losses compute in."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ INTEGERS = (torch.int64, torch.int32)
 
 
 def wide(x: Tensor) -> Tensor:
+    """The tensor in the dtype that losses compute in: float64 stays, all others become float32."""
     return x if x.dtype is torch.float64 else x.float()
 
 
 def constant(x: Tensor) -> Tensor:
+    """The same of a tensor that no gradient goes to."""
     return wide(x.detach())
 
 
 def positive(name: str, x: Any) -> float:
+    """A finite number above 0, as a float."""
     number = check_number(name, x)
     if number <= 0:
         raise ValueError(f"{name} is {number}; it must be above 0")
@@ -29,6 +32,7 @@ def positive(name: str, x: Any) -> float:
 
 
 def not_negative(name: str, x: Any) -> float:
+    """A finite number that is 0 or more, as a float."""
     number = check_number(name, x)
     if number < 0:
         raise ValueError(f"{name} is {number}; it must be 0 or more")
@@ -36,6 +40,7 @@ def not_negative(name: str, x: Any) -> float:
 
 
 def smoothing(x: Any) -> float:
+    """A share of flipped labels. At one half the labels would say nothing any more."""
     number = check_number("label_smoothing", x)
     if not 0 <= number < 0.5:
         raise ValueError(f"label_smoothing is {number}; it must be within [0, 0.5)")
@@ -45,6 +50,7 @@ def smoothing(x: Any) -> float:
 def check_rows(
     name: str, x: Any, dtypes: tuple[torch.dtype, ...] = FLOATS, like: Tensor | None = None
 ) -> None:
+    """Require one entry a row: a tensor of one dimension, of the shape and device of `like`."""
     check_dtype(name, x, dtypes)
     if like is not None:
         check_place(name, x, tuple(like.shape), like)

@@ -1,4 +1,4 @@
-"""Losses of pairs of responses to one prompt, of which one is preferred."""
+"""Losses of pairs of responses to the same prompt, one of which is preferred to the other."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs of responses: what the policy and the reference make of them.
+    """Pairs of responses: how likely the policy and the reference find each.
 
     Args:
-        chosen, rejected: ``[pairs]`` log-probs under the policy.
-        ref_chosen, ref_rejected: ``[pairs]`` log-probs under the reference. Losses without one
-            (`orpo`, `simpo`) do not need them.
-        chosen_lengths, rejected_lengths: int64 or int32 ``[pairs]``, tokens of the responses, at
-            least 1. Losses of means (`ipo`, `orpo`, `simpo`) need them.
+        chosen, rejected: ``[pairs]`` log-probs of the responses under the policy.
+        ref_chosen, ref_rejected: ``[pairs]`` log-probs of the responses under the reference. Losses
+            that have no reference (`orpo`, `simpo`) do not need them.
+        chosen_lengths, rejected_lengths: int64 or int32 ``[pairs]``, how many tokens each response
+            has, at least 1. Only losses of mean log-probs (`ipo`, `orpo`, `simpo`) need them.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -94,7 +94,7 @@ class Pairs:
 
     @property
     def lengths(self) -> tuple[Tensor, Tensor]:
-        """Both lengths, for losses that must have them."""
+        """Lengths of the chosen and of the rejected responses, ``[pairs]`` each."""
         return self._needed("chosen_lengths"), self._needed("rejected_lengths")
 
     def _needed(self, name: str) -> Tensor:
@@ -107,8 +107,8 @@ def sigmoid(pairs: Pairs, beta: float = 0.1, label_smoothing: float = 0.0) -> Te
     """DPO: ``-(1 - eps) log sigmoid(beta delta) - eps log sigmoid(-beta delta)``.
 
     Args:
-        beta: strength of the KL penalty towards the reference.
-        label_smoothing: eps, the share of labels taken to be flipped, within [0, 0.5).
+        beta: the strength of the KL penalty that keeps the policy near the reference.
+        label_smoothing: eps, the share of labels that are assumed to be flipped, within [0, 0.5).
 
     Source: Rafailov et al., arXiv:2305.18290, eq. 7; the smoothing is Mitchell's conservative DPO.
     """
@@ -120,11 +120,12 @@ def sigmoid(pairs: Pairs, beta: float = 0.1, label_smoothing: float = 0.0) -> Te
 def ipo(pairs: Pairs, beta: float = 0.1) -> Tensor:
     """IPO: ``(s_chosen / len_chosen - s_rejected / len_rejected - 1 / (2 beta))^2``.
 
-    Per token, as its implementations have it; the paper's sums are lengths of 1. The margin that it
-    aims at is finite, so it does not push probabilities to 0 where labels never disagree.
+    Log-ratios are divided by lengths, as implementations of IPO do; with all lengths 1 the loss is
+    the paper's. It aims at a margin that is finite, so probabilities are not pushed to 0 even where
+    labels never disagree.
 
     Args:
-        beta: strength of the KL penalty, the paper's tau: the margin is ``1 / (2 beta)``.
+        beta: the strength of the KL penalty, the paper's tau. The margin is ``1 / (2 beta)``.
 
     Source: Azar et al., arXiv:2310.12036, eq. 17.
     """
@@ -137,7 +138,7 @@ def hinge(pairs: Pairs, beta: float = 0.1) -> Tensor:
     """Hinge: ``max(0, 1 - beta delta)``. At the kink the gradient is 0.
 
     Args:
-        beta: one over the margin at which a pair no longer counts.
+        beta: a pair no longer counts once its delta is ``1 / beta`` or more.
 
     Source: SLiC-HF, Zhao et al., arXiv:2305.10425; on log-ratios, Liu et al., arXiv:2309.06657.
     """
@@ -147,12 +148,13 @@ def hinge(pairs: Pairs, beta: float = 0.1) -> Tensor:
 def robust(pairs: Pairs, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
     """Robust DPO: ``((1 - eps) f(delta) - eps f(-delta)) / (1 - 2 eps)``, with f as below.
 
-    ``f(x) = -log sigmoid(beta x)`` is DPO's. Where labels are flipped at a rate of eps, the mean is
-    DPO's on the true ones. One pair's loss has no lower bound.
+    ``f(x) = -log sigmoid(beta x)`` is the loss of DPO. If a share eps of the labels is flipped at
+    random, the expected loss is that of DPO on the true labels. The loss of a single pair has no
+    lower bound.
 
     Args:
-        beta: strength of the KL penalty towards the reference.
-        label_smoothing: eps, the rate of flipped labels, within [0, 0.5).
+        beta: the strength of the KL penalty that keeps the policy near the reference.
+        label_smoothing: eps, the share of labels that are flipped, within [0, 0.5).
 
     Source: Chowdhury et al., arXiv:2403.00409.
     """
@@ -164,10 +166,11 @@ def robust(pairs: Pairs, beta: float = 0.1, label_smoothing: float = 0.0) -> Ten
 def apo_zero(pairs: Pairs, beta: float = 0.1) -> Tensor:
     """APO-zero: ``1 - sigmoid(beta s_chosen) + sigmoid(beta s_rejected)``.
 
-    For chosen responses better than the policy's own: they go up, the rejected ones down.
+    It is meant for chosen responses that are better than what the policy writes: it makes them more
+    likely, and the rejected ones less likely.
 
     Args:
-        beta: how soon a log-ratio saturates.
+        beta: the larger it is, the smaller the log-ratio at which the loss saturates.
 
     Source: D'Oosterlinck et al., arXiv:2408.06266, eq. 7.
     """
@@ -179,10 +182,11 @@ def apo_zero(pairs: Pairs, beta: float = 0.1) -> Tensor:
 def apo_down(pairs: Pairs, beta: float = 0.1) -> Tensor:
     """APO-down: ``sigmoid(beta s_chosen) + 1 - sigmoid(beta delta)``.
 
-    For chosen responses worse than the policy's own: both go down, the rejected ones further.
+    It is meant for chosen responses that are worse than what the policy writes: it makes both less
+    likely, the rejected ones more so.
 
     Args:
-        beta: how soon a log-ratio saturates.
+        beta: the larger it is, the smaller the log-ratio at which the loss saturates.
 
     Source: D'Oosterlinck et al., arXiv:2408.06266, eq. 8.
     """
@@ -193,11 +197,11 @@ def apo_down(pairs: Pairs, beta: float = 0.1) -> Tensor:
 def nca_pair(pairs: Pairs, beta: float = 0.1) -> Tensor:
     """NCA: ``-log sigmoid(a) - (log sigmoid(-a) + log sigmoid(-b)) / 2``, a and b as below.
 
-    ``a = beta s_chosen`` and ``b = beta s_rejected``. It aims at ``sigmoid(a) = 2/3``, which keeps
-    the chosen response's likelihood from falling along with the rejected one's.
+    ``a = beta s_chosen`` and ``b = beta s_rejected``. It aims at ``sigmoid(a) = 2/3``, so that the
+    chosen response does not become less likely along with the rejected one.
 
     Args:
-        beta: scale of the rewards, the paper's temperature alpha.
+        beta: the scale of the rewards, the paper's temperature alpha.
 
     Source: Chen et al., arXiv:2402.05369.
     """
@@ -209,12 +213,13 @@ def nca_pair(pairs: Pairs, beta: float = 0.1) -> Tensor:
 def exo_pair(pairs: Pairs, beta: float = 0.1, label_smoothing: float = 1e-3) -> Tensor:
     """EXO: the reverse KL divergence of ``(q, 1 - q)`` from the labels' ``(1 - eps, eps)``.
 
-    ``q (log q - log(1 - eps)) + (1 - q) (log(1 - q) - log eps)``, ``q = sigmoid(beta delta)``.
+    That is ``q (log q - log(1 - eps)) + (1 - q) (log(1 - q) - log eps)``, where q stands for
+    ``sigmoid(beta delta)``.
 
     Args:
-        beta: strength of the KL penalty towards the reference.
-        label_smoothing: eps, the share of labels taken to be flipped, within (0, 0.5): at 0 the
-            divergence is infinite. TRL takes 0 for 1e-3; here it is an error.
+        beta: the strength of the KL penalty that keeps the policy near the reference.
+        label_smoothing: eps, the share of labels that are assumed to be flipped, within (0, 0.5).
+            At 0 the divergence would be infinite: TRL reads 0 as 1e-3, here it is an error.
 
     Source: Ji et al., arXiv:2402.00856, eq. 16.
     """
@@ -222,7 +227,8 @@ def exo_pair(pairs: Pairs, beta: float = 0.1, label_smoothing: float = 1e-3) -> 
     if eps == 0:
         raise ValueError("label_smoothing is 0.0; it must be above 0, and below 0.5")
     x = positive("beta", beta) * pairs.delta
-    # as exp(log q), q and 1 - q have gradients that keep their digits where they round to 1
+    # q and 1 - q are written as exp(log q), because then gradients are precise even where one of
+    # the two rounds to 1
     log_q, log_not_q = F.logsigmoid(x), F.logsigmoid(-x)
     flipped = log_not_q.exp() * (log_not_q - math.log(eps))
     return log_q.exp() * (log_q - math.log1p(-eps)) + flipped
@@ -231,8 +237,10 @@ def exo_pair(pairs: Pairs, beta: float = 0.1, label_smoothing: float = 1e-3) -> 
 def sppo_hard(pairs: Pairs, beta: float = 0.1) -> Tensor:
     """SPPO with hard labels: ``(s_chosen - 1 / (2 beta))^2 + (s_rejected + 1 / (2 beta))^2``.
 
+    The reference is the policy of the iteration before.
+
     Args:
-        beta: one over the paper's step size eta; the reference is the last iteration's policy.
+        beta: one over the paper's step size eta.
 
     Source: Wu et al., arXiv:2405.00675.
     """
@@ -244,12 +252,13 @@ def sppo_hard(pairs: Pairs, beta: float = 0.1) -> Tensor:
 def orpo(pairs: Pairs, lam: float = 0.1) -> Tensor:
     """ORPO: ``-l_chosen - lam log sigmoid(o_chosen - o_rejected)``, ``o = l - log(1 - e^l)``.
 
-    The likelihood of the chosen response and, without a reference, the log odds ratio of the two.
-    Both are of a response's mean log-prob, as in the paper; TRL's likelihood counts the prompt too,
-    and its name for `lam` is beta. Odds stop where ``1 - e^l`` is within rounding of 0.
+    The first part makes the chosen response likely, the second makes its odds larger than those of
+    the rejected one. There is no reference. Both parts are of mean log-probs of responses, as in
+    the paper; in TRL the first part counts the prompt's tokens too, and `lam` is called beta. Where
+    ``1 - e^l`` would round to 0, the odds stop growing.
 
     Args:
-        lam: weight of the odds ratio.
+        lam: the weight of the second part.
 
     Source: Hong et al., arXiv:2403.07691, eq. 6.
     """
@@ -259,17 +268,18 @@ def orpo(pairs: Pairs, lam: float = 0.1) -> Tensor:
 
 
 def _log_odds(mean: Tensor) -> Tensor:
-    # expm1 has the digits near 0; far below it, log(1 - e^l) may lose its own beside a large l
+    # expm1 is precise near l = 0; far below it log(1 - e^l) is not, but is too small to matter there
     mean = mean.clamp(max=-torch.finfo(mean.dtype).eps)
     return mean - torch.log(-torch.expm1(mean))
 
 
 def simpo(pairs: Pairs, beta: float = 2.0, gamma: float = 1.0) -> Tensor:
-    """SimPO: ``-log sigmoid(beta (l_chosen - l_rejected) - gamma)``. No reference.
+    """SimPO: ``-log sigmoid(beta (l_chosen - l_rejected) - gamma)``. There is no reference.
 
     Args:
-        beta: scale of the mean log-probs; larger than DPO's, as these are not sums.
-        gamma: the margin that the chosen response must have, 0 or more.
+        beta: the scale of the mean log-probs. It is larger than in DPO, because means are smaller
+            than sums.
+        gamma: the margin by which the chosen response should lead, 0 or more.
 
     Source: Meng et al., arXiv:2405.14734, eq. 6.
     """
@@ -278,7 +288,8 @@ def simpo(pairs: Pairs, beta: float = 2.0, gamma: float = 1.0) -> Tensor:
     return -F.logsigmoid(beta * (chosen - rejected) - gamma)
 
 
-# Of pairs and numbers alone, by TRL's names: settings hold a loss's name, never its code.
+# The losses that take pairs and numbers alone, by the names that TRL has for them. A file of
+# settings names its loss, so that no code comes out of a file.
 PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {
     loss.__name__: loss
     for loss in (
@@ -306,15 +317,16 @@ def modpo(
 ) -> Tensor:
     """MODPO: ``-log sigmoid((beta delta - sum_i other_weights[i] margins[:, i]) / weight)``.
 
-    DPO on the preferences of one objective, in which rewards of the others are traded off. Weight 1
-    and no others is DPO.
+    It is DPO on the preferences of one objective, with the rewards of other objectives traded off
+    against it. With weight 1 and no other objectives it is DPO.
 
     Args:
-        margins: ``[pairs, others]``, by how much each other objective's reward is higher for the
+        margins: ``[pairs, others]``: how much higher the reward of each other objective is for the
             chosen response than for the rejected one.
-        weight: of the objective whose preferences the pairs are, above 0.
-        other_weights: of the others, 0 or more. The paper's weights sum to 1 with `weight`.
-        beta: strength of the KL penalty towards the reference.
+        weight: the weight of the objective that the preferences are of, above 0.
+        other_weights: the weights of the other objectives, 0 or more. In the paper they sum to 1
+            together with `weight`.
+        beta: the strength of the KL penalty that keeps the policy near the reference.
 
     Source: Zhou et al., arXiv:2310.03708.
     """

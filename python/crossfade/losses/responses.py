@@ -1,4 +1,4 @@
-"""Losses of single responses, labelled good or bad or simply to be imitated."""
+"""Losses of single responses, which are labelled good or bad, or are simply imitated."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ def kto(
 ) -> Tensor:
     """KTO, a loss of single responses that are labelled good or bad.
 
-    ``desirable_weight (1 - sigmoid(beta (s - z0)))`` where the label is True, else
-    ``undesirable_weight (1 - sigmoid(beta (z0 - s)))``.
+    It is ``desirable_weight (1 - sigmoid(beta (s - z0)))`` where the label is True, and
+    ``undesirable_weight (1 - sigmoid(beta (z0 - s)))`` where it is False.
 
     Args:
-        log_probs, ref_log_probs: ``[rows]`` under the policy and under the reference.
+        log_probs, ref_log_probs: ``[rows]`` log-probs under the policy and under the reference.
         labels: bool ``[rows]``, whether the response is desirable.
         z0: the estimate of the KL divergence that `kto_z0` makes, or 0 to leave it out.
-        beta: how soon a log-ratio saturates, in both directions: the aversion to risk.
-        desirable_weight, undesirable_weight: set them so that ``weight * rows`` of the two labels
-            is about equal.
+        beta: the larger it is, the smaller the log-ratio at which the loss saturates in either
+            direction. The paper reads it as an aversion to risk.
+        desirable_weight, undesirable_weight: should be set so that ``weight * rows`` is about equal
+            for the two labels.
 
     Returns:
         ``[rows]``.
@@ -66,8 +67,9 @@ def kto_z0(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
     """KTO's estimate of the KL divergence from the reference: ``max(0, mean(s))``, no gradient.
 
     Args:
-        log_probs, ref_log_probs: ``[rows]`` of mismatched pairs, prompts with the responses to
-            other prompts, at least one. Rows of all processes, gathered: the mean comes first.
+        log_probs, ref_log_probs: ``[rows]`` log-probs of mismatched pairs, each a prompt with a
+            response to another prompt. There must be at least one. Where several processes train,
+            the rows of all should be gathered first, as the mean comes before the maximum.
 
     Returns:
         ``[]``.
@@ -87,7 +89,7 @@ def sft(log_probs: Tensor) -> Tensor:
     The token-mean cross-entropy of a batch is ``sft(log_probs).sum() / lengths.sum()``.
 
     Args:
-        log_probs: ``[rows]`` under the policy.
+        log_probs: ``[rows]`` log-probs under the policy.
 
     Returns:
         ``[rows]``.

@@ -1,4 +1,4 @@
-"""Losses that train value heads, of the values of a response's tokens and its reward."""
+"""Losses that train value heads: of the values at the tokens of a response, and its reward."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ __all__ = ["cd_q", "expected_value", "fudge"]
 def fudge(values: Tensor, rewards: Tensor, lengths: Tensor) -> Tensor:
     """CD-FUDGE: ``sum_t (V_t - r)^2 / 2`` of a response that the base wrote.
 
-    ``V_t`` is the value of its first t tokens and r the reward of all of it. The values of a
-    beginning that go with the least loss are the mean reward of what the base makes of it.
+    ``V_t`` is the value of the first t tokens of the response and r the reward of all of it. The
+    loss is least when the value of every beginning is the mean reward of the responses that the
+    base makes of it.
 
     Args:
-        values: ``[rows, T]``, of each token's beginning, the token itself included.
-        rewards: ``[rows]``.
-        lengths: int64 or int32 ``[rows]``, within [1, T]: later values are padding.
+        values: ``[rows, T]``: entry t is the value of the response up to token t, token t included.
+        rewards: ``[rows]``, one for each response.
+        lengths: int64 or int32 ``[rows]``, how many tokens each response has, within [1, T]. Values
+            past a response's length are padding.
 
     Returns:
         ``[rows]``.
@@ -34,15 +36,17 @@ def fudge(values: Tensor, rewards: Tensor, lengths: Tensor) -> Tensor:
 
 
 def cd_q(values: Tensor, expected: Tensor, rewards: Tensor, lengths: Tensor) -> Tensor:
-    """CD-Q: ``sum_t (V_t - target_t)^2 / 2``, the target the value of one more token of the base.
+    """CD-Q: ``sum_t (V_t - target_t)^2 / 2``: a value learns from the value one token later.
 
-    ``target_t = sum_z p_base(z | y_1 .. y_t) V(y_1 .. y_t, z)``, and the reward at the last token,
-    which is EOS. No gradient goes to targets.
+    The target is what the base can expect of its next token,
+    ``target_t = sum_z p_base(z | y_1 .. y_t) V(y_1 .. y_t, z)``. At the last token, which is EOS,
+    it is the reward. No gradient goes to targets.
 
     Args:
-        values, rewards, lengths: as in `fudge`, of responses that ended.
-        expected: ``[rows, T]``: the targets before the last token, by `expected_value` of a Q-head,
-            or the value after a sampled next token. Those from the last token on are not read.
+        values, rewards, lengths: as in `fudge`, of responses that ended by themselves.
+        expected: ``[rows, T]``: the targets of the tokens before the last one, either from
+            `expected_value` of a Q-head or the value after the next token that was sampled. Entries
+            from the last token on are not read.
 
     Returns:
         ``[rows]``.
@@ -58,11 +62,11 @@ def cd_q(values: Tensor, expected: Tensor, rewards: Tensor, lengths: Tensor) -> 
 
 
 def expected_value(logits: Tensor, q: Tensor) -> Tensor:
-    """``sum_z softmax(logits)[z] q[z]``: what a Q-head expects of the next token.
+    """``sum_z softmax(logits)[z] q[z]``: the mean of q over the next tokens of the base.
 
     Args:
-        logits: ``[..., V]`` of the base; -inf removes a token, whatever its value.
-        q: ``[..., V]`` of the Q-head at the same position.
+        logits: ``[..., V]`` of the base. A token with -inf is left out, whatever its value.
+        q: ``[..., V]``, the values that the Q-head gives at the same position.
 
     Returns:
         ``[...]``.
@@ -78,7 +82,7 @@ def expected_value(logits: Tensor, q: Tensor) -> Tensor:
 
 def _half_squares(values: Tensor, target: Tensor, lengths: Tensor) -> Tensor:
     inside = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
-    # before the square: padding may be NaN, and has no gradient
+    # padding may be NaN, so it is masked before the square and not after it
     return 0.5 * (values - target).masked_fill(~inside, 0.0).square().sum(dim=1)
 
 
