@@ -268,7 +268,7 @@ def orpo(pairs: Pairs, lam: float = 0.1) -> Tensor:
 
 
 def _log_odds(mean: Tensor) -> Tensor:
-    # expm1 is precise near l = 0; far below it log(1 - e^l) is not, but is too small to matter there
+    # expm1 is precise near l = 0. Far below 0 log(1 - e^l) is not, but too small to matter.
     mean = mean.clamp(max=-torch.finfo(mean.dtype).eps)
     return mean - torch.log(-torch.expm1(mean))
 

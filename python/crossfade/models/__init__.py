@@ -22,7 +22,8 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .small_model import smollm2 as smollm2
     from .small_model import verify as verify
 
-# Imported at their first use: most of the package needs to look into models and not to load them.
+# The module that each public name comes from. It is imported when the name is first used: most of
+# crossfade looks into models that are there and loads none.
 _HOME = {
     "GUIDES": "small_model",
     "HUB_ID": "small_model",

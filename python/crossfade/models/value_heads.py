@@ -1,9 +1,9 @@
-"""Value heads over a language model's hidden states: made, and read at tokens.
+"""Value heads over the hidden states of a language model.
 
-With ``h_t`` the last hidden state after token ``y_t`` of a response, a *Q-head* gives one number
-for each next token, and ``V(x, y_1 .. y_t) = head(h_{t-1})[y_t]``; a *scalar head* gives one
-number, and ``V(x, y_1 .. y_t) = head(h_t)``. `value_model` is a causal LM whose output embeddings
-are the head: what `crossfade.ValueHead` takes.
+Let ``h_t`` be the last hidden state after token ``y_t`` of a response. A *Q-head* gives a number
+for each token that may come next, and ``V(x, y_1 .. y_t) = head(h_{t-1})[y_t]``. A *scalar head*
+gives one number, and ``V(x, y_1 .. y_t) = head(h_t)``. A value model, which `value_model` makes and
+`crossfade.ValueHead` takes, is a causal LM that has the head in the place of its output embeddings.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class LowRankHead(nn.Module):
     """A Q-head of rank r: ``(h A^T) B^T`` in float32, whatever the dtype of ``h [..., H]``.
 
-    A is random and B zero at first, as in LoRA, so that all values are 0. Both are parameters and
-    not layers: adapters for "all linear layers" leave them alone.
+    At first A is random and B is zero, as in LoRA, so that all values are 0. Both are parameters
+    and not layers, so that PEFT's adapters for "all linear layers" leave them alone.
 
     Attributes:
         a, b: A ``[r, H]`` and B ``[V, r]``.
@@ -38,14 +38,14 @@ class LowRankHead(nn.Module):
         self.a = nn.Parameter(torch.randn(rank, hidden, dtype=torch.float32).to(dtype))
         self.b = nn.Parameter(torch.zeros(vocabulary, rank, dtype=dtype))
         with torch.no_grad():
-            self.a.mul_(hidden**-0.5)  # h A^T is then of h's own scale
+            self.a.mul_(hidden**-0.5)  # entries of h A^T are then about as large as those of h
 
     def forward(self, hidden: Tensor) -> Tensor:
         return F.linear(F.linear(hidden.float(), self.a.float()), self.b.float())
 
 
 class WideLinear(nn.Linear):
-    """A linear layer in its own dtype over hidden states of another, with float32 outputs."""
+    """A linear layer that takes inputs of any dtype and gives float32, whatever its own dtype."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.to(self.weight.dtype)).float()
@@ -56,31 +56,33 @@ def value_model(
 ) -> Any:
     """A value head over a model's hidden states, for `crossfade.ValueHead` and `ValueTrainer`.
 
-    It has modules and a config of its own over the *storage* of `base`'s weights: nothing of the
-    backbone is copied, and what is done to it (training the head, an adapter, another dtype or
-    device) leaves `base` as it is. Only the head requires a gradient. All values are 0 at first:
-    a full or scalar head is zero. A token that no rollout has keeps a value of about 0, so rewards
-    should be centred around 0 (their mean taken off) where a Q-head steers each token.
+    The value model has modules and a config of its own, but they hold the very weights of `base`:
+    nothing of the backbone is copied. What is done to the value model (its head is trained, an
+    adapter is added, it gets another dtype or device) leaves `base` as it is. Only the head
+    requires a gradient. At first all values are 0. A Q-head's value of a token that no rollout has
+    stays about 0, so where a Q-head steers each token, rewards should be centred: take their mean
+    off.
 
     Args:
-        base: a causal LM. Its hidden states must go to its head, and the logits out, as they are;
-            a soft-cap or scale of logits that the config holds is left out of the value model.
-        kind: "q", one number for each next token, or "scalar", one number.
-        rank: of a Q-head: None is the full ``Linear(H, V, bias=False)``, r is `LowRankHead`.
-        dtype: of the head, whatever the backbone's.
+        base: a causal LM, which must not compute anything between its backbone, its head and its
+            logits. Only a soft-cap or scale that its config tells of may be there: the value model
+            has none.
+        kind: "q", a number for each next token, or "scalar", one number.
+        rank: None for a full Q-head, ``Linear(H, V, bias=False)``, or the rank of a `LowRankHead`.
+        dtype: of the head; the backbone keeps its own.
 
     Returns:
-        A model of `base`'s class. Its outputs are float32, or the backbone's dtype where the
-        head's is the same and the head a plain layer.
+        A model of the class of `base`. Its outputs are float32; if the head is a plain layer of the
+        backbone's dtype, they are of that dtype.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be. A model with
             PEFT adapters is refused: merge one first (``merge_and_unload``).
-        NotImplementedError: as in `crossfade.Model`, or the model computes something between its
-            hidden states, head and logits.
+        NotImplementedError: `crossfade.Model` would refuse the model too, or it computes something
+            between its backbone, its head and its logits.
 
-    Source: Q-heads and their training, Mudgal et al., arXiv:2310.17022; the full head as an
-    explicit value, Liu et al., arXiv:2409.17819.
+    Source: Q-heads and how they are trained, Mudgal et al., arXiv:2310.17022; a full head as the
+    explicit value of a blend, Liu et al., arXiv:2409.17819.
     """
     check_language_model(base, head=True)
     if is_peft(base) or hasattr(base, "peft_config"):
@@ -120,34 +122,35 @@ def value_model(
     if rank is not None:
         head = LowRankHead(hidden, vocabulary, rank, dtype)
     else:
-        # a plain layer is what the engine's kernels take, but it needs its input's dtype
+        # the engine's kernels take plain layers alone, and these need inputs of their own dtype
         layer = nn.Linear if own.weight.dtype is dtype else WideLinear
         outputs, bias = (1, True) if kind == "scalar" else (vocabulary, False)
         head = layer(hidden, outputs, bias, dtype=dtype)
         for parameter in head.parameters():
             nn.init.zeros_(parameter)
     model.set_output_embeddings(head.to(own.weight.device).train(model.training))
-    model.all_tied_weights_keys = {}  # the head is tied to nothing
+    model.all_tied_weights_keys = {}  # the new head is tied to no other weight
     model.value_kind = kind
     _check_head_is_last(model)
     return model
 
 
 def shared_copy(model: Any) -> Any:
-    """Modules and a config of its own, over the storage of a model's parameters, all frozen."""
+    """A copy of a model's modules and config that holds the model's own weights, all frozen."""
     shared: dict[int, Any] = {id(b): b for b in model.buffers()}
     for p in model.parameters():
-        # a Parameter of its own, so that .to() and requires_grad_() are seen by one side alone
+        # another Parameter over the same storage: .to() and requires_grad_() change only one of
+        # them
         plain = type(p) is nn.Parameter
         shared[id(p)] = nn.Parameter(p.detach(), requires_grad=False) if plain else p
     return copy.deepcopy(model, shared)
 
 
 def value_head(model: Any) -> Any:
-    """The head of a value model, also of one inside a PEFT model.
+    """The head of a value model, or of the value model inside a PEFT model.
 
     Raises:
-        TypeError: it is no value model.
+        TypeError: `model` is no value model.
     """
     bare: Any = underlying(model) if isinstance(model, nn.Module) else None
     if getattr(bare, "value_kind", None) not in KINDS:
@@ -159,12 +162,13 @@ def value_head(model: Any) -> Any:
 
 
 def token_values(head: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """Values of tokens, without those of all others.
+    """The values of some tokens; a Q-head's values of all other tokens are not computed.
 
     Args:
-        head: of a value model.
-        hidden: ``[..., H]``: for a Q-head the state before each token, for a scalar head after it.
-        tokens: int64 ``[...]``, of which a scalar head takes no notice.
+        head: the head of a value model.
+        hidden: ``[..., H]``, for a Q-head the hidden state before each token, for a scalar head the
+            one after it.
+        tokens: int64 ``[...]``. A scalar head does not need them and ignores them.
 
     Returns:
         float32 ``[...]``.
@@ -180,7 +184,7 @@ def token_values(head: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _check_head_is_last(model: Any) -> None:
-    """That the head reads the backbone's output and gives the logits, on one token."""
+    """Check on one token that the head reads the backbone's output and its own output is logits."""
     found = after_head(model)
     if not (found.reads == 1 and found.is_nothing):
         raise NotImplementedError(
