@@ -32,6 +32,7 @@ models
 blends
 search
 presets
+loading
 decoding.forms decoding.memory decoding.streaming decoding.output
 decoding.inputs
 decoding.writing decoding.settings decoding.ends decoding.members
@@ -47,7 +48,6 @@ decoding.generation decoding.hook decoding.scoring
 decoding
 bulk
 training
-loading
 cli
 __main__
 """

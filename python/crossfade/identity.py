@@ -1,18 +1,19 @@
-"""What identifies a run: a hash of all that decides its tokens, the same in every process.
+"""The identity of a run: a hash of all that decides its tokens, the same in every process.
 
-A file of results is gone on with only by the run that began it, and this is the one place that says
-which run that is. What counts:
+Only the run that began a file of results may go on with it. Which run that is, is said here and
+nowhere else. The hash depends on
 
-- the blend and the search: their formulas, names, prompts and settings; of each model its class,
-  config, saved generation settings, adapters, hooks and every byte of its weights; of each
-  tokenizer its vocabulary, rules and chat template;
-- the settings that `generate` was called with, as they were given, and the seed;
-- functions: their compiled code, defaults, and the values that they close over or read from their
-  module. Code that is installed as a package counts by its name, so that its update is no new run;
-- the version of crossfade, whose loops and noise draw the tokens.
+- the blend and the search: their formulas, names, prompts and settings; of each model the class,
+  config, saved generation settings, adapters, hooks and every byte of the weights; of each
+  tokenizer the vocabulary, rules and chat template;
+- the seed, and the settings that `generate` was called with, as they were given;
+- functions: their compiled code, their defaults, and the values that they close over or read from
+  their module. A function of an installed package counts by its name, so that an update of the
+  package does not make a new run;
+- the version of crossfade, because its loops and its noise draw the tokens.
 
-What does not: where a model was loaded from, the device, the batch size, and versions of other
-packages, which move the rounding of numbers alone.
+It does not depend on where a model was loaded from, the device, the batch size, or the versions of
+other packages, which change no more than the rounding of numbers.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 CHUNK = 1 << 26  # bytes of a tensor that are copied from a device at a time
-# of configs: where a model was saved and how it runs, not what it computes
+# Keys of configs that say where a model was saved or how it runs, and not what it computes.
 PLACES = {
     *("transformers_version", "_name_or_path", "name_or_path", "dtype", "torch_dtype"),
     *(
@@ -48,16 +49,16 @@ PLACES = {
     ),
     *("base_model_name_or_path", "revision", "inference_mode"),  # PEFT's
 }
-# state of PEFT's layers that is in no tensor
+# Attributes of PEFT's layers that change what these compute and are not tensors.
 LAYER_STATE = ("scaling", "active_adapters", "merged_adapters", "disable_adapters")
 
 
 def run_id(**parts: Any) -> str:
-    """A hash of a run's parts, such as its blend, seed and settings.
+    """The hash of a run that is made of some parts, such as its blend, seed and settings.
 
     Raises:
-        TypeError: a part holds something of which no process can tell whether another holds the
-            same, such as an open file; names the part.
+        TypeError: a part holds something that cannot be compared between processes, such as an open
+            file; names the part.
         ValueError: a model has weights without data, on the "meta" device.
     """
     describer = _Describer()
@@ -71,10 +72,10 @@ class _Describer:
     def __init__(self) -> None:
         self.done: dict[int, str] = {}
         self.under_way: list[int] = []
-        self.hashes: dict[
-            Any, str
-        ] = {}  # of tensors' bytes, by where they are: heads share weights
-        self.kept: list[Any] = []  # what was described, so that nothing else gets its id or memory
+        # hashes of tensors' bytes by their place in memory, as models may share weights
+        self.hashes: dict[Any, str] = {}
+        # all objects that were described: while they live, nothing else has their id or memory
+        self.kept: list[Any] = []
 
     def of(self, x: Any, where: str) -> Any:
         if x is None or (isinstance(x, (bool, int, float, str)) and not isinstance(x, enum.Enum)):
@@ -140,13 +141,13 @@ class _Describer:
         return self._reduced(x, where)
 
     def _reduced(self, x: Any, where: str) -> Any:
-        """By what pickle would save of it, without pickling."""
+        """Describe an object by what pickle would save of it; nothing is pickled."""
         try:
             reduced = x.__reduce_ex__(4)
         except Exception:
             raise _unknown(where, x) from None
         if isinstance(reduced, str):
-            wrapped = getattr(x, "__wrapped__", None)  # by functools.cache
+            wrapped = getattr(x, "__wrapped__", None)  # the function inside functools.cache
             return ["global", _name(type(x)), reduced, self.of(wrapped, where)]
         make, arguments, *rest = reduced
         state, items, pairs = (*rest, None, None, None)[:3]
@@ -174,7 +175,7 @@ class _Describer:
             state = {
                 key: getattr(module, key)
                 for key in LAYER_STATE
-                if "merged_adapters" in vars(module) and hasattr(module, key)  # PEFT's layers
+                if "merged_adapters" in vars(module) and hasattr(module, key)  # only PEFT's layers
             }
             hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
             if state or hooks:
@@ -182,7 +183,7 @@ class _Describer:
         return [self.of(type(model), where), weights, settings, layers]
 
     def _tensor(self, x: Tensor, where: str) -> Any:
-        """The dtype, shape and bytes of a tensor, on whichever device it is."""
+        """Describe a tensor by its dtype, shape and bytes, and not by its device."""
         if x.is_meta:
             raise ValueError(
                 f"{where} is a tensor without data, on the device meta; it must be loaded"
@@ -196,14 +197,18 @@ class _Describer:
                 for part in data.split(CHUNK):
                     digest.update(part.cpu().numpy())
                 self.hashes[place] = digest.hexdigest()
-        except (RuntimeError, TypeError, NotImplementedError):  # of a kind without plain bytes
+        except (
+            RuntimeError,
+            TypeError,
+            NotImplementedError,
+        ):  # this kind of tensor has no plain bytes
             raise _unknown(where, x) from None
         return [*form, self.hashes[place]]
 
     def _tokenizer(self, tokenizer: Any, where: str) -> Any:
         core = getattr(tokenizer, "backend_tokenizer", None)
         if core is not None:
-            # what stands before is the padding and truncation that the last call left behind
+            # before "added_tokens" stand padding and truncation, as the last call left them
             rules: Any = core.to_str().partition('"added_tokens"')[1:]
         else:
             rules = tokenizer.get_vocab()
@@ -227,7 +232,11 @@ class _Describer:
         ]
 
     def _globals(self, fn: types.FunctionType, where: str) -> Any:
-        """What a function reads from its module: plain data, and functions and classes of it."""
+        """Describe the names of its module that a function uses.
+
+        Plain data, and functions and classes of the same module, are described by what they hold;
+        everything else by its name.
+        """
         found = {}
         for name in sorted(_global_names(fn.__code__) & fn.__globals__.keys()):
             x = fn.__globals__[name]
@@ -251,7 +260,7 @@ class _Describer:
             if isinstance(x, types.FunctionType):
                 try:
                     described[key] = self.of(x, f"{key} of {where}")
-                except TypeError:  # a decorator closes over anything; its code is known at least
+                except TypeError:  # it closes over what cannot be compared; its code can
                     described[key] = self.of(x.__code__, where)
             elif _is_plain(x):
                 described[key] = self.of(x, f"{key} of {where}")
@@ -281,7 +290,7 @@ def _name(x: Any) -> str:
 def _cell(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # a variable that is not set yet
+    except ValueError:  # the variable has not been set yet
         return "empty cell"
 
 
@@ -307,7 +316,7 @@ def _global_names(code: types.CodeType) -> set[str]:
 
 
 def _is_global(fn: Any) -> bool:
-    """Whether a function is what its module has under its name."""
+    """Whether a function can be found in its module by its name, and is not a local one."""
     found: Any = sys.modules.get(fn.__module__)
     for name in fn.__qualname__.split("."):
         found = getattr(found, name, None)
@@ -316,7 +325,7 @@ def _is_global(fn: Any) -> bool:
 
 @functools.cache
 def _is_installed(module: str | None) -> bool:
-    """Whether code is of crossfade, of Python itself, or of an installed package."""
+    """Whether a module belongs to crossfade, to Python itself, or to an installed package."""
     top = (module or "").partition(".")[0]
     if top == "crossfade" or top in sys.builtin_module_names:
         return True

@@ -23,7 +23,13 @@ from .values import ValueSum, formula_value
 
 @dataclass(frozen=True)
 class Spec:
-    """``NAME=PATH`` or ``NAME=PATH@GUIDE``."""
+    """What an option ``--model`` says: ``NAME=PATH`` or ``NAME=PATH@GUIDE``.
+
+    Attributes:
+        name: the term's name in formulas.
+        path: the model: a folder, an id on the Hugging Face hub, or "smollm2".
+        guide: the folder of an adapter or value head over the model, or None.
+    """
 
     name: str
     path: str
@@ -31,6 +37,7 @@ class Spec:
 
     @classmethod
     def read(cls, text: str, default_name: str | None = None) -> Spec:
+        """Read the text of an option. `default_name` is the name if the text has none."""
         name, equals, path = text.partition("=")
         if not equals:
             if default_name is None:
@@ -49,7 +56,7 @@ class Spec:
 
 
 def _parted(path: str) -> tuple[str, str | None]:
-    """What stands before and after the @ of a guide; a folder's name may have an @ too."""
+    """The texts before and after the @ of a guide. Names of folders may contain an @ as well."""
     if "@" not in path or os.path.exists(os.path.expanduser(path)):
         return path, None
     places = [i for i, character in enumerate(path) if character == "@"]
@@ -59,7 +66,7 @@ def _parted(path: str) -> tuple[str, str | None]:
 
 
 def _guide_folder(guide: str) -> Path:
-    """Of an adapter or a value head, or by the name of one that ships."""
+    """The folder of a guide, which is given as a path or as the name of one that ships."""
     folder = Path(guide).expanduser()
     if guide in models.GUIDES and not folder.is_dir():
         return models.guide(guide)
@@ -83,7 +90,17 @@ def load_blend(
     device: str = "cpu",
     dtype: str = "auto",
 ) -> tuple[Blend, ValueSum | None]:
-    """The blend and value that the options of these names say. Terms of a path share its weights.
+    """The blend and the value that options of the command line describe.
+
+    Terms over the same path share one model.
+
+    Args:
+        model: each ``NAME=PATH`` or ``NAME=PATH@GUIDE``, or a single ``PATH``.
+        blend: a formula of these names; None if there is a single model.
+        system: each ``NAME=TEXT``, the system prompt of a term.
+        value: a formula of the value that searches ask, or None.
+        device: where the models go.
+        dtype: of the models, or "auto" for what they were saved in.
 
     Raises:
         ValueError: an option is malformed or does not fit the others. OSError: a model or adapter
@@ -115,7 +132,7 @@ def load_blend(
 
 
 class _Unloaded(nn.Module):
-    """Stands for a model in a formula that is read before the model is loaded."""
+    """Takes the place of a model in a formula that is checked before the model is loaded."""
 
     config = SimpleNamespace()
 
@@ -124,7 +141,7 @@ class _Unloaded(nn.Module):
 
 
 def _check_formulas(formulas: dict[str, str | None], specs: Sequence[Spec]) -> None:
-    """What is wrong with formulas, said before models are loaded for minutes."""
+    """Raise errors of formulas now, before models are loaded, which may take minutes."""
     given = {option: formula for option, formula in formulas.items() if formula is not None}
     terms = {s.name: (ValueHead if s.is_value_head else Model)(_Unloaded()) for s in specs}
     for formula in given.values():
@@ -147,14 +164,14 @@ def _system(text: str, names: Sequence[str]) -> tuple[str, str]:
 
 
 def _terms(path: str, specs: Sequence[Spec], device: str, dtype: str) -> dict[str, Any]:
-    """The terms over one model: as it is, or with adapters and value heads over its weights."""
+    """All terms over one model: the model as it is, with adapters, and value heads over it."""
     loaded: Any
     loaded, tokenizer = models.load(
         models.folder_of(path), device, dtype if dtype == "auto" else getattr(torch, dtype)
     )
     terms: dict[str, Any] = {}
     heads = [spec for spec in specs if spec.is_value_head]
-    for spec in heads:  # first: PEFT changes the model that it wraps
+    for spec in heads:  # before adapters, because PEFT changes the model that it wraps
         head = saved_value_heads.load_value_head(str(spec.guide), loaded)
         terms[spec.name] = ValueHead(head, tokenizer=tokenizer)
     others = [spec for spec in specs if spec not in heads]

@@ -1,7 +1,8 @@
-"""Saved models and tokenizers: whole, of safetensors alone, and never code or pickles.
+"""Saved models and tokenizers, read safely: from safetensors alone, never from pickles or code.
 
-What is given as a path is read from the disk, and nothing is asked of the network for it. An id on
-the Hugging Face hub is brought to the disk first, without pickles, and then read in the same way.
+A model that lacks a weight is refused. A path is read from the disk, and the network is not asked
+for anything. An id on the Hugging Face hub is first downloaded to the disk, without pickles, and
+then read in the same way.
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ GENERATION = "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FROM_DISK: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-# classes whose weights are no language model's, even where none is missing for one
+# Classes of models that are no language models, even if they have all weights of one.
 CLASSIFIER = re.compile(r"For\w*(Classification|QuestionAnswering|MultipleChoice)$")
 
 
 def folder_of(name: str | os.PathLike[str]) -> Path:
-    """The folder of a saved model, given as a path or as an id on the Hugging Face hub.
+    """The folder of a saved model that is named by its path, or by its id on the Hugging Face hub.
 
-    It is taken for an id, ``owner/name``, only if it is a str and there is no folder `owner` here.
+    A name is taken for an id, ``owner/name``, only if it is a str and there is no folder `owner`
+    here; every other name is a path.
 
     Raises:
-        OSError: there is no such model; FileNotFoundError where it was taken for a path.
+        OSError: there is no such model: a FileNotFoundError if the name was taken for a path.
     """
     folder = expanded(name)
     if folder.is_dir():
@@ -61,16 +63,19 @@ def folder_of(name: str | os.PathLike[str]) -> Path:
 
 
 def download(hub_id: str) -> Path:
-    """The folder of a model in the local Hugging Face cache, brought up to date if possible.
+    """The folder of a model in the local Hugging Face cache, downloaded or updated if possible.
 
-    `HF_HUB_OFFLINE` is respected; without a network it fails at once. Pickles are left out.
+    `HF_HUB_OFFLINE` is respected. Files of pickled weights are not downloaded.
+
+    Raises:
+        OSError: the model is not in the cache and cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
     kept = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=kept, etag_timeout=5))
-    except Exception as error:  # the hub's client raises many kinds, and all mean: not here
+    except Exception as error:  # the hub's client raises errors of many kinds
         reason = str(error).strip().splitlines() or [""]
         raise OSError(
             f"{hub_id} is not in the local Hugging Face cache and could not be downloaded "
@@ -83,14 +88,19 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str = torch.float32,
 ) -> tuple[Any, Any]:
-    """A causal LM saved as safetensors, in eval mode, and its tokenizer, padding on the left.
+    """A saved causal LM in eval mode, and its tokenizer, which pads on the left.
 
-    Pickled weights and code that comes with a model are refused, and so are weights that are not
-    whole. `folder` may be an id on the Hugging Face hub; what is a path is read from the disk.
+    The weights must be whole, and saved as safetensors: pickled weights are refused, and so is code
+    that comes with a model.
+
+    Args:
+        folder: the model's path, or its id on the Hugging Face hub.
+        device: where the model goes; None leaves it on the CPU.
+        dtype: of the weights, or "auto" for the one that they were saved in.
 
     Raises:
         OSError: there is no such model, or its weights are pickled or cannot be read.
-        ValueError: names what is missing, or what it is instead.
+        ValueError: something is missing, or the folder holds something else; says what.
     """
     found = folder_of(folder)
     check_model_folder(found)
@@ -100,7 +110,7 @@ def load(
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder, padding on the left, with a token to pad with."""
+    """The tokenizer of a folder. It pads on the left, with EOS if it has no padding token."""
     with errors_of(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **FROM_DISK)
     if tokenizer.pad_token_id is None:
@@ -109,7 +119,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def check_model_folder(folder: Path) -> None:
-    """What can be seen before weights are read: a language model's config, and files of weights.
+    """Check what can be seen without reading weights: the config, and that weights are there.
 
     Raises:
         OSError, ValueError: as `load_model`.
@@ -118,7 +128,7 @@ def check_model_folder(folder: Path) -> None:
     for kind in kinds if isinstance(kinds, list) else [kinds]:
         if CLASSIFIER.search(str(kind)):
             raise ValueError(f"{str(folder)!r} is a {kind}; it must be a causal language model")
-    if (folder / GENERATION).is_file():  # of which Transformers passes over what it cannot read
+    if (folder / GENERATION).is_file():  # Transformers would ignore one that cannot be read
         read_object(folder / GENERATION)
     _weight_files(folder)
 
@@ -128,7 +138,7 @@ def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
 
     Raises:
         OSError: weights are missing, in another format, or cannot be read.
-        ValueError: the folder is of something else, or its weights are not those of its config.
+        ValueError: the folder holds no causal LM, or weights of another model than its config says.
     """
     check_model_folder(folder)
     with _weights_alone(folder) as view:
@@ -141,7 +151,7 @@ def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # they are in the report
+                ignore_mismatched_sizes=True,  # the report has them, for an error of ours
                 output_loading_info=True,
                 **FROM_DISK,
             )
@@ -152,7 +162,7 @@ def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
 
 
 def _check_whole(model: Any, report: Mapping[str, Any], folder: Path) -> None:
-    """That every weight of a model was in its file, and that its config leaves no layer out."""
+    """Require that files had each weight of the model, and no layer that the model lacks."""
     kind = type(model).__name__
     for key, saved, own in sorted(report["mismatched_keys"]):
         raise ValueError(
@@ -180,10 +190,10 @@ def _without_numbers(key: str) -> str:
 
 @contextmanager
 def _weights_alone(folder: Path) -> Iterator[Path]:
-    """A folder of links to the config and the safetensors of a model, and to nothing else.
+    """A temporary folder with links to the config and the safetensors of a model, and no more.
 
-    Transformers finds more in a model's folder than a model: pickles, code, and adapters, of which
-    it would load the one that lies there, or even the base that it names.
+    In the model's own folder Transformers would find pickles, code and adapters too. It would load
+    an adapter that lies there, and even the base that the adapter's config names.
     """
     with tempfile.TemporaryDirectory(prefix="crossfade-") as view:
         for name in [CONFIG, GENERATION, *_weight_files(folder)]:
@@ -193,7 +203,11 @@ def _weights_alone(folder: Path) -> Iterator[Path]:
 
 
 def _weight_files(folder: Path) -> list[str]:
-    """Names of the files that hold a model's weights, and of their index if there is one."""
+    """The names of the files with a model's weights, and of their index if there is one.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing, or the index names something else.
+    """
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
     if not (folder / INDEX).is_file():
@@ -216,7 +230,7 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def _check_config(config: Any, folder: Path) -> None:
-    """That a model has layers, and asks for no attention out of a repository of compiled code."""
+    """Require at least one layer, and no kernel that would be downloaded as compiled code."""
     layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 1)
     if layers is not None and layers < 1:
         raise ValueError(f"{folder / CONFIG} has num_hidden_layers {layers}; it must be at least 1")
@@ -233,7 +247,7 @@ def _check_config(config: Any, folder: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Transformers' table of what did not fit, which is an error or a line of ours."""
+    """Silence the table in which Transformers lists weights that did not fit: ours says it."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -246,11 +260,11 @@ def _quiet() -> Iterator[None]:
 def errors_of(
     folder: str | os.PathLike[str], sentence: str | None = None, view: Path | None = None
 ) -> Iterator[None]:
-    """What libraries raise over a folder's files, as errors that name the folder.
+    """Turn what libraries raise over the files of a folder into errors that name the folder.
 
     Args:
-        sentence: what the error says before the reason.
-        view: the folder of links that is read in place of `folder`.
+        sentence: how the error begins; the reason follows in brackets.
+        view: the folder of links that is read in place of `folder`; errors do not show its name.
     """
     try:
         yield
@@ -258,7 +272,7 @@ def errors_of(
         raise OSError(f"the weights in {str(folder)!r} cannot be read: {error}") from error
     except (ImportError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # a config may say anything, and each library fails in its own way
+    except Exception as error:  # a config may hold anything, and each library fails in its own way
         reason = " ".join(str(error).split())
         if view is not None:
             reason = reason.replace(str(view), str(folder))
@@ -268,6 +282,7 @@ def errors_of(
 
 
 def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
     found = reading.parse_json(reading.read_text(file), str(file))
     if not isinstance(found, dict):
         raise ValueError(f"{file} is {found!r:.80}; it must be an object")
@@ -275,7 +290,8 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with ``~`` replaced, or as it is if there is no such user."""
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # ~somebody who is not known here
+    except RuntimeError:  # ~name, and there is no user of that name
         return Path(path)

@@ -1,4 +1,4 @@
-"""Saved adapters: put onto a model whole, of safetensors alone, and never of pickles."""
+"""Saved adapters of PEFT, read from safetensors alone, never from pickles, and put onto a model."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # 
 def with_adapters(model: Any, folders: Mapping[str, str | os.PathLike[str]]) -> Any:
     """A `peft.PeftModel` around `model` with the adapters saved in `folders`, in eval mode.
 
-    ``cf.Model(it, adapter=name)`` is a term with one of them, ``adapter=None`` one with none; all
-    share the weights of `model`, whose layers PEFT replaces: use what is returned from then on.
+    ``cf.Model(it, adapter=name)`` is a term with one of the adapters, and ``adapter=None`` is one
+    without any. All these terms share the weights of `model`. PEFT replaces layers in `model`
+    itself, so only what is returned should be used from then on.
+
+    Args:
+        folders: the folder of each adapter, by the adapter's name.
 
     Raises:
-        FileNotFoundError: names the folder that has no `ADAPTER` (pickles are not loaded) or no
-            `ADAPTER_CONFIG`.
-        ValueError: `folders` is empty, or an adapter is another model's, or incomplete.
+        FileNotFoundError: a folder lacks the adapter's weights as safetensors (pickles are not
+            loaded) or its config; names the folder.
+        ValueError: `folders` is empty, or an adapter is incomplete or made for another model.
         ImportError: PEFT is not installed.
     """
     if not folders:
@@ -47,7 +51,13 @@ def add_adapter(
     *,
     trainable: bool = False,
 ) -> Any:
-    """The `peft.PeftModel` around a model with one more adapter; `where` is how errors begin."""
+    """The `peft.PeftModel` around a model, with one more adapter.
+
+    Args:
+        where: what errors call the folder.
+        name: the adapter's name in the model.
+        trainable: whether the adapter's weights require a gradient.
+    """
     check_adapter_folder(folder, where)
     peft, path = require("peft", "adapters"), expanded(folder)
     options = {"adapter_name": name, "is_trainable": trainable, "local_files_only": True}
@@ -67,7 +77,7 @@ def add_adapter(
 
 
 def fill_adapter(model: Any, folder: str | os.PathLike[str]) -> None:
-    """Give the one adapter of a `peft.PeftModel` the weights that a folder has for it."""
+    """Load an adapter's weights from a folder into a `peft.PeftModel` that has one adapter."""
     peft, (name,), file = require("peft", "adapters"), model.peft_config, Path(folder) / ADAPTER
     must = "it must be of an adapter as the model has"
     with errors_of(folder, f"{file} cannot be loaded; {must}"):
@@ -78,7 +88,11 @@ def fill_adapter(model: Any, folder: str | os.PathLike[str]) -> None:
 
 
 def check_adapter_folder(folder: str | os.PathLike[str], where: str) -> None:
-    """That a folder is one of an adapter which is read from the disk alone, safely."""
+    """Require a folder with an adapter that can be loaded safely, from the disk alone.
+
+    Args:
+        where: what errors call the folder.
+    """
     path = expanded(folder)
     for file in (ADAPTER, ADAPTER_CONFIG):
         if not (path / file).is_file():
@@ -88,7 +102,7 @@ def check_adapter_folder(folder: str | os.PathLike[str], where: str) -> None:
             )
     kind = read_object(path / ADAPTER_CONFIG).get("peft_type")
     known = [str(k.value) for k in require("peft", "adapters").PeftType]
-    if kind == "XLORA" or kind not in known:  # X-LoRA's config names other adapters to be fetched
+    if kind == "XLORA" or kind not in known:  # the config of an X-LoRA names adapters to download
         raise ValueError(
             f"{path / ADAPTER_CONFIG} has the peft_type {kind!r}; it must be LORA, or another of "
             "PEFT's except XLORA"
@@ -96,14 +110,14 @@ def check_adapter_folder(folder: str | os.PathLike[str], where: str) -> None:
 
 
 def _odd_tensor(model: Any, name: str, file: Path) -> str | None:
-    """A tensor that an adapter's file lacks for the layers that it is on now, or has in excess."""
+    """A tensor that an adapter's file lacks, or one that the model has no place for; or None."""
     peft = require("peft", "adapters")
     now = set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
     with safe_open(file, "pt") as saved:
         keys = set(saved.keys())
     if lacks := sorted(now - keys):
         return f"no weights for {lacks[0]}"
-    # what PEFT stores beside the adapter, such as embeddings that grew, is the model's own
+    # PEFT also stores weights of the model itself beside an adapter, such as embeddings that grew
     if excess := sorted(keys - now - set(model.state_dict())):
         return f"weights for what is not there: {excess[0]}"
     return None

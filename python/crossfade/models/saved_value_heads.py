@@ -1,4 +1,4 @@
-"""Saved value heads: weights and settings, and the adapter of the backbone if it has one."""
+"""Saved value heads: weights and settings, and the adapter of the backbone if there is one."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER)
 def save_value_head(
     model: Any, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None
 ) -> None:
-    """Write a value model's head, and the adapter of its backbone if it has one, into a folder.
+    """Save the head of a value model, and the adapter of its backbone if there is one.
 
     The folder gets ``value_head.safetensors``, ``value_head.json`` (kind, rank, hidden size,
-    vocabulary and where the backbone was loaded from) and PEFT's own files. The backbone is not
-    written; the folder may be the backbone's.
+    vocabulary, and where the backbone was loaded from) and PEFT's own files. The backbone itself is
+    not saved, and the folder may be that of the backbone.
 
     Args:
-        model: of `value_model`, or a `peft.PeftModel` around one.
-        dtype: that the head is stored in; None: as it is. Rank 8 over 49,152 tokens and 576 hidden
-            numbers is 0.8 MB in bfloat16.
+        model: what `value_model` gave, or a `peft.PeftModel` around it.
+        dtype: what the head is stored in; None stores it as it is. A head of rank 8 over 49,152
+            tokens and 576 hidden numbers takes 0.8 MB in bfloat16.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -52,9 +52,9 @@ def save_value_head(
                 "head was trained with"
             )
         (name,) = model.peft_config
-        # saved beside the head and not in a folder of its name; no look at the hub for the backbone
+        # without save_embedding_layers=False PEFT would look for the backbone on the hub
         model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
-        if name != "default":
+        if name != "default":  # PEFT made a folder of that name; the files belong beside the head
             for file in ADAPTER_FILES:
                 (folder / name / file).replace(folder / file)
     save_file(
@@ -69,23 +69,24 @@ def save_value_head(
 def load_value_head(
     folder: str | os.PathLike[str], base: Any = None, *, dtype: torch.dtype = torch.float32
 ) -> Any:
-    """The value model that `save_value_head` wrote, in eval mode.
+    """The value model that `save_value_head` saved, in eval mode.
 
-    Its head, and its adapter, can be trained further by `ValueTrainer`.
+    `ValueTrainer` can train its head, and its adapter if it has one, further.
 
     Args:
-        folder: what was written.
-        base: the backbone's causal LM, whose weights are shared as by `value_model`. None: loaded
-            from where the file says that it was (safetensors only, no code of its own is run).
+        folder: the folder that it was saved in.
+        base: the causal LM that the head is over. The value model shares its weights, see
+            `value_model`. None loads it from where it was when the head was saved, safely as
+            `crossfade.models.load` does.
         dtype: of the head.
 
     Returns:
-        A value model, or a `peft.PeftModel` around one where an adapter was saved.
+        A value model, or a `peft.PeftModel` around one if an adapter was saved.
 
     Raises:
-        FileNotFoundError, OSError: names the file that is missing or cannot be read.
+        FileNotFoundError, OSError: a file is missing or cannot be read; names it.
         ValueError: a file is not as it must be, or `base` has another hidden size or vocabulary.
-        TypeError, NotImplementedError: `base` is refused, as by `value_model`.
+        TypeError, NotImplementedError: `value_model` refuses `base`.
     """
     folder = Path(folder)
     settings = _read_settings(folder / SETTINGS)
@@ -110,12 +111,12 @@ def load_value_head(
     fill_head(model, weights, folder / WEIGHTS)
     if settings["adapter"]:
         model = add_adapter(model, folder, "the value head's folder", trainable=True)
-        value_head(model).requires_grad_(True)  # PEFT freezes all but the adapter
+        value_head(model).requires_grad_(True)  # PEFT has frozen everything but the adapter
     return model.eval()
 
 
 def load_into(model: Any, folder: str | os.PathLike[str]) -> None:
-    """Give a value model the head, and the adapter if it has one, that were saved in a folder."""
+    """Load the weights of a saved head, and of its adapter if it has one, into a value model."""
     folder = Path(folder)
     settings = _read_settings(folder / SETTINGS)
     given = {**_settings(model), "adapter": is_peft(model)}
@@ -131,7 +132,7 @@ def load_into(model: Any, folder: str | os.PathLike[str]) -> None:
 
 
 def fill_head(model: Any, weights: dict[str, Tensor], file: Path) -> None:
-    """Copy weights into the head of a model; `file` is where they are from."""
+    """Copy weights into the head of a model. `file` is what errors say they are from."""
     own = value_head(model).state_dict()
     if set(weights) != set(own):
         raise ValueError(f"{file} has the tensors {sorted(weights)}; it must have {sorted(own)}")
@@ -141,7 +142,7 @@ def fill_head(model: Any, weights: dict[str, Tensor], file: Path) -> None:
                 f"{name} in {file} is {tensor.dtype} {list(tensor.shape)}; it must be floats "
                 f"{list(own[name].shape)}"
             )
-        own[name].copy_(tensor)  # state_dict's tensors are the parameters' own
+        own[name].copy_(tensor)  # these tensors are the parameters themselves, not copies
 
 
 def _settings(model: Any) -> dict[str, Any]:
