@@ -201,7 +201,7 @@ class _Describer:
             RuntimeError,
             TypeError,
             NotImplementedError,
-        ):  # this kind of tensor has no plain bytes
+        ):  # it has no plain bytes
             raise _unknown(where, x) from None
         return [*form, self.hashes[place]]
 

@@ -1,4 +1,4 @@
-"""Training: data builders, trainers on TRL's and Transformers' own, value heads."""
+"""Training: rows made from rewards, trainers on those of TRL and Transformers, and value heads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .value.trainer import ValueTrainer as ValueTrainer
 
 # The module that each public name comes from. It is imported when the name is first used, because
-# each needs other packages, TRL among them.
+# the modules need different packages, such as TRL, which may not be installed.
 _HOME = {
     "DPOTrainer": "trainers.dpo",
     "KTOTrainer": "trainers.kto",

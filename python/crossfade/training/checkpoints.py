@@ -1,4 +1,4 @@
-"""Checkpoints that a run can go on from: all that is needed is there and can be read."""
+"""Checkpoints that a run can go on from, because every file it needs is there and can be read."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ SHARDED = ("optimizer_", "pytorch_model_fsdp_", "global_step")  # folders of FSD
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The folders of checkpoints in a folder, the last one first."""
+    """The checkpoints in a folder, which are folders themselves, the last one first."""
     found = [(re.fullmatch(r"checkpoint-(\d+)", p.name), p) for p in folder.glob("checkpoint-*")]
     steps = [(int(name[1]), p) for name, p in found if name and p.is_dir()]
     return [p for _, p in sorted(steps, reverse=True)]
 
 
 def last_complete(folder: Path, model: Sequence[str]) -> tuple[Path, dict[Path, str]]:
-    """The last checkpoint that a run can go on from, and why not from later ones.
+    """The last checkpoint that a run can go on from, and what is wrong with each later one.
 
     Args:
         folder: where a run saved its checkpoints.
-        model: the files of the model that each has, see `damage`.
+        model: the names of the model's files in each checkpoint, see `damage`.
 
     Raises:
-        ValueError: there is none; says why.
+        ValueError: there is no such checkpoint; says why.
     """
     damaged: dict[Path, str] = {}
     for checkpoint in checkpoints(folder):
@@ -46,20 +46,22 @@ def last_complete(folder: Path, model: Sequence[str]) -> tuple[Path, dict[Path, 
 
 
 def damage(checkpoint: Path, model: Sequence[str]) -> str | None:
-    """What keeps a run from going on from a checkpoint: it was cut while it was saved, say.
+    """Why a run cannot go on from a checkpoint, or None if it can.
 
-    Nothing is loaded, so that large files cost no time; what was cut is found by its end.
+    A run may have been killed while it saved the checkpoint, for example. Weights are not loaded,
+    so that large files cost no time; a file that was cut short is found by what is at its end.
 
     Args:
-        model: names of .json, .safetensors (maybe in pieces, with an index) and .pt files.
+        model: names of files that end in .json, .safetensors or .pt. Safetensors may be in pieces,
+            with an index.
     """
-    state: Any = _json(checkpoint / TRAINER_STATE_NAME)  # what is saved last
+    state: Any = _json(checkpoint / TRAINER_STATE_NAME)  # the file that is saved last
     if isinstance(state, str):
         return state
     if state.get("global_step") != int(checkpoint.name.rpartition("-")[2]):
         return f"{TRAINER_STATE_NAME} is of step {state.get('global_step')!r}"
     if any(p.is_dir() and p.name.startswith(SHARDED) for p in checkpoint.iterdir()):
-        return None  # what is in these, the libraries that wrote them know
+        return None  # only the libraries that wrote these folders know what must be there
     random = sorted(p.name for p in checkpoint.glob("rng_state*.pth")) or ["rng_state.pth"]
     for name in (*model, OPTIMIZER_NAME, SCHEDULER_NAME, *random):
         if isinstance(why := READERS[Path(name).suffix](checkpoint / name), str):
@@ -68,7 +70,7 @@ def damage(checkpoint: Path, model: Sequence[str]) -> str | None:
 
 
 def _json(file: Path) -> dict[str, Any] | str:
-    """What is in a file, or why that cannot be read."""
+    """The JSON object in a file, or why it cannot be read."""
     if not file.is_file():
         return f"{file.name} is missing"
     try:
@@ -79,7 +81,7 @@ def _json(file: Path) -> dict[str, Any] | str:
 
 
 def _weights(file: Path) -> str | None:
-    """Why tensors cannot be read from a file, or from those of its index."""
+    """Why a file of safetensors, or a piece of it that its index names, cannot be read; or None."""
     files = [file]
     index = file.with_name(f"{file.name}.index.json")
     if not file.is_file() and index.is_file():
@@ -92,7 +94,7 @@ def _weights(file: Path) -> str | None:
         if not piece.is_file():
             return f"{piece.name} is missing"
         try:
-            with safe_open(piece, "pt"):  # compares the file's size with what its header says
+            with safe_open(piece, "pt"):  # this compares the size of the file with its header
                 pass
         except (SafetensorError, OSError) as error:
             return f"{piece.name} cannot be read: {error}"

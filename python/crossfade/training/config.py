@@ -34,21 +34,22 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 @dataclass(frozen=True)
 class Settings:
-    """A training run. Keys of the file are these names, except `kind`.
+    """What a run of training is. All but `kind` are keys of the settings file.
 
     Args:
         kind: "sft", "dpo" or "value".
-        model: a folder, an id on the hub, or "smollm2".
-        data: a .jsonl file of rows, as the trainer wants them.
-        arguments: of the trainer's config: TRL's `SFTConfig` or `DPOConfig`, or `ValueConfig`.
-            `output_dir` must be there. Unless they say otherwise nothing is reported to trackers,
-            and bfloat16 autocast is on only where a GPU has it.
-        dtype: of the weights: "float32", "bfloat16", "float16", or "auto", as they were saved.
-        eval_data: as `data`, to evaluate on: after each epoch, unless `arguments` say otherwise.
+        model: a folder, an id on the Hugging Face hub, or "smollm2".
+        data: a .jsonl file of rows in the format of the trainer.
+        arguments: of the trainer's config, which is TRL's `SFTConfig` or `DPOConfig`, or
+            `ValueConfig`. `output_dir` must be among them. By default nothing is reported to
+            trackers, and bfloat16 autocast is on if there is a GPU that has it.
+        dtype: of the weights: "float32", "bfloat16", "float16", or "auto" for what they were saved
+            in.
+        eval_data: a file as `data`, to evaluate on: by default after each epoch.
         lora: arguments of PEFT's `LoraConfig`; None trains all weights.
-        loss, loss_options: of `DPOTrainer`; None leaves the loss to `arguments`.
-        value: `kind` and `rank` of `value_model`.
-        seed: of everything random.
+        loss, loss_options: as in `DPOTrainer`; None leaves the loss to `arguments`.
+        value: `kind` and `rank` of the head, as in `value_model`.
+        seed: of everything that is random.
 
     Raises:
         ValueError, TypeError: names the key, what it was and what it must be.
@@ -77,7 +78,7 @@ class Settings:
                 raise TypeError(f"{name} is {x!r}; it must be a mapping of names to values")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; it must be among {', '.join(DTYPES)}")
-        if type(self.seed) is not int or not 0 <= self.seed < 1 << 32:  # NumPy's seeds
+        if type(self.seed) is not int or not 0 <= self.seed < 1 << 32:  # as NumPy wants it
             raise ValueError(f"seed is {self.seed!r}; it must be an int within [0, 2**32)")
         if not isinstance(self.arguments.get("output_dir"), str):
             raise ValueError(
@@ -121,18 +122,21 @@ def read(kind: str, file: Path, overrides: Sequence[str] = ()) -> Settings:
 
 
 def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
-    """Train, and save the adapter or model with its tokenizer in `output_dir`; what was measured.
+    """Train, and save the adapter or model and its tokenizer in `output_dir`.
 
-    Of several processes the first one says what was measured, the others None.
-
-    Ctrl-C ends the step and saves a checkpoint first; a second one ends at once.
+    Ctrl-C lets the step end, saves a checkpoint and stops; a second Ctrl-C stops at once.
 
     Args:
-        resume: go on from the last checkpoint in `output_dir`.
+        resume: whether to go on from the last checkpoint in `output_dir`.
+
+    Returns:
+        What the trainer measured. Where several processes train, the first one returns it and the
+        others None.
 
     Raises:
-        ValueError, TypeError, OSError: what `Settings` cannot see: keys of `arguments` and `lora`,
-            files, columns. KeyboardInterrupt: after Ctrl-C.
+        ValueError, TypeError, OSError: something is wrong that `Settings` does not check: keys of
+            `arguments` and `lora`, files, columns.
+        KeyboardInterrupt: after Ctrl-C.
     """
     make_trainer = {"sft": _sft, "dpo": _dpo, "value": _value}[s.kind]
     output = Path(s.arguments["output_dir"])
@@ -163,7 +167,7 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
 
 
 def _checkpoint(s: Settings, output: Path) -> Path:
-    """What `--resume` goes on from. Says which later checkpoints cannot be gone on from."""
+    """The checkpoint that `--resume` goes on from. Later ones that are damaged are printed."""
     if s.arguments.get("save_only_model"):
         raise ValueError(
             "--resume is given, and arguments.save_only_model is True; checkpoints are then "
@@ -185,13 +189,13 @@ def _checkpoint(s: Settings, output: Path) -> Path:
 
 
 def _is_main_process() -> bool:
-    """Whether this one, of several, should say what all have done."""
+    """Whether this process is the one, of several, that prints what all have done."""
     parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
     return not parallel or torch.distributed.get_rank() == 0
 
 
 class _StopAtStep(TrainerCallback):
-    """Ctrl-C lets the step end, for a checkpoint from which another run goes on to the bit."""
+    """Stops at the end of a step after Ctrl-C, with a checkpoint to go on from to the last bit."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -227,7 +231,7 @@ def _dpo(s: Settings, data: Mapping[str, Any]) -> Any:
     args = _arguments(trl.DPOConfig, s)
     options: dict[str, Any] = {"loss": s.loss, "loss_options": s.loss_options}
     if s.lora is None and s.loss not in WITHOUT_REFERENCE and not args.precompute_ref_log_probs:
-        # TRL would read it from the model's folder by itself, with an adapter that lies there
+        # TRL would load the reference by itself, along with an adapter in the model's folder
         options["ref_model"] = _load(s)[0]
     return _trainer(DPOTrainer, s, data, args, _load(s), **options)
 
@@ -279,7 +283,7 @@ def _load(s: Settings) -> tuple[Any, Any]:
 
 
 def _arguments(config: Any, s: Settings) -> Any:
-    """The trainer's config, from `arguments` over defaults that suit a command line."""
+    """The trainer's config: `arguments`, and defaults that suit a command line."""
     _check_keys("arguments", s.arguments, config)
     names = {f.name for f in dataclasses.fields(config)}
     on_cpu = s.arguments.get("use_cpu", not torch.accelerator.is_available())
@@ -299,7 +303,7 @@ def _lora(options: Mapping[str, Any]) -> Any:
 
 
 def _made(key: str, config: Any, given: Mapping[str, Any]) -> Any:
-    """A config of Transformers, TRL or PEFT, which refuse what they do not take in many ways."""
+    """A config of Transformers, TRL or PEFT. Their errors, of many kinds, become ValueErrors."""
     try:
         return config(**given)
     except (ValueError, TypeError, ImportError, ArithmeticError, AttributeError) as error:
@@ -307,7 +311,7 @@ def _made(key: str, config: Any, given: Mapping[str, Any]) -> Any:
 
 
 def _check_keys(key: str, given: Mapping[str, Any], config: Any) -> None:
-    """That a config has all keys that are given, and that their values are of its types."""
+    """Require that a config has all keys that are given, and takes values of their types."""
     known = {f.name: f for f in dataclasses.fields(config) if f.init}
     hints = typing.get_type_hints(config)
     for name, value in given.items():
@@ -322,7 +326,7 @@ def _check_keys(key: str, given: Mapping[str, Any], config: Any) -> None:
 
 
 def _fits(x: Any, hint: Any) -> bool:
-    """Whether a value of YAML may stand for one of a type; types that YAML has not take any."""
+    """Whether a value from YAML fits a type. Types that YAML does not have fit any value."""
     kind = typing.get_origin(hint) or hint
     if kind in (typing.Union, types.UnionType):
         return any(_fits(x, part) for part in typing.get_args(hint))
@@ -330,7 +334,7 @@ def _fits(x: Any, hint: Any) -> bool:
         return x in typing.get_args(hint)
     if kind is float:
         return type(x) in (int, float) and not math.isnan(x)
-    if kind is list:  # TRL and Transformers take one name for a list of one
+    if kind is list:  # TRL and Transformers take a name for a list with that name
         return isinstance(x, (list, str))
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return isinstance(x, str)
@@ -340,7 +344,7 @@ def _fits(x: Any, hint: Any) -> bool:
 
 
 def _rows(s: Settings, key: str, path: str) -> Any:
-    """The rows of a .jsonl file, as the trainer takes them."""
+    """The rows of a .jsonl file, in the form that the trainer takes."""
     if Path(path).suffix != ".jsonl":
         raise ValueError(f"{key} is {path!r}; it must be a .jsonl file")
     found = read_jsonl(path)

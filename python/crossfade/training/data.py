@@ -1,8 +1,9 @@
-"""Data from a gold reward: a base writes responses, the reward scores them, and rows are formed.
+"""Training data from a reward: a base writes responses, and a reward scores them.
 
-`rollouts` samples and scores into a file that an interrupted run goes on with. `pairs` makes rows
-for preference losses of it, `values` rows for value heads. Rows hold texts, for whoever reads them,
-and the very ids that were sampled, for trainers: a text encoded anew may be other tokens.
+`rollouts` samples responses and scores them, into a file that an interrupted run goes on with. From
+its rows `pairs` makes rows for preference losses, and `values` rows for value heads. They hold
+texts for people, and the ids that were sampled for trainers: a text that is encoded again may give
+other ids.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..decoding import Output
 from ..identity import run_id
 from ..progress import progress_bar
 
-# arguments of `generate` that no row shows
+# Arguments of `generate` that do not change what the rows hold.
 WITHOUT_EFFECT = {
     *("engine", "streamer", "kl_to", "return_kl_to_base", "return_term_logprobs", "return_cache"),
 }
@@ -38,33 +39,37 @@ def rollouts(
     batch_size: int = 32,
     **generation: Any,
 ) -> list[dict[str, Any]]:
-    """Sample n responses to each prompt and score them; a JSON line a prompt in `output`.
+    """Sample n responses to each prompt and score them. A prompt is a line of the file `output`.
 
-    Each prompt has noise of its own, from `seed` and its index: what it gets depends neither on the
-    other prompts nor on `batch_size`. A file of the same settings and models is gone on with, so
-    that a run that was interrupted loses what was being decoded; one that is whole costs nothing.
-    No other run can write the file meanwhile.
+    The noise of a prompt depends on `seed` and the prompt's index alone, so its responses depend
+    neither on the other prompts nor on `batch_size`. If the file is of a run with the same settings
+    and models, this run goes on with it: an interrupted run loses no more than what was being
+    decoded, and a file that is complete costs nothing. No other run can write the file meanwhile.
 
     Args:
-        blend: who writes, a model or a blend.
+        blend: what writes the responses, a model or a blend.
         prompts: texts or chats.
-        rewards: by name, ``fn(prompts, responses) -> scores``, as `cf.Reward` takes them. Known by
-            their names alone: a function that changed needs another name or another file.
+        rewards: by name, ``fn(prompts, responses) -> scores``, as `cf.Reward` takes them. A run
+            knows a reward by its name alone: a function that has changed needs another name or
+            another file.
         output: the ``.jsonl`` file.
-        n: responses to each prompt.
-        batch_size: rows that are decoded at a time.
-        generation: as in `cf.generate`; it samples unless told not to.
+        n: how many responses each prompt gets.
+        seed: of all sampling.
+        batch_size: how many rows are decoded at a time.
+        generation: arguments of `cf.generate`. Responses are sampled unless `do_sample` is False.
 
     Returns:
-        A row a prompt, in order: ``index``, ``prompt``, ``run`` (see `crossfade.identity`),
-        ``prompt_ids`` (of the blend's first term) and ``responses``, each with ``text``, ``ids``
-        (its EOS included), ``finished`` (False: cut by a limit) and ``rewards`` by name.
+        A row for each prompt, in order, with ``index``, ``prompt``, ``run`` (see
+        `crossfade.identity`), ``prompt_ids`` (as the first term of the blend reads the prompt) and
+        ``responses``. Each response has ``text``, ``ids`` (with EOS), ``finished`` (False if a
+        limit cut it) and ``rewards`` by name.
 
     Raises:
         ValueError: the file holds something else, and is left as it is; n is not positive; a reward
-            is not a finite number, or not one a response.
+            gives a number that is not finite, or not one for each response.
         TypeError: a reward is not a function; a prompt is not JSON; an argument holds something
-            that no other process could compare. BlockingIOError: another run writes the file.
+            that cannot be compared between processes.
+        BlockingIOError: another run is writing the file.
     """
     _check_positive("n", n)
     for name, fn in rewards.items():
@@ -157,19 +162,24 @@ def _scores(name: str, scores: Any, count: int) -> list[float]:
 def pairs(
     rows: Sequence[Mapping[str, Any]], reward: str, *, margin: float = 0.0, per_prompt: int = 1
 ) -> list[dict[str, Any]]:
-    """Pairs of responses to one prompt, of which the reward prefers the one by more than `margin`.
+    """Pairs of responses to the same prompt whose rewards differ by more than `margin`.
 
-    The best goes with the worst, the second best with the second worst, and so on, at most
-    `per_prompt` of them; no response is in two. Cut responses are left out: their ends were not
-    the model's choice.
+    The best response is paired with the worst, the second best with the second worst, and so on. No
+    response is in two pairs. Responses that a limit cut are left out, because their end was not the
+    model's choice.
+
+    Args:
+        rows: as `rollouts` gives them.
+        reward: the name of the reward to compare by.
+        margin: by how much the better reward must be larger.
+        per_prompt: how many pairs a prompt gives at most.
 
     Returns:
-        ``prompt, chosen, rejected`` as TRL has them (of a chat's prompt, conversational),
-        ``prompt_ids, chosen_ids, rejected_ids``, and ``chosen_reward, rejected_reward``.
+        Rows with ``prompt, chosen, rejected`` in TRL's format (lists of messages if the prompt is a
+        chat), ``prompt_ids, chosen_ids, rejected_ids``, and ``chosen_reward, rejected_reward``.
 
     Raises:
-        ValueError: `reward` is not among the rows' rewards; names them. `per_prompt` is not
-            positive.
+        ValueError: the rows do not have the reward, or `per_prompt` is not positive.
     """
     _check_positive("per_prompt", per_prompt)
     found = []
@@ -195,10 +205,15 @@ def pairs(
 
 
 def values(rows: Sequence[Mapping[str, Any]], reward: str) -> list[dict[str, Any]]:
-    """A row a response, for `ValueTrainer`.
+    """A row for each response, as `ValueTrainer` takes them.
+
+    Args:
+        rows: as `rollouts` gives them.
+        reward: the name of the reward to learn.
 
     Returns:
-        ``prompt, completion``, ``prompt_ids, completion_ids``, ``reward`` and ``finished``.
+        Rows with ``prompt, completion``, ``prompt_ids, completion_ids``, ``reward`` and
+        ``finished``.
 
     Raises:
         ValueError: as in `pairs`.
@@ -230,7 +245,7 @@ def _check_positive(name: str, x: Any) -> None:
 def _rewarded(
     rows: Sequence[Mapping[str, Any]], reward: str
 ) -> Iterator[tuple[Mapping[str, Any], list[tuple[float, Mapping[str, Any]]]]]:
-    """Rows of `rollouts`, and each one's responses with their rewards."""
+    """Each row of `rollouts`, with its responses and the reward of each."""
     for i, row in enumerate(rows):
         name = f"row {i} of rows"
         _check_keys(row, name, {"prompt": (str, list), "prompt_ids": (list,), "responses": (list,)})

@@ -1,4 +1,4 @@
-"""Log-probs of labels from a causal LM, by `linear_logp`, as TRL's trainers ask for them."""
+"""Log-probs of labels from a causal LM, computed by `linear_logp` when TRL's trainers ask."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ..ops import logp_tiles
 from ..ops.logp import all_results, temperature_of
 from ..ops.logp_tiles import Settings
 
-IGNORED = -100  # the label of a position that does not count
+IGNORED = -100  # the label of a position that is not trained on
 FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1")
 
 
 @dataclass(frozen=True)
 class Logits:
-    """What a model makes of its head's products x: ``c tanh(s x / c) / temperature``.
+    """How a model turns the products x of its head into logits: ``c tanh(s x / c) / temperature``.
 
-    `scale` is s and `softcap` c; without one (None) it is ``s x / temperature``.
+    `scale` is s and `softcap` is c. Without a softcap (None), logits are ``s x / temperature``.
     """
 
     scale: float
@@ -37,7 +37,7 @@ class Logits:
 
     @classmethod
     def of(cls, config: Any, temperature: float) -> Logits:
-        """As the config of a text model says, by whichever of the names its family has for it."""
+        """Read it from the config of a text model. Families have different names for the scale."""
         scale = next(
             (
                 getattr(config, name)
@@ -55,26 +55,27 @@ class Logits:
         return cls(scale, getattr(config, "final_logit_softcapping", None) or None, temperature)
 
     def without_temperature(self, products: Tensor) -> Tensor:
-        """What the model makes of them, as float64."""
+        """Logits at temperature 1, as float64, of the head's products."""
         x = self.scale * products.double()
         return x if self.softcap is None else self.softcap * (x / self.softcap).tanh()
 
     def settings(self) -> tuple[float, float]:
-        """The soft cap (0 for none) and the temperature of `linear_logp`, which has no scale.
+        """The softcap (0 for none) and the temperature to call `linear_logp` with.
 
-        ``c tanh(s x / c)`` is ``s`` times ``(c / s) tanh(x / (c / s))``.
+        `linear_logp` has no scale, but ``c tanh(s x / c)`` equals ``s (c / s) tanh(x / (c / s))``:
+        a softcap of ``c / s``, and a temperature that is divided by s.
         """
         return (self.softcap or 0.0) / self.scale, self.temperature / self.scale
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """What a model's log-probs are computed with; see `add_linear_logp`."""
+    """How the log-probs of a model are computed, see `add_linear_logp`."""
 
     logits: Logits
     outputs: tuple[str, ...]
     uniform: bool
-    cast_lm_head_to_fp32: bool  # TRL's, for heads that are left to it
+    cast_lm_head_to_fp32: bool  # passed on to TRL for heads that are left to it
 
 
 def add_linear_logp(
@@ -84,29 +85,31 @@ def add_linear_logp(
     outputs: Sequence[str] = ("log_probs",),
     uniform: bool = False,
 ) -> None:
-    """Give `model` log-probs of labels by `linear_logp`, in place of TRL's `add_fused_lm_head`.
+    """Have `model` compute log-probs of labels by `linear_logp`, as TRL's `add_fused_lm_head` does.
 
-    ``model(..., labels=labels, fused_lm_head=True)`` then runs the backbone, takes the hidden
-    states of the positions whose next token has a label, and gives TRL's `FusedCausalLMOutput`;
-    other calls are the model's own. Per position, ``[batch, length - 1]`` float32 (float64 for
-    float64), 0 where there is no label: `log_probs`, which alone has gradients, `entropy`,
-    `mean_logits` (over the vocabulary) and `is_top1` (ties count). Products and sums are float32,
-    under autocast too. Logits are stored in tiles alone, see `linear_logp`. A head whose weight is
-    in pieces (FSDP's DTensors, ZeRO-3) is left to TRL's function, with a warning.
+    After this ``model(..., labels=labels, fused_lm_head=True)`` runs the backbone, takes the hidden
+    states of the positions whose next token has a label, and returns TRL's `FusedCausalLMOutput`.
+    All other calls are as before. The output has, for each position (``[batch, length - 1]``,
+    float32, or float64 if the model is) and with 0 where there is no label: `log_probs`, the only
+    one with gradients, `entropy`, `mean_logits` (over the vocabulary), and `is_top1` (whether no
+    token has a larger logit). Products and sums are float32 even under autocast. Logits are stored
+    a tile at a time, see `linear_logp`. A head whose weight is in pieces (FSDP's DTensors, ZeRO-3)
+    is left to TRL's function, with a warning.
 
-    The model's class becomes a subclass of what it was. Copies and pickles of the model are of
-    the class that it had. Our trainers do this for the length of training alone.
+    The model's class becomes a subclass of what it was. Copies and pickles of the model have the
+    class from before. The trainers here do this only while they train.
 
     Args:
-        model: a causal LM of Transformers; of a PEFT model, its base model.
+        model: a causal LM of Transformers; for a PEFT model, its base model.
         temperature: what logits are divided by, above 0.
-        cast_lm_head_to_fp32: TRL's; has no effect, as the head's products are float32 anyway.
-        outputs: fields of `FusedCausalLMOutput` to compute besides `loss` and `log_probs`.
-        uniform: expect a loss that is a sum or mean of `log_probs`, see `linear_logp`.
+        cast_lm_head_to_fp32: an argument of TRL's function, which changes nothing here: the head's
+            products are always float32.
+        outputs: the fields of `FusedCausalLMOutput` to compute besides `loss` and `log_probs`.
+        uniform: whether the loss will be a sum or mean of `log_probs`, see `linear_logp`.
 
     Raises:
-        TypeError, ValueError: `temperature` is no number above 0, or the model scales its logits by
-            a number that is not.
+        TypeError, ValueError: `temperature` is not a number above 0, or the model scales its logits
+            by a number that is not above 0.
         NotImplementedError: the head is not a plain linear layer, its logits are not those of a
             scaled or soft-capped product, or `outputs` has "log_sum_sq_probs".
     """
@@ -120,7 +123,7 @@ def class_with_logp(
     outputs: Sequence[str] = ("log_probs",),
     uniform: bool = False,
 ) -> type:
-    """The class that `add_linear_logp` gives a model, which stays as it is; see `seated`."""
+    """The class that `add_linear_logp` would give to `model`; `seated` gives it for a while."""
     require("trl.trainer.utils", "train")
     temperature = temperature_of(temperature)
     unknown = [name for name in outputs if name not in FIELDS]
@@ -140,7 +143,7 @@ def class_with_logp(
 
 @contextmanager
 def seated(model: Any, made: type) -> Iterator[None]:
-    """`model` with a class of `class_with_logp`, for the length of a ``with`` block."""
+    """Give `model` a class that `class_with_logp` made, for the length of a ``with`` block."""
     if isinstance(model, made):
         yield
         return
@@ -149,20 +152,21 @@ def seated(model: Any, made: type) -> Iterator[None]:
         _seat(model, made)
         yield
     finally:
-        if type(model) is made:  # FSDP gives a model a subclass of this one, which has to stay
+        if type(model) is made:  # else FSDP has made a subclass of it, which has to stay
             model.__class__ = before
         if BELOW in vars(model) and "forward" not in vars(model):
             vars(model)["forward"] = vars(model).pop(BELOW)
 
 
-BELOW = "_forward_below"  # a model's attribute: the forward that was set on it, not on its class
+# The attribute that keeps a forward which was set on a model itself, and not on its class.
+BELOW = "_forward_below"
 
 
 def _seat(model: Any, made: type) -> None:
     own = vars(model).get("forward")
     if own is not None and not _is_ours(inspect.unwrap(own, stop=_is_ours)):
-        # hooks of accelerate or others, which would come before the class's forward; where
-        # Accelerator has wrapped ours (autocast), the wrapper stays: it leads there
+        # accelerate, or somebody else, has set a forward on the model, which would hide that of the
+        # class. If it is Accelerator's wrapper (for autocast) of ours, it stays: it calls ours
         vars(model)[BELOW] = vars(model).pop("forward")
     model.__class__ = made
 
@@ -172,15 +176,15 @@ def _is_ours(forward: Any) -> bool:
 
 
 class _WithLogp:
-    """Inherited from, before a model's class, by those of `class_with_logp`."""
+    """The first base of the classes that `class_with_logp` makes; the second is the model's own."""
 
     linear_logp: HeadSettings
     plain_class: type
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """For copies and pickles: a model as it is without what was added here."""
+        """Copy and pickle the model with its own class, without what was added here."""
         kind = type(self)
-        if kind.__bases__ != (_WithLogp, kind.plain_class):  # FSDP's subclass
+        if kind.__bases__ != (_WithLogp, kind.plain_class):  # it is FSDP's subclass
             return super().__reduce_ex__(protocol)
         state = dict(vars(self))
         if BELOW in state and "forward" not in state:
@@ -191,8 +195,8 @@ class _WithLogp:
 def _class_of(plain: Any, settings: HeadSettings) -> type:
     @functools.wraps(plain.forward)  # `generate` checks its arguments against this signature
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
-        # Accelerator may keep this function in use after training, so it is of no one model, and
-        # what is asked of a model is read from its class
+        # Accelerator may go on calling this function after training, on this model or a copy. So it
+        # holds nothing of one model: `_log_probs` reads all from the class of the model it is given
         if fused_lm_head:
             return _log_probs(self, *args, **kwargs)
         below = getattr(self, BELOW, None)
@@ -201,7 +205,7 @@ def _class_of(plain: Any, settings: HeadSettings) -> type:
     forward.of_linear_logp = True  # type: ignore[attr-defined]
     names = {name: getattr(plain, name) for name in ("__module__", "__qualname__", "__doc__")}
     added = {"forward": forward, "linear_logp": settings, "plain_class": plain}
-    return type(plain.__name__, (_WithLogp, plain), names | added)  # a config says the name
+    return type(plain.__name__, (_WithLogp, plain), names | added)  # saved configs contain the name
 
 
 def _log_probs(
@@ -212,7 +216,7 @@ def _log_probs(
     num_items_in_batch: Tensor | int | None = None,
     **kwargs: Any,
 ) -> Any:
-    """TRL's `FusedCausalLMOutput` of a model of `class_with_logp`."""
+    """TRL's `FusedCausalLMOutput` of a model whose class `class_with_logp` made."""
     settings: HeadSettings | None = getattr(type(model), "linear_logp", None)
     if settings is None:
         raise TypeError(
@@ -220,7 +224,7 @@ def _log_probs(
             "being trained"
         )
     trl = require("trl.trainer.utils", "train")
-    head = _head(model)  # at each call: PEFT and FSDP replace it
+    head = _head(model)  # looked up at each call, as PEFT and FSDP replace it
     if _in_pieces(head):
         warnings.warn(
             f"the head of {type(model).__name__} is in pieces: its log-probs are TRL's, not "
@@ -247,7 +251,7 @@ def _log_probs(
     chosen = hidden.to(weight.device)[mask]
     with torch.autocast(chosen.device.type, enabled=False):
         found = _of_tokens(chosen, weight, bias, shift_labels[mask], settings)
-    # scattered: a batch without labels still has a graph, and a gradient of 0
+    # masked_scatter keeps the graph even if no position has a label: the gradient is then 0
     found = {k: x.new_zeros(mask.shape).masked_scatter(mask, x) for k, x in found.items()}
     count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     loss, aux_loss = -found["log_probs"].sum() / count, None
@@ -258,7 +262,7 @@ def _log_probs(
 
 
 class _Template:
-    """What TRL reads of a model when it makes the forward that is used here with another one."""
+    """As much of a model as TRL's `add_fused_lm_head` reads, to get the forward that it makes."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -267,7 +271,7 @@ class _Template:
 
 
 def _of_trl(model: Any, settings: HeadSettings) -> Any:
-    """TRL's own function ``(model, ..., fused_lm_head=True)``."""
+    """The forward that TRL would give the model: ``(model, ..., fused_lm_head=True)``."""
     trl = require("trl.trainer.utils", "train")
     template: Any = _Template(model.config)
     cast = settings.cast_lm_head_to_fp32
@@ -282,7 +286,7 @@ def _of_tokens(
     targets: Tensor,
     asked: HeadSettings,
 ) -> dict[str, Tensor]:
-    """Fields of the output, ``[tokens]`` each. The op below `linear_logp` has them all at once."""
+    """The fields of the output, ``[tokens]`` each, all from one call of the op in `linear_logp`."""
     logits, outputs = asked.logits, asked.outputs
     settings = Settings(*logits.settings(), IGNORED)
     logp, _, entropy, normaliser, *_ = all_results(
@@ -300,7 +304,11 @@ def _of_tokens(
 
 @torch.no_grad()
 def _mean_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, logits: Logits) -> Tensor:
-    """Mean of a token's logits: of the products it is a product; soft caps take another pass."""
+    """The mean of each token's logits over the vocabulary.
+
+    Without a softcap it is one product with the mean of the head's rows. With one, all logits have
+    to be computed again, a tile at a time.
+    """
     dtype = logp_tiles.compute_dtype(hidden.dtype)
     hidden = hidden.to(dtype)
     if logits.softcap is None:
@@ -320,7 +328,7 @@ def _mean_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, logits: Lo
 
 
 def _load_balancing(config: Any, router_logits: Any, attention_mask: Tensor | None) -> Tensor:
-    """Mixtral's, which every family of mixtures of experts has."""
+    """The load balancing loss of Mixtral, which all mixtures of experts in Transformers use."""
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     experts, active = config.num_experts, config.num_experts_per_tok
@@ -335,7 +343,7 @@ def _head(model: Any) -> Any:
 
 
 def _plain(model: Any, head: Any) -> nn.Linear:
-    """The linear layer that the head is, maybe as PEFT wraps one to train a copy of it."""
+    """The head's linear layer, which PEFT wraps if it trains a copy of it."""
     layer = getattr(head, "original_module", head)
     if type(layer) is not nn.Linear:
         raise NotImplementedError(
@@ -347,15 +355,15 @@ def _plain(model: Any, head: Any) -> nn.Linear:
 
 
 def _in_pieces(head: Any) -> bool:
-    """Whether the weight is a DTensor, or a parameter of which ZeRO-3 keeps a part."""
+    """Whether this process holds a part of the head's weight alone: a DTensor, or ZeRO-3."""
     return type(head.weight) not in (Tensor, nn.Parameter) or hasattr(head.weight, "ds_id")
 
 
 def _check_logits(model: Any, settings: Logits) -> None:
-    """That the model makes of its head's products what its config says, and nothing else.
+    """Check that the model turns its head's products into logits as `Logits.of` read it to do.
 
-    Configs are read by names, and families differ: a model that does more to its logits than
-    they say would be trained on something else.
+    That reads a few names of configs, and families have others. A model that does more to its
+    logits would be trained on log-probs that are not its own.
     """
     head = _head(model)
     if _in_pieces(head) or head.weight.is_meta:
@@ -367,7 +375,7 @@ def _check_logits(model: Any, settings: Logits) -> None:
     finally:
         for module, training in modes:
             module.training = training
-    # some families scale hidden states before the head in place of logits after it
+    # some families scale hidden states before the head instead of logits after it
     products = found.given.double() / (found.reads or 1.0)
     if found.reads is None or not found.is_like(settings.without_temperature(products)):
         raise NotImplementedError(

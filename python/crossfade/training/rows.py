@@ -1,4 +1,4 @@
-"""Rows of training data, looked at before they become tensors: errors name the row and its key."""
+"""Checks of rows of training data. Errors name the row, the key, what it is and must be."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LONGEST = 1 << 63  # ids are int64
 
 
 def keys_of(kind: str, columns: Collection[str], text_field: str = "text") -> dict[str, str]:
-    """The keys that a trainer reads of rows with some columns, and what each must hold.
+    """The keys that a trainer reads, and the kind of value that each must hold (see `CHECKS`).
 
     Args:
         kind: "sft", "dpo" or "kto".
-        columns: keys of the first row. Where it has ids, texts beside them are not read.
-        text_field: of SFT, the column with whole texts.
+        columns: the keys of the first row. If there are ids, texts beside them are not read.
+        text_field: for SFT, the key of whole texts.
     """
     responses = ("chosen", "rejected") if "chosen" in columns else ("completion",)
     ids = [key for key in IDS if key in columns]
@@ -45,20 +45,21 @@ def keys_of(kind: str, columns: Collection[str], text_field: str = "text") -> di
 
 
 class Checker:
-    """Looks at rows with the keys of `keys_of`.
+    """Checks one row after another.
 
     Args:
-        keys: as `keys_of` gives them.
+        keys: the keys to look at, as `keys_of` gives them.
         name: what errors call the data.
         vocabulary: ids must be below it.
-        bare: whether an empty prompt has a token, such as BOS, whose successor is predicted.
+        bare: whether an empty prompt is allowed, because the tokenizer puts a token (BOS) before
+            each text, so that the first token of the response can be predicted from something.
     """
 
     def __init__(
         self, keys: Mapping[str, str], name: str, vocabulary: int = LONGEST, bare: bool = True
     ) -> None:
         self.keys, self.name, self.vocabulary, self.bare = keys, name, vocabulary, bare
-        self.kinds: dict[str, str] = {}  # of what is written: texts or chats, as in the first row
+        self.kinds: dict[str, str] = {}  # "a text" or "a chat", and a key that had it first
 
     def __call__(self, row: Any, index: int) -> None:
         """Check a row.
@@ -160,7 +161,7 @@ CHECKS: dict[str, Callable[[Checker, Any, str], None]] = {
 
 
 def check_ids(value: Any, name: str, vocabulary: int) -> list[int]:
-    """The token ids of a list, an array or a tensor, at least one of them."""
+    """The token ids of a list, an array or a tensor, as a list. There must be at least one."""
     found = []
     for x in _list(value, name, "token ids"):
         if isinstance(x, bool) or not isinstance(x, numbers.Integral):
@@ -175,7 +176,7 @@ def check_ids(value: Any, name: str, vocabulary: int) -> list[int]:
 
 
 def check_message(message: Any, name: str) -> None:
-    """That a message has a role, and a content or calls of tools; or TRL's `from` and `value`."""
+    """Require a role, and a content or calls of tools; or `from` and `value`, as in older data."""
     if not isinstance(message, Mapping):
         raise TypeError(f"{name} is {message!r:.80}; it must be a mapping with role and content")
     role = message.get("role", message.get("from"))
@@ -189,7 +190,7 @@ def check_message(message: Any, name: str) -> None:
 
 
 def check_rows(kind: str, found: list[Any], name: str, text_field: str = "text") -> None:
-    """That rows of a file, whose first one is row 1, can be one data set of a trainer's."""
+    """Check all rows of a file, which errors count from 1, and that one dataset can hold them."""
     for number, row in enumerate(found, 1):
         if row.keys() != found[0].keys():
             raise ValueError(
@@ -197,7 +198,7 @@ def check_rows(kind: str, found: list[Any], name: str, text_field: str = "text")
                 f"{', '.join(found[0])}, as the first"
             )
     keys = keys_of(kind, found[0], text_field)
-    if keys.keys() <= found[0].keys():  # else the trainer says what there must be
+    if keys.keys() <= found[0].keys():  # else the trainer says which keys it wants
         check = Checker(keys, name)
         for number, row in enumerate(found, 1):
             check(row, number)
@@ -228,10 +229,10 @@ def _converts(array: Callable[[list[Any]], Any], values: list[Any]) -> bool:
 def checked(
     dataset: Any, kind: str, name: str, vocabulary: int, text_field: str, bare: bool
 ) -> Any:
-    """A data set whose rows were looked at; those of a stream are as they come.
+    """The dataset, after all its rows were checked. Rows of a stream are checked as they come.
 
     Raises:
-        TypeError, ValueError: it is no data set, has no rows, or as `Checker`.
+        TypeError, ValueError: it is no dataset, has no rows, or has a row that is wrong.
     """
     datasets = require("datasets", "train")
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
@@ -244,7 +245,7 @@ def checked(
         raise ValueError(f"{name} has no rows")
     keys = keys_of(kind, first, text_field)
     if {"image", "images"} & set(first) or not keys.keys() <= set(first):
-        return dataset  # the first is TRL's own; the trainer says what the others must have
+        return dataset  # TRL checks images, and the trainer says which keys are missing
     check = Checker(keys, name, vocabulary, bare)
     if isinstance(dataset, datasets.Dataset):
         if dataset.format["type"] != "custom":
@@ -260,7 +261,7 @@ def checked(
 
 
 def check_template(dataset: Any, tokenizer: Any, name: str) -> None:
-    """Find the row whose chat the tokenizer's template does not take.
+    """Find the row with a chat that the tokenizer's template refuses.
 
     Raises:
         ValueError: names the row, and says what the template says.
@@ -277,12 +278,12 @@ def check_template(dataset: Any, tokenizer: Any, name: str) -> None:
 def _render(tokenizer: Any, chat: list[Any], where: str) -> None:
     try:
         tokenizer.apply_chat_template(chat, tokenize=False)
-    except Exception as error:  # whatever a template raises: it is a program of its own
+    except Exception as error:  # a template is a program, which may raise anything
         raise ValueError(f"the chat template does not take the chat in {where}: {error}") from error
 
 
 def check_tokens(dataset: Any, name: str, vocabulary: int) -> None:
-    """That ids of a prepared data set are the model's: a tokenizer may have more than it has."""
+    """Require that the model knows all ids of an encoded dataset; its tokenizer may have more."""
     datasets = require("datasets", "train")
     if not isinstance(dataset, datasets.Dataset):
         return

@@ -1,4 +1,4 @@
-"""What our trainers on TRL's have in common: log-probs by `linear_logp`, and a look at the data."""
+"""What the trainers here have in common: log-probs from `linear_logp`, and checks of their data."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from ..fused_head import class_with_logp, seated
 
 @contextlib.contextmanager
 def own_heads(trainer: type, add: Callable[..., None]) -> Iterator[None]:
-    """While a trainer of TRL's is made, it calls `add` to give its models log-probs.
+    """Have TRL call `add` in the block, where it would add its own log-probs to a trainer's models.
 
-    Only there are they between a model and what wraps it: PEFT, autocast, DDP.
+    It does so while a trainer is made. At that point a model has been loaded, and nothing (PEFT,
+    autocast, DDP) is wrapped around it yet.
     """
     module: Any = sys.modules[trainer.__module__]
     trls = module.add_fused_lm_head
@@ -34,15 +35,15 @@ def own_heads(trainer: type, add: Callable[..., None]) -> Iterator[None]:
 
 
 class NoReference(nn.Module):
-    """In place of a reference that a loss does not need, so that TRL loads none."""
+    """Stands in for the reference of a loss that needs none, so that TRL does not load one."""
 
 
 class LogpTrainer:
-    """What the three have in common; to be inherited from before TRL's."""
+    """What our trainers share. Each inherits from it first, and from TRL's trainer second."""
 
     _trls: type
     _kind: str
-    _uniform = False  # whether the loss is the mean of log-probs
+    _uniform = False  # whether the loss weighs all log-probs alike
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._classes = weakref.WeakKeyDictionary[nn.Module, type]()
@@ -55,17 +56,17 @@ class LogpTrainer:
             self._look_at_tokens(getattr(self, f"{name}_dataset"), f"the {name} dataset")
 
     def _look_at(self, given: dict[str, Any]) -> None:
-        """Check the rows of the data sets among a trainer's arguments."""
+        """Check the rows of the datasets among the arguments of a trainer."""
         model: Any = given.get("model")
         tokenizer = given.get("processing_class")
         self._known: dict[str, Any] = {
             "vocabulary": vocabulary_of(model) if isinstance(model, nn.Module) else rows.LONGEST,
             "text_field": getattr(given.get("args"), "dataset_text_field", "text"),
-            # where TRL loads the tokenizer, and where there is none, it is seen afterwards
+            # if TRL is going to load the tokenizer, nothing is known of it and nothing refused yet
             "bare": not callable(tokenizer) or bool(tokenizer("")["input_ids"]),
         }
         if given.get("formatting_func") is not None:
-            return  # which may take any rows
+            return  # the function may take rows of any form
         for key, name in (("train_dataset", "train"), ("eval_dataset", "eval")):
             data = given.get(key)
             if isinstance(data, dict):
@@ -81,7 +82,7 @@ class LogpTrainer:
             rows.check_tokens(data, key, vocabulary_of(self.model))
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **options: Any) -> Any:
-        """As in TRL."""
+        """As in TRL. Rows of a dataset that is given here are checked too."""
         if eval_dataset is not None and not isinstance(eval_dataset, (str, dict)):
             eval_dataset = self._check(eval_dataset, "the eval dataset")
         return super().evaluate(eval_dataset, *args, **options)  # type: ignore[misc]
@@ -93,7 +94,7 @@ class LogpTrainer:
 
     @contextlib.contextmanager
     def _heads(self) -> Iterator[None]:
-        """The models with log-probs by `linear_logp`, which they have for the block alone."""
+        """Give the models log-probs from `linear_logp` while a ``with`` block lasts."""
         with contextlib.ExitStack() as stack:
             for model, made in list(self._classes.items()):
                 stack.enter_context(seated(model, made))
@@ -122,7 +123,10 @@ class LogpTrainer:
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, *rest: Any, **options: Any
     ) -> Any:
-        """TRL's, which leaves out rows that do not fit; `rest` ends with the dataset's name."""
+        """As in TRL, with errors for chats that do not fit the template, and for no rows left.
+
+        The last of `rest` is the dataset's name.
+        """
         given = (dataset, processing_class, args, *rest)
         try:
             prepared = super()._prepare_dataset(*given, **options)  # type: ignore[misc]
@@ -134,16 +138,16 @@ class LogpTrainer:
         return prepared
 
     def _send_telemetry(self) -> None:
-        """Nothing is sent to anybody."""
+        """Send nothing, where TRL would tell its makers that it was used."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)  # type: ignore[misc]
-        # a pickle of the arguments, which nothing reads
+        # the arguments, which Transformers pickles and nothing reads
         Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        # TRL keeps these in a file named after data and model. What they depend on besides: the
-        # way they are computed, its dtype, and where sequences are cut
+        # TRL keeps them in a file whose name is a hash of the data and the model. They also depend
+        # on who computes them, in which dtype, and where sequences are cut: this joins the hash
         ours = ("crossfade", self.accelerator.mixed_precision, str(self.data_collator))
         plain = self._precompute_model_hash
         self._precompute_model_hash = (plain, *ours, getattr(self, "ld_alpha", None))
@@ -160,19 +164,23 @@ class LogpTrainer:
 
 
 def vocabulary_of(model: Any) -> int:
+    """How many token ids a model has; without a limit if ZeRO-3 keeps its embeddings in parts."""
     weight = model.get_input_embeddings().weight
     return rows.LONGEST if getattr(weight, "ds_id", None) is not None else len(weight)
 
 
 def columns_of(dataset: Any) -> set[str]:
+    """The keys of the first row."""
     return set(next(iter(dataset), {}))
 
 
 def listed(columns: set[str]) -> str:
+    """The columns as an error shows them."""
     return ", ".join(sorted(columns)) or "of an empty dataset"
 
 
 def check_some(name: str, dataset: Any, args: Any) -> None:
+    """Require a row in a dataset of which rows were left out because they are too long."""
     if hasattr(dataset, "__len__") and len(dataset) == 0:
         raise ValueError(
             f"{name} has no row left: none has a token to train on within args.max_length, "
@@ -181,7 +189,7 @@ def check_some(name: str, dataset: Any, args: Any) -> None:
 
 
 def are_ids(name: str, dataset: Any, needed: tuple[str, ...]) -> bool:
-    """Whether a dataset is of ids."""
+    """Whether a dataset has columns of ids: all of `needed`, or else none of them."""
     columns = columns_of(dataset)
     there, missing = ([x for x in needed if (x in columns) is y] for y in (True, False))
     if there and missing:

@@ -19,7 +19,7 @@ from .base import LogpTrainer, NoReference, are_ids, check_some, columns_of, lis
 trl = require("trl", "train")
 PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {**losses.PAIR_LOSSES, "modpo": losses.modpo}
 WITHOUT_REFERENCE = ("orpo", "simpo")
-# of DPOConfig, what a loss of ours takes from its own options, or does without
+# Arguments of DPOConfig that losses of crossfade do not read: they have options of their own.
 DPO_OPTIONS = (
     "beta",
     "discopop_tau",
@@ -34,22 +34,22 @@ DPO_OPTIONS = (
 
 
 class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
-    """TRL's `DPOTrainer`, by `linear_logp`, and with the losses of `crossfade.losses`.
+    """TRL's `DPOTrainer` with the log-probs of `linear_logp` and the losses of `crossfade.losses`.
 
-    Datasets may have `prompt_ids`, `chosen_ids` and `rejected_ids`.
+    Datasets may also have `prompt_ids`, `chosen_ids` and `rejected_ids`.
 
     Args:
-        loss: a name in `crossfade.losses.PAIR_LOSSES`, or "modpo"; None leaves the loss to TRL's
-            `args.loss_type`. Rewards that are logged are beta times log-ratios; without a
-            reference, for "orpo" and "simpo", times mean log-probs, and no reference is loaded.
-        loss_options: the loss's arguments by name, such as ``{"beta": 2.0, "gamma": 1.0}``. Those
-            of `args` that TRL's own losses take must then be left as they are. "modpo" takes its
-            `margins` from the dataset's column of that name: of each row the list of the other
-            objectives' margins.
+        loss: a name in `crossfade.losses.PAIR_LOSSES`, or "modpo". None leaves the loss to TRL, by
+            `args.loss_type`. The rewards that are logged are log-ratios times beta. "orpo" and
+            "simpo" have no reference: none is loaded, and rewards are mean log-probs times beta.
+        loss_options: arguments of the loss by name, such as ``{"beta": 2.0, "gamma": 1.0}``. With
+            `loss`, the arguments of TRL's own losses in `args` must keep their defaults. "modpo"
+            takes its `margins` from the dataset's column of that name, which holds for each row the
+            list of the margins of all other objectives.
 
     Raises:
         ValueError, TypeError: a loss or an option is not known, or does not fit the others.
-        NotImplementedError: `args.use_weighting`, whose weights `linear_logp` does not have.
+        NotImplementedError: `args.use_weighting` is True: `linear_logp` cannot give its weights.
     """
 
     _trls = trl.DPOTrainer
@@ -101,7 +101,7 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
         if not ids:
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if args.max_length is not None and args.truncation_mode == "keep_start":
-            # as TRL does with texts: of these rows nothing but the prompt would be left
+            # as TRL does with texts: nothing but the prompt would be left of these rows
             dataset = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
         check_some(name, dataset, args)
         return dataset
@@ -128,13 +128,13 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
         labels = inputs["input_ids"].masked_fill(mask == 0, IGNORED)
         outputs = model(**given, labels=labels, fused_lm_head=True)
         mask = mask[:, 1:]
-        length = mask.shape[1]  # prompt-learning PEFT puts more before it
+        length = mask.shape[1]  # PEFT's prompt learning puts more positions before these
         chosen, rejected = outputs.log_probs[:, -length:].sum(1).chunk(2)
         pairs = losses.Pairs(
             chosen,
             rejected,
             *self._references(inputs),
-            # responses that were cut away whole have log-prob 0, whatever their length
+            # the log-prob of a response that was cut away whole is 0, so any length will do
             *mask.sum(1).clamp(min=1).chunk(2),
         )
         extra = {"margins": inputs["margins"]} if self._needs_margins else {}
@@ -150,7 +150,7 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
         self._record(metrics, outputs, mask, inputs["attention_mask"].sum())
         if not return_outputs:
             return loss
-        with torch.no_grad():  # for `compute_metrics`, which wants logits
+        with torch.no_grad():  # `compute_metrics` wants logits
             return loss, model(**given)
 
     def _references(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
@@ -163,12 +163,13 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
     def _record(
         self, metrics: dict[str, Tensor], outputs: Any, mask: Tensor, tokens: Tensor
     ) -> None:
-        """Means over the batch and all processes; of `mask`'s tokens, over the responses'."""
+        """Log means over all processes: `metrics` over rows, `outputs` over tokens in `mask`."""
         mode = "train" if self.model.training else "eval"
         kept = self._metrics[mode]
         for name, x in metrics.items():
             kept[name].append(self.accelerator.gather(x.detach()).mean().item())
-        fields = outputs.entropy, outputs.is_top1, outputs.mean_logits  # 0 outside of responses
+        # these are 0 outside of responses
+        fields = outputs.entropy, outputs.is_top1, outputs.mean_logits
         chosen, rejected = (
             [self.accelerator.gather_for_metrics(x).sum().item() for x in sums]
             for sums in zip(*([h.sum() for h in x.chunk(2)] for x in (mask, *fields)), strict=True)
@@ -185,7 +186,7 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
 
 @dataclasses.dataclass
 class WithMargins:
-    """A collator's batch, and the rows' margins ``[pairs, others]``."""
+    """A collator that adds the margins of the rows, ``[pairs, others]``, to another one's batch."""
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -200,7 +201,11 @@ class WithMargins:
 def pair_loss(
     name: str | None, options: Mapping[str, Any] | None, args: Any
 ) -> Callable[..., Tensor] | None:
-    """The loss with its options, after a look at whether they are its own."""
+    """The loss of that name with its options, or None without a name.
+
+    Raises:
+        ValueError, TypeError: the loss or an option is not known, or `args` has what it must not.
+    """
     if name is None:
         if options:
             raise ValueError("loss_options is given, and loss is None; it must be a name")
@@ -232,12 +237,13 @@ def pair_loss(
     empty = losses.Pairs(one, one, one, one, one.long() + 1, one.long() + 1)
     others = options.get("other_weights")
     width = len(others) if isinstance(others, (list, tuple)) else 0
-    bound(empty, **({"margins": torch.zeros(1, width)} if name == "modpo" else {}))  # its checks
+    # one call, so that the loss checks its options
+    bound(empty, **({"margins": torch.zeros(1, width)} if name == "modpo" else {}))
     return bound
 
 
 def beta_of(name: str | None, options: Mapping[str, Any] | None) -> float:
-    """What a loss's rewards are of its log-ratios; 1 where it has no beta."""
+    """What log-ratios are multiplied by to give a loss's rewards: its beta, or 1 if it has none."""
     if name is None:
         return 1.0
     beta = inspect.signature(PAIR_LOSSES[name]).parameters.get("beta")
@@ -245,6 +251,7 @@ def beta_of(name: str | None, options: Mapping[str, Any] | None) -> float:
 
 
 def check_no_reference(loss: str | None, ref_model: Any, args: Any) -> None:
+    """Refuse a reference, or arguments about one, beside a loss that has no reference."""
     given = {"ref_model": ref_model is not None}
     for name in ("precompute_ref_log_probs", "sync_ref_model"):
         given[f"args.{name}"] = args is not None and getattr(args, name)

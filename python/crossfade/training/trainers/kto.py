@@ -1,8 +1,9 @@
-"""KTO by TRL's trainer, whose KL term is of responses to other prompts.
+"""KTO by TRL's trainer, with a KL term that never pairs a prompt with a response of its own.
 
-KTO estimates a divergence from pairs of a prompt and a response to another prompt. The responses of
-a batch are, where that can be, those of its own rows in another order, as in the paper and in TRL,
-which moves them on by one. Here no row gets a response to its own prompt.
+KTO estimates a divergence from mismatched pairs: a prompt and a response to another prompt. As in
+the paper, these are the responses of the batch in another order if possible. TRL moves each on to
+the next row. If two rows of a batch have the same prompt, that gives a row a response to its own
+prompt; here no row gets one.
 
 Source: Ethayarajh et al., arXiv:2402.01306, section 4.1.
 """
@@ -17,15 +18,15 @@ from ...extras import require
 from .base import LogpTrainer, are_ids, check_some, columns_of, listed
 
 trl = require("trl", "train")
-CHUNK = 64  # batches of a stream that are looked at together
+CHUNK = 64  # how many batches of a stream are read at a time to find pairs in
 
 
 class KTOTrainer(LogpTrainer, trl.KTOTrainer):  # type: ignore[name-defined]
-    """TRL's `KTOTrainer`, by `linear_logp`.
+    """TRL's `KTOTrainer` with the log-probs of `linear_logp`.
 
-    Datasets may have `prompt_ids` and `completion_ids` besides `label`. The KL term's responses
-    answer other prompts, also where a batch has a prompt several times or a single row
-    (`with_kl_responses`); where it has not, they are TRL's.
+    Datasets may also have `prompt_ids` and `completion_ids`, beside `label`. The KL term pairs each
+    prompt with a response to another prompt, even if a batch has one prompt several times, or a
+    single row (see `with_kl_responses`). In all other batches the pairs are those of TRL.
     """
 
     _trls = trl.KTOTrainer
@@ -59,7 +60,12 @@ class KTOTrainer(LogpTrainer, trl.KTOTrainer):  # type: ignore[name-defined]
 
 
 def with_kl_responses(dataset: Any, size: int, name: str) -> Any:
-    """A dataset of ids with a column `KL_completion_ids`, for batches of `size` rows in order.
+    """The dataset with a column `KL_completion_ids`: for each row a response to another prompt.
+
+    Args:
+        dataset: of ids, whose rows are trained on in order.
+        size: rows of a batch.
+        name: what errors call the dataset.
 
     Raises:
         ValueError: all rows have the same prompt.
@@ -77,7 +83,10 @@ def with_kl_responses(dataset: Any, size: int, name: str) -> Any:
 
 
 class _Chunk:
-    """The same of some batches of a stream, which may take responses from the chunk before."""
+    """`with_kl_responses` for a stream, which comes in chunks of a few batches.
+
+    A row may get a response from its own chunk or the one before.
+    """
 
     def __init__(self, size: int, name: str) -> None:
         self.size, self.name = size, name
@@ -93,10 +102,15 @@ class _Chunk:
 
 
 def mismatched(prompts: Sequence[Hashable], size: int, name: str = "prompts") -> list[int]:
-    """For each row, the row whose response it gets, which has another prompt.
+    """For each row, the index of the row whose response it gets, which has another prompt.
+
+    Args:
+        prompts: the prompts of all rows.
+        size: rows of a batch.
+        name: what errors call the prompts.
 
     Raises:
-        ValueError: all have the same prompt.
+        ValueError: all rows have the same prompt.
     """
     found: list[int] = []
     for start in range(0, len(prompts), size):
@@ -109,12 +123,12 @@ def mismatched(prompts: Sequence[Hashable], size: int, name: str = "prompts") ->
 
 
 def _in_batch(prompts: Sequence[Hashable]) -> list[int]:
-    """An order of a batch's responses in which as few as can be meet their own prompts."""
+    """An order of a batch's responses in which as few as possible meet their own prompt."""
     n = len(prompts)
     for shift in range(1, n):
         if all(prompts[i] != prompts[i - shift] for i in range(n)):
             return [(i - shift) % n for i in range(n)]
-    # rows with one prompt side by side, and all moved on by as many as the commonest prompt has
+    # sort rows by prompt, then move each response on by as many rows as the commonest prompt has
     counts = Counter(prompts)
     common = [prompt for prompt, _ in counts.most_common()]
     order = sorted(range(n), key=lambda i: common.index(prompts[i]))
@@ -125,7 +139,7 @@ def _in_batch(prompts: Sequence[Hashable]) -> list[int]:
 
 
 def _outside(prompts: Sequence[Hashable], row: int, size: int, name: str) -> int:
-    """The nearest row with another prompt, from the same place of the batch before on."""
+    """A row of another batch with another prompt: going back from the same place a batch before."""
     n = len(prompts)
     for back in range(size, size + n):
         source = (row - back) % n

@@ -14,12 +14,12 @@ trl = require("trl", "train")
 
 
 class SFTTrainer(LogpTrainer, trl.SFTTrainer):  # type: ignore[name-defined]
-    """TRL's `SFTTrainer`, by `linear_logp`.
+    """TRL's `SFTTrainer` with the log-probs of `linear_logp`.
 
-    Datasets may have `prompt_ids` and `completion_ids`, or `input_ids` with a `completion_mask`:
-    the loss is of the completions, unless `completion_only_loss` is False. Where all weights are
-    trained on a CPU, the head takes three products a step and memory of twice its weight, see
-    `linear_logp(uniform=True)`.
+    Datasets may also have `prompt_ids` and `completion_ids`, or `input_ids` with a
+    `completion_mask`. The loss is then that of the completions, unless `completion_only_loss` is
+    False. If all weights are trained on a CPU, a step computes three products of the head's size
+    and needs memory of twice the head's weight, see `linear_logp(uniform=True)`.
     """
 
     _trls = trl.SFTTrainer
@@ -56,7 +56,7 @@ class SFTTrainer(LogpTrainer, trl.SFTTrainer):  # type: ignore[name-defined]
 
 
 def _labelled(row: Mapping[str, Any], every: bool) -> dict[str, list[int]]:
-    """`input_ids`, and `labels` of the completion alone or of every token."""
+    """The `input_ids` of a row, and its `labels`: of every token, or of the completion alone."""
     if "prompt_ids" in row:
         ids = row["prompt_ids"] + row["completion_ids"]
         counts = [0] * len(row["prompt_ids"]) + [1] * len(row["completion_ids"])
