@@ -1,1 +1,1 @@
-"""Value heads are trained on rollouts of the base: their rows, what is run, and the trainer."""
+"""The training of value heads: rollouts of the base, what is run on them, and the trainer."""

@@ -1,4 +1,4 @@
-"""Rollouts with rewards, as `ValueTrainer` reads them."""
+"""Rollouts with their rewards, as `ValueTrainer` reads them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Rollout(NamedTuple):
-    """One response of the base: token ids, the last one EOS if it is `finished`."""
+    """One response of the base, as token ids. The last of them is EOS if it is `finished`."""
 
     prompt: list[int]
     completion: list[int]
@@ -30,14 +30,15 @@ class Rollout(NamedTuple):
 
 
 class Rollouts(Dataset[dict[str, Any]]):
-    """Rows of a data set as token ids, with the hidden states of their tokens once these are kept.
+    """The rows of a dataset as token ids, and the hidden states of their tokens if these are kept.
 
     Args:
-        rows: mappings with `reward`, `finished`, and `prompt_ids` and `completion_ids`, or `prompt`
-            and `completion`: texts, or lists of messages. Read by index.
-        tokenizer: for texts.
+        rows: a list, or a dataset that has a length. Each row is a mapping with `reward`,
+            `finished`, and either `prompt_ids` and `completion_ids` or `prompt` and `completion`,
+            which are texts or lists of messages.
+        tokenizer: encodes texts; None if there are none.
         vocabulary: ids must be below it.
-        unfinished: "drop" leaves out rows that are not finished, and says how many; "score" keeps
+        unfinished: "drop" leaves out rows that are not finished and logs how many; "score" keeps
             them.
         name: what errors call `rows`.
 
@@ -140,10 +141,10 @@ def _rollout(row: Any, tokenizer: Any, vocabulary: int, name: str) -> Rollout:
 def _tokenised(
     row: Mapping[str, Any], tokenizer: Any, finished: bool, name: str
 ) -> tuple[list[int], list[int]]:
-    """Ids of a prompt, a text or a chat that is being answered, and of what followed it.
+    """The ids of a prompt, which is a text or a chat, and of the completion that follows it.
 
-    They are the ids that `crossfade.score` gives to such texts, so that a value is learned where it
-    will be asked for: after the prompt as it is read. EOS ends what is finished.
+    They are the ids that `crossfade.score` would read, so that values are learned of the very
+    tokens that they will be asked about. A finished completion ends with EOS.
     """
     prompt, completion = row["prompt"], row["completion"]
     if tokenizer is None:

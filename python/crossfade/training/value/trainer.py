@@ -1,4 +1,4 @@
-"""Training of value heads on rollouts of the base, by CD-FUDGE or CD-Q."""
+"""A trainer of value heads on rollouts of the base, by CD-FUDGE or CD-Q."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from .learner import Base, Learner, adapted, check_trained, trained_in_backbone
 from .rollouts import IGNORED, Rollouts, collate
 
 logger = logging.getLogger(__name__)
-CHUNK = 1 << 23  # numbers: tokens times vocabulary that are looked at at a time
+CHUNK = 1 << 23  # how many logits (tokens times vocabulary) are computed at a time
 
 
 @dataclass
 class ValueConfig(transformers.TrainingArguments):
-    """`transformers.TrainingArguments`, and what is to be learnt.
+    """`transformers.TrainingArguments`, and how values are to be learnt.
 
     Args:
         objective: "fudge" (`losses.fudge`) or "cd_q" (`losses.cd_q`).
-        unfinished: what becomes of rollouts that were cut before EOS: "drop" leaves them out and
-            says how many, "score" takes their rewards as they are, at the last token. None is
-            "drop" for CD-Q, whose targets come from the reward at EOS, and "score" for FUDGE.
-        cache_hidden: compute the hidden states of all responses once and keep them in memory, in
-            the backbone's dtype: an epoch then costs the head alone. Not with an adapter.
-        learning_rate: 1e-3, as a head that begins at 0 needs more than a model.
+        unfinished: what to do with rollouts that were cut before EOS. "drop" leaves them out and
+            logs how many; "score" keeps them, with their reward at the last token. None is "drop"
+            for CD-Q, whose targets come from the reward at EOS, and "score" for FUDGE.
+        cache_hidden: whether to compute the hidden states of all responses once and keep them in
+            memory, in the backbone's dtype. After that only the head is computed. An adapter cannot
+            be trained then, because it would change the hidden states.
+        learning_rate: 1e-3 by default: a head that begins at 0 needs a larger one than a model.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -81,38 +82,39 @@ class ValueConfig(transformers.TrainingArguments):
 
 
 class ValueTrainer(transformers.Trainer):
-    """Trains a value head, on `transformers.Trainer`.
+    """A `transformers.Trainer` that trains a value head.
 
-    The loss is the objective's sum of ``(V_t - target_t)^2 / 2`` over the tokens of the batch (of
-    all accumulated batches and processes), divided by their number: the paper's sum over t, in
-    which a response weighs as much as it has tokens, at a scale that lengths do not move. Values
-    and losses are float32, also under mixed precision.
+    The loss is the mean of ``(V_t - target_t)^2 / 2`` over all tokens of the batch, of accumulated
+    batches and of all processes. In the paper it is a sum over the tokens of a response; as there,
+    a response with more tokens weighs more, but the size of the loss does not depend on lengths.
+    Values and losses are float32 even under mixed precision.
 
-    Rows of data sets are rollouts of the base: `reward` (a float), `finished` (whether it ended by
-    itself) and `prompt_ids` and `completion_ids`, EOS included where it ended; or `prompt` and
-    `completion`, as texts or as lists of messages, encoded by `processing_class`. Ids as they were
-    decoded are better: a text may be encoded in other ways than it was written.
+    Rows of datasets are rollouts of the base. Each has `reward` (a float), `finished` (whether it
+    ended by itself), and either `prompt_ids` and `completion_ids`, with EOS if it ended, or
+    `prompt` and `completion`, which are texts or lists of messages that `processing_class` encodes.
+    Ids that were sampled are better: a text that is encoded again may give other ids.
 
-    Logged, of training and of evaluation: the loss, the means of values and rewards, and what the
-    last token's value says of the reward: `correlation`, and `explained_variance`, which is
-    ``1 - Var(r - V) / Var(r)``. Folders of checkpoints hold the head and the adapter
-    (`save_value_head`) and Transformers' own state, and resume.
+    Training and evaluation log the loss, the means of values and of rewards, and how well the value
+    of the last token predicts the reward: `correlation` and `explained_variance`, which is
+    ``1 - Var(r - V) / Var(r)``. Checkpoints hold the head and the adapter, as `save_value_head`
+    saves them, and the state of Transformers; training can be resumed from them.
 
     Args:
-        model: of `value_model` or `load_value_head`.
+        model: what `value_model` or `load_value_head` gave.
         args: the settings.
-        train_dataset, eval_dataset: lists of rows or data sets with a length; for evaluation also a
-            dict of these.
-        processing_class: a tokenizer, for rows of texts.
-        base: the causal LM whose next-token distribution, at temperature 1, CD-Q takes
-            expectations over. For CD-Q with a Q-head alone. Where `model` is over its weights, one
-            forward serves both.
-        peft_config: of a PEFT adapter that is trained on the backbone along with the head. The
-            model becomes a `peft.PeftModel` (`value_model`), and `base` stays as it is.
+        train_dataset, eval_dataset: lists of rows, or datasets that have a length. `eval_dataset`
+            may also be a dict of these.
+        processing_class: a tokenizer; only rows of texts need one.
+        base: the causal LM over whose next tokens, at temperature 1, CD-Q takes expectations. It
+            must be given for CD-Q with a Q-head, and only then. If `model` shares its weights, the
+            backbone runs once for both.
+        peft_config: the config of a PEFT adapter to train on the backbone along with the head. The
+            attribute `value_model` is then a `peft.PeftModel`, and `base` stays as it is.
         callbacks, optimizers: as in Transformers.
 
     Attributes:
-        value_model: what is trained, for `crossfade.ValueHead`; in eval mode after `train`.
+        value_model: the model that is trained, for `crossfade.ValueHead`; in eval mode after
+            `train`.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -167,7 +169,7 @@ class ValueTrainer(transformers.Trainer):
             data["eval_dataset"] = eval_dataset
         read = {k: None if v is None else self._rollouts(v, k) for k, v in data.items()}
         train = read.pop("train_dataset")
-        self.args: Any = args  # as they are, for type checkers
+        self.args: Any = args  # Transformers sets it as well; this tells type checkers
         super().__init__(
             model=Learner(model),
             args=args,
@@ -202,7 +204,7 @@ class ValueTrainer(transformers.Trainer):
         return Rollouts(rows, self._tokenizer, *self._sizes, name)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As in Transformers; rows that were not given before are read now."""
+        """As in Transformers. Rows that the trainer was not made with are read now."""
         return super().get_eval_dataloader(self._ready(eval_dataset, "eval_dataset"))
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
@@ -256,13 +258,13 @@ class ValueTrainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The objective, a token; see the class."""
+        """The mean loss of a token, see the class."""
         values, losses = self._losses(model, inputs)
         if num_items_in_batch is None:
             loss = losses.sum() / inputs["lengths"].sum()
-        else:  # of the accumulated batches; gradients of processes are averaged afterwards
+        else:  # the number counts the tokens of all accumulated batches
             loss = losses.sum() / num_items_in_batch
-            if self.args.average_tokens_across_devices:
+            if self.args.average_tokens_across_devices:  # and of all processes, which are averaged
                 loss = loss * self.accelerator.num_processes
         outputs = self._summary(values, losses, inputs)
         if model.training:
@@ -270,14 +272,14 @@ class ValueTrainer(transformers.Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _losses(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Values ``[B, T]`` and the objective's losses ``[B]``."""
+        """The values ``[B, T]``, and the loss of each row ``[B]``."""
         read = {k: v for k, v in inputs.items() if k not in ("lengths", "rewards")}
         values, hidden = model(**read)
         rewards, lengths = inputs["rewards"], inputs["lengths"]
         if self.args.objective == "fudge":
             return values, fudge(values, rewards, lengths)
         expected = torch.zeros_like(values)
-        if self._base is None:  # the value after the next token that was sampled
+        if self._base is None:  # targets are the values after the tokens that came next
             expected[:, :-1] = values.detach()[:, 1:]
         else:
             with torch.no_grad(), torch.autocast(values.device.type, enabled=False):
@@ -285,7 +287,7 @@ class ValueTrainer(transformers.Trainer):
         return values, cd_q(values, expected, rewards, lengths)
 
     def _expect(self, expected: Tensor, hidden: Tensor, inputs: dict[str, Any]) -> None:
-        """Fill in what the base expects of the Q-values after each token but the last."""
+        """Fill in the mean Q-value over the base's next tokens, after each token but the last."""
         assert self._base is not None
         learner = self.accelerator.unwrap_model(self.model)
         own = hidden
@@ -295,7 +297,8 @@ class ValueTrainer(transformers.Trainer):
                 *(inputs[k] for k in ("input_ids", "attention_mask", "starts")),
                 expected.shape[1],
             )
-        asked = inputs["labels"][:, 1:] != IGNORED  # the state before token t+1 is after token t
+        # what is expected after a token is read from the state before the next one
+        asked = inputs["labels"][:, 1:] != IGNORED
         states, own = hidden[:, 1:][asked], own[:, 1:][asked]
         head = value_head(self.value_model)
         rows = max(1, CHUNK // head.out_features)
@@ -311,7 +314,7 @@ class ValueTrainer(transformers.Trainer):
     def _summary(
         self, values: Tensor, losses: Tensor, inputs: dict[str, Any]
     ) -> tuple[Tensor, ...]:
-        """Of each row: the last token's value, the sums of values and losses, the length."""
+        """For each row the value of the last token, the sum of values, the loss, and the length."""
         lengths = inputs["lengths"]
         values = values.detach().masked_fill(inputs["labels"] == IGNORED, 0.0)
         last = values.gather(1, lengths[:, None] - 1)[:, 0]
@@ -324,14 +327,14 @@ class ValueTrainer(transformers.Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
-        """Each row's figures. The loss is a token's mean over the whole set, a metric's way."""
+        """The figures of each row. `_metrics` makes the loss of them: a mean over all tokens."""
         batch: Any = self._prepare_inputs(inputs)
         with torch.no_grad():
             values, losses = self._losses(model, batch)
         return None, self._summary(values, losses, batch), batch["rewards"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in Transformers, with the metrics of the training rows since the last time."""
+        """As in Transformers, with the metrics of the rows since the last log."""
         if "loss" in logs and self._seen:
             parts = [torch.cat(x).double().cpu() for x in zip(*self._seen, strict=True)]
             self._seen = []
@@ -339,7 +342,7 @@ class ValueTrainer(transformers.Trainer):
             if self.accelerator.num_processes > 1:
                 sums = self.accelerator.gather(sums[None].to(self.args.device)).sum(dim=0)
             logs |= _statistics(sums)
-            logs.pop("loss_mean")  # Transformers has the loss
+            logs.pop("loss_mean")  # Transformers logs the loss by itself
         super().log(logs, start_time)
 
     # ---- files
@@ -367,14 +370,14 @@ def _metrics(found: transformers.EvalPrediction) -> dict[str, float]:
 
 
 def _sums(last: Tensor, values: Tensor, losses: Tensor, lengths: Tensor, rewards: Tensor) -> Tensor:
-    """What figures of several processes are added up from."""
+    """Sums over rows, which several processes can add up; `_statistics` needs no more."""
     ones = torch.ones_like(last)
     each = (ones, lengths, values, losses, last, rewards, last**2, rewards**2, last * rewards)
     return torch.stack([x.sum() for x in each])
 
 
 def _statistics(sums: Tensor) -> dict[str, float]:
-    """Means of tokens and rows; what is not defined, for want of any variance, is left out."""
+    """Means over tokens and rows, and what `ValueTrainer` logs; without any variance less."""
     n, tokens, values, losses, last, rewards, last2, rewards2, product = sums.tolist()
     found = {
         "loss_mean": losses / tokens,
