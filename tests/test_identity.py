@@ -1,4 +1,4 @@
-"""What identifies a run: the same in every process, another after whatever changes its tokens."""
+"""The id of a run is the same in every process, and changes with all that changes its tokens."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def of(blend: Any, **parts: Any) -> str:
 
 @torch.no_grad()
 def touched(x: Any, name: str, place: int = -1) -> Any:
-    """A model of which one number is another, the last of a weight."""
+    """A copy of a model with another number at the end of one weight."""
     changed = copy.deepcopy(x)
     weight = changed.get_parameter(name).view(-1)
     weight[place] = torch.nextafter(weight[place], torch.tensor(9.0))
@@ -126,7 +126,7 @@ def reward_model(seed: int = 0, **options: Any) -> Any:
     return cf.RewardModel(scorer, **options)
 
 
-# Two runs each, of which the second writes other tokens than the first.
+# Pairs of runs; the second of each writes other tokens than the first.
 CHANGES: dict[str, Callable[[], tuple[dict[str, Any], dict[str, Any]]]] = {
     "a weight": lambda: (
         {"blend": cf.Model(model())},
@@ -263,7 +263,7 @@ def test_what_a_function_reads_from_its_module_counts(monkeypatch: pytest.Monkey
 
 
 def test_what_changes_no_token_changes_no_run(tmp_path: Path) -> None:
-    """Where a model was loaded from, a call in between, padding that it left behind."""
+    """Neither do the place a model was loaded from, a call in between, and padding it left."""
     own, tokenizer = model(), make_tokenizer()
     before = run_id(blend=cf.Model(own, tokenizer=tokenizer, name="a"))
     own.save_pretrained(tmp_path / "one")
@@ -335,7 +335,7 @@ def test_another_process_finds_the_same_runs() -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
-    import test_identity as imported  # as the other process names it
+    import test_identity as imported  # the name of the module in the other process
 
     found = [run_id(**change()[0]) for change in imported.CHANGES.values()]
     assert done.stdout.split() == found

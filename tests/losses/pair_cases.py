@@ -15,7 +15,8 @@ from torch import Tensor
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 FIELDS = ("chosen", "rejected", "ref_chosen", "ref_rejected")
-# beta * delta and beta * s from one end of what must be finite to the other; off the hinge's kink
+# Values of beta * delta and beta * s, from one end of where losses must be finite to the other. The
+# kink of the hinge loss, at 1, is not among them.
 EXTREMES = [0.0, 1e-6, 0.6, 3.0, 12.0, 17.0, 40.0, 88.0, 104.0, 700.0, 1e4]
 EXTREMES = [-x for x in EXTREMES[:0:-1]] + EXTREMES
 
@@ -29,7 +30,7 @@ def sigma(x: Array) -> Array:
 
 
 class Numbers:
-    """The symbols of the formulas in float64, from a `Pairs`."""
+    """What the symbols of the formulas stand for, in float64, for some `Pairs`."""
 
     def __init__(self, pairs: Pairs) -> None:
         names = (*FIELDS, "chosen_lengths", "rejected_lengths")
@@ -131,14 +132,14 @@ def make(pairs: int = 64, dtype: torch.dtype = torch.float64, seed: int = 0) -> 
 
 
 def ratios(chosen: Any, rejected: Any, dtype: torch.dtype = torch.float64) -> Pairs:
-    """Pairs with these log-ratios, of responses of one token."""
+    """Pairs of responses of one token that have these log-ratios."""
     s_c, s_r = torch.as_tensor(chosen, dtype=dtype), torch.as_tensor(rejected, dtype=dtype)
     zero, one = torch.zeros_like(s_c), torch.ones_like(s_c, dtype=torch.int64)
     return Pairs(s_c, s_r, zero, zero, one, one)
 
 
 def gradients(loss: Callable[[Pairs], Tensor], pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-    """The losses, and their gradients by chosen and by rejected."""
+    """The losses, and their gradients with respect to `chosen` and to `rejected`."""
     leaves = [x.detach().clone().requires_grad_() for x in (pairs.chosen, pairs.rejected)]
     result = loss(replace(pairs, chosen=leaves[0], rejected=leaves[1]))
     by_chosen, by_rejected = torch.autograd.grad(result.sum(), leaves, materialize_grads=True)

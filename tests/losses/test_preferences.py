@@ -33,7 +33,7 @@ LN2 = math.log(2)
 
 
 def test_names() -> None:
-    """Every loss of pairs and numbers alone has its formula here."""
+    """Every loss in the table has its formula here."""
     assert set(PAIR_LOSSES) == set(EXPECTED)
     assert all(PAIR_LOSSES[name] is getattr(losses, name) for name in PAIR_LOSSES)
 
@@ -49,7 +49,7 @@ def test_formulas(name: str, options: dict[str, float]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_dtypes(name: str, options: dict[str, float], dtype: torch.dtype) -> None:
-    """Computed in float32 on the inputs as they are rounded."""
+    """Losses of inputs in 16 bits are computed in float32."""
     pairs = make(dtype=dtype)
     got = PAIR_LOSSES[name](pairs, **options)
     assert got.dtype is torch.float32
@@ -71,7 +71,7 @@ def test_gradients(name: str, options: dict[str, float]) -> None:
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_extremes(name: str, options: dict[str, float]) -> None:
-    """Finite in float32, and near float64 in losses and gradients, for |beta s| up to 1e4."""
+    """For |beta s| up to 1e4 float32 losses and gradients are finite, and near those in float64."""
     s = torch.tensor(EXTREMES) / options.get("beta", 0.1)
     grid = torch.cartesian_prod(s, s)
     pairs = ratios(grid[:, 0], grid[:, 1], torch.float32)
@@ -94,7 +94,7 @@ numbers = st.floats(-1e5, 1e5, width=32)
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(st.lists(st.tuples(numbers, numbers, numbers, numbers), min_size=1, max_size=4), st.data())
 def test_any_log_probs(rows: list[tuple[float, ...]], data: Any) -> None:
-    """Finite, and each pair's loss and gradients are its own."""
+    """Losses are finite, and the loss and gradients of a pair do not depend on other pairs."""
     name = data.draw(st.sampled_from(sorted(PAIR_LOSSES)))
     columns = list(-torch.tensor(rows).T.abs())
     one = torch.ones(len(rows), dtype=torch.int64)
@@ -113,7 +113,7 @@ WORSE_REJECTED = [*BETTER_CHOSEN, "apo_down", "nca_pair"]
 
 @pytest.mark.parametrize("name", sorted({*BETTER_CHOSEN, *WORSE_REJECTED}))
 def test_signs(name: str) -> None:
-    """A likelier chosen response or an unlikelier rejected one lowers the loss, wherever it is."""
+    """A loss falls if the chosen response becomes likelier, or the rejected one less likely."""
     pairs = make()
     _, by_chosen, by_rejected = gradients(PAIR_LOSSES[name], pairs)
     counts = pairs.delta < 10 if name == "hinge" else torch.ones(64, dtype=torch.bool)
@@ -124,7 +124,7 @@ def test_signs(name: str) -> None:
 
 
 def test_no_preference() -> None:
-    """What the losses are where policy and reference agree, to the bit, as at step 0."""
+    """The losses at step 0, where policy and reference are equal, are known to the last bit."""
     x = make().chosen.float()
     pairs = Pairs(x, x + 1, x, x + 1)
     for loss, want in (
@@ -142,7 +142,7 @@ def test_no_preference() -> None:
 
 
 def test_sigmoid_smoothing_is_symmetric() -> None:
-    """Swapped pairs with swapped labels are the same pairs."""
+    """Swapping each pair and flipping each label changes nothing."""
     pairs = make()
     swapped = Pairs(pairs.rejected, pairs.chosen, pairs.ref_rejected, pairs.ref_chosen)
     plain, flipped = losses.sigmoid(pairs), losses.sigmoid(swapped)
@@ -154,7 +154,7 @@ def test_sigmoid_smoothing_is_symmetric() -> None:
 
 
 def test_robust_undoes_flips() -> None:
-    """Its mean over labels flipped at a rate of eps is DPO's on the true ones."""
+    """With a share eps of the labels flipped, its mean is that of DPO on the true labels."""
     pairs = make()
     swapped = Pairs(pairs.rejected, pairs.chosen, pairs.ref_rejected, pairs.ref_chosen)
     for eps in (0.0, 0.1, 0.4):
@@ -164,7 +164,7 @@ def test_robust_undoes_flips() -> None:
 
 
 def test_ipo_minimum() -> None:
-    """0 at a difference per token of 1 / (2 beta); above it, the loss rises again."""
+    """The loss is 0 where the difference per token is 1 / (2 beta), and rises again above that."""
     two, four = torch.tensor([2] * 3), torch.tensor([4] * 3)
     pairs = replace(ratios([6.0, 8.0, 10.0], [-4.0] * 3), chosen_lengths=two, rejected_lengths=four)
     got, by_chosen, by_rejected = gradients(lambda p: losses.ipo(p, beta=0.1), pairs)
@@ -189,7 +189,7 @@ def test_nca_minimum() -> None:
 
 
 def test_exo_is_a_divergence() -> None:
-    """That of two Bernoullis: 0 where the policy has the labels' odds, above 0 elsewhere."""
+    """It is the KL divergence of two Bernoulli distributions, 0 only where both are the same."""
     eps = 0.2
     at = math.log((1 - eps) / eps) / 0.1
     got, by_chosen, _ = gradients(
@@ -206,7 +206,7 @@ def test_exo_is_a_divergence() -> None:
 
 
 def test_exo_gradient_where_q_rounds_to_1() -> None:
-    """Or to 0: ``beta q (1 - q) (beta delta - log odds of the labels)`` keeps its digits."""
+    """``beta q (1 - q) (beta delta - log odds of the labels)`` is precise, for q near 0 too."""
     x = np.array([-17.0, 17.0])
     _, by_chosen, _ = gradients(losses.exo_pair, ratios(x / 0.1, [0.0, 0.0], torch.float32))
     want = 0.1 * sigma(x) * sigma(-x) * (x - math.log(0.999 / 0.001))
@@ -219,12 +219,13 @@ def test_sppo_minimum() -> None:
 
 
 def test_apo_directions() -> None:
-    """Zero pushes the two apart. Down pushes the rejected one down, and then both."""
+    """`apo_zero` pushes the two apart. `apo_down` pushes the rejected one down first, then both."""
     step_0, later = ratios([0.0], [0.0]), ratios([-0.5], [-3.0])
     for loss, pairs, chosen, rejected in (
         (losses.apo_zero, step_0, -0.25, 0.25),
         (losses.apo_down, step_0, 0.0, 0.25),
-        (losses.apo_down, later, 0.164900, 0.070104),  # s(0.5) - s(2.5), s(2.5), s = sigmoid'
+        # s(0.5) - s(2.5) and s(2.5), where s is the derivative of the sigmoid
+        (losses.apo_down, later, 0.164900, 0.070104),
     ):
         _, by_chosen, by_rejected = gradients(lambda p, loss=loss: loss(p, beta=1.0), pairs)
         assert_near(by_chosen, chosen, atol=1e-6)
@@ -234,7 +235,7 @@ def test_apo_directions() -> None:
 @pytest.mark.parametrize("mean", [0.0, -0.0, 1e-6, -1e-45, -1e-9, -1e-7, -1e-4, -100.0, -1e4])
 @pytest.mark.parametrize("other", [0.0, -1e-7, -1.0, -1e4])
 def test_orpo_odds(mean: float, other: float) -> None:
-    """Certain responses have finite odds, also where rounding puts a log-prob above 0."""
+    """The odds of a certain response are finite, even if its log-prob was rounded to above 0."""
     for l_c, l_r in ((mean, other), (other, mean)):
         got = gradients(losses.orpo, ratios([l_c], [l_r], torch.float32))
         assert all(bool(x.isfinite().all()) for x in got)
@@ -251,7 +252,7 @@ def test_orpo_at_equal_odds() -> None:
 
 
 def test_simpo_margin() -> None:
-    """log 2 where the chosen response is ahead by gamma / beta a token."""
+    """The loss is log 2 where the chosen response leads by gamma / beta a token."""
     x = torch.tensor([-2.0])
     pairs = Pairs(x, 6 * x, None, None, torch.tensor([2]), torch.tensor([8]))
     assert_near(losses.simpo(pairs, beta=2.0, gamma=1.0), LN2, rtol=1e-6)
@@ -282,7 +283,7 @@ def test_modpo_alone_is_dpo() -> None:
 
 
 def test_modpo_trades_off() -> None:
-    """What the other objectives like about the chosen response is left to them."""
+    """The more the other objectives prefer the chosen response, the larger the loss."""
     pairs = ratios([0.0] * 3, [0.0] * 3)
     margins = torch.tensor([[-1.0], [0.0], [1.0]])
     _, by_chosen, by_rejected = gradients(lambda p: losses.modpo(p, margins, 0.5, [0.5]), pairs)
@@ -326,7 +327,7 @@ def test_properties() -> None:
 
 @pytest.mark.parametrize("name", sorted(PAIR_LOSSES))
 def test_what_a_loss_needs(name: str) -> None:
-    """References, lengths, or both, and no more."""
+    """A loss needs references, lengths, or both, and leaves alone what it does not need."""
     pairs, loss = make(), PAIR_LOSSES[name]
     means, references = name in ("ipo", "orpo", "simpo"), name not in ("orpo", "simpo")
     for fields, needed in (

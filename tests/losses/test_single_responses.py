@@ -30,7 +30,7 @@ def test_kto() -> None:
 
 
 def test_kto_balance() -> None:
-    """At z0 both labels cost half their weight and pull apart equally, and they always sum to 1."""
+    """At z0 each label costs half its weight, with equal gradients; the two always sum to 1."""
     s = torch.tensor([3.0, 3.0], requires_grad=True)
     zero, labels = torch.zeros(2), torch.tensor([True, False])
     loss = losses.kto(s, zero, labels, 3.0, 0.1, 2.0, 1.0)
@@ -80,7 +80,7 @@ def test_kto_z0() -> None:
 
 
 def test_sft_is_cross_entropy() -> None:
-    """Of logits whose tokens' log-probs are summed a response, padding left out."""
+    """Log-probs are summed over the tokens of each response; padding is left out."""
     torch.manual_seed(0)
     logits, targets = torch.randn(3, 5, 11), torch.randint(11, (3, 5))
     lengths = torch.tensor([5, 1, 3])

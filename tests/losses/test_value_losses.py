@@ -1,4 +1,4 @@
-"""FUDGE and CD-Q against their formulas, and at the values that they must not move."""
+"""FUDGE and CD-Q against their formulas, and at true values, which training must not move."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_gradients_go_to_values_alone() -> None:
 
 
 def test_true_values_stay() -> None:
-    """On all texts of three tokens: their mean gradient vanishes where V is the mean reward."""
+    """Over all texts of three tokens the mean gradient is 0 if each V is the mean reward."""
     generator = torch.Generator().manual_seed(1)
     words, depth = 3, 3
     logits = {

@@ -1,4 +1,4 @@
-"""Saved models to be read, a network that is not there, and a pickle that tells if it is loaded."""
+"""Saved models to read, a network that refuses, and a pickle that tells when it is loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tiny_models import make, make_tokenizer
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, and beside it an adapter and a value head for it."""
+    """A folder with a model, and an adapter and a value head for it."""
     peft = pytest.importorskip("peft")
     folder = tmp_path_factory.mktemp("saved")
     model = make()
@@ -39,13 +39,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(saved: Path, tmp_path: Path) -> Path:
-    """All of `saved`, to be changed."""
+    """A copy of `saved` that a test may change."""
     return shutil.copytree(saved, tmp_path / "copied")
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was asked of the network, which is not there."""
+    """All that is asked of the network, which refuses it."""
     found: list[Any] = []
 
     def refuse(*args: Any, **options: Any) -> Any:
@@ -59,7 +59,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 class Trap:
-    """A pickle that leaves a mark where it is loaded."""
+    """An object whose pickle makes a file when it is loaded."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -70,7 +70,7 @@ class Trap:
 
 @pytest.fixture
 def trap(tmp_path: Path) -> Iterator[bytes]:
-    """A pickle, and the test that it was not loaded."""
+    """A pickle. The test fails if it is loaded."""
     mark = tmp_path / "loaded"
     yield pickle.dumps(Trap(mark))
     assert not mark.exists()

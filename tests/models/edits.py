@@ -33,7 +33,7 @@ def without(part: str) -> Callable[[dict[str, Any]], None]:
 
 
 def in_parts(folder: Path) -> dict[str, str]:
-    """Save a model's weights in two parts with an index, whose map is returned."""
+    """Save the weights of a model in two parts with an index, and return where each tensor went."""
     tensors = load_file(folder / WEIGHTS)
     places = {key: f"part-{i % 2}.safetensors" for i, key in enumerate(sorted(tensors))}
     for part in set(places.values()):

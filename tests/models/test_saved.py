@@ -1,4 +1,4 @@
-"""Saved models: read whole, from the disk alone, and never as pickles or code."""
+"""Saved models are read whole, from the disk alone, and never as pickles or code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import make
 
-# --- the disk alone
+# --- from the disk alone
 
 
 @pytest.mark.parametrize("name", ["base", "./base", "owner/base", "{home}/base", "~/base"])

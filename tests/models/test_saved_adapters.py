@@ -1,4 +1,4 @@
-"""Saved adapters: those of another model, of odd configs, or cut, are errors that name them."""
+"""Adapters of another model, with an odd config, or incomplete are errors that name the folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_adapters_that_cannot_be(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("layers", "says"), [(1, "weights for what is not there"), (3, "no weig")])
 def test_adapters_of_other_models(tmp_path: Path, layers: int, says: str) -> None:
-    """Of as wide a model with more layers, or with fewer."""
+    """The other model is as wide, but has more layers or fewer."""
     peft = pytest.importorskip("peft")
     shape = {"hidden_size": 16, "intermediate_size": 16, "vocab_size": 20}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -37,7 +37,7 @@ def test_adapters_of_other_models(tmp_path: Path, layers: int, says: str) -> Non
     )
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's own, of old names and layers without weights
+        warnings.simplefilter("ignore")  # PEFT warns of old names and of layers without weights
         peft.get_peft_model(two, config).save_pretrained(tmp_path)
         with pytest.raises(ValueError, match=rf"folders\['a'\] is .*, which has {says}"):
             models.with_adapters(other, {"a": tmp_path})
@@ -47,7 +47,7 @@ def test_adapters_of_other_models(tmp_path: Path, layers: int, says: str) -> Non
 def test_an_adapter_that_lacks_a_file_is_not_looked_for_elsewhere(
     copied: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch, lacks: str
 ) -> None:
-    """Also in a folder whose name could be an id on the hub."""
+    """Not even if the name of its folder could be an id on the hub."""
     monkeypatch.chdir(copied)
     (copied / "owner").mkdir()
     folder = shutil.copytree("tuned", "owner/tuned")
@@ -64,7 +64,7 @@ def tuned(folder: Path, base: Any) -> Any:
 
 
 def resumed(folder: Path, base: Any) -> Any:
-    """A value head that is trained on from a checkpoint."""
+    """A value head that goes on from a checkpoint."""
     model = value_head_with_adapter(base)
     load_into(model, folder)
     return model
@@ -90,7 +90,7 @@ def test_an_adapters_weights_are_those_of_its_layers(
     copied: Path, read: Callable[[Path, Any], Any], damage: str, says: str
 ) -> None:
     base, folder = models.load(copied / "base")[0], copied / "tuned"
-    if read is not tuned:  # a value head with an adapter of its own
+    if read is not tuned:  # it is a value head, with an adapter of its own
         folder = copied / "trained"
         training.save_value_head(value_head_with_adapter(base), folder)
     file = folder / ADAPTER
@@ -116,7 +116,7 @@ ODD_ADAPTERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore")  # PEFT's, of every kind
+@pytest.mark.filterwarnings("ignore")  # PEFT warns in many ways
 @pytest.mark.parametrize("changes", ODD_ADAPTERS, ids=repr)
 def test_an_odd_adapter_config_is_an_error_that_names_the_folder(
     copied: Path, asked: list[Any], changes: dict[str, Any]

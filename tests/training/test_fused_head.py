@@ -1,4 +1,4 @@
-"""Log-probs of `linear_logp` in a model's place: every field, every kind of head, no logits."""
+"""Models that compute log-probs by `linear_logp`: every field, every kind of head, no logits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ids_and_labels() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("name", ["llama", "tied", "softcap", "scale", "scaling", "bias"])
 def test_every_field(name: str) -> None:
-    """Against float64 log-softmax of the model's own logits."""
+    """Fields are compared with the log-softmax, in float64, of the model's own logits."""
     model, ids = make(name).eval(), ids_and_labels()[0]
     labels = ids_and_labels()[1]
     z = model(input_ids=ids).logits[:, :-1].double()
@@ -78,7 +78,7 @@ def test_own_calls_are_left(tmp_path: Path) -> None:
 
 
 def test_no_labels_at_all() -> None:
-    """A microbatch may have none: its gradient is 0, not an error."""
+    """A microbatch may be without labels: its gradient is 0, and nothing fails."""
     model, ids = make(), ids_and_labels()[0]
     add_linear_logp(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
     found = model(input_ids=ids, labels=torch.full_like(ids, -100), fused_lm_head=True)
@@ -91,7 +91,7 @@ def test_no_labels_at_all() -> None:
     ("scale", "softcap"), [(1.0, None), (0.25, None), (3.0, None), (0.25, 2.0), (3.0, 2.0)]
 )
 def test_scale_and_softcap(scale: float, softcap: float | None) -> None:
-    """``c tanh(s x / c) / T`` with a cap and a temperature alone."""
+    """A cap and a temperature are enough to express ``c tanh(s x / c) / T``."""
     x = torch.linspace(-9, 9, 31, dtype=torch.float64)
     z = scale * x
     z = z if softcap is None else softcap * (z / softcap).tanh()
@@ -114,7 +114,7 @@ def test_autocast_leaves_the_head_alone() -> None:
 
 
 class _Logits(TorchDispatchMode):
-    """Whether an operation makes a float tensor of tokens and vocabulary."""
+    """Notes all operations that make a float tensor of tokens times vocabulary."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class _Logits(TorchDispatchMode):
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 def test_no_logits_in_a_step(tmp_path: Path, kind: str, lora: bool) -> None:
-    """Below the op, whose tiles its own tests see to; TRL's step does make them."""
+    """TRL's step makes logits. Ours does not, outside of the op, which has tests of its own."""
     for trls in (False, True):
         made = trainer(kind, tmp_path, trls=trls, lora=lora)
         batch = next(iter(made.get_train_dataloader()))
@@ -161,7 +161,7 @@ def test_head_of_another_kind() -> None:
 
 
 def test_logits_that_config_does_not_tell() -> None:
-    """A scale by a name that nobody knows is found by its effect."""
+    """A scale under a name that is not known here is found by what it does."""
     model = make()
     own = model.forward
 
@@ -203,7 +203,7 @@ def test_weight_in_pieces_is_trls() -> None:
     model, (ids, labels) = make(), ids_and_labels()
     add_linear_logp(model)
     want = model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
-    model.lm_head.weight.ds_id = 1  # as ZeRO-3 marks a parameter
+    model.lm_head.weight.ds_id = 1  # ZeRO-3 marks parameters so
     with pytest.warns(UserWarning, match="in pieces"):
         found = model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
     torch.testing.assert_close(found, want)

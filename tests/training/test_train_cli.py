@@ -1,4 +1,4 @@
-"""``crossfade train``: files in, an adapter or a model out, stopped and gone on with."""
+"""``crossfade train``: from files to an adapter or a model; runs are stopped and resumed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def losses(folder: Path, step: int) -> list[float]:
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_adapter(base: str, tmp_path: Path, kind: str, capsys: Any) -> None:
-    """Trained, saved, and decoded with: ``base=PATH@OUT``."""
+    """An adapter is trained and saved, and ``base=PATH@OUT`` decodes with it."""
     given = settings(base, tmp_path, kind)
     eval_data = tmp_path / "eval.jsonl"
     eval_data.write_text("\n".join(json.dumps(row) for row in texts(kind, 3)))
@@ -73,7 +73,8 @@ def test_adapter(base: str, tmp_path: Path, kind: str, capsys: Any) -> None:
     state = {
         p.name for p in (out / "checkpoint-4").iterdir() if p.suffix in (".bin", ".pt", ".pth")
     }
-    assert state == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}  # read as weights alone
+    # torch loads these with weights_only: no pickled objects
+    assert state == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
     made = ["generate", "the film", "--model", f"base={base}@{out}", "--max-new-tokens", "3"]
     assert cli.main([*made, "--greedy"]) == 0
     tuned = json.loads(capsys.readouterr().out)
@@ -83,7 +84,7 @@ def test_adapter(base: str, tmp_path: Path, kind: str, capsys: Any) -> None:
 
 
 def test_all_weights(base: str, tmp_path: Path, capsys: Any) -> None:
-    """Without `lora` the model itself is trained, against its own copy; SimPO against none."""
+    """Without `lora` all weights are trained. The reference is a copy; SimPO has none."""
     given = settings(base, tmp_path)
     del given["lora"]
     given |= {"loss": "simpo", "loss_options": {"beta": 1.0}}
@@ -118,7 +119,7 @@ def test_the_reference_is_the_model_without_an_adapter_that_lies_in_its_folder(
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own
 @pytest.mark.parametrize("objective", ["fudge", "cd_q"])
 def test_value(base: str, tmp_path: Path, objective: str, capsys: Any) -> None:
-    """A Q-head of rank 2, saved where `load_value_head` finds it; CD-Q over the base itself."""
+    """A Q-head of rank 2 is trained by CD-Q, and `load_value_head` loads it."""
     given = settings(base, tmp_path, "sft", value={"rank": 2})
     lora = given.pop("lora")
     prompt, response = [5, 6, 7], [8, 9, tiny.EOS]
@@ -145,7 +146,7 @@ def test_value(base: str, tmp_path: Path, objective: str, capsys: Any) -> None:
 
 
 def test_two_processes(base: str, tmp_path: Path) -> None:
-    """Half a batch each; they train as one does, and one of them says so."""
+    """Two processes with half a batch each train as one does, and only one of them prints."""
     given = settings(base, tmp_path, "sft", value={"rank": 2})
     del given["lora"]
     rows = [
@@ -174,7 +175,7 @@ def test_two_processes(base: str, tmp_path: Path) -> None:
 
 
 def test_resume(base: str, tmp_path: Path, capsys: Any) -> None:
-    """A run that was cut and goes on has the curve of one that was not."""
+    """A run that is stopped and resumed has the curve of one that is not."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
         folder.mkdir()
@@ -215,7 +216,7 @@ DAMAGE: dict[str, tuple[Any, str]] = {
 
 @pytest.fixture(scope="module")
 def trained(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a whole run, with checkpoints 2 and 4."""
+    """The folder of a run that has ended, with checkpoints 2 and 4."""
     folder = tmp_path_factory.mktemp("trained")
     assert train("sft", folder, settings(base, folder, "sft")) == 0
     return folder
@@ -247,7 +248,7 @@ def test_damaged_checkpoint_is_named(
 def test_killed_inside_a_checkpoint(
     trained: Path, base: str, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    """The run goes on from the one before, and ends as one that nobody killed."""
+    """The run goes on from the checkpoint before, and ends as a run that was not killed."""
     given = settings(base, tmp_path, "sft")
     save = SFTTrainer._save_rng_state
 
@@ -303,7 +304,7 @@ def test_scaler_of_float16(trained: Path, base: str, tmp_path: Path) -> None:
 
 
 def test_weights_in_pieces(trained: Path, tmp_path: Path) -> None:
-    """An index stands for the file that it is named after; each piece must be whole."""
+    """Weights may be in pieces with an index; each piece must be complete."""
     shutil.copytree(trained / "out" / "checkpoint-4", tmp_path / "checkpoint-4")
     folder = tmp_path / "checkpoint-4"
     index, piece = folder / "model.safetensors.index.json", folder / "model-1.safetensors"
@@ -321,7 +322,7 @@ def test_weights_in_pieces(trained: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c(base: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    """The step ends, a checkpoint is saved, and the next run goes on from it."""
+    """The step ends, a checkpoint is saved, and another run can go on from it."""
     plain, step = DPOTrainer.training_step, []
 
     def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -358,7 +359,7 @@ def test_second_ctrl_c() -> None:
 
 
 def test_overrides(base: str, tmp_path: Path) -> None:
-    """Numbers as people write them: 1e-4 is one, which YAML 1.1 takes for a text."""
+    """1e-4 is a number here; YAML 1.1 would read it as a text."""
     file = tmp_path / "a.yaml"
     file.write_text("model: m\ndata: d.jsonl\narguments: {output_dir: o, learning_rate: 2e-5}\n")
     read = config.read("dpo", file)

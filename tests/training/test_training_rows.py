@@ -1,4 +1,4 @@
-"""Training data as people write it: right, or an error that names the row and its key."""
+"""Training data as people write it is either right, or an error that names the row and the key."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_fault_in_a_file_is_named(base: str, tmp_path: Path, name: str, capsys: 
     assert message in told
 
 
-# ---- Data sets ---------------------------------------------------------------------------------
+# ---- Datasets ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["dataset", "stream"])
@@ -196,7 +196,7 @@ def test_tokenizer_with_more_ids_than_the_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_empty_responses_are_their_end(tmp_path: Path, kind: str) -> None:
-    """EOS alone is a response: the model learns to end at once."""
+    """An empty response is EOS alone: the model learns to end at once."""
     given = [{k: "" if k != "prompt" else x for k, x in row.items()} for row in texts(kind, 4)]
     for row, plain in zip(given, texts(kind, 4), strict=True):
         row |= {"label": plain["label"]} if kind == "kto" else {}
@@ -265,7 +265,7 @@ IDS = st.one_of(st.lists(st.integers(0, 60), min_size=1, max_size=4), JSON)
 
 
 def rows_of(*keys: str) -> Any:
-    """Rows that have most of some keys, with values that often are right."""
+    """Rows with most of these keys, and values that are often right."""
     found = {k: IDS if k.endswith("ids") else st.one_of(st.text(max_size=3), JSON) for k in keys}
     return st.one_of(
         st.fixed_dictionaries(found, optional={"extra": JSON}),
@@ -289,7 +289,7 @@ def rows_of(*keys: str) -> Any:
     ),
 )
 def test_any_rows_of_a_file(kind: str, found: list[dict[str, Any]]) -> None:
-    """What is let through makes a data set, whose rows are let through again."""
+    """Rows that are accepted make a dataset, whose rows are accepted as well."""
     checked = False
     with contextlib.suppress(ValueError, TypeError):
         rows.check_rows(kind, found, "rows")
@@ -342,7 +342,7 @@ def test_any_rows_to_build_from(found: list[Any]) -> None:
 )
 def test_any_settings(tmp_path_factory: pytest.TempPathFactory, found: dict[str, Any]) -> None:
     file = tmp_path_factory.getbasetemp() / "any.yaml"
-    file.write_text(json.dumps(found))  # which is YAML
+    file.write_text(json.dumps(found))  # JSON is YAML
     with contextlib.suppress(ValueError, TypeError):
         read = config.read("dpo", file)
         config._lora(read.lora or {})

@@ -35,7 +35,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 
 
 def make(name: str = "llama", seed: int = 0) -> PreTrainedModel:
-    """A random model with logits far enough apart."""
+    """A random model whose logits are far from equal."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32)
     for weight in model.parameters():
@@ -47,7 +47,7 @@ def make(name: str = "llama", seed: int = 0) -> PreTrainedModel:
 
 
 def texts(kind: str = "dpo", rows: int = 12) -> list[dict[str, Any]]:
-    """Prompts and responses of differing lengths."""
+    """Rows of prompts and responses of different lengths."""
     found: list[dict[str, Any]] = []
     for i in range(rows):
         prompt = f"the film w{i} was" + " very" * (i % 2)

@@ -20,7 +20,7 @@ KINDS = {
     "kto": (KTOTrainer, trl.KTOTrainer, trl.KTOConfig),
 }
 
-# TRL 1.16 and PEFT say by the old names what Transformers 5.23 renamed
+# TRL 1.16 and PEFT use names that Transformers 5.23 has renamed
 OLD_NAMES = pytest.mark.filterwarnings("ignore:`[a-z_.]*gradient_checkpointing:FutureWarning")
 
 
@@ -53,7 +53,7 @@ def trainer(
     others: dict[str, Any] | None = None,
     **options: Any,
 ) -> Any:
-    """Ours, or TRL's own, over the same model, rows and seed."""
+    """Our trainer, or with `trls` TRL's own, with the same model, rows and seed."""
     if lora and adapter is None:
         adapter = peft.LoraConfig(**{**LORA, **(lora if isinstance(lora, dict) else {})})
     given = dict(others or {})
@@ -75,7 +75,7 @@ def curve(made: Any) -> list[dict[str, float]]:
 
 
 def check_same(kind: str, folder: Path, rtol: float = 2e-5, **options: Any) -> Any:
-    """Every figure that is logged, of every step."""
+    """Compare every figure that our trainer and TRL's log at every step."""
     runs = {t: trainer(kind, folder / str(t), trls=t, **options) for t in (False, True)}
     for run in runs.values():
         run.train()
@@ -87,5 +87,6 @@ def check_same(kind: str, folder: Path, rtol: float = 2e-5, **options: Any) -> A
         for name in mine:
             if not name.endswith(skipped):
                 assert mine[name] == pytest.approx(its[name], rel=rtol, abs=rtol), name
-    assert ours[0]["loss"] != pytest.approx(ours[1].get("loss"), rel=1e-4)  # weights did move
+    # the weights have changed
+    assert ours[0]["loss"] != pytest.approx(ours[1].get("loss"), rel=1e-4)
     return runs[False]

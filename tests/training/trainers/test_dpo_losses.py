@@ -39,7 +39,7 @@ def test_loss_that_trl_has_too(tmp_path: Path, loss: str, options: dict[str, Any
 
 
 def pair_sums(made: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs ``[2, pairs]`` of the first batch in float64, and the lengths."""
+    """Log-probs ``[2, pairs]`` of the first batch, in float64, and lengths of the responses."""
     batch = next(iter(made.get_train_dataloader()))
     with torch.no_grad():
         z = made.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -51,7 +51,7 @@ def pair_sums(made: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("loss", ["orpo", "simpo"])
 def test_losses_without_reference(tmp_path: Path, loss: str) -> None:
-    """By hand, from the model's own logits; no reference is made."""
+    """The loss is that of the model's own logits, by hand, and no reference is loaded."""
     options = {"lam": 0.7} if loss == "orpo" else {"beta": 1.5, "gamma": 0.3}
     others = {"loss": loss, "loss_options": options}
     made = trainer("dpo", tmp_path, lora=False, others=others, max_steps=4)
@@ -74,7 +74,7 @@ def test_losses_without_reference(tmp_path: Path, loss: str) -> None:
 
 
 def test_modpo(tmp_path: Path) -> None:
-    """At the start there is no margin but the other objectives', of all rows' in one batch."""
+    """At the first step only the margins of the other objectives count."""
     rows = [{**row, "margins": [0.5 * i, -1.0]} for i, row in enumerate(texts(rows=4))]
     options = {"weight": 0.4, "other_weights": [0.2, 0.4], "beta": 0.3}
     others = {"loss": "modpo", "loss_options": options}
@@ -82,7 +82,8 @@ def test_modpo(tmp_path: Path) -> None:
     first = curve(trainer("dpo", tmp_path / "a", others=others, **given))[0]
     want = [math.log1p(math.exp((0.2 * 0.5 * i - 0.4) / 0.4)) for i in range(4)]
     assert first["loss"] == pytest.approx(sum(want) / 4, rel=1e-5)
-    # weight 1 and no others is DPO, references made before or not
+    # with weight 1 and no other objectives it is DPO, with references computed before or during
+    # training
     rows = [{**row, "margins": []} for row in rows]
     others["loss_options"] = {"weight": 1.0, "other_weights": [], "beta": 0.1}
     given["rows"] = rows

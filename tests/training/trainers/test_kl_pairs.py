@@ -1,4 +1,4 @@
-"""KTO's mismatched responses: to other prompts, and TRL's where TRL's are."""
+"""KTO's mismatched responses answer other prompts, and are those of TRL where these do too."""
 
 from __future__ import annotations
 
@@ -111,12 +111,12 @@ def test_any_prompts(prompts: list[int], size: int) -> None:
     for start in range(0, len(prompts), size):
         batch = range(start, min(start + size, len(prompts)))
         most = max(Counter(prompts[i] for i in batch).values())
-        if 2 * most <= len(batch):  # an order of the batch's own responses then exists
+        if 2 * most <= len(batch):  # then some order of the batch's own responses will do
             assert sorted(found[start : start + size]) == list(batch)
 
 
 def test_stream_of_many_batches() -> None:
-    """Every response is of the batches at hand, and a row may take one from before them."""
+    """A response comes from the chunk of the row, or from the one before."""
     prompts = [i // 2 for i in range(2 * CHUNK)] + [CHUNK - 1]
     stream = datasets.Dataset.from_list(ids_of(prompts)).to_iterable_dataset()
     found = [row["KL_completion_ids"][0] - 10 for row in with_kl_responses(stream, 2, "rows")]

@@ -43,7 +43,7 @@ def test_other_trainers(tmp_path: Path, kind: str, model: str) -> None:
 def test_gradients_in_the_forward_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, Any], kept: int
 ) -> None:
-    """Where a trained head's loss is a mean of log-probs, as that of plain SFT is."""
+    """They are computed there if the head is trained by a mean of log-probs, as in SFT."""
     calls: list[int] = []
 
     to_keep = logp.to_keep
@@ -54,7 +54,8 @@ def test_gradients_in_the_forward_pass(
 
     monkeypatch.setattr(logp, "to_keep", recorded_to_keep)
     check_same(kind, tmp_path, **{"lora": False, **options})
-    recorded = [x for x in calls if x != logp_tiles.NOTHING]  # checks and references have none
+    # checks and references need no gradients
+    recorded = [x for x in calls if x != logp_tiles.NOTHING]
     assert set(recorded) == {kept} - {logp_tiles.NOTHING}
     assert not recorded or len(recorded) == 3  # steps
 
@@ -67,7 +68,7 @@ def test_experts_balance(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
 def test_steps_of_parts(tmp_path: Path, kind: str) -> None:
-    """Accumulated gradients, activations made again, and evaluation between steps."""
+    """Gradients are accumulated, activations recomputed, and steps interrupted by evaluation."""
     rows = datasets.Dataset.from_list(texts(kind, 4))
     options = {"gradient_accumulation_steps": 2, "gradient_checkpointing": True, "eval_steps": 2}
     options |= {"eval_strategy": "steps", "per_device_train_batch_size": 2, "max_steps": 2}
@@ -82,7 +83,7 @@ def test_losses_of_trl(tmp_path: Path, loss: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_trained_copy_of_head(tmp_path: Path, kind: str) -> None:
-    """PEFT's `modules_to_save`: the head is a wrapper, the reference the head within it."""
+    """With PEFT's `modules_to_save` the head is a wrapper; the reference reads the head inside."""
     made = check_same(kind, tmp_path, lora={"modules_to_save": ["lm_head"]})
     head = made.model.get_base_model().lm_head
     copy = head.modules_to_save["default"].weight
@@ -96,14 +97,14 @@ def test_prompt_learning(tmp_path: Path, kind: str) -> None:
 
 
 def test_bfloat16_autocast(tmp_path: Path) -> None:
-    """As TRL's, whose head rounds products to bfloat16 there."""
+    """Only near TRL's curve: its head rounds products to bfloat16."""
     check_same("sft", tmp_path, rtol=3e-2, bf16=True, lora=False)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "autocast"])
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 def test_policy_is_reference(tmp_path: Path, lora: bool, bf16: bool) -> None:
-    """To the last bit before the first step, so the loss is log 2 as float32 has it."""
+    """Before the first step they are equal to the last bit: the loss is float32's log 2."""
     made = trainer("dpo", tmp_path, lora=lora, bf16=bf16, max_steps=1)
     (first,) = curve(made)
     assert first["loss"] == float(torch.tensor(2.0).log())
@@ -123,7 +124,7 @@ def test_precomputed_references(tmp_path: Path, lora: bool) -> None:
 
 
 def encoded(kind: str) -> list[dict[str, Any]]:
-    """Rows with texts that say something else than the ids beside them."""
+    """Rows of ids, beside texts that say something else."""
     tokenizer = tiny.make_tokenizer()
     rows = []
     for row in texts(kind):
@@ -138,7 +139,7 @@ def encoded(kind: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
 def test_ids_are_trained_on(tmp_path: Path, kind: str) -> None:
-    """As the texts that they encode are, whatever the texts beside them."""
+    """They give the curve of the texts that they encode, whatever texts are beside them."""
     of_ids = curve(trainer(kind, tmp_path / "a", rows=encoded(kind)))
     of_texts = curve(trainer(kind, tmp_path / "b"))
     for a, b in zip(of_ids, of_texts, strict=True):
@@ -154,7 +155,7 @@ def test_ids_without_texts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("every", [None, False])
 def test_labels_of_completions(tmp_path: Path, every: bool | None) -> None:
-    """Whether rows have prompt_ids and completion_ids, or a mask."""
+    """They are the same for rows of prompt_ids and completion_ids, and rows with a mask."""
     prompt, response = [5, 6, 7], [8, 9, tiny.EOS]
     forms: list[dict[str, Any]] = [
         {"prompt_ids": prompt, "completion_ids": response},
@@ -206,7 +207,7 @@ def test_prompts_that_fill_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 def test_resumed_run(tmp_path: Path, lora: bool) -> None:
-    """Goes on to the bit, from files that are read as weights alone."""
+    """It ends with the same bits, and loads no pickled objects."""
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5, "lora": lora}
     whole = curve(trainer("dpo", tmp_path / "a", **options))
     again = trainer("dpo", tmp_path / "b", **options)
@@ -246,7 +247,7 @@ def test_columns_that_are_not_there(
 
 
 def test_trls_modules_are_as_before(tmp_path: Path) -> None:
-    """TRL's own trainers of the same process keep their own log-probs."""
+    """TRL's own trainers in the same process keep computing log-probs in their own way."""
     import trl.trainer.dpo_trainer as module
 
     before = module.add_fused_lm_head

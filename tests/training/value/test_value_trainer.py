@@ -1,4 +1,4 @@
-"""Value heads' training against loops by hand in float64, and on tasks whose truth is known."""
+"""Training of value heads against loops by hand in float64, and on tasks with known values."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = WARNINGS
 def test_losses_and_gradients(
     shape: str, options: dict[str, Any], objective: str, tmp_path: Path
 ) -> None:
-    """The first logged loss and the gradient of a step over two accumulated batches."""
+    """The first loss that is logged, and the gradient of a step over two accumulated batches."""
     base = make(shape)
     model, data = fill(value_model(base, **options)), rows(8)
     losses, _ = row_losses(base, model, data, objective)
@@ -70,7 +70,7 @@ def test_losses_and_gradients(
 @each_objective
 @each_head
 def test_evaluation(options: dict[str, Any], objective: str, tmp_path: Path) -> None:
-    """The loss is the mean over all tokens, whatever the batches; figures as NumPy has them."""
+    """The loss is the mean over all tokens, whatever the batches; NumPy gives the same figures."""
     base = make("llama")
     model, data = fill(value_model(base, **options)), rows(7, seed=1)
     run = trainer(
@@ -129,7 +129,7 @@ def test_kept_hidden_states_change_nothing(
                 disable_tqdm=not cached,
                 num_train_epochs=3,
             )
-        assert ("13/13" in capsys.readouterr().err) == cached  # a bar of the rows
+        assert ("13/13" in capsys.readouterr().err) == cached  # a progress bar
         run.train()
         runs.append((run, run.evaluate(), run.evaluate(rows(3, seed=3))))
     one, two = ([x["loss"] for x in run.state.log_history if "loss" in x] for run, *_ in runs)
@@ -142,7 +142,7 @@ def test_kept_hidden_states_change_nothing(
 
 
 def test_expectations_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 3 tokens, and a base with a soft-cap, whose expectations are of capped logits."""
+    """In chunks of 3 tokens. The base has a soft-cap, and expectations are of capped logits."""
     from crossfade.training.value import trainer as value_trainer
     from transformers import Gemma3ForCausalLM
 
@@ -158,7 +158,7 @@ def test_expectations_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def has_seven(n: int, seed: int) -> list[dict[str, Any]]:
-    """Six of a few tokens; the reward says whether token 7 is among them."""
+    """Rollouts of six of a few tokens. The reward tells whether token 7 is among them."""
     generator = torch.Generator().manual_seed(seed)
     words = torch.randint(5, 17, (n, 6), generator=generator).tolist()
     return [
@@ -202,9 +202,10 @@ def test_it_learns_what_is_known(options: dict[str, Any], tmp_path: Path) -> Non
 
 
 def test_cd_q_finds_the_value_under_the_base(tmp_path: Path) -> None:
-    """A base that draws 7, 9 or 11 whatever came, until three are there: V is 1 - (2/3)^k or 1.
+    """CD-Q learns expectations under the base, even from rollouts of something else.
 
-    The rollouts have 7 half the time: expectations are the base's all the same.
+    The base draws three tokens, each 7, 9 or 11 whatever came before. So with k of them to go, V is
+    1 if there was a 7, else 1 - (2/3)^k. In the rollouts half of all tokens are 7.
     """
     base = wide_base(std=0.2)
     few = torch.tensor([7, 9, 11])
@@ -240,7 +241,7 @@ def test_cd_q_finds_the_value_under_the_base(tmp_path: Path) -> None:
 
 @each_objective
 def test_the_base_stays_as_it_is(objective: str, tmp_path: Path) -> None:
-    """Of dropout, too, training sees nothing: the backbone stays in eval mode."""
+    """The backbone stays in eval mode, so dropout does not disturb training either."""
     base = make("gpt2").train()
     before = {k: v.clone() for k, v in base.state_dict().items()}
     model = value_model(base)
@@ -360,7 +361,7 @@ def test_an_adapter_is_trained_with_the_head(objective: str, tmp_path: Path) -> 
 
 
 def test_a_base_of_its_own_weights(tmp_path: Path) -> None:
-    """Expectations over another base than the backbone's: its own hidden states are read."""
+    """If the base is not the backbone, expectations are of the base's own hidden states."""
     backbone, base = make("llama"), make("qwen3", 3)
     model, data = fill(value_model(backbone)), rows(5)
     run = trainer(tmp_path, model, data, base, objective="cd_q", eval_dataset=data)
@@ -380,7 +381,7 @@ def test_a_base_of_its_own_weights(tmp_path: Path) -> None:
 
 
 def test_bfloat16(tmp_path: Path) -> None:
-    """A backbone in bfloat16 with mixed precision: the head is float32 and its forward clean."""
+    """With a bfloat16 backbone and mixed precision the head is float32 and out of autocast."""
     base = make("llama").to(torch.bfloat16)
     model, data = fill(value_model(base, rank=2)), rows(8)
     forward = model.forward

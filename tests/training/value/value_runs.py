@@ -11,6 +11,7 @@ from crossfade.models.value_heads import LowRankHead, value_head
 from crossfade.training.value.trainer import ValueConfig, ValueTrainer
 from tiny_models import (
     EOS,
+    SIZES,
     VOCAB,
     spread,
 )
@@ -18,13 +19,14 @@ from torch import Tensor
 
 CHECKPOINTING = next(
     name
-    for name in ("activation_checkpointing", "gradient_checkpointing")  # its name from 5.23 on
+    # the first is the name from Transformers 5.23 on
+    for name in ("activation_checkpointing", "gradient_checkpointing")
     if name in ValueConfig.__dataclass_fields__
 )
 WARNINGS = [
     # PEFT asks transformers for an attribute that this version of it has renamed
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
-    # torch's data loader, of its own argument, without a GPU
+    # torch's data loader warns of its own default if there is no GPU
     pytest.mark.filterwarnings("ignore:.pin_memory:UserWarning"),
 ]
 HEADS: dict[str, dict[str, Any]] = {
@@ -38,7 +40,7 @@ each_objective = pytest.mark.parametrize("objective", ["fudge", "cd_q"])
 
 
 def rows(n: int, seed: int = 0, longest: int = 9) -> list[dict[str, Any]]:
-    """Random rollouts: all that a loss can see."""
+    """Random rollouts, with all that a loss can read."""
     generator = torch.Generator().manual_seed(seed)
 
     def ids(most: int) -> list[int]:
@@ -88,9 +90,9 @@ def needed(base: Any, options: dict[str, Any], objective: str) -> Any:
 def row_losses(
     base: Any, model: Any, data: list[dict[str, Any]], objective: str
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Of each row, the half squares and the values of its tokens, in float64, one by one.
+    """For each row the half squares and the values of its tokens, in float64, a token at a time.
 
-    Differentiable in the head.
+    Gradients reach the head.
     """
     losses, values = [], []
     head = value_head(model)
@@ -106,7 +108,7 @@ def row_losses(
             q = hidden @ head.weight.double().T + bias
         seen, found = [], []
         for t, token in enumerate(response):
-            at = len(prompt) + t  # of the token
+            at = len(prompt) + t  # the place of the token
             scalar = model.value_kind == "scalar"
             seen.append(q[at, 0] if scalar else q[at - 1, token])
             target = torch.tensor(reward, dtype=torch.float64)
@@ -123,18 +125,11 @@ def mean(losses: list[Tensor]) -> float:
 
 
 def wide_base(std: float = 0.02) -> Any:
-    """A model wide enough for its random features to remember a token."""
+    """A random model that is wide enough for its hidden states to tell which tokens came."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=192,
-        intermediate_size=256,
-        num_hidden_layers=1,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        initializer_range=std,
-        tie_word_embeddings=False,
-    )
+    wide = {"hidden_size": 192, "intermediate_size": 256, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
+    config = LlamaConfig(**{**SIZES, **wide, **heads}, initializer_range=std)
     return LlamaForCausalLM(config).eval()
