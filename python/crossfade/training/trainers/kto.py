@@ -2,8 +2,8 @@
 
 KTO estimates a divergence from mismatched pairs: a prompt and a response to another prompt. As in
 the paper, these are the responses of the batch in another order if possible. TRL moves each on to
-the next row. If two rows of a batch have the same prompt, that gives a row a response to its own
-prompt; here no row gets one.
+the next row, which gives a row a response to its own prompt if the prompt stands in both rows. Here
+no row gets one.
 
 Source: Ethayarajh et al., arXiv:2402.01306, section 4.1.
 """
