@@ -12,7 +12,7 @@ import pytest
 import tiny_models as tiny
 import torch
 from crossfade.models.saved_value_heads import ADAPTER_FILES
-from crossfade.training import SFTTrainer, checkpoints, config
+from crossfade.training import SFTTrainer, checkpoints, config, run
 from safetensors.torch import load_file
 from train_command import losses, settings, train
 
@@ -143,7 +143,7 @@ def test_scaler_of_float16(trained: Path, base: str, tmp_path: Path) -> None:
     given = copied(trained, tmp_path, base)
     given["arguments"]["fp16"] = True
     with pytest.raises(ValueError, match=r"scaler\.pt is missing"):
-        config._checkpoint(config.Settings("sft", **given), tmp_path / "out")
+        run._checkpoint(config.Settings("sft", **given), tmp_path / "out")
 
 
 def test_weights_in_pieces(trained: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 import trl
 import yaml
 from crossfade import cli
-from crossfade.training import DPOTrainer, config, load_value_head
+from crossfade.training import DPOTrainer, config, load_value_head, run
 from safetensors.torch import load_file
 from train_command import LORA, losses, settings, train
 from trained_models import make, texts
@@ -176,7 +176,7 @@ def test_ctrl_c(base: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> Non
 
 
 def test_second_ctrl_c() -> None:
-    stop = config._StopAtStep()
+    stop = run._StopAtStep()
     with stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.asked
@@ -199,10 +199,10 @@ def test_overrides(base: str, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # TRL's own
 def test_defaults_give_way(base: str, tmp_path: Path) -> None:
     given = settings(base, tmp_path)
-    args = config._arguments(trl.DPOConfig, config.Settings("dpo", **given, seed=5))
+    args = config.trainer_config(trl.DPOConfig, config.Settings("dpo", **given, seed=5))
     assert (args.report_to, args.seed, args.bf16) == ([], 5, torch.cuda.is_available())
     given["arguments"] |= {"bf16": True, "report_to": "tensorboard"}
-    args = config._arguments(trl.DPOConfig, config.Settings("dpo", **given))
+    args = config.trainer_config(trl.DPOConfig, config.Settings("dpo", **given))
     assert (args.report_to, args.bf16) == (["tensorboard"], True)
 
 

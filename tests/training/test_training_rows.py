@@ -345,8 +345,8 @@ def test_any_settings(tmp_path_factory: pytest.TempPathFactory, found: dict[str,
     file.write_text(json.dumps(found))  # JSON is YAML
     with contextlib.suppress(ValueError, TypeError):
         read = config.read("dpo", file)
-        config._lora(read.lora or {})
-        config._arguments(trl.DPOConfig, read)
+        config.lora_config(read.lora or {})
+        config.trainer_config(trl.DPOConfig, read)
 
 
 @pytest.mark.parametrize(
@@ -356,4 +356,4 @@ def test_any_settings(tmp_path_factory: pytest.TempPathFactory, found: dict[str,
 def test_types_of_arguments(tmp_path: Path, name: str, value: Any) -> None:
     given = config.Settings("dpo", "m", "d", {"output_dir": str(tmp_path), name: value})
     with pytest.raises(TypeError, match=rf"arguments.{name} is .*; it must be of type"):
-        config._arguments(trl.DPOConfig, given)
+        config.trainer_config(trl.DPOConfig, given)

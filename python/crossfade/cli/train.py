@@ -43,11 +43,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..training import config
+    from ..training.run import run as train
 
     settings = config.read(arguments.kind, arguments.config, arguments.set)
     quiet()
     with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its figures as it goes
-        metrics = config.run(settings, resume=arguments.resume)
+        metrics = train(settings, resume=arguments.resume)
     folder = settings.arguments["output_dir"]
     if metrics is None:  # of several processes, the first one says what was measured
         return 0

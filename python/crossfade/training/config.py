@@ -1,4 +1,4 @@
-"""``crossfade train KIND --config FILE``: what the file may say, and the run that it asks for."""
+"""What the settings file of ``crossfade train KIND --config FILE`` may say."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import dataclasses
 import difflib
 import enum
 import math
-import signal
-import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,17 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
-from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer import SCALER_NAME
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from .. import models, reading
-from ..extras import old_names, require
-from ..models.saved_value_heads import ADAPTER_FILES, SETTINGS, WEIGHTS
-from . import rows
-from .checkpoints import checkpoints, last_complete
-from .data import read_jsonl
+from .. import reading
+from ..extras import require
 
 KINDS = ("sft", "dpo", "value")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -121,168 +111,7 @@ def read(kind: str, file: Path, overrides: Sequence[str] = ()) -> Settings:
     return Settings(kind, **found)
 
 
-def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
-    """Train, and save the adapter or model and its tokenizer in `output_dir`.
-
-    Ctrl-C lets the step end, saves a checkpoint and stops; a second Ctrl-C stops at once.
-
-    Args:
-        resume: whether to go on from the last checkpoint in `output_dir`.
-
-    Returns:
-        What the trainer measured. Where several processes train, the first one returns it and the
-        others None.
-
-    Raises:
-        ValueError, TypeError, OSError: something is wrong that `Settings` does not check: keys of
-            `arguments` and `lora`, files, columns.
-        KeyboardInterrupt: after Ctrl-C.
-    """
-    make_trainer = {"sft": _sft, "dpo": _dpo, "value": _value}[s.kind]
-    output = Path(s.arguments["output_dir"])
-    last = _checkpoint(s, output) if resume else None
-    if not resume and (there := checkpoints(output)):
-        raise ValueError(
-            f"arguments.output_dir is {str(output)!r}, which has {there[0].name} of another run; "
-            "--resume goes on from it, else it must be another folder"
-        )
-    data = {"train": _rows(s, "data", s.data)}
-    if s.eval_data is not None:
-        data["eval"] = _rows(s, "eval_data", s.eval_data)
-    stop = _StopAtStep()
-    with old_names():
-        trainer = make_trainer(s, data)
-        trainer.add_callback(stop)
-        with stop:
-            result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
-        if _is_main_process():
-            print(f"saved {checkpoints(output)[0]}; --resume goes on from there", file=sys.stderr)
-        raise KeyboardInterrupt
-    trainer.save_model()
-    trainer.accelerator.wait_for_everyone()
-    measured = dict(result.metrics) if _is_main_process() else None
-    trainer.accelerator.end_training()
-    return measured
-
-
-def _checkpoint(s: Settings, output: Path) -> Path:
-    """The checkpoint that `--resume` goes on from. Later ones that are damaged are printed."""
-    if s.arguments.get("save_only_model"):
-        raise ValueError(
-            "--resume is given, and arguments.save_only_model is True; checkpoints are then "
-            "without the optimizer's state, and nothing goes on from them"
-        )
-    files = [SETTINGS, WEIGHTS] if s.kind == "value" else []
-    if s.lora is not None:
-        files.extend(ADAPTER_FILES)
-    try:
-        files = files or [CONFIG_NAME, SAFE_WEIGHTS_NAME]
-        scaler = [SCALER_NAME] if s.arguments.get("fp16") else []
-        last, damaged = last_complete(output, [*files, *scaler])
-    except ValueError as error:
-        raise ValueError(f"--resume is given, but {error}") from None
-    for path, why in damaged.items():
-        if _is_main_process():
-            print(f"{path} is damaged ({why}): going on from {last.name}", file=sys.stderr)
-    return last
-
-
-def _is_main_process() -> bool:
-    """Whether this process is the one, of several, that prints what all have done."""
-    parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not parallel or torch.distributed.get_rank() == 0
-
-
-class _StopAtStep(TrainerCallback):
-    """Stops at the end of a step after Ctrl-C, with a checkpoint to go on from to the last bit."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: Any = None
-
-    def __enter__(self) -> None:
-        self._before = signal.signal(signal.SIGINT, self._ask)
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        if _is_main_process():
-            print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.asked:
-            control.should_save = control.should_training_stop = True
-
-
-def _sft(s: Settings, data: Mapping[str, Any]) -> Any:
-    from .trainers.sft import SFTTrainer, trl
-
-    return _trainer(SFTTrainer, s, data, _arguments(trl.SFTConfig, s), _load(s))
-
-
-def _dpo(s: Settings, data: Mapping[str, Any]) -> Any:
-    from .trainers.dpo import WITHOUT_REFERENCE, DPOTrainer, trl
-
-    args = _arguments(trl.DPOConfig, s)
-    options: dict[str, Any] = {"loss": s.loss, "loss_options": s.loss_options}
-    if s.lora is None and s.loss not in WITHOUT_REFERENCE and not args.precompute_ref_log_probs:
-        # TRL would load the reference by itself, along with an adapter in the model's folder
-        options["ref_model"] = _load(s)[0]
-    return _trainer(DPOTrainer, s, data, args, _load(s), **options)
-
-
-def _value(s: Settings, data: Mapping[str, Any]) -> Any:
-    from ..models.value_heads import value_model
-    from .value.trainer import ValueConfig, ValueTrainer
-
-    args = _arguments(ValueConfig, s)
-    value = {"kind": "q", **s.value}
-    for name in value:
-        if name not in ("kind", "rank"):
-            raise ValueError(f"value has the key {name!r}; known ones are kind, rank")
-    base, tokenizer = _load(s)
-    base = base.to(args.device)
-    torch.manual_seed(s.seed)
-    model = value_model(base, value["kind"], rank=value.get("rank"))
-    needs_base = args.objective == "cd_q" and value["kind"] == "q"
-    given = {"base": base} if needs_base else {}
-    return _trainer(ValueTrainer, s, data, args, (model, tokenizer), **given)
-
-
-def _trainer(
-    trainer: Any,
-    s: Settings,
-    data: Mapping[str, Any],
-    args: Any,
-    loaded: tuple[Any, Any],
-    **options: Any,
-) -> Any:
-    model, tokenizer = loaded
-    for name in args.report_to:
-        if name not in get_available_reporting_integrations():
-            raise ValueError(f"arguments.report_to is {name!r}, whose package is not installed")
-    return trainer(
-        model,
-        args=args,
-        train_dataset=data["train"],
-        eval_dataset=data.get("eval"),
-        processing_class=tokenizer,
-        peft_config=None if s.lora is None else _lora(s.lora),
-        **options,
-    )
-
-
-def _load(s: Settings) -> tuple[Any, Any]:
-    dtype = s.dtype if s.dtype == "auto" else getattr(torch, s.dtype)
-    return models.load(models.folder_of(s.model), dtype=dtype)
-
-
-def _arguments(config: Any, s: Settings) -> Any:
+def trainer_config(config: Any, s: Settings) -> Any:
     """The trainer's config: `arguments`, and defaults that suit a command line."""
     _check_keys("arguments", s.arguments, config)
     names = {f.name for f in dataclasses.fields(config)}
@@ -296,7 +125,7 @@ def _arguments(config: Any, s: Settings) -> Any:
     return _made("arguments", config, given)
 
 
-def _lora(options: Mapping[str, Any]) -> Any:
+def lora_config(options: Mapping[str, Any]) -> Any:
     config = require("peft", "adapters").LoraConfig
     _check_keys("lora", options, config)
     return _made("lora", config, {"task_type": "CAUSAL_LM", **options})
@@ -341,16 +170,3 @@ def _fits(x: Any, hint: Any) -> bool:
     if kind in (bool, int, str, dict, type(None)):
         return type(x) is kind
     return True
-
-
-def _rows(s: Settings, key: str, path: str) -> Any:
-    """The rows of a .jsonl file, in the form that the trainer takes."""
-    if Path(path).suffix != ".jsonl":
-        raise ValueError(f"{key} is {path!r}; it must be a .jsonl file")
-    found = read_jsonl(path)
-    if not found:
-        raise ValueError(f"{key} is {path!r}, which has no rows")
-    if s.kind == "value":
-        return found
-    rows.check_rows(s.kind, found, path, str(s.arguments.get("dataset_text_field", "text")))
-    return require("datasets", "train").Dataset.from_list(found)
