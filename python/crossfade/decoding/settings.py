@@ -25,8 +25,8 @@ from .job import Criteria
 
 LARGEST = 2**63 - 1  # of int64, in which tokens are counted
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-# What Hugging Face does to scores after them, or between them.
-AFTER = ("top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+# What Hugging Face does to scores after these or between them, with what does nothing.
+AFTER = {"top_h": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 # fields of GenerationConfig that decoding does what they say
 SUPPORTED = {
     *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings"),
@@ -262,7 +262,8 @@ def resolve(
         )
     for name in own:
         setattr(config, name, None)
-    after = [name for name in AFTER if own and getattr(config, name) is not None]
+    neutral = {name: (None, value) for name, value in AFTER.items()}
+    after = [n for n, values in neutral.items() if own and getattr(config, n, None) not in values]
     if after:
         raise NotImplementedError(
             f"{own[0]} is a list and {after[0]} is {getattr(config, after[0])}, which comes after "
