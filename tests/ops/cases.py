@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from crossfade import ops
-from crossfade.ops import BlendSample, Support, native, reference
+from crossfade.ops import BlendSample, Draw, Inputs, Support, native, reference
 from torch import Tensor
 
 NAN, INF = float("nan"), float("inf")
@@ -125,7 +126,7 @@ class Problem:
         options = dict(self.options)
         if options.get("mask") is not None:
             options["mask"] = options["mask"][..., : self.vocab]
-        return reference.blend_scores(*self.args, **options)[0]
+        return reference.blend_scores(Inputs(*self.args, **options))[0]
 
 
 def normal(
@@ -174,6 +175,16 @@ def problem(
         normal(1, values, seed + 7, scale=0.5)[0].tolist() if values else None,
         {"power": power, "vocab_size": vocab if layout == "padded" else None, **options},
     )
+
+
+def structs(
+    *args: Any, return_term_logprobs: bool = False, **options: Any
+) -> tuple[Inputs, Draw, bool]:
+    """The arguments of `blend_sample` as a backend takes them."""
+    names = {*inspect.signature(Draw).parameters} & options.keys()
+    draw = {name: options.pop(name) for name in names}
+    inputs = Inputs(*args, **options)
+    return inputs, Draw(inputs, **draw), return_term_logprobs
 
 
 def matrices(count: int, device: str = "cpu") -> list[Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,8 +25,9 @@ from cases import (
     mean_weights,
     normal,
     problem,
+    structs,
 )
-from crossfade.ops import BlendSample, Support, check
+from crossfade.ops import BlendSample, Draw, Inputs, Support
 from emulation import build
 from torch import Tensor
 
@@ -114,6 +115,36 @@ def weights_struct(w: Any) -> Weights:
     return Weights(None, 0, tuple(w))
 
 
+def blend_struct(i: Inputs) -> BlendStruct:
+    s, mask = i.support, i.mask
+    return BlendStruct(
+        rows=i.rows,
+        vocab=i.vocab_size,
+        terms=len(i.logits),
+        values=len(i.values),
+        term=tuple(map(matrix, i.logits)),
+        value=tuple(map(matrix, i.values)),
+        weight=weights_struct(i.weights),
+        value_weight=weights_struct(i.value_weights),
+        power=i.power,
+        support=SupportStruct(s.term, s.top_k, s.top_p, s.min_p) if s else SupportStruct(-1),
+        mask=None if mask is None else mask.data_ptr(),
+        mask_stride=mask.stride(0) if mask is not None and mask.dim() == 2 else 0,
+    )
+
+
+def sampling_struct(d: Draw, out: BlendSample) -> SamplingStruct:
+    def setting(struct: Callable[..., Any], x: Any) -> Any:
+        return struct(x.data_ptr()) if isinstance(x, Tensor) else struct(None, x)
+
+    return SamplingStruct(
+        d.do_sample,
+        *(setting(PerRowFloat, x) for x in (d.temperature, d.top_p, d.min_p)),
+        *(setting(PerRowInt, x) for x in (d.top_k, d.seed, d.stream, d.step)),
+        *(None if x is None else x.data_ptr() for x in out),
+    )
+
+
 # ---- The emulated backend ------------------------------------------------------------------------
 
 
@@ -133,89 +164,26 @@ class EmulatedCuda:
         error = getattr(self.library, name)(*(ctypes.byref(a) for a in args))
         assert error is None, error.decode()
 
-    def _blend(
-        self,
-        keep: list[Any],
-        logits: Sequence[Tensor],
-        weights: Any,
-        values: Sequence[Tensor] = (),
-        value_weights: Any = None,
-        *,
-        power: float = 0.0,
-        support: Support | None = None,
-        mask: Tensor | None = None,
-        vocab_size: int | None = None,
-    ) -> BlendStruct:
-        """`keep` holds the tensors whose addresses the struct has."""
-        logits, weights, values, value_weights, power, support, mask, vocab = check.inputs(
-            logits, weights, values, value_weights, power, support, mask, vocab_size
-        )
-        keep += [logits, values, weights, value_weights, mask]
-        s = support
-        return BlendStruct(
-            rows=logits[0].shape[0],
-            vocab=vocab,
-            terms=len(logits),
-            values=len(values),
-            term=tuple(map(matrix, logits)),
-            value=tuple(map(matrix, values)),
-            weight=weights_struct(weights),
-            value_weight=weights_struct(value_weights),
-            power=power,
-            support=SupportStruct(s.term, s.top_k, s.top_p, s.min_p) if s else SupportStruct(-1),
-            mask=None if mask is None else mask.data_ptr(),
-            mask_stride=mask.stride(0) if mask is not None and mask.dim() == 2 else 0,
-        )
-
     def blend(self, *args: Any, **options: Any) -> Tensor:
-        keep: list[Any] = []
-        b = self._blend(keep, *args, **options)
-        out = torch.full((b.rows, b.vocab), 12345.0)
-        self._run("emulated_blend", b, (ctypes.c_float * 0).from_address(out.data_ptr()))
+        inputs = Inputs(*args, **options)
+        out = torch.full((inputs.rows, inputs.vocab_size), 12345.0)
+        to = (ctypes.c_float * 0).from_address(out.data_ptr())
+        self._run("emulated_blend", blend_struct(inputs), to)
         return out
 
-    def blend_sample(
-        self,
-        *args: Any,
-        temperature: Any = 1.0,
-        top_k: Any = 0,
-        top_p: Any = 1.0,
-        min_p: Any = 0.0,
-        do_sample: bool = True,
-        seed: Any = 0,
-        stream: Any = 0,
-        step: Any = 0,
-        return_term_logprobs: bool = False,
-        **options: Any,
-    ) -> BlendSample:
-        keep: list[Any] = []
-        b = self._blend(keep, *args, **options)
-        cpu = torch.device("cpu")
-
-        def setting(struct: Callable[..., Any], name: str, x: Any) -> Any:
-            x = check.setting(name, x, b.rows, cpu)
-            keep.append(x)
-            return struct(x.data_ptr()) if isinstance(x, Tensor) else struct(None, x)
-
-        tokens = torch.full((b.rows,), 77, dtype=torch.int64)
-        logprobs, sampled = torch.full((2, b.rows), 12345.0)
-        terms = torch.full((b.rows, b.terms), 12345.0)
-        s = SamplingStruct(
-            do_sample,
-            setting(PerRowFloat, "temperature", temperature),
-            setting(PerRowFloat, "top_p", top_p),
-            setting(PerRowFloat, "min_p", min_p),
-            setting(PerRowInt, "top_k", top_k),
-            setting(PerRowInt, "seed", seed),
-            setting(PerRowInt, "stream", stream),
-            setting(PerRowInt, "step", step),
-            tokens.data_ptr(),
-            logprobs.data_ptr(),
-            sampled.data_ptr(),
-            terms.data_ptr() if return_term_logprobs else None,
+    def blend_sample(self, *args: Any, **options: Any) -> BlendSample:
+        inputs, draw, return_term_logprobs = structs(*args, **options)
+        logprobs, sampled = torch.full((2, inputs.rows), 12345.0)
+        out = BlendSample(
+            torch.full((inputs.rows,), 77),
+            logprobs,
+            sampled,
+            torch.full((inputs.rows, len(inputs.logits)), 12345.0)
+            if return_term_logprobs
+            else None,
         )
-        self._run("emulated_blend_sample", b, s)
-        return BlendSample(tokens, logprobs, sampled, terms if return_term_logprobs else None)
+        self._run("emulated_blend_sample", blend_struct(inputs), sampling_struct(draw, out))
+        return out
 
 
 @pytest.fixture(scope="module")
@@ -453,7 +421,7 @@ def test_weights(pair: EmulatedCuda) -> None:
 def test_empty_batch(pair: EmulatedCuda) -> None:
     p = problem(pair, vocab=8, rows=0)
     assert pair.blend(*p.args, **p.options).shape == (0, 8)
-    assert pair.blend_sample(*p.args, **p.options).tokens.shape == (0,)
+    assert pair.blend_sample(*p.args, **p.options, **SAMPLE).tokens.shape == (0,)
 
 
 def test_results_do_not_depend_on_the_order_of_threads(library: Any) -> None:

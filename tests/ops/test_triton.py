@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,14 +17,25 @@ import torch
 triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
+from cases import structs  # noqa: E402
+from crossfade import ops  # noqa: E402
 from crossfade.kernels import blend_sample as kernels  # noqa: E402
 from crossfade.kernels import noise, threshold  # noqa: E402
-from crossfade.ops import Support, logp_tiles, reference, triton_logp  # noqa: E402
+from crossfade.ops import BlendSample, Inputs, Support, logp_tiles, reference, triton_logp  # noqa: E402
 from crossfade.ops import triton as backend  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INF = float("inf")
+
+
+def blend_sample(*args: Any, **options: Any) -> BlendSample:
+    """`ops.blend_sample` of this backend, where it compiles without a GPU too."""
+    return backend.blend_sample(*structs(*args, **options))
+
+
+def blend(*args: Any, **options: Any) -> Tensor:
+    return backend.blend(Inputs(*args, **options))
 
 
 @triton.jit
@@ -185,12 +197,14 @@ def test_results_do_not_depend_on_the_tiles(vocab):
     on_device = [x.to(DEVICE) for x in z]
     options = {"seed": 3, "step": 5, "temperature": 0.8, "return_term_logprobs": True}
     for settings in ({}, {"top_k": 7, "top_p": 0.8}, {"do_sample": False}):
-        ours = backend.blend_sample(on_device, (1.0, 0.5), **options, **settings)
-        truth = reference.blend_sample(z, (1.0, 0.5), **options, **settings)
+        ours = blend_sample(on_device, (1.0, 0.5), **options, **settings)
+        truth = ops.blend_sample(z, (1.0, 0.5), **options, **settings, backend="reference")
         for x, y in zip(ours, truth, strict=True):
             torch.testing.assert_close(x.cpu(), y, rtol=0, atol=2e-5)
-    ours = backend.blend(on_device, (1.0, 0.5))
-    torch.testing.assert_close(ours.cpu(), reference.blend(z, (1.0, 0.5)), rtol=0, atol=2e-5)
+    log_p = blend(on_device, (1.0, 0.5)).cpu()
+    torch.testing.assert_close(
+        log_p, ops.blend(z, (1.0, 0.5), backend="reference"), rtol=0, atol=2e-5
+    )
 
 
 @pytest.mark.usefixtures("tiles")
@@ -198,7 +212,7 @@ def test_greedy_ties_across_tiles_go_to_the_lowest_id():
     z = torch.zeros(2, 1300)
     z[0, [170, 171, 1299]] = 2.5
     z[1, [1025, 1280]] = 2.5
-    greedy = backend.blend_sample([z.to(DEVICE)], (1.0,), do_sample=False, seed=0, step=0)
+    greedy = blend_sample([z.to(DEVICE)], (1.0,), do_sample=False, seed=0, step=0)
     assert greedy.tokens.tolist() == [170, 1025]
 
 
@@ -209,15 +223,15 @@ def test_a_tile_without_a_token_left_is_passed_over():
     mask = torch.zeros(1300, dtype=torch.bool, device=DEVICE)
     mask[1200] = True
     for settings in ({}, {"top_k": 3}, {"top_p": 0.5}, {"do_sample": False}):
-        out = backend.blend_sample([z], (1.0,), mask=mask, seed=1, step=1, **settings)
+        out = blend_sample([z], (1.0,), mask=mask, seed=1, step=1, **settings)
         assert [x.item() for x in out[:3]] == [1200, 0.0, 0.0]
 
 
 def test_small_powers_keep_their_digits():
     """A plain log-sum-exp over r = 1e-4 would be off by some 1e-3."""
     z = list(normal(3, 2, 300))
-    ours = backend.blend([x.to(DEVICE) for x in z], (0.2, 0.5, 0.3), power=1e-4)
-    truth = reference.blend(z, (0.2, 0.5, 0.3), power=1e-4)
+    ours = blend([x.to(DEVICE) for x in z], (0.2, 0.5, 0.3), power=1e-4)
+    truth = ops.blend(z, (0.2, 0.5, 0.3), power=1e-4, backend="reference")
     torch.testing.assert_close(ours.cpu(), truth, rtol=0, atol=1e-5)
 
 
@@ -226,12 +240,13 @@ def test_outputs_do_not_follow_the_default_dtype():
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        drawn = backend.blend_sample(z, (1.0,), top_k=3, seed=0, step=0, return_term_logprobs=True)
-        log_p = backend.blend(z, (1.0,))
+        drawn = blend_sample(z, (1.0,), top_k=3, seed=0, step=0, return_term_logprobs=True)
+        log_p = blend(z, (1.0,))
     finally:
         torch.set_default_dtype(before)
     assert {x.dtype for x in (*drawn[1:], log_p)} == {torch.float32}
-    torch.testing.assert_close(log_p.cpu(), reference.blend([z[0].cpu()], (1.0,)))
+    truth = ops.blend([z[0].cpu()], (1.0,), backend="reference")
+    torch.testing.assert_close(log_p.cpu(), truth)
 
 
 # ---- Compiling -----------------------------------------------------------------------------------
@@ -289,12 +304,12 @@ def compile_all(capability: int) -> None:
         "return_term_logprobs": True,
     }
     per_row = {"temperature": floats, "seed": ints, "stream": ints, "step": ints}
-    backend.blend_sample(z, (1.0, 1.0, -1.0), do_sample=False, seed=0, step=0)
-    backend.blend_sample(z, torch.ones(rows, 3), **per_row, **everything)
-    backend.blend_sample(
+    blend_sample(z, (1.0, 1.0, -1.0), do_sample=False, seed=0, step=0)
+    blend_sample(z, torch.ones(rows, 3), **per_row, **everything)
+    blend_sample(
         z, (0.5, 0.3, 0.2), top_k=ints, top_p=floats, min_p=floats, **per_row, **everything, power=1
     )
-    backend.blend([z[1][:1].expand(512, -1)], torch.ones(1), power=-1)  # enough for large tiles
+    blend([z[1][:1].expand(512, -1)], torch.ones(1), power=-1)  # enough for large tiles
 
     for settings in ({}, {"top_k": 5}):
         variants = []
@@ -305,7 +320,7 @@ def compile_all(capability: int) -> None:
             (2**64 - 1,) * 2 + (2**32 - 1,),
         ):
             compiled.clear()
-            backend.blend_sample(z, (1, 1, 1), seed=seed, stream=stream, step=step, **settings)
+            blend_sample(z, (1, 1, 1), seed=seed, stream=stream, step=step, **settings)
             variants.append(tuple(compiled))
         assert len(set(variants)) == 1, "a seed, stream or step compiled another kernel"
 

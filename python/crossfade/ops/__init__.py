@@ -5,10 +5,12 @@ from .attention import attend_
 from .linear import Lora, linear
 from .logp import linear_logp
 from .search import chunk_select, fork_cache_
-from .types import BlendSample, LinearLogp, Support
+from .types import BlendSample, Draw, Inputs, LinearLogp, Support
 
 __all__ = [
     "BlendSample",
+    "Draw",
+    "Inputs",
     "LinearLogp",
     "Lora",
     "Support",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from . import backends, check, memory, registry
-from .types import BlendSample, Support
+from .types import BlendSample, Draw, Inputs, Support
 
 
 def blend(
@@ -60,21 +60,10 @@ def blend(
     Source: the geometric blend is EFT's (Mitchell et al., arXiv:2310.12962) and, over experts,
     MOD's (Shi et al., arXiv:2406.18853), which gives the power means for other divergences.
     """
-    inputs = check.inputs(logits, weights, values, value_weights, power, support, mask, vocab_size)
+    inputs = Inputs(logits, weights, values, value_weights, power, support, mask, vocab_size)
     if memory.unobserved() or not _observed("blend", inputs):
-        logits, weights, values, value_weights, power, support, mask, vocab = inputs
-        run = backends.select(backend, logits[0].device).blend
         try:
-            return run(
-                logits,
-                weights,
-                values,
-                value_weights,
-                power=power,
-                support=support,
-                mask=mask,
-                vocab_size=vocab,
-            )
+            return backends.select(backend, inputs.device).blend(inputs)
         except memory.NotPlain:
             pass
     return registry.blend(backend, inputs)
@@ -140,51 +129,25 @@ def blend_sample(
     Source: Gumbel-max sampling with the counter layout of the project's documentation; Philox is
     Salmon et al., SC 2011.
     """
-    inputs = check.inputs(logits, weights, values, value_weights, power, support, mask, vocab_size)
-    logits, weights, values, value_weights, power, support, mask, vocab = inputs
-    rows, device = logits[0].shape[0], logits[0].device
-    temperature = check.setting("temperature", temperature, rows, device)
-    top_k = check.setting("top_k", top_k, rows, device)
-    top_p = check.setting("top_p", top_p, rows, device)
-    min_p = check.setting("min_p", min_p, rows, device)
-    check.flag("do_sample", do_sample)
-    seed = check.setting("seed", seed, rows, device)
-    stream = check.setting("stream", stream, rows, device)
-    step = check.setting("step", step, rows, device)
+    inputs = Inputs(logits, weights, values, value_weights, power, support, mask, vocab_size)
+    draw = Draw(
+        inputs, temperature, top_k, top_p, min_p, do_sample, seed=seed, stream=stream, step=step
+    )
     check.flag("return_term_logprobs", return_term_logprobs)
     if memory.unobserved() or not _observed("blend_sample", inputs):
-        run = backends.select(backend, device).blend_sample
+        run = backends.select(backend, inputs.device).blend_sample
         try:
-            return run(
-                logits,
-                weights,
-                values,
-                value_weights,
-                power=power,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                do_sample=do_sample,
-                seed=seed,
-                stream=stream,
-                step=step,
-                support=support,
-                mask=mask,
-                vocab_size=vocab,
-                return_term_logprobs=return_term_logprobs,
-            )
+            return run(inputs, draw, return_term_logprobs)
         except memory.NotPlain:
             pass
-    drawing = temperature, top_k, top_p, min_p, do_sample, seed, stream, step, return_term_logprobs
-    return registry.blend_sample(backend, inputs, drawing)
+    return registry.blend_sample(backend, inputs, draw, return_term_logprobs)
 
 
-def _observed(op: str, inputs: check.Inputs) -> bool:
+def _observed(op: str, inputs: Inputs) -> bool:
     """Whether a call is recorded, or a backward pass may come to it, which the op then refuses."""
     if memory.recorded():
         return True
-    logits, weights, values, value_weights, *_ = inputs
-    tensors = [*logits, *values, *(w for w in (weights, value_weights) if isinstance(w, Tensor))]
+    weights = inputs.weights, inputs.value_weights
+    tensors = [*inputs.logits, *inputs.values, *(w for w in weights if isinstance(w, Tensor))]
     memory.check_no_tangents(op, "detach its inputs", *tensors)
     return memory.want_gradient(*tensors)

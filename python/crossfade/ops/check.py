@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from . import memory
-from .types import Support
 
 MAX_TERMS = 16
 MOST_COLUMNS = 2**31 - 1
@@ -29,10 +28,10 @@ HUGE = (2 - 2.0**-23) * 2.0**127  # the largest float32
 
 def matrices(
     name: str, tensors: Any, rows: int | None = None, device: torch.device | None = None
-) -> tuple[Sequence[Tensor], int]:
-    """A sequence of `[rows, V_k]` float matrices on one device, and the smallest V_k.
+) -> tuple[Sequence[Tensor], int, int, torch.device]:
+    """A sequence of `[rows, V_k]` float matrices, the smallest V_k, their rows and their device.
 
-    Those of float64 come as float32, which results are. Of strides see `columns`.
+    Those of float64 come as float32, which results are. Strides are looked at by `columns`.
     """
     if not isinstance(tensors, (list, tuple)):  # abc.Sequence would cost a quarter microsecond
         raise TypeError(
@@ -67,7 +66,9 @@ def matrices(
                 raise ValueError(f"{name}[{k}] has shape {list(shape)}; V must be at least 1")
             if width < columns:
                 columns = width
-        return [_narrow(t) for t in tensors] if wide else tensors, columns
+        if rows is None or device is None:
+            raise ValueError(f"{name} is empty; it must have at least one tensor")
+        return [_narrow(t) for t in tensors] if wide else tensors, columns, rows, device
     except (AttributeError, ValueError, RuntimeError):
         memory.check_strided((f"{name}[{k}]", t) for k, t in enumerate(tensors))
         raise
@@ -99,52 +100,6 @@ def _narrow(t: Tensor) -> Tensor:
 
 
 Weights = tuple[float, ...] | Tensor
-Inputs = tuple[
-    Sequence[Tensor],
-    Weights,
-    Sequence[Tensor],
-    Weights,
-    float,  # power
-    Support | None,
-    Tensor | None,  # mask
-    int,  # columns of the vocabulary
-]
-
-
-def inputs(
-    logits: Any,
-    weights: Any,
-    values: Any,
-    value_weights: Any,
-    power: Any,
-    support: Any,
-    mask: Any,
-    vocab_size: Any,
-) -> Inputs:
-    """The arguments of `blend`, as every backend takes them."""
-    logits, columns = matrices("logits", logits)
-    if not logits:
-        raise ValueError("logits is empty; it must have at least one tensor")
-    rows, device = logits[0].shape[0], logits[0].device
-    if type(values) is not tuple or values:
-        values, most = matrices("values", values, rows, device)
-        columns = min(columns, most)
-    if type(power) is not float or power != 0:
-        power = power_of(power)
-    weights = weights_of("weights", weights, len(logits), rows, device, mean=power != 0)
-    if value_weights is not None:
-        value_weights = weights_of("value_weights", value_weights, len(values), rows, device)
-    elif values:
-        raise ValueError(f"value_weights is None; it must have {len(values)}, one a value")
-    else:
-        value_weights = ()
-    if vocab_size is not None:
-        columns = vocabulary(vocab_size, columns)
-    if support is not None:
-        support_of(support, len(logits))
-    if mask is not None:
-        mask = mask_of(mask, rows, columns, device)
-    return logits, weights, values, value_weights, power, support, mask, columns
 
 
 def vocabulary(vocab_size: Any, columns: int) -> int:
@@ -200,14 +155,6 @@ def weights_of(
 def power_of(r: Any) -> float:
     r = number("power", r, -HUGE, HUGE, "finite, as a float32")
     return math.copysign(LEAST_POWER, r) if 0 < abs(r) < LEAST_POWER else r
-
-
-def support_of(s: Any, terms: int) -> Support:
-    if not isinstance(s, Support):
-        raise TypeError(f"support is a {type(s).__name__}; it must be a Support or None")
-    if s.term >= terms:
-        raise ValueError(f"support.term is {s.term}; it must be below {terms}, the number of terms")
-    return s
 
 
 def mask_of(m: Any, rows: int, vocab: int, device: torch.device) -> Tensor:

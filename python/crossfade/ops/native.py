@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import check
 from .memory import address, check_apart, written
-from .types import BlendSample, Support
+from .types import BlendSample, Draw, Inputs
 
 if TYPE_CHECKING:
     from .logp_tiles import Sums, Tile
@@ -74,49 +74,67 @@ def _stream(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream
 
 
-def _blend(
-    logits: Sequence[Tensor],
-    weights: tuple[float, ...] | Tensor,
-    values: Sequence[Tensor],
-    value_weights: tuple[float, ...] | Tensor,
-    power: float,
-    support: Support | None,
-    mask: Tensor | None,
-    vocab_size: int,
-) -> tuple:
+def _blend(i: Inputs) -> tuple:
     """`crossfade::Blend` as the binding reads it."""
+    support, mask = i.support, i.mask
     return (
-        logits[0].shape[0],
-        vocab_size,
-        _matrices("logits", logits),
-        _matrices("values", values),
-        _weights("weights", weights),
-        _weights("value_weights", value_weights),
-        power,
+        i.rows,
+        i.vocab_size,
+        _matrices("logits", i.logits),
+        _matrices("values", i.values),
+        _weights("weights", i.weights),
+        _weights("value_weights", i.value_weights),
+        i.power,
         None if support is None else (support.term, support.top_k, support.top_p, support.min_p),
         0 if mask is None else address(mask, "mask", integers=True),
         0 if mask is None or mask.dim() == 1 else mask.stride(0),
     )
 
 
-def blend(
-    logits: Sequence[Tensor],
-    weights: tuple[float, ...] | Tensor,
-    values: Sequence[Tensor] = (),
-    value_weights: tuple[float, ...] | Tensor = (),
-    *,
-    power: float,
-    support: Support | None,
-    mask: Tensor | None,
-    vocab_size: int,
-) -> Tensor:
-    device = logits[0].device
-    out = torch.empty(logits[0].shape[0], vocab_size, dtype=torch.float32, device=device)
-    b = _blend(logits, weights, values, value_weights, power, support, mask, vocab_size)
+def _sampling(d: Draw, out: BlendSample) -> tuple:
+    """`crossfade::Sampling` as the binding reads it."""
+    terms = out.term_logprobs
+    return (
+        d.do_sample,
+        _setting("temperature", d.temperature),
+        _setting("top_p", d.top_p),
+        _setting("min_p", d.min_p),
+        _setting("top_k", d.top_k),
+        _setting("seed", d.seed),
+        _setting("stream", d.stream),
+        _setting("step", d.step),
+        out.tokens.data_ptr(),
+        out.logprobs.data_ptr(),
+        out.sampled_logprobs.data_ptr(),
+        0 if terms is None else terms.data_ptr(),
+    )
+
+
+def blend(inputs: Inputs) -> Tensor:
+    device = inputs.device
+    out = torch.empty(inputs.rows, inputs.vocab_size, dtype=torch.float32, device=device)
     if device.type == "cpu":
-        _native.blend_cpu(b, out.data_ptr(), torch.get_num_threads())
+        _native.blend_cpu(_blend(inputs), out.data_ptr(), torch.get_num_threads())
     else:
-        _native.blend_cuda(b, out.data_ptr(), device.index, _stream(device))
+        _native.blend_cuda(_blend(inputs), out.data_ptr(), device.index, _stream(device))
+    return out
+
+
+def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> BlendSample:
+    rows, device = inputs.rows, inputs.device
+    shape = rows, len(inputs.logits)
+    logprobs = torch.empty(rows, dtype=torch.float32, device=device)
+    out = BlendSample(
+        torch.empty(rows, dtype=torch.int64, device=device),
+        logprobs,
+        torch.empty_like(logprobs),
+        torch.empty(shape, dtype=torch.float32, device=device) if return_term_logprobs else None,
+    )
+    b, s = _blend(inputs), _sampling(draw, out)
+    if device.type == "cpu":
+        _native.blend_sample_cpu(b, s, torch.get_num_threads())
+    else:
+        _native.blend_sample_cuda(b, s, device.index, _stream(device))
     return out
 
 
@@ -169,57 +187,6 @@ def linear(
         torch.get_num_threads(),
     )
     return y
-
-
-def blend_sample(
-    logits: Sequence[Tensor],
-    weights: tuple[float, ...] | Tensor,
-    values: Sequence[Tensor] = (),
-    value_weights: tuple[float, ...] | Tensor = (),
-    *,
-    power: float,
-    temperature: float | Tensor,
-    top_k: int | Tensor,
-    top_p: float | Tensor,
-    min_p: float | Tensor,
-    do_sample: bool,
-    seed: int | Tensor,
-    stream: int | Tensor,
-    step: int | Tensor,
-    support: Support | None,
-    mask: Tensor | None,
-    vocab_size: int,
-    return_term_logprobs: bool,
-) -> BlendSample:
-    rows, device = logits[0].shape[0], logits[0].device
-    tokens = torch.empty(rows, dtype=torch.int64, device=device)
-    logprobs = torch.empty(rows, dtype=torch.float32, device=device)
-    sampled = torch.empty_like(logprobs)
-    terms = (
-        torch.empty(rows, len(logits), dtype=torch.float32, device=device)
-        if return_term_logprobs
-        else None
-    )
-    b = _blend(logits, weights, values, value_weights, power, support, mask, vocab_size)
-    s = (
-        do_sample,
-        _setting("temperature", temperature),
-        _setting("top_p", top_p),
-        _setting("min_p", min_p),
-        _setting("top_k", top_k),
-        _setting("seed", seed),
-        _setting("stream", stream),
-        _setting("step", step),
-        tokens.data_ptr(),
-        logprobs.data_ptr(),
-        sampled.data_ptr(),
-        0 if terms is None else terms.data_ptr(),
-    )
-    if device.type == "cpu":
-        _native.blend_sample_cpu(b, s, torch.get_num_threads())
-    else:
-        _native.blend_sample_cuda(b, s, device.index, _stream(device))
-    return BlendSample(tokens, logprobs, sampled, terms)
 
 
 def attend_(

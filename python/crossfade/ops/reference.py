@@ -1,6 +1,6 @@
 """The truth for every kernel, in short torch: sums are float64, and what is copied keeps its bits.
 
-The functions have the signatures of the public ops and expect arguments those have checked.
+The functions expect arguments that the public ops have checked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import check
 from .check import WEIGHT_SUM_TOLERANCE
-from .types import BlendSample, Support
+from .types import BlendSample, Draw, Inputs
 
 NEG_INF = -float("inf")
 
@@ -47,24 +47,13 @@ def keep(scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     return (scores >= kth) & (scores >= pth) & (scores >= mth)
 
 
-def blend_scores(
-    logits: Sequence[Tensor],
-    weights: Sequence[float] | Tensor,
-    values: Sequence[Tensor] = (),
-    value_weights: Sequence[float] | Tensor | None = None,
-    *,
-    power: float = 0.0,
-    support: Support | None = None,
-    mask: Tensor | None = None,
-    vocab_size: int | None = None,
-) -> tuple[Tensor, Tensor]:
+def blend_scores(i: Inputs) -> tuple[Tensor, Tensor]:
     """Unnormalised log-probs `[B, V]` in float64, -inf where removed, and which rows are bad."""
-    vocab = vocab_size or min(t.shape[1] for t in (*logits, *values))
-    rows, device = logits[0].shape[0], logits[0].device
-    check.columns("logits", logits)  # as the kernels do, though torch could
-    check.columns("values", values)
-    z = [t[:, :vocab].double() for t in logits]
-    w = weights_of(weights, rows, device)
+    rows, device, vocab, power = i.rows, i.device, i.vocab_size, i.power
+    check.columns("logits", i.logits)  # as the kernels do, though torch could
+    check.columns("values", i.values)
+    z = [t[:, :vocab].double() for t in i.logits]
+    w = weights_of(i.weights, rows, device)
     bad = ~w.isfinite().all(dim=1)
     removed = torch.zeros(rows, vocab, dtype=torch.bool, device=device)
     score = torch.zeros(rows, vocab, dtype=torch.float64, device=device)
@@ -82,24 +71,24 @@ def blend_scores(
         score = power_mean(log_p, torch.where(w > 0, w / w.sum(dim=1, keepdim=True), 0), power)
         removed |= score == NEG_INF
 
-    if values:
-        assert value_weights is not None
-        v = weights_of(value_weights, rows, device)
+    if i.values:
+        v = weights_of(i.value_weights, rows, device)
         bad |= ~v.isfinite().all(dim=1)
-        for m, q in enumerate(values):
+        for m, q in enumerate(i.values):
             q_m, on = q[:, :vocab].double(), v[:, m : m + 1] != 0
             removed |= on & (q_m == NEG_INF)
             score = score + torch.where(on, v[:, m : m + 1] * q_m, 0.0)
 
-    if support is not None:
-        top_k = per_row(support.top_k, rows, device, torch.int64)
+    if i.support is not None:
+        cut = i.support
+        top_k = per_row(cut.top_k, rows, device, torch.int64)
         top_p, min_p = (
-            per_row(s, rows, device, torch.float32).double() for s in (support.top_p, support.min_p)
+            per_row(s, rows, device, torch.float32).double() for s in (cut.top_p, cut.min_p)
         )
-        removed |= ~keep(z[support.term], top_k, top_p, min_p)
-        bad |= ~z[support.term].logsumexp(dim=-1).isfinite()  # no distribution to cut from
-    if mask is not None:
-        removed |= ~mask
+        removed |= ~keep(z[cut.term], top_k, top_p, min_p)
+        bad |= ~z[cut.term].logsumexp(dim=-1).isfinite()  # no distribution to cut from
+    if i.mask is not None:
+        removed |= ~i.mask
 
     # in float32, as the kernels have it: a sum that overflows there is bad here too
     bad |= (~removed & ~score.float().isfinite()).any(dim=1) | removed.all(dim=1)
@@ -125,27 +114,8 @@ def power_mean(log_p: Tensor, w: Tensor, power: float) -> Tensor:
 
 
 @torch.no_grad()
-def blend(
-    logits: Sequence[Tensor],
-    weights: Sequence[float] | Tensor,
-    values: Sequence[Tensor] = (),
-    value_weights: Sequence[float] | Tensor | None = None,
-    *,
-    power: float = 0.0,
-    support: Support | None = None,
-    mask: Tensor | None = None,
-    vocab_size: int | None = None,
-) -> Tensor:
-    score, bad = blend_scores(
-        logits,
-        weights,
-        values,
-        value_weights,
-        power=power,
-        support=support,
-        mask=mask,
-        vocab_size=vocab_size,
-    )
+def blend(inputs: Inputs) -> Tensor:
+    score, bad = blend_scores(inputs)
     return score.log_softmax(dim=-1).masked_fill(bad[:, None], float("nan")).float()
 
 
@@ -178,43 +148,16 @@ def gumbel_noise(seed: Tensor, stream: Tensor, step: Tensor, vocab: int) -> Tens
 
 
 @torch.no_grad()
-def blend_sample(
-    logits: Sequence[Tensor],
-    weights: Sequence[float] | Tensor,
-    values: Sequence[Tensor] = (),
-    value_weights: Sequence[float] | Tensor | None = None,
-    *,
-    power: float = 0.0,
-    temperature: float | Tensor = 1.0,
-    top_k: int | Tensor = 0,
-    top_p: float | Tensor = 1.0,
-    min_p: float | Tensor = 0.0,
-    do_sample: bool = True,
-    seed: int | Tensor,
-    stream: int | Tensor = 0,
-    step: int | Tensor,
-    support: Support | None = None,
-    mask: Tensor | None = None,
-    vocab_size: int | None = None,
-    return_term_logprobs: bool = False,
-) -> BlendSample:
-    score, bad = blend_scores(
-        logits,
-        weights,
-        values,
-        value_weights,
-        power=power,
-        support=support,
-        mask=mask,
-        vocab_size=vocab_size,
-    )
+def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> BlendSample:
+    score, bad = blend_scores(inputs)
     rows, vocab = score.shape
     device, nan = score.device, float("nan")
     t, p, m = (
-        per_row(s, rows, device, torch.float32).double() for s in (temperature, top_p, min_p)
+        per_row(s, rows, device, torch.float32).double()
+        for s in (draw.temperature, draw.top_p, draw.min_p)
     )
-    k = per_row(top_k, rows, device, torch.int64)
-    greedy = (t == 0) | (not do_sample)
+    k = per_row(draw.top_k, rows, device, torch.int64)
+    greedy = (t == 0) | (not draw.do_sample)
     usable = (t > 0) & t.isfinite() & (k >= 0) & (p >= 0) & (p <= 1) & (m >= 0) & (m <= 1)
     bad = bad | ~(greedy | usable)
     score = torch.where(bad[:, None], 0.0, score)  # any numbers: the row's results are replaced
@@ -225,8 +168,11 @@ def blend_sample(
         t, p, m, k = (torch.where(bad | greedy, s.new_ones(()), s) for s in (t, p, m, k))
         tempered = score / t[:, None]
         tempered = tempered.masked_fill(~keep(tempered, k, p, m), NEG_INF)
-        ids = [per_row(s, rows, device, torch.int64) for s in (signed(seed), signed(stream), step)]
-        drawn = (tempered + gumbel_noise(ids[0], ids[1], ids[2], vocab)).argmax(dim=-1)
+        seed, stream, step = (
+            per_row(signed(s), rows, device, torch.int64)
+            for s in (draw.seed, draw.stream, draw.step)
+        )
+        drawn = (tempered + gumbel_noise(seed, stream, step, vocab)).argmax(dim=-1)
         tokens = torch.where(greedy, tokens, drawn)
         log_p = tempered.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
         sampled = torch.where(greedy, sampled, log_p)
@@ -239,7 +185,7 @@ def blend_sample(
         logprobs=at_token(score.log_softmax(dim=-1)),
         sampled_logprobs=sampled.masked_fill(bad, nan).float(),
         term_logprobs=torch.stack(
-            [at_token(z[:, :vocab].double().log_softmax(dim=-1)) for z in logits], dim=1
+            [at_token(z[:, :vocab].double().log_softmax(dim=-1)) for z in inputs.logits], dim=1
         )
         if return_term_logprobs
         else None,

@@ -7,49 +7,39 @@ of the call. `memory.py` says which calls do.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import backends, check
-from .types import BlendSample, Support
+from . import backends
+from .types import BlendSample, Draw, Inputs, Support
 
-_BLEND = (
+_INPUTS = (
     "Tensor[] logits, Tensor weights, Tensor[] values, Tensor value_weights, float power, "
     "float[]? support, Tensor? mask, SymInt vocab_size, str? backend"
 )
-_DRAWING = (
-    *("temperature", "top_k", "top_p", "min_p", "do_sample"),
-    *("seed", "stream", "step", "return_term_logprobs"),
+_DRAW = (
+    "Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, bool do_sample, Tensor seed, "
+    "Tensor stream, Tensor step, bool return_term_logprobs"
 )
-torch.library.define("crossfade::blend", f"({_BLEND}) -> Tensor")
+torch.library.define("crossfade::blend", f"({_INPUTS}) -> Tensor")
 torch.library.define(
-    "crossfade::blend_sample",
-    f"({_BLEND}, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, bool do_sample, "
-    "Tensor seed, Tensor stream, Tensor step, bool return_term_logprobs) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "crossfade::blend_sample", f"({_INPUTS}, {_DRAW}) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
-def _support_of(numbers: Sequence[float] | None) -> Support | None:
-    if numbers is None:
-        return None
-    return Support(int(numbers[0]), int(numbers[1]), numbers[2], numbers[3])
-
-
-def _named(inputs: check.Inputs) -> dict[str, Any]:
-    return dict(zip(("power", "support", "mask", "vocab_size"), inputs[4:], strict=True))
+def _inputs(logits, weights, values, value_weights, power, support, mask, vocab_size):
+    if support is not None:
+        support = Support(int(support[0]), int(support[1]), support[2], support[3])
+    return Inputs(logits, weights, values, value_weights, power, support, mask, vocab_size)
 
 
 @torch.library.impl("crossfade::blend", "CompositeExplicitAutograd")
-def _blend(logits, weights, values, value_weights, power, support, mask, vocab_size, backend):
-    inputs = check.inputs(
-        logits, weights, values, value_weights, power, _support_of(support), mask, vocab_size
-    )
-    run = backends.select(backend, logits[0].device).blend
-    return run(*inputs[:4], **_named(inputs))
+def _blend(*arguments):
+    *given, backend = arguments
+    inputs = _inputs(*given)
+    return backends.select(backend, inputs.device).blend(inputs)
 
 
 @torch.library.register_fake("crossfade::blend")
@@ -58,21 +48,14 @@ def _blend_fake(logits, weights, values, value_weights, power, support, mask, vo
 
 
 @torch.library.impl("crossfade::blend_sample", "CompositeExplicitAutograd")
-def _blend_sample(
-    logits, weights, values, value_weights, power, support, mask, vocab_size, backend, *drawing
-):
-    inputs = check.inputs(
-        logits, weights, values, value_weights, power, _support_of(support), mask, vocab_size
-    )
-    rows, device = logits[0].shape[0], logits[0].device
-    run = backends.select(backend, device).blend_sample
-    checked = {
-        name: check.setting(name, x, rows, device) if name in check.RANGES else x
-        for name, x in zip(_DRAWING, drawing, strict=True)
-    }
-    drawn = run(*inputs[:4], **_named(inputs), **checked)
+def _blend_sample(*arguments):
+    *given, backend = arguments[:9]
+    *settings, seed, stream, step, return_term_logprobs = arguments[9:]
+    inputs = _inputs(*given)
+    draw = Draw(inputs, *settings, seed=seed, stream=stream, step=step)
+    drawn = backends.select(backend, inputs.device).blend_sample(inputs, draw, return_term_logprobs)
     terms = drawn.term_logprobs
-    return *drawn[:3], drawn.logprobs.new_empty(rows, 0) if terms is None else terms
+    return *drawn[:3], drawn.logprobs.new_empty(inputs.rows, 0) if terms is None else terms
 
 
 @torch.library.register_fake("crossfade::blend_sample")
@@ -134,7 +117,49 @@ for _op in ("blend", "blend_sample"):
 # Tensors of numbers are made by `new_full`, which gives what `like` is: a fake tensor, or on meta.
 
 
-def _row_tensor(x: Any, like: Tensor, dtype: torch.dtype) -> Tensor:
+def blend(backend: str | None, inputs: Inputs) -> Tensor:
+    """`blend` of a backend, as a call of the registered op."""
+    return torch.ops.crossfade.blend(*_as_arguments(inputs), backend)
+
+
+def blend_sample(
+    backend: str | None, inputs: Inputs, draw: Draw, return_term_logprobs: bool
+) -> BlendSample:
+    """`blend_sample` of a backend, as a call of the registered op."""
+    numbers = functools.partial(_row_tensor, inputs.logits[0], torch.float32)
+    integers = functools.partial(_row_tensor, inputs.logits[0], torch.int64)
+    tokens, logprobs, sampled, terms = torch.ops.crossfade.blend_sample(
+        *_as_arguments(inputs),
+        backend,
+        numbers(draw.temperature),
+        integers(draw.top_k),
+        numbers(draw.top_p),
+        numbers(draw.min_p),
+        draw.do_sample,
+        integers(draw.seed),
+        integers(draw.stream),
+        integers(draw.step),
+        return_term_logprobs,
+    )
+    return BlendSample(tokens, logprobs, sampled, terms if return_term_logprobs else None)
+
+
+def _as_arguments(i: Inputs) -> tuple[Any, ...]:
+    """What is blended, as the schema has it."""
+    s, like = i.support, i.logits[0]
+    return (
+        list(i.logits),
+        _weight_tensor(i.weights, like),
+        list(i.values),
+        _weight_tensor(i.value_weights, like),
+        i.power,
+        None if s is None else [float(s.term), float(s.top_k), s.top_p, s.min_p],
+        i.mask,
+        i.vocab_size,
+    )
+
+
+def _row_tensor(like: Tensor, dtype: torch.dtype, x: Any) -> Tensor:
     if isinstance(x, Tensor):
         return x
     if isinstance(x, int) and x >= 2**63:
@@ -148,44 +173,3 @@ def _weight_tensor(w: Any, like: Tensor) -> Tensor:
     if not w:
         return like.new_full((0,), 0, dtype=torch.float32)
     return torch.stack([like.new_full((), x, dtype=torch.float32) for x in w])
-
-
-def _support_numbers(s: Support | None) -> list[float] | None:
-    return None if s is None else [float(s.term), float(s.top_k), s.top_p, s.min_p]
-
-
-def blend(backend: str | None, inputs: check.Inputs) -> Tensor:
-    """`blend` of a backend, as a call of the registered op."""
-    return torch.ops.crossfade.blend(*_blend_arguments(backend, inputs))
-
-
-def blend_sample(
-    backend: str | None, inputs: check.Inputs, drawing: tuple[Any, ...]
-) -> BlendSample:
-    """`blend_sample` of a backend, as a call of the registered op."""
-    like = inputs[0][0]
-    dtypes = dict.fromkeys(("temperature", "top_p", "min_p"), torch.float32)
-    dtypes |= dict.fromkeys(("top_k", "seed", "stream", "step"), torch.int64)
-    given = [
-        _row_tensor(x, like, dtypes[name]) if name in dtypes else x
-        for name, x in zip(_DRAWING, drawing, strict=True)
-    ]
-    blended = _blend_arguments(backend, inputs)
-    tokens, logprobs, sampled, terms = torch.ops.crossfade.blend_sample(*blended, *given)
-    return BlendSample(tokens, logprobs, sampled, terms if drawing[-1] else None)
-
-
-def _blend_arguments(backend: str | None, inputs: check.Inputs) -> tuple[Any, ...]:
-    """In the order of the schema's."""
-    logits, weights, values, value_weights, power, support, mask, vocab = inputs
-    return (
-        list(logits),
-        _weight_tensor(weights, logits[0]),
-        list(values),
-        _weight_tensor(value_weights, logits[0]),
-        power,
-        _support_numbers(support),
-        mask,
-        vocab,
-        backend,
-    )

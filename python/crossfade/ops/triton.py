@@ -1,4 +1,4 @@
-"""Launches the Triton kernels of `kernels/`; arguments are those that ops/api.py has checked."""
+"""Launches the Triton kernels of `kernels/`; arguments are checked ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import check, memory
 from .triton_attend import attend_ as attend_
 from .triton_search import chunk_select as chunk_select
 from .triton_search import fork_cache_ as fork_cache_
-from .types import BlendSample, Support
+from .types import BlendSample, Draw, Inputs
 
 SEARCH_BLOCK = 2048  # tokens a pass of a threshold search takes at a time
 
@@ -34,96 +34,55 @@ class Tiles:
         return 1 << (self.count - 1).bit_length()
 
 
-def blend(
-    logits: Sequence[Tensor],
-    weights: Sequence[float] | Tensor,
-    values: Sequence[Tensor] = (),
-    value_weights: Sequence[float] | Tensor | None = None,
-    *,
-    power: float = 0.0,
-    support: Support | None = None,
-    mask: Tensor | None = None,
-    vocab_size: int | None = None,
-) -> Tensor:
-    vocab = vocab_size or min(t.shape[1] for t in (*logits, *values))
-    rows, device = logits[0].shape[0], logits[0].device
+def blend(inputs: Inputs) -> Tensor:
+    rows, vocab, device = inputs.rows, inputs.vocab_size, inputs.device
     scores = floats(device, rows, vocab)
     if rows == 0:
         return scores
     with torch.accelerator.device_index(device.index):
-        tiles = blend_tiles(
-            logits, weights, values, value_weights, power, support, mask, vocab, scores=scores
-        )
+        tiles = blend_tiles(inputs, scores=scores)
         kernels.normalise[rows, tiles.count](
             scores, tiles.partials, rows, vocab, tiles.count, BLOCK=tiles.block, TILES=tiles.padded
         )
     return scores
 
 
-def blend_sample(
-    logits: Sequence[Tensor],
-    weights: Sequence[float] | Tensor,
-    values: Sequence[Tensor] = (),
-    value_weights: Sequence[float] | Tensor | None = None,
-    *,
-    power: float = 0.0,
-    temperature: float | Tensor = 1.0,
-    top_k: int | Tensor = 0,
-    top_p: float | Tensor = 1.0,
-    min_p: float | Tensor = 0.0,
-    do_sample: bool = True,
-    seed: int | Tensor,
-    stream: int | Tensor = 0,
-    step: int | Tensor,
-    support: Support | None = None,
-    mask: Tensor | None = None,
-    vocab_size: int | None = None,
-    return_term_logprobs: bool = False,
-) -> BlendSample:
-    vocab = vocab_size or min(t.shape[1] for t in (*logits, *values))
-    rows, device = logits[0].shape[0], logits[0].device
+def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> BlendSample:
+    rows, vocab, device = inputs.rows, inputs.vocab_size, inputs.device
     out = BlendSample(
         torch.empty(rows, dtype=torch.int64, device=device),
         floats(device, rows),
         floats(device, rows),
-        floats(device, rows, len(logits)) if return_term_logprobs else None,
+        floats(device, rows, len(inputs.logits)) if return_term_logprobs else None,
     )
     if rows == 0:
         return out
-    off = (top_k, 0), (top_p, 1), (min_p, 0)
-    truncate = do_sample and any(isinstance(x, Tensor) or x != none for x, none in off)
-    noise = (*words(seed), *words(stream), words(step)[0])
+    off = (draw.top_k, 0), (draw.top_p, 1), (draw.min_p, 0)
+    truncate = draw.do_sample and any(isinstance(x, Tensor) or x != none for x, none in off)
+    noise = (*words(draw.seed), *words(draw.stream), words(draw.step)[0])
     temperature, top_p, min_p = (
-        x if isinstance(x, Tensor) else float(x) for x in (temperature, top_p, min_p)
+        x if isinstance(x, Tensor) else float(x) for x in (draw.temperature, draw.top_p, draw.min_p)
     )
-    if not isinstance(top_k, Tensor):
-        top_k = min(top_k, vocab)
+    top_k = draw.top_k if isinstance(draw.top_k, Tensor) else min(draw.top_k, vocab)
 
     with torch.accelerator.device_index(device.index):
         scores = floats(device, rows, vocab) if truncate else None
         tiles = blend_tiles(
-            logits,
-            weights,
-            values,
-            value_weights,
-            power,
-            support,
-            mask,
-            vocab,
+            inputs,
             scores=scores,
             term_stats=return_term_logprobs,
             temperature=temperature,
             noise=noise,
             PICK=not truncate,
-            SAMPLE=do_sample and not truncate,
+            SAMPLE=draw.do_sample and not truncate,
         )
         kernels.choose[rows,](
             *out,
             tiles.partials,
             scores,
             tiles.term_partials if return_term_logprobs else None,
-            tuple(logits),
-            strides_of(logits),
+            tuple(inputs.logits),
+            strides_of(inputs.logits),
             temperature,
             top_k,
             top_p,
@@ -132,7 +91,7 @@ def blend_sample(
             rows,
             vocab,
             tiles.count,
-            SAMPLE=do_sample,
+            SAMPLE=draw.do_sample,
             TRUNCATE=truncate,
             TILES=tiles.padded,
             **(search_sizes(vocab) if truncate else {"BLOCKS": 1, "BLOCK": tiles.block}),
@@ -141,14 +100,7 @@ def blend_sample(
 
 
 def blend_tiles(
-    logits: Sequence[Tensor],
-    weights: Sequence[float] | Tensor,
-    values: Sequence[Tensor],
-    value_weights: Sequence[float] | Tensor | None,
-    power: float,
-    support: Support | None,
-    mask: Tensor | None,
-    vocab: int,
+    inputs: Inputs,
     *,
     scores: Tensor | None,
     term_stats: bool = False,
@@ -157,10 +109,12 @@ def blend_tiles(
     PICK: bool = False,
     SAMPLE: bool = False,
 ) -> Tiles:
+    logits, values, power = inputs.logits, inputs.values, inputs.power
+    rows, vocab, device = inputs.rows, inputs.vocab_size, inputs.device
+    support, mask = inputs.support, inputs.mask
     memory.require(logits=logits, values=values)
     check.columns("logits", logits)
     check.columns("values", values)
-    rows, device = logits[0].shape[0], logits[0].device
     block, num_warps = tile_size(rows, vocab)
     count = -(-vocab // block)
     tiles = Tiles(
@@ -193,9 +147,9 @@ def blend_tiles(
         tiles.term_partials,
         terms,
         strides,
-        *weights_of(weights),
+        *weights_of(inputs.weights),
         *((tuple(values), strides_of(values)) if values else (None, None)),
-        *weights_of(value_weights if value_weights is not None else ()),
+        *weights_of(inputs.value_weights),
         mask,
         mask.stride(0) if mask is not None and mask.dim() == 2 else 0,
         *supported,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+from . import check
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,133 @@ class Support:
             raise ValueError(f"Support.top_p is {self.top_p}; it must be within [0, 1]")
         if not 0.0 <= self.min_p <= 1.0:
             raise ValueError(f"Support.min_p is {self.min_p}; it must be within [0, 1]")
+
+
+@dataclass(init=False, eq=False, slots=True)
+class Inputs:
+    """What is blended, as every backend takes it: `crossfade::Blend` of csrc/crossfade.h.
+
+    It is made of the arguments of `blend`, which are checked here and nowhere else.
+
+    Attributes:
+        logits: K tensors ``[rows, V_k]``; those of float64 have become float32.
+        weights: K numbers, or a float32 tensor ``[K]`` or ``[rows, K]``.
+        values: tensors like `logits`.
+        value_weights: like `weights`, one a value.
+        power: r of the power mean; 0 is the geometric blend.
+        support: what to cut from one term's distribution, or None.
+        mask: bool ``[vocab_size]`` or ``[rows, vocab_size]``, or None.
+        vocab_size: the columns that are used.
+        rows, device: of all the tensors.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+    """
+
+    logits: Sequence[Tensor]
+    weights: check.Weights
+    values: Sequence[Tensor]
+    value_weights: check.Weights
+    power: float
+    support: Support | None
+    mask: Tensor | None
+    vocab_size: int
+    rows: int
+    device: torch.device
+
+    def __init__(
+        self,
+        logits: Any,
+        weights: Any,
+        values: Any = (),
+        value_weights: Any = None,
+        power: Any = 0.0,
+        support: Any = None,
+        mask: Any = None,
+        vocab_size: Any = None,
+    ) -> None:
+        logits, columns, rows, device = check.matrices("logits", logits)
+        if type(values) is not tuple or values:
+            values, most, _, _ = check.matrices("values", values, rows, device)
+            columns = min(columns, most)
+        if type(power) is not float or power != 0:
+            power = check.power_of(power)
+        weights = check.weights_of("weights", weights, len(logits), rows, device, mean=power != 0)
+        if value_weights is not None:
+            count = len(values)
+            value_weights = check.weights_of("value_weights", value_weights, count, rows, device)
+        elif values:
+            raise ValueError(f"value_weights is None; it must have {len(values)}, one a value")
+        else:
+            value_weights = ()
+        if vocab_size is not None:
+            columns = check.vocabulary(vocab_size, columns)
+        if support is not None:
+            self._check_support(support, len(logits))
+        if mask is not None:
+            mask = check.mask_of(mask, rows, columns, device)
+        self.logits, self.weights = logits, weights
+        self.values, self.value_weights = values, value_weights
+        self.power, self.support, self.mask, self.vocab_size = power, support, mask, columns
+        self.rows, self.device = rows, device
+
+    @staticmethod
+    def _check_support(s: Any, terms: int) -> None:
+        if not isinstance(s, Support):
+            raise TypeError(f"support is a {type(s).__name__}; it must be a Support or None")
+        if s.term >= terms:
+            raise ValueError(
+                f"support.term is {s.term}; it must be below {terms}, the number of terms"
+            )
+
+
+@dataclass(init=False, eq=False, slots=True)
+class Draw:
+    """How each row's token is drawn: the settings of `crossfade::Sampling` of csrc/crossfade.h.
+
+    It is made of arguments of `blend_sample`, which are checked here and nowhere else. Each is one
+    for all rows of the `inputs`, or a tensor with one a row.
+
+    Attributes:
+        temperature, top_p, min_p: a number, or a float32 tensor ``[rows]``.
+        top_k, seed, stream, step: an int, or an int64 tensor ``[rows]``.
+        do_sample: False makes every row greedy, as temperature 0 makes its own.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+    """
+
+    temperature: float | Tensor
+    top_k: int | Tensor
+    top_p: float | Tensor
+    min_p: float | Tensor
+    do_sample: bool
+    seed: int | Tensor
+    stream: int | Tensor
+    step: int | Tensor
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        temperature: Any = 1.0,
+        top_k: Any = 0,
+        top_p: Any = 1.0,
+        min_p: Any = 0.0,
+        do_sample: Any = True,
+        *,
+        seed: Any,
+        stream: Any = 0,
+        step: Any,
+    ) -> None:
+        rows, device = inputs.rows, inputs.device
+        self.temperature = check.setting("temperature", temperature, rows, device)
+        self.top_k = check.setting("top_k", top_k, rows, device)
+        self.top_p = check.setting("top_p", top_p, rows, device)
+        self.min_p = check.setting("min_p", min_p, rows, device)
+        self.do_sample = check.flag("do_sample", do_sample)
+        self.seed = check.setting("seed", seed, rows, device)
+        self.stream = check.setting("stream", stream, rows, device)
+        self.step = check.setting("step", step, rows, device)
 
 
 class BlendSample(NamedTuple):
