@@ -32,7 +32,8 @@ import torch
 import torch.nn.functional as F
 from crossfade import losses
 from crossfade.bench import hardware
-from crossfade.ops import linear_logp, logp_tiles
+from crossfade.ops import linear_logp
+from crossfade.ops.logp import tiles as logp_tiles
 from decode import peak_of, seconds
 from torch import Tensor
 from tqdm import tqdm

@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "attention_math.h"
+#include "vectors.h"
 
 namespace crossfade {
 inline namespace CF_ISA {

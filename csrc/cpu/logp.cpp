@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "attention_math.h"
+#include "vectors.h"
 
 namespace crossfade {
 inline namespace CF_ISA {

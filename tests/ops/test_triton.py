@@ -21,8 +21,11 @@ from cases import structs  # noqa: E402
 from crossfade import ops  # noqa: E402
 from crossfade.kernels import blend_sample as kernels  # noqa: E402
 from crossfade.kernels import noise, threshold  # noqa: E402
-from crossfade.ops import BlendSample, Inputs, Support, logp_tiles, reference, triton_logp  # noqa: E402
+from crossfade.ops import BlendSample, Inputs, Support, reference  # noqa: E402
 from crossfade.ops import triton as backend  # noqa: E402
+from crossfade.ops.logp import tiles as logp_tiles  # noqa: E402
+from crossfade.ops.triton import blending as launchers  # noqa: E402
+from crossfade.ops.triton import logp as logp_launchers  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -186,7 +189,7 @@ def test_threshold_keeps_what_a_sort_keeps(row, top_k, top_p, min_p):
 
 @pytest.fixture(params=[(128, 4), (1024, 4)], ids=["tiles of 128", "tiles of 1024"])
 def tiles(request, monkeypatch):
-    monkeypatch.setattr(backend, "tile_size", lambda rows, vocab: request.param)
+    monkeypatch.setattr(launchers, "tile_size", lambda rows, vocab: request.param)
 
 
 @pytest.mark.parametrize("vocab", [1, 127, 128, 129, 1025])
@@ -371,8 +374,8 @@ def compile_all(capability: int) -> None:
                 settings = logp_tiles.Settings(softcap, 0.7, -100)
                 tile = logp_tiles.Tile(scores, operand, first, b, targets, settings)
                 again = operand.clone() if moments > 1 else None
-                triton_logp.logp_forward(tile, sums, again)
-                triton_logp.logp_backward(tile, of_logits)
+                logp_launchers.logp_forward(tile, sums, again)
+                logp_launchers.logp_backward(tile, of_logits)
             variants.append(tuple(compiled))
         assert len(set(variants)) == 1, "a tile's place compiled another kernel"
 

@@ -1,9 +1,9 @@
 """Kernels: blending, sampling, what decoding steps and searches run most, and log-probs."""
 
-from .api import blend, blend_sample
 from .attention import attend_
+from .blending import blend, blend_sample
 from .linear import Lora, linear
-from .logp import linear_logp
+from .logp.api import linear_logp
 from .search import chunk_select, fork_cache_
 from .types import BlendSample, Draw, Inputs, LinearLogp, Support
 

@@ -15,7 +15,7 @@ from .memory import address, check_apart, written
 from .types import BlendSample, Draw, Inputs
 
 if TYPE_CHECKING:
-    from .logp_tiles import Sums, Tile
+    from .logp.tiles import Sums, Tile
 
 try:
     _native: Any = importlib.import_module("crossfade._native")

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ..extras import require
 from ..models.after_head import after_head
-from ..ops import logp_tiles
-from ..ops.logp import all_results, temperature_of
-from ..ops.logp_tiles import Settings
+from ..ops.logp import tiles as logp_tiles
+from ..ops.logp.api import all_results, temperature_of
+from ..ops.logp.tiles import Settings
 
 IGNORED = -100  # the label of a position that is not trained on
 FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1")

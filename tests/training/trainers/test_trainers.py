@@ -10,7 +10,8 @@ import peft
 import pytest
 import tiny_models as tiny
 import torch
-from crossfade.ops import logp, logp_tiles
+from crossfade.ops.logp import api as logp_api
+from crossfade.ops.logp import tiles as logp_tiles
 from trained_models import texts
 from trainer_runs import OLD_NAMES, check_same, curve, trainer
 
@@ -46,13 +47,13 @@ def test_gradients_in_the_forward_pass(
     """They are computed there if the head is trained by a mean of log-probs, as in SFT."""
     calls: list[int] = []
 
-    to_keep = logp.to_keep
+    to_keep = logp_api.to_keep
 
     def recorded_to_keep(*args: Any) -> int:
         calls.append(to_keep(*args))
         return calls[-1]
 
-    monkeypatch.setattr(logp, "to_keep", recorded_to_keep)
+    monkeypatch.setattr(logp_api, "to_keep", recorded_to_keep)
     check_same(kind, tmp_path, **{"lora": False, **options})
     # checks and references need no gradients
     recorded = [x for x in calls if x != logp_tiles.NOTHING]

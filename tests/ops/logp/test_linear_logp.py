@@ -14,7 +14,9 @@ import torch._dynamo
 import torch.nn.functional as F
 from cases import DTYPES, EPS, INF, NAN, lay_out, normal, rerun, rms, skip_unless_lesser
 from crossfade import ops
-from crossfade.ops import LinearLogp, backends, logp, logp_tiles, logp_torch, native
+from crossfade.ops import LinearLogp, backends, native
+from crossfade.ops.logp import api, eager
+from crossfade.ops.logp import tiles as logp_tiles
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -352,8 +354,8 @@ def test_cuda_takes_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     if backends.why_not("triton", torch.device("cuda:0")) is not None:
         pytest.skip("no Triton")
     hidden, weight, targets, _ = (x.cuda() for x in problem(64, 512, 4096, torch.bfloat16))
-    assert logp._kernel(hidden, None).__name__.endswith("triton_logp")
-    assert logp._kernel(hidden.double(), None) is logp_torch
+    assert api._kernel(hidden, None).__name__.endswith("triton.logp")
+    assert api._kernel(hidden.double(), None) is eager
     monkeypatch.setattr(logp_tiles, "tile_size", lambda device: (64, 256))
     ops.linear_logp(hidden, weight, targets)
     before = torch.cuda.memory_allocated()

@@ -11,11 +11,8 @@ from torch import Tensor
 
 from crossfade.kernels import blend_sample as kernels
 
-from . import check, memory
-from .triton_attend import attend_ as attend_
-from .triton_search import chunk_select as chunk_select
-from .triton_search import fork_cache_ as fork_cache_
-from .types import BlendSample, Draw, Inputs
+from .. import check, memory
+from ..types import BlendSample, Draw, Inputs
 
 SEARCH_BLOCK = 2048  # tokens a pass of a threshold search takes at a time
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .logp_tiles import Sums, Tile
+from .tiles import Sums, Tile
 
 
 def logp_forward(tile: Tile, sums: Sums, second_scores: Tensor | None) -> None:

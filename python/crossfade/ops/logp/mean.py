@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import logp_tiles, native
-from .logp_tiles import NOTHING, Forward, Gradients, Head, Settings, Sums, product, results, start
+from .. import native
+from . import tiles
+from .tiles import NOTHING, Forward, Gradients, Head, Settings, Sums, product, results, start
 
 
 def forward(hidden: Tensor, weight: Tensor, targets: Tensor, settings: Settings) -> Forward:
@@ -21,7 +22,7 @@ def forward(hidden: Tensor, weight: Tensor, targets: Tensor, settings: Settings)
     used, unused = (x.nonzero().squeeze(1) for x in (counts, ~counts))
     some = _counting(hidden[used], weight, targets[used], settings)
     rest = hidden[unused], weight, targets[unused], None
-    others = logp_tiles.forward(*rest, settings, NOTHING, native)
+    others = tiles.forward(*rest, settings, NOTHING, native)
 
     def merged(a: Tensor, b: Tensor) -> Tensor:
         both = a.new_empty(*a.shape[:-1], len(targets))
@@ -40,16 +41,16 @@ def _counting(hidden: Tensor, weight: Tensor, targets: Tensor, settings: Setting
     for_hidden = head.scores.new_zeros(head.hidden.shape)
     for_weight = weight.new_empty(weight.shape)
     for i, rows in enumerate(head.rows):
-        sums, tiles = all_sums.of(rows), []
+        sums, made = all_sums.of(rows), []
         for part, w, _ in head.tiles():
             tile = head.tile(rows, part, w, None)
             native.logp_forward(tile, sums, None)  # which leaves plain logits as they are
-            tiles.append((tile, part, w))
+            made.append((tile, part, w))
         top, total, *_ = sums.sums.unbind(1)
         pick = (head.targets[rows] != settings.ignore_index).to(top.dtype)  # 0: what was padded
         coefficients = [top, total.log(), pick, -pick, torch.zeros_like(pick)]
         of_logits = torch.stack(coefficients, 1).to(head.dtype)
-        for tile, part, w in tiles:
+        for tile, part, w in made:
             native.logp_backward(tile, of_logits)
             product(tile.operand, w, for_hidden[rows], beta=1)
             product(tile.operand.t(), head.hidden[rows], for_weight[part], beta=min(i, 1))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crossfade.kernels import logp as kernels
 
-from .logp_tiles import Sums, Tile
+from ..logp.tiles import Sums, Tile
 
 MOST_COLUMNS = 2048  # of a program of the backward pass
 SIZE_BLOCK = 1024  # columns of the moments that a program takes at a time

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crossfade.kernels import attend as kernels
 
-from . import memory
+from .. import memory
 
 MOST_ROWS = 64  # query rows (tokens x heads of a group) of a program
 SPLIT = 256  # slots of a split, where the tokens fit one tile

@@ -191,8 +191,8 @@ def forward(
     """The results, with what a backward pass needs.
 
     `keep`: NOTHING, or MEAN or MOMENTS: each moment costs a product, and with them a frozen head's
-    gradient is known. The other results do not depend on it. `kernel`: `native`, `triton_logp` or
-    `logp_torch`.
+    gradient is known. The other results do not depend on it. `kernel`: `native`, `triton.logp` or
+    `eager`.
     """
     head = Head(hidden, weight, targets, bias, settings)
     shape = head.hidden.shape

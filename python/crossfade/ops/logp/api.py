@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, check, logp_sum, logp_tiles, logp_torch, memory, native, reference
-from .logp_tiles import Gradients, Settings
-from .types import LinearLogp
+from .. import backends, check, memory, native, reference
+from ..types import LinearLogp
+from . import eager, mean, tiles
+from .tiles import Gradients, Settings
 
 LEAST, MOST = 1e-37, 1e37  # of soft-caps and temperatures, which are float32 in the kernels
 RANGE = f"within [{LEAST}, {MOST}]"
@@ -99,7 +100,7 @@ def linear_logp(
     args = hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), bias
     if backend == "reference":
         _check_targets(args[2], len(weight), settings.ignore_index)
-        dtype = logp_tiles.compute_dtype(hidden.dtype)
+        dtype = tiles.compute_dtype(hidden.dtype)
         results = tuple(x.to(dtype) for x in reference.linear_logp(*args, *settings))
     else:
         results = all_results(*args, settings, return_entropy, uniform, backend)
@@ -136,16 +137,16 @@ def to_keep(
     uniform: bool,
     backend: str | None,
 ) -> int:
-    """What the forward pass should keep for the backward pass, see `logp_tiles.NOTHING`."""
+    """What the forward pass should keep for the backward pass, see `tiles.NOTHING`."""
     if not torch.is_grad_enabled() or not hidden.requires_grad:
-        return logp_tiles.NOTHING
+        return tiles.NOTHING
     if not weight.requires_grad and (bias is None or not bias.requires_grad):
-        return logp_tiles.MOMENTS if of_entropy else logp_tiles.MEAN
+        return tiles.MOMENTS if of_entropy else tiles.MEAN
     plain = bias is None and settings.plain
     fits = weight.requires_grad and weight.dtype == torch.float32
     if uniform and plain and fits and hidden.is_cpu and _kernel(hidden, backend) is native:
-        return logp_tiles.SUM
-    return logp_tiles.NOTHING
+        return tiles.SUM
+    return tiles.NOTHING
 
 
 def _check_tensors(hidden: Any, weight: Any, targets: Any, bias: Any) -> None:
@@ -247,15 +248,15 @@ torch.library.define(
 def _kernel(hidden: Tensor, backend: str | None) -> ModuleType:
     """What works on the tiles. `backend` is None, "native", "triton" or "torch"."""
     if hidden.dtype == torch.float64:
-        return logp_torch
+        return eager
     name = backend or ("native" if hidden.is_cpu else "triton")
     if name == "native" and native.why_not(hidden.device) is None:
         return native
     if name == "triton" and backends.why_not(name, hidden.device) is None:
-        from . import triton_logp  # which imports Triton
+        from ..triton import logp  # which imports Triton
 
-        return triton_logp
-    return logp_torch
+        return logp
+    return eager
 
 
 @torch.library.impl("crossfade::linear_logp", "CompositeExplicitAutograd")
@@ -263,24 +264,24 @@ def _forward(hidden, weight, targets, bias, softcap, temperature, ignore_index, 
     memory.check_stored(hidden=hidden, weight=weight, targets=targets, bias=bias)
     _check_targets(targets, len(weight), ignore_index)
     settings = Settings(softcap, temperature, ignore_index)
-    if keep == logp_tiles.SUM:
-        done = logp_sum.forward(hidden, weight, targets, settings)
+    if keep == tiles.SUM:
+        done = mean.forward(hidden, weight, targets, settings)
     else:
         kernel = _kernel(hidden, backend)
-        done = logp_tiles.forward(hidden, weight, targets, bias, settings, keep, kernel)
+        done = tiles.forward(hidden, weight, targets, bias, settings, keep, kernel)
     return tuple(done.logp.new_empty(0) if x is None else x for x in done)
 
 
 @torch.library.register_fake("crossfade::linear_logp")
 def _forward_fake(hidden, weight, targets, bias, softcap, temperature, ignore_index, keep, backend):
-    dtype = logp_tiles.compute_dtype(hidden.dtype)
+    dtype = tiles.compute_dtype(hidden.dtype)
     each = [hidden.new_empty(len(hidden), dtype=dtype) for _ in range(3)]
     normaliser = hidden.new_empty((3, len(hidden)), dtype=dtype)
     shapes = {
-        logp_tiles.NOTHING: (0, 0),
-        logp_tiles.MEAN: (hidden.shape, 0),
-        logp_tiles.MOMENTS: (hidden.shape, hidden.shape),
-        logp_tiles.SUM: (hidden.shape, weight.shape),
+        tiles.NOTHING: (0, 0),
+        tiles.MEAN: (hidden.shape, 0),
+        tiles.MOMENTS: (hidden.shape, hidden.shape),
+        tiles.SUM: (hidden.shape, weight.shape),
     }
     kept = [hidden.new_empty(shape, dtype=dtype) for shape in shapes[keep]]
     return *each, normaliser, *kept
@@ -340,15 +341,15 @@ def _run_backward(
     settings = Settings(softcap, temperature, ignore_index)
     gradients = Gradients(of_logp, of_lse, of_entropy)
     grads: Sequence[Tensor | None] | None = None
-    if keep in (logp_tiles.MEAN, logp_tiles.MOMENTS):
-        covariance = second if keep == logp_tiles.MOMENTS else None
-        grads = logp_tiles.frozen_backward(
+    if keep in (tiles.MEAN, tiles.MOMENTS):
+        covariance = second if keep == tiles.MOMENTS else None
+        grads = tiles.frozen_backward(
             hidden, weight, targets, settings, normaliser, first, covariance, gradients
         )
-    elif keep == logp_tiles.SUM:
-        grads = logp_sum.backward(hidden, targets, settings, first, second, gradients)
+    elif keep == tiles.SUM:
+        grads = mean.backward(hidden, targets, settings, first, second, gradients)
     if grads is None:
-        grads = logp_tiles.backward(
+        grads = tiles.backward(
             hidden,
             weight,
             targets,

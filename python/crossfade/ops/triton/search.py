@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crossfade.kernels import search as kernels
 
-from . import memory
+from .. import memory
 
 MOST_SLOTS = 64  # of a program; it compares them with as many others at a time
 HELD = 4096  # numbers of a fork's program
