@@ -1,24 +1,20 @@
-"""Kernels: blending, sampling, what decoding steps and searches run most, and log-probs."""
+"""The numerical ops: blending and sampling, what decoding and searches run most, and log-probs."""
 
-from .attention import attend_
-from .blending import blend, blend_sample
-from .linear import Lora, linear
-from .logp.api import linear_logp
-from .search import chunk_select, fork_cache_
-from .types import BlendSample, Draw, Inputs, LinearLogp, Support
+from .attention import attend_ as attend_
+from .blending import blend as blend
+from .blending import blend_sample as blend_sample
+from .linear import Lora as Lora
+from .linear import linear as linear
+from .logp.api import linear_logp as linear_logp
+from .search import chunk_select as chunk_select
+from .search import fork_cache_ as fork_cache_
+from .types import BlendSample as BlendSample
+from .types import Draw as Draw
+from .types import Inputs as Inputs
+from .types import LinearLogp as LinearLogp
+from .types import Support as Support
 
-__all__ = [
-    "BlendSample",
-    "Draw",
-    "Inputs",
-    "LinearLogp",
-    "Lora",
-    "Support",
-    "attend_",
-    "blend",
-    "blend_sample",
-    "chunk_select",
-    "fork_cache_",
-    "linear",
-    "linear_logp",
-]
+# The names imported above. Modules of the package are not among them: they have no `__module__`.
+__all__ = sorted(
+    name for name, x in globals().items() if getattr(x, "__module__", "").startswith(f"{__name__}.")
+)
