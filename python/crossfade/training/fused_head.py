@@ -290,7 +290,7 @@ def _of_tokens(
     logits, outputs = asked.logits, asked.outputs
     settings = Settings(*logits.settings(), IGNORED)
     logp, _, entropy, normaliser, *_ = all_results(
-        hidden, weight, targets, bias, settings, uniform=asked.uniform
+        hidden, weight, targets, bias, settings, mean_only=asked.uniform
     )
     found = {"log_probs": logp}
     if "entropy" in outputs:

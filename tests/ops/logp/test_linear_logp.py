@@ -830,7 +830,7 @@ GOOD = dict(zip(("hidden", "weight", "targets", "bias"), problem(3, 8, 5), stric
         ({"temperature": NAN}, ValueError, "temperature is nan"),
         ({"ignore_index": 1.0}, TypeError, r"ignore_index is 1\.0"),
         ({"return_entropy": 1}, TypeError, "return_entropy is 1"),
-        ({"uniform": 1}, TypeError, "uniform is 1"),
+        ({"mean_only": 1}, TypeError, "mean_only is 1"),
         ({"backend": "cuda"}, ValueError, "backend is 'cuda'"),
     ],
 )

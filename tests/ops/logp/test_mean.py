@@ -1,4 +1,4 @@
-"""`linear_logp(uniform=True)`: gradients of a sum in the forward pass, of other losses too."""
+"""`linear_logp(mean_only=True)`: gradients of a sum in the forward pass, of other losses too."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def leaves(*tensors: Tensor) -> list[Tensor]:
     return [x.detach().clone().requires_grad_() for x in tensors]
 
 
-def uniform(hidden: Tensor, weight: Tensor, targets: Tensor, **options: Any) -> LinearLogp:
-    return ops.linear_logp(hidden, weight, targets, uniform=True, **options)
+def mean_only(hidden: Tensor, weight: Tensor, targets: Tensor, **options: Any) -> LinearLogp:
+    return ops.linear_logp(hidden, weight, targets, mean_only=True, **options)
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -55,7 +55,7 @@ def test_truth(tokens: int, ignored: Any, loss: Callable[[LinearLogp], Tensor]) 
     hidden, weight, targets, _ = problem(tokens, 12, 67)
     targets[[i for i in ignored if i < tokens]] = -100
     found = leaves(hidden, weight)
-    results = uniform(*found, targets, return_entropy=True)
+    results = mean_only(*found, targets, return_entropy=True)
     loss(results).backward()
     truth = leaves(hidden.double(), weight.double())
     exact = naive(*truth, targets)
@@ -71,7 +71,7 @@ def test_error() -> None:
     exact = leaves(hidden.double(), weight.double())
     naive(*exact, targets).logp.mean().backward()
     found = leaves(hidden, weight)
-    uniform(*found, targets).logp.mean().backward()
+    mean_only(*found, targets).logp.mean().backward()
     h, w = (x.detach() for x in exact)
     g = ((h @ w.T).softmax(-1) - F.one_hot(targets, 3001)) / 600
     off = g.abs() * (1 + h.abs() @ w.abs().T)
@@ -88,7 +88,7 @@ def test_bits() -> None:
     if not all(torch.equal(hidden[:n] @ weight.T, products[:n]) for n in (16, 92, 96, 367, 550)):
         pytest.skip("a row of torch.mm depends on the number of rows here")
     want = ops.linear_logp(hidden, weight, targets, return_entropy=True)
-    got = uniform(*leaves(hidden, weight), targets, return_entropy=True)
+    got = mean_only(*leaves(hidden, weight), targets, return_entropy=True)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
@@ -96,7 +96,7 @@ def test_dtypes_of_hidden() -> None:
     """Under autocast hidden has 16 bits."""
     hidden, weight, targets, _ = problem(20, 12, 31)
     of_hidden, of_weight = leaves(hidden.bfloat16(), weight)
-    loss = uniform(of_hidden, of_weight, targets).logp.sum()
+    loss = mean_only(of_hidden, of_weight, targets).logp.sum()
     assert profiled(loss.backward)[0] == 0
     truth = leaves(hidden.bfloat16().float(), weight)
     naive(*truth, targets).logp.sum().backward()
@@ -108,7 +108,7 @@ def test_dtypes_of_hidden() -> None:
 def test_views_and_a_second_backward() -> None:
     hidden, weight, targets, _ = problem(20, 12, 31)
     turned = leaves(hidden.T.contiguous().T, weight.T.contiguous().T)
-    loss = uniform(*turned, targets).logp.sum()
+    loss = mean_only(*turned, targets).logp.sum()
     loss.backward(retain_graph=True)
     loss.backward()
     truth = leaves(hidden, weight)
@@ -123,18 +123,34 @@ def test_views_and_a_second_backward() -> None:
     ids=["without it", "with it", "times 0", "times infinity"],
 )
 def test_a_bad_row(loss: Callable[[Tensor], Tensor]) -> None:
-    """It reaches gradients as it does without `uniform`: not at all, where it has none."""
+    """It reaches gradients as it does without `mean_only`: not at all, where it has none."""
     hidden, weight, targets, _ = problem(20, 12, 31)
     hidden[3, 5] = hidden[7, 0] = NAN
     targets[7] = -100
     at, same = leaves(hidden, weight), leaves(hidden, weight)
-    for call, x in ((uniform, at), (ops.linear_logp, same)):
+    for call, x in ((mean_only, at), (ops.linear_logp, same)):
         results = call(*x, targets)
         assert results.logp.isnan().nonzero().tolist() == [[3]]
         loss(results.logp).backward()
     assert at[0].grad[7].eq(0).all()
     for x, want in zip(at, same, strict=True):
         torch.testing.assert_close(x.grad, want.grad, equal_nan=True)
+
+
+def test_former_name() -> None:
+    """It is taken for one release, with a warning that says what to write."""
+    hidden, weight, targets, _ = problem(5, 8, 6)
+    got, want = leaves(hidden, weight), leaves(hidden, weight)
+    with pytest.warns(FutureWarning, match="uniform is now called mean_only"):
+        ops.linear_logp(*got, targets, uniform=True).logp.mean().backward()
+    mean_only(*want, targets).logp.mean().backward()
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a.grad, b.grad)
+    with (
+        pytest.warns(FutureWarning),
+        pytest.raises(TypeError, match="uniform is 1; it must be True or False"),
+    ):
+        ops.linear_logp(hidden, weight, targets, uniform=1)
 
 
 # ---- What it costs -------------------------------------------------------------------------------
@@ -174,7 +190,7 @@ def test_products(
     hidden.requires_grad_("h" in learn)
     weight.requires_grad_("w" in learn)
     tiles = 8 * 8
-    products, _, results = profiled(lambda: uniform(hidden, weight, targets, **options))
+    products, _, results = profiled(lambda: mean_only(hidden, weight, targets, **options))
     assert products == forward * tiles
     if learn:
         products, _, _ = profiled(loss(results).backward)
@@ -187,7 +203,7 @@ def test_ignored_tokens_cost_one_product(monkeypatch: pytest.MonkeyPatch) -> Non
     targets[32:] = -100
     hidden.requires_grad_()
     weight.requires_grad_()
-    assert profiled(lambda: uniform(hidden, weight, targets))[0] == 3 * 2 + 8
+    assert profiled(lambda: mean_only(hidden, weight, targets))[0] == 3 * 2 + 8
 
 
 @pytest.mark.parametrize("size", [64, 256])
@@ -199,7 +215,7 @@ def test_memory(size: int) -> None:
     taken = []
     for _ in range(2):  # libraries keep buffers of their own
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-            results = uniform(hidden, weight, targets)
+            results = mean_only(hidden, weight, targets)
         given = [e.self_cpu_memory_usage for e in seen.events()]
         taken.append(sum(x for x in given if x > 0))
     small = 4 * hidden.nbytes + 100 * len(hidden)
@@ -241,13 +257,13 @@ def test_registration() -> None:
 
 def test_compiled() -> None:
     torch._dynamo.reset()
-    call = torch.compile(uniform, fullgraph=True, backend="aot_eager", dynamic=True)
+    call = torch.compile(mean_only, fullgraph=True, backend="aot_eager", dynamic=True)
     for tokens in (20, 33):
         tensors = problem(tokens, 12, 31)[:3]
         tensors[2][4:6] = -100
         found, want = leaves(*tensors[:2]), leaves(*tensors[:2])
         loss = call(*found, tensors[2]).logp.mean()
         assert profiled(loss.backward)[0] == 0
-        uniform(*want, tensors[2]).logp.mean().backward()
+        mean_only(*want, tensors[2]).logp.mean().backward()
         for x, y in zip(found, want, strict=True):
             assert torch.equal(x.grad, y.grad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -29,8 +30,9 @@ def linear_logp(
     temperature: float = 1.0,
     ignore_index: int = -100,
     return_entropy: bool = False,
-    uniform: bool = False,
+    mean_only: bool = False,
     backend: str | None = None,
+    uniform: bool | None = None,
 ) -> LinearLogp:
     """Log-probs of targets under a linear head, in tiles of tokens and vocabulary.
 
@@ -50,15 +52,15 @@ def linear_logp(
     entropy, all in the forward pass: it keeps the expected embedding, and backward has nothing to
     multiply. Else one forward, and backward one for the logits again and one each for the gradients
     of hidden and weight; on a CPU, tokens without a gradient, as padding and prompts are, cost
-    nothing there; with `uniform` three, all in the forward pass. Nothing waits for a GPU.
+    nothing there; with `mean_only` three, all in the forward pass. Nothing waits for a GPU.
 
     Products and sums are float32 (float64 for float64) whatever the dtypes, as is the accumulation
     of gradients. Where hidden and weight are both bfloat16 or both float16, an NVIDIA GPU
     multiplies them as they are. What gradients are products of, the softmax's terms (a frozen head)
     or the gradient of logits, is rounded to that dtype there, as torch's own would be; sums stay
     float32. Products of float32 follow torch's settings of TF32. A token's results depend neither
-    on which gradients are recorded, to the bit, nor, where torch's products do not, on `uniform`
-    and the other tokens.
+    on which gradients are recorded, to the bit, nor, where torch's products do not, on
+    `mean_only` and the other tokens.
 
     Args:
         hidden: ``[..., H]`` float32, bfloat16, float16 or float64.
@@ -69,15 +71,17 @@ def linear_logp(
         temperature: what logits are divided by, above 0.
         ignore_index: a target that has log-prob 0 and, from that, no gradient.
         return_entropy: give the entropy too.
-        uniform: expect a loss whose derivatives by the log-probs are one number, as those of their
-            mean are. Gradients of hidden and weight are then made in the forward pass and kept:
-            three products in place of four. It takes memory of twice the weight, half of it for all
-            logits of up to H tokens (1,024 at most). Any other loss has its gradients all the same,
-            for three products more. Without gradients of both, with a weight that is not float32, a
-            bias, soft-cap or temperature, and on a GPU, it changes nothing.
+        mean_only: expect a loss whose derivatives by the log-probs are one number, as those of
+            their mean are. Gradients of hidden and weight are then made in the forward pass and
+            kept: three products in place of four. It takes the memory of the weight twice: once for
+            the weight's gradient, and once for all logits of up to H tokens (1,024 at most). Any
+            other loss has its gradients all the same, for three products more. It changes nothing
+            where hidden or weight needs no gradient, where the weight is not float32, with a bias,
+            soft-cap or temperature, and on a GPU.
         backend: what works on the tiles between torch's products: "native" (CPUs), "triton" (GPUs),
             neither for float64, or "torch" (any device and dtype); or "reference" (float64, all
             logits at once), or None for the fastest.
+        uniform: what `mean_only` was called before; it will be removed in the next release.
 
     Returns:
         `LinearLogp`. A token with NaN or +inf among its logits, or nothing but -inf, is NaN.
@@ -95,7 +99,11 @@ def linear_logp(
     _check_tensors(hidden, weight, targets, bias)
     settings = Settings(_softcap(softcap), temperature_of(temperature), _ignore_index(ignore_index))
     check.flag("return_entropy", return_entropy)
-    check.flag("uniform", uniform)
+    if uniform is not None:
+        said = "linear_logp's uniform is now called mean_only; uniform will be removed"
+        warnings.warn(said, FutureWarning, stacklevel=2)
+        mean_only = check.flag("uniform", uniform)
+    check.flag("mean_only", mean_only)
     _check_backend(backend, hidden)
     args = hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), bias
     if backend == "reference":
@@ -103,7 +111,7 @@ def linear_logp(
         dtype = tiles.compute_dtype(hidden.dtype)
         results = tuple(x.to(dtype) for x in reference.linear_logp(*args, *settings))
     else:
-        results = all_results(*args, settings, return_entropy, uniform, backend)
+        results = all_results(*args, settings, return_entropy, mean_only, backend)
     logp, lse, entropy = (x.view(targets.shape) for x in results[:3])
     return LinearLogp(logp, lse, entropy if return_entropy else None)
 
@@ -115,7 +123,7 @@ def all_results(
     bias: Tensor | None,
     settings: Settings,
     of_entropy: bool = False,
-    uniform: bool = False,
+    mean_only: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, ...]:
     """Those of the op below: logp, lse, entropy, `Forward.normaliser`, and what is kept.
@@ -124,7 +132,7 @@ def all_results(
     """
     advice = "backend='reference' has, with all logits stored"
     memory.check_no_tangents("linear_logp", advice, hidden, weight, bias)
-    keep = to_keep(hidden, weight, bias, settings, of_entropy, uniform, backend)
+    keep = to_keep(hidden, weight, bias, settings, of_entropy, mean_only, backend)
     return torch.ops.crossfade.linear_logp(hidden, weight, targets, bias, *settings, keep, backend)
 
 
@@ -134,7 +142,7 @@ def to_keep(
     bias: Tensor | None,
     settings: Settings,
     of_entropy: bool,
-    uniform: bool,
+    mean_only: bool,
     backend: str | None,
 ) -> int:
     """What the forward pass should keep for the backward pass, see `tiles.NOTHING`."""
@@ -144,7 +152,7 @@ def to_keep(
         return tiles.MOMENTS if of_entropy else tiles.MEAN
     plain = bias is None and settings.plain
     fits = weight.requires_grad and weight.dtype == torch.float32
-    if uniform and plain and fits and hidden.is_cpu and _kernel(hidden, backend) is native:
+    if mean_only and plain and fits and hidden.is_cpu and _kernel(hidden, backend) is native:
         return tiles.SUM
     return tiles.NOTHING
 

@@ -19,7 +19,7 @@ class SFTTrainer(LogpTrainer, trl.SFTTrainer):  # type: ignore[name-defined]
     Datasets may also have `prompt_ids` and `completion_ids`, or `input_ids` with a
     `completion_mask`. The loss is then that of the completions, unless `completion_only_loss` is
     False. If all weights are trained on a CPU, a step computes three products of the head's size
-    and needs memory of twice the head's weight, see `linear_logp(uniform=True)`.
+    and needs memory of twice the head's weight, see `linear_logp(mean_only=True)`.
     """
 
     _trls = trl.SFTTrainer
