@@ -91,7 +91,8 @@ Heads read_heads(py::handle object) {
 }
 
 // (dtype code, the shapes' eight numbers, query, key, value, keys, values, addresses of lengths and
-// cache rows, scale, softcap, window, address of the output), in the order of Attention
+// cache rows, scale, softcap, window, address of the output): the fields of Attention in their
+// order
 Attention read_attention(const py::tuple& t) {
   Attention a{};
   a.dtype = static_cast<DType>(t[0].cast<int>());
@@ -172,7 +173,7 @@ LogpMoments read_logp_moments(const py::tuple& t) {
           pointer<float>(t[4])};
 }
 
-// What std::bad_alloc arrives as in Python; never released.
+// The Python error that std::bad_alloc becomes. It is never released.
 PyObject* out_of_memory = nullptr;
 
 void translate(std::exception_ptr thrown) {
@@ -213,7 +214,7 @@ PYBIND11_MODULE(_native, m) {
     py::gil_scoped_release release;
     attention_cpu(a, threads);
   });
-  // Plain numbers one by one: a call a layer and token, where building tuples would cost more.
+  // It takes plain numbers: it is called for each layer and token, and a tuple would cost more.
   m.def("linear_cpu", [](int64_t rows, int64_t in, int64_t out, int dtype, uintptr_t x,
                          int64_t x_stride, uintptr_t weight, int64_t weight_stride, uintptr_t bias,
                          uintptr_t y, const py::object& lora, int threads) {

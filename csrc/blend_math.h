@@ -1,8 +1,8 @@
 // What the CPU and the CUDA kernels both compute: the sampling noise, the power mean, and the
-// search for a truncation threshold. Compiles for host and device; the CPU tests cover both.
+// search for a truncation threshold. It compiles for the host and for the device.
 //
-// Functions are templates over the word or number type where the CPU runs them on vectors:
-// cpu/simd.h declares mulhilo, exp and log for those before it includes this file.
+// Where the CPU runs a function on vectors, it is a template over the type of word or number:
+// cpu/simd.h declares mulhilo, exp and log of vectors before it includes this file.
 #pragma once
 #include <math.h>
 #include <cstdint>
@@ -14,8 +14,8 @@
 #define CF_HD inline
 #endif
 
-// The CPU kernels are compiled once for each instruction set. A namespace of its own keeps each
-// one's inline functions from standing in for another's at link time.
+// The CPU kernels are compiled once for each instruction set, each in a namespace of its own. Else
+// the linker would take one set's inline functions for another's.
 #ifndef CF_ISA
 #define CF_ISA baseline
 #endif
@@ -27,7 +27,7 @@ inline namespace CF_ISA {
 
 CF_HD void mulhilo(uint32_t a, uint32_t b, uint32_t& hi, uint32_t& lo) {
 #ifdef __CUDA_ARCH__
-  // of the product in C++, ptxas 13.0 adds a zero to each high word
+  // If the product is written in C++, ptxas 13.0 adds a zero to each high word.
   asm("{ .reg .u64 product; mul.wide.u32 product, %2, %3; mov.b64 {%1, %0}, product; }"
       : "=r"(hi), "=r"(lo)
       : "r"(a), "r"(b));
@@ -109,9 +109,10 @@ CF_HD float float_of_key(uint32_t key) {
 
 // ---- Threshold: top-k and top-p without a sort -------------------------------------------------
 
-// Finds the largest key x with W{key >= x} >= target, digit by digit from the top: W counts tokens
-// (top-k) or adds up their mass (top-p). Every token equal to the threshold is kept. Each round
-// fills a histogram over digit() of the keys in_play(), then descend() picks a digit.
+// Finds the largest key x such that the tokens whose keys are at least x reach the target, by their
+// count W (top-k) or their mass W (top-p). Every token whose key equals the threshold is kept. The
+// key is found digit by digit from the top: each round fills a histogram over digit() of the keys
+// that are in_play(), then descend() picks a digit.
 struct RadixSearch {
   static constexpr int kBins = 1 << 11;
 
@@ -129,7 +130,7 @@ struct RadixSearch {
   CF_HD uint32_t digit(uint32_t key) const { return (key >> shift) & ((1u << bits()) - 1); }
   CF_HD uint32_t threshold() const { return prefix; }
 
-  // `digit` is the first from the top at which W reaches the target, `over` is W of the digits
+  // `digit` is the first from the top at which W reaches the target. `over` is the W of the digits
   // above it in this round's histogram.
   CF_HD void descend_to(uint32_t digit, double over) {
     above += over;
@@ -137,8 +138,8 @@ struct RadixSearch {
     if (++round < 3) shift -= bits();
   }
 
-  // The same from the histogram itself, of which `largest` is the largest digit in use. Rounding
-  // may leave the total just under the target: then the smallest digit in use is the one.
+  // Finds that digit in the histogram, of which `largest` is the largest digit in use. Rounding may
+  // leave the total just under the target; then the smallest digit in use is taken.
   template <class T>
   CF_HD void descend(const T* histogram, uint32_t largest) {
     double over = 0, over_found = 0;
@@ -156,8 +157,8 @@ struct RadixSearch {
 
 // ---- Power mean --------------------------------------------------------------------------------
 
-// e^x - 1 for x <= 0 to a few float32 steps: near 0, where the difference would lose its digits, by
-// a series for x / 4 and (1 + s)^2 - 1 = s (s + 2), twice.
+// e^x - 1 for x <= 0, to a few float32 steps. Near 0 the difference would lose its digits: there a
+// series gives s = e^(x / 4) - 1, and (1 + s)^2 - 1 = s (s + 2), applied twice, the result.
 template <class F>
 CF_HD F expm1_of_negative(F x) {
   const F y = x * 0.25f;
@@ -168,8 +169,8 @@ CF_HD F expm1_of_negative(F x) {
   return x > -1.4f ? s : exp(x) - 1.0f;
 }
 
-// log (sum_k w_k p_k^r)^(1/r), r != 0, of weights with a sum of one, a term at a time. With a_k =
-// r log p_k and `ref` the log p_k of the largest a_k, it is
+// log (sum_k w_k p_k^r)^(1/r) for r != 0 and weights with a sum of one, a term at a time. With a_k
+// = r log p_k and `ref` the log p_k of the largest a_k, it is
 //   ref + log1p(sum_k w_k expm1(a_k - r ref)) / r,
 // which stays right for small r, where a log-sum-exp's rounding would be divided by r.
 template <class F>
@@ -177,9 +178,10 @@ struct PowerMean {
   F bound{};  // r > 0: the largest log p_k, r < 0: the smallest; -inf: no mass in the blend
   F ref{}, excess{}, sum{};  // sum_k w_k expm1(a_k - r ref) and sum_k w_k exp(a_k - r ref)
 
-  // `before`: the weight of the terms added before.
+  // `before` is the sum of the weights of the terms that were added before.
   CF_HD void add(F log_p, float w, float before, float r) {
-    const F p = log_p > -1e30f ? log_p : F{} - 1e30f;  // for the arithmetic only: see `bound`
+    const F p =
+        log_p > -1e30f ? log_p : F{} - 1e30f;  // finite, for the arithmetic; `bound` knows better
     if (before == 0) {
       bound = log_p;
       ref = p;
@@ -202,7 +204,7 @@ struct PowerMean {
   }
 };
 
-// Weights of a power mean: none negative, and a sum of one.
+// How far from one the weights of a power mean may sum to.
 constexpr float kWeightSumTolerance = 1e-3f;
 
 }  // namespace CF_ISA

@@ -10,28 +10,31 @@ enum class DType : int32_t { f32, bf16, f16 };
 
 constexpr int kMaxTerms = 16;  // log-prob terms of a blend, and as many values
 
-// [rows, vocab], element (b, v) at data[b * row_stride + v]; row_stride 0 is one row for all.
+// A matrix [rows, vocab] whose element (b, v) is data[b * row_stride + v]. With row_stride 0 all
+// rows are the same one.
 struct Matrix {
   const void* data;
   int64_t row_stride;
   DType dtype;
 };
 
-// One number a column: `all`, or row b's own at rows[b * row_stride] where `rows` is set.
+// One number for each term or value: those of row b begin at rows[b * row_stride]. Where `rows` is
+// null, all rows have those in `all`.
 struct Weights {
   const float* rows;
   int64_t row_stride;
   float all[kMaxTerms];
 };
 
-// A setting of each row: `all`, or rows[b] where `rows` is set.
+// A setting: rows[b] is row b's own. Where `rows` is null, all rows have `all`.
 template <class T>
 struct PerRow {
   const T* rows;
   T all;
 };
 
-// Truncation of one term's own distribution before the blend; term < 0 is none.
+// Before the blend, one term's own distribution is truncated, and the blend keeps only the tokens
+// that are left. A negative term means that nothing is truncated.
 struct Support {
   int32_t term;
   int64_t top_k;  // 0: off
@@ -39,7 +42,7 @@ struct Support {
   float min_p;    // 0: off
 };
 
-// log pi = log blend + sum_m value_weight[m] * value[m] - log Z, for every row.
+// What is blended. In every row, log pi = log blend + sum_m value_weight[m] * value[m] - log Z.
 struct Blend {
   int64_t rows, vocab;
   int32_t terms, values;
@@ -47,140 +50,145 @@ struct Blend {
   Weights weight, value_weight;
   float power;  // r of the power mean; 0 is the geometric blend
   Support support;
-  const uint8_t* mask;  // nonzero where a token is allowed; null: all are
-  int64_t mask_stride;  // 0: one mask for all rows
+  const uint8_t* mask;  // nonzero where a token is allowed; null: all tokens are
+  int64_t mask_stride;  // from one row's mask to the next; 0: all rows have the same mask
 };
 
+// How each row's token is drawn, and where the results are written.
 struct Sampling {
   bool sample;  // false: every row is greedy
   // A row of temperature 0 is greedy too; none of a greedy row's other settings are read.
   PerRow<float> temperature, top_p, min_p;
   PerRow<int64_t> top_k, seed, stream, step;
   int64_t* tokens;          // [rows]; -1 for a bad row
-  float* logprobs;          // [rows], under the blend at temperature 1
-  float* sampled_logprobs;  // [rows], under what was sampled from
-  float* term_logprobs;     // [rows, terms], or null
+  float* logprobs;          // [rows], of the token under the blend at temperature 1
+  float* sampled_logprobs;  // [rows], of the token under the distribution it was drawn from
+  float* term_logprobs;     // [rows, terms], of the token under each term alone; or null
 };
 
-// [rows, heads, tokens, size], the last dimension contiguous.
+// A tensor [rows, heads, tokens, size] whose last dimension is contiguous.
 struct Heads {
   void* data;
   int64_t row_stride, head_stride, token_stride;
 };
 
-// New tokens' keys and values go to slots lengths[b] + i of a row's caches; their queries attend to
-// the slots up to that one, of a window the last ones. Query head h reads kv head h / (heads /
-// kv_heads).
+// The key and value of row b's new token i are written to slot lengths[b] + i of its caches. The
+// token's query then attends to all slots up to that one, or to the last `window` of them. Query
+// head h reads the keys and values of head h / (heads / kv_heads).
 struct Attention {
-  DType dtype;                   // of all
+  DType dtype;                   // of query, key, value, keys, values and out
   int64_t rows, tokens;          // new tokens of each row
-  int64_t heads, kv_heads;       // a multiple of, and that
-  int64_t size, value_size;      // of a head's query and key, and of its value
-  int64_t cache_rows, capacity;  // rows and slots of the caches
+  int64_t heads, kv_heads;       // heads is a multiple of kv_heads
+  int64_t size, value_size;      // numbers of a head's query or key, and of its value
+  int64_t cache_rows, capacity;  // rows of the caches, and slots of a row
   Heads query;                   // [rows, heads, tokens, size]
   Heads key, value;              // [rows, kv_heads, tokens, ...]
   Heads keys, values;            // [cache_rows, kv_heads, capacity, ...]: the caches
-  const int64_t* lengths;        // [rows] tokens before the new ones
-  const int64_t* cache_row;      // [rows] distinct rows of the caches; null: row b's is b
-  float scale;                   // of the scores
-  float softcap;                 // softcap * tanh(score / softcap); 0: off
-  int64_t window;                // 0: off
+  const int64_t* lengths;        // [rows] how many tokens come before the new ones
+  const int64_t* cache_row;      // [rows] each row's own row of the caches; null: row b has row b
+  float scale;                   // what products of queries and keys are multiplied by
+  float softcap;                 // scores become softcap * tanh(score / softcap); 0: off
+  int64_t window;                // how many slots a query sees at most; 0: all
   void* out;                     // [rows, tokens, heads, value_size]
 };
 
-// y = x weight^T + bias + ((x a^T) * scale) b^T, with sums in float32. x [rows, in] and y [rows,
-// out], which is contiguous, have the weight's dtype, as bias, a and b do.
+// y = x weight^T + bias + ((x a^T) * scale) b^T, with sums in float32. x is [rows, in], and y is
+// [rows, out] and contiguous. All of x, y, bias, a and b have the dtype of the weight.
 struct Linear {
-  int64_t rows, in, out, rank;  // rank 0: no a, b and scale
+  int64_t rows, in, out, rank;  // with rank 0 there are no a, b and scale
   Matrix x, weight;             // weight [out, in]
   const void* bias;             // [out], or null
   Matrix a, b;                  // [rank, in] and [out, rank]
-  const float* scale;           // of row r: scale[r / scale_rows * scale_stride], [rank]
+  const float* scale;           // row r has `rank` numbers, from r / scale_rows * scale_stride on
   int64_t scale_stride, scale_rows;
   void* y;
 };
 
-// The slots that a chunk-level beam search keeps, for every prompt.
+// Which slots of each prompt a chunk-level beam search keeps.
 struct Selection {
-  int64_t prompts, slots;   // slots: a multiple of
-  int64_t width;            // those that are kept
+  int64_t prompts, slots;   // slots is a multiple of width
+  int64_t width;            // how many slots of a prompt are kept
   const float* scores;      // [prompts, slots]
   const uint8_t* finished;  // [prompts, slots]
-  int64_t* parents;         // [prompts, slots]; -1: an idle slot
+  int64_t* parents;         // [prompts, slots] the slot that each one continues; -1: it is idle
 };
 
-// Rows [Fork::rows, heads, length, size], the last dimension contiguous.
+// A tensor [Fork::rows, heads, length, size] whose last dimension is contiguous.
 struct Cache {
   Heads data;
   int64_t heads, length, size;
-  int32_t item_bytes;  // of a number: they are copied as they are
+  int32_t item_bytes;  // bytes of a number; numbers are copied bit by bit, whatever their dtype
 };
 
 // Row i of every cache becomes a copy of what its row parents[i] was, in positions [start, end).
 struct Fork {
   int64_t rows;
   const Cache* caches;
-  int64_t count;           // of caches
-  const int64_t* parents;  // [rows]; -1 or its own index: the row stays
+  int64_t count;           // how many caches there are
+  const int64_t* parents;  // [rows]; a row whose parent is -1 or itself stays as it is
   PerRow<int64_t> start, end;
 };
 
 // A tile of logits: softcap * tanh(x / softcap) / temperature of x = hidden weight^T + bias.
 struct LogpTile {
   int64_t rows, columns;
-  int64_t first;      // the tile's first column, in the vocabulary
-  float* scores;      // [rows, columns] hidden weight^T, overwritten unless a forward pass without
-                      // moments finds logits in it
+  int64_t first;      // the token of the vocabulary that the first column is
+  float* scores;      // [rows, columns] hidden weight^T, which is overwritten; but a forward pass
+                      // without moments leaves it alone if it holds the logits already
   const float* bias;  // [columns], or null
   float softcap;      // 0: off
   float temperature;
-  const int64_t* targets;  // [rows], in the vocabulary; those outside the tile are not in it
+  const int64_t* targets;  // [rows] tokens of the vocabulary, within this tile or not
 };
 
-// What a row's logits z up to some tile sum to, below their maximum.
+// What is known of a row's logits z after some of its tiles. Exponentials are taken of z - max.
 struct LogpSums {
-  double max;       // at first -inf
-  double total;     // sum of exp(z - max), at first 0; NaN if a z is NaN or +inf
-  double weighted;  // sum of exp(z - max) (z - max), at first 0
-  double target;    // z of the target, once its tile was there
+  double max;       // the largest z; -inf before the first tile
+  double total;     // sum of exp(z - max); 0 before the first tile, NaN if a z is NaN or +inf
+  double weighted;  // sum of exp(z - max) (z - max); 0 before the first tile
+  double target;    // z of the target, once its tile has been read
 };
 
-// The moments that a frozen head's gradients need, with s = dz/dx * temperature. The pass leaves
-// exp(z - max) s in the tile and exp(z - max) s (z - max) in second_scores. The sums of those times
-// weight are the caller's; the pass makes what they hold already relative to the new maximum.
+// The two moments that the gradients of a frozen head need. With s = dz/dx * temperature, the first
+// is the sum of exp(z - max) s times a row of weight, the second that of exp(z - max) s (z - max).
+// The kernel leaves these factors in the tile and in second_scores; the caller multiplies them by
+// the weight and adds the products to first and second. Before, as a tile may raise the maximum,
+// the kernel rescales what first and second hold already.
 struct LogpMoments {
   int32_t count;         // 0: none, 1: the first, 2: both
-  int64_t size;          // columns of
+  int64_t size;          // columns of first and second
   float* first;          // [rows, size]
   float* second;         // [rows, size]
   float* second_scores;  // [rows, columns]
 };
 
-// Of a row's logits z: d loss / dx = s (p (share - tilt log p) + pick at the target), with p =
-// exp(z - max - log_total). A row with share, tilt and pick 0 is 0 throughout.
+// What the gradient of a row is made of: d loss / dx = s (p (share - tilt log p)), and at the
+// target s (p (share - tilt log p) + pick), with p = exp(z - max - log_total). Where share, tilt
+// and pick are all 0, so is the row's gradient.
 struct LogpGradient {
   float max, log_total, pick, share, tilt;
 };
 
-// out[rows, vocab]: normalised log-probs, NaN in a bad row.
+// Writes out[rows, vocab]: normalised log-probs, NaN in a bad row.
 void blend_cpu(const Blend& blend, float* out, int threads);
 void blend_sample_cpu(const Blend& blend, const Sampling& sampling, int threads);
 void attention_cpu(const Attention& attention, int threads);
-// A row of y does not depend on the other rows, nor on the number of threads.
+// A row of y depends neither on the other rows nor on the number of threads.
 void linear_cpu(const Linear& linear, int threads);
-// Adds a tile to its rows' sums [rows]. What a row's are depends on neither the other rows nor the
-// moments nor the threads.
+// Adds a tile to the sums [rows] of its rows. A row's sums depend neither on the other rows, nor on
+// the moments, nor on the number of threads.
 void logp_forward_cpu(const LogpTile& tile, LogpSums* sums, const LogpMoments& moments,
                       int threads);
-// Turns a tile into d loss / dx.
+// Overwrites a tile with d loss / dx.
 void logp_backward_cpu(const LogpTile& tile, const LogpGradient* gradients, int threads);
 void chunk_select_cpu(const Selection& selection);
 void fork_cache_cpu(const Fork& fork, int threads);
-const char* cpu_isa();  // what the CPU path runs with here: "avx512", "avx2" or "baseline"
+// The instruction set that the kernels use on this CPU: "avx512", "avx2" or "baseline".
+const char* cpu_isa();
 
 #ifdef CROSSFADE_CUDA
-// Asynchronous on `stream` (a cudaStream_t) of `device`. Returns null, or what CUDA said went
-// wrong.
+// They run on `stream` (a cudaStream_t) of `device` and do not wait for it. Each returns null, or
+// CUDA's own words where something went wrong.
 const char* blend_cuda(const Blend& blend, float* out, int device, void* stream);
 const char* blend_sample_cuda(const Blend& blend, const Sampling& sampling, int device,
                               void* stream);

@@ -21,10 +21,10 @@ inline namespace CF_ISA {
 
 namespace {
 
-constexpr int64_t kChunk = 128;    // slots between two looks at the online softmax
-constexpr int64_t kTileRows = 96;  // query rows (tokens x heads of a group) of a tile
-constexpr int64_t kDotRows = 8;    // up to so many, scores are dot products, else a matrix product
-constexpr int64_t kRowsPerSplit = 16;  // a split has a chunk for so many, to pay for its partial
+constexpr int64_t kChunk = 128;        // slots from one step of the online softmax to the next
+constexpr int64_t kTileRows = 96;      // query rows of a tile: tokens times heads of a group
+constexpr int64_t kDotRows = 8;        // scores of more query rows come from a matrix product
+constexpr int64_t kRowsPerSplit = 16;  // query rows for which a split has one more chunk
 constexpr int64_t kWorkPerThread = 1 << 17;  // products that are worth another thread
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -35,7 +35,8 @@ struct Range {
   int64_t begin, end;
 };
 
-// A partial result of a query row: its values' weighted sum [value_size, padded], then these two.
+// A partial result of a query row: the weighted sum of the values [value_size, padded], and behind
+// it these two numbers.
 struct Stats {
   float max, total;
 };
@@ -65,7 +66,7 @@ class Attend {
     threads = static_cast<int>(
         std::max<int64_t>(1, std::min<int64_t>({threads, items, work / kWorkPerThread})));
 
-    // all memory is the caller's: no exception may leave a parallel region
+    // Nothing is allocated here, as no exception may leave a parallel region.
     const int64_t own = rows_ * (size_ + kChunk) + (rows_ > kDotRows ? size_ * kChunk : 0);
     const int64_t partials = (splits_ > 1 ? items : threads) * partial_size();
     static thread_local std::vector<float> memory;
@@ -104,23 +105,23 @@ class Attend {
     return static_cast<T*>(x.data) + row * x.row_stride + head * x.head_stride +
            token * x.token_stride;
   }
-  // A row past its capacity sees and writes nothing, however far past.
+  // A row whose length has passed its capacity sees and writes nothing.
   int64_t length_of(int64_t b) const { return std::min(a_.lengths[b], a_.capacity); }
   int64_t cache_row(int64_t b) const { return a_.cache_row ? a_.cache_row[b] : b; }
   int64_t partial_size() const { return rows_ * (value_size_ + kLanes); }
 
-  // What a token sees of a cache that is `length` long before the new tokens.
+  // The slots that a token sees, of a cache that held `length` tokens before the new ones.
   Range slots_of_token(int64_t length, int64_t token) const {
     const int64_t end = length + token + 1;
     return {a_.window > 0 ? std::max<int64_t>(0, end - a_.window) : 0, std::min(end, a_.capacity)};
   }
-  // What any token of a tile sees.
+  // The slots that at least one token of a tile sees.
   Range slots_of(int64_t b, int64_t tile) const {
     const int64_t length = length_of(b), first = tile * tile_;
     const int64_t last = std::min(first + tile_, a_.tokens) - 1;
     return {slots_of_token(length, first).begin, slots_of_token(length, last).end};
   }
-  // At least one split, also of a row that is past the capacity and sees nothing.
+  // At least 1: a row that is past the capacity has one split too, which sees nothing.
   Range splits_of(int64_t b, int64_t tile) const {
     if (tiles_ > 1) return {0, 1};
     const Range s = slots_of(b, tile);
@@ -128,7 +129,7 @@ class Attend {
     return {std::min(s.begin / split_, last), last + 1};
   }
 
-  // Writes those of a row's new tokens that belong in `slots`.
+  // Writes the keys and values of those new tokens of a row whose places are within `slots`.
   void append(int64_t b, int64_t head, Range slots) const {
     const int64_t row = cache_row(b), length = length_of(b);
     const int64_t begin = std::max(length, slots.begin);
@@ -202,7 +203,8 @@ class Attend {
     return reinterpret_cast<Stats*>(values_of(partial, r) + value_size_);
   }
 
-  // Turns a chunk's scores into weights below the row's running maximum, 0 outside [begin, end).
+  // Turns a chunk's scores into weights, exp(score - the row's maximum so far). They are 0 outside
+  // [begin, end).
   void softmax(float* scores, int64_t count, int64_t begin, int64_t end, float* partial,
                int64_t r) const {
     Stats& stats = *stats_of(partial, r);
@@ -261,15 +263,15 @@ class Attend {
   }
 
   const Attention& a_;
-  const int64_t group_;              // query heads of a kv head
-  const int64_t tile_, tiles_;       // tokens of a tile, and their number
+  const int64_t group_;              // query heads that share a kv head
+  const int64_t tile_, tiles_;       // tokens of a tile, and how many tiles there are
   const int64_t rows_;               // query rows of a tile
   const int64_t size_, value_size_;  // padded to whole vectors
-  const int64_t split_;              // slots of a split; several tiles are not split
-  int64_t splits_ = 1;               // of the row that has most
+  const int64_t split_;              // slots of a split; all slots, where there are several tiles
+  int64_t splits_ = 1;               // splits of the row that has most of them
   float *partials_ = nullptr, *scratch_ = nullptr;
   int64_t scratch_size_ = 0;
-  int32_t* left_ = nullptr;  // splits that each tile waits for
+  int32_t* left_ = nullptr;  // how many splits each tile still waits for
 };
 
 void check(const Attention& a) {

@@ -1,8 +1,9 @@
 // Blends and samples rows on CPUs. Compiled once for each instruction set; dispatch.cpp chooses.
 //
-// A row is worked on by a team: one thread where there are rows for all, else all threads, each on
-// a slice of the vocabulary. The row's scores stay in the cache between the phases:
-//   1. read the inputs once: scores, their maximum and the sum of their exponentials
+// A row is worked on by a team of threads. Where there are enough rows a team is one thread, else
+// it is all threads, each with a slice of the vocabulary. A row goes through three phases, between
+// which its scores stay in the cache:
+//   1. read the inputs once, for the scores, their maximum and the sum of their exponentials
 //   2. find the truncation threshold
 //   3. Gumbel-max over the tokens that are left
 #include <omp.h>
@@ -33,8 +34,8 @@ struct alignas(64) Share {
 struct Team {
   int rank, size;
   Share* shares;         // [size]
-  Workspace* workspace;  // of the team
-  float* threshold;      // of the team
+  Workspace* workspace;  // shared by the team
+  float* threshold;      // shared by the team
 
   void sync() const {
     if (size > 1) {
@@ -55,7 +56,7 @@ struct Team {
 
 int64_t groups_of(int64_t vocab) { return (vocab + kGroup - 1) / kGroup; }
 
-// A group of one input as it is, -inf past the vocabulary.
+// Reads a group of one input's numbers as they are; those past the vocabulary are -inf.
 void read_group(const Stream& x, int64_t first, int64_t vocab, F32* out) {
   if (first + kGroup <= vocab) return x.group(first, out);
   PaddedGroup copy;
@@ -67,7 +68,7 @@ void read_group(const Stream& x, int64_t first, int64_t vocab, F32* out) {
   std::memcpy(out, numbers, sizeof numbers);
 }
 
-// Adds a group of logits to their log-sum-exp, minding what logits may hold.
+// Adds a group of logits to their log-sum-exp. NaN or +inf among them marks the sum as broken.
 float add_logits(LogSum& sum, const F32* z) {
   I32 odd = {};
   for (int v = 0; v < kVectors; ++v) odd |= ~(z[v] < kInf);
@@ -78,7 +79,7 @@ float add_logits(LogSum& sum, const F32* z) {
   return sum.add(z);
 }
 
-// Sum of exp((s - max) * inv_t) over a slice of the tokens with s >= least.
+// The sum of exp((s - max) * inv_t) over those tokens of a slice that score `least` or more.
 double mass_of(const RowScores& row, float least, float inv_t, int64_t begin, int64_t end) {
   const float negligible = row.max - 40.0f / inv_t;
   double total = 0;
@@ -105,8 +106,8 @@ double team_mass(const RowScores& row, float inv_t, int64_t begin, int64_t end, 
   return mass;
 }
 
-// What one member of a team reads of a row: normalisers and support first, where needed, then
-// scores.
+// Reads a row, as one member of its team: first the normalisers and the support, where they are
+// needed, then the scores.
 class RowReader {
  public:
   RowReader(const Blend& blend, int64_t row, const Team& team)
@@ -118,7 +119,8 @@ class RowReader {
         end_(team.end(groups_)),
         row_blend_(blend, row) {}
 
-  // Phase 1. False: the row is bad. With `terms`, each term's own log-sum-exp too.
+  // Phase 1. Returns false if the row is bad. With `terms` each term's own log-sum-exp is summed
+  // too.
   bool read(bool terms) {
     if (row_blend_.power != 0) normalise_means();
     if (row_blend_.has_support) find_support();
@@ -199,7 +201,7 @@ class RowReader {
     const double mass =
         cut.needs_mass(blend_.vocab) ? team_mass(term, 1.0f, begin_, end_, team_) : 0;
     row_blend_.support_threshold = agree([&] {
-      // a support that is no distribution leaves no token: none compares with NaN
+      // A support that is no distribution leaves no token, as no score is at least NaN.
       return all.finite() ? threshold(term, cut, 1.0f, mass, w) : __builtin_nanf("");
     });
     team_.sync();
@@ -289,7 +291,8 @@ Workspace& own_workspace() {
   return own;
 }
 
-// Calls work(row, team) for all rows: whole rounds of one thread a row, then the rest by all.
+// Calls work(row, team) for all rows. As many rows as the threads divide evenly get a thread each;
+// the rest are done one by one, by all threads.
 template <class Work>
 void for_rows(const Blend& blend, int threads, Work work) {
   const int64_t most = std::max<int64_t>(1, blend.rows * blend.vocab / kTokensPerThread);

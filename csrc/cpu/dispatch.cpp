@@ -1,4 +1,5 @@
-// Chooses among the CPU kernels, which are built for several instruction sets, what this CPU runs.
+// The CPU kernels are built for several instruction sets. This file chooses those that this CPU
+// runs.
 #include <cstdlib>
 #include <cstring>
 
@@ -40,7 +41,7 @@ struct Kernels {
         isa::logp_forward_rows, isa::logp_backward_rows                                   \
   }
 
-// CROSSFADE_ISA names a lesser instruction set, for tests.
+// Tests set CROSSFADE_ISA to run a lesser instruction set than the CPU has.
 Kernels choose() {
 #ifdef __x86_64__
   const char* wanted = std::getenv("CROSSFADE_ISA");

@@ -1,5 +1,5 @@
-// Gumbel-max: the token with the largest tempered score plus noise, ties to the lowest id. Noise is
-// made only where a token can still win.
+// Gumbel-max: takes the token with the largest sum of tempered score and noise, of a tie the lowest
+// id. Noise is made only where a token can still win.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -28,7 +28,8 @@ struct RowSampling {
   Truncation cut;
   uint64_t seed, stream;
   uint32_t step;
-  bool greedy, bad;  // greedy: nothing else is read
+  bool greedy;  // nothing else of this struct is used then
+  bool bad;
 
   RowSampling(const Sampling& s, int64_t row)
       : cut{at(s.top_k, row), at(s.top_p, row), at(s.min_p, row)},
@@ -36,7 +37,7 @@ struct RowSampling {
         stream(at(s.stream, row)),
         step(static_cast<uint32_t>(at(s.step, row))) {
     const float t = at(s.temperature, row);
-    inv_t = std::min(1.0f / t, std::numeric_limits<float>::max());  // infinite where t is denormal
+    inv_t = std::min(1.0f / t, std::numeric_limits<float>::max());  // 1 / t may be infinite
     greedy = !s.sample || t == 0;
     bad = !greedy && !(t > 0 && t < kInf && cut.top_k >= 0 && cut.top_p >= 0 && cut.top_p <= 1 &&
                        cut.min_p >= 0 && cut.min_p <= 1);
@@ -49,8 +50,8 @@ struct RowSampling {
   }
 };
 
-// The smallest word whose noise can lift a token by `gap`, rounded towards smaller ones:
-// -log E >= gap where E <= e^-gap, and word / 2^32 = e^-E >= 1 - E.
+// The smallest word whose noise can lift a token by `gap`, or a somewhat smaller one. The noise
+// -log E is at least `gap` where E <= e^-gap, and word / 2^32 = e^-E >= 1 - E.
 inline uint64_t least_word(float gap) {
   const double e = std::exp(-gap) * 1.0001;
   return e < 1 ? static_cast<uint64_t>(std::max(0.0, (1 - e) * 4294967296.0 - 1024)) : 0;
@@ -88,7 +89,7 @@ inline Best gumbel_max(const RowScores& row, const RowSampling& settings, float 
   return best;
 }
 
-// Greedy: the lowest id of a tie; none if the slice does not hold the maximum.
+// The best token without noise, of a tie the lowest id; none, if the slice lacks the row's maximum.
 inline Best first_of_the_best(const RowScores& row, int64_t begin, int64_t end) {
   for (int64_t g = begin; g < end; ++g) {
     if (row.group_max[g] != row.max) continue;

@@ -18,16 +18,16 @@ namespace {
 
 #if defined(__AVX512F__) || defined(__aarch64__)  // 32 registers
 constexpr int kTileRows = 6;
-constexpr int kNarrowRows = 3;  // up to these, tiles are twice as wide
+constexpr int kNarrowRows = 3;  // with up to so many rows, tiles are twice as wide
 #else
 constexpr int kTileRows = 3;
 constexpr int kNarrowRows = 1;
 #endif
 constexpr int kWidth = 4;                      // columns of y in a tile
-constexpr int kWide = 2 * kWidth;              // and in one of few rows
-constexpr int64_t kLine = 64;                  // bytes that memory gives at once
+constexpr int kWide = 2 * kWidth;              // columns of y in a tile of few rows
+constexpr int64_t kLine = 64;                  // bytes of a cache line
 constexpr int64_t kProductsPerThread = 32768;  // fewer are not worth another thread
-constexpr int64_t kCachedNumbers = 1 << 17;    // of x, to stay in the second-level cache
+constexpr int64_t kCachedNumbers = 1 << 17;    // of x that stay in the second-level cache
 
 // Which vectors of a row's scale have a number other than 0: [rows, vectors].
 struct Used {
@@ -39,8 +39,8 @@ struct Used {
   }
 };
 
-// Rows of x times rows of w. `wanted`: results that are not used are left out. `t`: rows of t times
-// rows of b are added.
+// Products of rows of x with rows of w. Where `wanted` is set, those that it does not name are left
+// out. Where `t` is set, products of rows of t with rows of b are added.
 struct Product {
   const float* x = nullptr;
   int64_t x_stride = 0, length = 0;
@@ -49,15 +49,15 @@ struct Product {
   const float* t = nullptr;  // [rows, rank], rows padded with zeros to whole vectors
   int64_t t_stride = 0, rank = 0;
   Matrix b = {};
-  const Used* used = nullptr;  // of t
+  const Used* used = nullptr;  // which vectors of t are not all 0
 };
 
-// What of the weights a tile fetches for those that come after it: in order, and into the
-// second-level cache, as more of it is under way at once so than into the first.
+// The part of the weights that a tile fetches for the tiles after it. It is fetched in order and
+// into the second-level cache, which can wait for more lines at once than the first-level cache.
 struct Ahead {
   const char* at;
   const char* end;
-  int64_t bytes;  // at each step
+  int64_t bytes;  // how many are fetched at each step
 };
 
 inline void fetch(const char* p) { __builtin_prefetch(p, 0, 2); }
@@ -114,10 +114,10 @@ struct Tile {
     }
   }
 
-  // put(row, column, sum) for each of the tile
+  // Calls put(row, column, sum) for each number of the tile.
   template <class Put>
   inline void put_sums(int64_t row, int64_t column, Put put) const {
-    constexpr int kSums = std::min(4, kColumns);  // of a vector of them
+    constexpr int kSums = std::min(4, kColumns);  // sums that are made at once
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 8
@@ -153,8 +153,8 @@ void run_rows(const Product& p, int64_t row, int64_t rows, int64_t column, const
   run_tile<kType, kRows, kColumns>(p, row, column, ahead, put);
 }
 
-// All tiles of some columns: the rows in equal parts. Each fetches a part of the columns that come
-// next, so that memory is never idle.
+// Computes some columns of all rows, in tiles of equally many rows. Each tile fetches a part of the
+// columns that come next, so that memory is never idle.
 template <DType kType, int kColumns, class Put>
 void run_columns(const Product& p, int64_t first, int64_t rows, int64_t column, int64_t end,
                  Put put) {
@@ -173,7 +173,7 @@ void run_columns(const Product& p, int64_t first, int64_t rows, int64_t column, 
   }
 }
 
-// Columns [begin, end) of all rows.
+// Computes columns [begin, end) of all rows.
 template <DType kType, class Put>
 void run(const Product& p, int64_t rows, int64_t begin, int64_t end, Put put) {
   const int64_t most = std::max<int64_t>(kCachedNumbers / p.length, kTileRows);
@@ -190,7 +190,7 @@ void run(const Product& p, int64_t rows, int64_t begin, int64_t end, Put put) {
   }
 }
 
-// One thread's share of `count`, in whole wide tiles.
+// The share of `count` columns that a thread computes, in whole wide tiles.
 int64_t share(int64_t count, int64_t rank, int64_t threads) {
   const int64_t tiles = (count + kWide - 1) / kWide;
   return std::min(tiles * rank / threads * kWide, count);
@@ -210,7 +210,7 @@ void put_number(void* data, int64_t i, float x) {
     static_cast<uint16_t*>(data)[i] = kType == DType::bf16 ? to_bf16(x) : to_f16(x);
 }
 
-// Numbers that outlive a call, as allocating them anew costs more than a small product.
+// Memory that is kept from call to call: to allocate it anew costs more than a small product.
 struct Scratch {
   std::vector<float> x, t;
   std::vector<uint8_t> used;
@@ -221,7 +221,7 @@ Scratch& own_scratch() {
   return own;
 }
 
-// x as float32, as every column needs it.
+// Converts x to float32 once, as every column of y reads it.
 template <DType kType>
 void widen(const Linear& l, std::vector<float>& wide) {
   wide.resize(l.rows * l.in);

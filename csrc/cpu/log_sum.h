@@ -1,4 +1,4 @@
-// log of a running sum of exponentials, read a group of tokens at a time.
+// The log of a running sum of exponentials, to which a group of tokens is added at a time.
 #pragma once
 #include <cmath>
 
@@ -7,7 +7,7 @@
 namespace crossfade {
 inline namespace CF_ISA {
 
-constexpr int kVectors = 8;                // enough sums in flight to hide their latency
+constexpr int kVectors = 8;                // enough sums are under way to hide their latency
 constexpr int kGroup = kVectors * kLanes;  // tokens; the unit of all loops over a row
 constexpr float kInf = __builtin_inff();
 
@@ -23,11 +23,11 @@ struct LogSum {
   double total = 0;  // sum of exp(x - max), less what `recent` holds
   F32 recent = {};
   int groups = 0;
-  bool broken = false;  // saw NaN or +inf, where the caller looks for them
+  bool broken = false;  // the caller saw NaN or +inf
 
-  // Returns the group's maximum. Tokens e^-40 below the maximum are left out: 2^31 of them would
-  // not move a float32 sum. Rows that rise from group to group rescale `total` thousands of times:
-  // in double, or the roundings would add up.
+  // Returns the group's maximum. Groups whose tokens have less than e^-40 of the best one's mass
+  // are left out: 2^31 such tokens would not move a float32 sum. A row that rises from group to
+  // group rescales `total` thousands of times, so it is a double: the roundings would add up.
   float add(const F32* x) {
     const float top = max_of_group(x);
     if (top > max) {

@@ -2,9 +2,10 @@
 // pass and the gradient of the backward pass. Compiled once for each instruction set; dispatch.cpp
 // chooses.
 //
-// A row of a tile is read from wherever the product left it, once: the second walk through it finds
-// it in the first-level cache. Sums are written with fma() throughout: whether the compiler fuses a
-// product and a sum must not depend on what else a variant of the pass leaves behind.
+// A row of a tile is read once from wherever the product left it, as the second walk through it
+// finds it in the first-level cache. Every sum of a product is written with fma(). Else the
+// compiler might fuse the two in one variant of a pass and not in another, and their results would
+// differ.
 #include <algorithm>
 #include <cmath>
 
@@ -16,15 +17,15 @@ inline namespace CF_ISA {
 namespace {
 
 constexpr int64_t kLogitsPerThread = 1 << 14;  // fewer are not worth another thread
-constexpr int kSums = 4;                       // in flight, to hide their latency
-constexpr float kLeast = -87.0f;               // below the maximum: e^x would not be normal
+constexpr int kSums = 4;          // how many are added to in turn, to hide their latency
+constexpr float kLeast = -87.0f;  // e^x of lower x would not be a normal number
 
-// e^x for -88 <= x <= 88 to 2e-7: unlike exp(), as far from 0 as near it.
+// e^x for -88 <= x <= 88 with a relative error of 2e-7, also far from 0, where exp() is worse.
 inline F32 exact_exp(F32 x) {
   const F32 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const F32 shifted = fma(x, splat(1.44269502f), magic), n = shifted - magic;
   const F32 f = fma(x, splat(1.92596299e-8f), fma(x, splat(1.44269502f), -n));
-  F32 p = splat(1.535336188e-4f);  // of 2^f, as in Cephes
+  F32 p = splat(1.535336188e-4f);  // the polynomial of Cephes for 2^f
   p = fma(p, f, splat(1.339887440e-3f));
   p = fma(p, f, splat(9.618437358e-3f));
   p = fma(p, f, splat(5.550332471e-2f));
@@ -34,7 +35,7 @@ inline F32 exact_exp(F32 x) {
   return p * bit_cast<F32>((bit_cast<I32>(shifted) - bit_cast<I32>(magic) + 127) << 23);
 }
 
-// tanh x to 2e-7 of it; NaN for NaN
+// tanh x with a relative error of 2e-7; NaN stays NaN.
 inline F32 tanh(F32 x) {
   const U32 sign = bit_cast<U32>(x) & 0x80000000u;
   const F32 size = bit_cast<F32>(bit_cast<U32>(x) ^ sign);
@@ -51,7 +52,7 @@ inline F32 tanh(F32 x) {
   return x == x ? result : x;
 }
 
-// A row of a tile. kPlain: its scores are its logits.
+// A row of a tile. With kPlain its scores are its logits already.
 template <bool kPlain>
 class Row {
  public:
@@ -65,10 +66,11 @@ class Row {
   int64_t target() const { return target_; }
 
   struct Logits {
-    F32 z, slope;  // -inf past the end, and dz/dx * temperature
+    F32 z;      // -inf past the end
+    F32 slope;  // dz/dx * temperature
   };
 
-  // Of the columns from c on.
+  // A vector of logits, from column c on.
   Logits logits(int64_t c) const {
     const int64_t left = tile_.columns - c;
     F32 x = load_up_to(scores_ + c, left), slope = splat(1.0f);
@@ -83,13 +85,13 @@ class Row {
     }
     return {padded(x, left), slope};
   }
-  // What was put there, -inf past the end.
+  // A vector of what put() left, from column c on; -inf past the end.
   F32 get(int64_t c) const { return padded(load_up_to(scores_ + c, columns() - c), columns() - c); }
   void put(int64_t c, F32 x) { store_up_to(scores_ + c, x, columns() - c); }
   float& operator[](int64_t c) { return scores_[c]; }
   void fill(float x) { std::fill_n(scores_, columns(), x); }
 
-  // dz/dx * temperature, of a logit
+  // dz/dx * temperature of logits
   F32 slope(F32 z) const {
     if (kPlain || !(tile_.softcap > 0)) return splat(1.0f);
     const F32 t = z * (tile_.temperature / tile_.softcap);
@@ -107,10 +109,10 @@ class Row {
   int64_t target_;
 };
 
-// Makes what a row has summed so far relative to a new maximum.
+// Rescales what a row has summed so far to a new maximum.
 void shrink(LogpSums& sums, float top, const LogpMoments& moments, int64_t r) {
   const double factor = std::exp(sums.max - top);
-  const double step = factor == 0 ? 0 : sums.max - top;  // at first, it would be -inf
+  const double step = factor == 0 ? 0 : sums.max - top;  // before the first tile it would be -inf
   sums.max = top;
   sums.weighted = (sums.weighted + step * sums.total) * factor;
   sums.total *= factor;

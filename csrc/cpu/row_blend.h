@@ -1,4 +1,4 @@
-// The blend of one row: what to read, and the scores of a group of tokens.
+// The blend of one row: which inputs to read, and the scores of a group of tokens:
 //   power = 0: s(v) = sum_k w_k z_k(v)                   + sum_m l_m Q_m(v)
 //   else:      s(v) = log (sum_k w_k p_k(v)^r)^(1/r)     + sum_m l_m Q_m(v)
 // A token is removed (-inf) by the mask, by the support, or by a -inf in a term or value that has
@@ -42,7 +42,7 @@ inline float weight_of(const Weights& w, int64_t row, int k) {
   return w.rows ? w.rows[row * w.row_stride + k] : w.all[k];
 }
 
-// A group of the row's last tokens, copied where reading past the end does no harm.
+// A copy of the row's last tokens, in a buffer that may be read past their end.
 struct PaddedGroup {
   alignas(64) char data[kGroup * 4];
   Stream of(const Stream& s, int64_t first, int64_t tokens) {
@@ -63,8 +63,9 @@ struct RowBlend {
   bool has_support;
   Stream support;
   float support_threshold = -kInf;
-  bool bad = false;        // a weight is not one
-  bool simple, one_dtype;  // nothing but a sum; all of its inputs of one dtype
+  bool bad = false;  // a weight is not finite, or not one that a power mean takes
+  bool simple;       // no power mean, mask or support: scores are weighted sums alone
+  bool one_dtype;    // all inputs of the sum have the same dtype
 
   RowBlend(const Blend& b, int64_t row)
       : vocab(b.vocab),
@@ -92,14 +93,15 @@ struct RowBlend {
     for (int k = 1; k < sums; ++k) one_dtype &= sum[k].dtype == sum[0].dtype;
   }
 
-  // Once the terms of a power mean are read: their normalisers.
+  // Sets the normaliser of a power mean's term, once that has been read.
   void normalise(int k, const LogSum& z) {
     bad |= !z.finite();
     max[k] = z.max;
     log_total[k] = z.log_total();
   }
 
-  // Scores of the group of tokens from `first` on, -inf past the vocabulary; false: the row is bad.
+  // Makes the scores of the group of tokens from `first` on, -inf past the vocabulary. Returns
+  // false if the row is bad.
   bool scores(int64_t first, F32* s) const {
     if (simple && first + kGroup <= vocab) {
       weighted_sum(first, s);

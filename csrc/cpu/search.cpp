@@ -1,5 +1,6 @@
-// Selects the slots that a search keeps, and forks the rows of caches, on CPUs. It compares and
-// copies, which no instruction set makes faster than the C++ library does: compiled once.
+// Selects the slots that a search keeps, and forks the rows of caches, on CPUs. It is compiled
+// once, for any instruction set: it compares and copies, which the C++ library does as fast as can
+// be.
 #include <omp.h>
 
 #include <algorithm>
@@ -19,12 +20,12 @@ namespace {
 constexpr int64_t kBytesPerThread = 1 << 17;  // fewer are not worth another thread
 constexpr int64_t kAside = -1;                // the place of a row that is set aside
 
-// Row `to` becomes what row `from` is, in the positions that row `positions_of` takes.
+// One copy: row `to` becomes what row `from` is, at the positions that row `positions_of` takes.
 struct Move {
   int64_t from, to, positions_of;
 };
 
-// A parent for each row, -1 where the row stays.
+// The parent of each row, or -1 where the row stays as it is.
 std::vector<int64_t> parents_of(const Fork& fork) {
   std::vector<int64_t> parents(fork.parents, fork.parents + fork.rows);
   for (int64_t row = 0; row < fork.rows; ++row) {
@@ -38,16 +39,16 @@ std::vector<int64_t> parents_of(const Fork& fork) {
   return parents;
 }
 
-// An order in which every row is read by all its children before it is overwritten: rows without
-// children first, each followed by its parent if that has no other child left. What then remains
-// are cycles, each of which sets one row aside.
+// Finds an order in which every row is read by all its children before it is overwritten. Rows
+// without children come first, and each is followed by its parent if that has no other child left.
+// What remains then are cycles, each of which sets one row aside.
 std::vector<Move> moves_of(const Fork& fork) {
   std::vector<int64_t> parents = parents_of(fork), children(fork.rows);
   for (int64_t parent : parents)
     if (parent >= 0) ++children[parent];
 
   std::vector<Move> moves;
-  const auto take = [&](int64_t row) {  // from its parent, which is returned
+  const auto take = [&](int64_t row) {  // copies from the row's parent, and returns it
     const int64_t parent = parents[row];
     moves.push_back({parent, row, row});
     parents[row] = -1;
@@ -60,7 +61,7 @@ std::vector<Move> moves_of(const Fork& fork) {
     }
   for (int64_t first = 0; first < fork.rows; ++first) {
     if (parents[first] < 0) continue;
-    int64_t last = first;  // the child of the first
+    int64_t last = first;  // ends as the child of `first`
     while (parents[last] != first) last = parents[last];
     moves.push_back({first, kAside, last});
     for (int64_t row = first; row != last;) row = take(row);
@@ -86,7 +87,7 @@ void copy(const Bytes& to, const Bytes& from, int64_t tokens, int64_t token_byte
 
 int64_t token_bytes(const Cache& cache) { return cache.size * cache.item_bytes; }
 
-// All moves within one head of a cache.
+// Does all copies within one head of a cache.
 void fork_head(const Fork& fork, const std::vector<Move>& moves, const Cache& cache, int64_t head,
                char* aside) {
   const int64_t token = token_bytes(cache);
@@ -130,7 +131,7 @@ void fork_cache_cpu(const Fork& fork, int threads) {
     int64_t head;
   };
   std::vector<Item> items;
-  int64_t bytes = 0, most = 0;  // that move in all, and that are set aside at once
+  int64_t bytes = 0, most = 0;  // how many are copied in all, and are set aside at once
   for (int64_t i = 0; i < fork.count; ++i) {
     const Cache& cache = fork.caches[i];
     for (int64_t head = 0; head < cache.heads; ++head) items.push_back({&cache, head});
@@ -145,7 +146,7 @@ void fork_cache_cpu(const Fork& fork, int threads) {
   threads = static_cast<int>(
       std::max<int64_t>(1, std::min<int64_t>({threads, count, bytes / kBytesPerThread})));
 
-  // all memory is the caller's: no exception may leave a parallel region
+  // Nothing is allocated here, as no exception may leave a parallel region.
   const std::unique_ptr<char[]> aside(new char[threads * most]);
   const auto run = [&](int64_t i, int thread) {
     fork_head(fork, moves, *items[i].cache, items[i].head, aside.get() + thread * most);

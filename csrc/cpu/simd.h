@@ -1,6 +1,6 @@
 // One vector of floats for the instruction set that this file is compiled for: AVX-512, AVX2, or
-// whatever the compiler makes of four lanes (SSE2, NEON). GCC and Clang vector extensions do the
-// arithmetic; intrinsics stand only where those have no word for it.
+// whatever the compiler makes of four lanes (SSE2, NEON). The arithmetic is written with the vector
+// extensions of GCC and Clang; intrinsics stand only where those have no word for it.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -100,7 +100,7 @@ inline F32 load_first(DType dtype, const void* data, int64_t i, int64_t count) {
   return load_as(dtype, &numbers, 0);
 }
 
-// a * b + c: in one rounding where the instruction set has that.
+// a * b + c, rounded once where the instruction set can do that.
 inline F32 fma(F32 a, F32 b, F32 c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
@@ -151,8 +151,8 @@ inline double sum_of(F32 v) {
   return s;
 }
 
-// The sums of four vectors. Each is taken in the same order: halves of the vector are added, then
-// halves of that, and so on.
+// The sums of four vectors. Each is taken in the same order: the two halves of the vector are
+// added, then the two halves of the result, and so on.
 typedef float F32x4 __attribute__((vector_size(16)));
 
 inline F32x4 sums_of(F32 a, F32 b, F32 c, F32 d) {
@@ -214,7 +214,7 @@ inline I32 not_finite(F32 v) {
 }
 
 // e^x for x <= 88, as 2^n 2^f, |f| <= 1/2, with a minimax polynomial that gives 1 at 0: relative
-// error 3e-7 for |x| < 5, growing with |x| to 4e-6. Below -87 it stays at 1.6e-38, for -inf too.
+// error 3e-7 for |x| < 5, growing with |x| to 4e-6. For x below -87, and for -inf, it is 1.6e-38.
 inline F32 exp(F32 x) {
   const F32 y = max(x * 1.44269504f, splat(-125.5f));
 #if defined(__AVX512F__)
@@ -237,7 +237,7 @@ inline F32 exp(F32 x) {
 #endif
 }
 
-// log x to 2 ulp for normal x > 0; 0 gives -inf.
+// log x of normal x > 0, to the last two float32 steps; log 0 is -inf.
 inline F32 log(F32 x) {
   const I32 bits = bit_cast<I32>(x);
   const I32 e = ((bits - 0x3F3504F3) >> 23);  // x = 2^e * m, m within [sqrt(1/2), sqrt(2))
@@ -257,7 +257,7 @@ inline F32 log(F32 x) {
   return x > 0.0f ? result : splat(-__builtin_inff());
 }
 
-// For philox on vectors: words live in 64-bit lanes, whose upper halves hold leftovers.
+// Philox on vectors keeps its words in 64-bit lanes. Their upper halves hold leftovers.
 inline void mulhilo(U64 a, uint32_t b, U64& hi, U64& lo) {
 #if defined(__AVX512F__)
   lo = bit_cast<U64>(_mm512_mul_epu32(bit_cast<__m512i>(a), _mm512_set1_epi64(b)));
@@ -272,4 +272,4 @@ inline void mulhilo(U64 a, uint32_t b, U64& hi, U64& lo) {
 }  // namespace CF_ISA
 }  // namespace crossfade
 
-#include "../blend_math.h"  // last: its templates find the functions above
+#include "../blend_math.h"  // comes last, as its templates use the functions above

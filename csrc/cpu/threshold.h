@@ -1,4 +1,4 @@
-// The score below which truncation removes tokens: top-k, top-p and min-p without a sort.
+// Finds the score below which truncation removes tokens: top-k, top-p and min-p without a sort.
 #pragma once
 #include <cmath>
 #include <cstdlib>
@@ -39,7 +39,7 @@ struct Workspace {
   }
 };
 
-// The scores of a row and what is known of them.
+// The scores of a row, and their maxima.
 struct RowScores {
   const float* scores;     // [groups * kGroup], -inf past the vocabulary
   const float* group_max;  // [groups]
@@ -47,7 +47,8 @@ struct RowScores {
   float max;
 };
 
-// The largest x[i] with W{x >= x[i]} >= target: W counts, or adds up `masses` where given.
+// The largest x[i] such that the numbers of at least x[i] reach the target: by their count, or by
+// the sum of their `masses` where these are given.
 inline float radix_threshold(const float* x, const float* masses, int64_t n, double target,
                              double* histogram) {
   RadixSearch search(target);
@@ -66,7 +67,7 @@ inline float radix_threshold(const float* x, const float* masses, int64_t n, dou
   return float_of_key(search.threshold());
 }
 
-// Copies the scores of at least `bound` to `out`; returns how many.
+// Copies the scores that are at least `bound` to `out`. Returns how many there are.
 inline int64_t gather(const RowScores& row, float bound, float* out) {
   int64_t n = 0;
   for (int64_t g = 0; g < row.groups; ++g) {
@@ -80,8 +81,9 @@ inline int64_t gather(const RowScores& row, float bound, float* out) {
   return n;
 }
 
-// The tokens among which top-p's threshold lies, in w.candidates, and the mass above them: those in
-// one of many even bins between `bound`, under which no token is kept, and the maximum.
+// The scores between `bound`, under which no token is kept, and the maximum fall into many even
+// bins. This finds the bin in which top-p's threshold lies: how many tokens it has, which are left
+// in w.candidates, and how much mass lies above it.
 struct Bracket {
   int64_t n;
   double above;

@@ -1,5 +1,5 @@
-// What attention computes with: numbers of three dtypes as vectors of float32, and small matrix
-// products in the two forms that fit caches as they lie.
+// What attention and log-probs compute with: numbers of three dtypes as vectors of float32, and
+// small matrix products in the two forms that read keys and values in the order of their memory.
 #pragma once
 #include <algorithm>
 #include <utility>
@@ -10,7 +10,7 @@ namespace crossfade {
 inline namespace CF_ISA {
 
 constexpr float kInf = __builtin_inff(), kNan = __builtin_nanf("");
-constexpr float kLowest = -3.4028235e38f;  // below all scores; finite, for differences
+constexpr float kLowest = -3.4028235e38f;  // below all scores, and finite, so that differences are
 
 // ---- Numbers ----------------------------------------------------------------------------------
 
@@ -24,7 +24,7 @@ struct F16 {
 inline F32 load(const Bf16* p) { return load_bf16(&p->bits); }
 inline F32 load(const F16* p) { return load_f16(&p->bits); }
 
-// The first `count` numbers at p, and zeros.
+// The first `count` numbers at p, followed by zeros.
 template <class T>
 inline F32 load_up_to(const T* p, int64_t count) {
   if (count >= kLanes) return load(p);
@@ -67,7 +67,7 @@ inline void store_up_to(T* p, F32 v, int64_t count) {
   std::copy_n(part, count, p);
 }
 
-// cap * tanh(x / cap), NaN for NaN
+// cap * tanh(x / cap); NaN stays NaN.
 inline F32 soft_capped(F32 x, float cap) {
   const F32 y = x * (2.0f / cap);
   const F32 e = exp(-max(-y, splat(-30.0f)));  // past 30, tanh is 1 in float32
@@ -107,7 +107,7 @@ inline void transpose(F32* v) {
   }
 }
 
-// The sums of kLanes vectors, one a lane. Overwrites them.
+// Lane i of the result is the sum of vector i. The vectors are overwritten.
 template <int H = 1>
 inline F32 sums_of(F32* v) {
   if constexpr (H == kLanes) {
@@ -158,7 +158,7 @@ inline void dots(const float* query, int64_t query_stride, int64_t rows, Strided
                  int64_t count, int64_t size, float* scores, int64_t scores_stride) {
   for (int64_t s = 0; s < count; s += kLanes) {
     const T* key[kLanes];
-    for (int i = 0; i < kLanes; ++i)  // past the end, the last one again
+    for (int i = 0; i < kLanes; ++i)  // past the end, the last one is read again
       key[i] = keys.data + std::min(s + i, count - 1) * keys.stride;
     for (int64_t r = 0; r < rows; r += 4) {
       const float* from = query + r * query_stride;
@@ -193,7 +193,8 @@ inline void transpose(Strided<T> from, int64_t count, int64_t size, float* to, i
     }
 }
 
-// C [R, V vectors] (+)= A [R, inner] B [inner, V vectors]; of a last vector, B has only `left`.
+// C [R, V vectors] (+)= A [R, inner] B [inner, V vectors]. The last vector of B may have only
+// `left` numbers.
 template <int R, int V, bool kPart, class T>
 inline void product_of(const float* a, int64_t a_stride, Strided<T> b, int64_t inner, float* c,
                        int64_t c_stride, bool add, int64_t left) {

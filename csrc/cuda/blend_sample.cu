@@ -1,12 +1,14 @@
-// Blends and samples rows on CUDA GPUs, a row a team of threads, in one launch:
-//   1. power != 0, or log-probs of the terms are asked for: read the terms for their normalisers
-//   2. support: read its term for the threshold
-//   3. read the inputs for max and sum of exponentials. Without truncation the Gumbel-max race is
-//      run on the way and the row is done; else each block lists the tokens that may stay
-//   4. truncation: settle the lists and race what stays; where they do not settle it, find the
-//      threshold by a radix search and race in one more reading
-// Scores are never stored: they are made anew from the inputs where needed, so that shared memory
-// and registers do not limit how many rows are under way, and no scratch memory is needed.
+// Blends and samples rows on CUDA GPUs, in one launch. A team of threads takes each row:
+//   1. With power != 0, or where log-probs of the terms are asked for, it reads the terms for their
+//      normalisers.
+//   2. With a support, it reads the support's term for the threshold.
+//   3. It reads the inputs for the maximum and the sum of exponentials. Without truncation it runs
+//      the Gumbel-max race on the way, and the row is done. With truncation each block lists the
+//      tokens that may stay.
+//   4. With truncation, the race is run over the listed tokens that stay. Where the lists do not
+//      hold all of those, a radix search finds the threshold, and one more reading runs the race.
+// Scores are never stored but made anew from the inputs wherever they are needed. So neither shared
+// memory nor registers limit how many rows are under way, and no scratch memory is needed.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -24,7 +26,7 @@ struct Settings {
   Noise noise;
 };
 
-// What is known of a row in the end: log pi = s - max - log_sum.
+// What is known of a row in the end. A token of score s has log pi = s - max - log_sum.
 struct Result {
   float max, log_sum;
   float log_kept;  // log of the sum of exp((s - max) / temperature) over the tokens that stay
@@ -34,23 +36,23 @@ enum Step { kSupport, kBlend, kRest };
 
 // What one reading of the row does besides the sums.
 struct Task {
-  bool lists, races, greedy;  // greedy: the best without noise
+  bool lists, races, greedy;  // greedy: it finds the best token without noise
   float inv_t;
   float from;  // lower scores are left out
 };
 
-// All of a block's shared memory. What is the same in all threads is here, not in registers, which
-// the sweeps need.
+// All of a block's shared memory. It also holds what is the same in all threads, to leave registers
+// to the sweeps.
 struct Shared {
   Exchange exchange;
   Slice slice;
   RowBlend row;
   Settings own;
-  Step step;  // what is under way, and
-  Cut cut;    // its truncation
+  Step step;  // the step under way
+  Cut cut;    // the truncation that this step does
   Task task;
   Result result;
-  uint32_t bar;  // of the race
+  uint32_t bar;  // the race's bar, see Race
   ThresholdMemory threshold;
 };
 static_assert(sizeof(Shared) <= 48 * 1024, "more takes an attribute of the kernel");
@@ -64,7 +66,7 @@ __device__ __forceinline__ Shared& shared_memory() {
 
 // What one reading of a row's scores finds out.
 struct Totals {
-  LogSum at_one, at_t;  // at temperature 1, and at the row's where that is another
+  LogSum at_one, at_t;  // at temperature 1, and at the row's own if that is another
   Best best;
   float floor = -INFINITY;
   uint32_t flags = 0;
@@ -75,7 +77,7 @@ struct FourSums {
   LogSum of[4];
 };
 
-// Step 1: the log-sum-exp of terms, of those without weight only for `all`.
+// Step 1: the log-sum-exp of the terms that have a weight, or of `all` terms.
 __device__ __forceinline__ void sum_terms(Team& team, const Slice& slice, RowBlend& row,
                                           uint32_t terms, uint32_t vocab, bool all) {
   for (uint32_t n = 0; n < terms; n += 4) {
@@ -142,7 +144,7 @@ __device__ __forceinline__ Totals read(Team& team, const Slice& slice, const Sco
   });
   mine.best = race.best;
   mine.floor = list.floor();
-  // Whoever made the list overflow or the row bad sees it, if not all do yet.
+  // The threads that made the list overflow or the row bad see it for sure, and tell the others.
   mine.flags = (scores.row.bad ? kBad : 0) | (task.lists && list.overflows() ? kListOverflows : 0);
   return team.reduce(mine, [&task](Totals x) {
     x.at_one = x.at_one.over_warp();
@@ -156,16 +158,17 @@ __device__ __forceinline__ Totals read(Team& team, const Slice& slice, const Sco
 
 struct Drawn {
   Best best;
-  uint64_t kept = 0;  // mass
+  uint64_t kept = 0;  // the mass of the tokens that stay, in fixed point
 };
 
-// How far below the best a token may score; double logarithms are slow on most GPUs.
+// How far below the best a token may score. One thread computes it, as logarithms of doubles are
+// slow on most GPUs.
 __device__ __forceinline__ double min_p_gap(float min_p, float temperature) {
   return min_p > 0 ? temperature * log(static_cast<double>(min_p)) : -INFINITY;
 }
 
-// Steps 1 to 4 for one row, of which `shared.own` is set. Fills shared.result. Returns the token to
-// take, the same in all threads of the team; without a token, the row is bad.
+// Does steps 1 to 4 for one row, whose `shared.own` is set, and fills shared.result. Returns the
+// token to take, the same in all threads of the team, or no token if the row is bad.
 template <bool kPower, Format kFormat>
 __device__ __forceinline__ Best read_row(Team& team, Shared& shared, const Blend& blend,
                                          bool all_terms) {
@@ -245,7 +248,7 @@ __device__ __forceinline__ Best read_row(Team& team, Shared& shared, const Blend
       return drawn.best;
     }
     const float from = settled ? list.lowest_kept(team) : threshold(slice, scores(), m, cut);
-    Team::sync();  // no member still reads another's lists, and no thread the step
+    Team::sync();  // until then members read each other's lists, and threads the step
     if (step == kSupport && warp_id() == 0) shared.row.set_up(blend, Team::row());
     if (threadIdx.x == 0) {
       (step == kSupport ? shared.row.support_threshold : shared.task.from) = from;
@@ -266,7 +269,7 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
   Team team(shared.exchange);
   if (threadIdx.x == 0) {
     const int64_t row = Team::row();
-    // In place: of a local Settings, nvcc 13.0 stores the bytes of `out` instead.
+    // It is filled in place: nvcc 13.0 would store the bytes of `out` in place of a local Settings.
     Settings& own = shared.own;
     own = Settings{};
     own.temperature = out.sample ? setting(out.temperature, row) : 0.0f;
@@ -342,7 +345,8 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
   Team::sync();  // no member leaves while another reads its shared memory
 }
 
-// What all of a blend's terms and values have in common, if they are few.
+// The format that all of a blend's terms and values share, if they are few enough to be read at
+// once.
 inline Format format_of(const Blend& b) {
   if (b.terms + b.values > static_cast<int>(kFew)) return Format::any;
   const DType dtype = b.term[0].dtype;

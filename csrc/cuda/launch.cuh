@@ -1,13 +1,13 @@
-// Launches kernels: those in which a thread-block cluster takes a row, or a block where there are
-// none, and plain grids.
+// Launches kernels. Some are plain grids; in others a thread-block cluster takes each row, or a
+// single block where the GPU has no clusters.
 //
-// How rows are spread. Three bfloat16 terms at V = 151,936 are 912 KB a row. Eight tokens are some
+// How rows are spread: three bfloat16 terms at V = 151,936 are 912 KB a row. Eight tokens are some
 // 200 instructions, or 370 with noise; an H200 executes 330 while it reads them. So all
-// multiprocessors must have as many tokens, in few waves: the latencies of a wave's start and end
-// are as long as some 40,000 tokens take. Blocks have all the threads they can, or 512 where two
-// then share a multiprocessor, as one's barriers are hidden by the other's reading. How many
-// clusters fit at once is asked, not computed: they must each lie within a part of the device.
-// Measured on an H200, plain / top-k 50 + top-p 0.9, us:
+// multiprocessors must have equally many tokens, and there must be few waves, as the start and the
+// end of a wave take as long as some 40,000 tokens. A block has as many threads as it can, or 512
+// where two blocks then share a multiprocessor: one reads while the other waits at a barrier. How
+// many clusters fit at once is asked, not computed, as each must lie within one part of the device.
+// Microseconds on an H200, without truncation / with top-k 50 and top-p 0.9:
 //   256 rows  1 x 512: 108 / 96   1 x 1,024: 115 / 140  2 x 512: 127 / 131
 //    64 rows  1 x 1,024: 60 / 70  2 x 1,024: 44 / 58    4 x 512: 65 / 87
 //     8 rows  4 x 1,024: 27 / 43  8 x 1,024: 21 / 37    16 x 512: 22 / 43
@@ -23,24 +23,26 @@
 namespace crossfade {
 namespace cuda {
 
-// Threads of a block. Eight tokens' power means take more registers than 1,024 threads have.
+// The most threads of a block. The power means of eight tokens take more registers than 1,024
+// threads have.
 template <bool kPower>
 constexpr int kMostThreads = kPower ? 512 : 1024;
 
 struct Spread {
-  unsigned cluster, threads;  // powers of two: blocks a row, threads a block
+  unsigned cluster, threads;  // blocks of a row, and threads of a block: powers of two
 };
 
 // What one device allows one kernel.
 struct Limits {
-  static constexpr int kClusters = 5;  // of 1, 2, ... 16 blocks
+  static constexpr int kClusters = 5;  // sizes of clusters: 1, 2, 4, 8 and 16 blocks
 
   int multiprocessors = 0;
-  unsigned threads[2] = {};        // of a block: 512 and the most
-  int at_once[kClusters][2] = {};  // clusters on the device, of such blocks; 0: it has none
+  unsigned threads[2] = {};        // sizes of blocks: 512 threads, and the most
+  int at_once[kClusters][2] = {};  // how many such clusters fit on the device; 0: it has none
 };
 
-// The spread of least time: waves, each as long as a multiprocessor's tokens and some more.
+// The spread that takes the least time. A wave takes as long as the tokens of a multiprocessor do,
+// and some more.
 inline Spread spread_of(int64_t rows, int64_t vocab, const Limits& limits) {
   Spread best{1, limits.threads[1]};
   int64_t least = INT64_MAX;
@@ -62,7 +64,7 @@ inline Spread spread_of(int64_t rows, int64_t vocab, const Limits& limits) {
   return best;
 }
 
-// Makes `device` current, and the one that was again in the end.
+// Makes `device` current, and at the end the device that was current before.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -83,7 +85,7 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// A launch of `grid` blocks; `cluster` must live as long.
+// The settings of a launch of `grid` blocks, which point to `cluster`.
 inline cudaLaunchConfig_t config_of(const Spread& spread, int64_t grid, void* stream,
                                     cudaLaunchAttribute& cluster) {
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -97,7 +99,7 @@ inline cudaLaunchConfig_t config_of(const Spread& spread, int64_t grid, void* st
   return config;
 }
 
-// Asks the current device; lets the kernel use clusters of 16.
+// Asks the current device what it allows the kernel, after it has let it use clusters of 16.
 inline cudaError_t query(const void* kernel, int device, Limits& limits) {
   int major = 0;
   cudaFuncAttributes attributes{};
@@ -126,7 +128,7 @@ inline cudaError_t query(const void* kernel, int device, Limits& limits) {
   return error;
 }
 
-// The same, asked once.
+// The same, but asked only once for each device.
 template <auto kernel>
 cudaError_t limits_of(int device, Limits& limits) {
   static std::mutex mutex;
@@ -150,11 +152,12 @@ cudaError_t launch(void (*kernel)(Args...), const Spread& spread, int64_t rows, 
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
-// Launches kernel(args...) for all rows; a row's blocks follow one another.
+// Launches kernel(args...) for all rows. The blocks of a row follow one another.
 template <auto kernel, class... Args>
 const char* run(int64_t rows, int64_t vocab, int device, void* stream, const Args&... args) {
   if (rows == 0) return nullptr;
-  constexpr int64_t kMost = INT32_MAX / 16;  // of rows times blocks a row; of tokens, plus a round
+  constexpr int64_t kMost =
+      INT32_MAX / 16;  // rows times blocks of a row, and tokens plus a round, stay below 2^31
   if (rows > kMost || vocab > kMost)
     return "crossfade's CUDA kernels take at most 134,217,727 rows and as many tokens";
   const DeviceGuard guard(device);

@@ -1,5 +1,5 @@
-// Gumbel-max: the token with the largest score * inv_t + noise, ties to the lowest id. Noise is
-// made only where a token can still win.
+// Gumbel-max: takes the token with the largest score * inv_t + noise, of a tie the lowest id. Noise
+// is made only where a token can still win.
 #pragma once
 #include <cfloat>
 
@@ -14,13 +14,13 @@ struct Best {
   float score = -INFINITY, noise = -INFINITY;
   uint32_t token = kNoToken;
 
-  // By differences of scores, so that large scores cost no accuracy. `a` against `b` and `b`
-  // against `a` agree to the last bit.
+  // It compares differences of scores, so that large scores cost no accuracy. Comparing `a` with
+  // `b` and `b` with `a` gives the same winner.
   __device__ bool loses_to(const Best& other, float inv_t) const {
     const float lead = (other.score - score) * inv_t, handicap = noise - other.noise;
     return lead > handicap || (lead == handicap && other.token < token);
   }
-  // That of all lanes.
+  // The best of all lanes.
   __device__ Best over_warp(float inv_t) const {
     return warp_reduce(
         *this, [inv_t](const Best& a, const Best& b) { return a.loses_to(b, inv_t) ? b : a; });
@@ -35,9 +35,9 @@ struct Noise {
   __device__ Words<uint32_t> of_four(uint32_t v) const { return philox(v / 4, step, stream, seed); }
 };
 
-// One thread's part in a block's race. `bar` is the block's: a key_of some tempered score plus
-// noise that is already reached, less a little, so that what stays below it cannot win. When a
-// thread sees it raised changes what is computed, never the result.
+// One thread's part in a block's race. The block shares a bar: the key_of a sum of tempered score
+// and noise that some token has reached, less a little. What stays below it cannot win. A thread
+// may see the bar raised sooner or later; this changes what is computed, but never the result.
 class Race {
  public:
   Best best;
@@ -45,8 +45,9 @@ class Race {
   __device__ Race(const Noise& noise, const float& inv_t, uint32_t* bar)
       : noise_(noise), inv_t_(inv_t), bar_(bar) {}
 
-  // Tokens v .. v + 7, ascending within a thread, those of -inf not taking part. In the first round
-  // all threads of the block must call: each enters its best token, which sets a bar for the rest.
+  // Enters tokens v .. v + 7, which must ascend within a thread; those of score -inf take no part.
+  // In the first round all threads of the block must call it: each enters its best token, and these
+  // set a bar for the rest.
   __device__ void enter(uint32_t v, const Eight& s, float top, bool first_round) {
     uint32_t words[kWidth] = {};
     uint32_t open = can_win(top);
@@ -70,7 +71,7 @@ class Race {
     uint32_t most = words[0];
 #pragma unroll
     for (uint32_t i = 1; i < kWidth; ++i) most = words[i] > most ? words[i] : most;
-    if (~most >= open) return;  // as nearly always
+    if (~most >= open) return;  // nearly always no token can win
     uint32_t starters = which([&](uint32_t i) { return s[i] > -INFINITY && ~words[i] < open; });
     for (; starters; starters &= starters - 1) {
       const uint32_t i = __ffs(starters) - 1;
@@ -78,7 +79,7 @@ class Race {
     }
   }
 
-  // One token with its word of noise.
+  // Enters one token with its word of noise.
   __device__ void enter(uint32_t token, float score, uint32_t word) {
     if (take(token, score, word)) atomicMax(bar_, bar());
   }
@@ -90,7 +91,7 @@ class Race {
   }
 
  private:
-  // Whether the token is the thread's best so far.
+  // Whether the token is the thread's best so far; if so, it is kept as such.
   __device__ bool take(uint32_t token, float score, uint32_t word) {
     const Best other{score, gumbel(word), token};
     if (!best.loses_to(other, inv_t_)) return false;
@@ -98,30 +99,31 @@ class Race {
     return true;
   }
 
-  // What the thread's best raises the block's bar to.
+  // The bar that the thread's best token sets.
   __device__ uint32_t bar() const {
     const float x = tempered(best.score);
     return key_of(x + best.noise - (fabsf(x) * 1e-6f + 1e-5f));
   }
 
-  // Far from infinity, whatever the temperature: the bar is a difference of two of these.
+  // Kept far from infinity, whatever the temperature, as differences are taken of two of these.
   __device__ float tempered(float score) const {
     return fminf(fmaxf(score * inv_t_, -1e30f), 1e30f);
   }
 
-  // A word h of a token that scores `top` or less can win only if ~h is below this; 0: none can.
-  //   noise = -log E > gap where E < e^-gap, and E >= 1 - u = (~h + 1/2) / 2^32
+  // A token that scores `top` or less can win only if its word h has ~h below this. 0: none can
+  // win. The noise -log E exceeds the gap where E < e^-gap, and E >= 1 - u = (~h + 1/2) / 2^32.
   __device__ uint32_t can_win(float top) const {
     if (top == -INFINITY) return 0;
     const float bar = float_of_key(*static_cast<volatile uint32_t*>(bar_));
     const float gap = bar - tempered(top);
-    if (!(gap > 0)) return 0xFFFFFFFFu;  // but for ~h = 2^32 - 1, the least noise there is
+    if (!(gap > 0)) return 0xFFFFFFFFu;  // all but ~h = 2^32 - 1, the least noise there is
     if (gap > kNoiseMax) return 0;
     return static_cast<uint32_t>(
         fminf(exp_of(-gap) * (4294967296.0f * 1.0001f) + 2, 4294967040.0f));
   }
 
-  const Noise& noise_;  // in shared memory, as are the next
+  // These lie in shared memory.
+  const Noise& noise_;
   const float& inv_t_;
   uint32_t* const bar_;
 };

@@ -1,4 +1,4 @@
-// The blend of one row: what to read, and the scores of eight tokens.
+// The blend of one row: which inputs to read, and the scores of eight tokens at once:
 //   power = 0: s(v) = sum_k w_k z_k(v)                   + sum_m l_m Q_m(v)
 //   else:      s(v) = log (sum_k w_k p_k(v)^r)^(1/r)     + sum_m l_m Q_m(v)
 // A token is removed (-inf) by the mask, by the support, or by a -inf in a term or value that has
@@ -18,7 +18,7 @@ typedef float Eight[kWidth];
 
 __device__ __forceinline__ bool is_finite(float x) { return fabsf(x) < INFINITY; }
 
-// One bit for each i below kWidth: whether test(i).
+// A word whose bit i says whether test(i), for each i below kWidth.
 template <class Test>
 __device__ __forceinline__ uint32_t which(Test test) {
   uint32_t bits = 0;
@@ -27,7 +27,7 @@ __device__ __forceinline__ uint32_t which(Test test) {
   return bits;
 }
 
-// x[i] for an i that is not known to the compiler, without leaving the registers.
+// x[i] for an i that the compiler does not know. x stays in registers.
 template <class T>
 __device__ __forceinline__ T pick(const T (&x)[kWidth], uint32_t i) {
   T found = x[0];
@@ -36,7 +36,8 @@ __device__ __forceinline__ T pick(const T (&x)[kWidth], uint32_t i) {
   return found;
 }
 
-// e^x; 0 below the smallest normal number, where __expf takes three instructions more.
+// e^x. Results below the smallest normal number are 0: __expf takes three more instructions for
+// them.
 __device__ __forceinline__ float exp_of(float x) {
 #ifdef CF_EMULATED
   return expf(x);
@@ -47,17 +48,17 @@ __device__ __forceinline__ float exp_of(float x) {
 #endif
 }
 
-// How a row's inputs lie in memory, as far as a kernel knows when it is compiled: all aligned to 16
-// bytes and of one dtype, or any. The first three are DType's.
+// What a kernel knows of the inputs when it is compiled: that all have this dtype and are aligned
+// to 16 bytes, or nothing (`any`). The first three have the numbers of DType.
 enum class Format : int { f32, bf16, f16, any };
 
 // One row of a term or value.
 struct alignas(16) Input {
   const void* row;
   float weight;
-  uint16_t term;  // which one, for a term
+  uint16_t term;  // the number of the term, if it is one
   uint8_t dtype;
-  bool aligned;  // to 16 bytes: eight tokens are one or two vector loads
+  bool aligned;  // to 16 bytes, so that eight tokens are one or two vector loads
 
   __device__ bool wide() const { return dtype == static_cast<uint8_t>(DType::f32); }
   __device__ bool narrow() const { return !wide() && aligned; }
@@ -70,13 +71,13 @@ __device__ __forceinline__ Input input_of(const Matrix& m, int64_t row, float we
           reinterpret_cast<uintptr_t>(data) % 16 == 0};
 }
 
-// Eight numbers as they lie in memory: a and b hold four float32 each, or a alone eight 16-bit
-// ones. Loading and unpacking are apart so that several loads can be under way.
+// Eight numbers as they lie in memory: four float32 in each of a and b, or eight 16-bit numbers in
+// a. Loading and unpacking are two functions, so that several loads can be under way.
 struct Raw {
   uint4 a, b;
 };
 
-// Reads past the last token give the last one.
+// Past the last token, the last one is read again.
 __device__ __forceinline__ Raw load(const Input& in, uint32_t v, uint32_t vocab) {
   Raw raw{};
   if (in.aligned && v + kWidth <= vocab) {
@@ -139,12 +140,12 @@ struct LogSum {
       sum *= exp_of((max - top) * scale);
       max = top;
     }
-    const float from = fmaxf(max, -FLT_MAX);  // where all are -inf: so stays x - from
+    const float from = fmaxf(max, -FLT_MAX);  // so that x - from is -inf where all are
 #pragma unroll
     for (float xi : x) sum += exp_of((xi - from) * scale);
   }
 
-  // That of all lanes.
+  // The sum over all lanes.
   __device__ LogSum over_warp(float scale = 1) const {
     LogSum all;
     all.max = warp_reduce(max, [](float a, float b) { return fmaxf(a, b); });
@@ -157,7 +158,7 @@ struct LogSum {
   __device__ bool finite() const { return is_finite(max) && is_finite(sum); }
 };
 
-// A term's normaliser: log p = (z - max) - log_sum, NaN where the logits are no distribution.
+// A term's normaliser: log p = (z - max) - log_sum. It is NaN if the logits are no distribution.
 struct LogZ {
   float max, log_sum;
 
@@ -168,16 +169,16 @@ struct LogZ {
 // What the threads of a block share of their row.
 struct RowBlend {
   Input term[kMaxTerms];          // all terms, for their own log-probs and the support
-  Input weighted[2 * kMaxTerms];  // what has weight: first the terms of a power mean, then sums
-  LogZ log_z[kMaxTerms];          // of terms, where asked for or for a power mean
+  Input weighted[2 * kMaxTerms];  // inputs with a weight: a power mean's terms, then what is added
+  LogZ log_z[kMaxTerms];          // of terms, if a power mean or their log-probs need it
   uint32_t means, inputs;
   const uint8_t* mask;
   bool mask_aligned, has_support;
-  uint32_t bad;  // a weight is not one, or a score that is left is not finite
+  uint32_t bad;  // a weight cannot be used, or a token that is left has a score that is not finite
   Input support;
   float support_threshold;
 
-  // By the first warp, a lane an input; a barrier must follow.
+  // Called by the first warp, with a lane for each input. A barrier must follow.
   __device__ void set_up(const Blend& b, int64_t row) {
     const uint32_t lane = lane_id();
     const bool is_term = lane < kMaxTerms;
@@ -211,7 +212,7 @@ struct RowBlend {
     }
   }
 
-  // By one thread, after set_up: the blend of the support's term alone.
+  // Called by one thread, after set_up: makes this the blend of the support's term alone.
   __device__ void set_up_support() {
     weighted[0] = support;
     means = 0;
@@ -220,7 +221,7 @@ struct RowBlend {
     has_support = false;
   }
 
-  // One bit a token: what mask, support and the vocabulary leave of tokens v .. v + 7.
+  // A word whose bit i says whether mask, support and vocabulary allow token v + i.
   __device__ uint32_t allowed(uint32_t v, uint32_t vocab) const {
     uint32_t left = v + kWidth <= vocab ? 0xFFu : (1u << (vocab - v)) - 1;
     if (mask && mask_aligned && v + kWidth <= vocab) {
@@ -239,13 +240,14 @@ struct RowBlend {
   }
 };
 
-constexpr uint32_t kFew = 4;  // inputs of one format that are read at once
+constexpr uint32_t kFew = 4;  // how many inputs of one format are read at once
 
-// Adds the row's inputs, up to kFew of one format, to s(v) .. s(v + 7), none past the vocabulary.
+// Adds the row's inputs to s(v) .. s(v + 7). There are at most kFew, of one format, and all eight
+// tokens must be within the vocabulary.
 template <Format kFormat>
 __device__ __forceinline__ void add_few(const RowBlend& row, uint32_t v, Eight& s) {
-  constexpr uint32_t kVectors = kFormat == Format::f32 ? 2 : 1;  // of eight tokens
-  constexpr uint32_t kLoads = kFew / kVectors;                   // inputs under way
+  constexpr uint32_t kVectors = kFormat == Format::f32 ? 2 : 1;  // vectors of eight tokens
+  constexpr uint32_t kLoads = kFew / kVectors;                   // inputs that are loaded at once
   const uint32_t count = row.inputs, offset = v / kWidth * kVectors;
 #pragma unroll
   for (uint32_t n = 0; n < kFew; n += kLoads) {
@@ -272,7 +274,7 @@ __device__ __forceinline__ void add_few(const RowBlend& row, uint32_t v, Eight& 
 template <>
 __device__ __forceinline__ void add_few<Format::any>(const RowBlend&, uint32_t, Eight&) {}
 
-// The blend's scores: weighted sums, and under kPower a power mean first.
+// The blend's scores: a weighted sum and, with kPower, a power mean that it is added to.
 template <bool kPower, Format kFormat>
 class BlendScores {
  public:
@@ -326,7 +328,8 @@ class BlendScores {
     for (uint32_t i = 0; i < kWidth; ++i) s[i] = mean[i].result(power_);
   }
 
-  // Tells removed tokens (a -inf with weight) from those that spoil the row; returns what is left.
+  // Finds out which scores are not finite because the token is removed (a -inf with a weight) and
+  // which spoil the row. Returns the tokens that are left.
   __device__ uint32_t sort_out(uint32_t v, const Eight& s, uint32_t left) const {
     uint32_t odd = left & which([&](uint32_t i) { return !is_finite(s[i]); });
     for (; odd; odd &= odd - 1) {
@@ -338,7 +341,7 @@ class BlendScores {
   }
 
   __device__ bool removed(uint32_t v) const {
-    bool massless = false;  // p^r of a -inf: for r > 0 it takes all terms, for r < 0 one
+    bool massless = false;  // the power mean is 0: for r > 0 if all terms are, for r < 0 if one is
     if (kPower && row.means > 0) {
       PowerMean<float> mean;
       float before = 0;
@@ -356,7 +359,7 @@ class BlendScores {
 
   const uint32_t vocab_;
   const float power_;
-  const bool all_;  // tokens are allowed
+  const bool all_;  // all tokens are allowed
 };
 
 }  // namespace cuda

@@ -1,10 +1,11 @@
 // Selects the slots that a search keeps, and forks the rows of caches, on CUDA GPUs.
 //
-// A fork's block owns some columns of a cache, a column being one vector of every row. Its threads
-// read into registers what the rows become, meet at a barrier, and write: whatever permutation or
-// repetition the parents are, no row is overwritten before its children have read it, and memory
-// gives and takes each row once (a parent's other children find it in the cache). Parents and
-// ranges stay on the device, so a launch follows from shapes alone and a CUDA graph can hold it.
+// In a fork, a block owns some columns of a cache; a column is one vector of every row. Its threads
+// read into registers what the rows become, meet at a barrier, and write. So no row is overwritten
+// before its children have read it, whatever permutation or repetition the parents are, and each
+// row is read from memory and written to it once (a parent's other children find it in the cache).
+// Parents and ranges stay on the device: a launch follows from shapes alone, and a CUDA graph can
+// hold it.
 #include <cuda_runtime.h>
 
 #include "../search_math.h"
@@ -13,8 +14,7 @@
 namespace crossfade {
 namespace cuda {
 
-// ---- Selecting
-// -----------------------------------------------------------------------------------
+// ---- Selecting ---------------------------------------------------------------------------------
 
 // A block takes a prompt. A slot's rank is the number of slots that beat it, so that every thread
 // knows where its slot goes without a sort.
@@ -31,19 +31,18 @@ __global__ void __launch_bounds__(1024) select_kernel(const __grid_constant__ Se
   }
 }
 
-// ---- Forking
-// -------------------------------------------------------------------------------------
+// ---- Forking -----------------------------------------------------------------------------------
 
 constexpr uint32_t kForkThreads = 256;
-constexpr uint32_t kHeld = 8;  // vectors of a thread: 32 KB under way a block
+constexpr uint32_t kHeld = 8;  // vectors that a thread holds: 32 KB for a block
 constexpr uint32_t kMostRows = kForkThreads * kHeld;
-constexpr uint32_t kMostCaches = 64;  // of a launch: its arguments are at most 4 KB
+constexpr uint32_t kMostCaches = 64;  // caches of a launch, whose arguments have room in 4 KB
 
 struct ForkedCache {
   char* data;
   int64_t row_stride, head_stride, token_stride;  // in bytes
   int64_t length;
-  uint32_t vectors, vector_bytes;  // of a token
+  uint32_t vectors, vector_bytes;  // vectors of a token, and bytes of a vector
   uint32_t first_block, slabs;     // a block takes a slab of a head's columns
 };
 
@@ -55,8 +54,8 @@ struct ForkLaunch {
 };
 static_assert(sizeof(ForkLaunch) <= 4096, "more takes other limits of a kernel's arguments");
 
-// Where a row's position comes from: a row, or -1 if it stays. All is read at once, without a
-// branch.
+// The row that a row's position is copied from, or -1 if it stays. There is no branch, so that all
+// reads are under way at once.
 __device__ __forceinline__ int64_t source_of(const Fork& fork, int64_t row, int64_t position,
                                              int64_t length) {
   const int64_t inside = row < fork.rows ? row : 0;
@@ -70,7 +69,7 @@ __device__ __forceinline__ int64_t source_of(const Fork& fork, int64_t row, int6
 template <class Vector>
 __device__ __forceinline__ void fork_slab(const ForkLaunch& launch, const ForkedCache& cache,
                                           uint32_t head, uint32_t slab) {
-  // Lanes take columns that follow one another, then the next row.
+  // Neighbouring lanes take neighbouring columns; then comes the next row.
   const uint32_t column = slab * launch.lanes + threadIdx.x % launch.lanes;
   const uint32_t first_row = threadIdx.x / launch.lanes, step = blockDim.x / launch.lanes;
   const int64_t position = launch.first + column / cache.vectors;
@@ -113,7 +112,7 @@ __global__ void __launch_bounds__(kForkThreads)
   }
 }
 
-// Gathers caches into launches, of up to kMostCaches.
+// Gathers up to kMostCaches caches for a launch.
 class ForkLauncher {
  public:
   ForkLauncher(const Fork& fork, void* stream) : stream_(stream) {
@@ -129,7 +128,7 @@ class ForkLauncher {
     const Heads& x = cache.data;
     const int64_t bytes = cache.item_bytes, token = cache.size * bytes;
     const int64_t strides[] = {x.row_stride * bytes, x.head_stride * bytes, x.token_stride * bytes};
-    int64_t vector = 16;  // the largest that is aligned throughout
+    int64_t vector = 16;  // becomes the largest size for which all vectors are aligned
     for (int64_t n : {strides[0], strides[1], strides[2], token,
                       static_cast<int64_t>(reinterpret_cast<uintptr_t>(x.data))})
       while (n % vector) vector /= 2;

@@ -29,7 +29,8 @@ __device__ __forceinline__ T shuffle_xor(const T& x, int lanes) {
   return result;
 }
 
-// All lanes get the merge of all lanes' values. merge(a, b) must not depend on their order.
+// Merges the values of all lanes, and gives the result to all. merge(a, b) and merge(b, a) must be
+// the same.
 template <class T, class Merge>
 __device__ __forceinline__ T warp_reduce(T x, Merge merge) {
 #pragma unroll(sizeof(T) == 4 ? 5 : 1)  // large values would fill the instruction cache
@@ -37,8 +38,9 @@ __device__ __forceinline__ T warp_reduce(T x, Merge merge) {
   return x;
 }
 
-// A value on its way through shared memory, moved by words: bytes would take as long each, and
-// those of other members, which the cluster's network moves one by one, some 70 us in all.
+// A value on its way through shared memory. It is moved by words of 32 bits, as a byte takes as
+// long as a word. Bytes of other members, which the cluster's network moves one by one, took some
+// 70 us.
 struct alignas(8) Parcel {
   uint32_t words[10];
 
@@ -62,7 +64,7 @@ struct alignas(8) Parcel {
   }
 };
 
-// Where values meet on their way up, in each block's shared memory.
+// Where the values of warps and blocks are exchanged, in each block's shared memory.
 struct Exchange {
   Parcel warp[32], block[2], all;
 };
@@ -91,7 +93,7 @@ class Team {
     __syncthreads();
   }
 
-  // The same object in the shared memory of another member.
+  // What lies where `mine` does, but in the shared memory of the member `rank`.
   template <class T>
   __device__ static const T& at(uint32_t rank, const T& mine) {
 #ifdef CF_CLUSTERS
@@ -100,10 +102,11 @@ class Team {
     return mine;
   }
 
-  // All threads get the merge of all threads' values: over_warp(x) is a warp's, the same in all its
-  // lanes, and T{} the neutral element. A barrier for all of shared memory. Warps' and blocks'
-  // values are merged by the first warp alone. Blocks' values have two places, which take turns:
-  // one is written again only after a barrier that follows its last read.
+  // Merges the values of all threads, and gives the result to all. over_warp(x) merges a warp's
+  // values and gives the result to all its lanes; T{} must be the neutral element. It is a barrier
+  // for all of shared memory. The first warp alone merges the values of warps and of blocks. Values
+  // of blocks have two places, which take turns: so a barrier lies between the last read of a place
+  // and the next write to it.
   template <class T, class OverWarp>
   __device__ T reduce(T x, OverWarp over_warp) {
     const uint32_t lane = lane_id();
@@ -133,7 +136,7 @@ class Team {
   uint32_t turn_ = 0;
 };
 
-// The member's part of a row of `vocab` tokens, and the rounds in which its block reads it.
+// The part of a row of `vocab` tokens that the member reads, and in how many rounds.
 struct Slice {
   static constexpr uint32_t kWidth = 8;  // tokens a thread reads at once
 
@@ -149,8 +152,9 @@ struct Slice {
   }
 };
 
-// Calls visit(round, v, s, top) in all threads for every round of the slice: s the scores of tokens
-// v .. v + 7, -inf past the end, and top their maximum. visit may hold barriers.
+// Calls visit(round, v, s, top) in all threads for every round of the slice. s holds the scores of
+// tokens v .. v + 7, which are -inf past the end, and top is their maximum. As all threads call it,
+// visit may hold barriers.
 template <class Scores, class Visit>
 __device__ __forceinline__ void sweep(const Slice& slice, const Scores& scores, Visit visit) {
   for (uint32_t round = 0; round < slice.rounds; ++round) {

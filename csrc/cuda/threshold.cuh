@@ -1,21 +1,24 @@
-// The score below which truncation removes tokens: top-k, top-p and min-p, ties kept, no sort.
+// Finds the score below which truncation removes tokens: top-k, top-p and min-p, which keep ties,
+// without a sort.
 //
 // Most rows keep few tokens. While a row is read, each block lists the tokens that may be among its
-// best: those of at least a floor that is the j-th largest of the maxima of its quads of threads (j
-// quads reach it, so at least j tokens do). The floor rises as more is read, and some 2 j tokens
-// end up listed. Ranked against all of the team's lists, every one knows how many tokens and how
-// much mass lie above it, so whether it stays.
+// best: those that reach a floor, which is the j-th largest of the maxima of its quads of threads.
+// As j quads reach it, at least j tokens do. The floor rises as more is read, and some 2 j tokens
+// end up on the list. Each is then ranked among the lists of the whole team: how many tokens and
+// how much mass lie above it says whether it stays.
 //
-// Where the lists do not settle it (a flat row under top-p, a large k, masses of ties, rows sorted
-// ascending), a radix search over the keys of all scores does, reading the inputs again each round.
+// The lists may lack tokens that stay: in a flat row under top-p, with a large k, with very many
+// ties, in a row sorted ascending. Then a radix search over the keys of all scores finds the
+// threshold. It reads the inputs again in each round.
 #pragma once
 #include "race.cuh"
 
 namespace crossfade {
 namespace cuda {
 
-constexpr uint32_t kListed = 1920;  // what 48 KB of shared memory have room for
-// A token's share of the row's mass is in fixed point: sums are exact, whatever their order.
+constexpr uint32_t kListed = 1920;  // as many as 48 KB of shared memory have room for
+// A token's share of the row's mass is a number in fixed point, so that sums are exact, whatever
+// their order.
 constexpr double kWholeMass = 1ll << 43;
 
 struct Cut {
@@ -37,10 +40,10 @@ struct RowMass {
   }
 };
 
-// What a block keeps for it, in shared memory.
+// What a block keeps in shared memory to find a threshold.
 struct ThresholdMemory {
   RowMass mass;
-  float least;  // what min-p asks for
+  float least;  // the lowest score that min-p keeps
   RadixSearch search;
   float quad_max[256];
   float floor;
@@ -51,11 +54,11 @@ struct ThresholdMemory {
       uint32_t token[kListed];
       float all[kListed];       // scores of the team's candidates
       uint16_t own[kListed];    // which of the listed are candidates
-      uint64_t above[kListed];  // of each of those: the mass that scores higher
+      uint64_t above[kListed];  // for each candidate, the mass that scores higher
     };
     struct {
-      // Two halves, as shared memory adds 32 bits at a time: a value is high * 2^12 + low. Counts
-      // are all low.
+      // A value is high * 2^12 + low, as shared memory adds 32 bits at a time. Counts have no high
+      // part.
       uint32_t low[RadixSearch::kBins], high[RadixSearch::kBins];
       uint64_t team[RadixSearch::kBins];  // the sums of all members' values
       uint64_t warp_total[32];
@@ -69,8 +72,8 @@ class Shortlist {
  public:
   __device__ Shortlist(ThresholdMemory& memory, const Cut& cut) : m_(memory), cut_(cut) {}
 
-  // Called by all threads of the block in every round of a sweep; thread_max is over the sweep so
-  // far.
+  // Called by all threads of the block in every round of a sweep. thread_max is the thread's
+  // largest score in the sweep so far.
   __device__ void offer(uint32_t round, uint32_t v, const Eight& s, float top, float thread_max) {
     if ((round & (round + 1)) == 0) raise_floor(thread_max);  // rounds 0, 1, 3, 7 ...
     if (!(top >= floor_)) return;
@@ -87,8 +90,8 @@ class Shortlist {
   __device__ float floor() const { return floor_; }
   __device__ bool overflows() const { return m_.listed > kListed; }
 
-  // After the sweep, its results merged and no list overflowing: whether the lists hold all tokens
-  // that stay. `floor` is the highest of the team's. The same in all threads.
+  // Whether the lists hold all tokens that stay, the same in all threads. Called after the sweep,
+  // once its results are merged, if no list overflows. `floor` is the highest floor of the team.
   __device__ bool settle(Team& team, float floor) {
     pull(floor);
     __syncthreads();
@@ -108,7 +111,7 @@ class Shortlist {
     return floor <= m_.least;
   }
 
-  // Calls visit(token, score) for the listed tokens that stay, each in one thread of the team.
+  // Calls visit(token, score) for the listed tokens that stay, for each in one thread of the team.
   template <class Visit>
   __device__ void for_each_kept(Visit visit) const {
     const double nucleus = cut_.top_p * whole_;
@@ -146,7 +149,7 @@ class Shortlist {
     const uint32_t mine = threadIdx.x / 4, share = threadIdx.x % 4;
     if (share == 0) m_.quad_max[mine] = quad;
     __syncthreads();
-    uint32_t before = 0;  // quads that come before, each of this one's threads looking at a share
+    uint32_t before = 0;  // quads of higher maxima; each thread of this quad counts a share of them
 #pragma unroll 8
     for (uint32_t i = share * quads / 4; i < (share + 1) * quads / 4; ++i) {
       const float other = m_.quad_max[i];
@@ -160,7 +163,8 @@ class Shortlist {
   }
 
   // Copies the scores of all candidates of the team to this block, and notes which are its own.
-  // Each warp reads from one member, or from every warps-th: blocks and teams are powers of two.
+  // If there are fewer warps than members, each warp reads from several members; else several warps
+  // share one. Both numbers are powers of two.
   __device__ void pull(float floor) {
     const uint32_t size = Team::size(), warps = warp_count();
     const uint32_t share = warps > size ? warps / size : 1;
@@ -177,8 +181,8 @@ class Shortlist {
     }
   }
 
-  // Ranks this block's candidates, a warp each. Returns, in one lane, the mass of those it ranked
-  // that top-k keeps.
+  // Ranks this block's candidates, each with a warp. One lane of a warp returns the mass of those
+  // candidates of the warp that top-k keeps; the other lanes return 0.
   __device__ uint64_t rank() {
     uint64_t kept = 0;
     const uint32_t count = m_.pulled;
@@ -206,10 +210,10 @@ class Shortlist {
   const Cut& cut_;
   float floor_ = -INFINITY;
   bool all_ = false;
-  double whole_ = kWholeMass;  // of the mass that top-p takes its part from
+  double whole_ = kWholeMass;  // the mass of which top-p keeps a part
 };
 
-// Fills m.team: each member adds up its part of the digits, and all copy the parts of the others.
+// Fills m.team: each member adds up its part of the digits and copies the parts of the others.
 __device__ __forceinline__ void merge_histograms(ThresholdMemory& m) {
   const uint32_t part = (1u << m.search.bits()) / Team::size(), first = Team::rank() * part;
   for (uint32_t d = first + threadIdx.x; d < first + part; d += blockDim.x) {
@@ -228,17 +232,19 @@ __device__ __forceinline__ void merge_histograms(ThresholdMemory& m) {
   __syncthreads();
 }
 
-// One round of m.search on the team's histograms. False: the search has no result, as fewer tokens
-// than its target are left.
+// Does one round of m.search on the team's histograms. Returns false if the search has no result,
+// as fewer tokens than its target are left.
 __device__ __forceinline__ bool descend(ThresholdMemory& m, bool weigh) {
   merge_histograms(m);
-  // Digits from the top, `per` a thread: where does their running sum reach the target?
+  // Each thread takes `per` digits, from the top. At which digit does the running sum reach the
+  // target?
   const uint32_t bins = 1u << m.search.bits(), per = (bins + blockDim.x - 1) / blockDim.x;
   const uint32_t first = threadIdx.x * per;
   const auto bin = [&](uint32_t i) { return m.team[bins - 1 - i]; };
   uint64_t own = 0;
   for (uint32_t i = first; i < first + per && i < bins; ++i) own += bin(i);
-  unsigned long long up_to = own;  // running sum over the block, this thread's included
+  unsigned long long up_to =
+      own;  // running sum over the block up to this thread's digits, which it includes
 #pragma unroll 1
   for (uint32_t lanes = 1; lanes < 32; lanes *= 2) {
     const unsigned long long other = __shfl_up_sync(kAllLanes, up_to, lanes);
@@ -274,17 +280,17 @@ __device__ __forceinline__ bool descend(ThresholdMemory& m, bool weigh) {
   return true;
 }
 
-// The largest score x with W{s >= x} >= target, among scores of at least `least`; -inf if none. W
-// counts tokens (target of them), or where `weigh` adds up their mass (target: a part of all of
-// it).
+// The largest score x such that the tokens of scores at least x reach the target; -inf if none do.
+// Only scores of at least `least` count. The target is a number of tokens or, with `weigh`, a part
+// of all mass.
 template <class Scores>
 __device__ __forceinline__ float radix_threshold(const Slice& slice, const Scores& scores,
                                                  ThresholdMemory& m, bool weigh, float least,
                                                  double target) {
-  __syncthreads();  // all have read the last search
+  __syncthreads();  // until then threads read the last search
   if (threadIdx.x == 0) m.search = RadixSearch(target);
   do {
-    Team::sync();  // no member still reads the last histogram
+    Team::sync();  // until then members read the last histogram
     for (uint32_t d = threadIdx.x; d < RadixSearch::kBins; d += blockDim.x)
       m.low[d] = m.high[d] = 0;
     __syncthreads();
@@ -307,7 +313,7 @@ __device__ __forceinline__ float radix_threshold(const Slice& slice, const Score
   return float_of_key(m.search.threshold());
 }
 
-// The threshold that the lists do not give.
+// Finds the threshold where the lists do not give it.
 template <class Scores>
 __device__ __forceinline__ float threshold(const Slice& slice, const Scores& scores,
                                            ThresholdMemory& m, const Cut& cut) {
