@@ -1,16 +1,16 @@
-"""Attention to caches in Triton, appending to them on the way.
+"""Attention to caches in Triton, which also appends to them.
 
 A program takes a kv head of a row with all query heads that share it, a tile of the new tokens and
-a split of the cache's slots. The grid follows from shapes alone, so that a CUDA graph can hold it:
-a program whose split lies past its row's length leaves at once. New tokens are read from where they
-come from, never from the cache: each is written by the one program that has both it and its slot.
-Splits leave partial results, which `combine` puts together in their order.
+a split of the cache's slots. The grid follows from shapes alone, so that a CUDA graph can hold it;
+a program whose split lies past its row's length returns at once. New tokens are read from the
+arguments, never from the cache: the one program that has both a token and its slot writes it there.
+Splits leave partial results, which `combine` puts together in the order of the splits.
 """
 
 import triton
 import triton.language as tl
 
-LOWEST = tl.constexpr(-3.4028235e38)  # below all scores, and no -inf: differences stay numbers
+LOWEST = tl.constexpr(-3.4028235e38)  # below all scores, and finite, so that differences are
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def length_of(lengths, b, capacity):
 
 @triton.jit
 def load_slots(cache, slot_stride, new, token_stride, slot, length, end, d, size):
-    """Slots [BLOCK, D]: old ones from the cache, new ones from the new tokens, zeros from `end`."""
+    """Slots [BLOCK, D]: old ones from the cache, new ones from new tokens, zeros from `end` on."""
     inside = (slot < end)[:, None] & (d < size)[None, :]
     is_old = (slot < length)[:, None]
     token = tl.maximum(slot - length, 0)
@@ -55,7 +55,7 @@ def store_slots(cache, slot_stride, slot, mine, d, size, x):
 def store_result(
     out, acc, total, b, h, token, tokens, r, value_size, dv, KV_HEADS, GROUP: tl.constexpr, valid
 ):
-    """Query rows to out [B, n, Hq, Dv]."""
+    """Writes the results of query rows to out [B, n, Hq, Dv]."""
     head = h * GROUP + r % GROUP
     row = (b.to(tl.int64) * tokens + token) * (KV_HEADS * GROUP) + head
     at = out + row[:, None] * value_size + dv[None, :]
@@ -69,7 +69,7 @@ def attend_splits(
     partials,  # [B, Hkv, splits, ROWS, DV] float32, or None where there is one split
     stats,  # [B, Hkv, splits, 2, ROWS] float32: the largest score, the sum of exponentials below it
     query,  # [B, Hq, n, D]
-    query_strides,  # three, as of all
+    query_strides,  # of rows, heads and tokens, as those of all tensors here
     key,  # [B, Hkv, n, D]
     key_strides,
     value,  # [B, Hkv, n, Dv]
@@ -89,16 +89,17 @@ def attend_splits(
     value_size,
     SOFTCAP: tl.constexpr,
     KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,  # query heads of a kv head
+    GROUP: tl.constexpr,  # query heads that share a kv head
     TILE: tl.constexpr,  # tokens of a tile
-    SPLIT: tl.constexpr,  # slots of a split, a multiple of BLOCK; 0: one split of all
+    SPLIT: tl.constexpr,  # slots of a split, a multiple of BLOCK; 0: one split has all slots
     ROWS: tl.constexpr,  # at least GROUP TILE, for tl.dot
     BLOCK: tl.constexpr,
     D: tl.constexpr,  # size and value_size, padded
     DV: tl.constexpr,
-    WIDEN: tl.constexpr,  # products in float32: the interpreter has none in bfloat16
+    WIDEN: tl.constexpr,  # multiply in float32, as the interpreter cannot in bfloat16
 ):
-    """Grid (B Hkv, tiles, splits)."""
+    """Attends to a split, and appends the new tokens whose slots are in it. Grid (B Hkv, tiles,
+    splits)."""
     pair, split = tl.program_id(0), tl.program_id(2)
     b, h = pair // KV_HEADS, pair % KV_HEADS
     first = tl.program_id(1) * TILE
@@ -181,7 +182,7 @@ def combine(
     ROWS: tl.constexpr,
     DV: tl.constexpr,
 ):
-    """Puts the partial results of the splits that a row reaches together. Grid (B Hkv,)."""
+    """Puts together the partial results of the splits that a row reaches. Grid (B Hkv,)."""
     pair = tl.program_id(0)
     b, h = pair // KV_HEADS, pair % KV_HEADS
     length = length_of(lengths, b, capacity)

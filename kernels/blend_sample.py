@@ -1,9 +1,10 @@
-"""Blend and sample in Triton: tiles of a row in parallel, then one program a row.
+"""Blend and sample in Triton: tiles of a row in parallel, then one program for each row.
 
 `blend_tiles` reads every input once and leaves, for each tile of a row, its largest score, its sum
 of exponentials and (without truncation) the best candidate under the noise; `choose` puts the tiles
-of a row together. With truncation the scores go through scratch memory, and `choose` finds their
-threshold there without a sort. A power mean takes one more read: `term_tiles`, for the normalisers.
+of a row together. With truncation the scores are written to scratch memory, in which `choose` finds
+their threshold without a sort. A power mean takes one more read: `term_tiles` finds the
+normalisers.
 """
 
 import triton
@@ -18,13 +19,13 @@ WEIGHT_SUM_TOLERANCE = tl.constexpr(1e-3)
 # Planes of `partials` [PLANES, B, tiles] float32.
 PLANES = 6
 TOP = tl.constexpr(0)  # the tile's largest score
-SUM = tl.constexpr(1)  # of exp(score - TOP); NaN where the row is bad
-TEMPERED = tl.constexpr(2)  # of exp((score - TOP) / temperature)
+SUM = tl.constexpr(1)  # the sum of exp(score - TOP); NaN where the row is bad
+TEMPERED = tl.constexpr(2)  # the sum of exp((score - TOP) / temperature)
 VALUE = tl.constexpr(3)  # the best candidate's (score - TOP) / temperature + noise; greedy: score
 SCORE = tl.constexpr(4)  # its score
 INDEX = tl.constexpr(5)  # its place in the tile
 
-# Numbers that change from call to call: their values must not compile a new kernel.
+# Numbers that change from call to call. Triton must not compile a new kernel for each value.
 PER_CALL = ["seed", "seed_high", "stream", "stream_high", "step", "rows", "tiles"]
 
 
@@ -33,7 +34,7 @@ PER_CALL = ["seed", "seed_high", "stream", "stream_high", "step", "rows", "tiles
 
 @triton.jit
 def setting(x, row):
-    """A row's setting: a number, or a pointer to [B]."""
+    """A row's setting. `x` is a number for all rows, or a pointer to [B]."""
     if isinstance(x, float):  # under the interpreter
         return tl.full((), x, tl.float32)
     elif x.dtype.is_ptr():
@@ -51,7 +52,7 @@ def temperature_of(temperature, row):
 
 @triton.jit
 def weight_of(weights, stride, row, k: tl.constexpr):
-    """Weight k of a row: numbers (no stride), or a pointer with a row stride."""
+    """Weight k of a row. `weights` are numbers (no stride), or a pointer with a row stride."""
     if stride is None:
         return tl.full((), weights[k], tl.float32)
     else:
@@ -91,7 +92,7 @@ def store_term(z, partials, size, k: tl.constexpr):
 def support_threshold(
     x, stride, thresholds, vocab, top_k, top_p, min_p, BLOCKS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Each row's threshold for one term's own logits; NaN if they are none. Grid (B,)."""
+    """Each row's threshold for one term's logits; NaN if they are no distribution. Grid (B,)."""
     row = tl.program_id(0)
     x += row.to(tl.int64) * stride
     largest = tl.full([BLOCK], NEG_INF, tl.float32)
@@ -102,7 +103,7 @@ def support_threshold(
         odd |= (z != z).to(tl.int32)
         largest = tl.maximum(largest, tl.where(z == z, z, NEG_INF))
     top = tl.max(largest)
-    threshold = top * float("nan")  # of what is no distribution: nothing is kept
+    threshold = top * float("nan")  # if the term is no distribution, nothing is kept
     if (tl.max(odd) == 0) & (tl.abs(top) < float("inf")):
         threshold = truncation(x, vocab, top, 1.0, top_k, top_p, min_p, BLOCKS, BLOCK)
     tl.store(thresholds + row, threshold)
@@ -138,7 +139,7 @@ def weighted_sum(
 
 @triton.jit
 def expm1_of_negative(x):
-    """exp(x) - 1 for x <= 0: its series near 0, where the difference would lose digits."""
+    """exp(x) - 1 for x <= 0. Near 0, where the difference would lose digits, it is the series."""
     s = x * (1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7))))))
     return tl.where(x > -0.3, s, tl.exp(x) - 1.0)
 
@@ -148,11 +149,11 @@ def power_mean(
     terms, strides, weights, weight_stride, term_partials, size, tiles, TILES: tl.constexpr,
     power, row, cols, vocab,
 ):  # fmt: skip
-    """log (sum_k w_k p_k^r)^(1/r) from one read of the terms, each log-normalised.
+    """log (sum_k w_k p_k^r)^(1/r), from one read of the terms, which it normalises.
 
     With a_k = r log p_k, `ref` the log p_k of the largest a_k, and weights that sum to one, it is
-    ref + log1p(sum_k w_k expm1(a_k - r ref)) / r: right for small r too, where a plain log-sum-exp
-    has its rounding error divided by r.
+    ref + log1p(sum_k w_k expm1(a_k - r ref)) / r. That is right for small r too, where the rounding
+    error of a plain log-sum-exp would be divided by r.
     """
     total = 0.0
     ok = tl.full((), 1, tl.int1)
@@ -231,13 +232,13 @@ def blend_tiles(
     rows,
     vocab,
     tiles,
-    MEAN: tl.constexpr,  # a power mean; term_partials are its input
-    PICK: tl.constexpr,  # find the tile's best candidate
-    SAMPLE: tl.constexpr,  # ... under the noise, else the best score
+    MEAN: tl.constexpr,  # whether it is a power mean, of which term_partials are an input
+    PICK: tl.constexpr,  # whether to find the tile's best candidate
+    SAMPLE: tl.constexpr,  # whether that is the best with noise, or the best score
     BLOCK: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """Scores of one tile of one row. Grid (B, tiles)."""
+    """Computes the scores of one tile of one row. Grid (B, tiles)."""
     row, tile = tl.program_id(0), tl.program_id(1)
     cols = tile * BLOCK + tl.arange(0, BLOCK)
     size = rows.to(tl.int64) * tiles
@@ -296,7 +297,7 @@ def blend_tiles(
 
 @triton.jit(do_not_specialize=["rows", "tiles"])
 def normalise(scores, partials, rows, vocab, tiles, BLOCK: tl.constexpr, TILES: tl.constexpr):
-    """Scores to log-probs in place, NaN in a bad row. Grid (B, tiles)."""
+    """Turns scores into log-probs in place, NaN in a bad row. Grid (B, tiles)."""
     row, tile = tl.program_id(0), tl.program_id(1)
     cols = tile * BLOCK + tl.arange(0, BLOCK)
     partials += row.to(tl.int64) * tiles
@@ -337,10 +338,11 @@ def choose(
     SAMPLE: tl.constexpr,
     TRUNCATE: tl.constexpr,
     BLOCKS: tl.constexpr,  # with TRUNCATE: ceil(vocab / BLOCK)
-    BLOCK: tl.constexpr,  # the tiles', or with TRUNCATE that of the loops here
+    BLOCK: tl.constexpr,  # tokens of a tile, or with TRUNCATE those that a loop here takes at once
     TILES: tl.constexpr,
 ):
-    """One token a row, from the tiles' candidates or, with TRUNCATE, from the scores. Grid (B,)."""
+    """Takes one token for each row, from the tiles' candidates or, with TRUNCATE, from the scores.
+    Grid (B,)."""
     row = tl.program_id(0)
     size = rows.to(tl.int64) * tiles
     partials += row.to(tl.int64) * tiles
@@ -390,7 +392,7 @@ def choose(
             below = (tops - tl.where(good, top, 0.0)) / temper
             tempered = tl.sum(parts * tl.exp(below))
             value += tl.where(greedy, 0.0, below)
-        tile = tl.minimum(tl.argmax(value, axis=0), tiles - 1)  # whatever a bad row holds
+        tile = tl.minimum(tl.argmax(value, axis=0), tiles - 1)  # a bad row may hold anything
         score = tl.load(partials + size * SCORE + tile)
         token = tile * BLOCK + tl.load(partials + size * INDEX + tile).to(tl.int32)
 

@@ -1,8 +1,8 @@
 """What `linear_logp` does to a tile of logits between two products, in Triton.
 
 `LogpTile`, `LogpSums`, `LogpMoments` and `LogpGradient` of csrc/crossfade.h say what is computed. A
-program of the forward pass holds its row of the tile in registers, so that it reads a logit once;
-all in between is float32. Tiles come one after the other, and a row's sums go along.
+program of the forward pass holds its row of the tile in registers, so that it reads each logit
+once. It computes in float32. Tiles come one after the other, and each adds to the sums of its rows.
 """
 
 import triton
@@ -13,7 +13,7 @@ NEG_INF = tl.constexpr(float("-inf"))
 
 @triton.jit
 def tanh(x):
-    """To 3e-7 of it, as the series of Cephes has it near 0; NaN for NaN."""
+    """tanh x with a relative error of 3e-7. Near 0 it is the series of Cephes; NaN stays NaN."""
     square = x * x
     p = -5.70498872745e-3 * square + 2.06390887954e-2
     p = p * square - 5.37397155531e-2
@@ -42,14 +42,14 @@ def load_logits(scores, bias, row, columns, c, softcap, temperature, SOFTCAP: tl
 @triton.jit(do_not_specialize=["first"])
 def logp_forward(
     scores,  # [R, columns] float32: hidden weight^T
-    operand,  # [R, columns]: where exp(z - max) dz/dx temperature goes, if there are moments
-    second_operand,  # [R, columns]: and that times (z - max)
-    sums,  # [R, 4]: max, sum of exp(z - max), of that times (z - max), target's z
-    first_moment,  # [R, size] float32, or None: what the tiles before sum to
+    operand,  # [R, columns]: gets exp(z - max) dz/dx temperature, if there are moments
+    second_operand,  # [R, columns]: gets that times (z - max)
+    sums,  # [R, 4]: max, sum of exp(z - max), sum of that times (z - max), target's z
+    first_moment,  # [R, size] float32, or None: the sum of the tiles before
     second_moment,  # [R, size] float32, or None
     bias,  # [columns] float32, or None
     targets,  # [R] int64
-    first,  # the tile's first column, in the vocabulary
+    first,  # the token of the vocabulary that the first column is
     columns,
     size,
     softcap,
@@ -58,7 +58,7 @@ def logp_forward(
     BLOCK: tl.constexpr,  # columns, padded
     SIZE_BLOCK: tl.constexpr,
 ):
-    """Adds a tile to its rows' sums. Grid (R,)."""
+    """Adds a tile to the sums of its rows. Grid (R,)."""
     row = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, BLOCK)
     inside = c < columns
@@ -111,7 +111,7 @@ def logp_forward(
 @triton.jit(do_not_specialize=["first"])
 def logp_backward(
     scores,  # [R, columns] float32: hidden weight^T
-    operand,  # [R, columns]: where d loss / dx goes
+    operand,  # [R, columns]: gets d loss / dx
     of_logits,  # [R, 5] float32: max, log_total, pick, share, tilt
     bias,
     targets,

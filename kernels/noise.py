@@ -37,7 +37,7 @@ def log1m(y):
 
 @triton.jit
 def gumbel(h):
-    """-log E of uint32 words, E = -log((h + 1/2) / 2^32), exact near u = 1 too."""
+    """-log(-log u) of uint32 words h, with u = (h + 1/2) / 2^32. It is exact near u = 1 too."""
     low = h < 0x80000000
     y = (
         tl.where(low, h, h ^ 0xFFFFFFFF).to(tl.float32) + 0.5
@@ -47,7 +47,7 @@ def gumbel(h):
 
 @triton.jit
 def words(x, high, row):
-    """A row's 64-bit setting as two uint32 words: from a pointer to [B] int64, or two numbers."""
+    """A row's 64-bit setting as two uint32 words, from a pointer to [B] int64 or two numbers."""
     if x.dtype.is_ptr():
         both = tl.load(x + row)
         return both.to(tl.uint32), (both >> 32).to(tl.uint32)
@@ -57,7 +57,7 @@ def words(x, high, row):
 
 @triton.jit
 def tile_noise(first, seed, seed_high, stream, stream_high, step, row, BLOCK: tl.constexpr):
-    """Gumbel noise [BLOCK] of the tokens from `first` on, a multiple of 4, in one row."""
+    """Gumbel noise [BLOCK] of one row's tokens from `first` on. `first` is a multiple of 4."""
     k0, k1 = words(seed, seed_high, row)
     c2, c3 = words(stream, stream_high, row)
     c1, _ = words(step, step, row)

@@ -1,9 +1,10 @@
-"""What a search does between two chunks, in Triton: the rows to keep, and forks of their caches.
+"""What a search does between two chunks, in Triton: it keeps the best rows, and forks caches.
 
 A slot's rank is the number of slots that beat it, so no program sorts. A program of a fork owns
-some columns of a head in all rows: it reads what the rows become, meets its threads at a barrier,
-and writes, so that no row is overwritten before its children have read it. Parents and ranges stay
-on the device; grids follow from shapes, and from a range that is two numbers.
+some columns of a head in all rows. It reads what the rows become, waits for all its threads at a
+barrier, and writes, so that no row is overwritten before its children have read it. Parents stay on
+the device, as ranges of each row do; grids follow from shapes, and from a range that is two
+numbers.
 """
 
 import triton
@@ -20,7 +21,8 @@ def chunk_select(
     samples,
     BLOCK: tl.constexpr,
 ):
-    """Grid (P, ceil(slots / BLOCK))."""
+    """Ranks the slots of a prompt, and writes the parents that those it keeps are. Grid (P,
+    ceil(slots / BLOCK))."""
     prompt = tl.program_id(0).to(tl.int64) * slots
     slot = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = slot < slots
@@ -43,19 +45,19 @@ def chunk_select(
 @triton.jit(do_not_specialize=["rows", "first", "last", "slabs"])
 def fork_cache(
     cache,  # [R, heads, length, DIM], integers
-    strides,  # three
+    strides,  # of rows, heads and positions
     parents,  # [R] int64
     start,  # [R] int64, or None: the first position that a row takes
     end,  # [R] int64, or None: the one after the last
     rows,
-    first,  # and no row takes any outside [first, last)
+    first,  # no row takes a position outside [first, last)
     last,
-    slabs,  # of BLOCK columns: numbers of a head's tokens
+    slabs,  # how many blocks of BLOCK numbers the positions of a head have
     DIM: tl.constexpr,
     ROWS: tl.constexpr,  # rows, padded
     BLOCK: tl.constexpr,
 ):
-    """Grid (heads slabs,)."""
+    """Forks some columns of a head in all rows. Grid (heads slabs,)."""
     head, slab = tl.program_id(0) // slabs, tl.program_id(0) % slabs
     column = slab.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     position = first + column // DIM

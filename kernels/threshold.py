@@ -1,6 +1,6 @@
 """Top-k, top-p and min-p of one row in Triton: a threshold without a sort.
 
-The rules, ties kept, are those of `keep` in ops/reference.py.
+The rules are those of `keep` in ops/reference.py; ties are kept.
 """
 
 import triton
@@ -14,7 +14,7 @@ INT_MAX = tl.constexpr(2**31 - 1)
 
 @triton.jit
 def key_of(x):
-    """float32 as int32 that sorts alike; -0 and +0 share a key."""
+    """float32 numbers as int32 keys that sort in the same order. -0 and +0 share a key."""
     bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -38,10 +38,10 @@ def search(
 ):
     """The largest key, from `lo` on, such that the tokens from it up reach the target.
 
-    With COUNT that is `target` tokens; else a share `target` of the mass
-    exp((x - top) / temperature) from `lo` up. Eight pivots a pass narrow [lo, hi), whose lower end
-    always reaches the target and whose upper end never does; both ends snap to scores in use, so a
-    run of equal scores ends the search at once.
+    With COUNT the target is a number of tokens, else a share of the mass exp((x - top) /
+    temperature) from `lo` up. Each pass narrows [lo, hi) with eight pivots. The lower end always
+    reaches the target, and the upper end never does. Both ends move on to scores that exist, so
+    that a run of equal scores ends the search at once.
     """
     j = tl.arange(0, 8)
     pivot = tl.where(j < 7, top - temperature * 0.25 * tl.exp2(j.to(tl.float32)), NEG_INF)

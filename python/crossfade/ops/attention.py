@@ -30,9 +30,9 @@ def attend_(
     rows: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Append n tokens a row to caches, in place, and attend to each row's cache so far.
+    """Append n tokens to each row of caches, in place, and attend to what each row then holds.
 
-    The same in torch, for one row b, with ``r = rows[b]`` and ``at = lengths[b] + arange(n)``::
+    The same in torch for one row b, with ``r = rows[b]`` and ``at = lengths[b] + arange(n)``::
 
         keys[r, :, at], values[r, :, at] = key[b], value[b]
         k, v = (x[r].repeat_interleave(Hq // Hkv, dim=0) for x in (keys, values))
@@ -43,27 +43,28 @@ def attend_(
         seen &= slot > at[:, None] - window              # if window > 0
         out[b] = (score.masked_fill(~seen, -inf).softmax(-1) @ v).transpose(0, 1)
 
-    Only what a row sees is read, so caches may hold anything past their rows' lengths; lengths stay
-    on the device, so a step's shapes never change. Scores, softmax and sums are float32. A row's
-    result depends on neither the other rows, the capacity nor the threads.
+    Only what a row sees is read, so caches may hold anything past the lengths of their rows.
+    Lengths stay on the device, so the shapes of a step never change. Scores, softmax and sums are
+    float32. A row's result depends neither on the other rows, nor on the capacity or the threads.
 
-    Where a gradient is wanted, `backend` None takes the reference. That is the only one with a
+    Where a gradient is wanted, `backend` None takes the reference. It is the only backend with a
     gradient, and it reads all of the capacity.
 
     Args:
-        query: ``[B, Hq, n, D]`` float32, bfloat16, float16 or float64 (the reference's), as all
-            are; Hq a multiple of Hkv, n and D at least 1. Any strides but the last one, which must
-            be 1 (in all).
+        query: ``[B, Hq, n, D]``, float32, bfloat16, float16 or float64 (which the reference alone
+            takes), with n and D at least 1. Hq is a multiple of Hkv. The key, the value and the
+            caches have the same dtype, and of all these tensors the last stride must be 1.
         key, value: ``[B, Hkv, n, D]`` and ``[B, Hkv, n, Dv]`` of the new tokens.
-        keys, values: the caches ``[S, Hkv, C, D]`` and ``[S, Hkv, C, Dv]`` of C slots a row. They
-            are written into: they share no memory, and are no leaves that require a gradient.
+        keys, values: the caches ``[S, Hkv, C, D]`` and ``[S, Hkv, C, Dv]``, of C slots in each row.
+            They are written into: they must not share memory, nor be leaves that require a
+            gradient.
         lengths: int64 ``[B]``, contiguous: the tokens that each row's caches hold already. A token
             whose slot would be at or past C is not written, and its result is undefined.
-        scale: of the scores.
+        scale: what products of queries and keys are multiplied by.
         window: how many of the last slots a token sees, its own among them; 0 is all.
         softcap: bounds the scores to (-softcap, softcap); 0 leaves them.
-        rows: int64 ``[B]``, contiguous: the row of the caches that each row has, no two the same.
-            By default row b has row b.
+        rows: int64 ``[B]``, contiguous: which row of the caches each row has, no two the same. By
+            default row b has row b.
         backend: "native" (CPUs), "triton" (GPUs), "reference", or None for the fastest one.
 
     Returns:
@@ -135,7 +136,7 @@ def _attend(
     if query.dtype is torch.float64:
         backend = backends.of_dtype(backend, query.dtype, "query")
     module = _module(backend, query.device)
-    if module is not native:  # which reads all strides, and asks where one is odd
+    if module is not native:  # native reads all strides anyway, and calls this if one is odd
         tensors = query, key, value, keys, values, lengths, rows
         check.strides(dict(zip(NAMES, tensors, strict=True)))
     return module.attend_(query, key, value, keys, values, lengths, scale, window, softcap, rows)
@@ -143,7 +144,7 @@ def _attend(
 
 @functools.cache
 def _module(name: str | None, device: torch.device) -> ModuleType:
-    """The module that runs the op: natively on CPUs, by Triton elsewhere."""
+    """The module that runs the op: by default native on CPUs, and Triton elsewhere."""
     if name == "native" and device.type != "cpu":
         raise ValueError(f"backend is 'native', which attends on CPUs only; query is on {device}")
     if name is None:
@@ -161,7 +162,7 @@ def _check(
     lengths: Tensor,
     rows: Tensor | None,
 ) -> None:
-    """Everything but the contents of tensors. A model's step has tens of calls: few statements."""
+    """Checks everything but the contents of tensors, quickly: a step has tens of calls."""
     dtype, shape, of_value, cache = query.dtype, query.shape, value.shape, keys.shape
     if dtype not in check.MATRIX_DTYPES:
         raise TypeError(f"query has dtype {dtype}; it must be {check.DTYPE_NAMES}")
@@ -198,13 +199,13 @@ def _check_like(
         raise TypeError(f"{name} has dtype {x.dtype}; it must be {dtype}")
     if x.shape != shape:
         raise ValueError(f"{name} has shape {list(x.shape)}; it must be {list(shape)}")
-    # to ask whether it is on a CPU takes half the time
+    # `is_cpu` takes half the time that comparing devices does
     if not (x.is_cpu if device is CPU else x.device == device):
         raise ValueError(f"{name} is on {x.device}; it must be on {device}, as query")
 
 
 def _check_kinds(*tensors: Any) -> None:
-    """Asked after an error: something may be no tensor, or one without strides."""
+    """Called after an error: an argument may be no tensor, or one without strides."""
     for name, x in zip(NAMES, tensors, strict=True):
         if not isinstance(x, Tensor) and not (name == "rows" and x is None):
             raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")

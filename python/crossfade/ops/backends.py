@@ -58,7 +58,7 @@ def select(name: str | None, device: torch.device) -> ModuleType:
 
 
 def of_dtype(name: str | None, dtype: torch.dtype, argument: str) -> str | None:
-    """The backend for tensors of a dtype: those of float64 are computed by the reference alone."""
+    """The backend for tensors of a dtype: the reference alone computes with float64."""
     if dtype != torch.float64 or name == "reference":
         return name
     if name is not None:

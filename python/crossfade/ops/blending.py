@@ -39,23 +39,26 @@ def blend(
 
     Args:
         logits: K tensors ``[B, V_k]`` (1 <= K <= 16), float32, bfloat16 or float16 (float64 is
-            rounded to float32 first), any row stride (0 too: one row for all), columns contiguous.
-            Unnormalised log-probs of each term.
+            rounded to float32 first). Each holds the unnormalised log-probs of a term. Columns must
+            be contiguous; row strides may be any, 0 too (one row for all).
         weights: ``[K]`` numbers or tensor, or a tensor ``[B, K]``. A term with weight 0 is left
             out. With ``power != 0`` they must not be negative and must sum to 1.
         values: up to 16 tensors ``[B, V_m]`` like `logits`: values of each next token.
-        value_weights: like `weights`, one a value; required with `values`.
+        value_weights: like `weights`, one for each value; required with `values`.
         power: r of the power mean; 0 is the geometric blend.
         support: removes tokens by one term's own distribution, before the blend.
         mask: bool ``[V]`` or ``[B, V]``, True where a token is allowed.
-        vocab_size: columns to use; those after it are padding. By default, those all tensors have.
+        vocab_size: how many columns to use; those after them are padding. By default all columns
+        are
+            used that every tensor has.
         backend: "native", "triton", "reference", or None for the fastest one for the device.
 
     Returns:
         ``[B, V]`` float32 log-probs in nats, -inf where a token is removed: by `support`, by
-        `mask`, or by a -inf in a term or value whose weight is not 0. A bad row is NaN: one with a
-        NaN or infinite score left, with no token left, or with a bad weight in a tensor. There is
-        no derivative: a backward pass that comes here raises.
+        `mask`, or by a -inf in a term or value whose weight is not 0. A bad row is NaN throughout:
+        a row in which a token that is left has a NaN or infinite score, in which no token is left,
+        or whose weights in a tensor are bad. There is no derivative: a backward pass that reaches
+        this op raises.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -104,7 +107,7 @@ def blend_sample(
 
     The noise is counter-based (Philox-4x32-10): given equal logits, a token depends on its row's
     seed, stream and step alone, not on the backend, the batch or the row's place in it. Nothing is
-    differentiable (a backward pass that comes here raises), nothing waits for the device.
+    differentiable (a backward pass that reaches this op raises), and nothing waits for the device.
 
     Args:
         logits, weights, values, value_weights, power, support, mask, vocab_size, backend: as in
@@ -112,15 +115,16 @@ def blend_sample(
         temperature: 0 or above; a number or ``[B]``, as all settings down to `step` are, on the
             device of the logits where they are tensors. A row of temperature 0 is greedy: its
             result is the one it has with ``do_sample=False``, whatever the other rows do.
-        top_k: keep the `top_k` best tokens and ties with the last; 0 keeps all.
-        top_p: keep the smallest set of the best tokens with mass `top_p` after top-k, and ties.
+        top_k: keep the `top_k` best tokens and those that tie with the last of them; 0 keeps all.
+        top_p: of what top-k leaves, keep the smallest set of the best tokens with mass `top_p`, and
+            those that tie with the last of them.
         min_p: keep tokens with at least `min_p` times the best one's probability.
         do_sample: False makes every row greedy: it takes the best token (the lowest id of a tie),
             and neither its settings above nor its noise are used.
         seed: within [0, 2^64) (a tensor's int64 bits are taken as they are).
         stream: within [0, 2^64): which sequence of draws of this seed.
         step: within [0, 2^32): which draw of the stream.
-        return_term_logprobs: also give each term's own log-prob of the token.
+        return_term_logprobs: also return each term's own log-prob of the token.
 
     Returns:
         `BlendSample`. A bad row (as in `blend`, or with a bad setting in a tensor) has token -1 and
@@ -215,7 +219,7 @@ def _blend_sample_fake(logits, *args):
     )
 
 
-# ---- Nothing here is differentiable, and a backward pass says so -------------------------------
+# ---- Nothing here is differentiable: a backward pass raises -------------------------------
 
 torch.library.define("crossfade::no_derivative", "(Tensor like, str op) -> Tensor")
 
@@ -233,7 +237,7 @@ def _no_derivative_fake(like, op):
 
 
 def _remember(ctx, inputs, output):
-    """Of each input what its gradient would be like: a tensor that holds no numbers."""
+    """Keeps of each input a tensor without numbers, of the shape that its gradient would have."""
     ctx.set_materialize_grads(False)
     ctx.likes = [
         [_empty(t) for t in x] if isinstance(x, (list, tuple)) else _empty(x) for x in inputs
@@ -260,7 +264,7 @@ for _op in ("blend", "blend_sample"):
 # ---- Calls of the registered ops -----------------------------------------------------------------
 
 
-# Tensors of numbers are made by `new_full`, which gives what `like` is: a fake tensor, or on meta.
+# Numbers become tensors by `new_full`, whose results are of the kind of `like`: fake, or on meta.
 
 
 def _recorded_blend(backend: str | None, inputs: Inputs) -> Tensor:

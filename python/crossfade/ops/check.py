@@ -16,12 +16,12 @@ from . import memory
 
 MAX_TERMS = 16
 MOST_COLUMNS = 2**31 - 1
-FLOAT32, FLOAT64 = torch.float32, torch.float64  # a name is looked up faster than an attribute
+FLOAT32, FLOAT64 = torch.float32, torch.float64  # global names are found faster than attributes
 MATRIX_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DTYPE_NAMES = "float32, bfloat16, float16 or float64"
 WEIGHT_SUM_TOLERANCE = 1e-3  # of a power mean, as in csrc/blend_math.h
-# Powers nearer to 0 than this are taken as this: the mean is the same, and its products in float64
-# are not subnormal.
+# Powers that are nearer to 0 are raised to this. The mean is the same, and none of its products in
+# float64 is subnormal.
 LEAST_POWER = 2.0**-100
 HUGE = (2 - 2.0**-23) * 2.0**127  # the largest float32
 
@@ -75,7 +75,7 @@ def matrices(
 
 
 def strides(tensors: dict[str, Tensor | None], written: Sequence[str] = ("keys", "values")) -> None:
-    """Whether last dimensions are contiguous, and what is written into has places to write to."""
+    """Checks that last dimensions are contiguous, and that what is written into has places."""
     for name, x in tensors.items():
         if x is None or x.is_contiguous():
             continue
@@ -86,7 +86,7 @@ def strides(tensors: dict[str, Tensor | None], written: Sequence[str] = ("keys",
 
 
 def columns(name: str, tensors: Sequence[Tensor]) -> None:
-    """Whether the columns of matrices are contiguous: asked by backends, which look at strides."""
+    """Checks that columns of matrices are contiguous. Called by backends: they look at strides."""
     memory.check_strided((f"{name}[{k}]", t) for k, t in enumerate(tensors))
     for k, t in enumerate(tensors):
         if t.stride(1) != 1 and t.shape[1] > 1:
@@ -103,7 +103,7 @@ Weights = tuple[float, ...] | Tensor
 
 
 def vocabulary(vocab_size: Any, columns: int) -> int:
-    """The columns to use, of those that all tensors have."""
+    """How many columns to use, of the `columns` that all tensors have."""
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
         raise TypeError(f"vocab_size is a {type(vocab_size).__name__}; it must be an int")
     if not 1 <= vocab_size <= columns:
@@ -119,7 +119,7 @@ def weights_of(
 ) -> tuple[float, ...] | Tensor:
     """`w` as `count` numbers, or as a float32 tensor `[count]` or `[rows, count]`.
 
-    `mean`: the weights of a power mean, none negative and with a sum of one.
+    With `mean` they are the weights of a power mean: none is negative, and their sum is one.
     """
     if isinstance(w, Tensor):
         if not w.is_floating_point():
@@ -173,7 +173,7 @@ def mask_of(m: Any, rows: int, vocab: int, device: torch.device) -> Tensor:
     return m if m.stride(-1) == 1 or vocab == 1 else m.contiguous()
 
 
-# name: (kind, lowest, highest, what it must be)
+# For each setting: its type, its lowest and its highest number, and what errors say it must be.
 RANGES: dict[str, tuple[type, float, float, str]] = {
     "temperature": (float, 0.0, HUGE, "0 (greedy) or above, and finite"),
     "top_k": (int, 0, 2**63 - 1, "0 (off) or more"),

@@ -1,7 +1,8 @@
 """A linear layer for the few rows of a decoding step, with batched low-rank deltas.
 
-Generic products reach a fraction of the memory's bandwidth, or of the processor's speed, at 1 to 64
-rows. The native kernel reads the weights once, as they lie, for all rows and all adapters.
+With 1 to 64 rows, generic products reach only a fraction of the memory's bandwidth or of the
+processor's speed. The native kernel reads the weights once for all rows and all adapters, in the
+order in which they lie in memory.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from . import check, memory, native
 
-# F.linear is as fast from here on: in bfloat16 soon, where the processor multiplies it as it is.
+# With more rows F.linear is as fast. In bfloat16 that is so with few rows already, as processors
+# multiply numbers of that dtype directly.
 MOST_NATIVE_ROWS = {torch.float32: 256, torch.bfloat16: 16, torch.float16: 256}
 
 
@@ -23,7 +25,7 @@ NATIVE_IS_MISSING = native.why_not(native.CPU)
 
 
 class Lora(NamedTuple):
-    """Low-rank deltas of one layer: R ranks, those of all adapters stacked."""
+    """Low-rank deltas of one layer. The ranks of all adapters are stacked: R in all."""
 
     a: Tensor  # [R, in]
     b: Tensor  # [out, R]
@@ -45,12 +47,12 @@ def linear(
         y = x @ weight.T + bias + ((x @ lora.a.T) * lora.scale) @ lora.b.T
 
     The native kernel sums in float32 whatever the dtype, and in an order of its own: a row of y
-    depends bit for bit on that row of x (and of scale) alone, not on the rest of the batch nor on
-    the number of threads. A row whose scale is 0 throughout is the plain layer's.
+    depends on that row of x (and of scale) alone, to the bit, not on the rest of the batch nor on
+    the number of threads. A row whose scale is 0 throughout is what the plain layer gives.
 
     Args:
-        x: ``[..., in]``, float32, bfloat16, float16 or float64 (for the formula); its leading
-            dimensions are the rows.
+        x: ``[..., in]``, float32, bfloat16, float16 or float64 (which the formula alone takes). Its
+            leading dimensions are the rows.
         weight: ``[out, in]`` in x's dtype, used as it is: nothing is packed or copied.
         bias: ``[out]`` in x's dtype, or None.
         lora: deltas, with `a` ``[R, in]`` and `b` ``[out, R]`` in x's dtype and `scale` float32:
@@ -115,7 +117,7 @@ def _instead(
     bias: Tensor | None,
     lora: Lora | None,
 ) -> Tensor:
-    """The formula where the kernel cannot be; an error where the caller asks for the kernel."""
+    """If the kernel cannot run: the formula, or an error where the caller asked for the kernel."""
     if backend is not None:
         _check_kinds(x, weight, bias, lora)
         raise ValueError(f"backend is {backend!r}, which cannot run this: {reason}")
@@ -152,7 +154,7 @@ def _why_not(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) 
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) -> tuple[int, int]:
-    """Everything but the contents of tensors. A step has hundreds of calls: few statements."""
+    """Checks everything but the contents of tensors, quickly: a step has hundreds of calls."""
     dtype, device, shape = x.dtype, x.device, weight.shape
     if dtype not in check.MATRIX_DTYPES:
         raise TypeError(f"x has dtype {dtype}; it must be {check.DTYPE_NAMES}")
@@ -206,7 +208,7 @@ def _check_like_x(name: str, t: Tensor, dtype: torch.dtype, device: torch.device
 
 
 def _check_kinds(x: Any, weight: Any, bias: Any, lora: Any) -> None:
-    """Asked after an error: something may be no tensor, or one without strides."""
+    """Called after an error: an argument may be no tensor, or one without strides."""
     given = {"x": x, "weight": weight}
     if bias is not None:
         given["bias"] = bias
@@ -218,7 +220,7 @@ def _check_kinds(x: Any, weight: Any, bias: Any, lora: Any) -> None:
     memory.check_strided(given.items())
 
 
-# As torch's dispatcher sees it. Eager calls of plain tensors never come here: see memory.py.
+# The op as torch's dispatcher sees it. Eager calls of plain tensors never come here: see memory.py.
 torch.library.define(
     "crossfade::linear",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor? a, Tensor? b, Tensor? scale, str? backend) "

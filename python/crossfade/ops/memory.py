@@ -1,8 +1,8 @@
 """What an op asks before it goes past torch: who else must see the call, and where the numbers are.
 
-Eager calls skip torch's dispatcher, which costs more than the rest of a small call, and hand a
-tensor's address to a kernel. Both are wrong of some tensors and at some times. They are all found
-here, as no address is taken anywhere else.
+An eager call skips torch's dispatcher, which costs more than the rest of a small call, and hands
+the addresses of tensors to a kernel. Neither is right for every tensor and at every time. This file
+finds out when they are not; no address is taken anywhere else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-# Under this lies nothing: an address so low is an offset into a storage that was given back.
+# No memory lies below this: so low an address is an offset into a storage that was given back.
 LOWEST_ADDRESS = 2**40
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -24,21 +24,21 @@ _jit_trace = torch._C._get_tracing_state
 
 
 class NotPlain(TypeError):
-    """A tensor whose numbers do not lie in memory as they are. The dispatcher may know better."""
+    """A tensor has no memory that holds its numbers as they are. The dispatcher may help."""
 
 
 def recorded() -> bool:
     """Whether a call must go through the dispatcher, so that what records calls sees one.
 
-    That is torch.compile and torch.export, jit.trace, and every dispatch mode: make_fx, fake
-    tensors, counters of operations. Wrappers of tensors, as functorch has them, are found by
-    `address`.
+    Calls are recorded by torch.compile, torch.export, jit.trace, and by every dispatch mode:
+    make_fx, fake tensors, counters of operations. `address` finds wrapped tensors, such as those of
+    functorch.
     """
     return _compiling() or _dispatch_modes() > 0 or _jit_trace() is not None
 
 
 def unobserved() -> bool:
-    """Whether surely nobody looks on: nothing records calls, and autograd is off."""
+    """Whether certainly nothing sees the call: nothing records calls, and autograd is off."""
     return not (
         _compiling()
         or _grad_enabled()
@@ -49,13 +49,13 @@ def unobserved() -> bool:
 
 
 def want_gradient(*tensors: Tensor | None) -> bool:
-    """Whether autograd is to differentiate by one of them."""
+    """Whether autograd is to differentiate by one of these tensors."""
     given = [x for x in tensors if x is not None]
     return (torch.is_grad_enabled() and any(x.requires_grad for x in given)) or _tangent(given)
 
 
 def check_no_tangents(op: str, advice: str, *tensors: Tensor | None) -> None:
-    """Forward-mode derivatives of a registered op would be zeros, as torch has it."""
+    """Refuses forward-mode derivatives: torch would take those of a registered op to be zeros."""
     if not torch.compiler.is_compiling() and _tangent([x for x in tensors if x is not None]):
         raise RuntimeError(f"{op} has no forward-mode derivative; {advice}")
 
@@ -67,9 +67,9 @@ def _tangent(tensors: Sequence[Tensor]) -> bool:
 
 
 def address(x: Tensor, name: str, *, integers: bool = False) -> int:
-    """Where a tensor's first number is. A kernel may read all the others from there by strides.
+    """The address of a tensor's first number. By its strides, a kernel finds all others from there.
 
-    `integers`: that is their dtype, so that they cannot be the negatives of what lies there.
+    With `integers` the numbers are not floats, so they cannot be the negatives of what lies there.
     """
     if type(x) is not Tensor and _has_own_dispatch(type(x)):  # there is no need to try
         raise NotPlain(_why(x, name))
@@ -85,26 +85,26 @@ def address(x: Tensor, name: str, *, integers: bool = False) -> int:
 
 
 def require(**tensors: Tensor | Sequence[Tensor] | None) -> None:
-    """The same question, for kernels that take the addresses themselves."""
+    """Checks the same, for kernels that take the addresses themselves."""
     for name, given in tensors.items():
         for x in (given,) if isinstance(given, Tensor) else given or ():
             address(x, name)
 
 
 def check_stored(**tensors: Tensor | None) -> None:
-    """Whether tensors that torch's own functions read have their numbers: it does not ask."""
+    """Checks that tensors hold their numbers, as torch's own functions read them unchecked."""
     for name, x in tensors.items():
         if x is not None and x.is_cpu and x.data_ptr() < LOWEST_ADDRESS:
             _check_storage(x, name)
 
 
 def written(*tensors: Tensor) -> None:
-    """Says that tensors are being written into, so that autograd does not use them as they were."""
+    """Tells autograd that tensors are written into, so that it does not use them as they were."""
     torch._C._increment_version(tensors)
 
 
 def check_places(name: str, x: Tensor) -> None:
-    """Whether each number of a tensor that is written into has a place of its own."""
+    """Checks that each number of a tensor that is written into has a place of its own."""
     if any(s == 0 and n > 1 for s, n in zip(x.stride(), x.shape, strict=True)):
         raise ValueError(
             f"{name} has shape {list(x.shape)} and strides {list(x.stride())}; it is written into, "
@@ -113,8 +113,8 @@ def check_places(name: str, x: Tensor) -> None:
 
 
 def resolved(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors that are read, without the negative bit. The dispatcher cannot where others are
-    written into."""
+    """Copies without the negative bit, for tensors that are read. The dispatcher makes none where
+    other arguments of the op are written into."""
     return tuple(x.resolve_neg() for x in tensors)
 
 
@@ -128,7 +128,7 @@ def check_not_negative(tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def check_apart(tensors: Iterable[tuple[str, int]]) -> None:
-    """Whether tensors that are written into begin at addresses of their own."""
+    """Checks that no two tensors that are written into begin at the same address."""
     seen: dict[int, str] = {}
     for name, at in tensors:
         if at and at in seen:
@@ -140,7 +140,7 @@ def check_apart(tensors: Iterable[tuple[str, int]]) -> None:
 
 
 def check_strided(tensors: Iterable[tuple[str, Any]]) -> None:
-    """Asked after an error: it may come of a tensor that is no array of numbers with strides."""
+    """Called after an error, which may come from a tensor that has no strides."""
     for name, x in tensors:
         if isinstance(x, Tensor) and (x.is_nested or x.layout is not torch.strided):
             layout = "nested" if x.is_nested else x.layout

@@ -39,7 +39,7 @@ def why_not(device: torch.device) -> str | None:
     if _native.cuda_architectures is None:
         return "it was built without CUDA (no nvcc was found)"
     major, minor = torch.cuda.get_device_capability(device)
-    # machine code of older architectures comes with PTX, which the driver compiles for newer ones
+    # The driver compiles the PTX that comes along for GPUs newer than the machine code's.
     built = [int(n) for n in re.findall(r"\d+", _native.cuda_architectures)]
     if built and min(built) > 10 * major + minor:
         return f"it was built for sm_{min(built)} and later; this GPU is sm_{major}{minor}"
@@ -50,7 +50,7 @@ def _matrices(name: str, tensors: Sequence[Tensor]) -> list[tuple[int, int, int]
     found = []
     try:
         for t in tensors:
-            row_stride, column_stride = t.stride()  # takes half the time of stride(0)
+            row_stride, column_stride = t.stride()  # faster than stride(0) and stride(1)
             if column_stride != 1:
                 check.columns(name, tensors)
             found.append((address(t, name), row_stride, DTYPE_CODES[t.dtype]))
@@ -146,7 +146,7 @@ def linear(
     out: int,
     inner: int,
 ) -> Tensor:
-    """`ops.linear` on a CPU: checked tensors, unit column strides in weight, a and b."""
+    """`ops.linear` on a CPU, of checked tensors. In weight, a and b the column stride is 1."""
     if x.dim() == 2:
         rows = x.shape[0]
         stride, columns = x.stride()
@@ -245,7 +245,7 @@ def attend_(
 
 
 def logp_forward(tile: Tile, sums: Sums, second_scores: Tensor | None) -> None:
-    """Adds a tile to the sums of its rows; leaves the moments of its logits, where wanted."""
+    """Adds a tile to the sums of its rows. Leaves what the moments, where kept, are made of."""
     moments = (
         sum(x is not None for x in (sums.first, sums.second)),
         0 if sums.first is None else sums.first.shape[1],
@@ -258,7 +258,7 @@ def logp_forward(tile: Tile, sums: Sums, second_scores: Tensor | None) -> None:
 
 
 def logp_backward(tile: Tile, of_logits: Tensor) -> None:
-    """Turns a tile into its gradient. `of_logits` [rows, 5]: `crossfade::LogpGradient`."""
+    """Overwrites a tile with its gradient. A row of `of_logits` [rows, 5] is a `LogpGradient`."""
     _native.logp_backward_cpu(_logp_tile(tile), of_logits.data_ptr(), torch.get_num_threads())
 
 

@@ -1,6 +1,6 @@
 """The truth for every kernel, in short torch: sums are float64, and what is copied keeps its bits.
 
-The functions expect arguments that the public ops have checked.
+Arguments are those that the public ops have checked, and hand to every backend.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ NEG_INF = -float("inf")
 
 
 def per_row(setting: float | Tensor, rows: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A setting that is one number or `[B]` as `[B]`."""
+    """A setting as `[B]`, whether it is one number or has one for each row."""
     return torch.as_tensor(setting, dtype=dtype, device=device).expand(rows)
 
 
 def weights_of(weights: Sequence[float] | Tensor, rows: int, device: torch.device) -> Tensor:
-    """Weights that are `[K]` or `[B, K]` as float64 `[B, K]`, rounded to float32 as kernels do."""
+    """Weights `[K]` or `[B, K]` as float64 `[B, K]`, rounded to float32 as kernels do."""
     w = torch.as_tensor(weights, dtype=torch.float32, device=device).double()
     return w.expand(rows, w.shape[-1])
 
@@ -90,7 +90,7 @@ def blend_scores(i: Inputs) -> tuple[Tensor, Tensor]:
     if i.mask is not None:
         removed |= ~i.mask
 
-    # in float32, as the kernels have it: a sum that overflows there is bad here too
+    # The kernels' scores are float32: where a score overflows that, the row is bad here too.
     bad |= (~removed & ~score.float().isfinite()).any(dim=1) | removed.all(dim=1)
     return score.masked_fill(removed, NEG_INF), bad
 
@@ -120,7 +120,7 @@ def blend(inputs: Inputs) -> Tensor:
 
 
 def philox(token_div_4: Tensor, step: Tensor, stream: Tensor, seed: Tensor) -> list[Tensor]:
-    """Philox-4x32-10 on int64 tensors that hold 32-bit words; four words a counter.
+    """Philox-4x32-10 on int64 tensors that hold 32-bit words: four words for each counter.
 
     Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
@@ -160,7 +160,7 @@ def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> Blen
     greedy = (t == 0) | (not draw.do_sample)
     usable = (t > 0) & t.isfinite() & (k >= 0) & (p >= 0) & (p <= 1) & (m >= 0) & (m <= 1)
     bad = bad | ~(greedy | usable)
-    score = torch.where(bad[:, None], 0.0, score)  # any numbers: the row's results are replaced
+    score = torch.where(bad[:, None], 0.0, score)  # or any numbers: a bad row's results are NaN
 
     tokens = score.argmax(dim=-1)  # greedy: ties go to the lowest id
     sampled = score.new_zeros(rows)
@@ -193,7 +193,7 @@ def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> Blen
 
 
 def signed(word: int | Tensor) -> int | Tensor:
-    """An integer of up to 64 bits as int64 holds it; tensors are already."""
+    """An integer below 2^64 as the int64 of the same bits. Tensors are int64 already."""
     return word - 2**64 if isinstance(word, int) and word >= 2**63 else word
 
 
@@ -217,7 +217,7 @@ def attend_(
     slot = torch.arange(capacity, device=query.device)
     nth = slot - lengths[:, None]  # [B, C], which of the new tokens a slot is for
     is_new = ((nth >= 0) & (nth < tokens))[:, None, :, None]
-    live = (nth < tokens)[:, None, :, None]  # past that a cache may hold anything
+    live = (nth < tokens)[:, None, :, None]  # a cache may hold anything past its tokens
 
     def appended(cache: Tensor, new: Tensor) -> Tensor:
         index = nth.clamp(0, tokens - 1)[:, None, :, None].expand(-1, kv_heads, -1, new.shape[3])
@@ -236,7 +236,7 @@ def attend_(
 
 
 def chunk_select(scores: Tensor, finished: Tensor, width: int) -> Tensor:
-    kept = (-scores).sort(dim=1, stable=True).indices[:, :width]  # NaN last, a tie's lower first
+    kept = (-scores).sort(dim=1, stable=True).indices[:, :width]  # NaN is last
     nth = torch.arange(scores.shape[1] // width, device=scores.device)
     idle = finished.gather(1, kept)[:, :, None] & (nth > 0)
     return torch.where(idle, -1, kept[:, :, None]).flatten(1)

@@ -1,4 +1,4 @@
-"""What a search does between two chunks: choose the rows to keep, and fork their caches."""
+"""What a search does between two chunks: it chooses the rows to keep, and forks their caches."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ def chunk_select(
         idle = finished.gather(1, kept[..., 0])[..., None] & (arange(N) > 0)
         parents = where(idle, -1, kept).flatten(1)
 
-    The row of rank j fills slots j N to j N + N - 1: an unfinished one all of them, a finished one
-    the first of them. Nothing waits for the device.
+    The row of rank j has slots j N to j N + N - 1. If it is unfinished it fills all of them, else
+    only the first. Nothing waits for the device.
 
     Args:
-        scores: ``[P, W N]`` float32, bfloat16, float16 or float64 (the reference's) of P prompts;
-            the higher, the better. Of a tie the lower slot is kept; NaN comes after -inf.
+        scores: ``[P, W N]`` of P prompts, float32, bfloat16, float16 or float64 (which the
+        reference
+            alone takes). Higher is better. Of a tie the lower slot is kept; NaN comes after -inf.
         finished: ``[P, W N]`` bool.
-        width: W, the slots to keep; it divides the columns.
+        width: W, how many slots to keep; it divides the number of columns.
         backend: "native", "triton", "reference", or None for the fastest one for the device.
 
     Returns:
@@ -41,8 +42,8 @@ def chunk_select(
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
 
-    Source: chunk-level beam search (Zhou et al., arXiv:2405.19262), with finished rows as single
-    candidates.
+    Source: chunk-level beam search (Zhou et al., arXiv:2405.19262). Finished rows are candidates
+    that have no samples.
     """
     try:
         _check_slots(scores, finished, width)
@@ -65,26 +66,26 @@ def fork_cache_(
     *,
     backend: str | None = None,
 ) -> None:
-    """Make rows of caches copies of other rows, in place: row i of what row ``parents[i]`` was.
+    """Copy rows of caches to other rows, in place: row i becomes what row ``parents[i]`` was.
 
-    The same in torch, if all rows have the same range and none is left alone::
+    The same in torch, if all rows have the same range and every parent is a row::
 
         for x in tensors:
             x[:, :, start:end] = x[parents, :, start:end]
 
     Parents may be any permutation, repetition or mixture of the two. Only positions from `start` up
-    to `end` of rows that change are written, and what they become is all that is read; the rest
-    keeps its bits. Nothing waits for the device.
+    to `end` are read and written, and only in rows that change and in their parents; all else keeps
+    its bits. Nothing waits for the device.
 
     Args:
         tensors: caches ``[R, heads, length, dim]``, float32, bfloat16, float16 or float64, each of
-            its own shape and dtype. Any strides but the last one, which must be 1; no two numbers
-            of a tensor, nor two of the tensors, may share memory. Where gradients are recorded,
-            none may require one.
+            its own shape and dtype. The last stride must be 1. No two numbers of a tensor, nor two
+            of the tensors, may share memory. Where gradients are recorded, none of the tensors may
+            require one.
         parents: int64 ``[R]``: rows of the caches. A row whose parent is -1 or itself stays.
-        start: the first position that a row takes: a number, or int64 ``[R]`` for each.
-        end: the position after the last one, likewise; None is the end of each cache. Positions
-            past a cache's length are none of it, and a range may be empty.
+        start: the first position that is copied: a number, or int64 ``[R]``, one for each row.
+        end: the position after the last that is copied, likewise; None is the end of each cache. It
+            may lie past a cache's length, and a range may be empty.
         backend: "native", "triton", "reference", or None for the fastest one for the device.
 
     Raises:
@@ -116,7 +117,7 @@ def _chunk_select(scores: Tensor, finished: Tensor, width: int, backend: str | N
     if scores.dtype is not torch.float32:
         backend = backends.of_dtype(backend, scores.dtype, "scores")
         if backend != "reference":
-            scores = scores.float()  # of 16 bits: exact
+            scores = scores.float()  # which is exact for 16 bits
     run = backends.select(backend, scores.device).chunk_select
     return run(scores.contiguous(), finished.contiguous(), width)
 
@@ -193,7 +194,7 @@ def _check_caches(tensors: Any, parents: Any) -> None:
 
 
 def _check_each_cache(tensors: Any, parents: Any) -> None:
-    """Everything but the contents of tensors. A model has a hundred caches: few statements."""
+    """Checks everything but the contents of tensors, quickly: a model has a hundred caches."""
     if not isinstance(parents, Tensor):
         raise TypeError(f"parents is a {type(parents).__name__}; it must be a tensor")
     if parents.dtype != torch.int64:
@@ -213,7 +214,7 @@ def _check_each_cache(tensors: Any, parents: Any) -> None:
             f"tensors is a {type(tensors).__name__}; it must be a list of [R, heads, length, dim] "
             "tensors"
         )
-    on_cpu = parents.is_cpu  # which takes half the time of a device
+    on_cpu = parents.is_cpu  # takes half the time that comparing devices does
     for k, x in enumerate(tensors):
         if type(x) is not Tensor and not isinstance(x, Tensor):
             raise TypeError(f"tensors[{k}] is a {type(x).__name__}; it must be a tensor")
@@ -252,7 +253,7 @@ def _position(name: str, x: Any, parents: Tensor) -> int | Tensor:
     return x
 
 
-# As torch's dispatcher sees them. Eager calls of plain tensors never come here: see memory.py.
+# The ops as torch's dispatcher sees them. Eager calls of plain tensors go past it: see memory.py.
 torch.library.define(
     "crossfade::chunk_select", "(Tensor scores, Tensor finished, int width, str? backend) -> Tensor"
 )

@@ -16,9 +16,9 @@ from . import check
 class Support:
     """The tokens that one term of a blend allows, cut from its own distribution at temperature 1.
 
-    Tokens outside are removed before blending; truncation of the blend itself comes after. The
-    cuts mean what Hugging Face's processors of the same names mean and apply in the same order;
-    ties with the threshold are kept.
+    Other tokens are removed before blending; truncation of the blend itself comes after. The cuts
+    mean what Hugging Face's processors of the same names mean, and are made in the same order.
+    Tokens that tie with a threshold are kept.
 
     Args:
         term: index of the term among the blend's log-prob terms.

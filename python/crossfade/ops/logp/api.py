@@ -1,4 +1,4 @@
-"""`linear_logp`: log-probs of a linear head's tokens, from tiles of their logits."""
+"""`linear_logp`: log-probs of tokens under a linear head, whose logits are made in tiles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..types import LinearLogp
 from . import eager, mean, tiles
 from .tiles import Gradients, Settings
 
-LEAST, MOST = 1e-37, 1e37  # of soft-caps and temperatures, which are float32 in the kernels
+LEAST, MOST = 1e-37, 1e37  # the range of soft caps and temperatures: kernels have float32
 RANGE = f"within [{LEAST}, {MOST}]"
 OR_NONE = f"{RANGE}, or None"
 
@@ -46,21 +46,28 @@ def linear_logp(
         logp = logp.where(targets != ignore_index, 0)
         entropy = lse - (z.softmax(-1) * z).sum(-1)
 
-    Each result is differentiable by hidden, weight and bias, once. Memory is that of the gradients
-    and of a few tiles. Cost, in products of all tokens with the whole head: one where no gradient
-    is wanted. With a frozen head (weight and bias need no gradient) two, a third one with the
-    entropy, all in the forward pass: it keeps the expected embedding, and backward has nothing to
-    multiply. Else one forward, and backward one for the logits again and one each for the gradients
-    of hidden and weight; on a CPU, tokens without a gradient, as padding and prompts are, cost
-    nothing there; with `mean_only` three, all in the forward pass. Nothing waits for a GPU.
+    Each result is differentiable by hidden, weight and bias, once. It takes the memory of the
+    gradients and of a few tiles. What it costs is counted in products of all tokens with the whole
+    head:
+
+    * one, where no gradient is wanted;
+    * two with a frozen head, whose weight and bias need no gradient, and a third for the entropy.
+      All are made in the forward pass, which keeps the expected embedding, so that the backward
+      pass has nothing to multiply;
+    * else four: one in the forward pass, and in the backward pass one to make the logits again and
+      one each for the gradients of hidden and weight. On a CPU, tokens without a gradient (padding
+      and prompts) cost nothing in the backward pass;
+    * with `mean_only` three, all in the forward pass.
+
+    Nothing waits for a GPU.
 
     Products and sums are float32 (float64 for float64) whatever the dtypes, as is the accumulation
     of gradients. Where hidden and weight are both bfloat16 or both float16, an NVIDIA GPU
-    multiplies them as they are. What gradients are products of, the softmax's terms (a frozen head)
-    or the gradient of logits, is rounded to that dtype there, as torch's own would be; sums stay
-    float32. Products of float32 follow torch's settings of TF32. A token's results depend neither
-    on which gradients are recorded, to the bit, nor, where torch's products do not, on
-    `mean_only` and the other tokens.
+    multiplies them as they are. There, what gradients are products of is rounded to that dtype, as
+    in torch's own functions: the softmax's terms (a frozen head) or the gradient of the logits.
+    Sums stay float32. Products of float32 follow torch's settings of TF32. A token's results are
+    the same bits whichever gradients are recorded. Where the same is true of torch's products, they
+    depend neither on `mean_only` nor on the other tokens.
 
     Args:
         hidden: ``[..., H]`` float32, bfloat16, float16 or float64.
@@ -69,8 +76,8 @@ def linear_logp(
         bias: ``[V]``, like `weight`, or None; -inf removes a token.
         softcap: bounds the logits to (-softcap, softcap), before the temperature; None leaves them.
         temperature: what logits are divided by, above 0.
-        ignore_index: a target that has log-prob 0 and, from that, no gradient.
-        return_entropy: give the entropy too.
+        ignore_index: a target that means none: its log-prob is 0, which has no gradient.
+        return_entropy: return the entropy too.
         mean_only: expect a loss whose derivatives by the log-probs are one number, as those of
             their mean are. Gradients of hidden and weight are then made in the forward pass and
             kept: three products in place of four. It takes the memory of the weight twice: once for
@@ -126,9 +133,9 @@ def all_results(
     mean_only: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, ...]:
-    """Those of the op below: logp, lse, entropy, `Forward.normaliser`, and what is kept.
+    """All results of the op below: logp, lse, entropy, `Forward.normaliser`, and what is kept.
 
-    `of_entropy`: whether the entropy is differentiable too.
+    `of_entropy` says whether the entropy is differentiable too.
     """
     advice = "backend='reference' has, with all logits stored"
     memory.check_no_tangents("linear_logp", advice, hidden, weight, bias)
@@ -193,14 +200,14 @@ def _check_tensors(hidden: Any, weight: Any, targets: Any, bias: Any) -> None:
 
 
 def _softcap(x: Any) -> float:
-    """0 for None."""
+    """A checked soft cap; 0 is none."""
     if x is None:
         return 0.0
     return check.number("softcap", x, LEAST, MOST, OR_NONE)
 
 
 def temperature_of(x: Any) -> float:
-    """A temperature, after a look at whether it is one."""
+    """A checked temperature."""
     return check.number("temperature", x, LEAST, MOST, RANGE)
 
 
@@ -235,7 +242,7 @@ def _check_targets(targets: Tensor, vocab: int, ignore_index: int) -> None:
         )
 
 
-# ---- As autograd and torch.compile see it: one node, with another one as its gradient ----------
+# ---- The op as autograd and torch.compile see it: one node, whose gradient is another ----------
 
 _INPUTS = "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias"
 _SETTINGS = "float softcap, float temperature, int ignore_index"

@@ -1,7 +1,7 @@
 """What `linear_logp` does to a tile between two products, in torch: for any dtype and device.
 
-The functions are those of `native`; csrc/crossfade.h says what they compute. What is multiplied
-next goes to `tile.operand`.
+The functions are those of `native`; csrc/crossfade.h says what they compute. What the next product
+multiplies is left in `tile.operand`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def logp_backward(tile: Tile, of_logits: Tensor) -> None:
 
 
 def _logits(tile: Tile) -> Tensor | None:
-    """Makes logits of a tile's products, in place; dz/dx * temperature, None where 1."""
+    """Makes logits of a tile's products, in place. Gives dz/dx * temperature, or None for 1."""
     x, s, slope = tile.scores, tile.settings, None
     if tile.bias is not None:
         x += tile.bias

@@ -1,7 +1,7 @@
-"""Log-probs whose sum is all that a loss is made of: gradients in the forward pass, three products.
+"""Log-probs for a loss that depends on their sum alone: three products, all in the forward pass.
 
-A mean is such a loss. Its gradient of a logit, p - [target] times one number, is known as soon as a
-token's log-sum-exp is: the logits need not be made again.
+A mean is such a loss. Its gradient by a logit is p - [target] times one number, which is known as
+soon as a token's log-sum-exp is: the logits need not be made again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .tiles import NOTHING, Forward, Gradients, Head, Settings, Sums, product, r
 
 
 def forward(hidden: Tensor, weight: Tensor, targets: Tensor, settings: Settings) -> Forward:
-    """The results, with the gradients of the sum of the log-probs. For plain logits on a CPU."""
+    """The results and the gradients of the sum of the log-probs, for plain logits on a CPU."""
     counts = targets != settings.ignore_index
     if bool(counts.all()):
         return _counting(hidden, weight, targets, settings)
@@ -35,7 +35,7 @@ def forward(hidden: Tensor, weight: Tensor, targets: Tensor, settings: Settings)
 
 
 def _counting(hidden: Tensor, weight: Tensor, targets: Tensor, settings: Settings) -> Forward:
-    """Of tokens that all count, block by block: all logits of one, then their gradient."""
+    """The same for tokens that all count. A block's logits are all made before its gradients."""
     head = Head(hidden, weight, targets, None, settings, whole=True)
     all_sums = Sums(start(head), None, None)
     for_hidden = head.scores.new_zeros(head.hidden.shape)
@@ -47,7 +47,7 @@ def _counting(hidden: Tensor, weight: Tensor, targets: Tensor, settings: Setting
             native.logp_forward(tile, sums, None)  # which leaves plain logits as they are
             made.append((tile, part, w))
         top, total, *_ = sums.sums.unbind(1)
-        pick = (head.targets[rows] != settings.ignore_index).to(top.dtype)  # 0: what was padded
+        pick = (head.targets[rows] != settings.ignore_index).to(top.dtype)  # 0 for padding
         coefficients = [top, total.log(), pick, -pick, torch.zeros_like(pick)]
         of_logits = torch.stack(coefficients, 1).to(head.dtype)
         for tile, part, w in made:
@@ -66,12 +66,12 @@ def backward(
     for_weight: Tensor,
     gradients: Gradients,
 ) -> tuple[Tensor, Tensor, None] | None:
-    """The gradients of hidden and weight from those of the sum; None if they are no multiple.
+    """The loss's gradients of hidden and weight if they are a multiple of the sum's, else None.
 
-    Nor are they multiplied by 0 or infinity, which would make NaN of what is NaN, or of 0.
+    Also None if that multiple is 0 or infinite: 0 times NaN and infinity times 0 would be NaN.
     """
     of_logp, *others = gradients
-    # compiled, a result that no loss is made of has gradients of 0
+    # In a compiled graph, a result that the loss does not depend on has gradients of 0.
     if of_logp is None or any(x is not None and bool(x.any()) for x in others):
         return None
     of_tokens = of_logp[targets != settings.ignore_index]

@@ -1,23 +1,24 @@
 """Log-probs of a linear head over tiles of tokens and vocabulary, for `linear_logp`.
 
-Tiles of logits are made by torch's products, and used up before the next ones are made. Between the
-products a kernel works on them.
+A product of torch makes a tile of logits, a kernel works on it, and another product or two use what
+the kernel leaves; then comes the next tile.
 
-A CPU's tiles stay in its cache. A GPU's go through its memory, as its cache holds too few: what has
-to be small is the traffic for each product's flops. On an H100, with some 800e12 bfloat16 flops and
-3e12 bytes a second, at H = 4,096, a product takes 10.2 ps a logit, and a byte a logit 0.33 ps:
+Tiles of a CPU stay in its cache. Those of a GPU go through its memory, as its cache is too small
+for them: so there must be little traffic for the flops of each product. On an H100, with some
+800e12 bfloat16 flops and 3e12 bytes a second, at H = 4,096, a product takes 10.2 ps for each logit,
+and a byte for each logit takes 0.33 ps:
 
 * Logits are written as float32, 2 bytes more than a bare product in bfloat16 writes. A kernel reads
   these 4 bytes once, and writes 2 for a frozen head, or backward.
 * The gradient of hidden, or a mean, is a float32 sum that each tile's product adds to: 8 H /
   COLUMNS bytes a logit, so 4 with 8,192 columns; with 1,024 they would outlast the product.
-* So is the gradient of weight, 8 H / ROWS, but for tokens that fit one block of rows: it is written
-  as it is then.
+* So is the gradient of weight, 8 H / ROWS bytes a logit. But if all tokens fit one block of rows,
+  its products are written at once in the dtype of the weight.
 
-A trained head should thus take (4 * 10.2 + 0.33 * (6 + 8 + 4)) / (4 * 10.2) = 1.15 times its four
-products, and a frozen one (2 * 10.2 + 0.33 * (8 + 4)) / (2 * 10.2) = 1.19 times its two, were none
-of the traffic hidden behind the products. A full tile takes 0.27 GB, and 0.13 GB for each operand
-that a kernel leaves.
+If none of the traffic is hidden behind the products, a trained head should take (4 * 10.2 + 0.33 *
+(6 + 8 + 4)) / (4 * 10.2) = 1.15 times as long as its four products, and a frozen head (2 * 10.2 +
+0.33 * (8 + 4)) / (2 * 10.2) = 1.19 times as long as its two. A full tile takes 0.27 GB, and 0.13 GB
+for each operand that a kernel leaves.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from torch import Tensor
 
 ROWS, COLUMNS = 1024, 1024  # of a tile, at most
 GPU_ROWS, GPU_COLUMNS = 8192, 8192
-# what a forward pass keeps for the backward pass: nothing, a frozen head's first or both moments,
-# or the gradients of the sum of the log-probs
+# What a forward pass keeps for the backward pass: nothing, a frozen head's first moment or both
+# moments, or the gradients of the sum of the log-probs.
 NOTHING, MEAN, MOMENTS, SUM = range(4)
-FEWEST_ROWS = 16  # with fewer, products round otherwise: a row would depend on its batch
+FEWEST_ROWS = 16  # with fewer rows torch's products round otherwise, so these are padded
 
 
 class Settings(NamedTuple):
@@ -52,21 +53,22 @@ class Settings(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Logits of some tokens and vocabulary rows, from row `first` on. Before: the products."""
+    """The logits of some tokens, of the vocabulary from `first` on. At first mere products."""
 
     scores: Tensor  # [rows, columns]
-    operand: Tensor  # [rows, columns], for what is multiplied next; scores, if of that dtype
+    operand: Tensor  # [rows, columns], what the next product multiplies; `scores` if of its dtype
     first: int
     bias: Tensor | None  # [columns]
-    targets: Tensor  # [rows], in the vocabulary
+    targets: Tensor  # [rows], tokens of the vocabulary, within this tile or not
     settings: Settings
 
 
 class Sums(NamedTuple):
-    """Of each token's logits z so far; as `LogpSums` and `LogpMoments` of csrc/crossfade.h."""
+    """Sums over each token's logits z so far: `LogpSums` and `LogpMoments` of csrc/crossfade.h."""
 
-    sums: Tensor  # [T, 4]: max, sum of exp(z - max), of that times (z - max), target's z; on CPUs
-    # float64, elsewhere as the results: a GPU's tiles are few, and its float64 may be slow
+    # [T, 4]: max, sum of exp(z - max), sum of that times (z - max), target's z. Float64 on CPUs,
+    # elsewhere the results' dtype: a GPU has few tiles, and its float64 may be slow.
+    sums: Tensor
     first: Tensor | None  # [T, H]: the sum of exp(z - max) s times weight
     second: Tensor | None  # [T, H]: of that times (z - max)
 
@@ -90,7 +92,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def operand_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """Of what is multiplied: hidden and weight, and what kernels leave.
+    """The dtype in which products are taken: of hidden, weight and what kernels leave.
 
     On an NVIDIA GPU that is the dtype of hidden and weight, if they share one: its tensor cores
     take 16 bits, and add up in float32. Logits are as exact as of float32 operands then. What a
@@ -109,7 +111,8 @@ def tile_size(device: torch.device) -> tuple[int, int]:
 
 
 def product(a: Tensor, b: Tensor, out: Tensor, beta: int = 0) -> None:
-    """Makes `out` a b + beta out. Sums are of its dtype, also where a and b have 16 bits."""
+    """Makes `out` the matrix a b + beta out. Sums have the dtype of `out`, also if a and b have 16
+    bits."""
     if a.dtype == out.dtype:
         out.addmm_(a, b, beta=beta)
     elif a.is_cuda:
@@ -119,10 +122,11 @@ def product(a: Tensor, b: Tensor, out: Tensor, beta: int = 0) -> None:
 
 
 class Head:
-    """The head's tiles, as numbers to multiply.
+    """The head and its tokens, ready to be multiplied tile by tile.
 
-    Buffers hold each tile in its turn; with `whole`, all tiles of some tokens: of so many as weight
-    has columns (or 32), which takes no more than weight does.
+    The buffers hold one tile at a time. With `whole` they hold all tiles of a block of tokens. A
+    block then has no more tokens than weight has columns (or 32), so that the buffers take no more
+    memory than weight does.
     """
 
     def __init__(
@@ -144,7 +148,8 @@ class Head:
         self.weight, self.bias, self.settings = weight, bias, s
         most_rows, most_columns = tile_size(hidden.device)
         if whole:
-            most_rows = min(most_rows, max(2 * FEWEST_ROWS, weight.shape[1]))  # halves have enough
+            # at least twice the fewest, so that half a block still has enough
+            most_rows = min(most_rows, max(2 * FEWEST_ROWS, weight.shape[1]))
         count = -(-len(self.hidden) // most_rows)
         ends = [len(self.hidden) * i // count for i in range(count + 1)]
         self.rows = [slice(*ends[i : i + 2]) for i in range(count)]
@@ -175,7 +180,7 @@ class Head:
 
 
 def _front(buffer: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
-    """As much of a buffer as a tile of theirs takes."""
+    """The front of a buffer, as large as a tile of these tokens and rows of weight."""
     return buffer[: len(hidden) * len(weight)].view(len(hidden), len(weight))
 
 
@@ -190,9 +195,9 @@ def forward(
 ) -> Forward:
     """The results, with what a backward pass needs.
 
-    `keep`: NOTHING, or MEAN or MOMENTS: each moment costs a product, and with them a frozen head's
-    gradient is known. The other results do not depend on it. `kernel`: `native`, `triton.logp` or
-    `eager`.
+    `keep` is NOTHING, MEAN or MOMENTS. Each moment costs a product, and from them follows the
+    gradient of a frozen head. The other results do not depend on it. `kernel` is `native`,
+    `triton.logp` or `eager`.
     """
     head = Head(hidden, weight, targets, bias, settings)
     shape = head.hidden.shape
@@ -212,7 +217,7 @@ def forward(
 
 
 def start(head: Head) -> Tensor:
-    """The sums of no logits. One by one: a list of numbers would have to wait for a GPU."""
+    """The sums of no logits. They are set one by one, as copying a list would wait for a GPU."""
     dtype = torch.float64 if head.hidden.is_cpu else head.dtype
     sums = head.scores.new_zeros(len(head.hidden), 4, dtype=dtype)
     sums[:, 0] = -torch.inf
@@ -245,19 +250,19 @@ def results(all_sums: Sums, targets: Tensor, s: Settings, dtype: torch.dtype) ->
 
 
 class Gradients(NamedTuple):
-    """Of the results, [T] each; None is zero."""
+    """The loss's derivatives by each result, [T]; None is zero."""
 
     logp: Tensor | None
     lse: Tensor | None
     entropy: Tensor | None
 
     def of_logits(self, counts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """`pick`, `share` and `tilt` [T] of the loss's gradient, which is for a logit z
+        """The `pick`, `share` and `tilt` [T] of the loss's gradient by a logit z, which is
 
             [target] pick + p (share - tilt (z - E[z]))
 
         from ``d logp/dz = [target] - p``, ``d lse/dz = p`` and ``d entropy/dz = -p (z - E[z])``.
-        `counts`: where a target does.
+        `counts` says which targets are not ignored.
         """
         zero = torch.zeros(counts.shape, dtype=dtype, device=counts.device)
         logp, lse, tilt = (zero if x is None else x.to(dtype) for x in self)
@@ -287,7 +292,7 @@ def backward(
     used = _used_rows(of_logits)
     if used is not None:
         hidden, targets, of_logits = hidden[used], targets[used], of_logits[used]
-    elif not hidden.is_cpu:  # nor does a NaN among the unused reach the gradient of weight
+    elif not hidden.is_cpu:  # a NaN in tokens without a gradient must not reach that of weight
         hidden = hidden.masked_fill((of_logits[:, 2:] == 0).all(1)[:, None], 0)
     head = Head(hidden, weight, targets, bias, settings)
     of_logits = F.pad(of_logits, (0, 0, 0, len(head.hidden) - len(of_logits)))
@@ -297,7 +302,7 @@ def backward(
     for_bias = weight.new_empty(len(weight), dtype=head.dtype) if wanted[2] else None
     apart = wanted[1] and weight.dtype != head.dtype
     if weight.dtype == head.operand_dtype and len(head.rows) == 1 and scale is None:
-        apart = False  # a product of all tokens is rounded once as it is
+        apart = False  # there is one product for all tokens, and it is rounded once
     buffer = head.scores.new_empty(head.columns, weight.shape[1]) if apart else None
     for part, w, b in head.tiles():
         out = None
@@ -331,8 +336,11 @@ def backward(
 
 
 def _scale(of_logits: Tensor) -> Tensor:
-    """Makes the largest coefficient some 2^13, in place: float16 ends at 2^16, and a mean over
-    thousands of tokens would be next to nothing in it. A power of 2, what it was multiplied by."""
+    """Scales the largest coefficient to some 2^13, in place, and returns the factor, a power of 2.
+
+    The gradients of a mean over thousands of tokens would be next to nothing in float16, whose
+    largest number is 2^16.
+    """
     coefficients = of_logits[:, 2:]
     largest = coefficients.abs().nan_to_num(0, 0).amax()
     scale = torch.exp2((2**13 / largest).log2().floor().clamp(-100, 100))
@@ -341,8 +349,10 @@ def _scale(of_logits: Tensor) -> Tensor:
 
 
 def _used_rows(of_logits: Tensor) -> Tensor | None:
-    """The tokens that have a gradient: padding and prompts have none. None is all of them, as it is
-    where one would have to wait for a device to know."""
+    """The tokens that have a gradient, as padding and prompts have none; None stands for all.
+
+    On a GPU it is always None: to find out would wait for the device.
+    """
     if not of_logits.is_cpu:
         return None
     used = (of_logits[:, 2:] != 0).any(1)
@@ -359,7 +369,7 @@ def frozen_backward(
     covariance: Tensor | None,
     gradients: Gradients,
 ) -> tuple[Tensor, None, None]:
-    """The gradient of hidden, from a frozen head's moments: no products are left."""
+    """The gradient of hidden from a frozen head's moments, without a product."""
     dtype = mean.dtype
     pick, share, tilt = gradients.of_logits(targets != settings.ignore_index, dtype)
     slope = torch.full_like(pick, 1 / settings.temperature)

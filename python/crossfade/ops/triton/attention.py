@@ -11,10 +11,10 @@ from crossfade.kernels import attend as kernels
 
 from .. import memory
 
-MOST_ROWS = 64  # query rows (tokens x heads of a group) of a program
+MOST_ROWS = 64  # query rows of a program, at most: tokens times heads of a group
 SPLIT = 256  # slots of a split, where the tokens fit one tile
-TILE_BYTES = 16 << 10  # of a block's keys and values, if it has more than 16 slots
-SHARED_BYTES = 99 << 10  # the memory of a program that sm_80 and all later GPUs have
+TILE_BYTES = 16 << 10  # bytes of a block's keys and values, unless it has only 16 slots
+SHARED_BYTES = 99 << 10  # the shared memory of a program on sm_80 and all later GPUs
 
 
 def attend_(

@@ -167,16 +167,16 @@ def blend_tiles(
 
 
 def floats(device: torch.device, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device=device)  # whatever torch's default is
+    return torch.empty(shape, dtype=torch.float32, device=device)
 
 
 def tile_size(rows: int, vocab: int) -> tuple[int, int]:
-    """Tokens and warps of a tile: large ones, unless there are then too few to fill a GPU."""
+    """Tokens and warps of a tile: large ones, unless these are too few to fill a GPU."""
     return (4096, 8) if rows * vocab >= 2**20 else (1024, 4)
 
 
 def search_sizes(vocab: int) -> dict[str, int]:
-    """One program searches a row, so it is a wide one."""
+    """The sizes of a program that searches a whole row: it has many warps."""
     return {"BLOCKS": -(-vocab // SEARCH_BLOCK), "BLOCK": SEARCH_BLOCK, "num_warps": 16}
 
 

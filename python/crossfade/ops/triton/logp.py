@@ -1,6 +1,6 @@
 """Launches the Triton kernels of kernels/logp.py.
 
-The functions are those of `native`. What is multiplied next goes to `tile.operand`.
+The functions are those of `native`. What the next product multiplies is left in `tile.operand`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from crossfade.kernels import logp as kernels
 
 from ..logp.tiles import Sums, Tile
 
-MOST_COLUMNS = 2048  # of a program of the backward pass
+MOST_COLUMNS = 2048  # columns of a program of the backward pass, at most
 SIZE_BLOCK = 1024  # columns of the moments that a program takes at a time
 
 

@@ -11,9 +11,9 @@ from crossfade.kernels import search as kernels
 
 from .. import memory
 
-MOST_SLOTS = 64  # of a program; it compares them with as many others at a time
-HELD = 4096  # numbers of a fork's program
-BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}  # what is copied keeps its bits
+MOST_SLOTS = 64  # slots of a program, which it compares with as many others at a time
+HELD = 4096  # numbers that a program of a fork holds
+BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}  # copied as integers, to keep their bits
 
 
 def chunk_select(scores: Tensor, finished: Tensor, width: int) -> Tensor:
