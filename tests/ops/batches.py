@@ -23,14 +23,14 @@ def batch(backend: Backend, power: float = 0.0, vocab: int = 301, rows: int = RO
 
 
 def settings(rows: int, device: str) -> dict[str, Any]:
-    """Each row with its own."""
+    """Settings of `blend_sample` that differ from row to row."""
     count = torch.arange(rows, device=device)
     own = {"temperature": 0.5 + count / 4, "top_k": 10 + count, "seed": count * 7, "step": count}
     return {**CUT, **own, "stream": count + 2**33, "return_term_logprobs": True}
 
 
 def take(p: Problem, chosen: dict[str, Any], rows: Any) -> tuple[Problem, dict[str, Any]]:
-    """The problem of some rows."""
+    """The problem and the settings of some of the rows."""
 
     def pick(x: Any) -> Any:
         return x[rows] if isinstance(x, torch.Tensor) else x
@@ -43,7 +43,7 @@ def take(p: Problem, chosen: dict[str, Any], rows: Any) -> tuple[Problem, dict[s
 
 
 def assert_rows(got: BlendSample, want: BlendSample, rows: Any) -> None:
-    """Tokens equal; log-probs to the last places, as sums may run in another order."""
+    """Tokens are equal, and log-probs to the last digits, as sums may be taken in another order."""
     assert torch.equal(got.tokens, want.tokens[rows])
     for a, b in zip(got[1:], want[1:], strict=True):
         torch.testing.assert_close(a, b[rows], atol=2e-6, rtol=1e-6)

@@ -53,7 +53,7 @@ def rms(x: Tensor) -> Tensor:
 
 
 def rerun(file: str, isa: str, tests: str) -> None:
-    """Those `tests` of a file, as pytest selects them, with a lesser instruction set."""
+    """Run those `tests` of a file, as pytest's -k selects them, with a lesser instruction set."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", tests]
     environment = {**os.environ, "CROSSFADE_ISA": isa}
     done = subprocess.run([*command, file], env=environment, capture_output=True, text=True)
@@ -61,7 +61,7 @@ def rerun(file: str, isa: str, tests: str) -> None:
 
 
 def skip_unless_lesser(isa: str) -> None:
-    """Skip what this process runs with already."""
+    """Skip the test unless this process runs with a better instruction set than `isa`."""
     order, own = ["baseline", "avx2", "avx512"], native._native.cpu_isa()
     if order.index(own) <= order.index(isa):
         pytest.skip(f"these tests run with {own} already")
@@ -213,7 +213,7 @@ def good_call(device: str, sample: bool = True) -> dict[str, Any]:
 
 
 def magnitudes(p: Problem) -> Tensor:
-    """What rounding in float32 grows with, `[B, V]`: sum |w z|, and of the best token, for log Z.
+    """What rounding in float32 grows with, `[B, V]`: sum |w z|, plus the best token's, for log Z.
 
     With `power` != 0 the terms are normalised, not weighted: sum |z| of a token and of each best.
     """
@@ -264,7 +264,7 @@ def temperatures(p: Problem, settings: dict[str, Any]) -> Tensor:
 
 
 def assert_samples_agree(backend: Backend, p: Problem, **settings: Any) -> BlendSample:
-    """Tokens and log-probs as the reference has them; returns the backend's."""
+    """Checks a backend's tokens and log-probs against the reference's, and returns them."""
     settings = {"return_term_logprobs": True, **settings}
     got = backend.blend_sample(*p.args, **p.options, **settings)
     want = ops.blend_sample(*p.args, **p.options, **settings, backend="reference")

@@ -44,7 +44,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """An interpreter takes 30 to 60 ms a row: it runs every fifth line of the long tables."""
+    """Triton's interpreter runs every fifth case of long tables, as it takes 30 to 60 ms a row."""
     seen: Counter[str] = Counter()
     left_out = []
     for item in items:

@@ -111,7 +111,7 @@ def test_fake_tensors_out_of_their_mode(op: str) -> None:
 
 @EACH
 def test_real_tensors_under_fake_ones(op: str) -> None:
-    """A mode that is on makes fakes of all results, those of real tensors too; nothing is done."""
+    """Under this mode all results are fake, also those of real tensors, and no kernel runs."""
     call, tensors = fresh(op)
     with FakeTensorMode(allow_non_fake_inputs=True):
         got = call(*tensors)
@@ -189,7 +189,7 @@ def test_another_default_device(op: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("backend", ["native", "reference", None], ids=str)
 def test_another_default_dtype(dtype: torch.dtype, backend: str | None) -> None:
-    """Which is that of numbers that become tensors: results must not know it."""
+    """Numbers that become tensors get the default dtype, on which results must not depend."""
     z, weights = floats(3, 40), [0.3, 0.7]
     query, caches = floats(2, 2, 1, 8), floats(2, 1, 5, 8, seed=1)
     cut = ops.Support(0, top_p=0.937, min_p=0.0011)
@@ -233,7 +233,7 @@ def test_another_default_dtype(dtype: torch.dtype, backend: str | None) -> None:
 
 @EACH
 def test_views_with_the_negative_bit(op: str) -> None:
-    """Their numbers are the negatives of what lies there."""
+    """The numbers of such a tensor are the negatives of what lies in its memory."""
     call, tensors = fresh(op)
     if op in ("attend_", "fork_cache_"):
         cache = torch._neg_view(tensors[-1])
@@ -250,7 +250,7 @@ def test_views_with_the_negative_bit(op: str) -> None:
 
 @EACH
 def test_storage_that_was_given_back(op: str) -> None:
-    """As offloaded and sharded parameters are. A tensor that begins in its middle, too."""
+    """Offloaded and sharded parameters are such; so is a view that begins in a storage's middle."""
     if op == "linear_logp":
         pytest.skip("torch's own products come first")
     for begin in (0, 100):
@@ -274,7 +274,7 @@ def test_storage_that_was_given_back(op: str) -> None:
 @pytest.mark.parametrize("name", ["hidden", "weight", "bias"])
 @pytest.mark.parametrize("backend", ["native", "torch", None])
 def test_linear_logp_refuses_what_was_given_back(name: str, backend: str | None) -> None:
-    """torch's own products, which it is made of, would read address 0."""
+    """It is made of torch's own products, which would read address 0."""
     given = {"hidden": torch.randn(5, 8), "weight": torch.randn(11, 8), "bias": torch.randn(11)}
     given[name].untyped_storage().resize_(0)
     targets = torch.zeros(5, dtype=torch.int64)
@@ -327,7 +327,7 @@ def test_inference_tensors() -> None:
 
 @pytest.mark.parametrize("op", ["blend", "blend by rows", "blend_sample"])
 def test_backward_through_a_blend_is_refused(op: str) -> None:
-    """Whatever requires the gradient: logits, values or weights."""
+    """It does not matter which requires the gradient: logits, values or weights."""
     call, tensors = fresh(op)
     for k in range(len(tensors)):
         given = [t.requires_grad_() if i == k else t.detach() for i, t in enumerate(tensors)]
@@ -348,7 +348,7 @@ def test_forward_derivatives_of_a_blend_are_refused() -> None:
 
 @FORWARD
 def test_functions_of_gradients_see_a_linear_layer() -> None:
-    """`torch.func` differentiates and maps the formula."""
+    """`torch.func` differentiates and maps the torch formula instead of the kernel."""
     x, w = floats(2, 9), floats(5, 9, seed=1)
     grad = torch.func.grad(lambda x: ops.linear(x, w).sum())(x)
     torch.testing.assert_close(grad, w.sum(0).expand(2, 9))
@@ -359,7 +359,7 @@ def test_functions_of_gradients_see_a_linear_layer() -> None:
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_what_is_written_into_is_a_new_version(backend: str) -> None:
-    """So that a backward pass which needs what was there raises."""
+    """Their version rises, so that a backward pass that needs what they held before raises."""
     query, cache, parents = floats(2, 2, 1, 8), floats(2, 1, 5, 8, seed=1), torch.tensor([1, 0])
     for write in (
         lambda keys: ops.attend_(
@@ -420,7 +420,7 @@ HUGE = [2**31, 2**63, 2**64, 2**70, -(2**70), 10**400]
 
 @pytest.mark.parametrize("x", HUGE, ids=lambda x: f"{x:.3e}" if abs(x) < 2**80 else "10^400")
 def test_huge_integers(x: int) -> None:
-    """Each is a result or an error that names the argument."""
+    """Each call gives a result, or an error that names the argument."""
     z, query, cache = floats(2, 9), floats(2, 2, 1, 8), floats(2, 1, 5, 8)
     new = query[:, :1]
 
@@ -476,7 +476,7 @@ def test_settings_of_attention(changes: dict[str, Any]) -> None:
 
 @EACH
 def test_float64(op: str) -> None:
-    """Models of float64 run: in float64, or for a blend, whose results are float32, rounded."""
+    """Models of float64 run: in float64, or rounded for a blend, whose results are float32."""
     call, tensors = fresh(op)
     got = call(*(t.double() if t.shape != (2, 3) else t for t in tensors))
     want = result(op)
@@ -524,7 +524,7 @@ print(ops.blend_sample([z[:, :100]], [1.0], seed=0, step=0).tokens.shape)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_memory_is_torchs_own_error() -> None:
-    """What loops that halve their batches wait for. The next call works."""
+    """It raises what loops that halve their batches wait for, and the next call works."""
     done = subprocess.run([sys.executable, "-c", TOO_LITTLE], capture_output=True, text=True)
     assert done.stdout == "True\ntorch.Size([1])\n", done.stderr[-2000:]
 

@@ -145,7 +145,7 @@ def test_windows(backend: Backend, window: int, tokens: int) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 17])
 def test_soft_cap(backend: Backend, tokens: int) -> None:
-    """Of scores that it bends, and of large ones, which it holds."""
+    """It bends scores near the cap, and holds large ones at it."""
     c = case(tokens=tokens, device=backend.device)
     assert_right(backend, c.copy(), softcap=1.5)
     assert_right(backend, c, softcap=2.0, scale=20.0, window=9)
@@ -153,7 +153,7 @@ def test_soft_cap(backend: Backend, tokens: int) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 3, 40])
 def test_many_slots(backend: Backend, tokens: int) -> None:
-    """More than a split, and a window that begins and ends within others."""
+    """Rows of more than one split, and a window that begins in one split and ends in another."""
     lengths = (0, 127, 128, 600, 900 - tokens)
     heads = (3, 1)
     c = case(lengths, heads=heads, tokens=tokens, capacity=900, device=backend.device)
@@ -162,7 +162,7 @@ def test_many_slots(backend: Backend, tokens: int) -> None:
 
 
 def test_a_long_prompt(backend: Backend) -> None:
-    """Several tiles of tokens, onto rows that hold some or nothing; then one token more."""
+    """Several tiles of tokens are appended to rows, empty ones too, and then one more token."""
     tokens = 30 if backend.interpreted else 130
     c = case((0, 9), tokens=tokens, heads=(9, 3), capacity=200, device=backend.device)
     assert_right(backend, c)
@@ -171,7 +171,7 @@ def test_a_long_prompt(backend: Backend) -> None:
 
 
 def test_scores_of_any_size(backend: Backend) -> None:
-    """exp of them would overflow, and a chunk's maximum may be far below the next one's."""
+    """Their exp would overflow, and a chunk's maximum may be far below the next chunk's."""
     c = case((300,), capacity=301, device=backend.device)
     c.keys[:, :, :300] *= torch.linspace(0, 100, 300, device=backend.device)[:, None]
     out, _, _ = expected(c, scale=10.0)
@@ -181,14 +181,14 @@ def test_scores_of_any_size(backend: Backend) -> None:
 
 
 def test_rows_of_the_caches(backend: Backend) -> None:
-    """In any order; the rows that are not named stay as they are."""
+    """Rows of the caches are named in any order; those that are not named stay as they are."""
     rows = torch.tensor([4, 0, 2], device=backend.device)
     c = case(cache_rows=rows.tolist(), tokens=3, device=backend.device)
     assert_right(backend, c, rows=rows)
 
 
 def test_views(backend: Backend) -> None:
-    """Slices of larger buffers, tokens before heads as a projection leaves them."""
+    """Slices of larger buffers, with tokens before heads, as a projection leaves them."""
     c = case(tokens=3, device=backend.device)
 
     def swapped(x: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ def test_views(backend: Backend) -> None:
 
 @pytest.mark.parametrize("lengths", [(38, 40, 3), (39, 41, 10**12)])
 def test_a_full_cache_is_not_written_past(backend: Backend, lengths: tuple[int, ...]) -> None:
-    """Rows with room for one or two of three tokens, and with none; what surrounds them holds."""
+    """Rows with room for two, one or none of three tokens; memory around them is not written."""
     full = [min(n, 40) for n in lengths]
     c = case(full, tokens=3, device=backend.device)
     c = c._replace(lengths=torch.tensor(lengths, device=backend.device))
@@ -252,7 +252,7 @@ def test_nan_stays_in_its_row(backend: Backend) -> None:
 @pytest.mark.parametrize("tokens", [1, 17])
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_half_precision(backend: Backend, dtype: torch.dtype, tokens: int) -> None:
-    """The softmax's weights may be rounded to the dtype, and the result is: half a step each.
+    """Weights of the softmax may be rounded to the dtype, and results are: half a step each.
 
     A step is that of the sum of the sizes of what is added up. Where Triton's interpreter cuts off
     bits that a GPU would round, it is a whole one each.
@@ -282,7 +282,7 @@ def test_half_precision(backend: Backend, dtype: torch.dtype, tokens: int) -> No
 def test_results_do_not_depend_on_batch_capacity_or_threads(
     kernel: Backend, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit."""
+    """Results are the same to the bit."""
     lengths = (0, 5, 300, 701)
     heads = (3, 1) if kernel.interpreted else (24, 8)  # enough work for five threads
     c = case(lengths, tokens=tokens, heads=heads, capacity=760, device=kernel.device)
@@ -301,7 +301,7 @@ def test_results_do_not_depend_on_batch_capacity_or_threads(
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_lesser_instruction_sets(isa: str) -> None:
-    """The rest of this file's native tests, in a process of its own."""
+    """Runs the other native tests of this file in a process of its own."""
     rerun(__file__, isa, "native and not compile and not lesser")
 
 
@@ -366,7 +366,7 @@ def test_bad_arguments_are_named(name: str) -> None:
 
 
 def test_gradients_come_from_the_reference() -> None:
-    """They are those of plain torch, and NaN past the lengths does not reach them."""
+    """Gradients are those of plain torch, and NaN past the lengths does not reach them."""
     c = case((3, 3), tokens=2, capacity=9)
     leaves = [x.clone().requires_grad_() for x in c[:3]]
     caches = c.keys.clone(), c.values.clone()
@@ -407,7 +407,7 @@ def test_compiled(backend: Backend, graph: str) -> None:
 
 @pytest.mark.parametrize("rows", [False, True])
 def test_registration(backend: Backend, rows: bool) -> None:
-    """Schema with what it changes, fake tensors, and dispatch under dynamic shapes."""
+    """The schema says what the op changes; fake tensors and dynamic shapes are dispatched."""
     if backend.interpreted:
         pytest.skip("opcheck's fake tensors have no memory for an interpreter to read")
     c = case(tokens=2, device=backend.device)

@@ -32,7 +32,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def with_second(make: Callable[[Tensor], Any]) -> Callable[[str], list[Any]]:
-    """Two tensors, the second made from a good one."""
+    """A function of the device that gives a good tensor, and one that `make` made of a good one."""
     return lambda device: [(m := matrices(2, device))[0], make(m[1])]
 
 
@@ -165,7 +165,7 @@ OF_SAMPLING = [
 
 
 def test_call_without_a_fault(backend: Backend) -> None:
-    """Else the errors below could be of something else."""
+    """Without this, the errors below could come from another argument."""
     assert (backend.blend_sample(**good_call(backend.device)).tokens >= 0).all()
     assert not backend.blend(**good_call(backend.device, sample=False)).isnan().any()
 
@@ -226,7 +226,7 @@ def test_support(settings: dict[str, Any], error: type[Exception]) -> None:
 
 
 def test_table_is_whole() -> None:
-    """At least 60 bad calls, and every argument of both ops among them."""
+    """It has at least 60 bad calls, in which every argument of both ops is bad once."""
     assert len(OF_BLEND) + len(OF_SAMPLING) >= 60
     tried = {bad.argument for bad in OF_BLEND + OF_SAMPLING} | {"backend"}
     for op in (ops.blend, ops.blend_sample):

@@ -21,7 +21,7 @@ ROW = 1  # the row that is made bad
 def at(
     argument: str, *place: int, to: Any, k: int | None = None
 ) -> Callable[[dict[str, Any]], None]:
-    """Writes `to` into row ROW of an argument (of its tensor k), at `place` or all over it."""
+    """Writes `to` into row ROW of an argument (or of its tensor k), at `place` or everywhere."""
 
     def write(call: dict[str, Any]) -> None:
         x = call[argument] if k is None else call[argument][k]
@@ -31,13 +31,13 @@ def at(
 
 
 def everything_out(call: dict[str, Any]) -> None:
-    """The support leaves one token, and the mask takes it."""
+    """The support leaves one token, which the mask removes."""
     call["support"] = Support(top_k=1)
     call["mask"][ROW, call["logits"][0][ROW].argmax()] = False
 
 
 def cut_from_nothing(to: float) -> Change:
-    """The support's term has no weight, and is no distribution that a support could be cut from."""
+    """The support's term has no weight, but is no distribution, so nothing can be cut from it."""
 
     def write(call: dict[str, Any]) -> None:
         call["support"] = Support(term=1, min_p=0.1)
@@ -100,7 +100,7 @@ BAD_SETTINGS: dict[str, tuple[str, float]] = {
 
 
 def in_tensors(device: str, power: float = 0.0) -> dict[str, Any]:
-    """A good call whose every row has its own of everything."""
+    """A good call in which each row has weights, a mask and settings of its own."""
     call = good_call(device)
     call |= {"power": power, "support": None}
     for name in ("weights", "value_weights"):

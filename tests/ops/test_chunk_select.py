@@ -28,7 +28,7 @@ def expected(scores: Tensor, finished: Tensor, width: int) -> list[list[int]]:
 
 
 def select(backend: Backend, scores: Any, finished: Any, width: int) -> list[list[int]]:
-    """Checks it; returns the parents."""
+    """Checks the parents against the sort, and returns them."""
     scores = torch.as_tensor(scores, dtype=torch.float32, device=backend.device)
     finished = torch.as_tensor(finished, dtype=torch.bool, device=backend.device)
     got = chunk_select(scores, finished, width, backend=backend.name)
@@ -38,21 +38,21 @@ def select(backend: Backend, scores: Any, finished: Any, width: int) -> list[lis
 
 
 def test_a_finished_row_is_one_candidate(backend: Backend) -> None:
-    """W = 2, N = 3: slot 4 is best and forks, slot 1 is finished and stays alone."""
+    """With W = 2 and N = 3, slot 4 is best and forks; slot 1 is finished and fills one slot."""
     scores = [[0.0, 2.0, 1.0, -1.0, 3.0, 0.5]]
     finished = [[False, True, False, False, False, True]]
     assert select(backend, scores, finished, 2) == [[4, 4, 4, 1, -1, -1]]
 
 
 def test_ties_go_to_the_lower_slot(backend: Backend) -> None:
-    """Zeros of both signs are equal."""
+    """Of a tie the lower slot comes first. Zeros of both signs are equal."""
     no = torch.zeros(2, 6, dtype=torch.bool)
     got = select(backend, [[1.0] * 6, [-0.0, 0.0, 0.0, -0.0, -1.0, 0.0]], no, 3)
     assert got == [[0, 0, 1, 1, 2, 2]] * 2
 
 
 def test_infinities_and_nan(backend: Backend) -> None:
-    """+inf, numbers, -inf, NaN, whichever sign it has."""
+    """The order is +inf, numbers, -inf, and NaN of either sign."""
     scores = torch.tensor([[NAN, -INF, INF, 0.0], [NAN, NAN, -INF, NAN], [-NAN, NAN, NAN, NAN]])
     got = select(backend, scores, torch.zeros(3, 4, dtype=torch.bool), 4)
     assert got == [[2, 3, 1, 0], [2, 0, 1, 3], [0, 1, 2, 3]]
@@ -65,7 +65,7 @@ def test_all_finished(backend: Backend) -> None:
 
 @pytest.mark.parametrize("slots", [1, 6, 33])
 def test_one_row_or_one_sample(backend: Backend, slots: int) -> None:
-    """W = 1 is a blockwise best-of-N, N = 1 sorts."""
+    """With W = 1 it is a blockwise best-of-N, and with N = 1 it sorts."""
     scores, finished = normal(2, slots, 2), normal(2, slots, 3) > 1
     select(backend, scores, finished, 1)
     select(backend, scores, finished, slots)
@@ -73,7 +73,7 @@ def test_one_row_or_one_sample(backend: Backend, slots: int) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 4, 4), (1, 32, 32), (1, 17, 61), (70, 4, 4)], ids=str)
 def test_sizes(backend: Backend, shape: tuple[int, int, int]) -> None:
-    """No prompt, a block's most threads, numbers that fill no vector, many prompts."""
+    """No prompt, as many slots as a block has threads, slots that fill no vector, many prompts."""
     prompts, width, samples = shape
     if backend.interpreted:
         prompts = min(prompts, 3)

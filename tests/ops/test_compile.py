@@ -42,7 +42,7 @@ def test_every_argument(backend: Backend, graph: str) -> None:
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_settings_in_tensors(backend: Backend, graph: str) -> None:
-    """As a loop has them, between operations of the graph; the largest seed there is."""
+    """The ops stand between other operations, as in a loop, with the largest seed there is."""
     on = {"device": backend.device}
 
     def step(z: Tensor, weights: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def test_settings_in_tensors(backend: Backend, graph: str) -> None:
 
 
 def test_defaults(backend: Backend) -> None:
-    """No values, no truncation, no log-probs of terms."""
+    """A call without values, truncation or log-probs of terms."""
     z = [normal(2, 20, k, device=backend.device) for k in range(2)]
 
     def draw(z: list[Tensor]) -> BlendSample:
@@ -152,7 +152,7 @@ def test_shapes_without_data(rows: int) -> None:
 
 
 def test_support_survives_the_schema(backend: Backend) -> None:
-    """Which has only floats for it."""
+    """The schema has only floats for a support."""
     z = normal(2, 20, 1, device=backend.device)
 
     def cut(z: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def test_support_survives_the_schema(backend: Backend) -> None:
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_gradients_are_refused_backward(backend: Backend, graph: str) -> None:
-    """A graph may hold the op; only a backward pass that comes to it raises."""
+    """A graph may hold the op. Only a backward pass that reaches it raises."""
     z = normal(2, 20, 1, device=backend.device).requires_grad_()
 
     def both(z: Tensor) -> tuple[Tensor, BlendSample]:

@@ -241,7 +241,7 @@ def test_layouts(pair: EmulatedCuda, dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("terms", [1, 3, 4])
 def test_aligned_rows(cuda: EmulatedCuda, dtype: torch.dtype, terms: int) -> None:
-    """A few inputs of one dtype, which have a kernel of their own; one without weight."""
+    """A few inputs of one dtype have a kernel of their own. One of them has no weight."""
     for vocab, rows in ((1040, 2), (1028, 1)):
         p = problem(cuda, terms=terms, vocab=vocab, rows=rows, values=4 - terms, dtype=dtype)
         if terms == 4:
@@ -257,7 +257,7 @@ def test_aligned_rows(cuda: EmulatedCuda, dtype: torch.dtype, terms: int) -> Non
 
 @pytest.mark.parametrize("vocab", [1, 7, 8, 37, 1031, 5000])
 def test_vocabularies(cuda: EmulatedCuda, vocab: int) -> None:
-    """Smaller than a thread's read, than a warp's, and of several rounds."""
+    """Rows that one thread reads at once, or one warp, and rows that take several rounds."""
     p = problem(cuda, vocab=vocab, rows=2)
     assert_blend_agrees(cuda, p)
     assert_samples_agree(cuda, p, **SAMPLE)
@@ -266,7 +266,7 @@ def test_vocabularies(cuda: EmulatedCuda, vocab: int) -> None:
 
 @pytest.mark.parametrize("settings", TRUNCATIONS, ids=str)
 def test_truncation(cuda: EmulatedCuda, settings: dict[str, Any]) -> None:
-    """By the lists (peaked rows) and by the radix search (flat ones, and k beyond the lists)."""
+    """Lists settle peaked rows; the radix search settles flat ones, and k beyond the lists."""
     for scale in (0.3, 3.0):
         p = problem(cuda, vocab=1031, rows=1)
         p.logits = [z * scale for z in p.logits]
@@ -301,7 +301,7 @@ def test_support(cuda: EmulatedCuda, support: Support, power: float) -> None:
 
 @pytest.mark.parametrize("per_row", [False, True])
 def test_mask(pair: EmulatedCuda, per_row: bool) -> None:
-    """Unaligned, of one row for all or of each; one that leaves nothing spoils its row."""
+    """Unaligned masks, one for all rows or one for each; one that leaves nothing spoils its row."""
     mask = normal(4, 301, 5)[:, 1:] > 0
     mask[2] = False
     p = problem(pair, vocab=300, mask=mask if per_row else mask[0])
@@ -310,7 +310,7 @@ def test_mask(pair: EmulatedCuda, per_row: bool) -> None:
 
 
 def test_greedy(cuda: EmulatedCuda) -> None:
-    """Ties, across threads and blocks too, go to the lowest id."""
+    """Ties go to the lowest id, also across threads and blocks."""
     p = problem(cuda, terms=1, vocab=1031, rows=3)
     p.weights = [1.0]
     p.logits[0].round_()
@@ -348,7 +348,7 @@ def test_bad_settings_spoil_their_row(pair: EmulatedCuda) -> None:
 
 
 def adversarial(vocab: int) -> Tensor:
-    """Rows that break samplers, one kind each."""
+    """Rows that break samplers, each in a way of its own."""
     x = normal(12, vocab, 11)
     x[0] = 0.0  # all tie: the lists overflow
     x[1] = -INF
@@ -440,7 +440,7 @@ def test_results_do_not_depend_on_the_order_of_threads(library: Any) -> None:
 @pytest.mark.parametrize("power", [0.0, 1.0])
 @pytest.mark.parametrize("settings", [{}, {"top_k": 12, "top_p": 0.9}, {"top_p": 0.6}], ids=str)
 def test_greedy_rows(cuda: EmulatedCuda, power: float, settings: dict[str, Any]) -> None:
-    """A row of temperature 0 is as `do_sample=False` makes it; the others as without it."""
+    """A row of temperature 0 comes out as with `do_sample=False`, and the others as without it."""
     support = Support(term=1, top_k=99)
     p = problem(cuda, vocab=530, rows=4, values=1, power=power, support=support)
     settings = {**settings, **SAMPLE, "return_term_logprobs": True}

@@ -56,7 +56,7 @@ def test_vocabularies(kernel: Backend, vocab: int, rows: int) -> None:
 @pytest.mark.parametrize("terms", [1, 3, 4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_aligned_rows(kernel: Backend, terms: int, dtype: torch.dtype) -> None:
-    """Inputs of one dtype that begin at multiples of 16 bytes, whole vectors or not at the end."""
+    """Inputs of one dtype begin at multiples of 16 bytes, and end with a whole vector or not."""
     for rows, vocab in ((3, 1040), (1, 1028)):
         p = problem(kernel, terms=terms, vocab=vocab, rows=rows, values=4 - terms, dtype=dtype)
         assert_agrees(kernel, p)
@@ -129,7 +129,7 @@ def test_powers_of_sharp_terms(kernel: Backend, power: float, dtype: torch.dtype
 
 @pytest.mark.parametrize("power", [0.0, 1.0, -1.0])
 def test_weights_of_each_request(kernel: Backend, power: float) -> None:
-    """Zeros among them leave that term out for that row, whatever it holds."""
+    """A weight of 0 leaves its term out of its row, whatever the term holds there."""
     p = problem(kernel, rows=5, values=1, power=power)
     weights = mean_weights(5, 3, 1, kernel.device) if power else normal(5, 3, 1, scale=1.0)
     weights[1] = torch.tensor([0.25, 0.0, 0.75])
@@ -146,7 +146,7 @@ def test_weights_of_each_request(kernel: Backend, power: float) -> None:
 
 
 def test_weights_are_any_float_tensor(kernel: Backend) -> None:
-    """`[K]`, `[B, K]` of any stride, float64 or bfloat16: all as the numbers they hold."""
+    """Tensors `[K]` or `[B, K]`, of any stride and dtype, mean the numbers that they hold."""
     p = problem(kernel, rows=4)
     numbers = torch.tensor([1.0, 0.75, -0.5], device=kernel.device)
     p.weights = numbers.tolist()
@@ -234,7 +234,7 @@ def test_minus_infinity_removes(kernel: Backend, weights: list[float]) -> None:
 
 @pytest.mark.parametrize("power", POWERS)
 def test_power_mean_without_mass(kernel: Backend, power: float) -> None:
-    """A token one term excludes: out of a mean with power < 0, the others' for power > 0."""
+    """A token that one term excludes has no mass with power < 0, and that of the others else."""
     p = problem(kernel, terms=2, vocab=50, power=power)
     p.logits[0][:, 10:20] = -INF
     p.logits[1][:, 15:30] = -INF
@@ -252,7 +252,7 @@ def test_scores_far_from_zero(kernel: Backend, top: float) -> None:
 
 
 def test_rising_scores(kernel: Backend) -> None:
-    """Each token is a new maximum: a sum that is scaled anew for each must not lose its digits."""
+    """Each token is a new maximum. A sum that is rescaled for each must not lose its digits."""
     vocab = 1000 if kernel.interpreted else 1_000_000
     z = torch.linspace(0, 0.3, vocab, device=kernel.device)[None]
     assert_blend_agrees(kernel, Problem([z], [1.0]))
@@ -283,7 +283,7 @@ def test_greedy_ties_go_to_the_lowest_id(kernel: Backend) -> None:
 
 
 def test_greedy_leaves_settings_unused(kernel: Backend) -> None:
-    """Also what a row's settings would make of it: they are not read."""
+    """Settings are not read, even those that would spoil a sampled row."""
     p = problem(kernel)
     bad = torch.full((4,), NAN, device=kernel.device)
     out = kernel.blend_sample(*p.args, do_sample=False, temperature=bad, top_p=bad, seed=0, step=0)
@@ -331,7 +331,7 @@ def test_settings_of_each_row(kernel: Backend) -> None:
 
 
 def test_seeds_are_64_bits(kernel: Backend) -> None:
-    """A number of 2^63 or more is the tensor with its bits; no word of seed or stream is lost."""
+    """A number of 2^63 or more means the int64 of its bits; no word of seed or stream is lost."""
     p = problem(kernel, rows=2, vocab=500)
     flat = {"temperature": 100.0, "step": torch.arange(2, device=kernel.device)}
     drawn = set()
@@ -370,7 +370,7 @@ def test_large_logits_lose_no_more_than_rounding(kernel: Backend) -> None:
 
 
 def test_term_logprobs(kernel: Backend) -> None:
-    """Each term's own, over the vocabulary, whatever its weight and the mask; None unless asked."""
+    """Log-probs under each term alone, whatever its weight and the mask; None unless asked for."""
     p = problem(kernel, rows=4, vocab=60, layout="padded")
     p.weights = [1.0, 0.0, -0.5]
     p.options["mask"] = torch.arange(60, device=kernel.device) % 2 == 0
@@ -384,7 +384,7 @@ def test_term_logprobs(kernel: Backend) -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_everything_at_once(kernel: Backend, seed: int) -> None:
-    """Random mixtures of all arguments: what each test above holds still."""
+    """Random mixtures of all arguments, most of which the tests above leave alone."""
     pick = random.Random(seed)
     terms, rows = pick.choice([1, 2, 3, 4, 7]), pick.choice([1, 2, 3, 5])
     vocab = pick.choice([2, 7, 33, 130, 515] if kernel.interpreted else [2, 7, 33, 515, 2049, 9001])

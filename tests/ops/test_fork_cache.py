@@ -88,7 +88,7 @@ def test_parents(backend: Backend, name: str) -> None:
 
 @pytest.mark.parametrize("name", PARENTS)
 def test_parents_and_a_range_of_each_row(backend: Backend, name: str) -> None:
-    """A row is a parent where it stays itself, and the other way round."""
+    """Each row copies a range of its own; some ranges are empty or pass the end."""
     x = cache(7, 2, 11, 8, device=backend.device)
     start, end = [0, 4, 2, 7, 11, 0, 3], [11, 6, 2, 40, 12, 0, 10]
     assert_right(backend, [x], PARENTS[name], start, end)
@@ -118,7 +118,7 @@ def test_the_most_rows_on_a_gpu(backend: Backend) -> None:
     [(0, None), (3, None), (3, 7), (0, 100), (9, None), (10, None), (50, None), (4, 4), (5, 2)],
 )
 def test_ranges(backend: Backend, start: int, end: int | None) -> None:
-    """To the end, within, past the end, empty."""
+    """Ranges up to the end, within the cache, past its end, and empty ones."""
     assert_right(backend, [cache(4, 2, 10, 8, device=backend.device)], [1, 2, 3, 0], start, end)
 
 
@@ -139,7 +139,7 @@ def test_positions_of_tensors_are_clamped(backend: Backend) -> None:
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("dim", [1, 5, 6, 12, 64])
 def test_dims(backend: Backend, dtype: torch.dtype, dim: int) -> None:
-    """Tokens of 2 bytes and of 10, which no vector fits, up to some of 256."""
+    """Tokens of 2 and of 10 bytes, which no vector fits, and of up to 256."""
     assert_right(
         backend, [cache(4, 3, 7, dim, dtype=dtype, device=backend.device)], [3, 0, 1, 1], 2
     )
@@ -148,7 +148,7 @@ def test_dims(backend: Backend, dtype: torch.dtype, dim: int) -> None:
 @pytest.mark.parametrize("offset", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_unaligned_views(backend: Backend, dtype: torch.dtype, offset: int) -> None:
-    """Every alignment there is; what surrounds a view is part of the comparison."""
+    """Every alignment that there is. The memory around a view must stay as it was."""
     buffer = cache(4, 3, 9, 40, dtype=dtype, device=backend.device)
     view = buffer[:, 1:, 1:8, offset : offset + 16]
     want = buffer.clone()
@@ -158,7 +158,7 @@ def test_unaligned_views(backend: Backend, dtype: torch.dtype, offset: int) -> N
 
 
 def test_strides(backend: Backend) -> None:
-    """Tokens before heads, rows within tokens, and a slice of rows."""
+    """Strides with tokens before heads, with rows within tokens, and of a slice of rows."""
     on = {"device": backend.device}
     tensors = [
         cache(4, 7, 3, 8, **on).transpose(1, 2),
@@ -198,7 +198,7 @@ def test_more_tensors_than_a_launch_takes(backend: Backend) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enough bytes for five; cycles, each thread with a row set aside."""
+    """There are enough bytes for five threads. In cycles each thread sets a row aside."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     tensors = [cache(8, 3, 100 + k, 64) for k in range(4)]
     for parents in ([1, 2, 3, 0, 5, 4, 6, 6], [7] * 8):
@@ -316,7 +316,7 @@ def test_bad_arguments_are_named(name: str) -> None:
 
 
 def test_parents_that_only_the_device_sees(backend: Backend) -> None:
-    """Out of range, they leave their rows alone; natively on a CPU they raise."""
+    """Parents out of range leave their rows alone; the native kernel on a CPU raises."""
     if (backend.name, backend.device) == ("native", "cpu"):
         pytest.skip("it raises: see above")
     x = cache(4, 2, 5, 8, device=backend.device)
@@ -349,7 +349,7 @@ def test_compiled(backend: Backend, graph: str) -> None:
 
 
 def test_registration(backend: Backend) -> None:
-    """Schema with what it changes, fake tensors, and dispatch under dynamic shapes."""
+    """The schema says what the op changes; fake tensors and dynamic shapes are dispatched."""
     if backend.interpreted:
         pytest.skip("opcheck's fake tensors have no memory for an interpreter to read")
     on = {"device": backend.device}

@@ -113,7 +113,7 @@ def test_proxy_tuning_on_raw_logits(backend: Backend) -> None:
 
 
 def test_a_fader_of_its_own_for_each_request(backend: Backend) -> None:
-    """DeRa with lambda per request; where it is 0, that term's NaN is not looked at."""
+    """DeRa with a lambda for each request. Where lambda is 0, a NaN in its term does not matter."""
     z = [normal(ROWS, VOCAB, k, device=backend.device) for k in range(2)]
     z[1][1] = NAN
     lam = torch.tensor([0.3, 0.0, 2.0], device=backend.device)

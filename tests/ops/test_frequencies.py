@@ -26,7 +26,7 @@ WEIGHTS = (1.0, 0.6, -0.6)
 
 
 def p_value(drawn: Tensor, probability: Tensor) -> float:
-    """Of the frequencies under `probability`; 0 where a token of probability 0 was drawn."""
+    """The p-value of the frequencies under `probability`; 0 if an impossible token was drawn."""
     count = len(drawn)
     seen = np.bincount(drawn.cpu().numpy(), minlength=len(probability)).astype(float)
     expected = probability.numpy() * count
@@ -46,7 +46,7 @@ def p_value(drawn: Tensor, probability: Tensor) -> float:
 
 
 def test_p_value_sees_a_small_fault() -> None:
-    """Half a per cent of the draws moved into the tail: refused; none moved: accepted."""
+    """It refuses draws of which half a per cent are moved into the tail, and accepts the others."""
     probability = (0.5 ** torch.arange(1.0, 25)).double()
     probability /= probability.sum()
     generator = torch.Generator().manual_seed(0)
@@ -87,7 +87,7 @@ def truncated(log_p: Tensor, cut: dict[str, Any]) -> Tensor:
 
 
 def draw(backend: Backend, z: list[Tensor], weights: Any, count: int, **settings: Any) -> Tensor:
-    """`count` tokens from one row of logits, expanded."""
+    """`count` tokens, drawn from one row of logits that is expanded to as many."""
     if backend.interpreted:
         pytest.skip("too slow; its draws are compared with the reference's one by one")
     logits = [t.to(backend.device).expand(count, -1) for t in z]

@@ -60,7 +60,7 @@ def test_one_temperature_for_all(backend: Backend, zero: float, cut: dict[str, A
 
 @pytest.mark.parametrize("cut", [OFF, {**OFF, "top_k": 40}], ids=["off", "on"])
 def test_ties_go_to_the_lowest_id(backend: Backend, cut: dict[str, Any]) -> None:
-    """Within what a kernel reads at once and across it, among scores that differ by 1e30."""
+    """Of a tie a kernel reads some tokens at once and others later. Scores go up to 1e30."""
     z = torch.zeros(4, 4200, device=backend.device)
     z[0, [17, 1500, 4199]] = 1.0
     z[1, [4100, 4199]] = 1e30
@@ -74,7 +74,7 @@ def test_ties_go_to_the_lowest_id(backend: Backend, cut: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("name", ["top_k", "top_p", "min_p"])
 def test_settings_of_greedy_rows_are_not_read(backend: Backend, name: str) -> None:
-    """What spoils a row that is sampled leaves one that is greedy as it was."""
+    """A setting that spoils a sampled row leaves a greedy row as it was."""
     p = batch(backend)
     plain = mixed(backend.device, top_k=0, top_p=1.0, min_p=0.0)
     want = backend.blend_sample(*p.args, **p.options, **plain)
@@ -105,7 +105,7 @@ DTYPES = {
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_settings_of_other_dtypes(backend: Backend, name: str) -> None:
-    """Any float or whole numbers; in other rows than they stand in memory, too."""
+    """Settings may have any dtype of floats or of integers, and any stride."""
     p, chosen = batch(backend), mixed(backend.device, top_p=0.95, min_p=0.01)
     exact = {"temperature": [0.0, 0.5, 0.0, 1.25, 2.0, 0.0], "top_p": 0.75, "min_p": 0.125}
     if name in exact:

@@ -46,7 +46,7 @@ def problem(
 def truth(
     x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None
 ) -> tuple[Tensor, Tensor]:
-    """In float64: the result, and the sum of the magnitudes that its rounding grows with."""
+    """The result in float64, and the sum of magnitudes that its rounding in float32 grows with."""
     x, weight = x.double(), weight.double()
     y, size = x @ weight.T, x.abs() @ weight.abs().T
     if bias is not None:
@@ -109,7 +109,7 @@ def test_rows_alone(dtype: torch.dtype, ranks: list[int] | None) -> None:
 
 @pytest.mark.parametrize("rows", [1, 7])
 def test_threads_alone(rows: int) -> None:
-    """Nor on how many threads there are: 3 of them share 41 columns unevenly."""
+    """A row does not depend on the number of threads: three of them share 41 columns unevenly."""
     args = problem(rows, 1031, 201, torch.float32, [5, 16, 3])
     before, results = torch.get_num_threads(), []
     try:
@@ -174,7 +174,7 @@ def test_scale_that_is_expanded() -> None:
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("where", ["x", "weight", "bias", "a", "b"])
 def test_not_finite(where: str, value: float, dtype: torch.dtype) -> None:
-    """Passes as in torch, in the vectors and in the tail."""
+    """They pass through as in torch, in whole vectors and in the rest."""
     for place in (0, 18):
         x, weight, bias, lora = problem(3, 19, 19, dtype, [19])
         assert lora is not None
@@ -220,7 +220,7 @@ def test_gradients_take_the_formula() -> None:
 
 
 def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few rows are the kernel's; many rows, and columns that are apart, are torch's."""
+    """The kernel takes few rows; torch takes many rows, and columns that are not contiguous."""
     calls = []
     kernel = native.linear
     monkeypatch.setattr(native, "linear", lambda *args: calls.append(1) or kernel(*args))
@@ -287,7 +287,7 @@ def test_bad_calls(changes: dict[str, Any], error: type[Exception], says: str) -
 
 @pytest.mark.parametrize("graph", ["eager", "aot_eager"])
 def test_compiled(graph: str) -> None:
-    """One graph, around the same kernel; another one where gradients are wanted."""
+    """One graph holds the kernel; where gradients are wanted there is another."""
     torch._dynamo.reset()
     x, weight, bias, lora = problem(3, 20, 19, torch.float32, [7])
 

@@ -52,7 +52,7 @@ def test_extremes_are_where_the_table_says() -> None:
 
 
 def bits(word: int) -> int:
-    """64 bits as int64 holds them."""
+    """An integer below 2^64 as the int64 of the same bits."""
     return word - 2**64 if word >= 2**63 else word
 
 
@@ -110,7 +110,7 @@ def test_extreme_noise(
 
 @pytest.mark.parametrize("margin", [1e-4, -1e-4])
 def test_widest_gap_that_noise_can_close(backend: Backend, margin: float) -> None:
-    """26.01 nats: a kernel that spares noise must not do so for a token this close to the best."""
+    """A token 26.01 nats below the best can win: a kernel must not spare its noise."""
     noise = cases.gumbel(cases.noise_words(*WIDEST, VOCAB))[0]
     gap = float(noise[5] - noise[6])
     assert 26.0 < gap < 26.1
@@ -120,7 +120,7 @@ def test_widest_gap_that_noise_can_close(backend: Backend, margin: float) -> Non
 
 
 def test_tokens_past_the_first_words(backend: Backend) -> None:
-    """Token v takes word v mod 4 of counter v // 4, over a longer row than the duels'."""
+    """Token v takes word v mod 4 of counter v // 4, also in a row longer than the duels'."""
     vocab, streams = 203, [0, 2**40 + 1]
     noise = cases.gumbel(cases.noise_words(3, streams, 9, vocab))
     out = backend.blend_sample(

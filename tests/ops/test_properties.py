@@ -30,7 +30,7 @@ def problems(draw: Any, power: bool = False) -> Problem:
 
 
 def law(**strategies: Any) -> Callable[[Callable[..., None]], Callable[[Backend], None]]:
-    """A test of examples that are the same each run; an interpreter sees the first few of them."""
+    """Makes a test whose examples are the same in each run. An interpreter tries the first few."""
 
     def decorate(check: Callable[..., None]) -> Callable[[Backend], None]:
         def test(backend: Backend) -> None:

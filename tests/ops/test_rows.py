@@ -33,7 +33,7 @@ def test_any_rows_in_any_order(backend: Backend, rows: list[int], power: float) 
 @pytest.mark.parametrize("power", [0.0, 1.0])
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_threads(backend: Backend, rows: int, power: float) -> None:
-    """Threads share rows, or the vocabulary of few rows."""
+    """Threads take a row each or, of few rows, a part of the vocabulary."""
     if backend.device != "cpu" or backend.interpreted:
         pytest.skip("runs no threads of the CPU")
     p = batch(backend, power, vocab=30_011, rows=rows)
@@ -70,7 +70,7 @@ def test_bad_rows_leave_others_alone(backend: Backend, junk: float, power: float
 
 
 def test_again_is_the_same(backend: Backend) -> None:
-    """To the last bit, without touching torch's generator or the inputs."""
+    """Results are the same to the last bit; torch's generator and the inputs stay as they were."""
     p, chosen = batch(backend), settings(ROWS, backend.device)
     copies = [x.clone() for x in (*p.logits, *p.values, p.weights)]
     state = torch.get_rng_state()

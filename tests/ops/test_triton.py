@@ -99,7 +99,7 @@ def test_philox_known_answers(counter_and_key, expected):
 
 
 def test_gumbel_is_exact_at_both_ends():
-    """Near u = 1 the plain formula is infinite, near u = 0 the other branch would lose digits."""
+    """Near u = 1 the plain formula is infinite; near u = 0 the other branch would lose digits."""
     ends = [0, 1, 2, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 3, 2**32 - 2, 2**32 - 1]
     h = torch.cat([torch.tensor(ends), torch.arange(12345, 2**32, 2**22 + 1)])
     x = (h.double() + 0.5) / 2**32
@@ -195,7 +195,7 @@ def tiles(request, monkeypatch):
 @pytest.mark.parametrize("vocab", [1, 127, 128, 129, 1025])
 @pytest.mark.usefixtures("tiles")
 def test_results_do_not_depend_on_the_tiles(vocab):
-    """One tile, a full one, one with a single token in it: all agree with the reference."""
+    """One tile, a full one, and one with a single token in it all agree with the reference."""
     z = list(normal(2, 2, vocab))
     on_device = [x.to(DEVICE) for x in z]
     options = {"seed": 3, "step": 5, "temperature": 0.8, "return_term_logprobs": True}

@@ -95,7 +95,7 @@ def truncate(score: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
 
 
 def assert_draws(backend: Backend, z: Tensor, blend: Tensor, weights: object, cut: Cut) -> None:
-    """Draw with noise in favour of each token of each row. `blend`: z under weights in float64."""
+    """Draw from each row with noise in favour of each token. `blend` is z weighted in float64."""
     streams, noise = cases.forcing_streams(VOCAB, SEED, STEP)
     count = blend.shape[0]
     row = torch.arange(count).repeat_interleave(VOCAB)
@@ -151,7 +151,7 @@ def test_blend_of_three(backend: Backend, cut: Cut) -> None:
 
 
 def test_forcing_reaches_tokens() -> None:
-    """The tests above see a token that should be gone: its noise leads by nats."""
+    """The tests above would see a token that should be removed, as its noise leads by nats."""
     _, noise = cases.forcing_streams(VOCAB, SEED, STEP)
     assert (noise.argmax(axis=1) == range(VOCAB)).all()
     ordered = noise.copy()
@@ -160,7 +160,7 @@ def test_forcing_reaches_tokens() -> None:
 
 
 def test_truncation_follows_the_values_and_the_mask(backend: Backend) -> None:
-    """What is cut is the blend with its values, after `mask`: top-k counts allowed tokens only."""
+    """The blend is cut with its values and after the mask: top-k counts allowed tokens only."""
     score = normal(1, VOCAB, 5)
     value = normal(1, VOCAB, 6, scale=4.0)
     allowed = torch.arange(VOCAB) % 2 == 0

@@ -65,7 +65,7 @@ def linear_logp(
     backend: str | None = None,
     **options: Any,
 ) -> LinearLogp:
-    """The op. For a backend "...-cuda" arguments move there, and results, and gradients, back."""
+    """The op. For "...-cuda" arguments move to the GPU, and results and gradients move back."""
     if backend is None or not backend.endswith("-cuda"):
         return ops.linear_logp(hidden, weight, targets, bias=bias, backend=backend, **options)
     there = [None if x is None else x.cuda() for x in (hidden, weight, targets, bias)]
@@ -77,7 +77,7 @@ def linear_logp(
 def problem(
     tokens: int, size: int, vocab: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """hidden, weight, targets (the last of the vocabulary among them) and bias."""
+    """hidden, weight, targets and bias; the last token of the vocabulary is among the targets."""
     hidden = normal(tokens, size, 1, scale=1.0, dtype=dtype)
     weight = normal(vocab, size, 2, scale=2 / math.sqrt(size), dtype=dtype)
     targets = torch.arange(tokens) * 7919 % vocab
@@ -93,7 +93,7 @@ def naive(
     softcap: float | None = None,
     temperature: float = 1.0,
 ) -> LinearLogp:
-    """As one writes it in torch, all in the dtype of the arguments."""
+    """The same as one writes it in torch, all in the dtype of the arguments."""
     z = F.linear(hidden, weight, bias)
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
@@ -105,7 +105,7 @@ def naive(
 
 
 def loss_of(results: LinearLogp) -> Tensor:
-    """Each result and each token with weights of its own."""
+    """A loss in which each result of each token has a weight of its own."""
     total = results.logp.new_zeros(())
     for k, x in enumerate(results):
         if x is not None:
@@ -241,7 +241,7 @@ SIXTEEN = [torch.bfloat16, torch.float16]
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What tiles are made of, on a CPU too."""
+    """Makes tiles on a CPU of what a GPU's are made of."""
     start = logp_tiles.start
     monkeypatch.setattr(logp_tiles, "FEWEST_ROWS", 1)
     monkeypatch.setattr(logp_tiles, "start", lambda head: start(head).float())
@@ -297,7 +297,7 @@ def test_small_gradients_of_float16(backend: str) -> None:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
 @pytest.mark.parametrize("dtype", SIXTEEN, ids=str)
 def test_product_sums_in_float32(dtype: torch.dtype, device: str) -> None:
-    """A sum in 16 bits would stay at 256 or 2,048 times its terms, and lose the half."""
+    """A sum in 16 bits would stop growing at 256 or 2,048 times its terms, and lose the half."""
     a, b = (torch.ones(*shape, dtype=dtype, device=device) for shape in ((16, 8192), (8192, 8)))
     out = torch.full((16, 8), NAN, device=device)
     logp_tiles.product(a, b, out)
@@ -350,7 +350,7 @@ def test_nothing_waits_for_cuda(learn: str) -> None:
 
 @CUDA
 def test_cuda_takes_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And bfloat16 as it is: no copy of hidden or weight in float32."""
+    """It takes bfloat16 as it is, and makes no copy of hidden or weight in float32."""
     if backends.why_not("triton", torch.device("cuda:0")) is not None:
         pytest.skip("no Triton")
     hidden, weight, targets, _ = (x.cuda() for x in problem(64, 512, 4096, torch.bfloat16))
@@ -368,7 +368,7 @@ def test_cuda_takes_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weight_gradient_is_summed_in_float32(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over 512 tiles: a bfloat16 sum would stay at 256 times its terms."""
+    """There are 512 tiles; a bfloat16 sum would stop growing at 256 times its terms."""
     monkeypatch.setattr(logp_tiles, "tile_size", lambda device: (16, 1024))
     hidden = torch.ones(8192, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
@@ -493,7 +493,7 @@ def test_autocast_changes_nothing() -> None:
 @pytest.mark.parametrize("learn", ["h", "hwb"])
 @pytest.mark.parametrize("backend", SMALL)
 def test_ignored_targets(backend: str, learn: str) -> None:
-    """0 and no gradient from the log-prob; lse and entropy are as ever. Other indices work too."""
+    """Their log-prob is 0, without a gradient; lse and entropy are as ever. Any index will do."""
     hidden, weight, targets, bias = problem(9, 12, 31)
     everything = torch.full_like(targets, -100)
     got, grads = gradients(linear_logp, (hidden, weight, everything, bias), learn, backend=backend)
@@ -515,7 +515,7 @@ def test_ignored_targets(backend: str, learn: str) -> None:
 @pytest.mark.parametrize("learn", ["h", "hwb"])
 @pytest.mark.parametrize("backend", SMALL)
 def test_padding_that_holds_nan(backend: str, learn: str) -> None:
-    """Tokens without a gradient leave those of the rest alone, whatever they hold."""
+    """Tokens without a gradient do not change the gradients of others, whatever they hold."""
     hidden, weight, targets, bias = problem(30, 12, 31)
     targets[20:] = -100
     spoilt = hidden.clone()
@@ -538,7 +538,7 @@ def test_padding_that_holds_nan(backend: str, learn: str) -> None:
 @pytest.mark.parametrize("learn", ["h", "hwb"])
 @pytest.mark.parametrize("backend", SMALL)
 def test_extreme_logits(tiles: None, backend: str, learn: str) -> None:
-    """Logits of 1e4, rising and falling, with removed tokens: as float64 has them."""
+    """Logits up to 1e4, rising and falling, with removed tokens, give what float64 gives."""
     hidden, weight, targets, bias = problem(6, 12, 31)
     weight = weight * 3000
     bias[2:30:3] = -INF
@@ -583,7 +583,7 @@ def test_bad_rows(tiles: None, backend: str, value: float) -> None:
 
 @pytest.mark.parametrize("backend", SMALL)
 def test_soft_cap_of_infinity(backend: str) -> None:
-    """Is the cap, as tanh has it."""
+    """An infinite logit becomes the cap, as the tanh of infinity is 1."""
     hidden, weight, targets, bias = problem(6, 12, 31)
     bias[3], bias[4] = INF, -INF
     got, of_got = gradients(

@@ -51,7 +51,7 @@ def mean_only(hidden: Tensor, weight: Tensor, targets: Tensor, **options: Any) -
 @pytest.mark.parametrize("tokens", [1, 33])
 @pytest.mark.usefixtures("tiles")
 def test_truth(tokens: int, ignored: Any, loss: Callable[[LinearLogp], Tensor]) -> None:
-    """Of a sum, and of what was not expected, gradients are those of float64."""
+    """Gradients are those of float64, also of losses that are no sum."""
     hidden, weight, targets, _ = problem(tokens, 12, 67)
     targets[[i for i in ignored if i < tokens]] = -100
     found = leaves(hidden, weight)
@@ -81,7 +81,7 @@ def test_error() -> None:
 
 
 def test_bits() -> None:
-    """Results are those without, where torch's products do not depend on the number of rows."""
+    """Results are those without it, if torch's products do not depend on the number of rows."""
     hidden, weight, targets, _ = problem(1100, 96, 2100)
     targets[::3] = -100
     products = hidden @ weight.T
@@ -123,7 +123,7 @@ def test_views_and_a_second_backward() -> None:
     ids=["without it", "with it", "times 0", "times infinity"],
 )
 def test_a_bad_row(loss: Callable[[Tensor], Tensor]) -> None:
-    """It reaches gradients as it does without `mean_only`: not at all, where it has none."""
+    """It spoils the gradients that it spoils without `mean_only`, and no others."""
     hidden, weight, targets, _ = problem(20, 12, 31)
     hidden[3, 5] = hidden[7, 0] = NAN
     targets[7] = -100
@@ -208,7 +208,7 @@ def test_ignored_tokens_cost_one_product(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("size", [64, 256])
 def test_memory(size: int) -> None:
-    """Weight twice, of which logits of H tokens are half, beside what takes no vocabulary."""
+    """Twice the weight's: for its gradient, and for logits of H tokens. Nothing else has size V."""
     hidden, weight, targets, _ = problem(512, size, 8192)
     hidden.requires_grad_()
     weight.requires_grad_()
