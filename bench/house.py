@@ -35,15 +35,18 @@ presets
 loading
 decoding.forms decoding.memory decoding.streaming decoding.output
 decoding.inputs
-decoding.writing decoding.settings decoding.ends decoding.members
+decoding.writing decoding.ends decoding.members
+decoding.job
+decoding.settings decoding.runner
 decoding.simple
 decoding.engine
 decoding.mixer
 decoding.rows
+decoding.watch
 decoding.loop
 decoding.search
 decoding.driver
-decoding.job
+decoding.call decoding.results
 decoding.generation decoding.hook decoding.scoring
 decoding
 bulk
@@ -60,6 +63,7 @@ decoding.simple_runner decoding.structure decoding.term_model: decoding.simple
 decoding.after_head decoding.contract decoding.deltas decoding.engine_runner: decoding.engine
 decoding.fingerprint decoding.graph decoding.group decoding.guides: decoding.engine
 decoding.head decoding.kv_cache decoding.modules decoding.prefix: decoding.engine
+decoding.lazy decoding.plan: decoding.engine
 decoding.readers decoding.search_loop decoding.valuer: decoding.search
 batch records: bulk
 adapters saved_models small_model decoding.after_head: models
