@@ -51,6 +51,7 @@ decoding.generation decoding.hook decoding.scoring
 decoding
 bulk
 training
+bench
 cli
 __main__
 """
@@ -68,7 +69,7 @@ decoding.readers decoding.search_loop decoding.valuer: decoding.search
 batch records: bulk
 adapters saved_models small_model decoding.after_head: models
 training.value_head: models
-bench demo info: cli
+demo info: cli
 """
 
 PARTS = {
