@@ -8,7 +8,7 @@ import crossfade as cf
 import numpy as np
 import pytest
 import torch
-from crossfade.decoding.inputs import read_requests, term_prompts
+from crossfade.decoding.inputs import left_pad, read_requests, right_pad, term_prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import PAD, make, make_tokenizer
@@ -309,3 +309,15 @@ def test_bad_masks_and_empty_texts(base: PreTrainedModel, tokenizer: Tokenizer) 
         base, ids.repeat(2, 1), attention_mask=torch.tensor([[0, 1], [1, 1]]), max_new_tokens=3
     )
     assert ours.responses[0] == cf.generate(base, [6], max_new_tokens=3).responses[0]
+
+
+def test_rows_are_padded_on_either_side() -> None:
+    rows = [[7, 9, 30], [40], [5, 6]]
+    left = left_pad(rows, 2)
+    assert left.ids.tolist() == [[7, 9, 30], [2, 2, 40], [2, 5, 6]]
+    assert left.mask.tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
+    assert left.unpadded() == rows
+    ids, mask = right_pad(rows, -100)
+    assert ids.tolist() == [[7, 9, 30], [40, -100, -100], [5, 6, -100]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
+    assert {x.dtype for x in (ids, mask, left_pad([[]]).ids)} == {torch.int64}

@@ -68,11 +68,33 @@ class Requests:
         return i if self.numbers is None else self.numbers[i]
 
 
-def left_pad(rows: Sequence[Sequence[int]], pad: int) -> Prompts:
+def left_pad(rows: Sequence[Sequence[int]], pad: int = 0) -> Prompts:
+    """Rows of different lengths, on the CPU, so that all of them end in the last column.
+
+    That is how causal models read prompts that they go on from, and texts of whose ends logits are
+    wanted: those are then the last columns of all rows.
+    """
     width = max(map(len, rows))
     ids = [[pad] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return Prompts(torch.tensor(ids, device="cpu"), torch.tensor(mask, device="cpu"))
+    return Prompts(_int64(ids), _int64(mask))
+
+
+def right_pad(rows: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths ``[rows, longest]``, on the CPU, and their mask: all begin at 0.
+
+    That is how encoders and classifiers read texts, and how hidden states are computed: positions
+    are then those of Hugging Face without being given, and no causal model sees what comes after
+    a text.
+    """
+    width = max(map(len, rows))
+    ids = [[*row, *[pad] * (width - len(row))] for row in rows]
+    mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+    return _int64(ids), _int64(mask)
+
+
+def _int64(rows: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64, device="cpu")  # also where all rows are empty
 
 
 def asks_nothing(name: str, value: Any, multimodal: bool = False) -> bool:

@@ -38,7 +38,7 @@ class CachedTerm:
         self.tokens = int(prompts.mask.sum())
         longest = prompts.ids.shape[1] + limit
         self.together = len(prompts.ids) * copies == 1 or why_alone(self.model, longest) is None
-        rows = [prompts] if self.together else [one_row(ids) for ids in prompts.unpadded()]
+        rows = [prompts] if self.together else [left_pad([ids]) for ids in prompts.unpadded()]
         rows = [p.to(self.model.device) for p in rows]
         self.batches = [OwnRows(self.model, p.ids, p.mask, limit) for p in rows]
         logits = self._step([None] * len(rows))
@@ -77,13 +77,8 @@ def forced(model: TermModel, prompt: Sequence[int], response: Sequence[int]) -> 
     """Logits ``[tokens, V]`` before each token of a response, as `model.generate` has them when it
     writes it after this prompt alone: a token at a time."""
     term = CachedTerm(model)
-    first = term.prefill(one_row([*prompt]), len(response))
+    first = term.prefill(left_pad([prompt]), len(response))
     return torch.cat([first, *(term.step(torch.tensor([t], device="cpu")) for t in response[:-1])])
-
-
-def one_row(ids: list[int]) -> Prompts:
-    tensor = torch.tensor([ids], device="cpu")
-    return Prompts(tensor, torch.ones_like(tensor))
 
 
 class SimpleRunner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ... import reading
 from ...checks import check_number
-from ...decoding.inputs import Prompts, encode
+from ...decoding.inputs import encode, left_pad, right_pad
 from ...decoding.writing import Writing
 from ..fused_head import IGNORED
 from ..rows import check_ids, check_message
@@ -85,7 +86,7 @@ class Rollouts(Dataset[dict[str, Any]]):
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """A batch, padded on the right: positions are then those of Hugging Face without being given.
+    """A batch, padded on the right.
 
     Returns:
         ``labels [B, T]``, the tokens of the completions; ``lengths`` and ``rewards [B]``; and what
@@ -94,24 +95,19 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """
     rollouts: list[Rollout] = [row["rollout"] for row in rows]
     batch = {
-        "labels": _pad([r.completion for r in rollouts], IGNORED),
+        "labels": right_pad([r.completion for r in rollouts], IGNORED)[0],
         "lengths": torch.tensor([len(r.completion) for r in rollouts]),
         "rewards": torch.tensor([r.reward for r in rollouts], dtype=torch.float32),
     }
     if "hidden" in rows[0]:
         hidden = [row["hidden"] for row in rows]
         return batch | {"hidden": torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)}
-    texts = [[*r.prompt, *r.completion] for r in rollouts]
+    ids, mask = right_pad([[*r.prompt, *r.completion] for r in rollouts])
     return batch | {
-        "input_ids": _pad(texts, 0),
-        "attention_mask": _pad([[1] * len(t) for t in texts], 0),
+        "input_ids": ids,
+        "attention_mask": mask,
         "starts": torch.tensor([len(r.prompt) for r in rollouts]),
     }
-
-
-def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 
 def _rollout(row: Any, tokenizer: Any, vocabulary: int, name: str) -> Rollout:
@@ -172,8 +168,7 @@ def _tokenised(
         for i, message in enumerate(prompt):
             check_message(message, f"message {i} in prompt of {name}")
     before = encode(prompt, tokenizer, name)
-    ids = torch.tensor([before], dtype=torch.int64, device="cpu")
-    prompts = Prompts(ids, torch.ones_like(ids), [prompt])
+    prompts = replace(left_pad([before]), items=[prompt])
     (after,) = Writing(tokenizer, prompts).tokens([0], [completion])
     eos = getattr(tokenizer, "eos_token_id", None)
     if finished:
