@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..terms import text_config
+from .batching import MAX_LOGITS, Cost, batches, max_tokens
 from .deltas import Deltas
 from .forms import Ids
 from .head import Head, Wanted, split
@@ -20,9 +21,6 @@ from .replica import Replica
 from .term_model import TermModel
 
 AHEAD = 256  # new tokens that caches have room for at first
-# tokens of prompts in one forward, which bounds the memory of their activations
-MAX_TOKENS = {"cpu": 1024, "cuda": 8192}
-MAX_LOGITS = 1 << 25  # numbers, where those of every token are wanted
 LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -169,7 +167,7 @@ class Group:
 
     def read(self) -> None:
         """Read on in the prompts of rows that have joined, as much as one forward takes."""
-        most = MAX_TOKENS.get(self.device.type, MAX_TOKENS["cuda"])
+        most = max_tokens(self.device)
         now: list[Unread] = []
         width = 0
         while self.unread:
@@ -235,13 +233,10 @@ class Group:
             Which of `rows`, as indices, and their logits: ``[n, tokens, V]`` of every token, the
             shorter rows' padded, or ``[n, V]`` of each one's last.
         """
-        order = sorted(range(len(rows)), key=lambda i: len(ids[i]), reverse=True)
-        most = MAX_TOKENS.get(self.device.type, MAX_TOKENS["cuda"])
+        most = max_tokens(self.device)
         if every:
             most = min(most, MAX_LOGITS // self.config.vocab_size)
-        while order:
-            count = max(1, most // len(ids[order[0]]))
-            now, order = order[:count], order[count:]
+        for now in batches(Cost([len(x) for x in ids], most)):
             for i in now:
                 self.bounds[rows[i]] = starts[i] + len(ids[i])
                 self.cache.rewind(rows[i], starts[i])

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .batching import MAX_LOGITS
 from .engine import Engine
 from .engine_runner import EngineRunner
 from .forms import Ids
-from .group import MAX_LOGITS, Group, common
+from .group import Group, common
 from .inputs import left_pad
 from .output import ModelStats
 from .own_loop import own_modules, why_alone
