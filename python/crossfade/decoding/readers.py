@@ -13,17 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .batching import MAX_LOGITS
 from .engine import Engine
 from .engine_runner import EngineRunner
 from .forms import Ids
 from .group import Group, common
-from .inputs import left_pad
 from .output import ModelStats
-from .own_loop import own_modules, why_alone
+from .prefill import Prefill, over_caches, token_log_probs
 from .runner import Texts
-from .simple_runner import forced
-from .term_model import TermModel, positions_of
+from .term_model import TermModel
 
 
 class Question(NamedTuple):
@@ -43,8 +40,7 @@ def log_prob(vocabulary: int) -> Question:
     """``log p(token)`` over the first `vocabulary` columns."""
 
     def answer(logits: Tensor, tokens: Tensor) -> Tensor:
-        z = logits[:, :vocabulary].float()
-        return z.gather(1, tokens[:, None])[:, 0] - z.logsumexp(dim=1)
+        return token_log_probs(logits[:, :vocabulary], tokens)
 
     return Question(answer, predicted=True, every=True)
 
@@ -148,28 +144,22 @@ class Reader:
         return known
 
     def _answer(self, group: Group, unread: Sequence[tuple[int, Ids, int, int, int]]) -> None:
-        if not unread:
-            return
-        before, rest = int(self.question.predicted), []
-        if self.question.every:  # so many tokens' logits at a time
-            most = max(1, MAX_LOGITS // group.config.vocab_size)
-            rest = [(*u[:2], u[2] + most, *u[3:]) for u in unread if u[2] + most < len(u[1])]
-            unread = [(u[0], u[1][: u[2] + most], *u[2:]) for u in unread]
+        before = int(self.question.predicted)
         starts = [known - before for _, _, known, _, _ in unread]
         ids = [
             text[start : len(text) - before]
             for (_, text, *_), start in zip(unread, starts, strict=True)
         ]
-        rows = [row for row, *_ in unread]
-        for which, logits in group.read_on(rows, starts, ids, every=self.question.every):
-            for i, z in zip(which, logits, strict=True):
-                _, text, known, k, slot = unread[i]
-                if self.question.every:
-                    answers = self._ask(z[: len(ids[i])], text[known:])
-                    self.found[k][slot] = self.found[k][slot] + answers
-                else:
-                    self.found[k][slot] = self._ask(z[None], text[-1:])
-        self._answer(group, rest)
+        answered = [known for _, _, known, _, _ in unread]
+        rows, every = [row for row, *_ in unread], self.question.every
+        for i, logits in over_caches(group, rows, starts, ids, every=every):
+            _, text, _, k, slot = unread[i]
+            if every:
+                asked = text[answered[i] : answered[i] + len(logits)]
+                answered[i] += len(asked)
+                self.found[k][slot] = self.found[k][slot] + self._ask(logits, asked)
+            else:
+                self.found[k][slot] = self._ask(logits, text[-1:])
 
     def _ask(self, logits: Tensor, tokens: Ids) -> list[float]:
         return self.question.answer(logits, torch.tensor(tokens, device=logits.device)).tolist()
@@ -192,8 +182,8 @@ class Rereader:
     cache_bytes = peak_bytes = 0
 
     def __init__(self, question: Question, models: Sequence[TermModel]) -> None:
-        self.question, self.models = question, models
-        self.forwards, self.tokens = [0] * len(models), [0] * len(models)
+        self.question = question
+        self.models = [Prefill(m) for m in models]
 
     def join(self, slots: Sequence[int], texts: Sequence[Texts], limits: Sequence[int]) -> None:
         pass
@@ -205,66 +195,21 @@ class Rereader:
         self, slots: Sequence[int], texts: Sequence[Sequence[Ids]], firsts: Sequence[Sequence[int]]
     ) -> list[list[list[float]]]:
         """As `Reader.read`."""
-        return [self._read(k, *each) for k, each in enumerate(zip(texts, firsts, strict=True))]
+        return [self._read(*each) for each in zip(self.models, texts, firsts, strict=True)]
 
-    def _read(self, k: int, texts: Sequence[Ids], firsts: Sequence[int]) -> list[list[float]]:
-        model, longest = self.models[k], max(map(len, texts))
-        rows = max(1, MAX_LOGITS // (longest * (model.vocabulary or 1)))
-        if not self.question.predicted:
-            judge = self._judge
-            if self._pad(k) is None or model.follows_longest(longest):
-                rows = 1
-        elif why_alone(model, longest):
-            judge, rows = self._predict_alone, 1
-        else:
-            judge = self._predict
-        found = []
-        for at in range(0, len(texts), rows):
-            found += judge(k, texts[at : at + rows], firsts[at : at + rows])
-            self.forwards[k] += 1
-        self.tokens[k] += sum(map(len, texts))
-        return found
-
-    def _predict(self, k: int, texts: Sequence[Ids], firsts: Sequence[int]) -> list[list[float]]:
-        model = self.models[k]
-        read = left_pad(texts, 0).to(model.device)
-        keep = 1 + max(len(t) - first for t, first in zip(texts, firsts, strict=True))
-        mask = None if read.mask.all() else read.mask
-        logits = model.read(read.ids, mask, positions_of(read.mask), keep=keep)
-        found = []
-        for z, text, first in zip(logits, texts, firsts, strict=True):
-            n = len(text) - first if self.question.every else 1
-            tokens = torch.tensor(text[len(text) - n :], device=z.device)
-            found.append(self.question.answer(z[-1 - n : -1], tokens).tolist())
-        return found
-
-    def _predict_alone(
-        self, k: int, texts: Sequence[Ids], firsts: Sequence[int]
+    def _read(
+        self, model: Prefill, texts: Sequence[Ids], firsts: Sequence[int]
     ) -> list[list[float]]:
-        """As `_predict`, of one text whose model must not read another beside it."""
-        (text,), (first,) = texts, firsts
-        n = len(text) - first if self.question.every else 1
-        first = min(first, len(text) - 1)
-        logits = forced(self.models[k], text[:first], text[first:])
-        tokens = torch.tensor(text[len(text) - n :], device=logits.device)
-        return [self.question.answer(logits[len(logits) - n :], tokens).tolist()]
-
-    def _judge(self, k: int, texts: Sequence[Ids], firsts: Sequence[int]) -> list[list[float]]:
-        """By one output a text, or by one a token. Padded on the right, as encoders are."""
-        model, pad = self.models[k], self._pad(k) or 0
-        width = max(map(len, texts))
-        ids = torch.tensor([[*t, *[pad] * (width - len(t))] for t in texts], device=model.device)
-        lengths = torch.tensor([len(t) for t in texts], device=model.device)
-        mask = torch.arange(width, device=model.device) < lengths[:, None]
-        runs = own_modules(model)
-        z = runs(input_ids=ids, attention_mask=mask.long(), return_dict=True).logits
-        if z.dim() == 3:
-            z = z[torch.arange(len(z), device=z.device), lengths - 1]
-        return self.question.answer(z, lengths)[:, None].tolist()
-
-    def _pad(self, k: int) -> int | None:
-        return getattr(self.models[k].bare.config, "pad_token_id", None)
+        found: list[list[float]] = [[] for _ in texts]
+        if not self.question.predicted:
+            for i, z in model.ends(texts):
+                found[i] = self.question.answer(z[None], torch.tensor(texts[i][-1:])).tolist()
+            return found
+        every = self.question.every
+        for i, z in model.logits(texts, firsts, every=every):
+            tokens = texts[i][len(texts[i]) - len(z) :]
+            found[i] = self.question.answer(z, torch.tensor(tokens, device=z.device)).tolist()
+        return found
 
     def stats(self) -> list[ModelStats]:
-        each = zip(self.models, self.forwards, self.tokens, strict=True)
-        return [ModelStats((m.name,), forwards, tokens) for m, forwards, tokens in each]
+        return [model.stats() for model in self.models]

@@ -1,0 +1,210 @@
+"""Teacher forcing: texts in; logits, log-probs of their tokens, or hidden states out.
+
+A whole text is read by its model's own modules, as Hugging Face runs them, and nothing is kept of
+it. Texts share forwards, so many at a time that memory stays bounded; a text whose model must not
+read another beside it, or not all of it at once, is read alone, a token at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..terms import underlying
+from .batching import MAX_LOGITS, Cost, batches, max_tokens
+from .forms import Ids
+from .inputs import left_pad, right_pad
+from .output import ModelStats
+from .own_loop import OwnRows, own_modules, why_alone
+from .term_model import TermModel, positions_of
+
+if TYPE_CHECKING:
+    from .group import Group
+
+
+class Prefill:
+    """Reads whole texts with one model.
+
+    Methods give what belongs to each text as it is read: texts of about one length come together,
+    so their order is not the given one.
+
+    Attributes:
+        forwards, tokens: how often the model ran, and the tokens that it read, padding not counted.
+    """
+
+    def __init__(self, model: TermModel) -> None:
+        self.model = model
+        self.forwards = self.tokens = 0
+
+    def logits(
+        self, texts: Sequence[Ids], firsts: Sequence[int], *, every: bool = True
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Logits that predict the tokens of each text from its token ``firsts[i] >= 1`` on.
+
+        The last token of a text is predicted alone, and not read. With ``every=False`` its logits
+        are the only ones.
+
+        Yields:
+            The index of a text, and its logits ``[len(texts[i]) - firsts[i], V]``, or ``[1, V]``.
+        """
+        counts = [len(t) - first if every else 1 for t, first in zip(texts, firsts, strict=True)]
+        for now in batches(
+            Cost([len(t) for t in texts], max_tokens(self.model.device)),
+            Cost([self.numbers(len(t), n) for t, n in zip(texts, counts, strict=True)], MAX_LOGITS),
+        ):
+            found = self.batch_logits(
+                [texts[i] for i in now], [firsts[i] for i in now], every=every
+            )
+            for i, z in zip(now, found, strict=True):
+                yield i, z[len(z) - counts[i] :]
+
+    def batch_logits(
+        self, texts: Sequence[Ids], firsts: Sequence[int], *, every: bool = True
+    ) -> Tensor:
+        """What `logits` gives, of all texts at once: ``[texts, most, V]``.
+
+        Each text's logits are its last ones; what is before them means nothing.
+        """
+        counts = [len(t) - first if every else 1 for t, first in zip(texts, firsts, strict=True)]
+        most, longest = max(1, *counts), max(map(len, texts)) - 1
+        self.tokens += sum(map(len, texts)) - len(texts)
+        if why_alone(self.model, longest) is not None:
+            begun = [min(first, len(t) - 1) for t, first in zip(texts, firsts, strict=True)]
+            each = zip(texts, begun, counts, strict=True)
+            found = [self._as_written(t[:b], t[b:])[-max(n, 1) :] for t, b, n in each]
+            return torch.stack([pad(z, (0, 0, most - len(z), 0)) for z in found])
+        read = left_pad([t[:-1] for t in texts]).to(self.model.device)
+        arguments: dict[str, Any] = {
+            "attention_mask": None if read.mask.all() else read.mask,
+            "position_ids": positions_of(read.mask),
+            "logits_to_keep": most,
+        }
+        arguments = {k: v for k, v in arguments.items() if k in self.model.accepts}
+        runs = own_modules(self.model)
+        self.forwards += 1
+        output = runs(input_ids=read.ids, use_cache=False, return_dict=True, **arguments)
+        return output.logits[:, -most:]
+
+    def numbers(self, tokens: int, count: int) -> int:
+        """Of the logits of a text of so many tokens, `count` of which are asked for."""
+        kept = count if "logits_to_keep" in self.model.accepts else tokens
+        return kept * (self.model.vocabulary or 1)
+
+    def _as_written(self, prompt: Ids, response: Ids) -> Tensor:
+        """Logits ``[tokens, V]`` before each token of a response, as `model.generate` has them when
+        it writes it after this prompt alone: a token at a time."""
+        ids = torch.tensor([[*prompt]], device=self.model.device)
+        rows = OwnRows(self.model, ids, torch.ones_like(ids), len(response))
+        tokens = torch.tensor([*response[:-1]], dtype=torch.int64, device=self.model.device)
+        found = [rows.step(), *map(rows.step, tokens.split(1) if len(tokens) else ())]
+        self.forwards += rows.forwards
+        return torch.cat(found)
+
+    def ends(self, texts: Sequence[Ids]) -> Iterator[tuple[int, Tensor]]:
+        """What a scalar head or a classifier, also one over an encoder, says of each text.
+
+        Yields:
+            The index of a text, and the numbers ``[labels]`` that the model gives for it, or for
+            its last token.
+        """
+        padding = getattr(self.model.bare.config, "pad_token_id", None)  # classifiers look for it
+        longest = max(map(len, texts), default=0)
+        alone = padding is None or self.model.follows_longest(longest)
+        most = 0 if alone else max_tokens(self.model.device)
+        for now in batches(Cost([len(t) for t in texts], most)):
+            ids, mask = (
+                x.to(self.model.device) for x in right_pad([texts[i] for i in now], padding or 0)
+            )
+            self.tokens += int(mask.sum())
+            self.forwards += 1
+            runs = own_modules(self.model)
+            z = runs(input_ids=ids, attention_mask=mask, return_dict=True).logits
+            if z.dim() == 3:
+                z = z[torch.arange(len(z), device=z.device), mask.sum(dim=1) - 1]
+            yield from zip(now, z, strict=True)
+
+    def hidden(
+        self, texts: Sequence[Ids], firsts: Sequence[int], *, rows: int | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The last hidden states of the tokens of each text from its token ``firsts[i]`` on.
+
+        Args:
+            rows: texts that share a forward; None: as many as memory is meant for.
+
+        Yields:
+            The index of a text, and its states ``[len(texts[i]) - firsts[i], H]``.
+        """
+        lengths = [len(t) for t in texts]
+        most = max_tokens(self.model.device) if rows is None else math.inf
+        if self.model.follows_longest(max(lengths, default=0)):
+            rows = 1
+        for now in batches(Cost(lengths, most), Cost([1] * len(texts), rows or math.inf)):
+            ids, mask = (x.to(self.model.device) for x in right_pad([texts[i] for i in now]))
+            starts = torch.tensor([firsts[i] for i in now], device=ids.device)
+            counts = [lengths[i] - firsts[i] for i in now]
+            self.tokens += sum(lengths[i] for i in now)
+            self.forwards += 1
+            found = hidden_states(own_modules(self.model), ids, mask, starts, max(counts))
+            for i, n, states in zip(now, counts, found, strict=True):
+                yield i, states[:n]
+
+    def stats(self) -> ModelStats:
+        return ModelStats((self.model.name,), self.forwards, self.tokens)
+
+
+def hidden_states(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, starts: Tensor, length: int
+) -> Tensor:
+    """The last hidden states ``[rows, length, H]`` of each row's tokens from ``starts [rows]`` on.
+
+    Gradients go through it.
+
+    Args:
+        model: with a backbone, also one with adapters around it.
+        input_ids, attention_mask: ``[rows, tokens]``, padded on the right.
+        length: past the end of a row its states mean nothing.
+    """
+    bare: Any = underlying(model)
+    states = bare.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True
+    ).last_hidden_state
+    at = starts[:, None] + torch.arange(length, device=starts.device)
+    at = at.clamp(max=states.shape[1] - 1)
+    return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
+
+
+def over_caches(
+    group: Group,
+    rows: Sequence[int],
+    starts: Sequence[int],
+    ids: Sequence[Ids],
+    *,
+    every: bool = True,
+) -> Iterator[tuple[int, Tensor]]:
+    """Rows of the engine read tokens from slot `starts` on, many tokens a piece at a time.
+
+    Yields:
+        Which of `rows`, as an index, and logits ``[n, V]`` after its next n tokens; with
+        ``every=False``, ``[1, V]`` after its last.
+    """
+    most = max(1, MAX_LOGITS // group.config.vocab_size) if every else max(map(len, ids), default=0)
+    done, unread = 0, list(range(len(rows)))
+    while unread:
+        pieces = [ids[i][done : done + most] for i in unread]
+        at = [starts[i] + done for i in unread]
+        for batch, logits in group.read_on([rows[i] for i in unread], at, pieces, every=every):
+            for j, z in zip(batch, logits, strict=True):
+                yield unread[j], z[: len(pieces[j])] if every else z[None]
+        done += most
+        unread = [i for i in unread if len(ids[i]) > done]
+
+
+def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """``log p(token)`` in float32 of ``tokens [n]`` under ``logits [n, V]``."""
+    z = logits.float()
+    return z.gather(1, tokens[:, None])[:, 0] - z.logsumexp(dim=1)
