@@ -7,7 +7,9 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from tiny_models import SHAPES, make
+from crossfade.decoding import scoring
+from crossfade.decoding.prefill import Prefill
+from tiny_models import SHAPES, VOCAB, make
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 Batch = dict[str, torch.Tensor]
@@ -105,3 +107,42 @@ def test_responses_of_one_token(base: PreTrainedModel) -> None:
     scores = cf.score(base, [[5, 6], [7]], [[8], [9]])
     longer = cf.score(base, [[5, 6], [7]], [[8, 3], [9]])
     torch.testing.assert_close(scores.logprobs, longer.logprobs[:, :1])
+
+
+TEXTS = [[7, 9, 30, 12, 8], [40, 6], [11, 12, 13, 14, 15, 16, 17, 18], [33, 6, 20, 21], [5, 9, 7]]
+
+
+@pytest.mark.parametrize("numbers", [1, 40 * VOCAB, 1 << 30])
+def test_long_lists_are_scored_in_batches(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is held at a time, figures are the same, in the order that was given."""
+    a, b = make("llama", 0), make("qwen3", 1)
+    weights = torch.linspace(-0.5, 1.0, 10)
+    blend = cf.Model(a) + weights * (cf.Model(b) - cf.Model(a))
+    prompts = [t[:1] for t in TEXTS] + [t[:-1] for t in TEXTS]
+    responses = [[*t[::-1], 3, 50] for t in [*TEXTS[1:], TEXTS[0]]] + [[4]] * 5
+    options: dict[str, Any] = {"return_term_logprobs": True, "kl_to": b}
+    each = [
+        cf.score(cf.Model(a) + float(w) * (cf.Model(b) - cf.Model(a)), [p], [r], **options)
+        for w, p, r in zip(weights, prompts, responses, strict=True)
+    ]
+    monkeypatch.setattr(scoring, "MAX_LOGITS", numbers)
+    monkeypatch.setattr(scoring, "MAX_MIXED", 3 * VOCAB)
+    held = []
+    own = Prefill.batch_logits
+
+    def batch_logits(self: Prefill, *args: Any) -> torch.Tensor:
+        held.append(own(self, *args))
+        return held[-1]
+
+    monkeypatch.setattr(Prefill, "batch_logits", batch_logits)
+    found = cf.score(blend, prompts, responses, **options)
+    for i, (one, response) in enumerate(zip(each, responses, strict=True)):
+        n = len(response)
+        for name in ("logprobs", "term_logprobs", "kl"):
+            ours, theirs = getattr(found, name)[i], getattr(one, name)[0]
+            torch.testing.assert_close(ours[:n], theirs, atol=1e-5, rtol=1e-5)
+            assert not ours[n:].any()
+    assert found.lengths.tolist() == [len(r) for r in responses]
+    pairs = zip(held[::2], held[1::2], strict=True)  # each model's, of one batch
+    assert all(len(x) == 1 or x.numel() + y.numel() <= numbers for x, y in pairs)
+    assert len(held) == 2 * {1: 10, 40 * VOCAB: 3, 1 << 30: 1}[numbers]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,17 +13,20 @@ from ..blend import Blend, as_blend
 from ..ops import check
 from ..reading import check_unicode
 from ..terms import is_multimodal
+from .batching import Cost, batches, max_tokens
 from .call import Call
 from .contexts import check_context
-from .forms import tensor, token_ids
-from .inputs import Prompts, read_requests
-from .members import references_of
-from .mixer import Mixer
+from .forms import Ids, tensor, token_ids
+from .inputs import Prompts, left_pad, read_requests
+from .members import Members, references_of
+from .mixer import Mixer, Weights
 from .output import Scores
-from .own_loop import why_alone
-from .simple_runner import forced
-from .term_model import TermModel, positions_of
+from .prefill import Prefill
+from .term_model import TermModel
 from .writing import Writing
+
+MAX_LOGITS = 1 << 27  # numbers, over all models, that are held at once
+MAX_MIXED = 1 << 22  # numbers of each model that are blended at once
 
 
 @torch.no_grad()
@@ -39,11 +42,12 @@ def score(
 ) -> Scores:
     """Teacher-forced log-probs of `responses` after `prompts` under a blend at temperature 1.
 
-    What `crossfade.generate` gives as `logprobs` when it writes the same tokens, in one forward of
-    each model over all of them: perplexities, harnesses, importance weights. The whole batch is
-    read at once; cut it where its logits ``[requests, tokens, V]`` do not fit. A model whose rows
-    depend on what is beside them (recurrent states, RoPE frequencies that change with the length)
-    reads each row alone, a token of the response at a time, as it would write it.
+    What `crossfade.generate` gives as `logprobs` when it writes the same tokens, without writing
+    them: perplexities, harnesses, importance weights. A list may be of any length: requests of
+    about one length share a forward, so many that activations and logits ``[requests, tokens, V]``
+    stay bounded. A model whose rows depend on what is beside them (recurrent states, RoPE
+    frequencies that change with the length) reads each row alone, a token of the response at a
+    time, as it would write it.
 
     Args:
         blend: a `Blend`, a `Model` or a bare Hugging Face causal LM.
@@ -68,56 +72,106 @@ def score(
     read = call.prompts(requests)
     writing = call.writing(read)
     written = _responses(responses, writing, len(requests), members.vocabulary)
-    device = models[0].device
-
-    def mixer_of(x: Blend, references: Any = ()) -> Mixer:
-        weights = x.row_weights(len(requests), device), x.row_value_weights(len(requests), device)
-        return Mixer(x, *weights, members.vocabulary, references=references)
-
-    references = [(mixer_of(r.blend), r.columns) for r in members.references]
-    mixer = mixer_of(blend, references)
-
-    tokens, real = _right_pad(written)
-    steps = tokens.shape[1]
-    logits = []
     for model, prompt in zip(models, read, strict=True):
         check_context(model, prompt.mask.sum(dim=1), written)
-        logits.append(_logits(model, prompt, written).to(device))
 
-    tokens, real = tokens.to(device), real.to(device)
-    log_p, terms, kl = [], [], []
-    for t in range(steps):
-        at, now = tokens[:, t : t + 1], [z[:, t] for z in logits]
-        log_p.append(mixer.log_probs(now).gather(1, at))
-        if return_term_logprobs:
-            terms.append(torch.cat([p.gather(1, at) for p in mixer.term_log_probs(now)], dim=1))
-        if references:
-            kl.append(mixer.divergences(now))
+    readers = [_Reader(m, p, written) for m, p in zip(models, read, strict=True)]
+    mixing = _Mixing(blend, members, len(requests), models[0].device, return_term_logprobs)
+    found: dict[int, tuple[Tensor, ...]] = {}
+    for now in _batches(readers):
+        logits = [reader.logits(now) for reader in readers]
+        found |= zip(now, mixing.figures(now, logits, [written[i] for i in now]), strict=True)
+    each = zip(*(found[i] for i in range(len(written))), strict=True)
+    log_p, terms, kl = (pad_sequence(list(x), batch_first=True) for x in each)
     return Scores(
-        logprobs=torch.cat(log_p, dim=1).masked_fill(~real, 0.0),
-        lengths=real.sum(dim=1),
-        term_logprobs=torch.stack(terms, dim=1).masked_fill(~real[..., None], 0.0)
-        if return_term_logprobs
-        else None,
-        kl=torch.cat(kl, dim=1).masked_fill(~real, 0.0) if references else None,
+        logprobs=log_p,
+        lengths=torch.tensor([len(r) for r in written], device=log_p.device),
+        term_logprobs=terms if return_term_logprobs else None,
+        kl=kl if members.references else None,
     )
 
 
-def _logits(model: TermModel, prompts: Prompts, responses: list[list[int]]) -> Tensor:
-    """Logits ``[requests, tokens, V]`` before each token of the responses, padded on the right.
+class _Reader:
+    """A model and the texts that it reads: its own prompts, and the responses after them."""
 
-    The last token of a response is not read.
+    def __init__(self, model: TermModel, prompts: Prompts, responses: Sequence[Ids]) -> None:
+        self.prefill = Prefill(model)
+        before = prompts.unpadded()
+        self.firsts = [len(p) for p in before]
+        self.texts = [[*p, *r] for p, r in zip(before, responses, strict=True)]
+        self.numbers = [
+            self.prefill.numbers(len(text), len(text) - first)
+            for text, first in zip(self.texts, self.firsts, strict=True)
+        ]
+
+    def logits(self, requests: Sequence[int]) -> Tensor:
+        """``[requests, tokens, V]`` before each token of the responses, padded on the left."""
+        texts = [self.texts[i] for i in requests]
+        return self.prefill.batch_logits(texts, [self.firsts[i] for i in requests])
+
+
+def _batches(readers: Sequence[_Reader]) -> Iterator[list[int]]:
+    """Which requests all models read before their logits, held until then, are blended."""
+    return batches(
+        *(Cost([*map(len, r.texts)], max_tokens(r.prefill.model.device)) for r in readers),
+        Cost([*map(sum, zip(*(r.numbers for r in readers), strict=True))], MAX_LOGITS),
+    )
+
+
+class _Mixing:
+    """What a blend and its references make of the logits of all models.
+
+    Args:
+        requests: of the call.
+        terms: whether the log-probs under each term are wanted.
     """
-    tokens, real = _right_pad([r[:-1] for r in responses])
-    read = Prompts(
-        torch.cat([prompts.ids.cpu().masked_fill(prompts.mask.cpu() == 0, 0), tokens], dim=1),
-        torch.cat([prompts.mask.cpu(), real.long()], dim=1),
-    ).to(model.device)
-    if why_alone(model, read.ids.shape[1]) is not None:
-        each = zip(prompts.unpadded(), responses, strict=True)
-        return pad_sequence([forced(model, p, r) for p, r in each], batch_first=True)
-    mask = None if read.mask.all() else read.mask
-    return model.read(read.ids, mask, positions_of(read.mask), keep=tokens.shape[1] + 1)
+
+    def __init__(
+        self, blend: Blend, members: Members, requests: int, device: torch.device, terms: bool
+    ) -> None:
+        self.vocabulary, self.device, self.terms = members.vocabulary, device, terms
+        self.columns = [r.columns for r in members.references]
+        self.blends = [
+            (x, x.row_weights(requests, device), x.row_value_weights(requests, device))
+            for x in (blend, *(r.blend for r in members.references))
+        ]
+
+    def figures(
+        self, requests: Sequence[int], logits: Sequence[Tensor], responses: Sequence[Ids]
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Of each request its tokens' log-probs ``[n]``, those under each term ``[n, K]`` and the
+        divergences ``[n]`` from the reference; no numbers ``[n, 0]`` of what is not wanted."""
+        padded, of = left_pad(responses), torch.tensor(requests, device="cpu")
+        parts = []
+        for at in padded.mask.nonzero().split(max(1, MAX_MIXED // self.vocabulary)):
+            row, column = at.T  # of a few tokens, whatever their rows
+            here = [z[row.to(z.device), column.to(z.device)].to(self.device) for z in logits]
+            tokens = padded.ids[row, column].to(self.device)
+            parts.append(self._of_tokens(of[row].to(self.device), here, tokens))
+        whole = (torch.cat(x).split([len(r) for r in responses]) for x in zip(*parts, strict=True))
+        return zip(*whole, strict=True)
+
+    def _of_tokens(
+        self, requests: Tensor, logits: Sequence[Tensor], tokens: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The same of tokens ``[n]``, each with its request and the logits before it."""
+        of, *others = (
+            Mixer(blend, _rows(w, requests), _rows(v, requests), self.vocabulary)
+            for blend, w, v in self.blends
+        )
+        of.references = list(zip(others, self.columns, strict=True))
+        at = tokens[:, None]
+        log_p = of.log_probs(logits).gather(1, at)
+        terms, kl = log_p[:, :0], log_p[:, :0]
+        if self.terms:
+            terms = torch.cat([p.gather(1, at) for p in of.term_log_probs(logits)], dim=1)
+        if others:
+            (kl,) = of.divergences(logits).unbind(1)
+        return log_p[:, 0], terms, kl
+
+
+def _rows(weights: Weights, requests: Tensor) -> Weights:
+    return weights[requests] if isinstance(weights, Tensor) else weights
 
 
 def _responses(
@@ -156,12 +210,3 @@ def _responses(
             )
         rows.append(response)
     return rows
-
-
-def _right_pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Ids ``[rows, longest]`` with zeros after the end, and which of them are real."""
-    width = max(map(len, rows))
-    padded = [row + [0] * (width - len(row)) for row in rows]
-    ids = torch.tensor(padded, dtype=torch.int64, device="cpu")  # all of them may be empty
-    lengths = torch.tensor([len(row) for row in rows], device="cpu")
-    return ids, torch.arange(width, device="cpu") < lengths[:, None]

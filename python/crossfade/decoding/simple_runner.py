@@ -73,14 +73,6 @@ class CachedTerm:
         return sum(batch.nbytes for batch in self.batches)
 
 
-def forced(model: TermModel, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
-    """Logits ``[tokens, V]`` before each token of a response, as `model.generate` has them when it
-    writes it after this prompt alone: a token at a time."""
-    term = CachedTerm(model)
-    first = term.prefill(left_pad([prompt]), len(response))
-    return torch.cat([first, *(term.step(torch.tensor([t], device="cpu")) for t in response[:-1])])
-
-
 class SimpleRunner:
     """All models of a blend, each with a cache, its own prompt and its own padding.
 

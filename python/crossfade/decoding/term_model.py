@@ -90,16 +90,6 @@ class TermModel:
                 f"ids must be within [0, {self.vocabulary})"
             )
 
-    def read(self, ids: Tensor, mask: Tensor | None, positions: Tensor, keep: int = 1) -> Tensor:
-        """Logits ``[rows, keep, V]`` of the last `keep` positions of whole texts."""
-        arguments: dict[str, Any] = {"attention_mask": mask, "position_ids": positions}
-        if self.context is not None:  # a last token that is only asked about may be past it
-            arguments["position_ids"] = positions.clamp(max=self.context - 1)
-        arguments |= {"logits_to_keep": keep}
-        arguments = {k: v for k, v in arguments.items() if k in self.accepts}
-        output = self.runs(input_ids=ids, use_cache=False, return_dict=True, **arguments)
-        return output.logits[:, -keep:]
-
 
 def _input_device(model: nn.Module, name: str) -> torch.device:
     """Where a model reads its tokens, also where accelerate keeps its weights elsewhere.
