@@ -8,6 +8,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from ...decoding.prefill import hidden_states
 from ...extras import require
 from ...hf import is_peft, text_config, underlying
 from ...models.value_heads import shared_copy, token_values, value_head
@@ -38,13 +39,7 @@ class Learner(nn.Module):
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, starts: Tensor, length: int
     ) -> Tensor:
         """``[B, length, H]``: the states that the values of each row's completion are read from."""
-        bare: Any = underlying(model)
-        states = bare.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True
-        ).last_hidden_state
-        at = starts[:, None] - self.before + torch.arange(length, device=starts.device)
-        at = at.clamp(max=states.shape[1] - 1)  # the shorter rows' ends are padding
-        return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
+        return hidden_states(model, input_ids, attention_mask, starts - self.before, length)
 
     def forward(
         self,

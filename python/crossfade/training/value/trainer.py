@@ -12,6 +12,8 @@ import torch
 import transformers
 from torch import Tensor
 
+from ...decoding.prefill import Prefill
+from ...decoding.term_model import TermModel
 from ...hf import text_config, underlying
 from ...losses import cd_q, expected_value, fudge
 from ...models.saved_value_heads import load_into, save_value_head
@@ -223,31 +225,29 @@ class ValueTrainer(transformers.Trainer):
     def _cache(self, rollouts: Rollouts) -> None:
         """Keep the hidden states of all tokens; rows of about one length share a forward."""
         learner: Any = self.model
-        order = sorted(range(len(rollouts)), key=lambda i: -sum(map(len, rollouts.rows[i][:2])))
-        most, tokens = self.args.eval_batch_size, rollouts.spans[-1][1]
+        texts = [[*r.prompt, *r.completion] for r in rollouts.rows]
+        firsts = [len(r.prompt) - learner.before for r in rollouts.rows]
         kept: Tensor | None = None
         learner.eval()
-        with nullcontext() if self.args.disable_tqdm else progress_bar(len(order), "row") as bar:
-            for at in range(0, len(order), most):
-                now = order[at : at + most]
-                batch: Any = self._prepare_inputs(collate([rollouts[i] for i in now]))
-                states = learner.hidden(
-                    learner.model,
-                    batch["input_ids"],
-                    batch["attention_mask"],
-                    batch["starts"],
-                    batch["labels"].shape[1],
-                ).cpu()
+        model = Prefill(TermModel(learner.model, "model"))
+        states = model.hidden(
+            [text[: len(text) - learner.before] for text in texts],
+            firsts,
+            rows=self.args.eval_batch_size,
+        )
+        with nullcontext() if self.args.disable_tqdm else progress_bar(len(texts), "row") as bar:
+            for i, found in states:
                 if kept is None:
-                    kept = states.new_empty(tokens, states.shape[-1])
-                for i, row in zip(now, states, strict=True):
-                    start, end = rollouts.spans[i]
-                    kept[start:end] = row[: end - start]
+                    kept = torch.empty(
+                        rollouts.spans[-1][1], found.shape[-1], dtype=found.dtype, device="cpu"
+                    )
+                start, end = rollouts.spans[i]
+                kept[start:end] = found
                 if bar is not None:
-                    bar.update(len(now))
+                    bar.update(1)
         assert kept is not None
         rollouts.hidden = kept
-        logger.info("hidden states of %d tokens: %.3g MB in memory", tokens, kept.nbytes / 1e6)
+        logger.info("hidden states of %d tokens: %.3g MB in memory", len(kept), kept.nbytes / 1e6)
 
     # ---- the loss
 
