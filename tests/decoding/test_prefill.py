@@ -7,19 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import crossfade as cf
 import pytest
 import torch
 from crossfade.decoding import batching, prefill
 from crossfade.decoding.engine import Engine
 from crossfade.decoding.engine_runner import EngineRunner
 from crossfade.decoding.inputs import right_pad
-from crossfade.decoding.own_loop import why_alone
+from crossfade.decoding.own_loop import why_a_token_at_a_time
 from crossfade.decoding.prefill import Prefill, hidden_states, over_caches, token_log_probs
 from crossfade.decoding.term_model import TermModel
-from tiny_models import SHAPES, SIZES, VOCAB, make
+from tiny_models import EOS, HEADS, IDS, PAD, SHAPES, SIZES, VOCAB, make
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GenerationConfig,
+    MoshiConfig,
+    MoshiForCausalLM,
 )
 
 TEXTS = [[7, 9, 30, 12, 8], [40, 6], [11, 12, 13, 14, 15, 16, 17, 18], [33, 6, 20, 21], [5, 9, 7]]
@@ -54,7 +58,7 @@ def test_logits_are_those_of_each_text_alone(
     model = make(shape)
     reader = Prefill(TermModel(model, "it"))
     with seen(model) as shapes:
-        assert why_alone(reader.model, 9) is None
+        assert why_a_token_at_a_time(reader.model, 9) is None
         shapes.clear()  # what was read to find that out
         found = dict(reader.logits(TEXTS, FIRSTS))
         last = dict(reader.logits(TEXTS, FIRSTS, every=False))
@@ -148,3 +152,35 @@ def test_caches_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     last = dict(over_caches(runner.groups[0], rows, [0] * len(rows), TEXTS, every=False))
     for i in rows:
         torch.testing.assert_close(last[i], found[i][-1][-1:], atol=1e-4, rtol=1e-4)
+
+
+WINDOW = 4
+
+
+def moshi() -> Any:
+    """Its cache keeps the last tokens, but its layers attend to all that there are."""
+    torch.manual_seed(0)
+    config = MoshiConfig(
+        **SIZES, **HEADS, **IDS, ffn_dim=48, sliding_window=WINDOW, max_position_embeddings=64
+    )
+    model = MoshiForCausalLM(config).eval()
+    for p in model.parameters():
+        p.data = torch.randn(p.shape) * 0.5
+    model.generation_config = GenerationConfig(pad_token_id=PAD, eos_token_id=EOS)
+    return model
+
+
+def test_a_window_that_the_cache_alone_knows() -> None:
+    model = moshi()
+    prompts = [t[:-1] for t in TEXTS]
+    out = cf.generate(model, prompts, max_new_tokens=6, eos_token_id=None)
+    scores = cf.score(model, prompts, out.responses)
+    torch.testing.assert_close(scores.logprobs, out.logprobs, atol=1e-4, rtol=1e-4)
+    text = prompts[2] + out.responses[2]
+    whole = model(torch.tensor([text])).logits[0, -7:-1].detach()
+    whole = token_log_probs(whole, torch.tensor(out.responses[2]))
+    assert (whole - out.logprobs[2]).abs().max() > 0.1, "one forward would not be the same"
+    why = why_a_token_at_a_time(TermModel(model, "it"), WINDOW + 1)
+    assert why == "it (MoshiForCausalLM) attends to more than the 4 tokens its cache keeps"
+    assert why_a_token_at_a_time(TermModel(model, "it"), WINDOW) is None
+    assert why_a_token_at_a_time(TermModel(make("gemma3"), "it"), WINDOW + 1) is None

@@ -159,13 +159,54 @@ def _reads_padding(model: TermModel) -> bool:
     text = torch.tensor([[0, 0, 0, 1, 2]], device=model.device) % (model.vocabulary or 3)
     mask = torch.tensor([[0, 0, 0, 1, 1]], device=model.device)
     padded, plain = OwnRows(model, text, mask, 2), OwnRows(model, text[:, 3:], mask[:, 3:], 2)
-    for token in (None, text[:, -1]):
-        ours, theirs = padded.step(token).float(), plain.step(token).float()
-        kinds = {p.dtype for p in model.bare.parameters() if p.is_floating_point()}
-        rounding = 4 * max(torch.finfo(k).eps for k in kinds or {torch.float32})
-        if (ours - theirs).abs().max() > max(rounding, 1e-4) * theirs.abs().max():
-            return True
-    return False
+    return any(_differ(model, padded.step(x), plain.step(x)) for x in (None, text[:, -1]))
+
+
+def _differ(model: TermModel, a: Tensor, b: Tensor) -> bool:
+    """Whether logits differ by more than the rounding of the model's dtype."""
+    kinds = {p.dtype for p in model.bare.parameters() if p.is_floating_point()}
+    rounding = 4 * max(torch.finfo(k).eps for k in kinds or {torch.float32})
+    a, b = a.float(), b.float()
+    return bool((a - b).abs().max() > max(rounding, 1e-4) * b.abs().max())
+
+
+def why_a_token_at_a_time(model: TermModel, tokens: int) -> str | None:
+    """Why one forward over texts of up to so many tokens is not what `model.generate` computes.
+
+    None where it is: then texts can share that forward, padded on the left.
+    """
+    if why := why_alone(model, tokens):
+        return why
+    window: int | None = remembered(
+        model.bare, model.structure, "window", lambda: (_cache_window(model), True)
+    )
+    if window is None or tokens <= window or why_as_it_is(model.bare) is not None:
+        return None
+    forgets: bool = remembered(
+        model.bare, model.structure, "forgets", lambda: (_forgets(model, window), True)
+    )
+    name = f"{model.name} ({type(model.bare).__name__})"
+    return f"{name} attends to more than the {window} tokens its cache keeps" if forgets else None
+
+
+def _cache_window(model: TermModel) -> int | None:
+    """The fewest tokens that a layer of the model's cache keeps; None: all layers keep all."""
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    layers = prepared(model, ids, torch.ones_like(ids), 1)["past_key_values"].layers
+    windows = [getattr(layer, "sliding_window", None) for layer in layers]
+    return min((w for w in windows if w is not None), default=None)
+
+
+def _forgets(model: TermModel, window: int) -> bool:
+    """Whether a token past the window gets other logits over a cache than in one forward.
+
+    So it is in a model whose cache drops what its layers would still attend to.
+    """
+    text = torch.arange(window + 2, device=model.device)[None] % (model.vocabulary or 3)
+    ones = torch.ones_like(text)
+    steps = OwnRows(model, text[:, :-1], ones[:, :-1], 2)
+    steps.step()
+    return _differ(model, steps.step(text[0, -1:]), OwnRows(model, text, ones, 1).step())
 
 
 def generates(model: TermModel) -> bool:

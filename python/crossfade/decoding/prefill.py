@@ -20,7 +20,7 @@ from .batching import MAX_LOGITS, Cost, batches, max_tokens
 from .forms import Ids
 from .inputs import left_pad, right_pad
 from .output import ModelStats
-from .own_loop import OwnRows, own_modules, why_alone
+from .own_loop import OwnRows, own_modules, why_a_token_at_a_time
 from .term_model import TermModel, positions_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Prefill:
         counts = [len(t) - first if every else 1 for t, first in zip(texts, firsts, strict=True)]
         most, longest = max(1, *counts), max(map(len, texts)) - 1
         self.tokens += sum(map(len, texts)) - len(texts)
-        if why_alone(self.model, longest) is not None:
+        if why_a_token_at_a_time(self.model, longest) is not None:
             begun = [min(first, len(t) - 1) for t, first in zip(texts, firsts, strict=True)]
             each = zip(texts, begun, counts, strict=True)
             found = [self._as_written(t[:b], t[b:])[-max(n, 1) :] for t, b, n in each]
