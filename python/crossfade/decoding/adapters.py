@@ -1,4 +1,4 @@
-"""Which of a PEFT model's adapters a term applies; they are switched on in a `Replica` of it."""
+"""Which of a PEFT model's adapters a term applies. They are switched on in a `Replica` of it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class State(NamedTuple):
 
 
 def states(model: nn.Module, adapter: str | None, term: str) -> list[State]:
-    """What the layers of `model` must be set to for `adapter`; nothing for "active".
+    """How the layers of `model` must be set to apply `adapter`; for "active" they stay as they are.
 
-    PEFT's own switches change `requires_grad` too, and walk the whole model: too slow for every
-    token and a surprise to a training run. So the layers' two fields are set directly.
+    PEFT's own switches also change `requires_grad`, which would surprise a training run, and walk
+    the whole model. So the two fields of each layer are set directly.
 
     Raises:
-        ValueError: the model lacks the adapter, or the plain base is not there any more. A layer
-            has an adapter merged into the base's weights.
+        ValueError: the model lacks the adapter or, for None, no longer has its plain base; or a
+            layer has an adapter merged into the base's weights.
         NotImplementedError: as `check_adapter`.
     """
     check_adapter(model, adapter, term)

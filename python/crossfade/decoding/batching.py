@@ -15,7 +15,7 @@ MAX_LOGITS = 1 << 25  # numbers, where the logits of many tokens are held at onc
 class Cost(NamedTuple):
     """What each text costs, such as its tokens, and the most that a batch may cost.
 
-    A batch is padded: each of its texts costs as much as the dearest one.
+    As a batch is padded, each of its texts costs as much as the dearest of them.
     """
 
     each: Sequence[int]
@@ -27,10 +27,9 @@ def max_tokens(device: torch.device) -> int:
 
 
 def batches(*costs: Cost) -> Iterator[list[int]]:
-    """Cut texts into batches that cost no more than they may.
+    """Cut texts into batches, none of which costs more than it may, unless it is one text.
 
-    Texts of about one length, which is the first cost, come together, the longest first. One text
-    alone may cost more.
+    Texts of about one length come together, the longest first; their length is the first cost.
 
     Yields:
         Which texts share a batch, as indices in ascending order.

@@ -1,9 +1,9 @@
-"""Whether the engine gives a model's own logits: a few tokens, when it first meets the model.
+"""Checks that the engine gives a model's own logits, when it first meets the model.
 
-Attention as the engine knows it, kernels, caches and adapters as rows are right for the models that
-are built of what they replace. Whether one is, its first tokens tell: they are read by the engine
-and by Hugging Face's modules, and compared. What few tokens cannot show, how far a layer looks
-back, is asked of the masks that the model makes.
+The engine replaces a model's attention, linear layers, caches and adapters. That is right only for
+models that are built of what it replaces, and a few tokens tell whether one is: the engine and
+Hugging Face's modules both read them, and the logits are compared. How far back a layer attends is
+more than few tokens can show; that is read off the masks that the model makes.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ from .simple_runner import CachedTerm
 from .structure import remembered, why_as_it_is
 from .term_model import TermModel
 
-CHECKED = "crossfade_checked"  # attention that also looks at the masks
-LENGTHS = (3, 6)  # tokens of the two prompts, before the one that is fed
-FAR = 1 << 16  # tokens; masks are asked for no further ones
+CHECKED = "crossfade_checked"  # Transformers' name for attention that also looks at the masks
+LENGTHS = (3, 6)  # tokens of the two prompts; one more token is fed after each
+FAR = 1 << 16  # tokens: masks of longer texts are not looked at
 
 
 class Finding(NamedTuple):
-    """Why the engine cannot run a model on rows of more than so many tokens; None: it can."""
+    """Why the engine cannot run a model on rows of more than `past` tokens; None: it can."""
 
     why: str | None
     past: int = 0
 
 
-# What the layers of the model that is being looked at do not do as they say.
+# Where the layers of the model under test do something else than they say.
 _findings: ContextVar[list[Finding]] = ContextVar("crossfade_findings")
 
 
 def check(models: Sequence[TermModel], tokens: int, deltas: Deltas | None, kernels: bool) -> None:
-    """Compare the engine with the model's own path, unless that was done for it as it is.
+    """Compare the engine's logits with the model's own, unless that was done since it last changed.
 
     Args:
-        models: of terms that are rows of one forward, over one underlying model.
-        tokens: that a row may have.
+        models: those of terms that are rows of one forward, over one underlying model.
+        tokens: how many a row may have.
         deltas, kernels: as in `Group`.
 
     Raises:
-        Unsupported: says how they differ, or what the engine must not do with this model.
+        Unsupported: says how the logits differ, or what the engine must not do with this model.
     """
     bare = models[0].bare
     if why := why_as_it_is(bare):
@@ -72,7 +72,7 @@ def check(models: Sequence[TermModel], tokens: int, deltas: Deltas | None, kerne
 
 
 def after(model: TermModel) -> AfterHead:
-    """What comes after a model's head, looked at once as long as the model stays as it is."""
+    """What comes after a model's head, tried once for as long as the model stays as it is."""
     return remembered(
         model.bare,
         model.structure,
@@ -85,7 +85,7 @@ def after(model: TermModel) -> AfterHead:
 def _compare(
     models: Sequence[TermModel], deltas: Deltas | None, kernels: bool
 ) -> tuple[Finding, bool]:
-    """Why the engine cannot run a model, and whether its logits could show it at all."""
+    """What is found of a model, and whether to remember it: logits all alike show nothing."""
     looked = _findings.set([Finding(None)])
     try:
         return _run_both(models, deltas, kernels)
@@ -118,14 +118,14 @@ def _run_both(
         except Unsupported as reason:
             return Finding(str(reason)), True
         except Exception as error:
-            if is_out_of_memory(error):  # which says nothing of the model
+            if is_out_of_memory(error):  # that says nothing about the model
                 raise
             what = (str(error).splitlines() or [""])[0]
             return Finding(f"a few tokens ended in {type(error).__name__}: {what:.120}"), True
     found, own = found.double(), own.double()
-    if own.shape[-1] == 1:  # of a scalar head: what it says of all the tokens
+    if own.shape[-1] == 1:  # a scalar head: its numbers for all the tokens are compared at once
         found, own = (x[..., 0].transpose(0, 1).flatten(1) for x in (found, own))
-    alike = (found == own) | (found.isnan() & own.isnan())  # -inf, of banned tokens, too
+    alike = (found == own) | (found.isnan() & own.isnan())  # also -inf, for banned tokens
     found, own = (x.masked_fill(alike & ~own.isfinite(), 0.0) for x in (found, own))
     spread = (own - own.mean(-1, keepdim=True)).norm(dim=-1)
     off = (found - own).norm(dim=-1)
@@ -137,12 +137,12 @@ def _run_both(
 
 
 def _first(finding: Finding) -> float:
-    """What rows reach first, as they grow, comes first."""
+    """The order of findings: first the one that growing rows reach first."""
     return math.inf if finding.why is None else finding.past
 
 
 def _tolerance(own: Tensor, model: TermModel) -> float:
-    """Of the logits' spread: what two orders of the same sums may differ by in a model's dtype."""
+    """How far logits may be off, as a part of their spread, by rounding in the model's dtype."""
     dtypes = {p.dtype for p in model.bare.parameters() if p.is_floating_point()}
     eps = max((torch.finfo(d).eps for d in dtypes if d.itemsize > 1), default=2.0**-7)
     if own.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
@@ -151,7 +151,7 @@ def _tolerance(own: Tensor, model: TermModel) -> float:
 
 
 def _tokens(model: TermModel) -> list[list[int]]:
-    """Two rows of ids, each one longer than its prompt, none of which has a meaning of its own."""
+    """Two rows of ordinary ids: each is a prompt and one more token, none of them special."""
     size = model.vocabulary or len(model.bare.get_input_embeddings().weight)
     special = {0}
     for config in (model.bare.config, text_config(model.bare)):
@@ -168,7 +168,7 @@ def _tokens(model: TermModel) -> list[list[int]]:
 
 
 def _engine(group: Group, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Logits ``[2, terms * rows, V]`` after each prompt, and after the token that follows."""
+    """Logits ``[2, terms, rows, V]`` after each prompt, and after the token that follows."""
     count = len(group.terms)
     each, prompts = range(count * len(rows)), [row[:-1] for row in rows] * count
     group.join(each, prompts)
@@ -205,7 +205,7 @@ def _scores(model: TermModel, ids: Sequence[int]) -> Tensor:
 
 
 def _mask(*, mask_function: Any, q_length: int, batch_size: int, device: Any, **_: Any) -> Any:
-    """The mask of one token, which knows what it is a part of; none for several."""
+    """A mask of one token that carries the function it is made by; none for several tokens."""
     if q_length != 1:
         return None
     mask = torch.ones(batch_size, 1, 1, 1, dtype=torch.bool, device=device)
@@ -224,7 +224,7 @@ def _attention(
     crossfade: Call | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """`modules.attention`, which then attends to what the layer's mask lets through."""
+    """`modules.attention`, which also notes where the layer's mask is not what the layer says."""
     if crossfade is not None:
         _check_shapes(module, query, key, value, len(crossfade.lengths))
     findings = _findings.get()
@@ -269,7 +269,7 @@ def _check_shapes(module: Any, query: Tensor, key: Tensor, value: Tensor, rows: 
 
 
 def _causal_up_to(function: Any, window: int, module: Any) -> int | None:
-    """Up to how many tokens a mask is causal and shows each the last `window`; None: always."""
+    """Up to how many tokens a mask shows each token just the last `window`; None: always."""
     config = module.config
     most = getattr(config, "max_position_embeddings", None) or FAR
     most = max(2, min(int(most), FAR))
@@ -280,7 +280,7 @@ def _causal_up_to(function: Any, window: int, module: Any) -> int | None:
     k = torch.arange(most, device="cpu")[None]
     try:
         shown = _shown(function, q, k).broadcast_to(len(q), most)
-    except Exception:  # It needs more than places: those of packed texts do.
+    except Exception:  # it needs more than places, as masks of packed texts do
         return 0
     wrong = (shown != ((k <= q) & (k > q - window))).any(1).tolist()
     if True not in wrong:
@@ -290,13 +290,14 @@ def _causal_up_to(function: Any, window: int, module: Any) -> int | None:
 
 
 def _shown(function: Any, q: Tensor, k: Tensor) -> Tensor:
-    """Which of places `k` a mask shows to tokens at places `q`."""
+    """Which places `k` a mask shows to the tokens at places `q`."""
     zero = torch.zeros((), dtype=torch.int64, device="cpu")
     try:
         return function(zero, zero, q, k)
     except IndexError:
-        # Masks of multimodal models also show what belongs to one image, by a table with the
-        # given tokens alone: ours is no part of an image, and neither are those that follow.
+        # Masks of multimodal models also show the tokens of one image to each other. They look
+        # images up in a table of the given tokens, which has no places beyond these. No token
+        # here is of an image, so that part of the mask is left out.
         parts = inspect.getclosurevars(function).nonlocals.get("mask_functions")
         if parts is None and not function(zero, zero, zero, zero):
             return zero.bool()
@@ -306,7 +307,7 @@ def _shown(function: Any, q: Tensor, k: Tensor) -> Tensor:
 
 
 def _kept(module: Any) -> int | None:
-    """The last tokens that Hugging Face's cache keeps of a layer; None: all."""
+    """How many of a layer's last tokens Hugging Face's cache keeps; None: all."""
     config = module.config
     if not hasattr(config, "get_text_config"):
         return None

@@ -1,4 +1,4 @@
-"""Adapters of one PEFT model as rows of one forward, each row with its own."""
+"""Several adapters of one PEFT model in one forward: each row has the adapters of its own term."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from .modules import Forward, Unsupported, is_plain
 class Deltas:
     """Low-rank adapters of one PEFT model, for rows that each use their own.
 
-    ``y = x Wᵀ + ((x Aᵀ) * scale) Bᵀ`` with the adapters' ranks stacked in A and B: a row's `scale`
-    holds its adapters' scaling in their own columns and 0 in the others'.
+    A layer computes ``y = x Wᵀ + ((x Aᵀ) * scale) Bᵀ``, where A and B hold all adapters' ranks, one
+    below the other. A row's `scale` is its adapters' scaling in the columns of their ranks, and 0
+    in those of other adapters.
 
     Raises:
         Unsupported: a layer applies an adapter in another way.
@@ -27,14 +28,14 @@ class Deltas:
     ) -> None:
         self.members = members  # the adapter of each term: a name, "active" or None
         self.backend = backend  # of `ops.linear`
-        self.tables: dict[Any, Tensor] = {}  # [members, ranks], one for all layers alike
-        self.scales: dict[Any, Tensor] = {}  # [B, ranks]: a table's rows for the next forward
+        self.tables: dict[Any, Tensor] = {}  # [members, ranks]; layers of equal scalings share one
+        self.scales: dict[Any, Tensor] = {}  # [B, ranks]: a table's row for each row of a forward
         self.forwards: dict[nn.Module, Forward] = {
             m: self._forward(m) for m in model.modules() if hasattr(m, "_active_adapter")
         }
 
     def seat(self, member: Tensor) -> None:
-        """Say which member each row ``[B]`` of the next forward belongs to."""
+        """Set which member each row ``[B]`` of the next forward belongs to."""
         self.scales.update((key, table[member]) for key, table in self.tables.items())
 
     def _forward(self, layer: Any) -> Forward:
@@ -59,7 +60,7 @@ class Deltas:
         key = (signature, weight.device)
         if key not in self.tables:
             self.tables[key] = torch.tensor(signature, device=weight.device)
-        scales, backend = self.scales, self.backend  # a forward holds these, and not the object
+        scales, backend = self.scales, self.backend  # so that forwards do not hold this object
         stacked_a = torch.cat(a).detach().to(weight.dtype)
         stacked_b = torch.cat(b, dim=1).detach().to(weight.dtype)
 
@@ -69,7 +70,7 @@ class Deltas:
                 lora = ops.Lora(stacked_a, stacked_b, scales[key])
                 return ops.linear(x, base.weight, base.bias, lora=lora, backend=backend)
 
-        else:  # Conv1D, quantized layers: their own product, and the deltas added
+        else:  # Conv1D and quantized layers multiply in their own way; the deltas are added
 
             def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
                 scale = scales[key].to(x.dtype)[:, None]
@@ -82,7 +83,7 @@ class Deltas:
 def _used(layer: Any, adapter: str | None) -> list[str]:
     """The adapters that a term with `adapter` applies in this layer."""
     names = [adapter]
-    if adapter == "active":  # what is merged is in the base's weight already
+    if adapter == "active":  # merged adapters are in the base's weight already
         names = [] if layer._disable_adapters or layer.merged else layer.active_adapters
     return [n for n in names if n in layer.lora_A]  # type: ignore[misc]
 
@@ -99,7 +100,7 @@ def _check_kind(layer: Any) -> None:
 
 
 def _check_adapters(layer: Any, names: Sequence[str]) -> None:
-    """Refuse adapters whose rows cannot go through a layer together with others."""
+    """Refuse adapters whose rows cannot go through a layer together with rows of other adapters."""
     for n in names:
         if n in layer.lora_variant:
             raise Unsupported(f"adapter {n!r} is a variant of LoRA (DoRA or its like)")

@@ -1,7 +1,8 @@
-"""The ids that a call names, held against the vocabulary that it decodes.
+"""Checks the token ids that a call names against the vocabulary that it decodes.
 
-A blend decodes the tokens that all its models share. One that a chat model was given besides, such
-as the end of its answers, cannot be written then: whoever waits for it must be told.
+A blend decodes the tokens that all its models share. A token that only some of them have, such as
+the one by which a chat model ends its answers, can then not be written, and a caller who waits for
+it must be told.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ NAMED = (
 def check_ids(
     config: GenerationConfig, vocabulary: int, blend: Blend, tokenizer: Any, *, ends_asked: bool
 ) -> None:
-    """Refuse what cannot be done with `vocabulary` tokens, and leave out ends outside it.
+    """Refuse what cannot be done with `vocabulary` tokens, and leave out ends that are not in it.
 
     Args:
-        config: of the call; its `eos_token_id` keeps what is within.
+        config: of the call. Its `eos_token_id` is changed: ids outside the vocabulary are removed.
         ends_asked: whether the caller named the ends, and so knows them. If not, a warning names
             those of the blend's models and of the tokenizer that no row can write.
 
@@ -79,7 +80,7 @@ def check_ids(
 
 
 def _warn_of_ends(config: GenerationConfig, vocabulary: int, blend: Blend, tokenizer: Any) -> None:
-    """Say which saved ends no row can write."""
+    """Warn of the ends, as saved with models and tokenizers, that no row can write."""
     if config.stop_strings:
         return  # the caller knows how rows end
     saved: dict[str, Any] = {}
@@ -105,7 +106,7 @@ def _warn_of_ends(config: GenerationConfig, vocabulary: int, blend: Blend, token
 
 def _flat(name: str, ids: Any) -> Iterator[int]:
     """The ids in a field of a config: a number, or numbers in lists, tuples, tensors or keys."""
-    if ids is None or (isinstance(ids, float) and name == "sequence_bias"):  # beside its tokens
+    if ids is None or (isinstance(ids, float) and name == "sequence_bias"):  # the bias itself
         return
     if hasattr(ids, "tolist"):
         ids = ids.tolist()

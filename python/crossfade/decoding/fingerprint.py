@@ -1,4 +1,4 @@
-"""What a model computes with, in brief: to tell whether it changed since a cache was filled."""
+"""A short description of what a model computes with, which tells later whether that has changed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ SAMPLE = 16  # numbers of each tensor that are looked at
 
 
 def fingerprint(model: nn.Module, *, active: bool) -> Hashable:
-    """Equal while a model's weights, adapters and hooks are what they were.
+    """A description that stays equal until a model's weights, adapters or hooks change.
 
-    A change in place moves a tensor's version; what goes around versions (``.data``, as PEFT merges
-    adapters) shows in a few numbers of each tensor, if it changes them all, and in what the layers
-    say is merged. What a hook reads outside of the model is not seen.
+    A change in place raises a tensor's version. A change through ``.data``, by which PEFT merges
+    adapters, does not: it shows in the few numbers of each tensor that are looked at, if all
+    numbers change, and in what the layers say is merged. What a hook reads outside of the model is
+    not seen.
 
     Args:
         active: whether it matters which adapters the model itself has switched on.
@@ -33,7 +34,7 @@ def fingerprint(model: nn.Module, *, active: bool) -> Hashable:
 
 def _about(module: Any, active: bool) -> Hashable:
     state = vars(module)
-    hooks = (*state["_forward_hooks"], *state["_forward_pre_hooks"])  # a number for each
+    hooks = (*state["_forward_hooks"], *state["_forward_pre_hooks"])  # the numbers torch gave them
     about: tuple[Hashable, ...] = (id(module), hooks, id(state.get("forward")))
     if "_active_adapter" not in state:
         return about
@@ -44,7 +45,7 @@ def _about(module: Any, active: bool) -> Hashable:
 
 
 def _numbers(tensors: list[Tensor]) -> Hashable:
-    """Some numbers of each tensor, bit by bit."""
+    """The bits of a few numbers of each tensor."""
     samples: dict[torch.device, list[Tensor]] = {}
     for t in tensors:
         if t.numel() and t.device.type != "meta":

@@ -59,7 +59,7 @@ def token_ids(name: str, x: Any) -> list[int] | None:
 
 
 def tensor(name: str, x: Any) -> Tensor:
-    """Numbers in lists or an array as a tensor on the CPU; a tensor as it is."""
+    """Lists of numbers or an array as a tensor on the CPU; a tensor stays as it is."""
     if isinstance(x, Tensor):
         check_tensor(name, x)
         return x
@@ -80,7 +80,7 @@ def check_tensor(name: str, x: Tensor) -> None:
 
 
 def is_numbers(x: Any) -> bool:
-    """Whether this is an array of numbers, as numpy and its kin have them."""
+    """Whether this is an array of numbers, as numpy and libraries like it make them."""
     return getattr(getattr(x, "dtype", None), "kind", None) in ("b", "i", "u", "f")
 
 
@@ -120,7 +120,7 @@ def _chat(name: str, chat: Sequence[Mapping[str, Any]]) -> list[Any]:
         if not isinstance(role, str):
             raise TypeError(f"{where} has the role {role!r:.80}; it must be a text")
         if content is None and len(message) > 2:
-            continue  # such as the calls of tools, which a template knows
+            continue  # a message that calls tools has no content; the chat template reads the calls
         if isinstance(content, (list, tuple)):
             readable = all(_is_text(where, part) for part in content)
         else:

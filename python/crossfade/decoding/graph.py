@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-WARM = 3  # steps before a capture: they allocate, tune and compile what a step needs
+WARM = 3  # steps before a capture, in which what a step needs is allocated, tuned and compiled
 
 Step = Callable[[], list[Tensor]]
 
@@ -15,18 +15,18 @@ Step = Callable[[], list[Tensor]]
 class Stepper:
     """Calls a step: as it is or, on a GPU, as one captured graph of all its kernels.
 
-    A step may be captured if it depends on the host in nothing but where its buffers are.
+    A step may be captured if all that it takes from the host is where its buffers are.
     """
 
     def __init__(self, capture: bool) -> None:
         self.capture = capture
-        self.note: str | None = None  # why it is not captured after all
+        self.note: str | None = None  # why a step is not captured, where it was to be
         self.warm = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.logits: list[Tensor] = []
 
     def __call__(self, step: Step, moved: bool) -> list[Tensor]:
-        """The step's logits; `moved`: its buffers are not where they were."""
+        """The step's logits. `moved` says that its buffers are no longer where they were."""
         if moved:
             self.graph, self.warm = None, 0
         if self.graph is None and self.capture and self.warm >= WARM:

@@ -1,4 +1,4 @@
-"""A model's output head, for what anybody reads of it."""
+"""A model's output head, which computes those logits alone that somebody reads."""
 
 from __future__ import annotations
 
@@ -16,21 +16,29 @@ from .modules import Forward, is_plain
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is read of a forward's logits: by default those of each row's last position."""
+    """What is read of a forward's logits: by default those of each row's last position.
 
-    logits: bool = True  # False: none, of prompts whose last token is yet to be read
-    every: bool = False  # of every position
-    last: Tensor | None = None  # [B] each row's last position; None: the last one of all
-    columns: Tensor | None = None  # of the head, where others may be left out; None: all
+    Attributes:
+        logits: False: none are read, as where a prompt is read but for its last token.
+        every: whether those of every position are read.
+        last: ``[B]``: each row's last position; None: the last one of the batch.
+        columns: those that are read of the head's columns, if others may be left out; None: all.
+    """
+
+    logits: bool = True
+    every: bool = False
+    last: Tensor | None = None
+    columns: Tensor | None = None
 
 
 class Head:
-    """The head of a model, which is the model's own where it is not a plain linear layer.
+    """The head of a model. One that is no plain linear layer is run by the model itself.
 
     Attributes:
-        weights: ``[slots, K]`` of the blend, where this model's terms share the head; None: they
-            have a head each.
-        some_columns: whether columns that are not wanted are left out, not computed.
+        module: the plain linear layer; None: the model runs its head.
+        weights: ``[slots, K]`` of the blend, where this model's terms share the head: their hidden
+            states are blended before it. None: each term's states go through it.
+        some_columns: whether columns that nobody reads are left out.
     """
 
     def __init__(
@@ -57,11 +65,11 @@ class Head:
 
     @property
     def keep(self) -> int:
-        """Hugging Face's `logits_to_keep`: 0 is all positions."""
+        """Hugging Face's `logits_to_keep`, where 0 means all positions."""
         return 1 if self.wanted.last is None and not self.wanted.every else 0
 
     def logits(self, output: Any) -> Tensor:
-        """``[B, V]`` of what a model gave; of every position ``[B, n, V]``."""
+        """The logits ``[B, V]`` of a model's output; ``[B, n, V]`` where every position is read."""
         last = self.wanted.last
         if self.wanted.every:
             return output.logits
@@ -70,11 +78,11 @@ class Head:
         return output.logits[:, -1]
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Logits ``[B, 1, V]`` of hidden states ``[B, n, H]``; of every position ``[B, n, V]``."""
+        """Logits ``[B, 1, V]`` of hidden states ``[B, n, H]``, or those of all, ``[B, n, V]``."""
         head, wanted = self.module, self.wanted
         if not wanted.every:
             hidden = hidden[:, -1:] if wanted.last is None else take(hidden, wanted.last)
-        if not wanted.logits:  # what comes after the head may count its columns
+        if not wanted.logits:  # zeros of the right shape, for what comes after the head
             return hidden.new_zeros(*hidden.shape[:-1], len(head.weight))
         if self.weights is not None:  # sum_k w_k (W h_k) = W (sum_k w_k h_k)
             hidden = mix(hidden, self.weights.to(hidden.device)[:, self.terms])
@@ -88,7 +96,7 @@ class Head:
 
 
 class ScoreHead(Head):
-    """The `score` layer over a backbone: a scalar head, or that of a sequence classifier."""
+    """The layer that a sequence classifier, or a model with one number a token, has as its head."""
 
     def __init__(self, score: Any, device: torch.device) -> None:
         super().__init__(None, [], None, device)
@@ -102,7 +110,7 @@ class ScoreHead(Head):
 
 
 def split(model: Any, terms: Sequence[int], backend: str | None) -> tuple[Any, Head]:
-    """What is run of a model, and its head."""
+    """The part of a model that the engine runs, and the head over it."""
     device = next(model.parameters()).device
     own, score = model.get_output_embeddings(), score_layer(model)
     if own is None and score is not None:
@@ -111,7 +119,7 @@ def split(model: Any, terms: Sequence[int], backend: str | None) -> tuple[Any, H
 
 
 def score_layer(model: Any) -> Any:
-    """What a causal sequence or token classifier puts on its backbone; None: it has none such."""
+    """The layer that a causal sequence or token classifier has over its backbone; None: none."""
     for name in ("score", "classifier"):
         layer = getattr(model, name, None)
         if layer is not None and model.base_model is not model:
@@ -120,7 +128,7 @@ def score_layer(model: Any) -> Any:
 
 
 def take(x: Tensor, at: Tensor) -> Tensor:
-    """``[B, 1, d]``: each row of ``[B, n, d]`` at its own position."""
+    """``[B, 1, d]``: of each row of ``[B, n, d]`` what stands at its position in ``at [B]``."""
     return x[torch.arange(len(x), device=x.device), at][:, None]
 
 
@@ -129,4 +137,5 @@ def mix(hidden: Tensor, weights: Tensor) -> Tensor:
     slots, terms = weights.shape
     w = weights.T.reshape(terms, slots, 1, 1)
     h = hidden.view(terms, slots, *hidden.shape[1:]).float()
-    return torch.where(w == 0, 0.0, w * h).sum(dim=0).to(hidden.dtype)  # a term of weight 0 is out
+    # a term of weight 0 adds nothing, not even where its states are infinite or NaN
+    return torch.where(w == 0, 0.0, w * h).sum(dim=0).to(hidden.dtype)

@@ -17,7 +17,8 @@ from .forms import Request, is_chat, is_ids, is_numbers, request, tensor, token_
 class Prompts:
     """Token ids ``[rows, length]`` int64, left-padded, and their mask (1 is a token, 0 padding).
 
-    `items`: the texts and chats that they were made of; None where they came as ids.
+    Attributes:
+        items: the texts and chats that the ids were made of; None where they came as ids.
     """
 
     ids: Tensor
@@ -25,7 +26,7 @@ class Prompts:
     items: Sequence[Request] | None = None
 
     def repeat(self, copies: int) -> Prompts:
-        """Every row `copies` times in a row: the rows of a request stay together."""
+        """Each row `copies` times, one after the other, so that a request's rows stay together."""
         if copies == 1:
             return self
         return Prompts(
@@ -69,10 +70,10 @@ class Requests:
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad: int = 0) -> Prompts:
-    """Rows of different lengths, on the CPU, so that all of them end in the last column.
+    """Rows of different lengths as one tensor on the CPU, with `pad` in front of the shorter ones.
 
-    That is how causal models read prompts that they go on from, and texts of whose ends logits are
-    wanted: those are then the last columns of all rows.
+    All rows end in the last column. Causal models read prompts so, as every row goes on from there;
+    and texts whose last tokens are asked about, as those are then the last columns of all rows.
     """
     width = max(map(len, rows))
     ids = [[pad] * (width - len(row)) + list(row) for row in rows]
@@ -81,11 +82,11 @@ def left_pad(rows: Sequence[Sequence[int]], pad: int = 0) -> Prompts:
 
 
 def right_pad(rows: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows of different lengths ``[rows, longest]``, on the CPU, and their mask: all begin at 0.
+    """Rows of different lengths ``[rows, longest]``, on the CPU, and their mask.
 
-    That is how encoders and classifiers read texts, and how hidden states are computed: positions
-    are then those of Hugging Face without being given, and no causal model sees what comes after
-    a text.
+    Shorter rows end in `pad`. Encoders and classifiers read texts so. Hidden states are read so
+    too: a causal model sees nothing of what follows a text, and tokens get the positions that
+    Hugging Face counts by default.
     """
     width = max(map(len, rows))
     ids = [[*row, *[pad] * (width - len(row))] for row in rows]
@@ -98,10 +99,11 @@ def _int64(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def asks_nothing(name: str, value: Any, multimodal: bool = False) -> bool:
-    """Whether an argument of a model is as good as left out.
+    """Whether an argument of a model changes nothing, so that it can be left out.
 
-    It is None, False, or holds nothing, as where a multimodal model is given a text alone; or it
-    says of every token of such a model that it is text.
+    That is so for None, for False, and for an empty list, mapping or tensor, as the processor of a
+    multimodal model gives for a text without pictures. It is also so for token types which say
+    that every token is text.
     """
     if value is None or value is False:
         return True
@@ -120,8 +122,9 @@ def read_requests(
 ) -> Requests:
     """The requests in `inputs`, in any of the forms that `crossfade.generate` takes.
 
-    A tensor without a mask is padded where it holds `pad`, unless `pad` is one of `eos`, as in
-    Hugging Face. `multimodal`: whether the inputs are for a model that reads other things too.
+    A tensor that comes without a mask counts as padded where it holds `pad`, unless `pad` is one
+    of `eos`, as in Hugging Face. `multimodal` says whether the inputs are for a model that can also
+    read other things than text.
     """
     if isinstance(inputs, Mapping):
         if "input_ids" not in inputs:
@@ -173,10 +176,10 @@ def term_prompts(
     prompt: Any = None,
     pad: int = 0,
 ) -> Prompts:
-    """What one term reads: the requests, or its own prompts, under its own system prompt.
+    """What one term reads: the requests, or prompts of its own, after its system prompt if any.
 
-    A text under a system prompt becomes a chat of the two; a chat that has a system message keeps
-    it, after the term's.
+    With a system prompt, a text becomes a chat of the system prompt and the text. A chat that has
+    a system message already gets the term's system prompt in front of it, in the same message.
     """
     if system is None and prompt is None and requests.padded is not None:
         return requests.padded
@@ -198,7 +201,7 @@ def term_prompts(
 def encode(item: Request, tokenizer: Any, term: str, *, whole: bool = False) -> list[int]:
     """Token ids of a request; a chat goes through the chat template, as `render` says.
 
-    A tokenizer that begins every text with a BOS adds none to a text that begins with one.
+    A text that already begins with a BOS gets no second one from its tokenizer.
     """
     if is_ids(item):
         return list(item)
@@ -223,10 +226,11 @@ def encode(item: Request, tokenizer: Any, term: str, *, whole: bool = False) -> 
 
 
 def render(chat: list[Any], tokenizer: Any, *, whole: bool = False) -> str:
-    """A chat as the chat template has it.
+    """A chat as a text, made by the tokenizer's chat template.
 
-    One that ends with the assistant's message is continued there, as pipelines of transformers do,
-    or is `whole`; any other gets the start of an answer.
+    A chat whose last message is the assistant's stays open, so that decoding goes on with that
+    message, as in pipelines of transformers; with `whole` it is closed. Any other chat is followed
+    by the start of an answer.
     """
     answering = chat[-1]["role"] != "assistant"
 
@@ -239,7 +243,8 @@ def render(chat: list[Any], tokenizer: Any, *, whole: bool = False) -> str:
         )
 
     text = text_of(chat)
-    # A template that takes no parts prints them as Python does: it gets them as one text.
+    # A template that does not know contents in parts prints their list as Python would. Such
+    # contents are given to it again, as one text each.
     printed = [isinstance(m["content"], list) and str(m["content"]) in text for m in chat]
     if any(printed):
         return text_of([{**m, "content": plain_text(m["content"])} for m in chat])
@@ -247,7 +252,7 @@ def render(chat: list[Any], tokenizer: Any, *, whole: bool = False) -> str:
 
 
 def plain_text(content: Any) -> Any:
-    """The content of a message, the parts of a text joined."""
+    """The content of a message as one text, if it is a list of parts; else as it is."""
     if isinstance(content, (list, tuple)):
         return "".join(part if isinstance(part, str) else part["text"] for part in content)
     return content
@@ -293,7 +298,7 @@ def _padded(ids: Tensor, mask: Any, pad: int | None, eos: Sequence[int]) -> Requ
 
 
 def _own_prompts(requests: Requests, prompt: Any, term: str) -> list[Request]:
-    """`Model.prompt`: one for all requests, a list with one for each, or a function of each."""
+    """The prompts that `Model.prompt` gives: one for all requests, one each, or by a function."""
     if callable(prompt):
         own = [prompt(item) for item in requests.items]
     elif isinstance(prompt, str) or is_chat(prompt) or is_ids(prompt):

@@ -15,15 +15,15 @@ STEP = 64  # slots: capacities are multiples of it
 class KVCache:
     """A buffer ``[rows, heads, capacity, dim]`` of keys and one of values for every layer.
 
-    Slot j of a row holds its token j, whatever the row's neighbours hold, so a row's tokens are
-    taken back by counting fewer of them. Layers are allocated when they first write, as only the
+    Slot j of a row holds its token j, whatever the row's neighbours hold. So tokens are taken back
+    by counting fewer of them. A layer's buffers are allocated when it first writes, as only the
     model knows their shapes.
 
     Attributes:
-        held: of each row, tokens that its first slots surely hold. It changes with the buffers
-            and by the methods here alone, so that it is right for everybody who has this cache.
-            Tokens that a step writes come after them; `holds` tells when the host knows which.
-        lent: whether a call goes on with it, which nobody else may do then.
+        held: of each row, the tokens that its first slots are known to hold. Only the methods here
+            change it, together with the buffers, so that it is right for everybody who has this
+            cache. A step writes tokens behind these; once the host knows which, it calls `holds`.
+        lent: whether a call is going on from this cache, as one at a time may.
     """
 
     def __init__(self, rows: int, capacity: int) -> None:
@@ -32,7 +32,7 @@ class KVCache:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.held: list[list[int]] = [[] for _ in range(rows)]
         self.lent = False
-        self.growing_bytes = 0  # that a growth held beside the new buffers
+        self.growing_bytes = 0  # of the old buffers that were held beside new ones in a growth
 
     def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """A layer's buffers, with the dtype and dims of `key` and `value` ``[B, heads, n, d]``."""
@@ -46,12 +46,12 @@ class KVCache:
         return like.new_empty(self.rows, like.shape[1], self.capacity, like.shape[3])
 
     def rewind(self, row: int, tokens: int) -> None:
-        """What is written next to a row goes behind its first `tokens`."""
+        """Forget all but a row's first `tokens`: what is written to it next goes behind these."""
         del self.held[row][tokens:]
 
     def holds(self, row: int, start: int, ids: Sequence[int]) -> None:
-        """A row's slots from `start` on hold these tokens."""
-        if len(self.held[row]) >= start:  # else what comes before them is not known
+        """Note that a row's slots from `start` on hold these tokens."""
+        if len(self.held[row]) >= start:  # else the tokens before them are not known
             self.held[row][start:] = ids
 
     def reserve(self, capacity: int, most: int) -> bool:
@@ -65,11 +65,11 @@ class KVCache:
             for new, buffer in zip(grown, pair, strict=True):
                 new[:, :, :old] = buffer
             self.layers[index] = grown
-            self.growing_bytes = sum(b.nbytes for b in pair)  # layer by layer: one old pair
+            self.growing_bytes = sum(b.nbytes for b in pair)  # layers grow one after the other
         return True
 
     def take(self, rows: Sequence[int]) -> KVCache:
-        """A cache of its own that begins with these rows of this one."""
+        """A new cache that begins as a copy of these rows of this one."""
         taken = KVCache(len(rows), self.capacity)
         for i, (k, v) in self.layers.items():
             at = torch.tensor(rows, device=k.device)
@@ -78,21 +78,21 @@ class KVCache:
         return taken
 
     def fork(self, parents: Tensor, rows: Sequence[int], start: Tensor | int, end: Tensor) -> None:
-        """Row i becomes a copy of row ``rows[i]``, which is `parents` on the device.
+        """Row i becomes a copy of row ``rows[i]``; `parents` holds the same numbers on the device.
 
-        Before slot `start` they are equal; past `end` nothing of them is in use.
+        Before slot `start` the two are equal already; from `end` on the parent holds nothing.
         """
         buffers = [b for pair in self.layers.values() for b in pair]
         changed = {i: self.held[p] for i, p in enumerate(rows) if p != i}
         for i in changed:
-            self.held[i] = []  # should copying be interrupted
+            self.held[i] = []  # it is not known, should an interrupt stop the copying
         ops.fork_cache_(buffers, parents, start, end)
         for i, tokens in changed.items():
             self.held[i] = list(tokens)
 
     @property
     def peak_bytes(self) -> int:
-        """The most that was held at a time."""
+        """The most bytes that were held at a time."""
         return self.nbytes + self.growing_bytes
 
     @property

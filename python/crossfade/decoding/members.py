@@ -27,12 +27,13 @@ class Reference:
 
 
 class Members:
-    """Every model of a call, once: of the blend's terms, of its values, then of its references.
+    """The models of a call: of the blend's terms, then of its values, then of its references.
 
-    A reference adds what the blend does not compute anyway.
+    Each is there once: a reference adds only models that the blend does not run already.
 
     Attributes:
-        vocabulary: the tokens that all of them share, references too: they read what is written.
+        vocabulary: how many tokens all of them share. References count, as they read what is
+            written.
 
     Args:
         vocabulary: the tokens that the blend's own members share.
@@ -74,7 +75,7 @@ class Members:
         return len(known)
 
     def _complete(self, member: Member) -> Member:
-        """A member with the tokenizer that its prompts are read with."""
+        """A member with its tokenizer, or with the call's where it has none."""
         if member.tokenizer is not None:
             return member
         return replace(member, tokenizer=self._tokenizer)

@@ -1,10 +1,11 @@
-"""Running out of memory: what it looks like, whoever notices it."""
+"""How to tell that memory ran out, whichever library raised the error."""
 
 from __future__ import annotations
 
 import torch
 
-# of torch's RuntimeErrors: its CPU allocator's on each system, those of CUDA and its libraries
+# Parts of the messages of torch's RuntimeErrors: of its CPU allocator on each system, and of CUDA
+# and its libraries.
 MESSAGES = (
     "can't allocate memory",
     "not enough memory",

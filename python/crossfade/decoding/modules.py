@@ -1,6 +1,6 @@
-"""What a model's modules do where the engine runs it: the same arithmetic, by other kernels.
+"""What the engine puts in the place of a model's modules: the same arithmetic, by other kernels.
 
-They are installed in a `Replica`: Hugging Face's models stay as they are. Attention is replaced
+It is installed in a `Replica`, so that Hugging Face's model stays as it is. Attention is replaced
 through Transformers' own registry.
 """
 
@@ -20,7 +20,7 @@ from ..models.adapters import adapter_layers
 from .kv_cache import KVCache
 
 Forward = Callable[..., Any]
-PLAIN_WEIGHTS = (Tensor, nn.Parameter)  # others, as those of quantizers, have products of their own
+PLAIN_WEIGHTS = (Tensor, nn.Parameter)  # other types, as of quantizers, multiply in their own way
 
 
 class Unsupported(Exception):
@@ -29,16 +29,22 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """One forward: which rows of the cache it is for, and the tokens that each has already."""
+    """One forward, as attention is told of it.
+
+    Attributes:
+        lengths: ``[B]`` int64: how many tokens each row has in the cache before this forward.
+        rows: ``[B]`` int64: which rows of the cache they are; None: all of them, in order.
+        seen: the layers that have attended in this forward.
+    """
 
     cache: KVCache
-    lengths: Tensor  # [B] int64
-    rows: Tensor | None = None  # [B] int64, of the cache; None: all, in order
-    seen: set[int] = field(default_factory=set)  # layers that have attended in this forward
+    lengths: Tensor
+    rows: Tensor | None = None
+    seen: set[int] = field(default_factory=set)
 
 
-# Arguments that layers hand on to attention and that do not change what it gives: the engine's own,
-# and what they ask to be returned.
+# Arguments that layers hand on to attention and that do not change its result: the engine's own,
+# and those that ask for more to be returned.
 IDLE = {"position_ids", "cache_position", "use_cache", "return_dict", "logits_to_keep"}
 IDLE |= {"output_attentions", "output_hidden_states", "output_router_logits"}
 
@@ -57,13 +63,13 @@ def attention(
     crossfade: Call | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention interface over the engine's caches, which it appends to.
+    """Attention over the engine's caches, to which it appends, as Transformers' layers call it.
 
-    Causal attention, maybe through a window or with a soft-cap, is all that the engine knows; what
-    a layer asks for beyond that is refused by name.
+    The engine knows causal attention, through a window or with a soft-cap if need be. What a layer
+    asks for beyond that is refused by name.
 
     Raises:
-        Unsupported: says what.
+        Unsupported: says what the layer asks for.
     """
     if crossfade is None:
         raise Unsupported("its layers do not hand keyword arguments on to attention")
@@ -106,22 +112,23 @@ ALL_ATTENTION_FUNCTIONS.register("crossfade", attention)
 
 
 def linear_forwards(model: nn.Module) -> dict[nn.Module, Forward]:
-    """`ops.linear` for every plain linear layer: on CPUs it reads few rows' weights faster.
+    """`ops.linear` for every plain linear layer: on CPUs it is faster where rows are few.
 
-    Not where an adapter of a parameter gives the layer another weight for each of its forwards.
+    Layers are left out whose weight itself has an adapter, as PEFT then gives the layer another
+    weight for each of its forwards.
     """
     changed = {x.get_base_layer() for x in adapter_layers(model) if hasattr(x, "parameter_name")}
     return {m: _linear(m) for m in model.modules() if is_plain(m) and m not in changed}
 
 
 def is_plain(module: Any) -> bool:
-    """Whether a module is torch's own linear layer that nobody has changed."""
+    """Whether a module is torch's own linear layer, and nobody has changed what it does."""
     if type(module) is not nn.Linear or "forward" in module.__dict__:
         return False
     code = getattr(nn.Linear.forward, "__code__", None)
     return (
         code is not None
-        and code.co_filename == linear.__file__  # and not a function put in its place
+        and code.co_filename == linear.__file__  # else somebody has replaced torch's forward
         and type(module.weight) in PLAIN_WEIGHTS
         and module.weight.layout is torch.strided
     )

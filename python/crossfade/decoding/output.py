@@ -18,7 +18,7 @@ class ModelStats:
     Attributes:
         names: the terms and values that it computed, as rows of one batch.
         forwards: how often it ran.
-        tokens: read over all of them, padding not counted.
+        tokens: how many it read for all of them, padding not counted.
     """
 
     names: tuple[str, ...]
@@ -31,13 +31,13 @@ class Stats:
     """What a call cost.
 
     Attributes:
-        tokens: generated, over all rows that are returned.
+        tokens: how many were generated, over all rows that are returned.
         seconds: from the first forward to the last token.
-        models: one a model and adapter, in the order of their first terms; then those of a search's
-            value. Rows that a search dropped are counted.
-        cache_bytes: of all caches at the end.
+        models: an entry for each model and adapter, in the order of their first terms; then for
+            those of a search's value. Rows that a search dropped are counted too.
+        cache_bytes: the size of all caches at the end.
         peak_bytes: on GPUs torch's peak on the first term's device since it was last reset; on CPUs
-            the caches and results at their largest.
+            the size of caches and results at their largest.
         notes: what the engine left out, and why.
         interrupted: whether Ctrl-C cut the call short.
     """
@@ -60,12 +60,13 @@ class Output:
             response, right-padded.
         prompt_length: columns of the prompt in `sequences`.
         lengths: ``[rows]`` int64: new tokens, EOS included.
-        text: the responses without special tokens, as they read after their prompts: the text of a
-            prompt and this one make the whole text, with the space between them. In a chat, it is
-            the content of the answer. None without a tokenizer.
+        text: the responses as texts, without special tokens. The text of a prompt followed by this
+            one is the whole text, the space between them included. In a chat, it is the content of
+            the answer. None without a tokenizer.
         logprobs: ``[rows, new]`` float32, nats: of each token under the blend at temperature 1,
             before logits processors and truncation; 0 past the end.
-        sampled_logprobs: ``[rows, new]`` float32: under what was sampled from; 0 where greedy.
+        sampled_logprobs: ``[rows, new]`` float32: of each token under the distribution that it was
+            sampled from; 0 where the best token was taken.
         finished: ``[rows]`` bool: ended by EOS, a stop string or a stopping criterion; False if cut
             by a limit of length or time, or failed.
         ended: ``[rows]`` bool: finished, failed or at its limit of length; False if time or an
@@ -79,10 +80,10 @@ class Output:
             a token that the blend does not, NaN where it is bad; on demand.
         kl_to_base: ``[rows, new]`` float32: the same with the first term as reference; on demand.
         cache: for a call that goes on with these rows; on demand.
-        values: ``[requests]`` float32, of a search: each one's value, as the search last saw it;
-            ``[requests, n]``, the best first, where n are returned. NaN where none was chosen yet.
-        value_parts: ``[requests, parts]`` or ``[requests, n, parts]``: of a sum of values, each
-            one's before its weight, in the order of ``search.value.names``.
+        values: of a search, ``[requests]`` float32: each response's value, as the search last saw
+            it; ``[requests, n]``, the best first, where n are returned. NaN where none was chosen.
+        value_parts: of a search by a sum of values, ``[requests, parts]`` or ``[requests, n,
+            parts]``: each part before its weight, in the order of ``search.value.names``.
     """
 
     sequences: Tensor

@@ -1,8 +1,8 @@
 """Rows of one model in Hugging Face's own generation loop, a step at a time.
 
-What `model.generate` does between two tokens is the model's own affair: the inputs it makes of the
-tokens so far, the state it keeps, and when it drops that state. So `generate` itself prepares the
-rows, and a step calls the same methods of the model in the same order.
+Models differ in what `model.generate` does between two tokens: what inputs they make of the tokens
+so far, what state they keep, and when they drop it. So `generate` itself prepares the rows, and a
+step calls the same methods of the model in the same order.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ PADDED_LAYERS = {
 
 
 class OwnRows:
-    """Rows of one model: its inputs, its state and its updates, as in ``model.generate``.
+    """Rows of one model, decoded as in ``model.generate``, with a state of their own.
 
     Args:
-        ids, mask: ``[rows, tokens]`` on the model's device, padded on the left.
-        limit: new tokens that a row may have.
+        ids, mask: the prompts ``[rows, tokens]`` on the model's device, padded on the left.
+        limit: how many new tokens a row may have.
     """
 
     def __init__(self, model: TermModel, ids: Tensor, mask: Tensor, limit: int) -> None:
@@ -57,9 +57,10 @@ class OwnRows:
         context = self.model.context
         self.tokens += tokens is not None
         if context is not None and len(self.ids) == 1 and self.tokens > context:
-            return self.logits  # the row has ended: it has no position for one more token
+            return self.logits  # there is no position for one more token: the row has ended
         inputs = next_inputs(self.model, self.ids, self.arguments, first=self.first)
-        if context is not None and inputs.get("position_ids") is not None:  # of rows that ended
+        # rows that have ended are fed on beside others, but not past the last position there is
+        if context is not None and inputs.get("position_ids") is not None:
             inputs["position_ids"] = inputs["position_ids"].clamp(max=context - 1)
         output = self.runs(**inputs, return_dict=True)
         self.arguments = self._updated(output)
@@ -87,7 +88,7 @@ class OwnRows:
         return arguments
 
     def copy(self) -> OwnRows:
-        """Rows that go on alone from here."""
+        """Rows that go on from here, independent of these."""
         other = copy.copy(self)
         other.ids = self.ids.clone()
         other.arguments = copy.deepcopy(self.arguments)
@@ -96,7 +97,7 @@ class OwnRows:
         return other
 
     def select(self, rows: Tensor) -> None:
-        """Row i becomes what row ``rows[i]`` is. For states that are caches of keys and values."""
+        """Row i becomes what row ``rows[i]`` is. The state must be a cache of keys and values."""
         count = len(self.ids)
         self.ids = self.ids[rows]
         for name, value in self.arguments.items():
@@ -110,7 +111,7 @@ class OwnRows:
 
     @property
     def nbytes(self) -> int:
-        """Of what the model keeps between steps."""
+        """The size of what the model keeps between steps."""
         return sum(t.nbytes for t in tensors_in(self.arguments).values())
 
 
@@ -131,8 +132,8 @@ def why_alone(model: TermModel, tokens: int) -> str | None:
 def _why_alone(model: TermModel) -> str | None:
     if not {"attention_mask", "position_ids"} <= model.accepts:
         return "counts positions by itself"
-    # a token after one that is padding: a first forward must get both with their mask, and a later
-    # one the last alone
+    # A row of padding and one token. The first forward must get both and their mask, a later one
+    # the last token alone.
     ids, mask = torch.tensor([[0, 0], [0, 1]], device=model.device)[:, None]
     arguments = prepared(model, ids, mask, 1)
     cache = arguments.get("past_key_values")
@@ -148,7 +149,7 @@ def _why_alone(model: TermModel) -> str | None:
         return "makes inputs of its own"
     if read.tolist() != [[0, 0]] or after.tolist() != [[0]]:
         return "makes inputs of its own"
-    if not isinstance(model.bare, PreTrainedModel):  # the user's own: it runs when it is asked to
+    if not isinstance(model.bare, PreTrainedModel):  # the user's own module is not tried out
         return None
     tried = why_as_it_is(model.bare) is None and _reads_padding(model)
     return "reads padding" if tried else None
@@ -210,12 +211,12 @@ def _forgets(model: TermModel, window: int) -> bool:
 
 
 def generates(model: TermModel) -> bool:
-    """Whether a model has Hugging Face's loop; value heads and modules of the user's have none."""
+    """Whether a model has Hugging Face's loop. Value heads and the user's own modules have none."""
     return isinstance(model.bare, GenerationMixin)
 
 
 class Captured(NamedTuple):
-    """What `generate` has prepared for the loop that it calls."""
+    """What `generate` has prepared for its loop, which `_capture` stands in for."""
 
     arguments: dict[str, Any]
 
@@ -237,17 +238,17 @@ def prepared(model: TermModel, ids: Tensor, mask: Tensor, limit: int) -> dict[st
     bare = model.bare
     if not generates(model):
         arguments: dict[str, Any] = {
-            # no mask where nothing is padded, as in Hugging Face: attention has faster ways then
+            # as in Hugging Face, no mask where nothing is padded, for which attention is faster
             "attention_mask": None if mask.all() else mask,
             "position_ids": positions_of(mask),
             "logits_to_keep": 1,
         }
         arguments = {k: v for k, v in arguments.items() if k in model.accepts}
         config = text_config(bare)
-        # a value head's config may be its own: then all its layers are plain
+        # A value head's config may be of the user's own class; its layers then keep all tokens.
         cache = DynamicCache(config=config if hasattr(config, "get_text_config") else None)
         return {**arguments, "past_key_values": cache, "use_cache": True}
-    plain: Any = copy.copy(bare)  # the same modules, with another generation config
+    plain: Any = copy.copy(bare)  # the same modules, but not the saved generation config
     plain.generation_config = GenerationConfig()
     found = plain.generate(
         ids,
@@ -278,8 +279,8 @@ def next_inputs(
 
 
 def own_modules(model: TermModel) -> Any:
-    """What is called for rows of their own: a replica that has seen nothing, where modules keep
-    something of what they read."""
+    """What is called for new rows: the model or, where modules keep something of what they read, a
+    replica that has read nothing yet."""
     if not model.keeps:
         return model.runs
     found = Replica(model.runs).model
@@ -290,7 +291,7 @@ def own_modules(model: TermModel) -> Any:
 
 
 def _forget(module: Any) -> None:
-    """Frequencies as they are before the first text."""
+    """Set RoPE frequencies back to what they are before the first text."""
     for name in list(vars(module)):
         if name.endswith("max_seq_len_cached"):
             setattr(module, name, module.original_max_seq_len)
@@ -298,11 +299,11 @@ def _forget(module: Any) -> None:
         prefix = name.removesuffix("inv_freq")
         original = getattr(module, f"{prefix}original_inv_freq", None)
         if name != prefix and original is not None:
-            setattr(module, name, original.clone())  # some are written to in place
+            setattr(module, name, original.clone())  # some models write into them
 
 
 def tensors_in(x: Any, found: dict[int, Tensor] | None = None) -> dict[int, Tensor]:
-    """The tensors that a state holds, each once."""
+    """The tensors in a state, each once, by their Python ids."""
     found = {} if found is None else found
     if isinstance(x, Tensor):
         found[id(x)] = x

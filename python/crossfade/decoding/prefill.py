@@ -1,8 +1,9 @@
 """Teacher forcing: texts in; logits, log-probs of their tokens, or hidden states out.
 
-A whole text is read by its model's own modules, as Hugging Face runs them, and nothing is kept of
-it. Texts share forwards, so many at a time that memory stays bounded; a text whose model must not
-read another beside it, or not all of it at once, is read alone, a token at a time.
+`Prefill` reads whole texts by a model's own modules, as Hugging Face runs them, and keeps nothing
+of them. As many texts share a forward as memory is meant for. Where a model must not read one text
+beside another, or not all of it at once, each is read alone, a token at a time. `over_caches` reads
+texts with the engine, on from what its caches hold.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ if TYPE_CHECKING:
 class Prefill:
     """Reads whole texts with one model.
 
-    Methods give what belongs to each text as it is read: texts of about one length come together,
-    so their order is not the given one.
+    Methods give what they find of a text once it is read. Texts of about one length are read
+    together, so that they do not come in the given order.
 
     Attributes:
-        forwards, tokens: how often the model ran, and the tokens that it read, padding not counted.
+        forwards: how often the model ran.
+        tokens: how many it read, padding not counted.
     """
 
     def __init__(self, model: TermModel) -> None:
@@ -44,10 +46,10 @@ class Prefill:
     def logits(
         self, texts: Sequence[Ids], firsts: Sequence[int], *, every: bool = True
     ) -> Iterator[tuple[int, Tensor]]:
-        """Logits that predict the tokens of each text from its token ``firsts[i] >= 1`` on.
+        """The logits before each token of each text, from its token ``firsts[i] >= 1`` on.
 
-        The last token of a text is predicted alone, and not read. With ``every=False`` its logits
-        are the only ones.
+        So the last token of a text is not read. With ``every=False``, only the logits before this
+        last token are given.
 
         Yields:
             The index of a text, and its logits ``[len(texts[i]) - firsts[i], V]``, or ``[1, V]``.
@@ -66,9 +68,9 @@ class Prefill:
     def batch_logits(
         self, texts: Sequence[Ids], firsts: Sequence[int], *, every: bool = True
     ) -> Tensor:
-        """What `logits` gives, of all texts at once: ``[texts, most, V]``.
+        """What `logits` gives, for all texts at once: ``[texts, most, V]``, padded on the left.
 
-        Each text's logits are its last ones; what is before them means nothing.
+        Where a text has fewer logits than `most`, the numbers before them mean nothing.
         """
         counts = [len(t) - first if every else 1 for t, first in zip(texts, firsts, strict=True)]
         most, longest = max(1, *counts), max(map(len, texts)) - 1
@@ -91,7 +93,7 @@ class Prefill:
         return output.logits[:, -most:]
 
     def numbers(self, tokens: int, count: int) -> int:
-        """Of the logits of a text of so many tokens, `count` of which are asked for."""
+        """How many numbers the logits of a text take, where those of `count` tokens are wanted."""
         kept = count if "logits_to_keep" in self.model.accepts else tokens
         return kept * (self.model.vocabulary or 1)
 
@@ -106,11 +108,11 @@ class Prefill:
         return torch.cat(found)
 
     def ends(self, texts: Sequence[Ids]) -> Iterator[tuple[int, Tensor]]:
-        """What a scalar head or a classifier, also one over an encoder, says of each text.
+        """What a scalar head or a classifier says of each text; its model may be an encoder.
 
         Yields:
-            The index of a text, and the numbers ``[labels]`` that the model gives for it, or for
-            its last token.
+            The index of a text, and the numbers ``[labels]`` that the model gives for the text, or
+            for its last token where it gives some for each.
         """
         padding = getattr(self.model.bare.config, "pad_token_id", None)  # classifiers look for it
         longest = max(map(len, texts), default=0)
@@ -134,7 +136,7 @@ class Prefill:
         """The last hidden states of the tokens of each text from its token ``firsts[i]`` on.
 
         Args:
-            rows: texts that share a forward; None: as many as memory is meant for.
+            rows: how many texts share a forward; None: as many as memory is meant for.
 
         Yields:
             The index of a text, and its states ``[len(texts[i]) - firsts[i], H]``.
@@ -162,12 +164,11 @@ def hidden_states(
 ) -> Tensor:
     """The last hidden states ``[rows, length, H]`` of each row's tokens from ``starts [rows]`` on.
 
-    Gradients go through it.
+    Gradients flow through them. What is past the end of a row means nothing.
 
     Args:
-        model: with a backbone, also one with adapters around it.
+        model: one with a backbone, or a PEFT model around such a one.
         input_ids, attention_mask: ``[rows, tokens]``, padded on the right.
-        length: past the end of a row its states mean nothing.
     """
     bare: Any = underlying(model)
     states = bare.base_model(
@@ -186,11 +187,13 @@ def over_caches(
     *,
     every: bool = True,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Rows of the engine read tokens from slot `starts` on, many tokens a piece at a time.
+    """Let rows of the engine read on: `ids`, which go into their caches from slot `starts` on.
+
+    Where logits of every token are asked for, long texts are read in pieces.
 
     Yields:
-        Which of `rows`, as an index, and logits ``[n, V]`` after its next n tokens; with
-        ``every=False``, ``[1, V]`` after its last.
+        The index of a row in `rows`, and the logits ``[n, V]`` after its next n tokens; with
+        ``every=False``, those after its last token, ``[1, V]``.
     """
     most = max(1, MAX_LOGITS // group.config.vocab_size) if every else max(map(len, ids), default=0)
     done, unread = 0, list(range(len(rows)))

@@ -1,8 +1,8 @@
 """Models that read rows' texts as these grow, for the values of a search.
 
-`Reader` keeps caches that fork with the rows and reads every token once; where a text was encoded
-anew, from its first token that changed. `Rereader` reads whole texts by Hugging Face's own modules:
-the truth in tests, and what runs the models that the engine cannot.
+`Reader` keeps caches that fork with the rows and reads every token once. Where a text is encoded
+anew as it grows, it reads again from the first token that changed. `Rereader` reads whole texts by
+Hugging Face's own modules: it is the truth in tests, and runs the models that the engine cannot.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from .term_model import TermModel
 class Question(NamedTuple):
     """What is asked of a model about a text.
 
-    ``answer(logits [n, V], tokens [n]) -> [n]``. A token is `predicted` by the logits before it
-    (log-probs, Q-heads), so that the last one need not be read, or judged by those after it (scalar
-    heads). The answers to `every` token of a response count, or that to the last.
+    Attributes:
+        answer: gives the answers ``[n]`` about ``tokens [n]`` from ``logits [n, V]``.
+        predicted: whether these are the logits before each token, as for log-probs and Q-heads, so
+            that a text's last token is not read; or those after it, as for scalar heads.
+        every: whether every token of a response is asked about, or its last one alone.
     """
 
     answer: Callable[[Tensor, Tensor], Tensor]
@@ -46,7 +48,7 @@ def log_prob(vocabulary: int) -> Question:
 
 
 def q_value() -> Question:
-    """``head(h before the token)[token]``."""
+    """The number that a Q-head gives the token, read at the state before it."""
 
     def answer(q: Tensor, tokens: Tensor) -> Tensor:
         if q.shape[1] == 1:
@@ -60,7 +62,7 @@ def q_value() -> Question:
 
 
 def scalar(label: int | None = None) -> Question:
-    """The one number of a scalar head, or the log-prob of a class."""
+    """The one number of a scalar head, or the log-prob of class `label`."""
 
     def answer(z: Tensor, tokens: Tensor) -> Tensor:
         return z[:, 0].float() if label is None else z.float().log_softmax(dim=1)[:, label]
@@ -72,8 +74,9 @@ class Reader:
     """Models over caches of their own, with a place for each slot's text.
 
     Attributes:
-        texts: of each model and slot, the tokens that have been answered, after the prompt.
-        found: the answers: one a token of the response, or the last one's.
+        texts: of each model and slot, the prompt and the tokens after it that are answered.
+        found: of each model and slot, the answers: one for each token of the response, or one for
+            the last token.
     """
 
     def __init__(
@@ -119,9 +122,9 @@ class Reader:
     def read(
         self, slots: Sequence[int], texts: Sequence[Sequence[Ids]], firsts: Sequence[Sequence[int]]
     ) -> list[list[list[float]]]:
-        """Of each model and slot the answers about ``texts[k][i]``, a prompt and its response.
+        """The answers of each model k about the text of each slot, ``texts[k][i]``.
 
-        The response begins at token ``firsts[k][i]``.
+        A text is a prompt and its response, which begins at token ``firsts[k][i]``.
         """
         for group in self.runner.groups:
             unread = []  # (row of the group, text, tokens answered, model, slot)
@@ -134,12 +137,12 @@ class Reader:
         return [[self.found[k][slot] for slot in slots] for k in range(len(texts))]
 
     def _known(self, k: int, slot: int, text: Ids, first: int) -> int:
-        """How many tokens of a text have answers; those of others are forgotten."""
+        """How many tokens of a text have answers already. Answers about others are forgotten."""
         known = common(self.texts[k][slot], text)
         if self.question.every:
             self.found[k][slot] = self.found[k][slot][: known - first]
         elif known == len(text) < len(self.texts[k][slot]):
-            known -= 1  # the last answer was to a token that is gone
+            known -= 1  # the one answer that is kept was about a token that is gone
         self.texts[k][slot] = text
         return known
 
@@ -177,7 +180,7 @@ class Reader:
 
 
 class Rereader:
-    """Models that keep nothing: every text is read whole, by Hugging Face's own modules."""
+    """Models that keep nothing: each text is read whole, by Hugging Face's own modules."""
 
     cache_bytes = peak_bytes = 0
 
@@ -194,7 +197,7 @@ class Rereader:
     def read(
         self, slots: Sequence[int], texts: Sequence[Sequence[Ids]], firsts: Sequence[Sequence[int]]
     ) -> list[list[list[float]]]:
-        """As `Reader.read`."""
+        """The answers, as `Reader.read` gives them."""
         return [self._read(*each) for each in zip(self.models, texts, firsts, strict=True)]
 
     def _read(

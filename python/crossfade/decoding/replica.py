@@ -1,4 +1,4 @@
-"""A model over the same weights whose modules may be changed without anybody else's noticing."""
+"""A copy of a model's modules over the same weights: it can be changed, and the model is not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 HOOKS = {"_forward_hooks", "_forward_pre_hooks"}
-# dicts of every module that its forward may change, and others
+# Dicts of every module that each copy has for itself, as somebody may write into them.
 OWN = {
     "_parameters",
     "_buffers",
@@ -22,16 +22,16 @@ OWN = {
 }
 OWN |= HOOKS
 SHARED = set(vars(nn.Module())) - OWN - {"_compiled_call_impl"}
-AS_THEY_ARE = {bool, int, float, str, type(None)}  # kinds of attributes without modules in them
+AS_THEY_ARE = {bool, int, float, str, type(None)}  # types of attributes that hold no modules
 
 
 class Replica:
     """The modules and configs of a model, copied; the weights are the model's own.
 
     Decoding runs a model in ways of its own: by other kernels, with attention over its own caches,
-    under the adapter of a term. It sets them in a replica that lasts for one call, so the model
+    under the adapter of a term. It does so in a replica that lasts for one call. So the model
     itself is never changed: other threads, hooks and callbacks may run it, or decode with it, at
-    any time. Which adapters and hooks a model has when the call starts holds for the whole call.
+    any time. The call keeps the adapters and hooks that the model has when it starts.
 
     Attributes:
         model: the copy of the model.
@@ -57,12 +57,16 @@ class Replica:
         return self._twins[module]
 
     def install(self, forwards: Mapping[Any, Callable[..., Any]]) -> None:
-        """Give the copies of modules other forwards, which must not refer to the copies."""
+        """Give the copies of some of the model's modules other forwards.
+
+        A forward must not refer to a copy, which would then stay in memory until the garbage
+        collector finds it.
+        """
         for module, forward in forwards.items():
             self._twins[module].__dict__["forward"] = forward
 
     def _attribute(self, module: nn.Module, name: str, value: Any, configs: dict[int, Any]) -> Any:
-        """What the copy of `module` has for one of its attributes."""
+        """What the copy of `module` gets as one of its attributes."""
         if name in ("_parameters", "_buffers"):
             return value.copy()
         if name in OWN:
@@ -70,14 +74,15 @@ class Replica:
             for key, x in value.items():
                 own[key] = self._hook(module, x) if name in HOOKS else self._mapped(x)
             return own
-        if name == "_compiled_call_impl":  # of `Module.compile`: it runs the model's own forward
+        if name == "_compiled_call_impl":  # `Module.compile` made it for the model's own forward
             return None
         if isinstance(value, PreTrainedConfig):
             return copy.deepcopy(value, configs)
         return self._mapped(value)
 
     def _hook(self, module: nn.Module, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """A hook sees the module that it was made for; one that is a module's method, the copy."""
+        """A hook as the copy has it: a module's method becomes its copy's, any other is still shown
+        the module that it was made for."""
         own = self._mapped(hook) if type(hook) is types.MethodType else hook
         return functools.partial(_show, module, hook) if own is hook else own
 
@@ -144,5 +149,5 @@ def _same(new: Any, old: Any) -> bool:
 def _show(
     module: nn.Module, hook: Callable[..., Any], twin: nn.Module, *args: Any, **kwargs: Any
 ) -> Any:
-    """Call a module's hook, for its copy."""
+    """Call a hook with the module that it was made for, where the copy ran."""
     return hook(module, *args, **kwargs)

@@ -25,7 +25,7 @@ from .prefill import Prefill
 from .term_model import TermModel
 from .writing import Writing
 
-MAX_LOGITS = 1 << 27  # numbers, over all models, that are held at once
+MAX_LOGITS = 1 << 27  # numbers that are held at once, of all models together
 MAX_MIXED = 1 << 22  # numbers of each model that are blended at once
 
 
@@ -92,7 +92,7 @@ def score(
 
 
 class _Reader:
-    """A model and the texts that it reads: its own prompts, and the responses after them."""
+    """A model and the texts that it reads: its own prompts, each with the response after it."""
 
     def __init__(self, model: TermModel, prompts: Prompts, responses: Sequence[Ids]) -> None:
         self.prefill = Prefill(model)

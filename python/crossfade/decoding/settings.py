@@ -25,9 +25,10 @@ from .job import Criteria
 
 LARGEST = 2**63 - 1  # of int64, in which tokens are counted
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-# What Hugging Face does to scores after these or between them, with what does nothing.
+# Settings that Hugging Face applies to scores after those of `SAMPLING` or between them, and with
+# which values they do nothing.
 AFTER = {"top_h": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
-# fields of GenerationConfig that decoding does what they say
+# Fields of GenerationConfig that decoding honours.
 SUPPORTED = {
     *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings"),
     *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p"),
@@ -38,8 +39,8 @@ SUPPORTED = {
     *("pad_token_id", "bos_token_id", "eos_token_id", "return_dict_in_generate"),
     *("disable_compile", "transformers_version"),
 }
-# Fields about how Hugging Face runs a model, and what more it gives back: where a model's saved
-# config has them, they are passed over.
+# Fields about how Hugging Face runs a model and what else it returns. They are ignored where they
+# come from the generation config that was saved with the model.
 HOW = {
     *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "low_memory"),
     *("prefill_chunk_size", "compile_config", "continuous_batching_config"),
@@ -47,10 +48,11 @@ HOW = {
     *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule"),
     *("assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind"),
     *("assistant_ensemble_weight", "max_matching_ngram_size", "speculation_type"),
-    # of encoder-decoders, of beams, and of scores that are not finite, which end a row here
+    # These are about encoder-decoders, beams, and scores that are not finite (they end a row here).
     *("decoder_start_token_id", "early_stopping", "length_penalty", "remove_invalid_values"),
 }
-# Fields that choose how Hugging Face searches: saved ones are passed over where it would not.
+# Fields that choose how Hugging Face searches. Saved ones are ignored where they leave it at greedy
+# decoding or sampling.
 MODE = {
     *("num_beams", "num_beam_groups", "diversity_penalty", "constraints", "force_words_ids"),
     *("penalty_alpha", "dola_layers"),
@@ -61,7 +63,8 @@ SAME_TOKENS = {
     GenerationMode.SAMPLE,
     GenerationMode.ASSISTED_GENERATION,
 }
-# the others' values that ask for nothing, besides None; False where none is given
+# Values by which other fields ask for nothing, besides None. Where a field is not listed here, that
+# value is False.
 NEUTRAL = {
     "num_beams": 1,
     "num_beam_groups": 1,
@@ -90,7 +93,7 @@ INSTEAD = {
     "cache_implementation": "each term has a cache of its own; leave it out",
     "decoder_start_token_id": "a response begins with its prompt; leave it out",
 }
-# arguments of model.generate that are no fields of GenerationConfig
+# Arguments of model.generate that are not fields of GenerationConfig.
 UNSUPPORTED_ARGUMENTS = {
     *("assistant_model", "assistant_tokenizer", "synced_gpus", "custom_generate"),
     "trust_remote_code",
@@ -104,7 +107,7 @@ UNSUPPORTED_ARGUMENTS = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """What `crossfade.ops.blend_sample` does itself."""
+    """The settings of sampling that `crossfade.ops.blend_sample` applies itself."""
 
     do_sample: bool = False
     temperature: float = 1.0
@@ -115,24 +118,24 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Each:
-    """What the caller said of each request alone.
+    """What the caller has set for each request by itself.
 
     Attributes:
-        table: by name a value of each request: those of `SAMPLING` and ``limit``.
-        stop_strings: of each request; None where all have the same.
+        table: a value for each request, by name: the names are those of `SAMPLING`, and ``limit``.
+        stop_strings: those of each request; None where all requests have the same.
     """
 
     table: dict[str, list[Any]] = field(default_factory=dict)
     stop_strings: list[tuple[str, ...]] | None = None
 
     def part(self, requests: Requests) -> Each:
-        """What some of the requests have."""
+        """The settings of some of the requests."""
         table = {name: list(requests.part_of(x)) for name, x in self.table.items()}
         stops = self.stop_strings
         return Each(table, None if stops is None else list(requests.part_of(stops)))
 
     def check(self, requests: int) -> None:
-        """Refuse lists that have not one entry a request.
+        """Refuse lists that do not have one entry a request.
 
         Raises:
             ValueError: names the argument.
@@ -145,7 +148,7 @@ class Each:
                 )
 
     def criteria(self, tokenizer: Any) -> list[Criteria]:
-        """What ends the rows of requests by their own stop strings."""
+        """The criteria that end rows by the stop strings of their own requests."""
         several: dict[tuple[str, ...], list[int]] = {}
         for request, texts in enumerate(self.stop_strings or ()):
             if texts:
@@ -159,8 +162,7 @@ class Each:
 def take_each(arguments: dict[str, Any]) -> Each:
     """Take lists with an entry a request out of the arguments of `generate`.
 
-    In their place stays what Hugging Face's config is to know: the longest limit, and all stop
-    strings.
+    What Hugging Face's config must know takes their place: the longest limit, and all stop strings.
 
     Raises:
         TypeError, ValueError: names the entry, what it was and what it must be.
@@ -211,7 +213,7 @@ def stop_criterion(texts: list[str], tokenizer: Any) -> StopStringCriteria:
     """
     try:
         return StopStringCriteria(tokenizer, texts)
-    except ValueError as error:  # It knows tokenizers by how they write the letters a to f.
+    except ValueError as error:  # it tells tokenizers apart by how they write the letters a to f
         raise ValueError(
             f"stop_strings={texts!r}: Transformers cannot tell what the tokens of this "
             f"{type(tokenizer).__name__} add to a text ({error}); give eos_token_id or "
@@ -225,10 +227,11 @@ def resolve(
     arguments: dict[str, Any],
     each: Each | None = None,
 ) -> GenerationConfig:
-    """`arguments` over `generation_config` over the model's own over Hugging Face's defaults.
+    """The config of a call. `arguments` come before `generation_config`, and that before the
+    model's own config and Hugging Face's defaults.
 
-    One default is not taken over: top-k is off, not 50, unless one of the three sets it. What each
-    request has of its own is off in the config.
+    One default differs: top-k is off, not 50, unless one of the first three sets it. A setting that
+    `each` has for the requests is off in the config.
 
     Raises:
         TypeError: an argument is unknown or of the wrong type. ValueError: its value is.
@@ -289,7 +292,7 @@ def check_search(search: ChunkBeamSearch, do_sample: bool, returned: int) -> Non
 
 
 def stated(name: str, arguments: dict[str, Any], *configs: GenerationConfig | None) -> Any:
-    """What the caller's arguments, or else the first of `configs` that does, say of `name`."""
+    """The value of `name` in the arguments, or else in the first of `configs` that has one."""
     values = (arguments.get(name), *(getattr(c, name, None) for c in configs))
     return next((v for v in values if v is not None), None)
 
@@ -297,8 +300,8 @@ def stated(name: str, arguments: dict[str, Any], *configs: GenerationConfig | No
 def check_supported(config: GenerationConfig, saved: GenerationConfig) -> None:
     """Refuse, by name, whatever `config` asks for that decoding does not do.
 
-    What is `saved` with the model, and would change no token in Hugging Face, is passed over: its
-    fields are set to None.
+    A field that is as in the config `saved` with the model, and that would change no token in
+    Hugging Face, is not refused but set to None.
     """
     mode = config.get_generation_mode()
     for name in vars(GenerationConfig()):
@@ -320,7 +323,7 @@ def check_supported(config: GenerationConfig, saved: GenerationConfig) -> None:
 
 
 def _check_numbers(asked: dict[str, Any]) -> None:
-    """Types and ranges, before Hugging Face compares what cannot be compared."""
+    """Check types and ranges, before Hugging Face compares values that cannot be compared."""
     for name in ("max_new_tokens", "max_length", "num_return_sequences"):
         check_int(name, asked.get(name), 1, LARGEST)
     for name in ("min_new_tokens", "min_length", "no_repeat_ngram_size"):
@@ -376,10 +379,10 @@ def set_lengths(
 def split_processors(
     processors: Sequence[Any], do_sample: bool
 ) -> tuple[LogitsProcessorList, Sampling]:
-    """Take temperature, top-k, top-p and min-p off the end of the list: the kernel does them.
+    """Take temperature, top-k, top-p and min-p off the end of the list, for the kernel to apply.
 
-    They are taken only where nothing else comes after one of them (but a normalisation, which
-    changes no distribution) and their order is the kernel's; what is left runs as it is.
+    They are taken only where they come in the kernel's order and nothing comes after them but a
+    normalisation, which changes no distribution. What is left of the list runs as it is.
     """
     rest = list(processors)
     if rest and type(rest[-1]) is hf.LogitNormalization:
@@ -398,9 +401,9 @@ def split_processors(
 
 
 def _plain(warper: Any) -> bool:
-    """Whether a warper does what the kernel does: removes outright, and may leave one token.
+    """Whether a warper does what the kernel does: it excludes tokens outright, and may leave one.
 
-    TopKLogitsWarper holds the larger of its k and its minimum, so nothing is lost there.
+    A TopKLogitsWarper has no minimum to look at, as it keeps the larger of that and k as its k.
     """
     removes = getattr(warper, "filter_value", -float("inf")) == -float("inf")
     return removes and getattr(warper, "min_tokens_to_keep", 1) == 1

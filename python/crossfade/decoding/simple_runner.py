@@ -1,6 +1,7 @@
-"""The simple path: every model by the steps of its own `generate`, with its own modules and state.
+"""The simple path: each model goes through the steps of its own `generate`, with its own state.
 
-It is the truth that the engine's tokens are compared with, and runs what the engine cannot.
+It is the truth that the engine's tokens are compared with, and runs the models that the engine
+cannot.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from .term_model import TermModel
 
 
 class CachedTerm:
-    """A `TermModel` with its state: reads a prompt, then a token of each row at a time.
+    """A `TermModel` and its state: it reads prompts, then one more token of each row at a time.
 
-    Rows share a batch where padding leaves each as it is alone; else each has a batch of its own.
+    Rows share a batch where padding changes nothing of what each is alone. Else each row has a
+    batch of its own.
     """
 
     def __init__(self, model: TermModel) -> None:
@@ -31,9 +33,9 @@ class CachedTerm:
         self.tokens = 0
 
     def prefill(self, prompts: Prompts, limit: int, copies: int = 1) -> Tensor:
-        """Logits after the prompts, each read once, however many samples continue it.
+        """Logits after the prompts. Each is read once, and then becomes `copies` rows.
 
-        `limit`: new tokens that a row may have.
+        `limit` is how many new tokens a row may have.
         """
         self.tokens = int(prompts.mask.sum())
         longest = prompts.ids.shape[1] + limit

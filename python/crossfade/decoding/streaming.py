@@ -1,4 +1,4 @@
-"""A Hugging Face streamer, as a call of several tries tells it."""
+"""What a call tells a Hugging Face streamer, also where it decodes some steps twice."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 class Stream:
     """Puts the prompts, then every step's tokens, into a streamer: each once, in order.
 
-    Where a step is decoded again, because the engine could not go on and the simple path did,
-    its tokens are those that were put before.
+    Where the engine cannot go on, the simple path begins anew. The steps that it repeats give the
+    tokens that were put before, and are not put again.
     """
 
     def __init__(self, streamer: Any) -> None:
         self.streamer = streamer
-        self.told = 0  # how often the streamer was told something: the prompts, then each step
+        self.told = 0  # how often something was put: the prompts, then each step
 
     def put(self, step: int, tokens: Tensor) -> None:
         """The prompts ``[rows, length]`` as step 0; from step 1 on a token a row."""

@@ -1,4 +1,8 @@
-"""What of a model decides how it is run, so that one look at it holds until that changes."""
+"""Remembers what was found out about a model, for as long as the model stays as it was.
+
+Some findings take a few forwards, such as whether the engine can run a model. They hold until
+something of the model changes that they may depend on: that is its `structure`.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,13 @@ from torch import nn
 
 from ..terms import text_config
 
-# Whose hooks are known not to count their calls: they may see the engine's forwards.
+# Libraries whose hooks do not count their calls, so that they may see more forwards than asked for.
 LIBRARIES = {"torch", "transformers", "peft", "accelerate", "trl", "crossfade"}
-KEPT = 8  # findings of a model, which may have several adapters
+KEPT = 8  # findings of each model, the last ones; several adapters make several of a kind
 
 Structure = tuple[list[object], dict[str, object]]
 
-# Of each model what was found, by what was asked, and its structure then.
+# Of each model, by the question that was asked: its structure then, and the finding.
 _found: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Structure, Any]]]
 _found = weakref.WeakKeyDictionary()
 
@@ -45,9 +49,10 @@ def remembered(
 
 
 def structure(model: nn.Module) -> Structure:
-    """Equal for one model as long as nobody changes its modules, hooks, forwards, modes or config.
+    """A description that stays equal until a model's modules, hooks, modes or config change.
 
-    Weights are not looked at, only their dtypes and devices. It keeps nothing alive.
+    Weights are not looked at, only their dtypes and devices. The description holds modules and
+    functions by weak references alone, so that remembering it keeps nothing alive.
     """
     return list(map(_of_module, model.modules())), dict(vars(text_config(model)))
 
@@ -72,10 +77,10 @@ def _of_module(module: Any) -> tuple[object, ...]:
 
 
 def _reference(x: Any) -> object:
-    """Equal for the same object alone, also when another has its address later."""
+    """What an object is known by: it equals no other object's, even if that has its old address."""
     try:
         return weakref.ref(x)
-    except TypeError:  # None, and what C has made
+    except TypeError:  # None, and objects of C, have no weak references
         return x
 
 

@@ -1,4 +1,4 @@
-"""A model of a blend as decoding calls it: its adapter, its device, and the arguments it takes."""
+"""A model of a call, with what decoding must know to call it: adapter, device, arguments."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TermModel:
         self.accepts = set(parameters)
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and not isinstance(
             self.bare, PreTrainedModel
-        ):  # a module of the user's own that hands its arguments on
+        ):  # a module of the user's own that hands all arguments on, maybe to a model
             self.accepts |= {"attention_mask", "position_ids"}
         self.device = _input_device(self.bare, name)
         self.vocabulary: int | None = getattr(text_config(self.bare), "vocab_size", None)
@@ -42,7 +42,7 @@ class TermModel:
 
     @cached_property
     def runs(self) -> Any:
-        """What is called: the model, with adapters a replica of it that has this term's on."""
+        """What is called: the model or, where it has adapters, a replica with the term's one on."""
         if not adapter_layers(self.model):
             return self.model
         replica = Replica(self.model)
@@ -52,14 +52,15 @@ class TermModel:
 
     @cached_property
     def structure(self) -> Structure:
-        """What decides how the model is run, looked at once a call, as `Replica` says."""
+        """What decides how the model is run. It is looked at once, as it holds for a whole call."""
         return structure(self.bare)
 
     @cached_property
     def keeps(self) -> bool:
-        """Whether modules keep something of what they read, outside of caches.
+        """Whether modules themselves, and not a cache, keep something of what they have read.
 
-        RoPE frequencies may follow the longest text so far; some recurrent layers hold their state.
+        RoPE frequencies may be those of the longest text so far, and some recurrent layers hold
+        their state.
         """
         return any(map(_keeps, self.bare.modules()))
 
@@ -67,8 +68,9 @@ class TermModel:
         """Why rows of so many tokens depend on the longest row beside them; None if they do not.
 
         RoPE frequencies of the types "dynamic" and "longrope" are those of the longest row of a
-        forward, once it is past the model's original context; keys stay as they were written. So
-        a row is what `model.generate` makes of it only alone, and a step at a time.
+        forward, once that is past the model's original context. Keys that were written before keep
+        the frequencies of their time. So a row becomes what `model.generate` makes of it only if it
+        is read alone, and a token at a time.
         """
         if self.original_context is None or tokens <= self.original_context:
             return None
@@ -78,7 +80,7 @@ class TermModel:
         )
 
     def check(self, prompts: Prompts) -> None:
-        """Ids that the model has no embedding for, which a GPU would answer with an abort."""
+        """Refuse ids that the model has no embedding for, as a GPU would abort the process."""
         if self.vocabulary is None:
             return
         outside = (prompts.ids < 0) | (prompts.ids >= self.vocabulary)
@@ -102,7 +104,7 @@ def _input_device(model: nn.Module, name: str) -> torch.device:
     devices = []
     for prefix, module in model.named_modules():
         for key in (k for k, p in module.named_parameters(prefix, recurse=False) if p.is_meta):
-            hook = getattr(module, "_hf_hook", None)  # accelerate's, which brings the numbers
+            hook = getattr(module, "_hf_hook", None)  # accelerate's hook, which loads the numbers
             if hook is None:
                 raise ValueError(
                     f"{name} is a {type(model).__name__} whose parameter {key} is on the meta "

@@ -1,4 +1,4 @@
-"""Between the tokens of a response and its text, both of which depend on what stands before them.
+"""From the tokens of a response to its text and back. Both depend on what stands before them.
 
 Tokenizers treat the beginning of a text unlike its middle. A SentencePiece tokenizer writes a space
 before the first word of a text and takes it off when it decodes, a WordPiece one marks what goes on
@@ -14,25 +14,27 @@ from typing import Any, NamedTuple
 from .forms import Ids, Request, is_ids
 from .inputs import Prompts, render
 
-TOKENS = 64  # A response is decoded after so many tokens of the end of its prompt,
-CHARACTERS = 256  # and encoded after so many characters of it.
-# What a response is encoded after, where it would share a token with the end of its prompt.
+# How much of the end of its prompt a response is read after: of tokens when it is decoded, and of
+# characters when it is encoded.
+TOKENS = 64
+CHARACTERS = 256
+# Characters that a response is encoded after where it would share a token with its prompt's end.
 ANCHORS = ("\n", "a", "0", ".")
 
 
 def text_after(tokenizer: Any, before: Sequence[Ids], new: Sequence[Ids]) -> list[str]:
     """What `new` tokens add to the text of those before them, special tokens left out.
 
-    Both are decoded together, and the text of the first alone is cut off as far as the two agree.
-    So it and what is given back make the whole text; where a character began before and ends in
-    the new tokens, the whole of it is new.
+    The tokens before are decoded alone, and together with the new ones. What the two texts begin
+    with alike is cut off the second. So the text before and the one given back make the whole
+    text. A character that begins in the tokens before and ends in the new ones is new.
     """
     if not new:
         return []
     begun = [b[-TOKENS:] for b in before]
     heads = tokenizer.batch_decode(begun, skip_special_tokens=True)
     for i, ids in enumerate(before):
-        # The end of a prompt may hold no text, or begin within a character: then more of it.
+        # Where the end of a prompt holds no text, or begins within a character, take more of it.
         while len(begun[i]) < len(ids) and (not heads[i] or heads[i].startswith("\ufffd")):
             begun[i] = ids[-2 * len(begun[i]) :]
             heads[i] = tokenizer.decode(begun[i], skip_special_tokens=True)
@@ -45,10 +47,11 @@ def text_after(tokenizer: Any, before: Sequence[Ids], new: Sequence[Ids]) -> lis
 def tokens_after(tokenizer: Any, before: Sequence[str], texts: Sequence[str]) -> list[list[int]]:
     """The tokens of texts where they follow those before them.
 
-    They are those by which the tokens of both together go on from the tokens of the first. Where
-    these are no beginning of those, because a token would span the boundary, a text is encoded
-    after a character that it shares no token with, so that nothing is put before it as before the
-    beginning of a text: the first such tokens that read as the text after what is before it.
+    The text before is encoded alone, and together with the text. Where the tokens of both begin
+    with those of the first, the rest of them is the answer. Else a token would span the boundary,
+    and the text is encoded after a character of `ANCHORS` that it shares no token with: without
+    one a tokenizer might put a space before it, as before any beginning of a text. The first
+    anchor counts whose tokens, decoded after what is before the text, read as the text.
     """
     begun = [b[-CHARACTERS:] for b in before]
     heads = _encode(tokenizer, begun)
@@ -60,7 +63,7 @@ def tokens_after(tokenizer: Any, before: Sequence[str], texts: Sequence[str]) ->
 
 
 def _apart(tokenizer: Any, head: Ids, text: str) -> list[int]:
-    """The tokens of a text after those of `head`, with which it would share one."""
+    """The tokens of a text which, encoded together with that of `head`, would share one with it."""
     anchored = _encode(tokenizer, [*ANCHORS, *(anchor + text for anchor in ANCHORS), text])
     alone = anchored.pop()
     found = [_rest(anchored[i], anchored[i + len(ANCHORS)]) for i in range(len(ANCHORS))]
@@ -82,8 +85,8 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 def as_text(ids: Sequence[Any], tokenizer: Any) -> str:
     """Token ids as a text that can be encoded anew, by this tokenizer or by another.
 
-    A BOS that the tokenizer puts before every text is left out: it, or the other one's own, comes
-    back then. Other special tokens stay as they are spelled.
+    A BOS that the tokenizer puts before every text is left out, as the tokenizer that encodes the
+    text puts its own there. Other special tokens stay in the text, as they are spelled.
     """
     bos = getattr(tokenizer, "bos_token_id", None)
     added = bos is not None and list(ids[:1]) == [bos] == tokenizer("")["input_ids"][:1]
@@ -93,8 +96,8 @@ def as_text(ids: Sequence[Any], tokenizer: Any) -> str:
 def answer_lead(tokenizer: Any, chat: list[Any], prompt: str) -> str:
     """The white space that a chat template puts between the start of an answer and its content.
 
-    `prompt` is the chat as the template has it. A space there belongs to the template, as in
-    ``[/INST] Hello``: the content of the answer is ``Hello``.
+    `prompt` is the text that the template makes of the chat. White space after it belongs to the
+    template, as in ``[/INST] Hello``, where the content of the answer is ``Hello``.
     """
     if chat[-1]["role"] == "assistant":
         return ""
@@ -110,13 +113,14 @@ def answer_lead(tokenizer: Any, chat: list[Any], prompt: str) -> str:
 
 
 class Writing:
-    """The responses to some prompts, as their tokens and as texts.
+    """Turns responses to given prompts from tokens into texts and back.
 
-    The text of a prompt and that of its response make the text of both. A text that was given as a
-    prompt may end in white space that its tokens do not have: a response does not repeat it.
+    The text of a prompt, followed by that of its response, is the text of both. Where a prompt was
+    given as a text that ends in white space, and its tokens do not have that, it is left out of the
+    response's text.
 
     Args:
-        tokenizer: of their tokens.
+        tokenizer: of the tokens of prompts and responses.
     """
 
     def __init__(self, tokenizer: Any, prompts: Prompts) -> None:
@@ -127,7 +131,7 @@ class Writing:
     def texts(
         self, requests: Sequence[int], tokens: Sequence[Ids], starts: Sequence[int] | None = None
     ) -> list[str]:
-        """What each request's response says, or says from its token ``starts[i]`` on."""
+        """The text of each request's response, or of its tokens from ``starts[i]`` on."""
         starts = [0] * len(tokens) if starts is None else starts
         rows = list(zip(requests, tokens, starts, strict=True))
         found = text_after(
@@ -139,7 +143,7 @@ class Writing:
         return [text[_agree(text, skip) :] for text, skip in zip(found, skipped, strict=True)]
 
     def tokens(self, requests: Sequence[int], texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of responses after their prompts, which `texts` reads as these texts."""
+        """The tokens of responses, given as texts: `texts` gives these texts for them."""
         openings = [self._opening(r) for r in requests]
         return tokens_after(
             self.tokenizer,
@@ -163,11 +167,13 @@ class Writing:
 
 
 class Opening(NamedTuple):
-    """A prompt as a text, before its response.
+    """What stands before a response, as text.
 
     Attributes:
-        lead: the white space that a template puts before an answer.
-        skipped: white space that belongs to prompt and template though a response may write it.
+        text: the prompt.
+        lead: the white space that the chat template puts between the prompt and an answer.
+        skipped: white space that belongs to the prompt or the template. It is left out of the
+            response's text even where the response's tokens write it.
     """
 
     text: str
@@ -176,7 +182,7 @@ class Opening(NamedTuple):
 
 
 def _agree(a: str, b: str) -> int:
-    """How many characters two texts begin with alike."""
+    """How many characters two texts have in common at their beginning."""
     if b.startswith(a):
         return len(a)
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(b))

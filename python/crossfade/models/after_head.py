@@ -1,8 +1,9 @@
-"""What a model makes of its head's outputs: caps, scales, hooks, a forward of its own.
+"""What a model does to its head's outputs before they are its logits: caps, scales, hooks.
 
-Configs say it by many names, or do not. So numbers are put in the place of what the head gives, and
-what comes out as logits says what was done to them: once, for shared heads, heads of which few
-columns are computed, value heads and log-probs without logits.
+Configs tell it by many names, or not at all. So it is tried: known numbers take the place of the
+head's outputs, and the logits show what became of them. Four things depend on it: one head for
+several terms, heads of which few columns are computed, value heads, and log-probs that are computed
+without logits.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ A, B = 2.0, -3.0  # A linear f has f(A x + B y) = A f(x) + B f(y).
 
 @dataclass(frozen=True)
 class AfterHead:
-    """What was put in the place of the head's outputs, and the logits that this gave.
+    """The numbers that took the place of the head's outputs, and the logits that they became.
 
     Attributes:
-        given: ``[4, V]``: numbers of many sizes; others; A and B times these; and the first again,
-            with 0 but in every third column.
+        given: ``[4, V]``: x, numbers of many sizes; y, others; A x + B y; and x again, with 0 in
+            all but every third column.
         got: ``[4, V]`` float64; None where the model did not give logits of that shape.
-        reads: the head reads so many times what the backbone gives; None: it reads something else.
+        reads: what the head reads, as a multiple of the hidden states that the backbone gives: 1.0
+            where it reads these; None where it reads something else.
     """
 
     given: Tensor
@@ -37,14 +39,14 @@ class AfterHead:
         return self.is_like(self.given)
 
     def is_like(self, expected: Tensor) -> bool:
-        """Whether the logits are these, but for rounding."""
+        """Whether the logits are `expected`, up to rounding."""
         if self.got is None:
             return False
         return bool(((self.got - expected).abs() <= self._rounding * expected.abs()).all())
 
     @property
     def is_linear(self) -> bool:
-        """Whether a sum of outputs gives the sum of their logits."""
+        """Whether a weighted sum of outputs becomes the weighted sum of their logits."""
         if self.got is None or not self.got.isfinite().all():
             return False
         one, other, both = self.got[:3]
@@ -65,9 +67,9 @@ class AfterHead:
 
 @torch.no_grad()
 def after_head(model: Any) -> AfterHead:
-    """Run one token through a causal LM, with numbers of ours in the place of its head's outputs.
+    """Run one token through a causal LM, with known numbers in the place of its head's outputs.
 
-    They take the place before anybody's hook on the head sees them.
+    Hooks that others have put on the head see these numbers as its outputs.
     """
     head, body = model.get_output_embeddings(), model.base_model
     seen: dict[str, Any] = {}
@@ -89,7 +91,7 @@ def after_head(model: Any) -> AfterHead:
         mask = torch.ones_like(tokens)
         given = {"input_ids": tokens, "attention_mask": mask, "use_cache": False}
         logits = model(**given, return_dict=True).logits
-        if "body" not in seen:  # some families call the parts of their backbone themselves
+        if "body" not in seen:  # some families call their backbone's parts, and never the backbone
             body(**given, return_dict=True)
     finally:
         for handle in handles:
@@ -102,7 +104,7 @@ def after_head(model: Any) -> AfterHead:
 
 
 def _multiple(read: Any, given: Any) -> float | None:
-    """How many times a tensor another one is; None: it is no multiple of it."""
+    """The number by which `given` must be multiplied to give `read`; None: there is none."""
     if not (isinstance(read, Tensor) and isinstance(given, Tensor) and read.shape == given.shape):
         return None
     if torch.equal(read, given.to(read.dtype)):
@@ -114,7 +116,7 @@ def _multiple(read: Any, given: Any) -> float | None:
 
 
 def _numbers(output: Tensor) -> Tensor:
-    """``[4, 1, V]`` in place of the head's ``output``, which every dtype holds exactly."""
+    """``[4, 1, V]`` numbers to replace a head's ``output``: every dtype holds them exactly."""
     columns = torch.arange(output.shape[-1], device=output.device)
     size = 2.0 ** (columns % 11 - 3)
     one, other = ((columns * k + 3) % 15 - 7 for k in (7, 4))
