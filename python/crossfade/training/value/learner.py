@@ -1,4 +1,4 @@
-"""What `ValueTrainer` runs: a value model's values of tokens, its adapter, and CD-Q's base."""
+"""The models that `ValueTrainer` runs: the value model, its adapter, and the base of CD-Q."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ...models.value_heads import shared_copy, token_values, value_head
 
 
 class Learner(nn.Module):
-    """A value model as Transformers' trainer calls it: values of the tokens of a batch.
+    """A value model as Transformers' trainer calls it: it gives the values of a batch's tokens.
 
-    The backbone of a head that is trained alone stays in eval mode.
+    Where the head alone is trained, the backbone stays in eval mode.
     """
 
-    accepts_loss_kwargs = True  # a loss is of the tokens of all accumulated batches
+    accepts_loss_kwargs = True  # losses are divided by the tokens of all accumulated batches
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Learner(nn.Module):
         starts: Tensor | None = None,
         hidden: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Values ``[B, T]`` float32, and the hidden states ``[B, T, H]`` they are of."""
+        """Values ``[B, T]`` float32, and the hidden states ``[B, T, H]`` that they come from."""
         if hidden is None:
             assert input_ids is not None
             assert attention_mask is not None
@@ -63,15 +63,16 @@ class Learner(nn.Module):
         self.model.gradient_checkpointing_enable(**options)
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
-        """The same, by the name that Transformers has come to call it."""
+        """The same, by the name that newer versions of Transformers give it."""
         self.model.activation_checkpointing_enable(**options)
 
 
 class Base:
-    """The base of CD-Q's expectations.
+    """The model whose next-token distribution CD-Q takes expectations over.
 
     Attributes:
-        shared: the value model's hidden states are its own.
+        shared: whether it computes the value model's own hidden states, so that one forward serves
+            both.
     """
 
     def __init__(self, base: Any, model: Any, args: Any) -> None:
@@ -113,7 +114,10 @@ class Base:
 
     @torch.no_grad()
     def _check_logits(self) -> None:
-        """A few tokens (padding's embedding is 0): logits must be as they are computed here."""
+        """Refuse a base whose logits for a few tokens are not those that `logits` computes.
+
+        There are several tokens, as the embedding of one for padding is 0.
+        """
         ids = torch.arange(min(4, len(self.head.weight)), device=self.model.device)[None]
         read = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         own = self.model(**read, return_dict=True).logits.float()
@@ -126,12 +130,12 @@ class Base:
 
 
 def _place(device: torch.device) -> tuple[str, int]:
-    """With several processes on a CPU, theirs is number 0."""
+    """A device by type and number. A CPU without a number is the one that processes call 0."""
     return device.type, device.index or 0
 
 
 def adapted(model: Any, head: nn.Module, peft_config: Any) -> Any:
-    """The model with a new adapter on its backbone, which is trained along with the head."""
+    """The model with a new adapter on its backbone; the adapter and the head are to be trained."""
     if is_peft(model):
         raise ValueError("peft_config is given, but model has an adapter already; it must be None")
     peft = require("peft", "adapters")
@@ -149,13 +153,13 @@ def adapted(model: Any, head: nn.Module, peft_config: Any) -> Any:
 
 
 def trained_in_backbone(model: Any) -> list[str]:
-    """Names of the parameters that are trained and not the head's."""
+    """Names of the parameters that are trained, without those of the head."""
     head = {id(p) for p in value_head(model).parameters()}
     return [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in head]
 
 
 def check_trained(model: Any) -> None:
-    """Only the head and adapters may be trained: the backbone's storage is its base's."""
+    """Refuse to train anything but the head and adapters: the base owns the backbone's weights."""
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of model requires a gradient; those of its head must")
     of_adapters: set[int] = set()
