@@ -127,12 +127,13 @@ class Reader:
         A text is a prompt and its response, which begins at token ``firsts[k][i]``.
         """
         for group in self.runner.groups:
-            unread = []  # (row of the group, text, tokens answered, model, slot)
+            unread = []
             for m, k in enumerate(group.terms):
                 for slot, text, first in zip(slots, texts[k], firsts[k], strict=True):
                     known = self._known(k, slot, text, first)
                     if known < len(text):
-                        unread.append((m * self.runner.slots + slot, text, known, k, slot))
+                        row = m * self.runner.slots + slot
+                        unread.append(_Unread(k, slot, row, text, known))
             self._answer(group, unread)
         return [[self.found[k][slot] for slot in slots] for k in range(len(texts))]
 
@@ -146,23 +147,21 @@ class Reader:
         self.texts[k][slot] = text
         return known
 
-    def _answer(self, group: Group, unread: Sequence[tuple[int, Ids, int, int, int]]) -> None:
-        before = int(self.question.predicted)
-        starts = [known - before for _, _, known, _, _ in unread]
+    def _answer(self, group: Group, unread: Sequence[_Unread]) -> None:
+        every, before = self.question.every, int(self.question.predicted)
+        rows, starts = [x.row for x in unread], [x.known - before for x in unread]
         ids = [
-            text[start : len(text) - before]
-            for (_, text, *_), start in zip(unread, starts, strict=True)
+            x.text[start : len(x.text) - before] for x, start in zip(unread, starts, strict=True)
         ]
-        answered = [known for _, _, known, _, _ in unread]
-        rows, every = [row for row, *_ in unread], self.question.every
+        answered = [x.known for x in unread]
         for i, logits in over_caches(group, rows, starts, ids, every=every):
-            _, text, _, k, slot = unread[i]
+            model, slot, _, text, _ = unread[i]
             if every:
                 asked = text[answered[i] : answered[i] + len(logits)]
                 answered[i] += len(asked)
-                self.found[k][slot] = self.found[k][slot] + self._ask(logits, asked)
+                self.found[model][slot] = self.found[model][slot] + self._ask(logits, asked)
             else:
-                self.found[k][slot] = self._ask(logits, text[-1:])
+                self.found[model][slot] = self._ask(logits, text[-1:])
 
     def _ask(self, logits: Tensor, tokens: Ids) -> list[float]:
         return self.question.answer(logits, torch.tensor(tokens, device=logits.device)).tolist()
@@ -177,6 +176,16 @@ class Reader:
     @property
     def peak_bytes(self) -> int:
         return self.runner.peak_bytes
+
+
+class _Unread(NamedTuple):
+    """A text in a slot, in a row of a group, of which a model has answered `known` tokens."""
+
+    model: int
+    slot: int
+    row: int
+    text: Ids
+    known: int
 
 
 class Rereader:
