@@ -1,4 +1,4 @@
-"""Adapters of every kind that PEFT has, as terms: what PEFT itself gives, or refused by name."""
+"""Adapters of every kind in PEFT, as terms: they give what PEFT gives, or are refused by name."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "delora": lambda: peft.DeloraConfig(r=2, **TWO),
     "gralora": lambda: peft.GraloraConfig(r=4, gralora_k=2, **TWO),
 }
-CHANGED_BASE = {  # and why the plain base is not there any more
+CHANGED_BASE = {  # adapters that change the base's weights, and what of their settings does so
     "bias": (of_lora(bias="all"), "bias='all'"),
     "pissa": (of_lora(init_lora_weights="pissa"), "init_lora_weights='pissa'"),
     "olora": (of_lora(init_lora_weights="olora"), "init_lora_weights='olora'"),
@@ -77,7 +77,7 @@ CHANGED_BASE = {  # and why the plain base is not there any more
 
 
 def fill(model: Any, adapter: str, seed: int) -> None:
-    """Weights that matter: most adapters begin as the identity."""
+    """Fill an adapter with weights that matter, as most begin as the identity."""
     torch.manual_seed(seed)
     for name, p in model.named_parameters():
         if adapter in name.split(".") and p.is_floating_point():
@@ -103,7 +103,7 @@ def own(model: Any, ids: list[int], new: int) -> Tensor:
 
 
 def as_peft_gives(model: Any, adapter: str | None, ids: list[int], new: int) -> Tensor:
-    """The same under `adapter`, by PEFT's own switches."""
+    """The same, after PEFT's own switches have made `adapter` the active one."""
     if adapter == "active":
         return own(model, ids, new)
     if adapter is None:
@@ -139,7 +139,7 @@ def check(model: Any, adapters: list[str | None], engine: cf.Engine, truth: Any)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_term_is_what_peft_gives(kind: str) -> None:
-    alone = kind == "adalora"  # which allows no second adapter
+    alone = kind == "adalora"  # it allows no second adapter
     model = adapted(KINDS[kind], second=not alone)
     adapters: list[str | None] = ["active", None, "a", *([] if alone else ["b"])]
     for engine in ENGINES.values():
@@ -183,7 +183,7 @@ def test_kinds_that_do_more_than_change_layers_are_refused(kind: str) -> None:
 def test_x_lora_is_refused(tmp_path: Path) -> None:
     adapted(KINDS["lora"]).save_pretrained(str(tmp_path))
     base = make()
-    base.config.use_cache = False  # it asks for this
+    base.config.use_cache = False  # X-LoRA asks for this
     config = peft.XLoraConfig(
         hidden_size=16, adapters={"0": str(tmp_path / "a"), "1": str(tmp_path / "b")}, **CAUSAL
     )
@@ -202,7 +202,7 @@ def test_arrow(tmp_path: Path) -> None:
 
 
 def test_an_activated_lora_is_refused_where_it_is_used() -> None:
-    """It begins at tokens of the prompt; the other adapters of its model are themselves."""
+    """aLoRA begins at some token of the prompt; other adapters of its model stay what they are."""
     model = adapted(of_lora(alora_invocation_tokens=[7], **CAUSAL), second=False)
     model.add_adapter("b", of_lora(**CAUSAL)())
     fill(model, "b", 2)
@@ -250,7 +250,7 @@ def test_adapters_of_transformers_own() -> None:
 
 
 def test_layers_injected_into_a_model() -> None:
-    """`inject_adapter_in_model`; and the model inside a PeftModel, which has its layers too."""
+    """PEFT's layers by `inject_adapter_in_model`, and in the model inside a PeftModel."""
     model = make()
     peft.inject_adapter_in_model(KINDS["lora"](), model, "a")
     fill(model, "a", 1)
@@ -288,7 +288,7 @@ def test_a_mixed_model() -> None:
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 def test_adapters_that_come_and_go(engine: cf.Engine) -> None:
-    """What a term's adapter is, is asked at each call."""
+    """Each call looks anew at what a term's adapter is."""
     model = adapted(KINDS["lora"])
     term = cf.Model(model, adapter="b", name="guide")
 
@@ -296,7 +296,7 @@ def test_adapters_that_come_and_go(engine: cf.Engine) -> None:
         return cf.generate(term, PROMPTS, engine=engine, max_new_tokens=2)
 
     check(model, ["b"], engine, as_peft_gives)
-    fill(model, "b", 7)  # edited
+    fill(model, "b", 7)  # its weights are changed in place
     check(model, ["b"], engine, as_peft_gives)
     model.delete_adapter("b")
     with pytest.raises(ValueError, match=r"adapter of guide is 'b', which .* one of \['a'\]"):
@@ -332,7 +332,9 @@ def test_merged_adapters(engine: cf.Engine) -> None:
     check(model, ["active"], engine, as_peft_gives)
     with pytest.raises(ValueError, match="merged into its weights"):
         cf.generate(cf.Model(model, adapter=None), PROMPTS, engine=engine, max_new_tokens=1)
-    for layer in model.modules():  # as inside disable_adapter, which PEFT would unmerge at once
+    for layer in (
+        model.modules()
+    ):  # as inside disable_adapter, where PEFT would unmerge at its first forward
         if hasattr(layer, "_disable_adapters"):
             layer._disable_adapters = True
     out = cf.generate(model, PROMPTS, engine=engine, max_new_tokens=3)
@@ -341,7 +343,7 @@ def test_merged_adapters(engine: cf.Engine) -> None:
 
 
 def test_unloaded_adapters() -> None:
-    """The wrapper still lists them; the layers are gone, and the base with them."""
+    """The wrapper still lists adapters whose layers are gone, and with them the plain base."""
     model = adapted(KINDS["lora"])
     alone = model.merge_and_unload()
     out = cf.generate(cf.Model(model), PROMPTS, max_new_tokens=3)

@@ -112,7 +112,7 @@ def test_what_cannot_be_switched(two: PeftModel, batch: Batch) -> None:
 
 
 def test_reloaded_adapters(two: PeftModel, batch: Batch, tmp_path: Path) -> None:
-    # the way most users get there: two saved adapters over one loaded base
+    # as most users do: two saved adapters are loaded over one base
     two.save_pretrained(str(tmp_path))
     model = PeftModel.from_pretrained(make(), tmp_path / "polite", adapter_name="polite")
     model.load_adapter(tmp_path / "rude", adapter_name="rude")
@@ -123,7 +123,7 @@ def test_reloaded_adapters(two: PeftModel, batch: Batch, tmp_path: Path) -> None
 
 
 def test_adapters_that_cannot_be_rows_take_turns(two: PeftModel, batch: Batch) -> None:
-    """A module that an adapter trains whole is one adapter's at a time: two forwards."""
+    """Of a module that adapters train whole, one copy runs at a time: there are two forwards."""
     polite, rude = cf.Model(two, adapter="polite"), cf.Model(two, adapter="rude")
     out = cf.generate(0.4 * polite + 0.6 * rude, batch, max_new_tokens=6)
     theirs = 0.4 * cf.Model(merged("polite")) + 0.6 * cf.Model(merged("rude"))
@@ -136,7 +136,7 @@ def test_adapters_that_cannot_be_rows_take_turns(two: PeftModel, batch: Batch) -
     )
 
 
-@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")  # on layers without a bias
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")  # the layers have no bias
 @pytest.mark.parametrize(
     ("options", "why"),
     [

@@ -1,4 +1,4 @@
-"""What a model makes of its head's outputs: shared heads, restricted guides and value heads ask."""
+"""What a model does after its head decides on shared heads, restricted guides and value heads."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def wide(z: Tensor) -> Tensor:
     return z.clamp(-400, 400)
 
 
-# change, whether a head can be shared, whether columns can be computed alone
+# each change, whether a head can be shared, and whether columns can be computed alone
 CHANGES = {
     "nothing": (lambda z: z, True, True),
     "a scale": (lambda z: z / 3, True, True),
@@ -198,7 +198,7 @@ def test_value_heads_are_over_models_that_leave_logits_alone(
 
 
 def test_hooks_are_after_the_head_too() -> None:
-    """Also one on the head itself, which sees the outputs first."""
+    """The same for a hook on the head itself, which sees the outputs before anybody."""
     for hook in HOOKS.values():
         model = make("llama")
         hook(model)
@@ -213,7 +213,7 @@ def test_what_the_head_reads() -> None:
     assert found.is_nothing
 
 
-# Every option that is on and is left out says why
+# Whatever option is asked for and not followed, a note says why.
 
 
 def terms() -> tuple[cf.Model, cf.Model, cf.Model]:

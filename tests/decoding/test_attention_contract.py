@@ -1,7 +1,8 @@
-"""What a layer hands to attention, and what else a model does, is honoured, or not on the engine.
+"""Whatever a layer asks of attention, and whatever else a model does, decoding honours it.
 
-Each model here does something that the engine's attention, kernels or caches do not. It decodes as
-`model.generate` decodes each row alone, and a note says why it is on the simple path.
+Each model here does something that the engine's attention, kernels or caches do not know. Then it
+runs on the simple path, a note says why, and it writes what `model.generate` writes for each row
+alone.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def alone(model: Any, **options: Any) -> list[list[int]]:
 
 
 def check(model: Any, why: str | None) -> None:
-    """The tokens are Hugging Face's; `why` is in the note, or the engine runs the model."""
+    """Tokens are Hugging Face's, and `why` is in the note; None: the engine runs the model."""
     theirs = alone(model)
     out = cf.generate(model, PROMPTS, max_new_tokens=NEW)
     assert out.responses == theirs
@@ -155,7 +156,7 @@ class Counting(Strange):
 
 
 class Shifted(Strange):
-    """Adds the token before to each, as far as it is in the same forward."""
+    """Adds to each token the one before it, if that is in the same forward."""
 
     def attend(self, call: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         before = torch.cat([torch.zeros_like(q[:, :, :1]), q[:, :, :-1]], dim=2)
@@ -250,7 +251,7 @@ def test_up_to_its_window_such_a_model_stays_on_the_engine(model: Any) -> None:
 
 
 def test_how_far_a_layer_looks_is_asked_of_its_mask() -> None:
-    """Up to how many tokens a mask is the one that a layer tells of."""
+    """Up to how many tokens a mask is what the layer says that it is."""
     layer = make("gemma3").model.layers[0].self_attn
     layer.config.sliding_window = 300
 
@@ -281,7 +282,7 @@ def test_the_engine_runs_what_it_knows(shape: str) -> None:
     check(make(shape), None)
 
 
-# What somebody puts on a model
+# What users put on a model: hooks, other forwards, parametrizations.
 
 
 def on_last(module: Any, args: Any, output: Any) -> Any:
@@ -361,7 +362,7 @@ def test_hooks_on_all_modules_are_called() -> None:
 
 
 def test_hooks_of_libraries_keep_the_engine() -> None:
-    """Those that gradient checkpointing and Transformers' own outputs need."""
+    """The hooks that gradient checkpointing and Transformers' own outputs need."""
     model = make("llama")
     model.enable_input_require_grads()
     model(torch.tensor([[5]]), output_hidden_states=True)
@@ -431,7 +432,7 @@ REPLACED: dict[str, tuple[Callable[[Any], None], str | None]] = {
 @pytest.mark.parametrize("change", REPLACED.values(), ids=REPLACED)
 def test_modules_that_somebody_changed(change: tuple[Callable[[Any], None], str | None]) -> None:
     model = make("llama")
-    check(model, None)  # what was found of the model before does not count
+    check(model, None)  # what is found now must not count once the model is changed
     before = alone(model)
     change[0](model)
     assert alone(model) != before
@@ -443,7 +444,7 @@ def test_a_forward_of_all_linear_layers(monkeypatch: pytest.MonkeyPatch) -> None
     check(model, None)
     own = nn.Linear.forward
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: -0.5 * own(self, x))
-    check(model, None)  # the engine leaves such layers to it
+    check(model, None)  # the engine leaves linear layers to torch then
 
 
 COMPILED: dict[str, Callable[[Any], Any]] = {
@@ -465,7 +466,7 @@ def test_compiled_modules_run_as_they_are(change: Callable[[Any], Any]) -> None:
 
 
 def test_models_compiled_in_place_keep_the_engine() -> None:
-    """What is compiled is their own forward, which the engine runs by other kernels."""
+    """Only their own forward is compiled, which the engine does not call: it has its kernels."""
     model = make("llama")
     theirs = alone(model)
     model.compile(backend="eager")
@@ -475,12 +476,12 @@ def test_models_compiled_in_place_keep_the_engine() -> None:
     assert out.stats.notes == ()
 
 
-# Where models meet the engine
+# Where a model first meets the engine.
 
 
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of models that are compared, as they are."""
+    """The names of the models that are compared, noted while everything runs as ever."""
     found: list[str] = []
     own = contract._compare
 
@@ -498,7 +499,7 @@ def test_a_model_is_compared_once_until_it_changes(compared: list[str]) -> None:
         cf.generate(cf.Model(model, name="m"), PROMPTS, max_new_tokens=2)
     assert compared == ["m"]
     with torch.no_grad():
-        model.lm_head.weight.mul_(2)  # a training step is no other model
+        model.lm_head.weight.mul_(2)  # a change of weights, as in training, calls for no comparison
     cf.generate(cf.Model(model, name="m"), PROMPTS, max_new_tokens=2)
     assert compared == ["m"]
     changes: list[Callable[[], Any]] = [
@@ -527,7 +528,7 @@ def test_a_call_looks_at_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = lora(1, lora(2, make("llama"), "one"), "two")
     terms = [cf.Model(model, adapter=a, name=a or "base") for a in (None, "one", "two")]
     blends = (
-        terms[0] + 0.5 * (terms[1] - terms[2]),  # one head for all
+        terms[0] + 0.5 * (terms[1] - terms[2]),  # the terms share a head
         cf.presets.contrastive(make("llama"), make("llama", 1)),  # few columns of a guide's head
     )
     for blend in blends:
@@ -560,7 +561,7 @@ def test_adapters_are_compared_together_and_anew(compared: list[str]) -> None:
 
 
 def test_every_adapter_is_compared() -> None:
-    """A layer that only one adapter uses, and uses in a way of its own."""
+    """One adapter alone changes a layer, and the engine would run just that layer wrongly."""
     model = lora(
         1, lora(0, make("llama"), "first", modules=["q_proj"]), "second", modules=["up_proj"]
     )
@@ -610,7 +611,7 @@ def test_reward_models_with_other_bodies(kind: type[Strange] | None, tokenizer: 
 
 
 def test_a_value_of_zeros_is_compared_again(compared: list[str]) -> None:
-    """A fresh head shows nothing of the body under it."""
+    """A new head, which is all zeros, shows nothing of the body under it."""
     from crossfade.training import value_model
 
     q = value_model(strange(Shifted), rank=2)

@@ -1,4 +1,4 @@
-"""Contexts: a row that does not fit is refused by name, one that fills it ends, others go on."""
+"""A row that does not fit a context is refused by name, one that fills it ends, others go on."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _without(arguments: dict[str, Any], name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("shape", list(MODELS))
 @pytest.mark.parametrize("more", [{}, {"repetition_penalty": 1.2}, {"max_batch": 2}], ids=str)
 def test_a_row_that_fills_the_context_ends(more: Any, shape: str, engine: Any) -> None:
-    """The others go on to their own ends, each with the tokens that it has alone."""
+    """The other rows go on to their own ends, each with the tokens that it has alone."""
     model = MODELS[shape]()
     with pytest.warns(RuntimeWarning, match="was ended at its token") as told:
         out = cf.generate(model, SHORT, engine=engine, **{**DRAW, **more})
@@ -119,7 +119,7 @@ def test_a_row_that_fills_the_context_ends(more: Any, shape: str, engine: Any) -
     assert out.ended.all()
     assert not out.finished.any()
     assert not out.failed.any()
-    if shape == "llama":  # for which a longer context changes nothing else
+    if shape == "llama":  # in it, a longer context changes nothing else
         whole = cf.generate(llama(400), SHORT, engine=engine, **{**DRAW, **more})
         assert out.responses == [r[:n] for r, n in zip(whole.responses, room, strict=True)]
 
@@ -127,12 +127,14 @@ def test_a_row_that_fills_the_context_ends(more: Any, shape: str, engine: Any) -
 @ENGINES
 @pytest.mark.parametrize("shape", list(MODELS))
 def test_the_last_token_is_the_one_that_generate_gives(shape: str, engine: Any) -> None:
-    """Hugging Face goes as far: prompt and response but its last token fill the context."""
+    """As in Hugging Face, prompt and response may fill the context, the last token not counted."""
     model = MODELS[shape]()
     ids = torch.tensor([SHORT[1]])
     room = CONTEXT + 1 - ids.shape[1]
     theirs = model.generate(ids, attention_mask=ids.ne(0), max_new_tokens=room, do_sample=False)
-    ours = cf.generate(model, ids, max_new_tokens=room, engine=engine)  # at its limit: no warning
+    ours = cf.generate(
+        model, ids, max_new_tokens=room, engine=engine
+    )  # it is at its limit, so there is no warning
     assert torch.equal(ours.sequences, theirs)
     scores = cf.score(model, ids, ours.responses)
     torch.testing.assert_close(scores.logprobs, ours.logprobs, atol=1e-4, rtol=1e-4)
@@ -191,7 +193,7 @@ def test_samples_and_streamers(engine: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:request:RuntimeWarning")
 def test_caches_of_rows_that_do_not_fit() -> None:
-    """Each row keeps its own place; one that is refused keeps what its place held."""
+    """Each row keeps its own place in a cache; that of a refused row keeps what it held."""
     model = gpt2()
     few = {**DRAW, "max_new_tokens": 3}
     first = cf.generate(model, [[7, 9], [5, 6, 8], [8, 9, 11]], return_cache=True, **few)
@@ -233,7 +235,7 @@ def test_searches(engine: Any) -> None:
 @ENGINES
 @pytest.mark.parametrize("kind", ["gpt2", "roberta"])
 def test_a_value_that_reads_texts_of_its_own(kind: str, engine: Any) -> None:
-    """What it cannot read has no value, and is kept only where nothing else is left."""
+    """A text that the value cannot read has no value, and is kept only if nothing else is left."""
     tokenizer = make_tokenizer()
     if kind == "gpt2":
         judge = gpt2(12, GPT2ForSequenceClassification, num_labels=1)

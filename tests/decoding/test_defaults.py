@@ -1,4 +1,4 @@
-"""What a caller set as torch's defaults changes nothing in decoding."""
+"""Whatever a caller has set as torch's defaults, decoding gives the same."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def decoded(trio: list[PreTrainedModel], simple: bool) -> list[torch.Tensor]:
-    """What the ways of decoding give, one after the other."""
+    """What each way of decoding gives, one after the other."""
     base, tuned, ref = trio
     one = cf.Model(base, tokenizer=make_tokenizer())
     blend = one + torch.tensor([0.3, 0.5], dtype=torch.float32, device="cpu") * (
@@ -77,7 +77,7 @@ def decoded(trio: list[PreTrainedModel], simple: bool) -> list[torch.Tensor]:
 def usual(
     request: pytest.FixtureRequest, trio: list[PreTrainedModel]
 ) -> tuple[bool, list[torch.Tensor]]:
-    """Whether the path is the simple one, and what it gives where nothing else is set."""
+    """Each path, as whether it is the simple one, and what it gives with torch's own defaults."""
     return request.param, decoded(trio, request.param)
 
 

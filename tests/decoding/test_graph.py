@@ -1,4 +1,4 @@
-"""When a step is captured, replayed, captured anew, and not captured: with a played graph."""
+"""When a step is captured, replayed, captured anew or not at all; the CUDA graph is a stand-in."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_step_is_captured_when_it_is_warm(played: list[str]) -> None:
 
     for _ in range(WARM + 3):
         stepper(step, False)
-    # what runs while it is captured is recorded, not done
+    # a step that runs while it is captured is recorded, and not carried out
     assert played == ["step"] * WARM + ["capture", "step"] + ["replay"] * 3
     played.clear()
     stepper(step, True)  # the caches have moved

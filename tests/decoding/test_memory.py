@@ -1,4 +1,4 @@
-"""Memory: a call holds nothing after it ends, and goes on in smaller batches where it runs out."""
+"""A call holds no memory after it ends, and goes on in smaller batches where memory runs out."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROMPTS = [[7 + i, 9, 30 - i] for i in range(6)]
 
 @pytest.fixture
 def alive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
-    """The kinds of what calls have made and is still held, without a garbage collection."""
+    """The classes of objects that calls made and somebody still holds; nothing is collected."""
     made: list[tuple[str, weakref.ref[Any]]] = []
     for kind in (Group, KVCache, Slots, Replica, CachedTerm, DynamicCache):
 
@@ -111,7 +111,7 @@ def test_a_cache_is_held_by_who_has_it(
 
 
 class Budget:
-    """Memory for so many rows of caches, of whatever call and kind."""
+    """Leaves memory for so many rows of caches, whatever call and kind they are of."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: int, error: BaseException) -> None:
         self.rows, self.error, self.held, self.asked = rows, error, 0, []  # type: ignore[var-annotated]
@@ -164,7 +164,7 @@ def test_what_running_out_of_memory_looks_like(error: Exception) -> None:
 def test_batches_are_halved_until_they_fit(
     engine: Any, samples: int, rows: int, base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every try begins with all memory free, whatever the last one held."""
+    """Each try begins with all memory free, whatever the last one held."""
     arguments = {**DRAW, "num_return_sequences": samples}
     whole = cf.generate(base, PROMPTS, engine=engine, **arguments)
     budget = Budget(monkeypatch, rows, ERRORS["native"])
@@ -193,7 +193,7 @@ def test_memory_that_runs_out_in_the_middle(
     base: PreTrainedModel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Rows that had ended stay as they are; the others begin again, whatever rows these are."""
+    """Rows that have ended stay as they are, whichever they are, and the others begin again."""
     arguments = {**DRAW, "num_return_sequences": samples}
     whole = cf.generate(base, PROMPTS, engine=engine, **arguments)
     count = iter(range(10**6))

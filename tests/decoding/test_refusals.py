@@ -1,4 +1,4 @@
-"""What is not supported raises by name; what is wrong says what it must be. Nothing is ignored."""
+"""What is not supported or wrong is refused by name, with what it must be. Nothing is ignored."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_unsupported_arguments_raise_by_name(name: str, base: PreTrainedModel) -
 
 
 SAVED_WITHOUT_EFFECT: dict[str, Any] = {
-    "use_cache": False,  # as every Trainer leaves it
+    "use_cache": False,  # every Trainer leaves it so
     "cache_implementation": "static",
     "cache_config": {"max_cache_len": 64},
     "prefill_chunk_size": 4,
@@ -100,7 +100,7 @@ def test_saved_settings_that_change_no_token_are_passed_over(name: str) -> None:
     setattr(model.generation_config, name, value)
     assert torch.equal(cf.generate(model, ids, max_new_tokens=4).sequences, expected)
     again = GenerationConfig(max_new_tokens=4)
-    setattr(again, name, value)  # a config made of the saved one says what that one does
+    setattr(again, name, value)  # a config that was made from the saved one has the same fields
     found = cf.generate(model, ids, generation_config=again).sequences
     assert torch.equal(found, expected)
     hooked = model.generate(
@@ -136,7 +136,7 @@ def test_saved_settings_that_change_tokens_are_refused(name: str, value: Any, of
 
 
 def test_a_saved_search_that_hugging_face_would_not_do() -> None:
-    """Contrastive search is greedy alone: who samples is not refused."""
+    """Contrastive search does not sample: a call that samples is not refused for its setting."""
     model = make()
     model.generation_config.penalty_alpha = 0.6
     model.generation_config.top_k = 4
@@ -172,7 +172,7 @@ def test_unsupported_arguments_that_ask_for_nothing(name: str, base: PreTrainedM
 
 
 def test_every_field_of_hugging_face_is_decided() -> None:
-    """A field that a later transformers brings is refused until someone reads what it does."""
+    """A field that a later version of transformers adds is refused until decoding knows it."""
     from crossfade.decoding.settings import check_supported
 
     for name in vars(GenerationConfig()):
@@ -185,7 +185,7 @@ def test_every_field_of_hugging_face_is_decided() -> None:
 
 
 class Chatty:
-    """Neither processor nor tensor."""
+    """It is neither a processor nor a tensor."""
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> Any:
         return scores[:, :5]
@@ -210,7 +210,11 @@ class Chatty:
         ({"min_length": 1.0}, TypeError, "min_length is 1.0"),
         ({"no_repeat_ngram_size": -2}, ValueError, "no_repeat_ngram_size is -2"),
         ({"num_return_sequences": 0, "do_sample": True}, ValueError, "num_return_sequences is 0"),
-        ({"num_return_sequences": 2}, ValueError, "num_return_sequences"),  # greedy: all the same
+        (
+            {"num_return_sequences": 2},
+            ValueError,
+            "num_return_sequences",
+        ),  # greedy decoding would give the same twice
         ({"do_sample": 1}, TypeError, "do_sample is 1"),
         ({"do_sample": True, "temperature": -1.0}, ValueError, "temperature is -1.0"),
         ({"do_sample": True, "temperature": float("nan")}, ValueError, "temperature is nan"),
@@ -283,14 +287,14 @@ class OwnLoop(LlamaForCausalLM):
 
 
 def test_a_generate_of_its_own_is_refused(base: PreTrainedModel) -> None:
-    """What a model does in place of Hugging Face's loop is unknown."""
+    """A model whose `generate` is its own: what it does in place of Hugging Face's is unknown."""
     model = OwnLoop(base.config)
     with pytest.raises(NotImplementedError, match="model0 is a OwnLoop, whose generate is its own"):
         cf.generate(model, [5, 6], max_new_tokens=2, engine=cf.Engine(simple=True))
 
 
 class Forgetful(torch.nn.Module):
-    """Takes a cache and leaves it empty: its later logits would be of one token."""
+    """It takes a cache and leaves it empty, so that later logits would be those of one token."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Forms of inputs, and what each term reads of them."""
+"""The forms that inputs may have, and what each term reads of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ def read(inputs: Any, tokenizer: Tokenizer, **options: Any) -> list[str]:
         ((11, 10), ["the film"]),
         ([torch.tensor([11, 10]), torch.tensor([12])], ["the film", "a"]),
         (torch.tensor([11, 10]), ["the film"]),
-        (torch.tensor([[PAD, 12], [11, 10]]), ["a", "the film"]),  # mask from padding, as in HF
+        (
+            torch.tensor([[PAD, 12], [11, 10]]),
+            ["a", "the film"],
+        ),  # the mask is read off the padding, as in Hugging Face
         (
             {"input_ids": [[PAD, 12], [11, 10]], "attention_mask": [[0, 1], [1, 1]]},
             ["a", "the film"],
@@ -59,7 +62,7 @@ def test_forms(inputs: Any, expected: list[str], tokenizer: Tokenizer) -> None:
 
 
 class Count(int):
-    """An int of another kind, as numpy's are."""
+    """An integer that is no `int`, as numpy's are."""
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,7 @@ def test_more_forms(inputs: Any, expected: list[str], tokenizer: Tokenizer) -> N
 
 
 def test_padding_that_is_eos_is_read_as_in_hugging_face(base: PreTrainedModel) -> None:
-    # no mask can be inferred then: the padding is part of the prompt
+    # no mask can be read off the padding then: it is part of the prompt
     ids = torch.tensor([[1, 1, 12], [11, 10, 9]])
     arguments = {"max_new_tokens": 5, "pad_token_id": 1, "eos_token_id": 1}
     assert torch.equal(
@@ -139,7 +142,7 @@ def test_own_prompts(tokenizer: Tokenizer) -> None:
 def test_terms_with_prompts_of_their_own_lengths(
     base: PreTrainedModel, tokenizer: Tokenizer
 ) -> None:
-    """The real blend of the demo: one model, three system prompts; against unpadded forwards."""
+    """The blend of the demo, one model under three system prompts, against unpadded forwards."""
     terms = [cf.Model(base, tokenizer=tokenizer, system=s) for s in ("a", "very bright film", "w9")]
     neutral, bright, dull = terms
     texts = ["the film", "a very very dull plot w20 w21", "cast"]
@@ -164,7 +167,7 @@ def test_terms_with_prompts_of_their_own_lengths(
     # the three are rows of one batch: the model ran once a step, not three times
     (stats,) = out.stats.models
     assert stats.names == blend.names
-    assert stats.forwards == 1 + out.logprobs.shape[1]  # the prompts, and each step
+    assert stats.forwards == 1 + out.logprobs.shape[1]  # one for the prompts, and one for each step
 
 
 @pytest.mark.parametrize(

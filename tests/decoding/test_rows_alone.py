@@ -1,7 +1,7 @@
 """Models whose rows depend on what is beside them: each row is what `model.generate` makes of it.
 
-Their own length, state or inputs decide what they compute, so the reference is `model.generate` of
-every row alone, whatever batch the rows are decoded in here.
+What they compute for a row depends on the lengths, states or inputs of all rows. So the reference
+is `model.generate` of each row alone, whatever batch the rows are decoded in here.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def openai_gpt() -> PreTrainedModel:
 
 
 def bart() -> PreTrainedModel:
-    """Its positions count padding, and it takes none from outside."""
+    """It counts padding among its positions, and takes no positions from outside."""
     config = BartConfig(
         vocab_size=VOCAB,
         d_model=16,
@@ -256,7 +256,7 @@ def test_a_state_from_outside_is_refused() -> None:
 
 
 def test_terms_beside_them_are_as_ever() -> None:
-    """Each term of a blend is run in its own way; their log-probs add up."""
+    """Each term of a blend is run in its own way, and their logits are blended as ever."""
     models = [perturbed("phi3"), make("llama", 1), perturbed("mamba")]
     base, plain, state = map(cf.Model, models)
     out = cf.generate(base + 0.5 * (plain - state), PROMPTS, max_new_tokens=NEW)
@@ -299,7 +299,7 @@ def test_within_the_original_context_the_engine_runs_them(shape: str) -> None:
 
 
 def test_frequencies_of_a_model_are_left_as_they_were() -> None:
-    """Neither what ran before decides what is written, nor is anything left behind."""
+    """What ran before does not decide what is written, and decoding leaves nothing behind."""
     model = perturbed("llama, dynamic")
     theirs = [alone(model, p)[0] for p in PROMPTS]
     model(torch.full((1, 40), 5))
@@ -312,7 +312,7 @@ def test_frequencies_of_a_model_are_left_as_they_were() -> None:
 
 @pytest.mark.parametrize("shape", ["phi3", "mamba"])
 def test_values_that_they_give(shape: str) -> None:
-    """A log-ratio of two such models is that of their own log-probs of the whole response."""
+    """A log-ratio of two such models is the difference of their log-probs of the whole response."""
     base, tuned, ref = make("llama"), perturbed(shape, 1), perturbed(shape, 2)
     search = cf.BestOfN(2, value=cf.LogRatio(cf.Model(tuned), cf.Model(ref)))
     out = cf.generate(base, PROMPTS, search=search, max_new_tokens=NEW, seed=1)

@@ -1,4 +1,4 @@
-"""A streamer gets what Hugging Face's gets: the prompts, every step's tokens, and one end."""
+"""A streamer gets what Hugging Face gives it: the prompts, every step's tokens, and one end."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def test_a_model_that_shows_late_that_the_engine_cannot_run_it(
     """The simple path begins anew; the streamer is not told anything twice."""
     model = make("qwen3")
     theirs = told_by_hugging_face(model)
-    cf.generate(model, PROMPTS, **GREEDY)  # the engine has met it: its checks are done
+    cf.generate(
+        model, PROMPTS, **GREEDY
+    )  # now the engine has met the model, and will not check it again
     step, count = Group.step, iter(range(10**6))
 
     def failing(self: Group, *args: Any) -> Any:
@@ -94,7 +96,7 @@ def test_a_model_that_shows_late_that_the_engine_cannot_run_it(
 def test_it_is_told_the_end_whatever_happens(
     error: type[BaseException], base: PreTrainedModel
 ) -> None:
-    """Else a thread that waits for its text would wait for ever."""
+    """Without the end, a thread that waits for the streamer's text would wait for ever."""
     theirs = told_by_hugging_face(base)
 
     def stop(ids: Tensor, scores: Any, **_: Any) -> Tensor:
