@@ -126,7 +126,7 @@ def test_long_lists_are_scored_in_batches(numbers: int, monkeypatch: pytest.Monk
         for w, p, r in zip(weights, prompts, responses, strict=True)
     ]
     monkeypatch.setattr(scoring, "MAX_LOGITS", numbers)
-    monkeypatch.setattr(scoring, "MAX_MIXED", 3 * VOCAB)
+    monkeypatch.setitem(scoring.MAX_MIXED, "cpu", 3 * VOCAB)
     held = []
     own = Prefill.batch_logits
 

@@ -121,17 +121,49 @@ def why_alone(model: TermModel, tokens: int) -> str | None:
     None where padding on the left leaves every row as it is alone: the model takes a mask and
     positions, keeps nothing but keys and values, and gives the same logits when it is tried.
     """
+    return model.follows_longest(tokens) or _told(model, _tried(model).why_alone)
+
+
+def why_a_token_at_a_time(model: TermModel, tokens: int) -> str | None:
+    """Why one forward over texts of up to so many tokens is not what `model.generate` computes.
+
+    None where it is: then texts can share that forward, padded on the left.
+    """
     if why := model.follows_longest(tokens):
         return why
-    found: str | None = remembered(
-        model.bare, model.structure, "alone", lambda: (_why_alone(model), True)
+    alone, window = _tried(model)
+    if alone or window is None or tokens <= window or why_as_it_is(model.bare) is not None:
+        return _told(model, alone)
+    forgets: bool = remembered(
+        model.bare, model.structure, "forgets", lambda: (_forgets(model, window), True)
     )
-    return found and f"{model.name} ({type(model.bare).__name__}) {found}"
+    why = f"attends to more than the {window} tokens its cache keeps" if forgets else None
+    return _told(model, why)
 
 
-def _why_alone(model: TermModel) -> str | None:
+class Tried(NamedTuple):
+    """What is found when a model is tried out.
+
+    Attributes:
+        why_alone: why its rows cannot share a padded batch; None: they can.
+        window: the fewest tokens that a layer of its cache keeps; None: all layers keep all.
+    """
+
+    why_alone: str | None
+    window: int | None = None
+
+
+def _tried(model: TermModel) -> Tried:
+    return remembered(model.bare, model.structure, "alone", lambda: (_try(model), True))
+
+
+def _told(model: TermModel, why: str | None) -> str | None:
+    return why and f"{model.name} ({type(model.bare).__name__}) {why}"
+
+
+def _try(model: TermModel) -> Tried:
     if not {"attention_mask", "position_ids"} <= model.accepts:
-        return "counts positions by itself"
+        return Tried("counts positions by itself")
     # A row of padding and one token. The first forward must get both and their mask, a later one
     # the last token alone.
     ids, mask = torch.tensor([[0, 0], [0, 1]], device=model.device)[:, None]
@@ -142,17 +174,18 @@ def _why_alone(model: TermModel) -> str | None:
         or not isinstance(cache, DynamicCache)
         or {type(x) for x in cache.layers} - PADDED_LAYERS
     ):
-        return "keeps more than keys and values"
+        return Tried("keeps more than keys and values")
     first, later = (next_inputs(model, ids, arguments, first=x) for x in (True, False))
     read, after = (x.get("input_ids") for x in (first, later))
     if first.get("attention_mask") is None or read is None or after is None:
-        return "makes inputs of its own"
+        return Tried("makes inputs of its own")
     if read.tolist() != [[0, 0]] or after.tolist() != [[0]]:
-        return "makes inputs of its own"
-    if not isinstance(model.bare, PreTrainedModel):  # the user's own module is not tried out
-        return None
-    tried = why_as_it_is(model.bare) is None and _reads_padding(model)
-    return "reads padding" if tried else None
+        return Tried("makes inputs of its own")
+    windows = [getattr(layer, "sliding_window", None) for layer in cache.layers]
+    window = min((w for w in windows if w is not None), default=None)
+    runs = isinstance(model.bare, PreTrainedModel) and why_as_it_is(model.bare) is None
+    reads_padding = runs and _reads_padding(model)  # a module of the user's own is not run for it
+    return Tried("reads padding" if reads_padding else None, window)
 
 
 def _reads_padding(model: TermModel) -> bool:
@@ -169,33 +202,6 @@ def _differ(model: TermModel, a: Tensor, b: Tensor) -> bool:
     rounding = 4 * max(torch.finfo(k).eps for k in kinds or {torch.float32})
     a, b = a.float(), b.float()
     return bool((a - b).abs().max() > max(rounding, 1e-4) * b.abs().max())
-
-
-def why_a_token_at_a_time(model: TermModel, tokens: int) -> str | None:
-    """Why one forward over texts of up to so many tokens is not what `model.generate` computes.
-
-    None where it is: then texts can share that forward, padded on the left.
-    """
-    if why := why_alone(model, tokens):
-        return why
-    window: int | None = remembered(
-        model.bare, model.structure, "window", lambda: (_cache_window(model), True)
-    )
-    if window is None or tokens <= window or why_as_it_is(model.bare) is not None:
-        return None
-    forgets: bool = remembered(
-        model.bare, model.structure, "forgets", lambda: (_forgets(model, window), True)
-    )
-    name = f"{model.name} ({type(model.bare).__name__})"
-    return f"{name} attends to more than the {window} tokens its cache keeps" if forgets else None
-
-
-def _cache_window(model: TermModel) -> int | None:
-    """The fewest tokens that a layer of the model's cache keeps; None: all layers keep all."""
-    ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-    layers = prepared(model, ids, torch.ones_like(ids), 1)["past_key_values"].layers
-    windows = [getattr(layer, "sliding_window", None) for layer in layers]
-    return min((w for w in windows if w is not None), default=None)
 
 
 def _forgets(model: TermModel, window: int) -> bool:

@@ -87,7 +87,8 @@ class Prefill:
             "logits_to_keep": most,
         }
         arguments = {k: v for k, v in arguments.items() if k in self.model.accepts}
-        runs = own_modules(self.model)
+        fixed = self.model.original_context is None  # RoPE frequencies do not follow what was read
+        runs = self.model.runs if fixed else own_modules(self.model)
         self.forwards += 1
         output = runs(input_ids=read.ids, use_cache=False, return_dict=True, **arguments)
         return output.logits[:, -most:]

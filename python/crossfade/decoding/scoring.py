@@ -26,7 +26,7 @@ from .term_model import TermModel
 from .writing import Writing
 
 MAX_LOGITS = 1 << 27  # numbers that are held at once, of all models together
-MAX_MIXED = 1 << 22  # numbers of each model that are blended at once
+MAX_MIXED = {"cpu": 1 << 20, "cuda": 1 << 24}  # numbers of each model that are blended at once
 
 
 @torch.no_grad()
@@ -141,15 +141,18 @@ class _Mixing:
     ) -> Iterator[tuple[Tensor, ...]]:
         """Of each request its tokens' log-probs ``[n]``, those under each term ``[n, K]`` and the
         divergences ``[n]`` from the reference; no numbers ``[n, 0]`` of what is not wanted."""
-        padded, of = left_pad(responses), torch.tensor(requests, device="cpu")
+        tokens = left_pad(responses).ids.to(self.device)
+        shape, flat = tokens.shape, [z.flatten(0, 1) for z in logits]
+        of = torch.tensor(requests, device=self.device).repeat_interleave(shape[1])
+        most = max(1, MAX_MIXED.get(self.device.type, MAX_MIXED["cuda"]) // self.vocabulary)
         parts = []
-        for at in padded.mask.nonzero().split(max(1, MAX_MIXED // self.vocabulary)):
-            row, column = at.T  # of a few tokens, whatever their rows
-            here = [z[row.to(z.device), column.to(z.device)].to(self.device) for z in logits]
-            tokens = padded.ids[row, column].to(self.device)
-            parts.append(self._of_tokens(of[row].to(self.device), here, tokens))
-        whole = (torch.cat(x).split([len(r) for r in responses]) for x in zip(*parts, strict=True))
-        return zip(*whole, strict=True)
+        for at in range(0, len(of), most):
+            some = slice(at, at + most)
+            here = [z[some].to(self.device) for z in flat]
+            parts.append(self._of_tokens(of[some], here, tokens.flatten()[some]))
+        whole = [torch.cat(x).unflatten(0, shape) for x in zip(*parts, strict=True)]
+        for i, response in enumerate(responses):
+            yield tuple(x[i, shape[1] - len(response) :] for x in whole)
 
     def _of_tokens(
         self, requests: Tensor, logits: Sequence[Tensor], tokens: Tensor
