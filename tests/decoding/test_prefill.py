@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
     MoshiConfig,
     MoshiForCausalLM,
 )
@@ -108,6 +111,20 @@ def test_hidden_states_are_those_of_each_text_alone(rows: int | None) -> None:
         torch.testing.assert_close(found[i], theirs, atol=1e-5, rtol=1e-5)
     assert reader.forwards == {None: 1, 1: 5, 2: 3}[rows]
     assert reader.tokens == sum(map(len, TEXTS))
+
+
+@torch.no_grad()
+def test_frequencies_of_one_text_are_not_those_of_another() -> None:
+    """RoPE frequencies follow the longest text of a forward, past the original context."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    sizes = {**SIZES, **HEADS, "max_position_embeddings": 4}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=rope)).eval()
+    reader = Prefill(TermModel(model, "it"))
+    found = dict(reader.hidden(TEXTS, FIRSTS))
+    assert reader.forwards == len(TEXTS)
+    for i, (text, first) in enumerate(zip(TEXTS, FIRSTS, strict=True)):
+        theirs = copy.deepcopy(model).model(torch.tensor([text])).last_hidden_state[0, first:]
+        torch.testing.assert_close(found[i], theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_go_through_hidden_states() -> None:
