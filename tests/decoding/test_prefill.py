@@ -128,7 +128,11 @@ def test_frequencies_of_one_text_are_not_those_of_another() -> None:
 
 
 def test_gradients_go_through_hidden_states() -> None:
+    """Through the function, as training needs them; a `Prefill` keeps none."""
     model = make()
+    reader = Prefill(TermModel(model, "it"))
+    for found in (reader.hidden(TEXTS, FIRSTS), reader.logits(TEXTS, FIRSTS), reader.ends(TEXTS)):
+        assert not any(x.requires_grad for _, x in found)
     ids, mask = right_pad(TEXTS)
     states = hidden_states(model, ids, mask, torch.tensor(FIRSTS), 3)
     assert states.shape == (len(TEXTS), 3, SIZES["hidden_size"])

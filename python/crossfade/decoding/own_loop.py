@@ -181,10 +181,11 @@ def _try(model: TermModel) -> Tried:
         return Tried("makes inputs of its own")
     if read.tolist() != [[0, 0]] or after.tolist() != [[0]]:
         return Tried("makes inputs of its own")
+    if not isinstance(model.bare, PreTrainedModel):  # the user's own module is not tried out
+        return Tried(None)
     windows = [getattr(layer, "sliding_window", None) for layer in cache.layers]
     window = min((w for w in windows if w is not None), default=None)
-    runs = isinstance(model.bare, PreTrainedModel) and why_as_it_is(model.bare) is None
-    reads_padding = runs and _reads_padding(model)  # a module of the user's own is not run for it
+    reads_padding = why_as_it_is(model.bare) is None and _reads_padding(model)
     return Tried("reads padding" if reads_padding else None, window)
 
 

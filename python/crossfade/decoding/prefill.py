@@ -43,6 +43,7 @@ class Prefill:
         self.model = model
         self.forwards = self.tokens = 0
 
+    @torch.no_grad()
     def logits(
         self, texts: Sequence[Ids], firsts: Sequence[int], *, every: bool = True
     ) -> Iterator[tuple[int, Tensor]]:
@@ -65,6 +66,7 @@ class Prefill:
             for i, z in zip(now, found, strict=True):
                 yield i, z[len(z) - counts[i] :]
 
+    @torch.no_grad()
     def batch_logits(
         self, texts: Sequence[Ids], firsts: Sequence[int], *, every: bool = True
     ) -> Tensor:
@@ -108,6 +110,7 @@ class Prefill:
         self.forwards += rows.forwards
         return torch.cat(found)
 
+    @torch.no_grad()
     def ends(self, texts: Sequence[Ids]) -> Iterator[tuple[int, Tensor]]:
         """What a scalar head or a classifier says of each text; its model may be an encoder.
 
@@ -131,6 +134,7 @@ class Prefill:
                 z = z[torch.arange(len(z), device=z.device), mask.sum(dim=1) - 1]
             yield from zip(now, z, strict=True)
 
+    @torch.no_grad()
     def hidden(
         self, texts: Sequence[Ids], firsts: Sequence[int], *, rows: int | None = None
     ) -> Iterator[tuple[int, Tensor]]:
