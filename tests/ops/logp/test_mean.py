@@ -13,7 +13,7 @@ from cases import EPS, INF, NAN, rms
 from crossfade import ops
 from crossfade.ops import LinearLogp, native
 from crossfade.ops.logp import tiles as logp_tiles
-from test_linear_logp import assert_close, loss_of, naive, problem, profiled
+from heads import assert_close, loss_of, naive, problem, profiled
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
