@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from crossfade import ops, presets
-from crossfade.blend import Blend, Model, ValueHead
+from crossfade.blends.blend import Blend, Model, ValueHead
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 

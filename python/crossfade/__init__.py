@@ -13,52 +13,52 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from . import ops as ops
     from . import presets as presets
     from . import training as training
-    from .blend import Blend as Blend
-    from .blend import Model as Model
-    from .blend import ValueHead as ValueHead
-    from .blend import as_blend as as_blend
-    from .blend import power_mean as power_mean
+    from .blends.blend import Blend as Blend
+    from .blends.blend import Model as Model
+    from .blends.blend import ValueHead as ValueHead
+    from .blends.blend import as_blend as as_blend
+    from .blends.blend import power_mean as power_mean
+    from .blends.formula import parse as parse
+    from .blends.values import LogRatio as LogRatio
+    from .blends.values import Reward as Reward
+    from .blends.values import RewardModel as RewardModel
+    from .blends.values import ValueSum as ValueSum
+    from .blends.values import as_value as as_value
     from .decoding import Engine as Engine
     from .decoding import Output as Output
     from .decoding import Scores as Scores
     from .decoding import decode as decode
     from .decoding import generate as generate
     from .decoding import score as score
-    from .formula import parse as parse
     from .ops import Support as Support
     from .search import BestOfN as BestOfN
     from .search import ChunkBeamSearch as ChunkBeamSearch
     from .search import Recipe as Recipe
     from .search import sentence_end as sentence_end
-    from .values import LogRatio as LogRatio
-    from .values import Reward as Reward
-    from .values import RewardModel as RewardModel
-    from .values import ValueSum as ValueSum
-    from .values import as_value as as_value
 
 # The module that each public name comes from. It is imported when the name is first used, so that
 # the kernels alone, or the help of the command line, do not wait for transformers.
 _HOME = {
     "BestOfN": "search",
-    "Blend": "blend",
+    "Blend": "blends.blend",
     "ChunkBeamSearch": "search",
     "Engine": "decoding",
-    "LogRatio": "values",
-    "Model": "blend",
+    "LogRatio": "blends.values",
+    "Model": "blends.blend",
     "Output": "decoding",
     "Recipe": "search",
-    "Reward": "values",
-    "RewardModel": "values",
+    "Reward": "blends.values",
+    "RewardModel": "blends.values",
     "Scores": "decoding",
     "Support": "ops",
-    "ValueHead": "blend",
-    "ValueSum": "values",
-    "as_blend": "blend",
-    "as_value": "values",
+    "ValueHead": "blends.blend",
+    "ValueSum": "blends.values",
+    "as_blend": "blends.blend",
+    "as_value": "blends.values",
     "decode": "decoding",
     "generate": "decoding",
-    "parse": "formula",
-    "power_mean": "blend",
+    "parse": "blends.formula",
+    "power_mean": "blends.blend",
     "score": "decoding",
     "sentence_end": "search",
 }

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from . import models, reading
-from .blend import Blend, Model, ValueHead
-from .formula import parse
+from .blends.blend import Blend, Model, ValueHead
+from .blends.formula import parse
+from .blends.values import ValueSum, formula_value
 from .models import saved_adapters, saved_value_heads
-from .values import ValueSum, formula_value
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from typing import Any
 
 from torch import nn
 
-from .blend import Blend, Model, ValueHead, as_blend, as_term, power_mean
+from .blends.blend import Blend, Model, ValueHead, as_blend, as_term, power_mean
+from .blends.weights import Weight, check_sum, check_weight
+from .checks import check_number
 from .ops.types import Support
 from .search import ChunkBeamSearch, Recipe
-from .weights import Weight, check_number, check_sum, check_weight
 
 __all__ = [
     "args",

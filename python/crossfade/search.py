@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .blend import Blend, as_blend
+from .blends.blend import Blend, as_blend
+from .blends.values import ValueSum, as_value
 from .ops import check
-from .values import ValueSum, as_value
 
 MOST_ROWS = 1024  # of one prompt: the selection kernels take no more
 

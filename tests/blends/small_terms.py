@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 
 import pytest
-from crossfade.blend import Model, ValueHead
+from crossfade.blends.blend import Model, ValueHead
 from transformers import LlamaConfig, LlamaForCausalLM
 
 SIZE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 64}

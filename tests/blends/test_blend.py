@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from crossfade.blend import Blend, Model, ValueHead, as_blend
+from crossfade.blends.blend import Blend, Model, ValueHead, as_blend
 from small_terms import CONFIG, LMS, A, B, Q, llama, lora, weights
 from torch import nn
 from transformers import (

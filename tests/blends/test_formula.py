@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from crossfade.blend import Blend, Model, ValueHead
-from crossfade.formula import parse
+from crossfade.blends.blend import Blend, Model, ValueHead
+from crossfade.blends.formula import parse
 from crossfade.ops import Support
 from hypothesis import given
 from hypothesis import strategies as st

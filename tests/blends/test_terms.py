@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from crossfade.blend import Model
+from crossfade.blends.blend import Model
 from small_terms import LMS, A, B, Q, llama, lora
 
 # PEFT reads a property that Transformers calls deprecated.

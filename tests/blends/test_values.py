@@ -9,7 +9,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade.values import as_value, formula_value
+from crossfade.blends.values import as_value, formula_value
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "decoding"))
 

@@ -6,9 +6,9 @@ import gc
 import weakref
 
 import pytest
-from crossfade import vocabulary
-from crossfade.blend import Model, ValueHead, as_blend
-from crossfade.vocabulary import check_vocabularies
+from crossfade.blends import vocabulary
+from crossfade.blends.blend import Model, ValueHead, as_blend
+from crossfade.blends.vocabulary import check_vocabularies
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn

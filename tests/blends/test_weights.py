@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from crossfade.blend import Blend, power_mean
+from crossfade.blends.blend import Blend, power_mean
 from small_terms import A, B, Q
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade.blend import as_blend
+from crossfade.blends.blend import as_blend
 from crossfade.ops import Support
 from tiny_models import VOCAB, lora, make, make_tokenizer
 from tokenizers import Tokenizer

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import metrics, models
-from ..blend import Blend, Model
+from ..blends.blend import Blend, Model
 from ..decoding import generate
 from ..progress import OnStep, progress_bar
 

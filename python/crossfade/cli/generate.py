@@ -19,7 +19,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..blend import Blend
+    from ..blends.blend import Blend
     from ..bulk.records import Results
     from ..decoding import Output
     from ..search import ChunkBeamSearch

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .options import add_batch_options, add_blend_options, check_output, load
 
 if TYPE_CHECKING:
-    from ..blend import Blend
+    from ..blends.blend import Blend
     from ..bulk.records import Results
 
 HELP = "Say how likely a blend of models finds given responses: log-probs and perplexities."

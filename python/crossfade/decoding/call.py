@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from ..blend import Blend, Model, as_blend
+from ..blends.blend import Blend, Model, as_blend
+from ..blends.vocabulary import check_vocabularies
 from ..search import ChunkBeamSearch, Recipe, check_search
-from ..vocabulary import check_vocabularies
 from . import settings
 from .contexts import Reader, Room
 from .inputs import Prompts, Requests, term_prompts

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..terms import text_config
+from ..models.hf import text_config
 
 if TYPE_CHECKING:
     from .inputs import Prompts

@@ -21,7 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..models.after_head import AfterHead, after_head
-from ..terms import text_config
+from ..models.hf import text_config
 from .deltas import Deltas
 from .group import Group
 from .head import ScoreHead

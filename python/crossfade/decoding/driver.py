@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..blend import Blend
+from ..blends.blend import Blend
 from ..progress import progress_bar
 from .engine import Engine
 from .engine_runner import EngineRunner

@@ -13,8 +13,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from ..blend import Blend
-from ..terms import text_config, underlying
+from ..blends.blend import Blend
+from ..models.hf import text_config, underlying
 
 # Fields of GenerationConfig that name tokens to be written, kept back or biased.
 NAMED = (

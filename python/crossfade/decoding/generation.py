@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from ..models.hf import is_multimodal, underlying
 from ..ops import check
 from ..search import ChunkBeamSearch
-from ..terms import is_multimodal, underlying
 from . import settings
 from .call import Call, Seed, parts, seeds_and_streams
 from .driver import Driver

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..terms import text_config
+from ..models.hf import text_config
 from .batching import MAX_LOGITS, Cost, batches, max_tokens
 from .deltas import Deltas
 from .forms import Ids

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from ..models.hf import is_multimodal, underlying
 from ..search import ChunkBeamSearch
-from ..terms import is_multimodal, underlying
 from . import settings
 from .call import Call, Seed, parts, seeds_and_streams
 from .driver import Driver

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..blend import Blend, Model, ValueHead, as_blend
-from ..vocabulary import check_vocabularies
+from ..blends.blend import Blend, Model, ValueHead, as_blend
+from ..blends.vocabulary import check_vocabularies
 
 Member = Model | ValueHead
 

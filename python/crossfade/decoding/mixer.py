@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..blend import Blend
+from ..blends.blend import Blend
 from ..ops import BlendSample, check
 
 Weights = tuple[float, ...] | Tensor

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..terms import underlying
+from ..models.hf import underlying
 from .batching import MAX_LOGITS, Cost, batches, max_tokens
 from .forms import Ids
 from .inputs import left_pad, right_pad

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..blend import Blend, as_blend
+from ..blends.blend import Blend, as_blend
+from ..models.hf import is_multimodal
 from ..ops import check
 from ..reading import check_unicode
-from ..terms import is_multimodal
 from .batching import Cost, batches, max_tokens
 from .call import Call
 from .contexts import check_context

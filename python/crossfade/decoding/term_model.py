@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..blend import Model
+from ..blends.blend import Model
 from ..models.adapters import adapter_layers
-from ..terms import text_config, underlying
+from ..models.hf import text_config, underlying
 from .adapters import states
 from .contexts import context_of, ropes_of
 from .inputs import Prompts

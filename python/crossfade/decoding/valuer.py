@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..blend import Blend, Model, ValueHead
+from ..blends.blend import Blend, Model, ValueHead
+from ..blends.values import LogRatio, Reward, RewardModel
+from ..blends.vocabulary import check_vocabularies, vocabulary
 from ..search import ChunkBeamSearch
-from ..values import LogRatio, Reward, RewardModel
-from ..vocabulary import check_vocabularies, vocabulary
 from .engine import Engine
 from .forms import Ids, Request, is_ids
 from .inputs import Prompts, Requests, encode, left_pad, plain_text, term_prompts

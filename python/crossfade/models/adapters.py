@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..hf import underlying
+from .hf import underlying
 
 # PEFT's types of adapters that change the output of a layer at a token by what the layer reads at
 # that token alone. With them caches and batches work as they do without. Other types are refused:

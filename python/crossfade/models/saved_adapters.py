@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ..extras import old_names, require
-from ..hf import is_peft
+from .hf import is_peft
 from .saved import errors_of, expanded, read_object
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT names them

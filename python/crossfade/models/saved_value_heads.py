@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import reading
-from ..hf import is_peft, underlying
+from .hf import is_peft, underlying
 from .saved import load
 from .saved_adapters import ADAPTER, ADAPTER_CONFIG, add_adapter, fill_adapter
 from .value_heads import DTYPES, KINDS, LowRankHead, value_head, value_model

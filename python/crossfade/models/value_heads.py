@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..hf import check_language_model, is_peft, text_config, underlying
 from .after_head import after_head
+from .hf import check_language_model, is_peft, text_config, underlying
 
 KINDS = ("q", "scalar")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

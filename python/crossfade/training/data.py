@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import reading
-from ..blend import as_blend
+from ..blends.blend import as_blend
 from ..bulk import records
 from ..bulk.decode import decode
 from ..checks import check_number

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...decoding.prefill import hidden_states
 from ...extras import require
-from ...hf import is_peft, text_config, underlying
+from ...models.hf import is_peft, text_config, underlying
 from ...models.value_heads import shared_copy, token_values, value_head
 
 

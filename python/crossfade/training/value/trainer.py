@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...decoding.prefill import Prefill
 from ...decoding.term_model import TermModel
-from ...hf import text_config, underlying
 from ...losses import cd_q, expected_value, fudge
+from ...models.hf import text_config, underlying
 from ...models.saved_value_heads import load_into, save_value_head
 from ...models.value_heads import value_head
 from ...progress import progress_bar

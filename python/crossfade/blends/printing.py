@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .ops.types import Support
+from ..ops.types import Support
 
 if TYPE_CHECKING:
     from .blend import Blend

@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_number
+from ..models.hf import check_language_model
+from ..ops import check
+from ..ops.check import WEIGHT_SUM_TOLERANCE
 from .algebra import Algebra, Sums, scaled
 from .blend import Blend, Model, ValueHead, as_term
-from .ops import check
-from .ops.check import WEIGHT_SUM_TOLERANCE
 from .printing import settings_text, sum_text, term_text
-from .terms import check_language_model, check_name, default_name, distinct_names
-from .weights import Weight, check_number, is_zero, merge_weights, weight_rows
+from .terms import check_name, default_name, distinct_names
+from .weights import Weight, is_zero, merge_weights, weight_rows
 
 
 class Values(Sums["ValueSum"]):

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from .checks import check_number as check_number
-from .ops.check import WEIGHT_SUM_TOLERANCE
+from ..checks import check_number as check_number
+from ..ops.check import WEIGHT_SUM_TOLERANCE
 
 Weight: TypeAlias = "float | Tensor"
 T = TypeVar("T")

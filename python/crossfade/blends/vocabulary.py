@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from ..models.hf import text_config
 from .blend import Blend, Model, ValueHead
-from .terms import text_config
 
 # Two models of one vocabulary may differ by so many columns. Their numbers are rounded up to
 # multiples of 64, 128 or 512, and a few tokens are added to some: Qwen2 has 151,936 or 152,064 and

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NoReturn
 
+from ..ops.types import Support
 from .algebra import Algebra
 from .blend import Blend, Model, ValueHead, as_term, power_mean
-from .ops.types import Support
 
 CUTS = {f.name for f in fields(Support)}
 LONGEST = 4096  # characters a formula may have; far more would exhaust the stack of the parser

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops.types import Support
-from .weights import Weight, check_number
+from ..checks import check_number
+from ..ops.types import Support
+from .weights import Weight
 
 SAVED = "it must be what Blend.to_dict gives"  # the end of errors
 TERM = {"name", "weight", "adapter", "system", "prompt"}  # the keys of a saved term

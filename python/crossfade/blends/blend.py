@@ -10,28 +10,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_number
+from ..models.adapters import check_adapter
+from ..models.hf import check_language_model
+from ..ops.check import MAX_TERMS
+from ..ops.types import Support
 from .algebra import Algebra
-from .models.adapters import check_adapter
-from .ops.check import MAX_TERMS
-from .ops.types import Support
 from .printing import blend_text, term_text
 from .saving import check_saved, loaded_support, loaded_weight, plain_prompt, plain_weight
-from .terms import (
-    Costs,
-    check_language_model,
-    check_name,
-    costs,
-    default_name,
-    distinct_names,
-)
-from .weights import (
-    Weight,
-    check_mean,
-    check_number,
-    is_zero,
-    merge_weights,
-    weight_rows,
-)
+from .terms import Costs, check_name, costs, default_name, distinct_names
+from .weights import Weight, check_mean, is_zero, merge_weights, weight_rows
 
 T = TypeVar("T")
 

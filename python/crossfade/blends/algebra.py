@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from .ops.types import Support
+from ..checks import check_number
+from ..ops.types import Support
 from .printing import support_text
-from .weights import Weight, check_number, check_weight
+from .weights import Weight, check_weight
 
 if TYPE_CHECKING:
     from .blend import Blend

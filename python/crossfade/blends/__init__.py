@@ -1,0 +1,1 @@
+"""Blends: what is decoded, the algebra that makes it, and its text."""
