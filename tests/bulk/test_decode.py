@@ -13,7 +13,7 @@ import pytest
 import torch
 from crossfade.bulk.decode import decode
 from crossfade.bulk.records import seed_of
-from crossfade.decoding.group import Group
+from crossfade.decoding.engine.group import Group
 from crossfade.decoding.job import Job
 from tiny_models import EOS, make, make_letters, make_tokenizer
 from transformers import PreTrainedModel

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from crossfade import cli, progress
 from crossfade.bulk import records
-from crossfade.decoding.group import Group
+from crossfade.decoding.engine.group import Group
 from word_models import PROMPTS, save_model, trio
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade.decoding import contract, structure
+from crossfade.decoding.engine import contract
+from crossfade.decoding.simple import structure
 from tiny_models import EOS, HEADS, IDS, LONG, SHAPES, SIZES, UNTIED, lora, make
 from torch import Tensor, nn
 from transformers import (
@@ -630,5 +631,5 @@ def test_the_callers_draws_stay_where_they_were() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    contract._compare([cf.decoding.term_model.TermModel(model, "m")], None, True)
+    contract._compare([cf.decoding.simple.term_model.TermModel(model, "m")], None, True)
     assert torch.equal(torch.rand(3), expected)

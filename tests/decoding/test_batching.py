@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crossfade.decoding.batching import Cost, batches
+from crossfade.decoding.engine.batching import Cost, batches
 from hypothesis import given
 from hypothesis import strategies as st
 

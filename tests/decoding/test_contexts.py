@@ -7,7 +7,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade.decoding.contexts import context_of
+from crossfade.decoding.simple.contexts import context_of
 from tiny_models import HEADS, IDS, SIZES, make, make_tokenizer
 from transformers import (
     AutoModelForCausalLM,

@@ -68,8 +68,8 @@ def test_adapters_and_a_shared_head(share: bool) -> None:
 
 
 def test_caches_that_move_are_captured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crossfade.decoding.group.AHEAD", 4)
-    monkeypatch.setattr("crossfade.decoding.kv_cache.STEP", 4)
+    monkeypatch.setattr("crossfade.decoding.engine.group.AHEAD", 4)
+    monkeypatch.setattr("crossfade.decoding.engine.kv_cache.STEP", 4)
     blend = blend_of("llama")
     arguments = {**DRAW, "eos_token_id": None, "max_new_tokens": 100}
     ours = cf.generate(blend, PROMPTS, **arguments)

@@ -356,8 +356,8 @@ def test_what_the_engine_cannot_run_goes_the_simple_path(trio: list[PreTrainedMo
 
 def test_attention_with_more_than_the_kernel_knows(base: PreTrainedModel) -> None:
     """Sinks, biases, windows that are not told: refused at the first forward, not left out."""
-    from crossfade.decoding.kv_cache import KVCache
-    from crossfade.decoding.modules import Call, Unsupported, attention
+    from crossfade.decoding.engine.kv_cache import KVCache
+    from crossfade.decoding.engine.modules import Call, Unsupported, attention
 
     layer = base.model.layers[0].self_attn
     q, k = torch.zeros(1, 2, 1, 8), torch.zeros(1, 1, 1, 8)

@@ -9,9 +9,9 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade.decoding.group import Group
-from crossfade.decoding.kv_cache import KVCache
-from crossfade.decoding.term_model import TermModel
+from crossfade.decoding.engine.group import Group
+from crossfade.decoding.engine.kv_cache import KVCache
+from crossfade.decoding.simple.term_model import TermModel
 from tiny_models import EOS, make
 from transformers import LogitsProcessor, PreTrainedModel
 
@@ -168,8 +168,8 @@ def test_the_engine_holds_to_its_statement(base: PreTrainedModel) -> None:
 
 
 def test_caches_grow_in_steps(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crossfade.decoding.group.AHEAD", 4)
-    monkeypatch.setattr("crossfade.decoding.kv_cache.STEP", 4)
+    monkeypatch.setattr("crossfade.decoding.engine.group.AHEAD", 4)
+    monkeypatch.setattr("crossfade.decoding.engine.kv_cache.STEP", 4)
     moved: list[int] = []
     reserve = KVCache.reserve
 
@@ -211,7 +211,7 @@ def test_caches_that_move_for_a_prompt_are_told_at_the_next_step(
             group.read()
         group.begin(rows, prompts)
 
-    monkeypatch.setattr("crossfade.decoding.kv_cache.STEP", 4)
+    monkeypatch.setattr("crossfade.decoding.engine.kv_cache.STEP", 4)
     read([0, 1], [[5, 6, 7], [8, 9]])
     assert not group.reserve()
     read([1], [[8, *range(5, 60), *range(5, 60)] * 3])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from crossfade.decoding.graph import WARM, Stepper
+from crossfade.decoding.engine.graph import WARM, Stepper
 
 
 class Tape:

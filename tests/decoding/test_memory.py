@@ -11,12 +11,12 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade.decoding.group import Group
-from crossfade.decoding.kv_cache import KVCache
+from crossfade.decoding.engine.group import Group
+from crossfade.decoding.engine.kv_cache import KVCache
 from crossfade.decoding.memory import is_out_of_memory
-from crossfade.decoding.replica import Replica
 from crossfade.decoding.rows import Slots
-from crossfade.decoding.simple_runner import CachedTerm
+from crossfade.decoding.simple.replica import Replica
+from crossfade.decoding.simple.runner import CachedTerm
 from tiny_models import EOS, lora, make, make_tokenizer
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 

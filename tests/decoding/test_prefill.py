@@ -11,13 +11,13 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade.decoding import batching, prefill
-from crossfade.decoding.engine import Engine
-from crossfade.decoding.engine_runner import EngineRunner
+from crossfade.decoding.engine import batching, prefill
+from crossfade.decoding.engine.options import Engine
+from crossfade.decoding.engine.prefill import Prefill, hidden_states, over_caches, token_log_probs
+from crossfade.decoding.engine.runner import EngineRunner
 from crossfade.decoding.inputs import right_pad
-from crossfade.decoding.own_loop import why_a_token_at_a_time
-from crossfade.decoding.prefill import Prefill, hidden_states, over_caches, token_log_probs
-from crossfade.decoding.term_model import TermModel
+from crossfade.decoding.simple.own_loop import why_a_token_at_a_time
+from crossfade.decoding.simple.term_model import TermModel
 from tiny_models import EOS, HEADS, IDS, PAD, SHAPES, SIZES, VOCAB, make
 from transformers import (
     BertConfig,

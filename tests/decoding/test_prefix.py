@@ -10,9 +10,9 @@ import crossfade as cf
 import hypothesis.strategies as st
 import pytest
 import torch
-from crossfade.decoding.engine import Engine
-from crossfade.decoding.readers import Reader, log_prob
-from crossfade.decoding.term_model import TermModel
+from crossfade.decoding.engine.options import Engine
+from crossfade.decoding.search.readers import Reader, log_prob
+from crossfade.decoding.simple.term_model import TermModel
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
 from tiny_models import EOS, lora, make

@@ -8,7 +8,7 @@ import crossfade as cf
 import pytest
 import torch
 from crossfade.decoding import scoring
-from crossfade.decoding.prefill import Prefill
+from crossfade.decoding.engine.prefill import Prefill
 from tiny_models import SHAPES, VOCAB, make
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 

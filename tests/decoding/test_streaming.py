@@ -8,8 +8,8 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade.decoding.group import Group
-from crossfade.decoding.modules import Unsupported
+from crossfade.decoding.engine.group import Group
+from crossfade.decoding.engine.modules import Unsupported
 from tiny_models import make
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -125,6 +125,6 @@ def test_what_no_path_can_run_is_said_once(
     def refuse(*_: Any) -> Any:
         raise Unsupported("it is a test")
 
-    monkeypatch.setattr("crossfade.decoding.simple_runner.CachedTerm.step", refuse)
+    monkeypatch.setattr("crossfade.decoding.simple.runner.CachedTerm.step", refuse)
     with pytest.raises(NotImplementedError, match="the simple path: it is a test"):
         cf.generate(base, PROMPTS, engine=SIMPLE, **GREEDY)

@@ -9,7 +9,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade.decoding.group import Group
+from crossfade.decoding.engine.group import Group
 from crossfade.training import data
 from tiny_models import EOS, make, make_tokenizer
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sized
 from typing import Any
 
 from ..decoding.driver import ROWS, Driver
-from ..decoding.engine import Engine
+from ..decoding.engine.options import Engine
 from ..decoding.generation import Generation
 from ..decoding.inputs import Requests, read_requests
 from ..decoding.job import Job

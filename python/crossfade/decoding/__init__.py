@@ -1,6 +1,6 @@
 """Decoding: the loop that draws from a blend, its inputs and settings, and the ways into it."""
 
-from .engine import Engine
+from .engine.options import Engine
 from .generation import generate
 from .hook import decode
 from .output import ModelStats, Output, Scores, Stats

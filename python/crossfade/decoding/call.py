@@ -13,12 +13,12 @@ from ..blends.blend import Blend, Model, as_blend
 from ..blends.vocabulary import check_vocabularies
 from ..search import ChunkBeamSearch, Recipe, check_search
 from . import settings
-from .contexts import Reader, Room
 from .inputs import Prompts, Requests, term_prompts
 from .job import Criteria, Job, weights_of
 from .members import Members, tokenizer_of
-from .term_model import TermModel, term_models
-from .valuer import SearchJob
+from .search.valuer import SearchJob
+from .simple.contexts import Reader, Room
+from .simple.term_model import TermModel, term_models
 from .writing import Writing
 
 Seed = int | Sequence[int] | Tensor | None

@@ -15,22 +15,22 @@ import torch
 
 from ..blends.blend import Blend
 from ..progress import progress_bar
-from .engine import Engine
-from .engine_runner import EngineRunner
-from .graph import Stepper
+from .engine.graph import Stepper
+from .engine.lazy import Lazy
+from .engine.modules import Unsupported
+from .engine.options import Engine
+from .engine.prefix import PrefixCache, states
+from .engine.runner import EngineRunner
 from .job import Job, Row, weights_of
-from .lazy import Lazy
 from .loop import Loop, is_late
 from .memory import is_out_of_memory
 from .mixer import Mixer
-from .modules import Unsupported
 from .output import ModelStats
-from .prefix import PrefixCache, states
 from .rows import Kept, Slots, Written, kept, unwritten
-from .search_loop import SearchLoop
-from .simple_runner import SimpleRunner
-from .term_model import TermModel
-from .valuer import Valuer
+from .search.loop import SearchLoop
+from .search.valuer import Valuer
+from .simple.runner import SimpleRunner
+from .simple.term_model import TermModel
 
 ROWS = {"cpu": 32, "cuda": 64}  # decoded at a time where rows come and go, by default
 TOKEN_BYTES = 16  # that are kept of a token at least: its id and two log-probs

@@ -18,12 +18,12 @@ from . import settings
 from .call import Call, Seed, parts, seeds_and_streams
 from .driver import Driver
 from .ends import check_ids
-from .engine import Engine
+from .engine.options import Engine
+from .engine.prefix import PrefixCache
 from .inputs import Requests, read_requests
 from .job import Job
 from .members import references_of
 from .output import Output
-from .prefix import PrefixCache
 from .results import output_of
 from .streaming import Stream
 

@@ -14,11 +14,11 @@ from . import settings
 from .call import Call, Seed, parts, seeds_and_streams
 from .driver import Driver
 from .ends import check_ids
-from .engine import Engine
+from .engine.options import Engine
 from .inputs import asks_nothing, read_requests
-from .own_loop import tensors_in
 from .results import output_of
-from .term_model import positions_of
+from .simple.own_loop import tensors_in
+from .simple.term_model import positions_of
 
 # What Hugging Face hands over of its own: these are looked at, or have no effect here.
 OWN = {"attention_mask", "past_key_values", "position_ids", "use_cache", "logits_to_keep"}

@@ -16,8 +16,8 @@ from .inputs import Prompts
 from .members import Reference
 
 if TYPE_CHECKING:
-    from .contexts import Room
-    from .valuer import SearchJob
+    from .search.valuer import SearchJob
+    from .simple.contexts import Room
     from .writing import Writing
 
 Ids = Sequence[int]

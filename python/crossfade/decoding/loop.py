@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import ops
 from ..ops import BlendSample
-from .graph import Stepper
+from .engine.graph import Stepper
 from .job import DRAW, Row
 from .mixer import Mixer
 from .rows import Slots, Written

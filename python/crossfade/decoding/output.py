@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .prefix import PrefixCache
+    from .engine.prefix import PrefixCache
 
 
 @dataclass(frozen=True)

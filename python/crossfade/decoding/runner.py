@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .forms import Ids
 from .output import ModelStats
-from .term_model import TermModel
+from .simple.term_model import TermModel
 
 Texts: TypeAlias = Sequence[Ids]  # what each model reads of a row before it writes
 

@@ -13,16 +13,16 @@ from ..blends.blend import Blend, as_blend
 from ..models.hf import is_multimodal
 from ..ops import check
 from ..reading import check_unicode
-from .batching import Cost, batches, max_tokens
 from .call import Call
-from .contexts import check_context
+from .engine.batching import Cost, batches, max_tokens
+from .engine.prefill import Prefill
 from .forms import Ids, tensor, token_ids
 from .inputs import Prompts, left_pad, read_requests
 from .members import Members, references_of
 from .mixer import Mixer, Weights
 from .output import Scores
-from .prefill import Prefill
-from .term_model import TermModel
+from .simple.contexts import check_context
+from .simple.term_model import TermModel
 from .writing import Writing
 
 MAX_LOGITS = 1 << 27  # numbers that are held at once, of all models together

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ...decoding.prefill import hidden_states
+from ...decoding.engine.prefill import hidden_states
 from ...extras import require
 from ...models.hf import is_peft, text_config, underlying
 from ...models.value_heads import shared_copy, token_values, value_head

@@ -12,8 +12,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from ...decoding.prefill import Prefill
-from ...decoding.term_model import TermModel
+from ...decoding.engine.prefill import Prefill
+from ...decoding.simple.term_model import TermModel
 from ...losses import cd_q, expected_value, fudge
 from ...models.hf import text_config, underlying
 from ...models.saved_value_heads import load_into, save_value_head

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import ops
+from ... import ops
 
 STEP = 64  # slots: capacities are multiples of it
 

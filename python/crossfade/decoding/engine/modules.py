@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules import linear
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .. import ops
-from ..models.adapters import adapter_layers
+from ... import ops
+from ...models.adapters import adapter_layers
 from .kv_cache import KVCache
 
 Forward = Callable[..., Any]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..ops import Support
+from ... import ops
+from ...ops import Support
 from .group import Group
 
 FEW = 8  # a head's columns are computed alone where they are fewer than one in so many

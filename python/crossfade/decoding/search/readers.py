@@ -13,14 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .engine import Engine
-from .engine_runner import EngineRunner
-from .forms import Ids
-from .group import Group, common
-from .output import ModelStats
-from .prefill import Prefill, over_caches, token_log_probs
-from .runner import Texts
-from .term_model import TermModel
+from ..engine.group import Group, common
+from ..engine.options import Engine
+from ..engine.prefill import Prefill, over_caches, token_log_probs
+from ..engine.runner import EngineRunner
+from ..forms import Ids
+from ..output import ModelStats
+from ..runner import Texts
+from ..simple.term_model import TermModel
 
 
 class Question(NamedTuple):

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops import Support
+from ...ops import Support
+from ..forms import Ids
+from ..output import ModelStats
+from ..runner import Texts
+from ..simple.term_model import TermModel
 from . import contract
 from .deltas import Deltas
-from .engine import Engine
-from .forms import Ids
 from .group import Group
 from .lazy import Lazy
 from .modules import Unsupported
-from .output import ModelStats
+from .options import Engine
 from .plan import All, Plan
-from .runner import Texts
-from .term_model import TermModel
 
 
 class EngineRunner:

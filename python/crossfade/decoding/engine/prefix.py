@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from .engine_runner import EngineRunner
+from ..forms import Ids
+from ..runner import Texts
 from .fingerprint import fingerprint
-from .forms import Ids
 from .group import Group
 from .kv_cache import KVCache
-from .runner import Texts
+from .runner import EngineRunner
 
 TURNS = threading.Lock()  # held while caches are lent and copied, never while models run
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..blends.blend import Model
-from ..models.adapters import adapter_layers
-from ..models.hf import text_config, underlying
+from ...blends.blend import Model
+from ...models.adapters import adapter_layers
+from ...models.hf import text_config, underlying
+from ..inputs import Prompts
+from ..members import Members
 from .adapters import states
 from .contexts import context_of, ropes_of
-from .inputs import Prompts
-from .members import Members
 from .replica import Replica
 from .structure import Structure, structure
 

@@ -20,18 +20,18 @@ from transformers import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..models.after_head import AfterHead, after_head
-from ..models.hf import text_config
+from ...models.after_head import AfterHead, after_head
+from ...models.hf import text_config
+from ..inputs import left_pad
+from ..memory import is_out_of_memory
+from ..simple.replica import Replica
+from ..simple.runner import CachedTerm
+from ..simple.structure import remembered, why_as_it_is
+from ..simple.term_model import TermModel
 from .deltas import Deltas
 from .group import Group
 from .head import ScoreHead
-from .inputs import left_pad
-from .memory import is_out_of_memory
 from .modules import Call, Unsupported, attention
-from .replica import Replica
-from .simple_runner import CachedTerm
-from .structure import remembered, why_as_it_is
-from .term_model import TermModel
 
 CHECKED = "crossfade_checked"  # Transformers' name for attention that also looks at the masks
 LENGTHS = (3, 6)  # tokens of the two prompts; one more token is fed after each

@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..blends.blend import Blend, Model, ValueHead
-from ..blends.values import LogRatio, Reward, RewardModel
-from ..blends.vocabulary import check_vocabularies, vocabulary
-from ..search import ChunkBeamSearch
-from .engine import Engine
-from .forms import Ids, Request, is_ids
-from .inputs import Prompts, Requests, encode, left_pad, plain_text, term_prompts
-from .job import Row
-from .modules import Unsupported
-from .output import ModelStats
+from ...blends.blend import Blend, Model, ValueHead
+from ...blends.values import LogRatio, Reward, RewardModel
+from ...blends.vocabulary import check_vocabularies, vocabulary
+from ...search import ChunkBeamSearch
+from ..engine.modules import Unsupported
+from ..engine.options import Engine
+from ..forms import Ids, Request, is_ids
+from ..inputs import Prompts, Requests, encode, left_pad, plain_text, term_prompts
+from ..job import Row
+from ..output import ModelStats
+from ..rows import Slots
+from ..simple.term_model import TermModel
+from ..writing import Writing, as_text
 from .readers import Question, Reader, Rereader, log_prob, q_value, scalar
-from .rows import Slots
-from .term_model import TermModel
-from .writing import Writing, as_text
 
 
 @dataclass(frozen=True)

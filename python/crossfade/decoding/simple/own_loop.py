@@ -20,7 +20,7 @@ from transformers import (
     cache_utils,
 )
 
-from ..models.hf import text_config
+from ...models.hf import text_config
 from .replica import Replica
 from .structure import remembered, why_as_it_is
 from .term_model import TermModel, positions_of

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
+from ... import ops
 from .modules import Forward, Unsupported, is_plain
 
 

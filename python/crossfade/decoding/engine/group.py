@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..models.hf import text_config
+from ...models.hf import text_config
+from ..forms import Ids
+from ..simple.replica import Replica
+from ..simple.term_model import TermModel
 from .batching import MAX_LOGITS, Cost, batches, max_tokens
 from .deltas import Deltas
-from .forms import Ids
 from .head import Head, Wanted, split
 from .kv_cache import KVCache
 from .modules import Call, Forward, Unsupported, linear_forwards
-from .replica import Replica
-from .term_model import TermModel
 
 AHEAD = 256  # new tokens that caches have room for at first
 LAYERS = {"full_attention", "sliding_attention"}

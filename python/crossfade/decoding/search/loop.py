@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
-from .job import Row
-from .loop import Loop
-from .mixer import Mixer
-from .rows import Slots
-from .runner import Runner
+from ... import ops
+from ..job import Row
+from ..loop import Loop
+from ..mixer import Mixer
+from ..rows import Slots
+from ..runner import Runner
 from .valuer import Candidates, Valuer
 
 NAN = float("nan")

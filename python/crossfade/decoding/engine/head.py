@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
+from ... import ops
 from .modules import Forward, is_plain
 
 

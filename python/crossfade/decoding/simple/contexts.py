@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..models.hf import text_config
+from ...models.hf import text_config
 
 if TYPE_CHECKING:
-    from .inputs import Prompts
+    from ..inputs import Prompts
     from .term_model import TermModel
 
 # what configs call the tokens that a model has positions for

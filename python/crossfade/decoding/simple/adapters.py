@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..models.adapters import adapter_layers, check_adapter, has_adapter
+from ...models.adapters import adapter_layers, check_adapter, has_adapter
 from .replica import Replica
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..models.hf import text_config
+from ...models.hf import text_config
 
 # Libraries whose hooks do not count their calls, so that they may see more forwards than asked for.
 LIBRARIES = {"torch", "transformers", "peft", "accelerate", "trl", "crossfade"}

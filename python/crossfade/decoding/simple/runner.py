@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .inputs import Prompts, left_pad
-from .output import ModelStats
+from ..inputs import Prompts, left_pad
+from ..output import ModelStats
+from ..runner import Texts
 from .own_loop import OwnRows, why_alone
-from .runner import Texts
 from .term_model import TermModel
 
 

@@ -1,0 +1,1 @@
+"""Searches: rows that a value reads, chooses and forks."""
