@@ -47,7 +47,7 @@ ops() {
 
 # The engine on a GPU: captured steps, forked streams, caches that move.
 decoding() {
-  python3 -m pytest tests/decoding/test_cuda.py -q -p no:cacheprovider
+  python3 -m pytest tests/decoding/engine/test_cuda.py -q -p no:cacheprovider
 }
 
 # The caching allocator would hide reads past a tensor's end.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("trl")
-sys.path += [str(Path(__file__).parent.parent / "bench"), str(Path(__file__).parent / "decoding")]
+sys.path.append(str(Path(__file__).parent.parent / "bench"))
 
 import dpo
 from tiny_models import make, make_tokenizer

@@ -17,7 +17,6 @@ from crossfade import models, training
 pytest.importorskip("trl")  # which Python 3.10 lacks
 sys.path += [
     str(Path(__file__).parent.parent / "bench" / "reproduce"),
-    str(Path(__file__).parent / "decoding"),
 ]
 
 import ivg

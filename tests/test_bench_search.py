@@ -15,7 +15,7 @@ from torch import Tensor
 
 TESTS = Path(__file__).parent
 BENCH = TESTS.parent / "bench"
-sys.path += [str(BENCH), str(TESTS / "decoding")]
+sys.path.append(str(BENCH))
 
 import search  # noqa: E402
 import search_peers as peers  # noqa: E402

@@ -19,10 +19,8 @@ import torch
 from crossfade import training
 from crossfade.extras import old_names
 from crossfade.identity import run_id
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
-
-sys.path.insert(0, str(Path(__file__).parent / "decoding"))
 from tiny_models import make_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 SHAPE = {
     **{"vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2},

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import crossfade as cf
 import pytest
 import torch
 from crossfade.blends.values import as_value, formula_value
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "decoding"))
-
 from tiny_models import make, make_tokenizer
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import shutil
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ import pytest
 import torch
 from crossfade import training
 from crossfade.extras import old_names
-
-sys.path.append(str(Path(__file__).parents[1] / "decoding"))
 from tiny_models import make, make_tokenizer
 
 

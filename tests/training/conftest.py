@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "decoding")]
+sys.path += [str(Path(__file__).parent)]
 
 import tiny_models as tiny
 

@@ -7,11 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..models.hf import check_language_model as check_language_model
-from ..models.hf import is_multimodal as is_multimodal
-from ..models.hf import is_peft as is_peft
-from ..models.hf import text_config as text_config
-from ..models.hf import underlying as underlying
+from ..models.hf import underlying
 
 
 def check_name(name: Any) -> None:

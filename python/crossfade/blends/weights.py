@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from ..checks import check_number as check_number
+from ..checks import check_number
 from ..ops.check import WEIGHT_SUM_TOLERANCE
 
 Weight: TypeAlias = "float | Tensor"
