@@ -14,8 +14,8 @@ import house
 EDGES = house.imports(house.ROOT / "python" / "crossfade")
 
 # What is still to be put right: a line goes as soon as it is.
-KNOWN_CIRCLES = [["decoding.runner", "decoding.simple"]]
-KNOWN_UPWARD = ["decoding.runner imports decoding.term_model"]
+KNOWN_CIRCLES: list[list[str]] = []
+KNOWN_UPWARD: list[str] = []
 
 
 def test_modules_import_each_other_in_no_circle() -> None:

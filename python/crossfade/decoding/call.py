@@ -16,7 +16,7 @@ from . import settings
 from .inputs import Prompts, Requests, term_prompts
 from .job import Criteria, Job, weights_of
 from .members import Members, tokenizer_of
-from .search.valuer import SearchJob
+from .search.job import SearchJob
 from .simple.contexts import Reader, Room
 from .simple.term_model import TermModel, term_models
 from .writing import Writing

@@ -16,7 +16,7 @@ from .inputs import Prompts
 from .members import Reference
 
 if TYPE_CHECKING:
-    from .search.valuer import SearchJob
+    from .search.job import SearchJob
     from .simple.contexts import Room
     from .writing import Writing
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from torch import Tensor
 
 from .forms import Ids
 from .output import ModelStats
-from .simple.term_model import TermModel
+
+if TYPE_CHECKING:
+    from .simple.term_model import TermModel
 
 Texts: TypeAlias = Sequence[Ids]  # what each model reads of a row before it writes
 

@@ -48,9 +48,8 @@ def blend(
         power: r of the power mean; 0 is the geometric blend.
         support: removes tokens by one term's own distribution, before the blend.
         mask: bool ``[V]`` or ``[B, V]``, True where a token is allowed.
-        vocab_size: how many columns to use; those after them are padding. By default all columns
-        are
-            used that every tensor has.
+        vocab_size: how many columns to use; those after them are padding. By default, all columns
+            that every tensor has are used.
         backend: "native", "triton", "reference", or None for the fastest one for the device.
 
     Returns:

@@ -14,7 +14,8 @@ from ..loop import Loop
 from ..mixer import Mixer
 from ..rows import Slots
 from ..runner import Runner
-from .valuer import Candidates, Valuer
+from .candidates import Candidates
+from .valuer import Valuer
 
 NAN = float("nan")
 

@@ -1,0 +1,60 @@
+"""What rows of a search have written so far, for whoever scores them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..job import Row
+from .job import search_of
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What the rows in some slots have written so far."""
+
+    slots: list[int]
+    rows: list[Row]
+    tokens: list[list[int]]
+    finished: list[bool]  # by EOS or a stop string
+
+    @cached_property
+    def by_job(self) -> list[tuple[list[int], Candidates]]:
+        """The candidates of each job, and where they stand among these."""
+        found: dict[int, list[int]] = {}
+        for i, row in enumerate(self.rows):
+            found.setdefault(id(row.job), []).append(i)
+        if len(found) == 1:
+            return [(list(range(len(self.rows))), self)]
+        return [
+            (
+                at,
+                Candidates(
+                    [self.slots[i] for i in at],
+                    [self.rows[i] for i in at],
+                    [self.tokens[i] for i in at],
+                    [self.finished[i] for i in at],
+                ),
+            )
+            for at in found.values()
+        ]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        return self._texts(None)
+
+    def since(self, starts: Sequence[int]) -> list[str]:
+        """What each slot has written from the token on that `starts` has for it."""
+        return self._texts(starts)
+
+    def _texts(self, starts: Sequence[int] | None) -> list[str]:
+        texts = [""] * len(self.rows)
+        for at, its in self.by_job:
+            writing = search_of(its.rows[0]).writing
+            assert writing is not None  # `SearchJob.texts` has said so where there is none
+            from_each = None if starts is None else [starts[s] for s in its.slots]
+            found = writing.texts([row.request for row in its.rows], its.tokens, from_each)
+            for i, text in zip(at, found, strict=True):
+                texts[i] = text
+        return texts

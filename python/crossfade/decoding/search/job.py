@@ -1,0 +1,205 @@
+"""How requests are searched: which models and functions score a row, and what these read of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ...blends.blend import Blend, Model, ValueHead
+from ...blends.values import LogRatio, Reward, RewardModel
+from ...blends.vocabulary import check_vocabularies, vocabulary
+from ...search import ChunkBeamSearch
+from ..forms import Ids, Request, is_ids
+from ..inputs import Prompts, Requests, encode, left_pad, plain_text, term_prompts
+from ..job import Row
+from ..simple.term_model import TermModel
+from ..writing import Writing, as_text
+from .readers import Question, log_prob, q_value, scalar
+
+if TYPE_CHECKING:
+    from .candidates import Candidates
+
+
+@dataclass(frozen=True)
+class SearchJob:
+    """A search as one call runs it.
+
+    Attributes:
+        writing: what rows write, as texts; None without a tokenizer.
+        vocabulary: columns that the blend's models share.
+        returned: rows that each request gets.
+        models: those of the value, by what they are of; every job of a call has the same.
+    """
+
+    settings: ChunkBeamSearch
+    blend: Blend
+    requests: Requests
+    tokenizer: Any
+    writing: Writing | None
+    vocabulary: int
+    returned: int
+    models: dict[Any, TermModel] = field(default_factory=dict)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """``[requests, parts]`` float64."""
+        return self.settings.value.row_weights(len(self.requests))
+
+    @cached_property
+    def asked(self) -> list[tuple[Question, list[Source]]]:
+        """The models that read what rows write; those of one question share its forwards.
+
+        Prompts are encoded here, so that what is wrong with them is said before decoding.
+        """
+        log_probs: dict[int, tuple[Question, list[Source]]] = {}
+        others = []
+        for value, name in zip(self.settings.value.values, self.settings.value.names, strict=True):
+            if isinstance(value, LogRatio):
+                columns = check_vocabularies(value.tuned + value.ref)
+                own = value.tuned.tokenizer or value.ref.tokenizer
+                for role, model in (("tuned", value.tuned), ("ref", value.ref)):
+                    known = [s.key for _, sources in log_probs.values() for s in sources]
+                    if model in self.blend.terms or model in known:
+                        continue
+                    source = self._source(model, f"{name}.{model.name or role}", own)
+                    blends = source.writing is None  # its tokens are the blend's
+                    question = log_prob(self.vocabulary if blends else columns)
+                    log_probs.setdefault(id(None if blends else own), (question, []))[1].append(
+                        source
+                    )
+            elif isinstance(value, ValueHead):
+                source = self._source(value, name, value.tokenizer)
+                question = scalar() if _is_scalar(source.model.bare) else q_value()
+                others.append((question, [source]))
+            elif isinstance(value, RewardModel):
+                others.append((scalar(value.label), [self._reward(value, name)]))
+        return [*log_probs.values(), *others]
+
+    def __post_init__(self) -> None:
+        """Say before decoding what is wrong with the value for these requests."""
+        _ = self.weights, self.asked
+        needs_text = any(isinstance(v, Reward) for v in self.settings.value.values)
+        if needs_text or self.settings.chunk_end is not None:
+            _ = self.texts
+
+    @property
+    def needs_term_logprobs(self) -> bool:
+        """Whether decoding can give the log-probs that a log-ratio needs."""
+        ratios = [v for v in self.settings.value.values if isinstance(v, LogRatio)]
+        return any(m in self.blend.terms for v in ratios for m in (v.tuned, v.ref))
+
+    @cached_property
+    def texts(self) -> list[Request]:
+        """The requests as texts and chats."""
+        if self.tokenizer is None:
+            raise ValueError(
+                "tokenizer is None; the value reads texts: give Model(..., tokenizer=...) or "
+                "tokenizer=..."
+            )
+        return [as_text(r, self.tokenizer) if is_ids(r) else r for r in self.requests.items]
+
+    def _source(self, member: Model | ValueHead, name: str, own: Any) -> Source:
+        """`own`: the tokenizer of its ids; None: they are the blend's."""
+        tokenizer = own or self.tokenizer
+        if own is None or self.tokenizer is None or _same(own, self.tokenizer):
+            own = None
+        prompts = term_prompts(
+            self.requests if own is None else Requests(self.texts),
+            term=name,
+            tokenizer=tokenizer,
+            system=getattr(member, "system", None),
+            prompt=getattr(member, "prompt", None),
+        )
+        adapter = getattr(member, "adapter", "active")
+        model = self._model(member, name, adapter)
+        model.check(prompts)
+        return Source(member, model, prompts, None if own is None else Writing(own, prompts))
+
+    def _model(self, member: Any, name: str, adapter: str | None = "active") -> TermModel:
+        if member not in self.models:
+            self.models[member] = TermModel(member.model, name, adapter)
+        return self.models[member]
+
+    def _reward(self, value: RewardModel, name: str) -> Source:
+        def whole(request: int, response: str) -> Ids:
+            return _whole(value, name, self.texts[request], response)
+
+        prompts = left_pad([whole(r, "") for r in range(len(self.texts))], 0)
+        model = self._model(value, name)
+        model.check(prompts)
+        return Source(value, model, prompts, whole=whole)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model of a value, and how it reads a row.
+
+    Attributes:
+        key: the `Model`, `ValueHead` or `RewardModel` that it is.
+        padded: what it reads before a response, of every request of the job.
+        writing: of its own tokens, where these are not the blend's.
+        whole: of a reward model, what it reads of a request and its response as a text.
+    """
+
+    key: Any
+    model: TermModel
+    padded: Prompts
+    writing: Writing | None = None
+    whole: Callable[[int, str], Ids] | None = None
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        return self.padded.unpadded()
+
+    def texts(self, candidates: Candidates) -> list[Ids]:
+        """What it reads of each of some candidates of its job."""
+        requests = [row.request for row in candidates.rows]
+        if self.whole is not None:
+            return list(map(self.whole, requests, candidates.texts))
+        responses: Sequence[Ids] = candidates.tokens
+        if self.writing is not None:
+            eos = getattr(self.writing.tokenizer, "eos_token_id", None)
+            end = [] if eos is None else [eos]
+            encoded = self.writing.tokens(requests, candidates.texts)
+            responses = [
+                [*ids, *end] if ended else ids
+                for ids, ended in zip(encoded, candidates.finished, strict=True)
+            ]
+        return [[*self.prompts[r], *ids] for r, ids in zip(requests, responses, strict=True)]
+
+
+def _whole(value: RewardModel, name: str, prompt: Request, response: str) -> Ids:
+    """A prompt and its response as a reward model reads them."""
+    if value.template is not None:
+        return encode(value.template(prompt, response), value.tokenizer, name)
+    if isinstance(prompt, str):
+        return encode(prompt + response, value.tokenizer, name)
+    *turns, last = prompt
+    if last["role"] == "assistant":
+        answer = {**last, "content": plain_text(last["content"]) + response}
+    else:
+        turns, answer = prompt, {"role": "assistant", "content": response}
+    return encode([*turns, answer], value.tokenizer, name, whole=True)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two tokenizers have one vocabulary."""
+    return a is b or vocabulary(a).digest == vocabulary(b).digest
+
+
+def _is_scalar(model: Any) -> bool:
+    """Whether a value head gives one number a token, not one for each next token."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None:
+        return getattr(head, "out_features", None) == 1
+    return getattr(model.config, "num_labels", None) == 1
+
+
+def search_of(row: Row) -> SearchJob:
+    """How a row's job is searched."""
+    assert row.job.search is not None
+    return row.job.search
