@@ -3,8 +3,9 @@
 from .engine.options import Engine
 from .generation import generate
 from .hook import decode
-from .output import ModelStats, Output, Scores, Stats
+from .output import Output, Scores
 from .scoring import score
+from .stats import ModelStats, Stats
 
 __all__ = ["Engine", "ModelStats", "Output", "Scores", "Stats", "decode", "generate", "score"]
 

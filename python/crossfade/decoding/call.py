@@ -13,6 +13,7 @@ from ..blends.blend import Blend, Model, as_blend
 from ..blends.vocabulary import check_vocabularies
 from ..search import ChunkBeamSearch, Recipe, check_search
 from . import settings
+from .each import Each
 from .inputs import Prompts, Requests, term_prompts
 from .job import Criteria, Job, weights_of
 from .members import Members, tokenizer_of
@@ -110,7 +111,7 @@ class Call:
         *,
         do_sample: bool,
         limits: Tensor | None = None,
-        each: settings.Each | None = None,
+        each: Each | None = None,
         search: SearchJob | None = None,
         term_logprobs: bool = False,
         **options: Any,

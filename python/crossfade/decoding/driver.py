@@ -25,12 +25,12 @@ from .job import Job, Row, weights_of
 from .loop import Loop, is_late
 from .memory import is_out_of_memory
 from .mixer import Mixer
-from .output import ModelStats
 from .rows import Kept, Slots, Written, kept, unwritten
 from .search.loop import SearchLoop
 from .search.valuer import Valuer
 from .simple.runner import SimpleRunner
 from .simple.term_model import TermModel
+from .stats import ModelStats
 
 ROWS = {"cpu": 32, "cuda": 64}  # decoded at a time where rows come and go, by default
 TOKEN_BYTES = 16  # that are kept of a token at least: its id and two log-probs
@@ -79,7 +79,7 @@ class Driver:
         self.interrupted = False
         self.on_rows: Callable[[int], object] | None = None
         self.notes: list[str] = []
-        self.models_stats: list[list[ModelStats]] = []
+        self.models_stats: list[ModelStats] = []
         self.cache_bytes = self.peak_bytes = 0
         self.seconds = 0.0
 
@@ -263,8 +263,7 @@ class Driver:
     def _decode(self, rows: Sequence[Row], count: int) -> Iterator[Written]:
         """Decode `rows` in so many slots, and the rows after them as slots become free."""
         job, aligned = self.job, self._aligned
-        loop, slots, valuer = self._loop(rows, count)
-        runner = loop.runner
+        loop = self._loop(rows, count)
         try:
             loop.join(rows)
             while (happened := loop.advance()) is not None:
@@ -280,23 +279,17 @@ class Driver:
                 yield self._leaves(written)
             raise
         finally:
-            self.models_stats.append(runner.stats(loop.drawn(), loop.begun))
-            self.cache_bytes, peak = runner.cache_bytes, runner.peak_bytes
-            note = loop.stepper.note
-            self.notes += [] if note is None else [note]
-            if valuer is not None:
-                self.models_stats.append(valuer.stats())
-                self.cache_bytes += valuer.cache_bytes
-                peak += valuer.peak_bytes
-                self.notes += [n for n in valuer.notes if n not in self.notes]
-            self.peak_bytes = max(self.peak_bytes, peak + slots.nbytes)
+            self.models_stats += loop.stats()
+            self.cache_bytes = loop.cache_bytes
+            self.peak_bytes = max(self.peak_bytes, loop.peak_bytes)
+            self.notes += [n for n in loop.notes if n not in self.notes]
         if self.keep_cache:
             each = [(row.texts, self.by_row[row.index].ids) for row in job.rows()]
             kept = [row.index for row in job.rows() if row.is_returned]
-            assert isinstance(runner, EngineRunner)  # The simple path keeps none, as was said.
-            self.cache = PrefixCache(runner, self.states, each, kept)
+            assert isinstance(loop.runner, EngineRunner)  # The simple path has no cache to keep.
+            self.cache = PrefixCache(loop.runner, self.states, each, kept)
 
-    def _loop(self, rows: Sequence[Row], count: int) -> tuple[Loop, Slots, Valuer | None]:
+    def _loop(self, rows: Sequence[Row], count: int) -> Loop:
         """A loop with so many slots, and the runner and the mixer that rows of this kind take."""
         job, engine, search = self.job, self.engine, self.job.search
         if search is not None and search.settings.chunk_end is not None and self._aligned:
@@ -334,10 +327,9 @@ class Driver:
         if not self.simple:
             self._note_left_out(runner)
         if search is None:
-            return Loop(runner, mixer, slots, places, **how), slots, None
+            return Loop(runner, mixer, slots, places, **how)
         valuer = Valuer(search, slots, limit, replace(engine, simple=self.simple))
-        loop = SearchLoop(valuer, runner, mixer, slots, places, keep_cache=self.keep_cache, **how)
-        return loop, slots, valuer
+        return SearchLoop(valuer, runner, mixer, slots, places, keep_cache=self.keep_cache, **how)
 
     def _runner(self, slots: Slots, rows: Sequence[Row], limit: int) -> SimpleRunner | EngineRunner:
         """The simple path, or the engine with what the settings, the blend and the job allow."""
@@ -348,26 +340,7 @@ class Driver:
         known = [*job.texts, *(row.texts for row in rows)]
         longest = [max(len(texts[k]) for texts in known) for k in range(len(self.models))]
         runner = EngineRunner(self.models, longest, count, limit, engine)
-        each_term = None  # why all logits of every term are needed
-        if job.term_logprobs:
-            each_term = "the log-probs of each term are asked for"
-        elif job.references:
-            each_term = "the divergence of each step is asked for"
-        mean = f"the blend has power {blend.power:g}" if blend.power != 0 else None
-        if engine.share_head:
-            cut = None if blend.support is None else "the blend has a support"
-            w = torch.as_tensor(slots.table["weights"], dtype=torch.float32, device=self.device)
-            w = w if w.dim() == 2 else w.expand(count, -1)
-            runner.share_heads(w, each_term or mean or cut)
-        on_cpu = all(g.device.type == "cpu" for g in runner.groups)
-        if blend.support is not None and on_cpu:
-            restrict = engine.restrict_guides and mean is None
-            if engine.restrict_guides and mean is not None:
-                runner.notes.append(f"all columns of guides: {mean}")
-            if restrict or engine.skip_guides:
-                runner.rest_guides(
-                    blend.support, self.vocabulary, restrict, engine.skip_guides, each_term
-                )
+        runner.fit(blend, slots.table["weights"], self.vocabulary, job.why_each_term)
         if self._all_at_once:
             self.states = states(runner)
         if self.cache_in is not None:
@@ -386,14 +359,6 @@ class Driver:
         if engine.compile and isinstance(runner.plan, Lazy):
             found.append("guides are not compiled: they rest, and then read several tokens")
         self.notes += [n for n in found if n not in self.notes]
-
-    def stats(self) -> tuple[ModelStats, ...]:
-        """Each model's work, over all batches."""
-        total: dict[tuple[str, ...], ModelStats] = {}
-        for s in (s for batch in self.models_stats for s in batch):
-            old = total.get(s.names, ModelStats(s.names, 0, 0))
-            total[s.names] = ModelStats(s.names, old.forwards + s.forwards, old.tokens + s.tokens)
-        return tuple(total.values())
 
 
 def _check_addressable(job: Job) -> None:

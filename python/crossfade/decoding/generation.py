@@ -17,6 +17,7 @@ from ..search import ChunkBeamSearch
 from . import settings
 from .call import Call, Seed, parts, seeds_and_streams
 from .driver import Driver
+from .each import stop_criterion, take_each
 from .ends import check_ids
 from .engine.options import Engine
 from .engine.prefix import PrefixCache
@@ -220,8 +221,8 @@ class Generation:
                 f"the first term is a {type(self.base).__name__}, which has no generation config; "
                 "it must be a Hugging Face model with generate, other modules can be later terms"
             )
-        self.each = settings.take_each(arguments)
-        config = settings.resolve(self.base, generation_config, arguments, self.each)
+        self.each = take_each(arguments)
+        config = settings.resolve(self.base, generation_config, arguments, self.each.table)
         asked_ends = getattr(generation_config, "eos_token_id", None)
         check_ids(
             config,
@@ -325,5 +326,5 @@ class Generation:
         except ValueError:
             if not config.stop_strings or tokenizer is None:
                 raise
-            settings.stop_criterion(config.stop_strings, tokenizer)  # It says why.
+            stop_criterion(config.stop_strings, tokenizer)  # It says why.
             raise

@@ -93,6 +93,13 @@ class Job:
         return torch.as_tensor(self.table["limit"], device="cpu").clamp(max=room).tolist()
 
     @property
+    def why_each_term(self) -> str | None:
+        """Why all logits of every term are needed at every step; None if they are not."""
+        if self.term_logprobs:
+            return "the log-probs of each term are asked for"
+        return "the divergence of each step is asked for" if self.references else None
+
+    @property
     def aligned(self) -> str | None:
         """Why all rows of a batch must be at the same step; None if they need not be."""
         if self.processors is not None:

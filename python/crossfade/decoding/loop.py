@@ -19,6 +19,7 @@ from .job import DRAW, Row
 from .mixer import Mixer
 from .rows import Slots, Written
 from .runner import Runner, Texts
+from .stats import ModelStats
 from .watch import Watch
 
 
@@ -129,6 +130,24 @@ class Loop:
         kl = self.mixer.divergences(logits) if self.mixer.references else None
         slots.write(sample, kl)
         return logits
+
+    def stats(self) -> list[ModelStats]:
+        """What each model has done so far."""
+        return self.runner.stats(self.drawn(), self.begun)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was not done as it was asked for, and why."""
+        return [] if self.stepper.note is None else [self.stepper.note]
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.runner.cache_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that caches and what was written have taken."""
+        return self.runner.peak_bytes + self.slots.nbytes
 
     def drawn(self) -> int:
         """Tokens drawn so far."""

@@ -11,8 +11,7 @@ from torch import Tensor
 from .. import ops
 from ..blends.blend import Blend
 from ..ops import BlendSample, check
-
-Weights = tuple[float, ...] | Tensor
+from ..ops.check import Weights
 
 
 class Mixer:

@@ -7,48 +7,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .stats import Stats
+
 if TYPE_CHECKING:
     from .engine.prefix import PrefixCache
-
-
-@dataclass(frozen=True)
-class ModelStats:
-    """What one model of the blend did.
-
-    Attributes:
-        names: the terms and values that it computed, as rows of one batch.
-        forwards: how often it ran.
-        tokens: how many it read for all of them, padding not counted.
-    """
-
-    names: tuple[str, ...]
-    forwards: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What a call cost.
-
-    Attributes:
-        tokens: how many were generated, over all rows that are returned.
-        seconds: from the first forward to the last token.
-        models: an entry for each model and adapter, in the order of their first terms; then for
-            those of a search's value. Rows that a search dropped are counted too.
-        cache_bytes: the size of all caches at the end.
-        peak_bytes: on GPUs torch's peak on the first term's device since it was last reset; on CPUs
-            the size of caches and results at their largest.
-        notes: what the engine left out, and why.
-        interrupted: whether Ctrl-C cut the call short.
-    """
-
-    tokens: int
-    seconds: float
-    models: tuple[ModelStats, ...]
-    cache_bytes: int
-    peak_bytes: int
-    notes: tuple[str, ...] = ()
-    interrupted: bool = False
 
 
 @dataclass(frozen=True, eq=False)

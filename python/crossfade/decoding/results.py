@@ -11,8 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .driver import Driver
 from .job import Job
-from .output import Output, Stats
+from .output import Output
 from .rows import Written
+from .stats import Stats, summed
 
 
 def output_of(
@@ -64,7 +65,7 @@ def output_of(
         stats=Stats(
             tokens=sum(lengths),
             seconds=driver.seconds,
-            models=driver.stats(),
+            models=summed(driver.models_stats),
             cache_bytes=driver.cache_bytes,
             peak_bytes=peak,
             notes=tuple(driver.notes),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from torch import Tensor
 
 from .forms import Ids
-from .output import ModelStats
+from .stats import ModelStats
 
 if TYPE_CHECKING:
     from .simple.term_model import TermModel

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,14 +14,12 @@ from transformers.generation.stopping_criteria import (
     EosTokenCriteria,
     MaxLengthCriteria,
     MaxTimeCriteria,
-    StopStringCriteria,
 )
 
 from ..ops import check
 from ..reading import check_unicode
 from ..search import ChunkBeamSearch
-from .inputs import Requests, asks_nothing
-from .job import Criteria
+from .inputs import asks_nothing
 
 LARGEST = 2**63 - 1  # of int64, in which tokens are counted
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
@@ -116,116 +114,11 @@ class Sampling:
     min_p: float = 0.0
 
 
-@dataclass(frozen=True)
-class Each:
-    """What the caller has set for each request by itself.
-
-    Attributes:
-        table: a value for each request, by name: the names are those of `SAMPLING`, and ``limit``.
-        stop_strings: those of each request; None where all requests have the same.
-    """
-
-    table: dict[str, list[Any]] = field(default_factory=dict)
-    stop_strings: list[tuple[str, ...]] | None = None
-
-    def part(self, requests: Requests) -> Each:
-        """The settings of some of the requests."""
-        table = {name: list(requests.part_of(x)) for name, x in self.table.items()}
-        stops = self.stop_strings
-        return Each(table, None if stops is None else list(requests.part_of(stops)))
-
-    def check(self, requests: int) -> None:
-        """Refuse lists that do not have one entry a request.
-
-        Raises:
-            ValueError: names the argument.
-        """
-        for name, given in (*self.table.items(), ("stop_strings", self.stop_strings)):
-            if given is not None and len(given) != requests:
-                name = "max_new_tokens" if name == "limit" else name
-                raise ValueError(
-                    f"{name} has {len(given)} entries; it must have {requests}, one a request"
-                )
-
-    def criteria(self, tokenizer: Any) -> list[Criteria]:
-        """The criteria that end rows by the stop strings of their own requests."""
-        several: dict[tuple[str, ...], list[int]] = {}
-        for request, texts in enumerate(self.stop_strings or ()):
-            if texts:
-                several.setdefault(texts, []).append(request)
-        return [
-            Criteria(stop_criterion(list(texts), tokenizer), frozenset(requests))
-            for texts, requests in several.items()
-        ]
-
-
-def take_each(arguments: dict[str, Any]) -> Each:
-    """Take lists with an entry a request out of the arguments of `generate`.
-
-    What Hugging Face's config must know takes their place: the longest limit, and all stop strings.
-
-    Raises:
-        TypeError, ValueError: names the entry, what it was and what it must be.
-    """
-    table: dict[str, list[Any]] = {}
-    for name in SAMPLING:
-        if isinstance(arguments.get(name), (list, tuple)):
-            given = list(arguments.pop(name))
-            table[name] = [_setting(name, i, x) for i, x in enumerate(given)]
-    if isinstance(arguments.get("max_new_tokens"), (list, tuple)):
-        given = list(arguments["max_new_tokens"])
-        for i, x in enumerate(given):
-            if x is None:
-                raise TypeError(f"max_new_tokens[{i}] is None; it must be an int")
-            check_int(f"max_new_tokens[{i}]", x, 1, LARGEST)
-        if not given:
-            raise ValueError("max_new_tokens is empty; it must have one entry a request")
-        table["limit"], arguments["max_new_tokens"] = given, max(given)
-    stops: list[tuple[str, ...]] | None = None
-    texts = arguments.get("stop_strings")
-    if isinstance(texts, (list, tuple)) and any(
-        x is None or isinstance(x, (list, tuple)) for x in texts
-    ):
-        stops = []
-        for x in texts:
-            own = () if x is None else tuple(x) if isinstance(x, (list, tuple)) else (x,)
-            _check_stop_strings(own)
-            stops.append(own)
-        arguments["stop_strings"] = sorted({text for each in stops for text in each}) or None
-    return Each(table, stops)
-
-
-def _setting(name: str, i: int, value: Any) -> Any:
-    """A setting of one request."""
-    if isinstance(value, torch.Tensor):
-        raise TypeError(f"{name}[{i}] is a tensor; it must be a number")
-    try:
-        return check.setting(name, value, 1, torch.device("cpu"))
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}[{i}]{str(error).removeprefix(name)}") from None
-
-
-def stop_criterion(texts: list[str], tokenizer: Any) -> StopStringCriteria:
-    """Ends rows that have written one of some texts.
-
-    Raises:
-        ValueError: Transformers cannot tell what the tokens of this tokenizer add to a text.
-    """
-    try:
-        return StopStringCriteria(tokenizer, texts)
-    except ValueError as error:  # it tells tokenizers apart by how they write the letters a to f
-        raise ValueError(
-            f"stop_strings={texts!r}: Transformers cannot tell what the tokens of this "
-            f"{type(tokenizer).__name__} add to a text ({error}); give eos_token_id or "
-            "stopping_criteria"
-        ) from error
-
-
 def resolve(
     model: Any,
     generation_config: GenerationConfig | None,
     arguments: dict[str, Any],
-    each: Each | None = None,
+    lists: Collection[str] = (),
 ) -> GenerationConfig:
     """The config of a call. `arguments` come before `generation_config`, and that before the
     model's own config and Hugging Face's defaults.
@@ -257,7 +150,7 @@ def resolve(
     if stated("top_k", arguments, generation_config, model.generation_config) is None:
         config.top_k = None
     check_supported(config, model.generation_config)
-    own = [] if each is None else [name for name in each.table if name in SAMPLING]
+    own = [name for name in SAMPLING if name in lists]
     if own and not config.do_sample:
         raise ValueError(
             f"{own[0]} is a list and do_sample is False; it must be True: a row of temperature 0 "
@@ -337,13 +230,13 @@ def _check_numbers(asked: dict[str, Any]) -> None:
     if time is not None and (isinstance(time, bool) or not isinstance(time, (int, float))):
         raise TypeError(f"max_time is {time!r}; it must be a number of seconds")
     texts = asked.get("stop_strings")
-    _check_stop_strings([texts] if isinstance(texts, str) else texts or ())
+    check_stop_strings([texts] if isinstance(texts, str) else texts or ())
     for name in ("do_sample", "return_dict_in_generate"):
         if asked.get(name) is not None:
             check.flag(name, asked[name])
 
 
-def _check_stop_strings(texts: Sequence[Any]) -> None:
+def check_stop_strings(texts: Sequence[Any]) -> None:
     for text in texts:
         if not isinstance(text, str) or not text:
             raise ValueError(f"stop_strings has {text!r:.80}; it must be texts that are not empty")

@@ -19,9 +19,9 @@ from torch.nn.functional import pad
 from ...models.hf import underlying
 from ..forms import Ids
 from ..inputs import left_pad, right_pad
-from ..output import ModelStats
 from ..simple.own_loop import OwnRows, own_modules, why_a_token_at_a_time
 from ..simple.term_model import TermModel, positions_of
+from ..stats import ModelStats
 from .batching import MAX_LOGITS, Cost, batches, max_tokens
 
 if TYPE_CHECKING:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...blends.blend import Blend
 from ...ops import Support
+from ...ops.check import Weights
 from ..forms import Ids
-from ..output import ModelStats
 from ..runner import Texts
 from ..simple.term_model import TermModel
+from ..stats import ModelStats
 from . import contract
 from .deltas import Deltas
 from .group import Group
@@ -49,7 +51,7 @@ class EngineRunner:
         engine: Engine,
     ) -> None:
         self.models, self.device = tuple(models), models[0].device
-        self.slots, self.kernels = slots, engine.kernels
+        self.slots, self.engine = slots, engine
         self.notes: list[str] = []
         self.groups: list[Group] = []
         self.backend = None if engine.kernels else "reference"
@@ -69,6 +71,32 @@ class EngineRunner:
         self.columns: list[tuple[int, ...]] = [(k,) for k in range(len(models))]
         self.plan: Plan = All(self.groups)
         self.joining: list[Joining] = []
+
+    def fit(
+        self, blend: Blend, weights: Weights, vocabulary: int, why_each_term: str | None
+    ) -> None:
+        """Leave out what this blend does not need, as far as the options of the engine allow.
+
+        Args:
+            weights: of its terms: numbers, or ``[slots, terms]``.
+            vocabulary: how many columns of the logits count.
+            why_each_term: why all logits of every term are needed; None if they are not.
+        """
+        engine = self.engine
+        mean = f"the blend has power {blend.power:g}" if blend.power != 0 else None
+        if engine.share_head:
+            cut = None if blend.support is None else "the blend has a support"
+            w = torch.as_tensor(weights, dtype=torch.float32, device=self.device)
+            w = w if w.dim() == 2 else w.expand(self.slots, -1)
+            self.share_heads(w, why_each_term or mean or cut)
+        on_cpu = all(g.device.type == "cpu" for g in self.groups)
+        if blend.support is not None and on_cpu:
+            restrict = engine.restrict_guides and mean is None
+            if engine.restrict_guides and mean is not None:
+                self.notes.append(f"all columns of guides: {mean}")
+            if restrict or engine.skip_guides:
+                skip = engine.skip_guides
+                self.rest_guides(blend.support, vocabulary, restrict, skip, why_each_term)
 
     def share_heads(self, weights: Tensor, why: str | None = None) -> None:
         """Blend hidden states of terms over one model; weights ``[slots, terms]``.
@@ -159,7 +187,7 @@ class EngineRunner:
             )
             if most > group.most:
                 group.extend(most)
-                contract.check(group.models, group.most, group.deltas, self.kernels)
+                contract.check(group.models, group.most, group.deltas, self.engine.kernels)
             group.join(rows, prompts)
         self.joining += new
 

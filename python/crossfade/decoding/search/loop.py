@@ -14,6 +14,7 @@ from ..loop import Loop
 from ..mixer import Mixer
 from ..rows import Slots
 from ..runner import Runner
+from ..stats import ModelStats
 from .candidates import Candidates
 from .valuer import Valuer
 
@@ -61,6 +62,21 @@ class SearchLoop(Loop):
         texts = {id(row.texts) for row in rows}
         each = [*self.waiting, *self.seated.values()]
         super().cancel([row for row in each if id(row.texts) in texts])
+
+    def stats(self) -> list[ModelStats]:
+        return [*super().stats(), *self.valuer.stats()]
+
+    @property
+    def notes(self) -> list[str]:
+        return [*super().notes, *self.valuer.notes]
+
+    @property
+    def cache_bytes(self) -> int:
+        return super().cache_bytes + self.valuer.cache_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        return super().peak_bytes + self.valuer.peak_bytes
 
     def drawn(self) -> int:
         """Tokens drawn so far, those of rows that were dropped too."""

@@ -18,9 +18,9 @@ from ..engine.options import Engine
 from ..engine.prefill import Prefill, over_caches, token_log_probs
 from ..engine.runner import EngineRunner
 from ..forms import Ids
-from ..output import ModelStats
 from ..runner import Texts
 from ..simple.term_model import TermModel
+from ..stats import ModelStats
 
 
 class Question(NamedTuple):

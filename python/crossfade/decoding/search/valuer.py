@@ -15,8 +15,8 @@ from ..engine.modules import Unsupported
 from ..engine.options import Engine
 from ..forms import Ids
 from ..job import Row
-from ..output import ModelStats
 from ..rows import Slots
+from ..stats import ModelStats
 from .candidates import Candidates
 from .job import SearchJob, Source, search_of
 from .readers import Question, Reader, Rereader

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..inputs import Prompts, left_pad
-from ..output import ModelStats
 from ..runner import Texts
+from ..stats import ModelStats
 from .own_loop import OwnRows, why_alone
 from .term_model import TermModel
 
