@@ -27,7 +27,7 @@ TYPES_ALONE = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 ORDER = """
 extras lazy progress reading identity checks
 ops
-metrics losses hf
+metrics losses
 models
 blends
 search
@@ -61,13 +61,13 @@ FORMER = """
 algebra blend formula printing saving terms values vocabulary weights: blends
 decoding.adapters decoding.contexts decoding.own_loop decoding.replica: decoding.simple
 decoding.simple_runner decoding.structure decoding.term_model: decoding.simple
-decoding.after_head decoding.contract decoding.deltas decoding.engine_runner: decoding.engine
+decoding.contract decoding.deltas decoding.engine_runner: decoding.engine
 decoding.fingerprint decoding.graph decoding.group decoding.guides: decoding.engine
 decoding.head decoding.kv_cache decoding.modules decoding.prefix: decoding.engine
-decoding.lazy decoding.plan: decoding.engine
+decoding.batching decoding.lazy decoding.plan decoding.prefill: decoding.engine
 decoding.readers decoding.search_loop decoding.valuer: decoding.search
 batch records: bulk
-adapters saved_models small_model decoding.after_head: models
+adapters hf saved_models small_model decoding.after_head: models
 training.value_head: models
 demo info: cli
 """
