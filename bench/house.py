@@ -68,7 +68,6 @@ decoding.batching decoding.lazy decoding.plan decoding.prefill: decoding.engine
 decoding.readers decoding.search_loop decoding.valuer: decoding.search
 batch records: bulk
 adapters hf saved_models small_model decoding.after_head: models
-training.value_head: models
 demo info: cli
 """
 
