@@ -33,11 +33,12 @@ blends
 search
 presets
 loading
-decoding.forms decoding.memory decoding.streaming decoding.output
-decoding.inputs
+decoding.forms decoding.memory decoding.streaming decoding.stats
+decoding.output decoding.inputs
 decoding.writing decoding.ends decoding.members
 decoding.job
 decoding.settings decoding.runner
+decoding.each
 decoding.simple
 decoding.engine
 decoding.mixer
