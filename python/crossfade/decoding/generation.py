@@ -265,7 +265,7 @@ class Generation:
         """
         call, base, device = self.call, self.base, self.call.device
         self.each.check(requests.total or len(requests))
-        config = copy.deepcopy(self.config)
+        config = copy.copy(self.config)  # Its lengths are set below.
         prompts = call.prompts(requests, self._pad)
         returned = copies = config.num_return_sequences
         writing = call.writing(prompts)

@@ -75,7 +75,7 @@ class Loop:
         self.written: list[tuple[Row, list[int]]] = []
         self.begun = 0
         self.taken = 0  # tokens of the rows that have left
-        self.warned: set[Row] = set()  # rows that failed
+        self.warned: set[Row] = set()  # rows in slots that failed
         self.tells = tells
         self.told: dict[Row, int] = {}  # tokens of each row that have been told
 
@@ -114,7 +114,7 @@ class Loop:
         if not self.seated and not self.left:
             return None
         self._read()
-        if len(self.seated) > len(self.reading):
+        if self._under_way:
             for _ in range(self.every):
                 logits = self.stepper(self.step, self._reserve())
             self._look(logits)
@@ -181,9 +181,16 @@ class Loop:
             for slot in ready:
                 del self.reading[slot]
             self.slots.start([s for s in ready if s in self.seated])
-            self.free += [s for s in ready if s not in self.seated]  # These were cancelled.
-            if len(self.seated) > len(self.reading):
+            cancelled = [s for s in ready if s not in self.seated]  # They read for others.
+            self.runner.leave(cancelled)
+            self.free += cancelled
+            if self._under_way:
                 return
+
+    @property
+    def _under_way(self) -> bool:
+        """Whether a row in a slot has read its prompt."""
+        return bool(self.seated.keys() - self.reading.keys())
 
     def _reserve(self) -> bool:
         """The host's part of a step; True if buffers moved, so that a captured step is void."""
@@ -230,6 +237,7 @@ class Loop:
         for slot, written in zip(slots, left, strict=True):
             del self.watch.rows[slot]
             self.told.pop(written.row, None)
+            self.warned.discard(written.row)
         # A prompt is read on while any row is there that begins with it.
         wanted = {id(texts) for s, texts in self.reading.items() if s in self.seated}
         dropped = [s for s, texts in self.reading.items() if id(texts) not in wanted]

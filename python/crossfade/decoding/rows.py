@@ -168,7 +168,8 @@ class Slots:
 
     def start(self, slots: Sequence[int]) -> None:
         """Rows whose prompts have been read go on from now."""
-        self.live[torch.tensor(slots, device=self.device)] = True
+        if slots:
+            self.live[torch.tensor(slots, device=self.device)] = True
 
     def write(self, sample: BlendSample, kl: Tensor | None) -> None:
         """Append a token to every live row; end those that cannot go on."""
@@ -223,6 +224,7 @@ class Slots:
         longest = max(lengths)
         # A copy: the slots go to other rows.
         blocks = {name: x[at, :longest] for name, x in self.written.items()}
+        self.new[at] = 0  # What is gone needs no room any more.
         values = self.values[at]
         return [
             Written(
