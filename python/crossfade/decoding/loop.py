@@ -68,6 +68,7 @@ class Loop:
         self.stepper, self.every = stepper or Stepper(capture=False), every
         self.watch = Watch(slots, aligned)
         self.waiting: deque[Row] = deque()
+        self.changed: dict[Row, dict[str, Tensor]] = {}  # what waiting rows have in their tables
         self.seated: dict[int, Row] = {}
         self.reading: dict[int, Texts] = {}  # slots whose prompts have not been read to the end
         self.free = list(places)
@@ -93,16 +94,22 @@ class Loop:
         gone = set(rows)
         for row in [row for row in self.waiting if row in gone]:
             self.waiting.remove(row)
+            self.changed.pop(row, None)
             self.left.append(self.slots.nothing(row))
         self._leave([s for s, row in self.seated.items() if row in gone], cut=True)
 
     def change(self, row: Row, name: str, value: Tensor) -> None:
-        """A row that has a slot gets another value in its table, from the next token on.
+        """A row gets another value in its table: from the next token on, or from its first.
 
         Raises:
-            ValueError: the table has no value of that name for each row.
+            ValueError: the table has no value of that name for each row, or the row is not here.
         """
-        self.slots.change([s for s, r in self.seated.items() if r is row], name, value)
+        slots = [s for s, r in self.seated.items() if r is row]
+        if not slots and row not in self.waiting:
+            raise ValueError(f"{row} is not being decoded; {name} can be changed of rows that are")
+        self.slots.change(slots, name, value)
+        if not slots:
+            self.changed.setdefault(row, {})[name] = value
 
     def advance(self) -> Happened | None:
         """Seat rows that wait, take some steps, and look at what came of them.
@@ -170,6 +177,9 @@ class Loop:
         self.begun += len(seated)
         rows = list(seated.values())
         self.slots.seat([*seated], rows)
+        for slot, row in seated.items():
+            for name, value in self.changed.pop(row, {}).items():
+                self.slots.change([slot], name, value)
         self.watch.seat(seated)
         self.reading |= {slot: row.texts for slot, row in seated.items()}
         self.runner.join([*seated], [r.texts for r in rows], [r.limit for r in rows])

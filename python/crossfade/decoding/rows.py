@@ -247,4 +247,5 @@ class Slots:
         here = self.table[name]
         if not isinstance(here, Tensor):
             raise ValueError(f"{name} is {here!r} for all rows; a row has no value of its own")
-        here[torch.tensor(slots, device=self.device)] = value.to(here)
+        if slots:
+            here[torch.tensor(slots, device=self.device)] = value.to(here)
