@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import crossfade as cf
 import torch
 from crossfade.decoding.engine import Engine
 from crossfade.decoding.engine_runner import EngineRunner
@@ -16,8 +14,6 @@ from crossfade.decoding.mixer import Mixer
 from crossfade.decoding.rows import Slots, Written, kept
 from crossfade.decoding.search_loop import SearchLoop
 from crossfade.decoding.valuer import Valuer
-
-EVERYTHING = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens")
 
 
 class Open:
@@ -110,11 +106,6 @@ class Open:
         for group in self.runner.groups:
             used = {r % places for r, u in enumerate(group.used) if u}
             assert used <= loop.seated.keys() - loop.reading.keys(), "a place that nobody has grows"
-
-
-def make_generation(blend: Any, **arguments: Any) -> Generation:
-    """Options are given to each job by `Each`; all jobs of a loop have tables of one kind."""
-    return Generation(blend, arguments=arguments)
 
 
 def same(ours: Written, theirs: Written, what: str = "") -> None:

@@ -24,7 +24,7 @@ from tiny_models import EOS, VOCAB, lora, make, make_letters
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
-PIECE = 8  # tokens of prompts that one forward takes in these tests
+PIECE = 5  # tokens of prompts that one forward takes in these tests
 PLACES = 4
 SAMPLES = 2
 STEADY = settings(
@@ -157,6 +157,152 @@ def test_rows_of_one_place_are_those_of_a_call(kind: str) -> None:
                 torch.testing.assert_close(
                     written.columns["logprobs"], out.logprobs[row, : len(written)]
                 )
+
+
+def reading(kind: str, *requests: tuple[int, int], places: int = PLACES) -> tuple[Open, list[Row]]:
+    """A loop that the rows of some requests, each with so many copies, have joined."""
+    jobs = [job(kind, i, copies) for i, copies in requests]
+    loop = Open(generation(kind, 1), jobs[0], places)
+    rows = [row for its in jobs for row in its.rows()]
+    loop.loop.join(rows)
+    return loop, rows
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_under_way_go_on_while_a_prompt_is_read(kind: str) -> None:
+    """A step of theirs comes between two pieces, also where another row waited for the same."""
+    loop, (short,) = reading(kind, (1, 1))  # of 12 new tokens
+    loop.advance()
+    assert loop.count(short) == 1
+    its = job(kind, 3, 3)  # of 30 tokens, for three rows
+    long = its.rows()
+    loop.loop.join(long)
+    counts = []
+    with pieces(5):
+        for step in range(5):
+            loop.advance()
+            counts.append((loop.count(short), loop.count(long[0])))
+            if step == 1:
+                loop.loop.cancel(long[1:2])
+                loop.check_places()
+    assert counts == [(n, 0) for n in range(2, 7)]
+    assert loop.left[long[1]].ids == []
+    loop.drain()
+    loop.check_places()
+    same(loop.left[short], alone(kind, 1, 1, 0))
+    for sample in (0, 2):
+        same(loop.left[long[sample]], alone(kind, 3, 3, sample))
+
+
+@pytest.mark.parametrize("cancelled", [[0], [1], [0, 1], [2, 0]])
+def test_a_prompt_is_read_for_the_rows_that_are_left(cancelled: list[int]) -> None:
+    """Whichever of them leave, also the one in whose place it is read."""
+    loop, rows = reading("three", (3, 3))
+    with pieces(5):
+        loop.loop._seat()
+        loop.loop.runner.read()  # a piece
+        loop.loop.cancel([rows[i] for i in cancelled])
+        loop.check_places()
+        assert loop.loop.room == 1, "their places are taken while others read there"
+        loop.drain()
+    loop.check_places()
+    for i, row in enumerate(rows):
+        if i in cancelled:
+            assert len(loop.left[row]) == 0
+        else:
+            same(loop.left[row], alone("three", 3, 3, i))
+
+
+def test_nobody_reads_for_rows_that_have_gone() -> None:
+    loop, rows = reading("three", (1, 1), (3, 3))
+    with pieces(5):
+        loop.advance()
+        loop.loop.cancel(rows[1:3])
+        loop.loop.cancel(rows[3:])
+        loop.check_places()
+        assert not loop.loop.reading
+        assert loop.loop.room == 3
+        read = [g.tokens_read for g in loop.runner.groups]
+        loop.drain()
+    assert not any(g.unread for g in loop.runner.groups)
+    assert [g.tokens_read for g in loop.runner.groups] == read
+    assert not loop.runner.joining
+    same(loop.left[rows[0]], alone("three", 1, 1, 0))
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    """Those that are read take turns, so that the one that joined later begins sooner."""
+    loop, (first, long) = reading("three", (1, 1), (3, 1))
+    (short,) = job("three", 2, 1).rows()  # of 9 tokens
+    with pieces(5):
+        loop.advance()
+        loop.loop.join([short])
+        for _ in range(4):
+            loop.advance()
+        assert loop.count(short) > 0
+        assert loop.slot(long) in loop.loop.reading
+        loop.drain()
+    for row, i in ((first, 1), (short, 2), (long, 3)):
+        same(loop.left[row], alone("three", i, 1, 0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_places_are_taken_as_they_are_free(kind: str) -> None:
+    """Through two places, many rows, each after another of another kind in the same place."""
+    several = [(i, 1 + (i + j) % SAMPLES) for j in range(3) for i in range(len(REQUESTS))]
+    loop, rows = reading(kind, *several, places=2)
+    loop.drain()
+    loop.check_places()
+    expected = [(i, copies, s) for i, copies in several for s in range(copies)]
+    for row, which in zip(rows, expected, strict=True):
+        same(loop.left[row], alone(kind, *which), str(which))
+    assert list(loop.left) != rows, "some end before others that began before them"
+
+
+def test_what_is_written_stays_when_its_place_is_taken_again() -> None:
+    loop, rows = reading("three", *[(i, 1) for i in range(len(REQUESTS))], places=1)
+    kept: dict[Row, tuple[list[int], torch.Tensor]] = {}
+    while loop.advance():
+        for row, written in loop.left.items():
+            kept.setdefault(row, (written.ids, written.columns["logprobs"].clone()))
+    assert list(kept) == rows
+    for row, (ids, logprobs) in kept.items():
+        assert loop.left[row].ids == ids
+        assert torch.equal(loop.left[row].columns["logprobs"], logprobs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_change_hold_from_the_next_token_on(kind: str) -> None:
+    """A greedy row goes on as another call does from what is written, with other weights."""
+    loop, rows = reading(kind, (1, 1), (6, 1))
+    row, other = rows
+    for _ in range(4):
+        loop.advance()
+    loop.loop.change(row, "weights", weights(kind, -1.0))
+    loop.drain()
+    same(loop.left[other], alone(kind, 6, 1, 0))
+    before, whole = alone(kind, 1, 1, 0), loop.left[row]
+    assert whole.ids[:4] == before.ids[:4]
+    terms, w = blend(kind).terms, -1.0
+    after: Any = terms[0] + w * (terms[1] - terms[2])
+    if kind == "support":
+        after = after.within(cf.Support(min_p=0.08))
+    rest = cf.generate(
+        after,
+        [[*REQUESTS[1]["prompt"], *whole.ids[:4]]],
+        max_new_tokens=8,
+        do_sample=False,
+        eos_token_id=[EOS, 20],
+    )
+    assert whole.ids[4:] == rest.responses[0]
+    assert whole.ids != before.ids
+
+
+def test_what_all_rows_share_cannot_change() -> None:
+    loop, (row,) = reading("three", (1, 1))
+    loop.advance()
+    with pytest.raises(ValueError, match="do_sample is True for all rows"):
+        loop.loop.change(row, "do_sample", torch.tensor(False))
 
 
 class Machine(RuleBasedStateMachine):
