@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from crossfade.decoding.engine import Engine
-from crossfade.decoding.engine_runner import EngineRunner
+from crossfade.decoding.engine.options import Engine
+from crossfade.decoding.engine.runner import EngineRunner
 from crossfade.decoding.generation import Generation
 from crossfade.decoding.job import Job, Row
 from crossfade.decoding.loop import Loop
 from crossfade.decoding.mixer import Mixer
 from crossfade.decoding.rows import Slots, Written, kept
-from crossfade.decoding.search_loop import SearchLoop
-from crossfade.decoding.valuer import Valuer
+from crossfade.decoding.search.loop import SearchLoop
+from crossfade.decoding.search.valuer import Valuer
 
 
 class Open:
@@ -43,12 +43,8 @@ class Open:
         self.slots = Slots(places, first.table, kinds, parts, limit, call.device, chunk)
         self.runner = EngineRunner(call.models, [longest] * len(call.models), places, limit, engine)
         table = self.slots.table
-        if blend.support is None:
-            weights = torch.as_tensor(table["weights"], dtype=torch.float32)
-            weights = weights if weights.dim() == 2 else weights.expand(places, -1)
-            self.runner.share_heads(weights)
-        else:
-            self.runner.rest_guides(blend.support, call.vocabulary, True, True)
+        why = "the log-probs of each term are asked for" if first.term_logprobs else None
+        self.runner.fit(blend, table["weights"], call.vocabulary, why)
         mixer = Mixer(
             blend, table["weights"], table["value_weights"], call.vocabulary, self.runner.columns
         )
