@@ -185,9 +185,13 @@ class Loop:
         self.runner.join([*seated], [r.texts for r in rows], [r.limit for r in rows])
 
     def _read(self) -> None:
-        """Read a piece of the prompts of new rows: all of them, where no other row is under way."""
+        """Read a piece of the prompts of new rows, and let those begin that are read to the end.
+
+        Where no row is under way, a piece of each prompt is read, until some can begin: so rows
+        with short prompts begin together, and take no more steps than the longest of them.
+        """
         while self.reading:
-            ready = self.runner.read()
+            ready = self.runner.read(each=not self._under_way)
             for slot in ready:
                 del self.reading[slot]
             self.slots.start([s for s in ready if s in self.seated])

@@ -37,8 +37,11 @@ class Runner(Protocol):
         Slots that have one and the same object of texts share its reading.
         """
 
-    def read(self) -> list[int]:
-        """Read a piece of what the rows that joined have to read; the slots that are ready."""
+    def read(self, *, each: bool = False) -> list[int]:
+        """Read a piece of what the rows that joined have to read; the slots that are ready.
+
+        `each`: a piece for each row, so that those with short prompts are ready together.
+        """
 
     def leave(self, slots: Sequence[int]) -> None:
         """Rows give up their slots; of rows that share what is being read, all of them."""

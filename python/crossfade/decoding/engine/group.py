@@ -165,8 +165,17 @@ class Group:
         self.prompts[at] = torch.tensor([len(p) for p in prompts], device=self.device)
         self.lengths[at] = torch.tensor(starts, device=self.device)
 
-    def read(self) -> None:
-        """Read on in the prompts of rows that have joined, as much as one forward takes."""
+    def read(self, *, each: bool = False) -> None:
+        """Read on in the prompts of rows that have joined, as much as one forward takes.
+
+        `each`: a forward's worth of each prompt, in as many forwards as that takes.
+        """
+        turns = len(self.unread) if each else 1
+        while turns > 0 and self.unread:
+            turns -= self._read_on()
+
+    def _read_on(self) -> int:
+        """Read on in the first prompts that are unread; how many of them share the forward."""
         most = max_tokens(self.device)
         now: list[Unread] = []
         width = 0
@@ -175,8 +184,6 @@ class Group:
             if now and (len(now) + 1) * width > most:
                 break
             now.append(self.unread.pop(0))
-        if not now:
-            return
         pieces = [x.prompt[x.start : min(x.start + most, len(x.prompt) - 1)] for x in now]
         with self.head.reading(Wanted(logits=False)):
             self._append([x.row for x in now], [x.start for x in now], pieces)
@@ -184,6 +191,7 @@ class Group:
             self.cache.holds(x.row, x.start, ids)
             x.start += len(ids)
         self.unread += [x for x in now if len(x)]  # They take turns with what else is unread.
+        return len(now)
 
     def begin(self, rows: Sequence[int], prompts: Sequence[Ids]) -> None:
         """Rows that have read their prompts: a step feeds them the last tokens of these."""

@@ -191,15 +191,17 @@ class EngineRunner:
             group.join(rows, prompts)
         self.joining += new
 
-    def read(self) -> list[int]:
+    def read(self, *, each: bool = False) -> list[int]:
         """Every model reads on in the prompts of rows that joined, as much as one forward takes.
+
+        `each`: a forward's worth of each prompt.
 
         Returns:
             The slots whose prompts have been read: `step` feeds these rows from now on.
         """
         unread = set()
         for group in self.groups:
-            group.read()
+            group.read(each=each)
             unread |= {x.row % self.slots for x in group.unread}
         ready = [j for j in self.joining if j.slots[0] not in unread]
         if not ready:

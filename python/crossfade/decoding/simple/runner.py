@@ -120,7 +120,7 @@ class SimpleRunner:
             self.started = [z[source] for z in self.started]
         self.ready = list(slots)
 
-    def read(self) -> list[int]:
+    def read(self, *, each: bool = False) -> list[int]:
         ready, self.ready = self.ready, []
         return ready
 
