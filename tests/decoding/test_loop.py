@@ -213,6 +213,19 @@ def test_a_prompt_is_read_for_the_rows_that_are_left(cancelled: list[int]) -> No
             same(loop.left[row], alone("three", 3, 3, i))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_join_together_begin_together(kind: str) -> None:
+    """Their prompts take several forwards, and no row steps before the others can."""
+    loop, rows = reading(kind, (0, 1), (1, 2), (5, 1))
+    with pieces(2):
+        assert loop.advance()
+        assert not loop.loop.reading
+        assert [loop.count(row) for row in rows if row not in loop.left] == [1, 1, 1]
+        loop.drain()
+    for row, which in zip(rows, [(0, 1, 0), (1, 2, 0), (1, 2, 1), (5, 1, 0)], strict=True):
+        same(loop.left[row], alone(kind, *which))
+
+
 def test_nobody_reads_for_rows_that_have_gone() -> None:
     loop, rows = reading("three", (1, 1), (3, 3))
     with pieces(5):
