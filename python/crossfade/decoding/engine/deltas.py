@@ -19,6 +19,14 @@ class Deltas:
     below the other. A row's `scale` is its adapters' scaling in the columns of their ranks, and 0
     in those of other adapters.
 
+    Attributes:
+        replacements: what runs in the place of the forward of each layer that has adapters.
+
+    Args:
+        members: the adapter of each term: its name, "active" for those that the model itself has
+            switched on, or None for no adapter.
+        backend: of `ops.linear`.
+
     Raises:
         Unsupported: a layer applies an adapter in another way.
     """
@@ -26,19 +34,21 @@ class Deltas:
     def __init__(
         self, model: nn.Module, members: Sequence[str | None], backend: str | None = None
     ) -> None:
-        self.members = members  # the adapter of each term: a name, "active" or None
-        self.backend = backend  # of `ops.linear`
-        self.tables: dict[Any, Tensor] = {}  # [members, ranks]; layers of equal scalings share one
-        self.scales: dict[Any, Tensor] = {}  # [B, ranks]: a table's row for each row of a forward
-        self.forwards: dict[nn.Module, Forward] = {
-            m: self._forward(m) for m in model.modules() if hasattr(m, "_active_adapter")
+        self.members, self.backend = members, backend
+        # Layers whose adapters have equal scalings share a table [members, ranks] of them. From it
+        # come the scales [B, ranks] of the rows of a forward.
+        self.tables: dict[Any, Tensor] = {}
+        self.scales: dict[Any, Tensor] = {}
+        self.replacements: dict[nn.Module, Forward] = {
+            m: self._replacement(m) for m in model.modules() if hasattr(m, "_active_adapter")
         }
 
     def seat(self, member: Tensor) -> None:
-        """Set which member each row ``[B]`` of the next forward belongs to."""
+        """Set the `member` of each row ``[B]`` of the next forward: the number of its term."""
         self.scales.update((key, table[member]) for key, table in self.tables.items())
 
-    def _forward(self, layer: Any) -> Forward:
+    def _replacement(self, layer: Any) -> Forward:
+        """A forward of a layer by which each row gets the adapters of its own term."""
         _check_kind(layer)
         used = [_used(layer, adapter) for adapter in self.members]
         names = sorted({name for each in used for name in each})
@@ -60,7 +70,8 @@ class Deltas:
         key = (signature, weight.device)
         if key not in self.tables:
             self.tables[key] = torch.tensor(signature, device=weight.device)
-        scales, backend = self.scales, self.backend  # so that forwards do not hold this object
+        # Forwards that took these from `self` would refer to this object in a circle.
+        scales, backend = self.scales, self.backend
         stacked_a = torch.cat(a).detach().to(weight.dtype)
         stacked_b = torch.cat(b, dim=1).detach().to(weight.dtype)
 
@@ -70,7 +81,7 @@ class Deltas:
                 lora = ops.Lora(stacked_a, stacked_b, scales[key])
                 return ops.linear(x, base.weight, base.bias, lora=lora, backend=backend)
 
-        else:  # Conv1D and quantized layers multiply in their own way; the deltas are added
+        else:  # Conv1D and quantized layers multiply in ways of their own; deltas are added after.
 
             def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
                 scale = scales[key].to(x.dtype)[:, None]
@@ -83,12 +94,13 @@ class Deltas:
 def _used(layer: Any, adapter: str | None) -> list[str]:
     """The adapters that a term with `adapter` applies in this layer."""
     names = [adapter]
-    if adapter == "active":  # merged adapters are in the base's weight already
+    if adapter == "active":  # Merged adapters are in the base's weight already.
         names = [] if layer._disable_adapters or layer.merged else layer.active_adapters
     return [n for n in names if n in layer.lora_A]  # type: ignore[misc]
 
 
 def _check_kind(layer: Any) -> None:
+    """Refuse layers that apply an adapter in another way than LoRA on a linear layer."""
     from peft.tuners.lora.layer import Linear
 
     if type(layer) is not Linear:

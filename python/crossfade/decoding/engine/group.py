@@ -64,9 +64,9 @@ class Group:
         replacements: dict[Any, Forward] = linear_forwards(self.base) if native else {}
         self.deltas = deltas
         if deltas is not None:
-            replacements.update(deltas.forwards)
+            replacements.update(deltas.replacements)
         body, self.head = split(self.base, terms, backend)
-        replacements.update(self.head.forwards)
+        replacements.update(self.head.replacements)
         replica = Replica(self.base)
         replica.install(replacements)
         for state in first.layers if deltas is None else ():

@@ -52,7 +52,8 @@ class Head:
         self.wanted = Wanted()
 
     @property
-    def forwards(self) -> dict[Any, Forward]:
+    def replacements(self) -> dict[Any, Forward]:
+        """What runs in the place of modules' own forwards: `project` in that of the head."""
         return {} if self.module is None else {self.module: self.project}
 
     @contextmanager
