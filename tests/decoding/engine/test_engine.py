@@ -357,13 +357,13 @@ def test_what_the_engine_cannot_run_goes_the_simple_path(trio: list[PreTrainedMo
 def test_attention_with_more_than_the_kernel_knows(base: PreTrainedModel) -> None:
     """Sinks, biases, windows that are not told: refused at the first forward, not left out."""
     from crossfade.decoding.engine.kv_cache import KVCache
-    from crossfade.decoding.engine.modules import Call, Unsupported, attention
+    from crossfade.decoding.engine.modules import ForwardPass, Unsupported, attention
 
     layer = base.model.layers[0].self_attn
     q, k = torch.zeros(1, 2, 1, 8), torch.zeros(1, 1, 1, 8)
 
-    def call() -> Call:
-        return Call(KVCache(1, 4), torch.zeros(1, dtype=torch.int64))
+    def call() -> ForwardPass:
+        return ForwardPass(KVCache(1, 4), torch.zeros(1, dtype=torch.int64))
 
     attention(layer, q, k, k, None, crossfade=call())
     for arguments, why in (

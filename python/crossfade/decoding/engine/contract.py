@@ -31,7 +31,7 @@ from ..simple.term_model import TermModel
 from .deltas import Deltas
 from .group import Group
 from .head import ScoreHead
-from .modules import Call, Unsupported, attention
+from .modules import ForwardPass, Unsupported, attention
 
 CHECKED = "crossfade_checked"  # Transformers' name for attention that also looks at the masks
 LENGTHS = (3, 6)  # tokens of the two prompts; one more token is fed after each
@@ -221,7 +221,7 @@ def _attention(
     attention_mask: Tensor | None = None,
     *,
     sliding_window: int | None = None,
-    crossfade: Call | None = None,
+    crossfade: ForwardPass | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """`modules.attention`, which also notes where the layer's mask is not what the layer says."""

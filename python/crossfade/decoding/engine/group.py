@@ -18,7 +18,7 @@ from .batching import MAX_LOGITS, Cost, batches, max_tokens
 from .deltas import Deltas
 from .head import Head, Wanted, split
 from .kv_cache import KVCache
-from .modules import Call, Forward, Unsupported, linear_forwards
+from .modules import Forward, ForwardPass, Unsupported, linear_forwards
 
 AHEAD = 256  # new tokens that caches have room for at first
 LAYERS = {"full_attention", "sliding_attention"}
@@ -90,11 +90,13 @@ class Group:
         self.forwards_run = 0
         self.tokens_read = 0
 
-    def _run(self, how: Any, member: Tensor, ids: Tensor, positions: Tensor, call: Call) -> Tensor:
+    def _run(
+        self, how: Any, member: Tensor, ids: Tensor, positions: Tensor, forward_pass: ForwardPass
+    ) -> Tensor:
         """What is wanted of the logits of rows, each of a member; `how`: a `forward`."""
         if self.deltas is not None:
             self.deltas.seat(member)
-        logits = how(self.body, self.head, ids, positions, call)
+        logits = how(self.body, self.head, ids, positions, forward_pass)
         if set(self.cache.layers) != set(range(self.config.num_hidden_layers)):
             raise Unsupported("its layers do not all use Transformers' attention interface")
         return logits
@@ -140,8 +142,10 @@ class Group:
         terms = len(self.terms)
         ids = torch.where(self.fresh, self.pending, tokens.repeat(terms))
         positions = self.lengths if self.last is None else self.lengths.clamp(max=self.last)
-        call = Call(self.cache, self.lengths)
-        logits = self._run(self.forward, self.members, ids[:, None], positions[:, None], call)
+        forward_pass = ForwardPass(self.cache, self.lengths)
+        logits = self._run(
+            self.forward, self.members, ids[:, None], positions[:, None], forward_pass
+        )
         self.fresh.zero_()
         self.lengths += live.repeat(terms)
         return logits
@@ -220,8 +224,8 @@ class Group:
         steps = torch.arange(width, device=self.device)
         positions = lengths[:, None] + torch.minimum(steps, counts[:, None] - 1)
         self._make_room(max(starts) + width)
-        call = Call(self.cache, lengths, at)
-        logits = self._run(forward, self.members[at], padded, positions, call)
+        forward_pass = ForwardPass(self.cache, lengths, at)
+        logits = self._run(forward, self.members[at], padded, positions, forward_pass)
         self.lengths[at] = lengths + counts
         self.forwards_run += 1
         self.tokens_read += sum(map(len, ids))
@@ -313,7 +317,9 @@ class Unread:
         return len(self.prompt) - 1 - self.start
 
 
-def forward(body: Any, head: Head, ids: Tensor, positions: Tensor, call: Call) -> Tensor:
+def forward(
+    body: Any, head: Head, ids: Tensor, positions: Tensor, forward_pass: ForwardPass
+) -> Tensor:
     """One forward of a model over the engine's caches: what its head is asked for."""
     output = body(
         input_ids=ids,
@@ -321,7 +327,7 @@ def forward(body: Any, head: Head, ids: Tensor, positions: Tensor, call: Call) -
         use_cache=False,
         return_dict=True,
         logits_to_keep=head.keep,
-        crossfade=call,
+        crossfade=forward_pass,
     )
     return head.logits(output)
 

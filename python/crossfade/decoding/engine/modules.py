@@ -28,7 +28,7 @@ class Unsupported(Exception):
 
 
 @dataclass(frozen=True)
-class Call:
+class ForwardPass:
     """One forward, as attention is told of it.
 
     Attributes:
@@ -60,7 +60,7 @@ def attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    crossfade: Call | None = None,
+    crossfade: ForwardPass | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention over the engine's caches, to which it appends, as Transformers' layers call it.
