@@ -18,7 +18,7 @@ from .inputs import Prompts, Requests, term_prompts
 from .job import Criteria, Job, weights_of
 from .members import Members, tokenizer_of
 from .search.job import SearchJob
-from .simple.contexts import Reader, Room
+from .simple.contexts import ModelPrompts, Room
 from .simple.term_model import TermModel, term_models
 from .writing import Writing
 
@@ -179,13 +179,14 @@ class Call:
         )
 
     def _room(self, prompts: Sequence[Prompts], search: SearchJob | None, limit: int) -> Room:
-        """What contexts leave of a limit of new tokens: those of a search's value too."""
-        readers = list(map(Reader, self.models, prompts))
+        """What is left of a limit of new tokens by the contexts of all models, a value's too."""
+        each = list(map(ModelPrompts, self.models, prompts))
         for question, sources in () if search is None else search.asked:
             for s in sources:
-                own = s.writing is not None or s.whole is not None  # It reads tokens of its own.
-                readers.append(Reader(s.model, s.padded, None if own else int(question.predicted)))
-        return Room(readers, len(prompts[0].ids), limit)
+                own_tokens = s.writing is not None or s.whole is not None
+                unread = None if own_tokens else int(question.predicted)
+                each.append(ModelPrompts(s.model, s.padded, unread))
+        return Room(each, len(prompts[0].ids), limit)
 
 
 def parts(blend: Any, search: Any) -> tuple[Blend, ChunkBeamSearch | None]:

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from ..inputs import Prompts
     from .term_model import TermModel
 
-# what configs call the tokens that a model has positions for
+# What configs call the number of tokens that a model has positions for.
 NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 
 
 def context_of(model: nn.Module) -> int | None:
     """The most tokens that a model can read; None where nothing bounds them.
 
-    That is what its config says. ALiBi and dynamic RoPE frequencies go on for ever; linear and YaRN
-    frequencies stretch what was trained by their factor, which some configs do not count in.
+    Its config says so. ALiBi and dynamic RoPE frequencies go on for ever. Linear and YaRN
+    frequencies stretch the length of training by their factor, which some configs do not count in.
     """
     config = text_config(model)
     stated = (getattr(config, name, None) for name in NAMES)
@@ -38,7 +38,7 @@ def context_of(model: nn.Module) -> int | None:
             trained = p.get("original_max_position_embeddings") or found
             found = max(found, int(factor * trained))
     for name, module in () if any(ropes) else model.named_modules():
-        # a table with a row for padding counts positions from behind it
+        # Where the table has a row for padding, positions are counted from the row after it.
         table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         if table and module.padding_idx is not None:
             found = min(found, module.num_embeddings - module.padding_idx - 1)
@@ -51,12 +51,12 @@ def ropes_of(config: Any) -> list[dict[str, Any]]:
     return [p for p in (own, *own.values()) if isinstance(p, dict)]
 
 
-class Reader(NamedTuple):
-    """A model of a call and its prompts.
+class ModelPrompts(NamedTuple):
+    """A model of a call, and what it reads of each request before anything is written.
 
     Attributes:
-        unread: of a row's tokens, which it reads after the prompt, how many of the last it does not
-            read; None: it reads something else of a row.
+        unread: how many of the last tokens of a response the model never reads. None: it does not
+            read the response's tokens but others, so that nobody knows their number beforehand.
     """
 
     model: TermModel
@@ -71,12 +71,17 @@ class Room:
 
     Attributes:
         new: ``[requests]`` int64, on the CPU: at most `limit`, and 0 for prompts that do not fit.
+
+    Args:
+        each: every model that reads the requests, with what it reads of them.
+        limit: the most new tokens that any row is asked for.
     """
 
-    def __init__(self, readers: Sequence[Reader], requests: int, limit: int) -> None:
+    def __init__(self, each: Sequence[ModelPrompts], requests: int, limit: int) -> None:
         self.new = torch.full((requests,), limit, dtype=torch.int64, device="cpu")
-        self._limits: dict[int, tuple[str, int, int]] = {}  # model, its context, its prompt
-        for model, prompts, unread in readers:
+        # Of a request whose room is smaller: the model that says so, its context, its prompt.
+        self._limits: dict[int, tuple[str, int, int]] = {}
+        for model, prompts, unread in each:
             if model.context is None:
                 continue
             lengths = prompts.mask.sum(dim=1).cpu()
@@ -97,7 +102,10 @@ class Room:
 
 
 def check_context(model: TermModel, prompts: Tensor, responses: Sequence[Sequence[int]]) -> None:
-    """Refuse a prompt, of so many tokens, and a response that a model cannot read together.
+    """Refuse responses that a model cannot read after their prompts.
+
+    Args:
+        prompts: ``[requests]``: the number of tokens of each prompt.
 
     Raises:
         ValueError: names the request.
