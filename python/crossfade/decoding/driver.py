@@ -19,7 +19,7 @@ from .engine.graph import Stepper
 from .engine.lazy import Lazy
 from .engine.modules import Unsupported
 from .engine.options import Engine
-from .engine.prefix import PrefixCache, states
+from .engine.prefix import PrefixCache, fingerprints_of
 from .engine.runner import EngineRunner
 from .job import Job, Row, weights_of
 from .loop import Loop, is_late
@@ -68,7 +68,8 @@ class Driver:
         self.engine, self.max_batch, self.progress = engine, max_batch, progress
         self.cache_in, self.keep_cache = cache, keep_cache
         self.cache: PrefixCache | None = None
-        self.states: list[Hashable] = []  # of models, where caches are given or kept
+        # Of the engine's models, from before they run: for a cache that is given or kept.
+        self.fingerprints: list[Hashable] = []
         self.device = models[0].device
         self.simple = engine.simple
         self.jobs: Iterator[Job] = iter(())
@@ -287,7 +288,7 @@ class Driver:
             each = [(row.texts, self.by_row[row.index].ids) for row in job.rows()]
             kept = [row.index for row in job.rows() if row.is_returned]
             assert isinstance(loop.runner, EngineRunner)  # The simple path has no cache to keep.
-            self.cache = PrefixCache(loop.runner, self.states, each, kept)
+            self.cache = PrefixCache(loop.runner, self.fingerprints, each, kept)
 
     def _loop(self, rows: Sequence[Row], count: int) -> Loop:
         """A loop with so many slots, and the runner and the mixer that rows of this kind take."""
@@ -342,9 +343,9 @@ class Driver:
         runner = EngineRunner(self.models, longest, count, limit, engine)
         runner.fit(blend, slots.table["weights"], self.vocabulary, job.why_each_term)
         if self._all_at_once:
-            self.states = states(runner)
+            self.fingerprints = fingerprints_of(runner)
         if self.cache_in is not None:
-            self.notes += self.cache_in.give(runner, self.states, job.copies)
+            self.notes += self.cache_in.give(runner, self.fingerprints, job.copies)
         self.notes += [n for n in runner.notes if n not in self.notes]
         return runner
 

@@ -18,7 +18,7 @@ def fingerprint(model: nn.Module, *, active: bool) -> Hashable:
     A change in place raises a tensor's version. A change through ``.data``, by which PEFT merges
     adapters, does not: it shows in the few numbers of each tensor that are looked at, if all
     numbers change, and in what the layers say is merged. What a hook reads outside of the model is
-    not seen.
+    not looked at.
 
     Args:
         active: whether it matters which adapters the model itself has switched on.
@@ -34,7 +34,7 @@ def fingerprint(model: nn.Module, *, active: bool) -> Hashable:
 
 def _about(module: Any, active: bool) -> Hashable:
     state = vars(module)
-    hooks = (*state["_forward_hooks"], *state["_forward_pre_hooks"])  # the numbers torch gave them
+    hooks = (*state["_forward_hooks"], *state["_forward_pre_hooks"])  # torch numbers them
     about: tuple[Hashable, ...] = (id(module), hooks, id(state.get("forward")))
     if "_active_adapter" not in state:
         return about

@@ -69,7 +69,7 @@ class Group:
         replacements.update(self.head.replacements)
         replica = Replica(self.base)
         replica.install(replacements)
-        for state in first.layers if deltas is None else ():
+        for state in first.adapter_states if deltas is None else ():
             state.apply(replica)
         text_config(replica.model)._attn_implementation = attention
         self.body = replica[body]
@@ -78,7 +78,7 @@ class Group:
         self.cache = KVCache(rows, longest + min(limit, AHEAD))
         self.moved = False  # the caches, since the last step: also when prompts were read
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        self.prompts = torch.zeros_like(self.lengths)  # tokens of each row's prompt
+        self.prompt_lengths = torch.zeros_like(self.lengths)  # tokens of each row's prompt
         self.members = torch.arange(len(models), device=self.device).repeat_interleave(slots)
         self.bounds = [0] * rows  # no row is longer, as far as the host knows
         self.used = [False] * rows  # rows that a step may make longer
@@ -166,7 +166,7 @@ class Group:
         # Prompts of like lengths share a forward, and the shorter ones can begin before the longer.
         self.unread += sorted(unread, key=len)
         at = torch.tensor(rows, device=self.device)
-        self.prompts[at] = torch.tensor([len(p) for p in prompts], device=self.device)
+        self.prompt_lengths[at] = torch.tensor([len(p) for p in prompts], device=self.device)
         self.lengths[at] = torch.tensor(starts, device=self.device)
 
     def read(self, *, each: bool = False) -> None:
@@ -299,7 +299,7 @@ class Group:
         source = torch.tensor(sources, device=self.device)
         starts = self.lengths.clamp(max=starts)
         self.cache.fork(source, sources, starts, self.lengths[source])
-        for state in (self.lengths, self.prompts, self.pending, self.fresh):
+        for state in (self.lengths, self.prompt_lengths, self.pending, self.fresh):
             state.copy_(state[source])
         self.bounds = [self.bounds[s] for s in sources]
         self.used = [self.used[s] for s in sources]

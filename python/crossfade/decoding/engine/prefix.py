@@ -16,15 +16,20 @@ from .group import Group
 from .kv_cache import KVCache
 from .runner import EngineRunner
 
-TURNS = threading.Lock()  # held while caches are lent and copied, never while models run
+TURNS = threading.Lock()  # It is held while caches are lent and copied, never while models run.
 
 
 @dataclass(frozen=True)
-class Kept:
-    """One model's cache, and what the model was when the cache was filled."""
+class KeptCache:
+    """The cache of one group of the engine, and what its model was when the cache was filled.
 
-    terms: list[tuple[weakref.ref[Any], Any]]  # models and adapters
-    state: Hashable
+    Attributes:
+        terms: the model and the adapter of each term of the group.
+        fingerprint: of the model.
+    """
+
+    terms: list[tuple[weakref.ref[Any], Any]]
+    fingerprint: Hashable
     cache: KVCache
 
     def is_of(self, group: Group) -> bool:
@@ -34,8 +39,8 @@ class Kept:
         ]
 
 
-def states(runner: EngineRunner) -> list[Hashable]:
-    """What the models of a runner's groups are now."""
+def fingerprints_of(runner: EngineRunner) -> list[Hashable]:
+    """The fingerprints of the models of a runner's groups, as the models are now."""
     return [
         fingerprint(g.base, active=any(m.adapter == "active" for m in g.models))
         for g in runner.groups
@@ -50,9 +55,9 @@ class PrefixCache:
     turn. Its rows are those of the call, in order; or one serves all samples of a request.
 
     A call with the same rows writes into the same buffers, and every cache that shares them knows
-    what they hold now: an older one may be used again, and reads what it lacks. Calls that share
-    buffers take turns. Where a model's weights, hooks or active adapters have changed since the
-    cache was filled, the call reads that model's prompts anew, and a note says so.
+    what they hold now. So an older cache may be used again, and the call reads what it lacks. Calls
+    that share buffers take turns. Where a model's weights, hooks or active adapters have changed
+    since the cache was filled, the call reads that model's prompts anew, and a note says so.
 
     Attributes:
         rows: how many there are.
@@ -62,19 +67,25 @@ class PrefixCache:
     def __init__(
         self,
         runner: EngineRunner,
-        states: Sequence[Hashable],
+        fingerprints: Sequence[Hashable],
         written: Sequence[tuple[Texts, Ids]],
         kept: Sequence[int],
     ) -> None:
-        """`states` of models; what each slot read and has `written`; the slots that are `kept`."""
+        """Take the caches of a runner whose rows have ended.
+
+        Args:
+            fingerprints: of the models of its groups, from before anything was read.
+            written: of each slot, what every model read before the row wrote, and the row's tokens.
+            kept: the slots whose rows are given back.
+        """
         self.rows = len(kept)
-        self._kept: list[Kept] = []
-        for group, state in zip(runner.groups, states, strict=True):
+        self._kept: list[KeptCache] = []
+        for group, its_fingerprint in zip(runner.groups, fingerprints, strict=True):
             cache = group.cache
-            read = group.prompts.tolist()
+            read = group.prompt_lengths.tolist()
             for row, length in enumerate(group.lengths.tolist()):
                 if read[row] == 0:
-                    continue  # no row of the call took this slot
+                    continue  # No row of the call took this slot.
                 term, slot = group.terms[row // runner.slots], row % runner.slots
                 texts, new = written[slot]
                 cache.rewind(row, 0)
@@ -84,7 +95,7 @@ class PrefixCache:
                     [m * runner.slots + s for m in range(len(group.terms)) for s in kept]
                 )
             terms = [(weakref.ref(m.bare), m.adapter) for m in group.models]
-            self._kept.append(Kept(terms, state, cache))
+            self._kept.append(KeptCache(terms, its_fingerprint, cache))
 
     @property
     def nbytes(self) -> int:
@@ -96,14 +107,16 @@ class PrefixCache:
 
     @contextmanager
     def lent(self, rows: int) -> Iterator[None]:
-        """For a call of so many rows: nobody else uses the buffers, where it writes into them.
+        """Keep other calls from the buffers while a call of so many rows writes into them.
+
+        A call of fewer or more rows copies what it needs, and writes into buffers of its own.
 
         Raises:
-            ValueError: another call does.
+            ValueError: another call is writing into them.
         """
         mine: list[KVCache] = []
         try:
-            if rows == self.rows:  # else it copies what it needs
+            if rows == self.rows:
                 with TURNS:
                     self._check_turn()
                     mine += [kept.cache for kept in self._kept]
@@ -121,13 +134,17 @@ class PrefixCache:
                 "must take turns"
             )
 
-    def give(self, runner: EngineRunner, states: Sequence[Hashable], copies: int) -> list[str]:
-        """Let a new runner, whose models are as `states` say, begin with what is held here.
+    def give(
+        self, runner: EngineRunner, fingerprints: Sequence[Hashable], copies: int
+    ) -> list[str]:
+        """Let a new runner begin with what is held here.
 
-        `copies`: its slots of each request.
+        Args:
+            fingerprints: of the models of its groups, as they are now.
+            copies: how many of its slots each request has.
 
         Returns:
-            What is not used, and why.
+            Notes that say which caches are not used, and why.
 
         Raises:
             ValueError: it runs other terms or has other rows, or it would copy from a cache that
@@ -150,9 +167,11 @@ class PrefixCache:
         with TURNS:
             if runner.slots != self.rows:
                 self._check_turn()
-            for kept, group, state in zip(self._kept, runner.groups, states, strict=True):
+            for kept, group, its_fingerprint in zip(
+                self._kept, runner.groups, fingerprints, strict=True
+            ):
                 each = [m * self.rows + r for m in range(len(kept.terms)) for r in rows]
-                if kept.state == state:
+                if kept.fingerprint == its_fingerprint:
                     group.adopt(kept.cache, each)
                 else:
                     notes.append(

@@ -232,7 +232,7 @@ class EngineRunner:
         """
         for group in self.groups:
             same = torch.tensor(shared, device=group.device).repeat(len(group.terms))
-            group.fork(self._rows(group, parents), group.prompts + same)
+            group.fork(self._rows(group, parents), group.prompt_lengths + same)
         self.plan.fork(parents)
 
     def _first_rows(self, group: Group, joining: Sequence[Joining]) -> tuple[list[int], list[Ids]]:

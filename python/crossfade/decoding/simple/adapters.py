@@ -10,7 +10,7 @@ from ...models.adapters import adapter_layers, check_adapter, has_adapter
 from .replica import Replica
 
 
-class State(NamedTuple):
+class AdapterState(NamedTuple):
     """Which adapters one layer applies."""
 
     layer: Any
@@ -23,7 +23,7 @@ class State(NamedTuple):
         twin._disable_adapters = self.disabled
 
 
-def states(model: nn.Module, adapter: str | None, term: str) -> list[State]:
+def adapter_states(model: nn.Module, adapter: str | None, term: str) -> list[AdapterState]:
     """How the layers of `model` must be set to apply `adapter`; for "active" they stay as they are.
 
     PEFT's own switches also change `requires_grad`, which would surprise a training run, and walk
@@ -45,7 +45,9 @@ def states(model: nn.Module, adapter: str | None, term: str) -> list[State]:
                 "weights; call unmerge_adapter() first"
             )
         if adapter is None:
-            result.append(State(layer, layer._active_adapter, True))
+            result.append(AdapterState(layer, layer._active_adapter, True))
         else:
-            result.append(State(layer, [adapter] if has_adapter(layer, adapter) else [], False))
+            result.append(
+                AdapterState(layer, [adapter] if has_adapter(layer, adapter) else [], False)
+            )
     return result

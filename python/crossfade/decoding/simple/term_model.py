@@ -15,7 +15,7 @@ from ...models.adapters import adapter_layers
 from ...models.hf import text_config, underlying
 from ..inputs import Prompts
 from ..members import Members
-from .adapters import states
+from .adapters import adapter_states
 from .contexts import context_of, ropes_of
 from .replica import Replica
 from .structure import Structure, structure
@@ -28,7 +28,7 @@ class TermModel:
         self.model, self.name = model, name
         self.bare: Any = underlying(model)
         self.adapter = adapter
-        self.layers = states(model, adapter, name)
+        self.adapter_states = adapter_states(model, adapter, name)
         parameters = inspect.signature(self.bare.forward).parameters
         self.accepts = set(parameters)
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and not isinstance(
@@ -46,7 +46,7 @@ class TermModel:
         if not adapter_layers(self.model):
             return self.model
         replica = Replica(self.model)
-        for state in self.layers:
+        for state in self.adapter_states:
             state.apply(replica)
         return replica.model
 
