@@ -170,7 +170,7 @@ class Driver:
         """A row whose prompt no context holds has failed; the others go on."""
         if row.sample == 0:
             warnings.warn(
-                f"{row.of} was not decoded: {row.job.room.why(row.request)}",
+                f"{row.request_name} was not decoded: {row.job.room.why(row.request)}",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -186,7 +186,7 @@ class Driver:
         if written.ended and row.is_returned:
             if self.on_rows is not None:
                 self.on_rows(1)
-            if not (written.finished or written.failed) and row.limit < row.asked:
+            if not (written.finished or written.failed) and row.limit < row.asked_limit:
                 warnings.warn(
                     f"{row} was ended at its token {len(written)}: {row.job.room.why(row.request)}",
                     RuntimeWarning,
@@ -199,8 +199,8 @@ class Driver:
     def _batches(self) -> Iterator[Written]:
         """Rows that come and go, or batches of rows that start together."""
         most = self._at_a_time()
-        if self.job.aligned is not None and most < len(self.job):
-            self.notes.append(f"fixed batches: {self.job.aligned}")
+        if self.job.why_aligned is not None and most < len(self.job):
+            self.notes.append(f"fixed batches: {self.job.why_aligned}")
         while True:
             rows, others = self._next(most, self._aligned)
             yield from others
@@ -229,7 +229,7 @@ class Driver:
 
     @property
     def _aligned(self) -> bool:
-        return self.simple or self.job.aligned is not None
+        return self.simple or self.job.why_aligned is not None
 
     @property
     def _all_at_once(self) -> bool:
@@ -294,7 +294,7 @@ class Driver:
         """A loop with so many slots, and the runner and the mixer that rows of this kind take."""
         job, engine, search = self.job, self.engine, self.job.search
         if search is not None and search.settings.chunk_end is not None and self._aligned:
-            why = job.aligned or "the simple path keeps all rows at one step"
+            why = job.why_aligned or "the simple path keeps all rows at one step"
             raise NotImplementedError(f"chunk_end lets rows wait for others, but {why}")
         limit = max(1, *job.limits, *(row.limit for row in rows))
         chunk = None if search is None else search.settings.chunk_length

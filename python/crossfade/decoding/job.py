@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation.stopping_criteria import StopStringCriteria
 
+from .forms import Ids
 from .inputs import Prompts
 from .members import Reference
 
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from .simple.contexts import Room
     from .writing import Writing
 
-Ids = Sequence[int]
-# What the kernel takes of every row, as `crossfade.ops.Draw` names it.
+# The names of what the kernel takes of every row. They are those of `crossfade.ops.Draw`.
 DRAW = ("temperature", "top_k", "top_p", "min_p", "do_sample", "seed", "stream")
 
 
@@ -34,19 +34,22 @@ class Job:
         copies: rows of each request, which stay neighbours.
         table: what is known of every row, by name: one value for all rows, or a tensor
             ``[rows, ...]``. The names are those of `DRAW`; ``limit``, the new tokens that are asked
-            for; ``eos``, the tokens that end a row, -1 where it has fewer; ``weights`` and
-            ``value_weights`` of the blend, and of each reference as `weights_of` says.
+            for; ``eos``, the tokens that end a row, filled up with -1 where a row has fewer;
+            ``weights`` and ``value_weights`` of the blend; and the names that `weights_of` gives,
+            for those of each reference.
         room: what the contexts of the models leave of the limit.
         pad: the id that fills shorter rows of the output.
         deadline: the time, as ``time.time()`` counts it, at which the rows are cut.
-        processors: makes Hugging Face's list of logits processors for a batch of rows.
+        processors: makes Hugging Face's list of logits processors for a batch, from the indices of
+            its rows. None: there are no processors.
         criteria: what ends rows besides EOS and the limit.
         streamer: is told every step's tokens.
         writing: what the rows write, as texts; None without a tokenizer.
         term_logprobs: whether the log-probs of every term are wanted.
         references: the blends that divergences are measured to.
         search: how rows are chosen by a value; None if they are not.
-        numbers: the place of each request in the caller's list; None: they are all of it.
+        numbers: the place of each request in the caller's list. None: the requests are the whole
+            list.
     """
 
     prompts: Sequence[Prompts]
@@ -73,7 +76,8 @@ class Job:
         return self.requests * self.copies
 
     def rows(self) -> list[Row]:
-        """All rows, made anew: a job that had them would hold itself."""
+        """All rows. They are made anew at each call: rows refer to their job, and a job that kept
+        them would be part of a circle, which memory is slow to give up."""
         return [Row(self, i) for i in range(len(self))]
 
     @cached_property
@@ -83,7 +87,7 @@ class Job:
 
     @cached_property
     def columns(self) -> dict[str, Sequence[Tensor]]:
-        """Of the table's tensors, each row's part."""
+        """The tensors of the table, each as a list with a row's part of it for every row."""
         return {k: x.unbind(0) for k, x in self.table.items() if isinstance(x, Tensor)}
 
     @cached_property
@@ -100,7 +104,7 @@ class Job:
         return "the divergence of each step is asked for" if self.references else None
 
     @property
-    def aligned(self) -> str | None:
+    def why_aligned(self) -> str | None:
         """Why all rows of a batch must be at the same step; None if they need not be."""
         if self.processors is not None:
             return "logits processors read all rows at one step"
@@ -131,23 +135,25 @@ class Criteria:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One row of a job. Two are the same only if they are one object."""
+    """One row of a job. Two rows are equal only if they are one object."""
 
     job: Job
     index: int
 
     @property
     def request(self) -> int:
-        """Its request's place in the job."""
+        """Which request of the job it belongs to."""
         return self.index // self.job.copies
 
     @property
     def sample(self) -> int:
+        """Which of its request's rows it is."""
         return self.index % self.job.copies
 
     @property
     def texts(self) -> tuple[Ids, ...]:
-        """The ids that each model reads before it writes; one object for all rows of a request."""
+        """The ids that each model reads before the row writes. The rows of a request share them,
+        as one object."""
         return self.job.texts[self.request]
 
     def value(self, name: str) -> Any:
@@ -157,25 +163,26 @@ class Row:
 
     @property
     def limit(self) -> int:
-        """The new tokens that it may have."""
+        """How many new tokens it may have: what was asked for, as far as there is room."""
         return self.job.limits[self.index]
 
     @property
-    def asked(self) -> int:
-        """New tokens that were asked for."""
+    def asked_limit(self) -> int:
+        """How many new tokens were asked for."""
         return int(self.value("limit"))
 
     @property
     def is_returned(self) -> bool:
-        """Whether it is given back: of a search, each request's best rows are."""
+        """Whether it is given back. Of the rows of a search, only the best of each request are: a
+        search puts these first."""
         return self.job.search is None or self.sample < self.job.search.returned
 
     @property
-    def of(self) -> str:
+    def request_name(self) -> str:
         """What warnings and errors call its request."""
         numbers = self.job.numbers
         return f"request {self.request if numbers is None else numbers[self.request]}"
 
     def __str__(self) -> str:
-        """What warnings and errors call it."""
-        return self.of + (f", sample {self.sample}" if self.job.copies > 1 else "")
+        """What warnings and errors call the row."""
+        return self.request_name + (f", sample {self.sample}" if self.job.copies > 1 else "")
