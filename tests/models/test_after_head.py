@@ -272,7 +272,7 @@ def terms() -> tuple[cf.Model, cf.Model, cf.Model]:
         (
             lambda m, p, g: m + 0.5 * p,
             {"engine": cf.Engine(sync_every=4), "stop_strings": ["zzz"]},
-            ("sync_every is 1 and not 4: the host looks at the rows after each",),
+            ("sync_every is 1 and not 4: the host looks at the rows after each step",),
         ),
     ],
 )

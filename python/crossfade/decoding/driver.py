@@ -1,4 +1,4 @@
-"""Runs jobs: chooses how models are run, seats rows as they come, and tries again what failed."""
+"""Runs jobs: chooses how models are run, hands rows to loops, and tries again what failed."""
 
 from __future__ import annotations
 
@@ -26,31 +26,36 @@ from .loop import Loop, is_late
 from .memory import is_out_of_memory
 from .mixer import Mixer
 from .rows import Kept, Slots, Written, kept, unwritten
+from .runner import Runner
 from .search.loop import SearchLoop
 from .search.valuer import Valuer
 from .simple.runner import SimpleRunner
 from .simple.term_model import TermModel
 from .stats import ModelStats
 
-ROWS = {"cpu": 32, "cuda": 64}  # decoded at a time where rows come and go, by default
-TOKEN_BYTES = 16  # that are kept of a token at least: its id and two log-probs
-ADDRESSABLE = 1 << 47  # bytes that a process can have
+ROWS = {"cpu": 32, "cuda": 64}  # how many are decoded at a time by default, if they come and go
+TOKEN_BYTES = 16  # the least that is kept of a token: its id and two log-probs
+ADDRESSABLE = 1 << 47  # the most bytes that a process can have
 
 
 class Driver:
     """Decodes the rows of jobs of one call, in as many batches as it takes.
 
     Args:
+        models: the terms', the values', the references'.
+        vocabulary: how many tokens all of them share.
         max_batch: rows decoded at a time.
         progress: as in `crossfade.generate`.
-        cache: of an earlier call, to go on from; `keep_cache`: one is wanted for a later call. Both
-            are for one job.
+        cache: the cache of an earlier call, to go on from.
+        keep_cache: whether a later call is to go on from a cache of this one. With either of these
+            two there is one job.
 
     Attributes:
-        notes: why something was not done as the settings say.
-        cache: for a call that goes on, if `keep_cache`.
+        notes: what was not done as the settings say, and why.
+        cache: for a later call, if `keep_cache`.
         interrupted: whether Ctrl-C cut the rows.
-        seconds: that decoding took.
+        models_stats: what the models did, of each loop that has ended.
+        seconds: how long decoding took.
     """
 
     def __init__(
@@ -73,12 +78,12 @@ class Driver:
         self.device = models[0].device
         self.simple = engine.simple
         self.jobs: Iterator[Job] = iter(())
-        self.job: Job  # the first one: the others are of its kind
-        self.todo: deque[Row] = deque()  # rows of the jobs that have been taken
-        self.under_way: dict[Row, None] = {}  # rows that a loop has, in order
-        self.by_row: dict[int, Written] = {}  # where a cache is kept
+        self.job: Job  # The first one. All others are of its kind.
+        self.todo: deque[Row] = deque()  # rows of the jobs taken so far that no loop has yet
+        self.under_way: dict[Row, None] = {}  # the rows that a loop has, in order
+        self.by_row: dict[int, Written] = {}  # what each row wrote, if a cache is kept
         self.interrupted = False
-        self.on_rows: Callable[[int], object] | None = None
+        self.on_rows: Callable[[int], object] | None = None  # is told how many rows have ended
         self.notes: list[str] = []
         self.models_stats: list[ModelStats] = []
         self.cache_bytes = self.peak_bytes = 0
@@ -86,13 +91,13 @@ class Driver:
 
     @torch.no_grad()
     def decode(self, jobs: Iterable[Job]) -> Iterator[Written]:
-        """What each row has written, as it leaves; rows that were not begun have written nothing.
+        """Decode all jobs, and give what each row has written as soon as it leaves its place.
 
         A job is taken when there are places for its rows, so that a list of any length is decoded
-        at the rate of a full batch. All are of one kind: they have the same options, and their
-        tables have tensors of the same names.
+        at the rate of a full batch. All jobs are of one kind: they have the same options, and their
+        tables have tensors of the same names. A row that was never begun has written nothing.
 
-        At Ctrl-C what is under way is given as it is, and `interrupted` is set.
+        At Ctrl-C the rows under way are given as they are, and `interrupted` is set.
         """
         start, self.jobs = time.perf_counter(), iter(jobs)
         first = next(self.jobs, None)
@@ -102,7 +107,7 @@ class Driver:
         self._take(first)
         _check_addressable(first)
         stream, count = first.streamer, len(first)
-        show = self._at_a_time() < count if self.progress is None else self.progress is True
+        show = self._rows_at_a_time() < count if self.progress is None else self.progress is True
         with (
             progress_bar(sum(row.is_returned for row in self.todo), "row")
             if show
@@ -130,10 +135,10 @@ class Driver:
     def _take(self, job: Job) -> None:
         self.todo.extend(job.rows())
 
-    def _next(self, count: int, one_job: bool) -> tuple[list[Row], list[Written]]:
-        """Up to so many rows to decode, and what is to be said of others that cannot be.
+    def _next_rows(self, count: int, one_job: bool) -> tuple[list[Row], list[Written]]:
+        """Up to so many rows to decode, and what is given of rows that cannot be decoded.
 
-        `one_job`: the rows are of one job.
+        `one_job` says that the rows must all be of one job.
         """
         rows: list[Row] = []
         others: list[Written] = []
@@ -162,25 +167,25 @@ class Driver:
 
     @property
     def _parts(self) -> int:
-        """Numbers of a row's value: itself and its parts."""
+        """How many numbers a search keeps of a row's value: the value itself and its parts."""
         search = self.job.search
         return 0 if search is None else 1 + search.weights.shape[1]
 
     def _refused(self, row: Row) -> Written:
-        """A row whose prompt no context holds has failed; the others go on."""
+        """Let a row fail whose prompt is longer than a model's context; the others go on."""
         if row.sample == 0:
             warnings.warn(
                 f"{row.request_name} was not decoded: {row.job.room.why(row.request)}",
                 RuntimeWarning,
                 stacklevel=4,
             )
-        return self._leaves(self._unwritten(row, failed=True))
+        return self._tell_of(self._unwritten(row, failed=True))
 
     def _unwritten(self, row: Row, *, failed: bool = False) -> Written:
         return unwritten(row, self._kept, self._parts, self.device, failed=failed)
 
-    def _leaves(self, written: Written) -> Written:
-        """A row is done, or was cut: tell whoever watches."""
+    def _tell_of(self, written: Written) -> Written:
+        """Tell whoever watches of a row that is done or was cut, and give what it has written."""
         row = written.row
         self.under_way.pop(row, None)
         if written.ended and row.is_returned:
@@ -197,16 +202,20 @@ class Driver:
         return written
 
     def _batches(self) -> Iterator[Written]:
-        """Rows that come and go, or batches of rows that start together."""
-        most = self._at_a_time()
+        """Decode all rows: in one loop where they come and go, or in batches that start together.
+
+        Where the engine turns out not to support a model, the rows begin again on the simple path,
+        and where memory runs out, in smaller batches.
+        """
+        most = self._rows_at_a_time()
         if self.job.why_aligned is not None and most < len(self.job):
             self.notes.append(f"fixed batches: {self.job.why_aligned}")
         while True:
-            rows, others = self._next(most, self._aligned)
+            rows, others = self._next_rows(most, self._aligned)
             yield from others
             if not rows:
                 return
-            count, short = len(self.job) if self._together else len(rows), False
+            count, ran_out = len(self.job) if self._together else len(rows), False
             try:
                 yield from self._decode(rows, count)
             except Unsupported as reason:
@@ -215,14 +224,14 @@ class Driver:
                     raise NotImplementedError(f"{what}: {reason}") from None
                 self.notes.append(f"the simple path: {reason}")
                 self.simple = True
-                most = self._at_a_time()
+                most = self._rows_at_a_time()
             except (RuntimeError, MemoryError) as error:
-                fewer = self._fewer(count)
+                fewer = self._fewer_rows(count)
                 if fewer == 0 or not is_out_of_memory(error):
                     raise
                 self.notes.append(f"memory ran out: {fewer} rows at a time")
-                most, short = fewer, True
-            if short:  # What was tried is let go by now, but for what others tied into cycles.
+                most, ran_out = fewer, True
+            if ran_out:  # Most of the failed loop is freed by now, but not what forms circles.
                 gc.collect()
             self.todo.extendleft(reversed(self.under_way))  # They begin again.
             self.under_way.clear()
@@ -233,51 +242,51 @@ class Driver:
 
     @property
     def _all_at_once(self) -> bool:
-        """Whether all rows must be decoded at a time, as caches are for given rows."""
+        """Whether all rows must be decoded at a time: a cache has a place for each of them."""
         return self.cache_in is not None or self.keep_cache
 
     @property
     def _together(self) -> bool:
-        """Whether all rows are decoded at a time, each in the slot of its number."""
+        """Whether all rows are decoded at a time, each in the slot of its own index."""
         return self._all_at_once or self.job.streamer is not None
 
-    def _at_a_time(self) -> int:
-        """Rows decoded at a time."""
+    def _rows_at_a_time(self) -> int:
+        """How many rows are decoded at a time."""
         most = self.max_batch
         if most is None:
             together = self._aligned or self._all_at_once
             most = len(self.job) if together else ROWS.get(self.device.type, ROWS["cuda"])
-        return self._of_requests(most) or self.job.copies
+        return self._whole_requests(most) or self.job.copies
 
-    def _fewer(self, count: int) -> int:
-        """Rows at a time where memory ran out for `count`; 0: there is no smaller batch."""
+    def _fewer_rows(self, count: int) -> int:
+        """How many rows to try at a time after memory ran out for `count`; 0: no fewer will do."""
         if self._together:
             return 0
-        half = count // 2  # Rows of one request may be apart, but in a search.
-        return self._of_requests(half) or (half if self.job.search is None else 0)
+        half = count // 2  # Only a search must keep the rows of a request together.
+        return self._whole_requests(half) or (half if self.job.search is None else 0)
 
-    def _of_requests(self, rows: int) -> int:
-        """So many rows; of whole requests, where those start at one step."""
+    def _whole_requests(self, rows: int) -> int:
+        """So many rows, or a few less where a request's rows must be decoded together."""
         whole = self._aligned or self.job.search is not None
         return rows - rows % self.job.copies if whole else rows
 
     def _decode(self, rows: Sequence[Row], count: int) -> Iterator[Written]:
-        """Decode `rows` in so many slots, and the rows after them as slots become free."""
+        """Decode `rows` in `count` slots, and the rows after them as slots become free."""
         job, aligned = self.job, self._aligned
         loop = self._loop(rows, count)
         try:
             loop.join(rows)
             while (happened := loop.advance()) is not None:
                 for written in happened.left:
-                    yield self._leaves(written)
+                    yield self._tell_of(written)
                 if not aligned:
-                    rows, others = self._next(loop.room, False)
+                    rows, others = self._next_rows(loop.room, False)
                     yield from others
                     loop.join(rows)
         except KeyboardInterrupt:
             self.interrupted = True
             for written in loop.cut():
-                yield self._leaves(written)
+                yield self._tell_of(written)
             raise
         finally:
             self.models_stats += loop.stats()
@@ -287,7 +296,7 @@ class Driver:
         if self.keep_cache:
             each = [(row.texts, self.by_row[row.index].ids) for row in job.rows()]
             kept = [row.index for row in job.rows() if row.is_returned]
-            assert isinstance(loop.runner, EngineRunner)  # The simple path has no cache to keep.
+            assert isinstance(loop.runner, EngineRunner)  # `_batches` refuses the simple path.
             self.cache = PrefixCache(loop.runner, self.fingerprints, each, kept)
 
     def _loop(self, rows: Sequence[Row], count: int) -> Loop:
@@ -300,30 +309,13 @@ class Driver:
         chunk = None if search is None else search.settings.chunk_length
         slots = Slots(count, job.table, self._kept, self._parts, limit, self.device, chunk)
         runner = self._runner(slots, rows, limit)
-        table = slots.table
-        names = map(weights_of, range(len(job.references)))
-        references = [
-            (Mixer(r.blend, table[w], table[v], self.vocabulary), r.columns)
-            for r, (w, v) in zip(job.references, names, strict=True)
-        ]
-        mixer = Mixer(
-            self.blend,
-            table["weights"],
-            table["value_weights"],
-            self.vocabulary,
-            runner.columns,
-            references,
-        )
-        host = job.watched or self.simple or self.device.type == "cpu"
-        every = 1 if host else 8 if chunk is None else _divisor(min(chunk, limit), 8)
-        if engine.sync_every is not None and not job.watched and not self.simple:
-            every = engine.sync_every
+        mixer = self._mixer(slots, runner)
         places = [row.index for row in rows] if self._together else range(count)
         start_together = (job.rows() if self._together else rows) if self._aligned else None
         how: dict[str, Any] = {
             "aligned": start_together,
-            "stepper": Stepper(engine.cuda_graph and not host),
-            "every": every,
+            "stepper": Stepper(engine.cuda_graph and not self._host_acts),
+            "every": self._steps_between_looks(limit, chunk),
         }
         if not self.simple:
             self._note_left_out(runner)
@@ -331,6 +323,40 @@ class Driver:
             return Loop(runner, mixer, slots, places, **how)
         valuer = Valuer(search, slots, limit, replace(engine, simple=self.simple))
         return SearchLoop(valuer, runner, mixer, slots, places, keep_cache=self.keep_cache, **how)
+
+    def _mixer(self, slots: Slots, runner: Runner) -> Mixer:
+        """The arithmetic of the blend and its references, with the weights of the rows in slots."""
+        table = slots.table
+        names = map(weights_of, range(len(self.job.references)))
+        references = [
+            (Mixer(r.blend, table[w], table[v], self.vocabulary), r.columns)
+            for r, (w, v) in zip(self.job.references, names, strict=True)
+        ]
+        return Mixer(
+            self.blend,
+            table["weights"],
+            table["value_weights"],
+            self.vocabulary,
+            runner.columns,
+            references,
+        )
+
+    @property
+    def _host_acts(self) -> bool:
+        """Whether the host takes part in every step, as it always does on CPUs."""
+        return self.job.watched or self.simple or self.device.type == "cpu"
+
+    def _steps_between_looks(self, limit: int, chunk: int | None) -> int:
+        """How many steps the host lets pass before it looks at what the device has done.
+
+        By default a GPU is looked at after 8 steps, and in a search so that a look falls on the end
+        of each chunk.
+        """
+        if not (self.job.watched or self.simple) and self.engine.sync_every is not None:
+            return self.engine.sync_every
+        if self._host_acts:
+            return 1
+        return 8 if chunk is None else _divisor(min(chunk, limit), 8)
 
     def _runner(self, slots: Slots, rows: Sequence[Row], limit: int) -> SimpleRunner | EngineRunner:
         """The simple path, or the engine with what the settings, the blend and the job allow."""
@@ -350,8 +376,8 @@ class Driver:
         return runner
 
     def _note_left_out(self, runner: Any) -> None:
-        """Name the engine's options for steps that are on and that this job leaves out."""
-        engine, watched = self.engine, "the host looks at the rows after each"
+        """Note which options of the engine are on, but cannot be followed in this job."""
+        engine, watched = self.engine, "the host looks at the rows after each step"
         found = []
         if engine.cuda_graph and self.device.type == "cuda" and self.job.watched:
             found.append(f"steps are not captured in a CUDA graph: {watched}")
@@ -363,7 +389,7 @@ class Driver:
 
 
 def _check_addressable(job: Job) -> None:
-    """Refuse limits of new tokens that no memory holds, before the hours that they would take."""
+    """Refuse limits of new tokens that no memory can hold, before hours are spent on them."""
     most = max(job.limits)
     if len(job) * most * TOKEN_BYTES > ADDRESSABLE:
         raise MemoryError(
@@ -373,5 +399,5 @@ def _check_addressable(job: Job) -> None:
 
 
 def _divisor(n: int, most: int) -> int:
-    """The largest divisor of n up to `most`: looks at the device fall on chunks' ends."""
+    """The largest divisor of n that is at most `most`."""
     return next(d for d in range(min(n, most), 0, -1) if n % d == 0)
