@@ -29,13 +29,13 @@ class Call:
     """A blend with its references, ready to read any number of requests.
 
     Args:
-        tokenizer: of members that have none.
+        tokenizer: for the members that have none.
         references: the blends that divergences are measured to, by the fields of `Output` that
             they fill.
 
     Attributes:
-        vocabulary: the tokens that all models share.
-        tokenizer: of what is written; None if nobody has one.
+        vocabulary: how many tokens all models share.
+        tokenizer: the one of what is written; None if there is none.
         models: the terms', the values', the references'.
     """
 
@@ -52,7 +52,7 @@ class Call:
         self._value_models: dict[Any, TermModel] = {}
 
     def prompts(self, requests: Requests, pad: int = 0) -> list[Prompts]:
-        """What each model reads; values read the request as it is.
+        """What each model reads of the requests. Values read the requests as they are.
 
         Raises:
             ValueError: a model has no embedding for an id.
@@ -74,10 +74,10 @@ class Call:
         return found
 
     def writing(self, prompts: Sequence[Prompts]) -> Writing | None:
-        """What follows the first term's prompts, as texts; None without a tokenizer."""
+        """What turns responses to the first term's prompts into texts; None without a tokenizer."""
         return None if self.tokenizer is None else Writing(self.tokenizer, prompts[0])
 
-    def search(
+    def search_job(
         self,
         search: ChunkBeamSearch | None,
         requests: Requests,
@@ -85,7 +85,7 @@ class Call:
         do_sample: bool,
         returned: int,
     ) -> SearchJob | None:
-        """How these requests are searched."""
+        """How these requests are searched, with `returned` rows of each given back."""
         if search is None:
             return None
         settings.check_search(search, do_sample, returned)
@@ -102,7 +102,7 @@ class Call:
 
     def job(
         self,
-        of: Requests,
+        requests: Requests,
         prompts: Sequence[Prompts],
         copies: int,
         processors: Callable[[Sequence[int]], LogitsProcessorList],
@@ -119,20 +119,20 @@ class Call:
         """A job from Hugging Face's lists, of which the kernel takes temperature and truncation.
 
         Args:
-            of: the requests, of which `prompts` are those that `self.prompts` gives.
+            prompts: what `self.prompts` gives for the requests.
             copies: rows of each request.
-            processors: makes the list for a batch of rows.
+            processors: makes the list of processors for a batch, from the indices of its rows.
             criteria: Hugging Face's list.
             limits: new tokens of each row, in place of what the criteria say.
             each: what the requests have of their own, in place of what the lists say.
             options: fields of `Job`.
         """
-        requests = len(of)
-        rest, sampling = settings.split_processors(processors(range(requests * copies)), do_sample)
-        others: list[Criteria] = []
+        rest, sampling = settings.split_processors(
+            processors(range(len(requests) * copies)), do_sample
+        )
         ends = settings.split_criteria(criteria, prompts[0].ids.shape[1])
 
-        def left(rows: Sequence[int]) -> LogitsProcessorList:
+        def rest_of(rows: Sequence[int]) -> LogitsProcessorList:
             return settings.split_processors(processors(rows), do_sample)[0]
 
         seeds, streams = seeds_and_streams
@@ -143,45 +143,54 @@ class Call:
             "stream": streams,
             "limit": ends.limit if limits is None else limits,
             "eos": eos.expand(len(seeds), -1),
+            **self._weights(requests, copies),
         }
+        own_criteria: list[Criteria] = []
         if each is not None:
-            own = each.part(of)
+            own = each.part(requests)
             for name, x in own.table.items():
                 dtype = torch.int64 if name in ("top_k", "limit") else torch.float32
                 of_requests = torch.tensor(x, dtype=dtype, device="cpu")
                 table[name] = of_requests.repeat_interleave(copies)
-            others = own.criteria(self.tokenizer)
-        for names, blend in (
-            (("weights", "value_weights"), self.blend),
-            *((weights_of(i), r.blend) for i, r in enumerate(self.members.references)),
-        ):
-            total = of.total or requests
-            of_terms = blend.row_weights(total, self.device)
-            of_values = blend.row_value_weights(total, self.device)
-            for name, weights in zip(names, (of_terms, of_values), strict=True):
-                if isinstance(weights, Tensor):
-                    weights = of.part_of(weights).repeat_interleave(copies, 0)
-                table[name] = weights
-        most = int(torch.as_tensor(table["limit"], device="cpu").max())
+            own_criteria = own.criteria(self.tokenizer)
+        longest = int(torch.as_tensor(table["limit"], device="cpu").max())
         return Job(
             prompts=prompts,
             copies=copies,
             table=table,
-            room=self._room(prompts, search, most),
+            room=self._room(prompts, search, longest),
             deadline=ends.deadline,
-            processors=left if rest else None,
-            criteria=[*map(Criteria, ends.others), *others],
-            numbers=of.numbers,
+            processors=rest_of if rest else None,
+            criteria=[*map(Criteria, ends.others), *own_criteria],
+            numbers=requests.numbers,
             term_logprobs=term_logprobs or (search is not None and search.needs_term_logprobs),
             references=self.members.references,
             search=search,
             **options,
         )
 
+    def _weights(self, requests: Requests, copies: int) -> dict[str, Any]:
+        """The weights of the blend and of its references, as a job's table has them."""
+        found: dict[str, Any] = {}
+        total = requests.total or len(requests)
+        for (of_terms, of_values), blend in (
+            (("weights", "value_weights"), self.blend),
+            *((weights_of(i), r.blend) for i, r in enumerate(self.members.references)),
+        ):
+            for name, weights in (
+                (of_terms, blend.row_weights(total, self.device)),
+                (of_values, blend.row_value_weights(total, self.device)),
+            ):
+                if isinstance(weights, Tensor):
+                    found[name] = requests.part_of(weights).repeat_interleave(copies, 0)
+                else:
+                    found[name] = weights
+        return found
+
     def _room(self, prompts: Sequence[Prompts], search: SearchJob | None, limit: int) -> Room:
         """What is left of a limit of new tokens by the contexts of all models, a value's too."""
         each = list(map(ModelPrompts, self.models, prompts))
-        for question, sources in () if search is None else search.asked:
+        for question, sources in () if search is None else search.questions:
             for s in sources:
                 own_tokens = s.writing is not None or s.whole is not None
                 unread = None if own_tokens else int(question.predicted)
@@ -189,8 +198,8 @@ class Call:
         return Room(each, len(prompts[0].ids), limit)
 
 
-def parts(blend: Any, search: Any) -> tuple[Blend, ChunkBeamSearch | None]:
-    """What is decoded, and how it is searched."""
+def blend_and_search(blend: Any, search: Any) -> tuple[Blend, ChunkBeamSearch | None]:
+    """What is decoded, and how it is searched: a `Recipe` brings both."""
     if isinstance(blend, Recipe):
         if search is not None:
             raise ValueError("search is given twice: in the Recipe and as an argument")
@@ -205,7 +214,7 @@ def seeds_and_streams(
 ) -> tuple[Tensor, Tensor]:
     """The seed and the stream of every row, int64 ``[requests * copies]``."""
     if seed is None:
-        # greedy decoding leaves torch's generator as it is, as in Hugging Face
+        # Greedy decoding leaves torch's generator as it is, as in Hugging Face.
         seed = int(torch.randint(2**63 - 1, (), device="cpu")) if do_sample else 0
     if isinstance(seed, Tensor):
         if seed.is_floating_point() or seed.dtype == torch.bool or seed.dim() > 1:
@@ -213,22 +222,22 @@ def seeds_and_streams(
                 f"seed is a {seed.dtype} tensor {list(seed.shape)}; it must be an int tensor, one "
                 "a request"
             )
-        each = seed.long().cpu()  # its bits, as the kernels take them
+        each = seed.long().cpu()  # The kernels take a seed's bits as an int64.
     elif isinstance(seed, Sequence) and not isinstance(seed, str):
         each = torch.tensor([_bits(f"seed[{i}]", s) for i, s in enumerate(seed)], device="cpu")
     else:
         each = torch.tensor(_bits("seed", seed), device="cpu")
     if each.dim() == 1 and len(each) != requests:
         raise ValueError(f"seed has {len(each)} entries; it must have {requests}, one a request")
-    own = torch.arange(requests, device="cpu")  # not a default device, which may be another
-    stream = torch.zeros_like(own) if each.dim() else own
-    slots = torch.arange(copies, device="cpu") << 32
-    streams = (stream[:, None] + slots[None, :]).flatten()
+    numbers = torch.arange(requests, device="cpu")  # The default device may be another one.
+    of_requests = torch.zeros_like(numbers) if each.dim() else numbers
+    of_samples = torch.arange(copies, device="cpu") << 32
+    streams = (of_requests[:, None] + of_samples[None, :]).flatten()
     return each.expand(requests).repeat_interleave(copies).to(device), streams.to(device)
 
 
 def _bits(name: str, seed: Any) -> int:
-    """A seed within [0, 2^64) as int64 holds it."""
+    """A seed within [0, 2^64), as the int64 that has the same bits."""
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"{name} is {seed!r}; it must be an int")
     if not 0 <= seed < 2**64:

@@ -15,7 +15,7 @@ from ..models.hf import is_multimodal, underlying
 from ..ops import check
 from ..search import ChunkBeamSearch
 from . import settings
-from .call import Call, Seed, parts, seeds_and_streams
+from .call import Call, Seed, blend_and_search, seeds_and_streams
 from .driver import Driver
 from .each import stop_criterion, take_each
 from .ends import check_ids
@@ -187,7 +187,7 @@ class Generation:
         arguments: dict[str, Any],
     ) -> None:
         """As of `generate`, which says what each is; `arguments` are the other ones."""
-        mixed, self.search = parts(blend, search)
+        mixed, self.search = blend_and_search(blend, search)
         check.flag("return_term_logprobs", return_term_logprobs)
         check.flag("return_kl_to_base", return_kl_to_base)
         for name, x in (
@@ -269,7 +269,7 @@ class Generation:
         prompts = call.prompts(requests, self._pad)
         returned = copies = config.num_return_sequences
         writing = call.writing(prompts)
-        search = call.search(self.search, requests, writing, bool(config.do_sample), returned)
+        search = call.search_job(self.search, requests, writing, bool(config.do_sample), returned)
         if search is not None:
             copies = search.settings.rows
         ids, mask = prompts[0].ids.to(device), prompts[0].mask.to(device)

@@ -11,7 +11,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from ..models.hf import is_multimodal, underlying
 from ..search import ChunkBeamSearch
 from . import settings
-from .call import Call, Seed, parts, seeds_and_streams
+from .call import Call, Seed, blend_and_search, seeds_and_streams
 from .driver import Driver
 from .ends import check_ids
 from .engine.options import Engine
@@ -62,7 +62,7 @@ def decode(
     """
     if blend is None:
         raise TypeError("blend is None; pass it to generate: custom_generate=decode, blend=...")
-    blend, search = parts(blend, search)
+    blend, search = blend_and_search(blend, search)
     terms = [*blend.terms, *blend.values]
     if all(underlying(t.model) is not underlying(model) for t in terms):
         raise ValueError(
@@ -81,7 +81,7 @@ def decode(
     check_ids(generation_config, call.vocabulary, blend, call.tokenizer, ends_asked=ends_asked)
     sample = bool(generation_config.do_sample)
     prompts = call.prompts(requests, pad)
-    searching = call.search(search, requests, call.writing(prompts), sample, copies)
+    searching = call.search_job(search, requests, call.writing(prompts), sample, copies)
     if searching is not None:
         copies = searching.settings.rows
     job = call.job(

@@ -50,7 +50,7 @@ class SearchJob:
         return self.settings.value.row_weights(len(self.requests))
 
     @cached_property
-    def asked(self) -> list[tuple[Question, list[Source]]]:
+    def questions(self) -> list[tuple[Question, list[Source]]]:
         """The models that read what rows write; those of one question share its forwards.
 
         Prompts are encoded here, so that what is wrong with them is said before decoding.
@@ -81,7 +81,7 @@ class SearchJob:
 
     def __post_init__(self) -> None:
         """Say before decoding what is wrong with the value for these requests."""
-        _ = self.weights, self.asked
+        _ = self.weights, self.questions
         needs_text = any(isinstance(v, Reward) for v in self.settings.value.values)
         if needs_text or self.settings.chunk_end is not None:
             _ = self.texts

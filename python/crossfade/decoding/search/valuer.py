@@ -62,7 +62,7 @@ class Reading:
         self.reader = Rereader(self.question, self.models)
 
     def _sources(self, row: Row) -> list[Source]:
-        return search_of(row).asked[self.place][1]
+        return search_of(row).questions[self.place][1]
 
     def join(self, seated: Mapping[int, Row]) -> None:
         """Rows take slots: their prompts are read, one request's once."""
@@ -137,7 +137,7 @@ class Valuer:
         self.search, self.settings, self.slots = search, search.settings, slots
         count = len(slots.each)
         self.readings = [
-            Reading(i, *each, count, limit, engine) for i, each in enumerate(search.asked)
+            Reading(i, *each, count, limit, engine) for i, each in enumerate(search.questions)
         ]
 
     def join(self, seated: Mapping[int, Row]) -> None:
