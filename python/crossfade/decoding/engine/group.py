@@ -20,21 +20,29 @@ from .head import Head, Wanted, split
 from .kv_cache import KVCache
 from .modules import Forward, ForwardPass, Unsupported, linear_forwards
 
-AHEAD = 256  # new tokens that caches have room for at first
+AHEAD = 256  # the new tokens of a row that caches have room for at first, at most
 LAYERS = {"full_attention", "sliding_attention"}
 
 
 class Group:
-    """Terms over one model: row ``m * slots + s`` is term m of the request in slot s.
+    """Terms over one model, as rows of one forward: row ``m * slots + s`` is term m in slot s.
 
-    `lengths` counts, on the device, the tokens that each row has in the cache; the cache says on
-    the host which they are, of those that the host knows. A `fresh` row has read its prompt but for
-    the last token, which is `pending`.
+    A prompt is read but for its last token, which the first step feeds. Until then the row is
+    `fresh`, and that token is `pending`.
+
+    Attributes:
+        lengths: ``[rows]``, on the device: how many tokens of each row are in the cache. Of those
+            whose ids the host knows, `cache.held` has the ids.
+        bounds: the same on the host, as an upper bound: what a row may have by now.
+        most: how many tokens a row may have, prompt and response together.
 
     Args:
-        longest: tokens of the longest prompt, as far as it is known, and limit: of the longest
-            response. `extend` tells of longer ones.
-        deltas: the terms' adapters as rows; None: they have one adapter, which is switched on.
+        models: those of the terms.
+        terms: the places of the terms among all models of the call.
+        longest: tokens of the longest prompt, as far as it is known.
+        limit: tokens of the longest response, as far as it is known. `extend` tells of longer rows.
+        deltas: the terms' adapters, each for its own rows. None: all terms have one adapter, which
+            is switched on in the modules.
         kernels, compile: as in `Engine`.
         attention: Transformers' name of the function that layers attend by.
     """
@@ -60,7 +68,7 @@ class Group:
         self.device = first.device
         self.config = text_config(first.bare)
         native = kernels and self.device.type == "cpu"
-        backend = None if kernels else "reference"  # of linear layers
+        backend = None if kernels else "reference"  # of `ops.linear`
         replacements: dict[Any, Forward] = linear_forwards(self.base) if native else {}
         self.deltas = deltas
         if deltas is not None:
@@ -76,16 +84,16 @@ class Group:
 
         rows = slots * len(models)
         self.cache = KVCache(rows, longest + min(limit, AHEAD))
-        self.moved = False  # the caches, since the last step: also when prompts were read
+        self.moved = False  # whether the cache's buffers moved since the last step
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.prompt_lengths = torch.zeros_like(self.lengths)  # tokens of each row's prompt
         self.members = torch.arange(len(models), device=self.device).repeat_interleave(slots)
-        self.bounds = [0] * rows  # no row is longer, as far as the host knows
-        self.used = [False] * rows  # rows that a step may make longer
+        self.bounds = [0] * rows
+        self.used = [False] * rows  # whether a step may make the row longer
         self.unread: list[Unread] = []  # what is yet to be read of prompts, in order
         self.pending = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.fresh = torch.zeros(rows, dtype=torch.bool, device=self.device)
-        # a step's forward; no method of this object, which would then hold on to itself
+        # The forward of a step. As a method it would refer to this object in a circle.
         self.forward = torch.compile(forward, dynamic=False) if compile else forward
         self.forwards_run = 0
         self.tokens_read = 0
@@ -93,7 +101,12 @@ class Group:
     def _run(
         self, how: Any, member: Tensor, ids: Tensor, positions: Tensor, forward_pass: ForwardPass
     ) -> Tensor:
-        """What is wanted of the logits of rows, each of a member; `how`: a `forward`."""
+        """What is wanted of the logits of some rows after a forward.
+
+        Args:
+            how: `forward`, compiled or not.
+            member: ``[B]``: which of the group's terms each row is of.
+        """
         if self.deltas is not None:
             self.deltas.seat(member)
         logits = how(self.body, self.head, ids, positions, forward_pass)
@@ -102,13 +115,14 @@ class Group:
         return logits
 
     @property
-    def last(self) -> int | None:
-        """The last position that there is: rows that have ended are fed there again and again."""
+    def last_position(self) -> int | None:
+        """The last position of the model's context, where rows that have ended are fed again and
+        again; None if no row comes so far."""
         context = self.models[0].context
         return None if context is None or self.most < context else context - 1
 
     def extend(self, most: int) -> None:
-        """Rows may become so long.
+        """Let rows become so long.
 
         Raises:
             Unsupported: the engine cannot run the model on rows of that length.
@@ -116,17 +130,18 @@ class Group:
         if most > self.most:
             refuse_unsupported(self.models[0], most)
             self.most = most
-            self.moved = True  # What a captured step does may depend on it.
+            self.moved = True  # A captured step is void, as it may depend on the length.
 
     def reserve(self) -> bool:
-        """Room for one more token of each row in use; True if the caches moved since the last step.
+        """The host's part of a step: make room for one more token of each row in use.
 
-        The host's part of a step.
+        Returns:
+            Whether the cache's buffers moved since the last step.
         """
         self.bounds = [
             min(n + used, self.most) for n, used in zip(self.bounds, self.used, strict=True)
         ]
-        # A row that is not in use is fed too, behind its last token.
+        # A row that is not in use is fed too: its token is written after its last one.
         self._make_room(min(max(self.bounds) + 1, self.most))
         moved, self.moved = self.moved, False
         return moved
@@ -135,13 +150,18 @@ class Group:
         self.moved |= self.cache.reserve(capacity, self.most)
 
     def step(self, tokens: Tensor, live: Tensor) -> Tensor:
-        """Logits ``[rows, V]`` after one more token ``[slots]``, which `live` slots keep.
+        """The device's part of a step: logits ``[rows, V]`` after one more token ``[slots]``.
 
-        The device's part: nothing here depends on what the host knows, so it can be captured.
+        Only the rows of `live` slots keep the token. Nothing here depends on what the host knows,
+        so that the step can be captured.
         """
         terms = len(self.terms)
         ids = torch.where(self.fresh, self.pending, tokens.repeat(terms))
-        positions = self.lengths if self.last is None else self.lengths.clamp(max=self.last)
+        positions = (
+            self.lengths
+            if self.last_position is None
+            else self.lengths.clamp(max=self.last_position)
+        )
         forward_pass = ForwardPass(self.cache, self.lengths)
         logits = self._run(
             self.forward, self.members, ids[:, None], positions[:, None], forward_pass
@@ -163,7 +183,7 @@ class Group:
             self.bounds[row] = len(prompt) - 1
             if start < len(prompt) - 1:
                 unread.append(Unread(row, start, prompt))
-        # Prompts of like lengths share a forward, and the shorter ones can begin before the longer.
+        # Prompts of about one length share a forward, and short ones do not wait for long ones.
         self.unread += sorted(unread, key=len)
         at = torch.tensor(rows, device=self.device)
         self.prompt_lengths[at] = torch.tensor([len(p) for p in prompts], device=self.device)
@@ -194,11 +214,12 @@ class Group:
         for x, ids in zip(now, pieces, strict=True):
             self.cache.holds(x.row, x.start, ids)
             x.start += len(ids)
-        self.unread += [x for x in now if len(x)]  # They take turns with what else is unread.
+        self.unread += [x for x in now if len(x)]  # Their next pieces wait behind the others.
         return len(now)
 
     def begin(self, rows: Sequence[int], prompts: Sequence[Ids]) -> None:
-        """Rows that have read their prompts: a step feeds them the last tokens of these."""
+        """Let the next step feed these rows, which have read their prompts but for the last tokens,
+        those last tokens."""
         at = torch.tensor(rows, device=self.device)
         self.pending[at] = torch.tensor([p[-1] for p in prompts], device=self.device)
         self.fresh[at] = True
@@ -206,18 +227,19 @@ class Group:
             self.used[row] = True
 
     def leave(self, rows: Sequence[int]) -> None:
-        """Rows that have ended: their caches do not grow any more."""
+        """Keep the caches of these rows, which have ended, from growing."""
         for row in rows:
             self.used[row] = False
         self.unread = [x for x in self.unread if x.row not in rows]
 
     def _append(self, rows: Sequence[int], starts: Sequence[int], ids: Sequence[Ids]) -> Tensor:
-        """What is wanted of the logits after rows read tokens, some more than others.
+        """What is wanted of the logits after each of some rows has read its `ids`.
 
-        `starts`: tokens that each row has before them, at most.
+        Args:
+            starts: how many tokens each row has before these, at most.
         """
         counts = torch.tensor([len(x) for x in ids], device=self.device)
-        width = max(map(len, ids))  # the others end in padding that is never attended to
+        width = max(map(len, ids))  # Shorter rows end in padding, which is never attended to.
         padded = torch.tensor([[*x, *[0] * (width - len(x))] for x in ids], device=self.device)
         at = torch.tensor(rows, device=self.device)
         lengths = self.lengths[at]
@@ -239,11 +261,14 @@ class Group:
         *,
         every: bool,
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Rows read tokens from slot `starts` on, as many rows at a time as memory allows.
+        """Rows read the tokens `ids`, which stand at their positions from `starts` on.
+
+        As many rows share a forward as memory is meant for.
 
         Yields:
-            Which of `rows`, as indices, and their logits: ``[n, tokens, V]`` of every token, the
-            shorter rows' padded, or ``[n, V]`` of each one's last.
+            Which of `rows` were read, as indices, and their logits: with `every`, those after each
+            token, ``[n, tokens, V]``, where those of shorter rows end in padding; else those after
+            each row's last token, ``[n, V]``.
         """
         most = max_tokens(self.device)
         if every:
@@ -266,9 +291,9 @@ class Group:
     def catch_up(
         self, rows: Sequence[int], ids: Sequence[Sequence[int]], columns: Tensor | None
     ) -> Tensor | None:
-        """Logits ``[all rows, V]`` after `rows` read what they owe; 0 for the other rows.
+        """Logits ``[all rows, V]`` after `rows` have read their `ids`; 0 for the other rows.
 
-        With `columns`, the others of the head are 0 too. None if there are no rows.
+        With `columns`, the logits of the other columns are 0 too. None if `rows` is empty.
         """
         if not rows:
             return None
@@ -283,20 +308,24 @@ class Group:
         return found
 
     def adopt(self, cache: KVCache, rows: Sequence[int]) -> None:
-        """Begin with a cache of the same terms: row i with its row ``rows[i]``."""
-        same = list(rows) == list(range(cache.rows))  # then its buffers are written into
+        """Begin with a cache of the same terms: row i with the cache's row ``rows[i]``.
+
+        The cache is written into if its rows are taken as they are; else it is copied.
+        """
+        same = list(rows) == list(range(cache.rows))
         self.cache = cache if same else cache.take(rows)
-        # a row that is not read on is left as it is: what a step writes goes behind it
+        # A row that reads nothing keeps all that it holds: steps write after that.
         self.bounds = [len(tokens) for tokens in self.cache.held]
         self.lengths.copy_(torch.tensor(self.bounds, device=self.device))
 
     def fork(self, parents: Sequence[int], starts: Tensor | int = 0) -> None:
-        """Row i becomes what row ``parents[i]`` is, which it is already before slot `starts`.
+        """Row i becomes what row ``parents[i]`` is; -1 leaves it as it is.
 
-        -1 leaves a row as it is. A row that owes tokens holds fewer than it has in common.
+        The two rows are equal already in their tokens before position `starts`.
         """
         sources = [i if p < 0 else p for i, p in enumerate(parents)]
         source = torch.tensor(sources, device=self.device)
+        # A row that has yet to read tokens holds fewer than it has in common with its parent.
         starts = self.lengths.clamp(max=starts)
         self.cache.fork(source, sources, starts, self.lengths[source])
         for state in (self.lengths, self.prompt_lengths, self.pending, self.fresh):
@@ -307,7 +336,7 @@ class Group:
 
 @dataclass
 class Unread:
-    """What a row is yet to read of its prompt: from `start` on, but for the last token."""
+    """What a row has yet to read of its prompt: its tokens from `start` on, without the last."""
 
     row: int
     start: int
@@ -320,7 +349,7 @@ class Unread:
 def forward(
     body: Any, head: Head, ids: Tensor, positions: Tensor, forward_pass: ForwardPass
 ) -> Tensor:
-    """One forward of a model over the engine's caches: what its head is asked for."""
+    """One forward of a model over the engine's caches, and what is wanted of its logits."""
     output = body(
         input_ids=ids,
         position_ids=positions,
@@ -335,7 +364,7 @@ def forward(
 def common(a: Sequence[int], b: Sequence[int]) -> int:
     """The length of the longest common prefix."""
     n = min(len(a), len(b))
-    if a[:n] == b[:n]:  # the usual case, at C's speed
+    if a[:n] == b[:n]:  # This is the usual case, and such a comparison is fast.
         return n
     n = 0
     for x, y in zip(a, b, strict=False):
@@ -346,7 +375,7 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def refuse_unsupported(model: TermModel, tokens: int) -> None:
-    """Refuse what the engine's caches and attention cannot run on rows of up to so many tokens.
+    """Refuse a model that the engine's caches and attention cannot run on rows of so many tokens.
 
     Raises:
         Unsupported: says why.

@@ -9,21 +9,23 @@ from torch import Tensor
 
 from ... import ops
 
-STEP = 64  # slots: capacities are multiples of it
+STEP = 64  # capacities are multiples of this
 
 
 class KVCache:
     """A buffer ``[rows, heads, capacity, dim]`` of keys and one of values for every layer.
 
-    Slot j of a row holds its token j, whatever the row's neighbours hold. So tokens are taken back
-    by counting fewer of them. A layer's buffers are allocated when it first writes, as only the
-    model knows their shapes.
+    Position j of a row holds its token j, whatever other rows hold. So tokens are taken back by
+    counting fewer of them. A layer's buffers are allocated when it first writes, as only the model
+    knows their shapes.
 
     Attributes:
-        held: of each row, the tokens that its first slots are known to hold. Only the methods here
-            change it, together with the buffers, so that it is right for everybody who has this
-            cache. A step writes tokens behind these; once the host knows which, it calls `holds`.
-        lent: whether a call is going on from this cache, as one at a time may.
+        capacity: the positions that each row has in the buffers.
+        held: of each row, the ids of its first tokens, as far as the host knows them. Only the
+            methods here change it, together with the buffers, so that it is right for everybody who
+            has this cache. A step writes a token whose id the host does not know yet; once it does,
+            it calls `holds`.
+        lent: whether a call is going on from this cache. One call at a time may.
     """
 
     def __init__(self, rows: int, capacity: int) -> None:
@@ -32,10 +34,10 @@ class KVCache:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.held: list[list[int]] = [[] for _ in range(rows)]
         self.lent = False
-        self.growing_bytes = 0  # of the old buffers that were held beside new ones in a growth
+        self.growing_bytes = 0  # of the old buffers that were held beside new ones while they grew
 
     def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's buffers, with the dtype and dims of `key` and `value` ``[B, heads, n, d]``."""
+        """A layer's buffers, made at first with the dtype, heads and d of ``[B, heads, n, d]``."""
         found = self.layers.get(index)
         if found is None:
             found = self._buffer(key), self._buffer(value)
@@ -46,16 +48,16 @@ class KVCache:
         return like.new_empty(self.rows, like.shape[1], self.capacity, like.shape[3])
 
     def rewind(self, row: int, tokens: int) -> None:
-        """Forget all but a row's first `tokens`: what is written to it next goes behind these."""
+        """Forget all but a row's first `tokens`: what is written next comes after these."""
         del self.held[row][tokens:]
 
     def holds(self, row: int, start: int, ids: Sequence[int]) -> None:
-        """Note that a row's slots from `start` on hold these tokens."""
-        if len(self.held[row]) >= start:  # else the tokens before them are not known
+        """Note that a row's positions from `start` on hold these tokens."""
+        if len(self.held[row]) >= start:  # Otherwise the tokens before them are not known.
             self.held[row][start:] = ids
 
     def reserve(self, capacity: int, most: int) -> bool:
-        """Make room for `capacity` slots, by doubling up to `most`; True if the buffers moved."""
+        """Make room for `capacity` positions, by doubling up to `most`; True if buffers moved."""
         if capacity <= self.capacity:
             return False
         old = self.capacity
@@ -65,7 +67,7 @@ class KVCache:
             for new, buffer in zip(grown, pair, strict=True):
                 new[:, :, :old] = buffer
             self.layers[index] = grown
-            self.growing_bytes = sum(b.nbytes for b in pair)  # layers grow one after the other
+            self.growing_bytes = sum(b.nbytes for b in pair)  # Layers grow one after the other.
         return True
 
     def take(self, rows: Sequence[int]) -> KVCache:
@@ -80,12 +82,12 @@ class KVCache:
     def fork(self, parents: Tensor, rows: Sequence[int], start: Tensor | int, end: Tensor) -> None:
         """Row i becomes a copy of row ``rows[i]``; `parents` holds the same numbers on the device.
 
-        Before slot `start` the two are equal already; from `end` on the parent holds nothing.
+        Before position `start` the two are equal already; from `end` on the parent holds nothing.
         """
         buffers = [b for pair in self.layers.values() for b in pair]
         changed = {i: self.held[p] for i, p in enumerate(rows) if p != i}
         for i in changed:
-            self.held[i] = []  # it is not known, should an interrupt stop the copying
+            self.held[i] = []  # If an interrupt stops the copying, nobody knows what it holds.
         ops.fork_cache_(buffers, parents, start, end)
         for i, tokens in changed.items():
             self.held[i] = list(tokens)
@@ -100,5 +102,5 @@ class KVCache:
         return sum(b.nbytes for pair in self.layers.values() for b in pair)
 
 
-def _rounded(slots: int) -> int:
-    return -(-slots // STEP) * STEP
+def _rounded(capacity: int) -> int:
+    return -(-capacity // STEP) * STEP
