@@ -131,7 +131,11 @@ def test_gradients_go_through_hidden_states() -> None:
     """Through the function, as training needs them; a `Prefill` keeps none."""
     model = make()
     reader = Prefill(TermModel(model, "it"))
-    for found in (reader.hidden(TEXTS, FIRSTS), reader.logits(TEXTS, FIRSTS), reader.ends(TEXTS)):
+    for found in (
+        reader.hidden(TEXTS, FIRSTS),
+        reader.logits(TEXTS, FIRSTS),
+        reader.last_outputs(TEXTS),
+    ):
         assert not any(x.requires_grad for _, x in found)
     ids, mask = right_pad(TEXTS)
     states = hidden_states(model, ids, mask, torch.tensor(FIRSTS), 3)
@@ -149,7 +153,7 @@ def test_classifiers_read_rows_together_where_they_know_padding(padding: int | N
     model = BertForSequenceClassification(BertConfig(**sizes, pad_token_id=0)).eval()
     model.config.pad_token_id = padding
     reader = Prefill(TermModel(model, "it"))
-    found = dict(reader.ends(TEXTS))
+    found = dict(reader.last_outputs(TEXTS))
     for i, text in enumerate(TEXTS):
         torch.testing.assert_close(found[i], model(torch.tensor([text])).logits[0])
     assert reader.forwards == (5 if padding is None else 1)

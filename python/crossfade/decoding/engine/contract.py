@@ -71,7 +71,7 @@ def check(models: Sequence[TermModel], tokens: int, deltas: Deltas | None, kerne
         raise Unsupported(f"{models[0].name}: {found.why}")
 
 
-def after(model: TermModel) -> AfterHead:
+def after_head_of(model: TermModel) -> AfterHead:
     """What comes after a model's head, tried once for as long as the model stays as it is."""
     return remembered(
         model.bare,

@@ -111,7 +111,7 @@ class Prefill:
         return torch.cat(found)
 
     @torch.no_grad()
-    def ends(self, texts: Sequence[Ids]) -> Iterator[tuple[int, Tensor]]:
+    def last_outputs(self, texts: Sequence[Ids]) -> Iterator[tuple[int, Tensor]]:
         """What a scalar head or a classifier says of each text; its model may be an encoder.
 
         Yields:

@@ -303,7 +303,7 @@ def _why_not_linear(group: Group) -> str | None:
         return NOT_PLAIN
     if group.head.module.bias is not None:
         return "it has a bias"
-    if contract.after(group.models[0]).is_linear:
+    if contract.after_head_of(group.models[0]).is_linear:
         return None
     return "what the model makes of its outputs is not linear"
 
@@ -312,6 +312,6 @@ def _why_not_some_columns(group: Group) -> str | None:
     """Why some columns of a model's logits cannot be had without the others; None if they can."""
     if group.head.module is None:
         return NOT_PLAIN
-    if contract.after(group.models[0]).keeps_columns_apart:
+    if contract.after_head_of(group.models[0]).keeps_columns_apart:
         return None
     return "what the model makes of its outputs mixes them"

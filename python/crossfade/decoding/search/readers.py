@@ -214,7 +214,7 @@ class Rereader:
     ) -> list[list[float]]:
         found: list[list[float]] = [[] for _ in texts]
         if not self.question.predicted:
-            for i, z in model.ends(texts):
+            for i, z in model.last_outputs(texts):
                 found[i] = self.question.answer(z[None], torch.tensor(texts[i][-1:])).tolist()
             return found
         every = self.question.every
