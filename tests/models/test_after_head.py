@@ -127,7 +127,7 @@ def test_few_columns_of_a_guide_where_they_stand_alone(name: str, power: float) 
     assert out.responses == theirs.responses
     torch.testing.assert_close(out.logprobs, theirs.logprobs, rtol=1e-4, atol=1e-4)
     if power != 0:
-        assert out.stats.notes == ("all columns of guides: the blend has power 1",)
+        assert out.stats.notes == ("every model computes all columns: the blend has power 1",)
     else:
         note = "all columns of the head of guide: what the model makes of its outputs mixes them"
         assert out.stats.notes == (() if apart else (note,))
@@ -243,7 +243,7 @@ def terms() -> tuple[cf.Model, cf.Model, cf.Model]:
         (
             lambda m, p, g: (m + 0.5 * g).within(cf.Support(top_k=2)),
             {"kl_to": make("llama", 2)},
-            ("guides run in full at every step: the divergence of each step is asked for",),
+            ("all models run in full at every step: the divergence of each step is asked for",),
         ),
         (
             lambda m, p, g: cf.power_mean([m, p], [0.5, 0.5], 1.0),
@@ -255,14 +255,14 @@ def terms() -> tuple[cf.Model, cf.Model, cf.Model]:
             {},
             (
                 "a head for each term of m: the blend has a support",
-                "guides run in full at every step: they are rows of one forward with the "
+                "all models run in full at every step: they are rows of one forward with the "
                 "support's term",
             ),
         ),
         (
             lambda m, p, g: (m + 0.5 * g).within(cf.Support(top_k=2)),
             {"return_term_logprobs": True},
-            ("guides run in full at every step: the log-probs of each term are asked for",),
+            ("all models run in full at every step: the log-probs of each term are asked for",),
         ),
         (
             lambda m, p, g: (m + 0.5 * g).within(cf.Support(top_k=2)),

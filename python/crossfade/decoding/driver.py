@@ -384,7 +384,9 @@ class Driver:
         if engine.sync_every not in (None, 1) and self.job.watched:
             found.append(f"sync_every is 1 and not {engine.sync_every}: {watched}")
         if engine.compile and isinstance(runner.plan, Lazy):
-            found.append("guides are not compiled: they rest, and then read several tokens")
+            found.append(
+                "models that rest are not compiled: later they read several tokens at once"
+            )
         self.notes += [n for n in found if n not in self.notes]
 
 

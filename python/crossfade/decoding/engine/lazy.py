@@ -1,4 +1,4 @@
-"""Fewer reads of guides: under a support, most rows need few columns of them, or none at all."""
+"""Fewer reads under a support: most rows need few columns of the other models, or none at all."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ from ... import ops
 from ...ops import Support
 from .group import Group
 
-FEW = 8  # a head's columns are computed alone where they are fewer than one in so many
+FEW = 8  # Some columns of a head are computed alone if they are fewer than one in so many.
 
 
 class Lazy:
-    """A plan under a support: its term's model reads every token, the others when they are needed.
+    """The plan under a support: the model of its term reads every token, the others when needed.
 
-    With a support, a token outside it has probability 0 whatever the guides say; where one token
-    is left, they have no say. So guides compute the surviving columns of their heads, and rest
-    while every row has one survivor; they read what they skipped in one pass when they are next
-    asked. The distribution is the same. The host chooses at every step.
+    A token outside the support has probability 0, whatever the other models say, and where one
+    token is left they have no say at all. So the others compute only the columns of their heads
+    that survive, and rest while every row has one survivor. When they are needed next, they read
+    what they owe, the tokens that they skipped, in one forward. The distribution is the same. The
+    host decides at every step.
+
+    Attributes:
+        owed: of each other group, the tokens that each of its rows has yet to read.
+
+    Args:
+        restrict: whether the others compute the surviving columns alone.
+        skip: whether they rest.
     """
 
     def __init__(
@@ -42,26 +50,26 @@ class Lazy:
         }
 
     def join(self, slots: Sequence[int]) -> None:
-        """The prompts of these slots have been read, but for their last tokens."""
-        for guide, owed in self.owed.items():
-            pending = guide.pending.tolist()
-            for m in range(len(guide.terms)):
+        """The other models owe these slots the last tokens of their prompts, and no more."""
+        for group, owed in self.owed.items():
+            pending = group.pending.tolist()
+            for m in range(len(group.terms)):
                 for slot in slots:
-                    row = m * guide.slots + slot
+                    row = m * group.slots + slot
                     owed[row] = [pending[row]]
-            guide.fresh.zero_()
+            group.fresh.zero_()
 
     def fork(self, parents: Sequence[int]) -> None:
         """Slot i owes what slot ``parents[i]`` does; -1 leaves it as it is."""
-        for guide, owed in self.owed.items():
-            slots = guide.slots
-            self.owed[guide] = [
+        for group, owed in self.owed.items():
+            slots = group.slots
+            self.owed[group] = [
                 list(owed[r if parents[r % slots] < 0 else r - r % slots + parents[r % slots]])
                 for r in range(len(owed))
             ]
 
     def step(self, tokens: Tensor, live: Tensor) -> dict[Group, Tensor]:
-        """Logits ``[rows, V]`` of every group; where a guide was not asked, they are 0."""
+        """Logits ``[rows, V]`` of every group; those of a group that rests are 0."""
         fresh = self.first.fresh[: self.first.slots].tolist()
         going, new = live.tolist(), tokens.tolist()
         found = {self.first: self.first.step(tokens, live)}
@@ -70,21 +78,21 @@ class Lazy:
         survivors = (
             ops.blend([own], [1.0], support=self.cut, vocab_size=self.vocabulary) > -torch.inf
         )
-        asked = [s for s in range(slots) if going[s]]
-        if self.skip and all(n == 1 for n in survivors[asked].sum(dim=1).tolist()):
-            asked = []  # rows one by one would save little: a guide's weights are read anyway
-        columns = survivors[asked].any(dim=0).nonzero()[:, 0] if self.restrict else None
+        needed = [s for s in range(slots) if going[s]]
+        if self.skip and all(n == 1 for n in survivors[needed].sum(dim=1).tolist()):
+            needed = []  # All rest or none: a single row would cost a read of all weights as well.
+        columns = survivors[needed].any(dim=0).nonzero()[:, 0] if self.restrict else None
         if columns is not None and FEW * len(columns) > self.vocabulary:
             columns = None
-        for guide, owed in self.owed.items():
+        for group, owed in self.owed.items():
             for row, tokens_owed in enumerate(owed):
                 slot = row % slots
                 if going[slot] and not fresh[slot]:
                     tokens_owed.append(new[slot])
-            rows = [m * slots + s for m in range(len(guide.terms)) for s in asked]
-            logits = guide.catch_up(rows, [owed[r] for r in rows], columns)
+            rows = [m * slots + s for m in range(len(group.terms)) for s in needed]
+            logits = group.catch_up(rows, [owed[r] for r in rows], columns)
             for r in rows:
                 owed[r] = []
             nothing = own.new_zeros(1, self.vocabulary).expand(len(owed), -1)
-            found[guide] = nothing if logits is None else logits
+            found[group] = nothing if logits is None else logits
         return found

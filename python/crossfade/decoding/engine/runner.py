@@ -27,18 +27,18 @@ from .plan import All, Plan
 class EngineRunner:
     """All models of a blend, each with `slots` places for rows, which any request can take.
 
-    A prompt is read but for its last token; that is the first one which `step` feeds. So requests
-    that join and requests under way are rows of the same step.
+    A prompt is read but for its last token, which the row's first `step` feeds. So requests that
+    join and requests under way are rows of the same step.
 
     Args:
-        models: of the terms, of the values, then of references.
-        longest: tokens of the longest prompt that each will read, as far as they are known.
+        models: the terms', the values', then the references'.
+        longest: tokens of the longest prompt that each model will read, as far as it is known.
         slots: rows decoded at a time.
         limit: new tokens that a row may have, as far as it is known.
 
     Attributes:
-        columns: the terms and values that each tensor of logits stands for.
-        plan: which models read what at a step.
+        columns: the models that each tensor of logits stands for, by their places in `models`.
+        plan: decides which models read what at a step.
         notes: what was left out, and why.
     """
 
@@ -78,7 +78,7 @@ class EngineRunner:
         """Leave out what this blend does not need, as far as the options of the engine allow.
 
         Args:
-            weights: of its terms: numbers, or ``[slots, terms]``.
+            weights: of the blend's terms: numbers, or ``[slots, terms]``.
             vocabulary: how many columns of the logits count.
             why_each_term: why all logits of every term are needed; None if they are not.
         """
@@ -93,15 +93,17 @@ class EngineRunner:
         if blend.support is not None and on_cpu:
             restrict = engine.restrict_guides and mean is None
             if engine.restrict_guides and mean is not None:
-                self.notes.append(f"all columns of guides: {mean}")
+                self.notes.append(f"every model computes all columns: {mean}")
             if restrict or engine.skip_guides:
                 skip = engine.skip_guides
-                self.rest_guides(blend.support, vocabulary, restrict, skip, why_each_term)
+                self.rest_others(blend.support, vocabulary, restrict, skip, why_each_term)
 
     def share_heads(self, weights: Tensor, why: str | None = None) -> None:
-        """Blend hidden states of terms over one model; weights ``[slots, terms]``.
+        """Let terms over one model share its head, by blending their hidden states before it.
 
-        `why` no head can be shared, whichever it is; None: they can.
+        Args:
+            weights: of the terms, ``[slots, terms]``.
+            why: why no head may be shared; None if heads may.
         """
         for group in self.groups:
             blended = [k for k in group.terms if k < weights.shape[1]]
@@ -118,29 +120,32 @@ class EngineRunner:
         alone = [(k,) for g in self.groups if g.head.weights is None for k in g.terms]
         self.columns = sorted([*alone, *merged])
 
-    def rest_guides(
+    def rest_others(
         self, support: Support, vocabulary: int, restrict: bool, skip: bool, why: str | None = None
     ) -> None:
-        """Let guides of a support rest, or compute few columns of their heads, where they may.
+        """Let models other than the support's rest, or compute few columns of their heads.
 
-        `why` they must run in full at every step, whichever they are; None: they need not.
+        Args:
+            vocabulary: how many columns of the logits count.
+            restrict, skip: as in `Lazy`.
+            why: why all models must run in full at every step; None if they need not.
         """
-        guides = [g for g in self.groups if support.term not in g.terms]
-        if not guides and why is None:
+        others = [g for g in self.groups if support.term not in g.terms]
+        if not others and why is None:
             why = "they are rows of one forward with the support's term"
         if why is not None:
             if len(self.models) > 1:
-                self.notes.append(f"guides run in full at every step: {why}")
+                self.notes.append(f"all models run in full at every step: {why}")
             return
         self.plan = Lazy(self.groups, support, vocabulary, restrict=restrict, skip=skip)
-        for group in guides if restrict else ():
+        for group in others if restrict else ():
             not_here = _why_not_some_columns(group)
             group.head.some_columns = not_here is None
             if not_here is not None:
                 self.notes.append(f"all columns of the head of {group.name}: {not_here}")
 
     def _forwards(self, share: bool) -> Iterator[tuple[list[int], Deltas | None]]:
-        """Which terms are rows of one forward, and how it applies their adapters."""
+        """The places of the terms that are rows of one forward, and how it applies adapters."""
         together: dict[object, list[int]] = {}
         for k, m in enumerate(self.models):
             together.setdefault(id(m.bare) if share else k, []).append(k)
@@ -155,7 +160,12 @@ class EngineRunner:
                 yield same, self._deltas(same)[0]
 
     def _deltas(self, terms: Sequence[int]) -> tuple[Deltas | None, str | None]:
-        """The adapters of terms over one model, as rows; or why terms must take turns."""
+        """The adapters of terms over one model, each for its own rows.
+
+        Returns:
+            None where the terms have no adapters, or one that can be switched on; and why they
+            cannot be rows of one forward, None if they can.
+        """
         models = [self.models[k] for k in terms]
         if not any(hasattr(m.model, "peft_config") for m in models):
             return None, None
@@ -236,12 +246,12 @@ class EngineRunner:
         self.plan.fork(parents)
 
     def _first_rows(self, group: Group, joining: Sequence[Joining]) -> tuple[list[int], list[Ids]]:
-        """A group's rows in the first slots of those that join, and what they read."""
+        """A group's rows in the first slot of each of `joining`, and what they read."""
         each = [(m, k, j) for m, k in enumerate(group.terms) for j in joining]
         return [m * self.slots + j.slots[0] for m, _, j in each], [j.texts[k] for _, k, j in each]
 
     def _rows(self, group: Group, parents: Sequence[int]) -> list[int]:
-        """Slots' parents as those of a group's rows."""
+        """The parents of a group's rows, where slots have these parents."""
         return [
             p if p < 0 else m * self.slots + p for m in range(len(group.terms)) for p in parents
         ]
@@ -288,7 +298,7 @@ class EngineRunner:
 
 @dataclass
 class Joining:
-    """Slots whose rows read the same: the first reads it, and the others become what it is."""
+    """Slots whose rows read the same prompt: the first one reads it, and the others fork from it."""
 
     texts: Texts
     slots: list[int]
