@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-# Tokens of one forward, padding among them, which bound the memory of activations.
+# The most tokens of one forward, padding included. This bounds the memory of activations.
 MAX_TOKENS = {"cpu": 1024, "cuda": 8192}
-MAX_LOGITS = 1 << 25  # numbers, where the logits of many tokens are held at once
+# The most numbers where the logits of many tokens are held at once.
+MAX_LOGITS = 1 << 25
 
 
 class Cost(NamedTuple):
@@ -29,7 +30,7 @@ def max_tokens(device: torch.device) -> int:
 def batches(*costs: Cost) -> Iterator[list[int]]:
     """Cut texts into batches, none of which costs more than it may, unless it is one text.
 
-    Texts of about one length come together, the longest first; their length is the first cost.
+    Texts of about one length come together, the longest first: the first of `costs` is the length.
 
     Yields:
         Which texts share a batch, as indices in ascending order.

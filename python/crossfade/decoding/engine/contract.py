@@ -35,7 +35,7 @@ from .modules import ForwardPass, Unsupported, attention
 
 CHECKED = "crossfade_checked"  # Transformers' name for attention that also looks at the masks
 LENGTHS = (3, 6)  # tokens of the two prompts; one more token is fed after each
-FAR = 1 << 16  # tokens: masks of longer texts are not looked at
+FAR = 1 << 16  # tokens up to which masks are looked at
 
 
 class Finding(NamedTuple):
@@ -45,7 +45,7 @@ class Finding(NamedTuple):
     past: int = 0
 
 
-# Where the layers of the model under test do something else than they say.
+# What is found of the model under test while it runs: where its layers do not do what they say.
 _findings: ContextVar[list[Finding]] = ContextVar("crossfade_findings")
 
 
@@ -54,7 +54,7 @@ def check(models: Sequence[TermModel], tokens: int, deltas: Deltas | None, kerne
 
     Args:
         models: those of terms that are rows of one forward, over one underlying model.
-        tokens: how many a row may have.
+        tokens: how many tokens a row may have.
         deltas, kernels: as in `Group`.
 
     Raises:
@@ -85,7 +85,10 @@ def after_head_of(model: TermModel) -> AfterHead:
 def _compare(
     models: Sequence[TermModel], deltas: Deltas | None, kernels: bool
 ) -> tuple[Finding, bool]:
-    """What is found of a model, and whether to remember it: logits all alike show nothing."""
+    """What is found of a model, and whether to remember it.
+
+    Logits that are all alike show nothing, so that the model must be tried again.
+    """
     looked = _findings.set([Finding(None)])
     try:
         return _run_both(models, deltas, kernels)
@@ -98,7 +101,7 @@ def _run_both(
 ) -> tuple[Finding, bool]:
     device = models[0].device
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda):  # dropout must not move the caller's draws
+    with torch.random.fork_rng(cuda):  # Dropout must not change what the caller draws next.
         rows = _tokens(models[0])
         try:
             group = Group(
@@ -111,21 +114,21 @@ def _run_both(
                 kernels=kernels,
                 attention=CHECKED,
             )
-            for model in models:  # before anything runs, as a hook may change what is active
+            for model in models:  # Copied before anything runs: hooks may switch adapters.
                 _ = model.runs
             found = _engine(group, rows)
             own = torch.stack([_own(m, group, rows) for m in models], 1)
         except Unsupported as reason:
             return Finding(str(reason)), True
         except Exception as error:
-            if is_out_of_memory(error):  # that says nothing about the model
+            if is_out_of_memory(error):  # This says nothing about the model.
                 raise
             what = (str(error).splitlines() or [""])[0]
             return Finding(f"a few tokens ended in {type(error).__name__}: {what:.120}"), True
     found, own = found.double(), own.double()
-    if own.shape[-1] == 1:  # a scalar head: its numbers for all the tokens are compared at once
+    if own.shape[-1] == 1:  # The numbers of a scalar head are compared for all tokens at once.
         found, own = (x[..., 0].transpose(0, 1).flatten(1) for x in (found, own))
-    alike = (found == own) | (found.isnan() & own.isnan())  # also -inf, for banned tokens
+    alike = (found == own) | (found.isnan() & own.isnan())  # Banned tokens have -inf in both.
     found, own = (x.masked_fill(alike & ~own.isfinite(), 0.0) for x in (found, own))
     spread = (own - own.mean(-1, keepdim=True)).norm(dim=-1)
     off = (found - own).norm(dim=-1)
@@ -137,12 +140,12 @@ def _run_both(
 
 
 def _first(finding: Finding) -> float:
-    """The order of findings: first the one that growing rows reach first."""
+    """By which findings are ordered: the first is that which growing rows reach first."""
     return math.inf if finding.why is None else finding.past
 
 
 def _tolerance(own: Tensor, model: TermModel) -> float:
-    """How far logits may be off, as a part of their spread, by rounding in the model's dtype."""
+    """How far rounding in the model's dtype may put logits off, as a part of their spread."""
     dtypes = {p.dtype for p in model.bare.parameters() if p.is_floating_point()}
     eps = max((torch.finfo(d).eps for d in dtypes if d.itemsize > 1), default=2.0**-7)
     if own.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
@@ -185,7 +188,7 @@ def _engine(group: Group, rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _own(model: TermModel, group: Group, rows: Sequence[Sequence[int]]) -> Tensor:
-    """The same of one term by Hugging Face's modules, ``[2, rows, V]``."""
+    """What `_engine` gives of one term, by Hugging Face's own modules: logits ``[2, rows, V]``."""
     if isinstance(group.head, ScoreHead):
         return torch.stack(
             [torch.stack([_scores(model, row[:end]) for row in rows]) for end in (-1, None)]
@@ -205,7 +208,7 @@ def _scores(model: TermModel, ids: Sequence[int]) -> Tensor:
 
 
 def _mask(*, mask_function: Any, q_length: int, batch_size: int, device: Any, **_: Any) -> Any:
-    """A mask of one token that carries the function it is made by; none for several tokens."""
+    """A mask for one token, which carries the function that it is made by; None for several."""
     if q_length != 1:
         return None
     mask = torch.ones(batch_size, 1, 1, 1, dtype=torch.bool, device=device)
@@ -224,7 +227,7 @@ def _attention(
     crossfade: ForwardPass | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """`modules.attention`, which also notes where the layer's mask is not what the layer says."""
+    """`modules.attention`, but it also notes where masks or caches are not as the layer says."""
     if crossfade is not None:
         _check_shapes(module, query, key, value, len(crossfade.lengths))
     findings = _findings.get()
@@ -253,7 +256,7 @@ def _attention(
 
 
 def _check_shapes(module: Any, query: Tensor, key: Tensor, value: Tensor, rows: int) -> None:
-    """Refuse anything but a query, key and value for each token of the rows."""
+    """Refuse tensors that are not a query, a key and a value for each token of the rows."""
     heads, shared = query.shape[1], key.shape[1]
     groups = getattr(module, "num_key_value_groups", None)
     if not (
@@ -269,7 +272,10 @@ def _check_shapes(module: Any, query: Tensor, key: Tensor, value: Tensor, rows: 
 
 
 def _causal_up_to(function: Any, window: int, module: Any) -> int | None:
-    """Up to how many tokens a mask shows each token just the last `window`; None: always."""
+    """Up to how many tokens a mask shows each token the last `window` and no others.
+
+    None if it does so for all texts, `window` of 0 stands for no window.
+    """
     config = module.config
     most = getattr(config, "max_position_embeddings", None) or FAR
     most = max(2, min(int(most), FAR))
@@ -280,7 +286,7 @@ def _causal_up_to(function: Any, window: int, module: Any) -> int | None:
     k = torch.arange(most, device="cpu")[None]
     try:
         shown = _shown(function, q, k).broadcast_to(len(q), most)
-    except Exception:  # it needs more than places, as masks of packed texts do
+    except Exception:  # It needs more than positions, as masks of packed texts do.
         return 0
     wrong = (shown != ((k <= q) & (k > q - window))).any(1).tolist()
     if True not in wrong:
@@ -290,14 +296,14 @@ def _causal_up_to(function: Any, window: int, module: Any) -> int | None:
 
 
 def _shown(function: Any, q: Tensor, k: Tensor) -> Tensor:
-    """Which places `k` a mask shows to the tokens at places `q`."""
+    """Which positions `k` a mask shows to the tokens at positions `q`."""
     zero = torch.zeros((), dtype=torch.int64, device="cpu")
     try:
         return function(zero, zero, q, k)
     except IndexError:
         # Masks of multimodal models also show the tokens of one image to each other. They look
-        # images up in a table of the given tokens, which has no places beyond these. No token
-        # here is of an image, so that part of the mask is left out.
+        # images up in a table of the given tokens, which ends with these. No token here is of an
+        # image, so that this part of the mask is left out.
         parts = inspect.getclosurevars(function).nonlocals.get("mask_functions")
         if parts is None and not function(zero, zero, zero, zero):
             return zero.bool()

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-WARM = 3  # steps before a capture, in which what a step needs is allocated, tuned and compiled
+# How many steps are run as they are before one is captured. They allocate, tune and compile what a
+# step needs.
+WARM = 3
 
 Step = Callable[[], list[Tensor]]
 
@@ -15,12 +17,15 @@ Step = Callable[[], list[Tensor]]
 class Stepper:
     """Calls a step: as it is or, on a GPU, as one captured graph of all its kernels.
 
-    A step may be captured if all that it takes from the host is where its buffers are.
+    A step may be captured if nothing in it depends on the host, but for where its buffers are.
+
+    Attributes:
+        note: why steps are not captured, where they should be.
     """
 
     def __init__(self, capture: bool) -> None:
         self.capture = capture
-        self.note: str | None = None  # why a step is not captured, where it was to be
+        self.note: str | None = None
         self.warm = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.logits: list[Tensor] = []

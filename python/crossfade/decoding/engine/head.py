@@ -19,10 +19,10 @@ class Wanted:
     """What is read of a forward's logits: by default those of each row's last position.
 
     Attributes:
-        logits: False: none are read, as where a prompt is read but for its last token.
+        logits: False where none are read, as when a prompt is read but for its last token.
         every: whether those of every position are read.
-        last: ``[B]``: each row's last position; None: the last one of the batch.
-        columns: those that are read of the head's columns, if others may be left out; None: all.
+        last: ``[B]``: the last position of each row. None: all rows end in the last position.
+        columns: the columns of the head that are read, where others may be left out; None: all.
     """
 
     logits: bool = True
@@ -36,16 +36,21 @@ class Head:
 
     Attributes:
         module: the plain linear layer; None: the model runs its head.
-        weights: ``[slots, K]`` of the blend, where this model's terms share the head: their hidden
-            states are blended before it. None: each term's states go through it.
+        weights: ``[slots, terms]`` of the blend, where this model's terms share the head: their
+            hidden states are blended before it. None: the states of each term go through it.
         some_columns: whether columns that nobody reads are left out.
+        wanted: what is read of the logits of the forward under way.
+
+    Args:
+        terms: the places of this model's terms among those of the blend.
+        backend: of `ops.linear`.
     """
 
     def __init__(
         self, module: Any, terms: Sequence[int], backend: str | None, device: torch.device
     ) -> None:
         self.module: Any = module if is_plain(module) else None
-        self.backend = backend  # of `ops.linear`
+        self.backend = backend
         self.weights: Tensor | None = None
         self.some_columns = False
         self.terms = torch.tensor(terms, device=device)
@@ -58,6 +63,7 @@ class Head:
 
     @contextmanager
     def reading(self, wanted: Wanted) -> Iterator[None]:
+        """Forwards within this context give the logits that are wanted."""
         self.wanted = wanted
         try:
             yield
@@ -83,7 +89,7 @@ class Head:
         head, wanted = self.module, self.wanted
         if not wanted.every:
             hidden = hidden[:, -1:] if wanted.last is None else take(hidden, wanted.last)
-        if not wanted.logits:  # zeros of the right shape, for what comes after the head
+        if not wanted.logits:  # What comes after the head gets zeros of the right shape.
             return hidden.new_zeros(*hidden.shape[:-1], len(head.weight))
         if self.weights is not None:  # sum_k w_k (W h_k) = W (sum_k w_k h_k)
             hidden = mix(hidden, self.weights.to(hidden.device)[:, self.terms])
@@ -120,7 +126,7 @@ def split(model: Any, terms: Sequence[int], backend: str | None) -> tuple[Any, H
 
 
 def score_layer(model: Any) -> Any:
-    """The layer that a causal sequence or token classifier has over its backbone; None: none."""
+    """The layer that a causal sequence or token classifier has over its backbone, if it is one."""
     for name in ("score", "classifier"):
         layer = getattr(model, name, None)
         if layer is not None and model.base_model is not model:
@@ -129,7 +135,7 @@ def score_layer(model: Any) -> Any:
 
 
 def take(x: Tensor, at: Tensor) -> Tensor:
-    """``[B, 1, d]``: of each row of ``[B, n, d]`` what stands at its position in ``at [B]``."""
+    """``[B, 1, d]``: what each row of ``[B, n, d]`` has at its position, which ``at [B]`` gives."""
     return x[torch.arange(len(x), device=x.device), at][:, None]
 
 
@@ -138,5 +144,5 @@ def mix(hidden: Tensor, weights: Tensor) -> Tensor:
     slots, terms = weights.shape
     w = weights.T.reshape(terms, slots, 1, 1)
     h = hidden.view(terms, slots, *hidden.shape[1:]).float()
-    # a term of weight 0 adds nothing, not even where its states are infinite or NaN
+    # A term of weight 0 adds nothing, not even where its states are infinite or NaN.
     return torch.where(w == 0, 0.0, w * h).sum(dim=0).to(hidden.dtype)

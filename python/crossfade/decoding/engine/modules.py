@@ -20,20 +20,21 @@ from ...models.adapters import adapter_layers
 from .kv_cache import KVCache
 
 Forward = Callable[..., Any]
-PLAIN_WEIGHTS = (Tensor, nn.Parameter)  # other types, as of quantizers, multiply in their own way
+PLAIN_WEIGHTS = (Tensor, nn.Parameter)  # Other types, as of quantizers, multiply in their own ways.
 
 
 class Unsupported(Exception):
-    """Why the engine cannot run a model; the simple path can."""
+    """Says why the engine cannot run a model. The simple path can."""
 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """One forward, as attention is told of it.
+    """What attention is told of the forward that it is part of.
 
     Attributes:
+        cache: where keys and values are kept.
         lengths: ``[B]`` int64: how many tokens each row has in the cache before this forward.
-        rows: ``[B]`` int64: which rows of the cache they are; None: all of them, in order.
+        rows: ``[B]`` int64: the rows of the cache that the forward is of; None: all, in order.
         seen: the layers that have attended in this forward.
     """
 
@@ -43,8 +44,8 @@ class ForwardPass:
     seen: set[int] = field(default_factory=set)
 
 
-# Arguments that layers hand on to attention and that do not change its result: the engine's own,
-# and those that ask for more to be returned.
+# Arguments that layers hand on to attention, and that do not change its result: those by which the
+# engine calls the model, and those that ask for more to be returned.
 IDLE = {"position_ids", "cache_position", "use_cache", "return_dict", "logits_to_keep"}
 IDLE |= {"output_attentions", "output_hidden_states", "output_router_logits"}
 
@@ -65,8 +66,8 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention over the engine's caches, to which it appends, as Transformers' layers call it.
 
-    The engine knows causal attention, through a window or with a soft-cap if need be. What a layer
-    asks for beyond that is refused by name.
+    The engine knows causal attention, also within a window or with a soft-cap. What a layer asks
+    for beyond that is refused by name.
 
     Raises:
         Unsupported: says what the layer asks for.
@@ -112,10 +113,10 @@ ALL_ATTENTION_FUNCTIONS.register("crossfade", attention)
 
 
 def linear_forwards(model: nn.Module) -> dict[nn.Module, Forward]:
-    """`ops.linear` for every plain linear layer: on CPUs it is faster where rows are few.
+    """`ops.linear` for every plain linear layer. On CPUs it is the faster one if rows are few.
 
-    Layers are left out whose weight itself has an adapter, as PEFT then gives the layer another
-    weight for each of its forwards.
+    A layer is left out if its weight itself has an adapter, as PEFT then gives the layer another
+    weight in each of its forwards.
     """
     changed = {x.get_base_layer() for x in adapter_layers(model) if hasattr(x, "parameter_name")}
     return {m: _linear(m) for m in model.modules() if is_plain(m) and m not in changed}
@@ -128,7 +129,7 @@ def is_plain(module: Any) -> bool:
     code = getattr(nn.Linear.forward, "__code__", None)
     return (
         code is not None
-        and code.co_filename == linear.__file__  # else somebody has replaced torch's forward
+        and code.co_filename == linear.__file__  # Otherwise somebody has replaced torch's forward.
         and type(module.weight) in PLAIN_WEIGHTS
         and module.weight.layout is torch.strided
     )

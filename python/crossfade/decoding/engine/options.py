@@ -22,13 +22,13 @@ class Engine:
         share_head: where terms over one model share the head and the blend is geometric, blend
             hidden states and run the head once. Not with a soft-cap, a bias of the head, a
             support, or log-probs and divergences of terms.
-        restrict_guides: with a support, the other models compute only the rows of their heads that
-            survive it. On CPUs.
+        restrict_guides: with a support, the other models compute only those columns of their
+            logits that survive it. On CPUs.
         skip_guides: with a support, the other models rest while one token survives in every row,
-            and catch up in one pass later. On CPUs.
+            and catch up in one forward later. On CPUs.
         cuda_graph: on GPUs, capture a step of all models once and replay it.
         compile: run each model's step under `torch.compile`. The first step of each shape takes
-            a minute; pays for long jobs.
+            a minute, which pays in long jobs.
         sync_every: steps between looks at what the device has done; None is 1 on CPUs and 8 on
             GPUs. Streamers, processors and stop strings look after every step.
 

@@ -20,7 +20,7 @@ class Plan(Protocol):
         """The groups that read a token of every live row at every step."""
 
     def join(self, slots: Sequence[int]) -> None:
-        """The prompts of these slots have been read, but for their last tokens."""
+        """Take in that the prompts of these slots have been read, but for their last tokens."""
 
     def fork(self, parents: Sequence[int]) -> None:
         """Slot i becomes what slot ``parents[i]`` is; -1 leaves it as it is."""
@@ -30,7 +30,7 @@ class Plan(Protocol):
 
 
 class All:
-    """Every model reads every token. In a CUDA graph, each has a stream of its own."""
+    """The plan by which every model reads every token. In a CUDA graph each has its own stream."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self.stepped: Sequence[Group] = groups

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Prefill:
     """Reads whole texts with one model.
 
-    Methods give what they find of a text once it is read. Texts of about one length are read
-    together, so that they do not come in the given order.
+    Methods yield what they find of a text once it is read. Texts of about one length are read
+    together, so that results do not come in the order of the texts.
 
     Attributes:
         forwards: how often the model ran.
@@ -49,8 +49,8 @@ class Prefill:
     ) -> Iterator[tuple[int, Tensor]]:
         """The logits before each token of each text, from its token ``firsts[i] >= 1`` on.
 
-        So the last token of a text is not read. With ``every=False``, only the logits before this
-        last token are given.
+        So the last token of a text is not read. With ``every=False``, only the logits before that
+        token are given.
 
         Yields:
             The index of a text, and its logits ``[len(texts[i]) - firsts[i], V]``, or ``[1, V]``.
@@ -70,9 +70,10 @@ class Prefill:
     def batch_logits(
         self, texts: Sequence[Ids], firsts: Sequence[int], *, every: bool = True
     ) -> Tensor:
-        """What `logits` gives, for all texts at once: ``[texts, most, V]``, padded on the left.
+        """What `logits` gives, of all texts at once: ``[texts, most, V]``, padded on the left.
 
-        Where a text has fewer logits than `most`, the numbers before them mean nothing.
+        `most` are the logits of the text that has most. What stands before those of another text
+        means nothing.
         """
         counts = [len(t) - first if every else 1 for t, first in zip(texts, firsts, strict=True)]
         most, longest = max(1, *counts), max(map(len, texts)) - 1
@@ -89,14 +90,15 @@ class Prefill:
             "logits_to_keep": most,
         }
         arguments = {k: v for k, v in arguments.items() if k in self.model.accepts}
-        fixed = self.model.original_context is None  # RoPE frequencies do not follow what was read
+        fixed = self.model.original_context is None  # whether RoPE frequencies never change
         runs = self.model.runs if fixed else own_modules(self.model)
         self.forwards += 1
         output = runs(input_ids=read.ids, use_cache=False, return_dict=True, **arguments)
         return output.logits[:, -most:]
 
     def numbers(self, tokens: int, count: int) -> int:
-        """How many numbers the logits of a text take, where those of `count` tokens are wanted."""
+        """How many numbers a model's logits are for a text, where those of `count` tokens are
+        wanted: some models give the others too."""
         kept = count if "logits_to_keep" in self.model.accepts else tokens
         return kept * (self.model.vocabulary or 1)
 
@@ -118,7 +120,8 @@ class Prefill:
             The index of a text, and the numbers ``[labels]`` that the model gives for the text, or
             for its last token where it gives some for each.
         """
-        padding = getattr(self.model.bare.config, "pad_token_id", None)  # classifiers look for it
+        # Classifiers find the end of a text by the padding after it.
+        padding = getattr(self.model.bare.config, "pad_token_id", None)
         longest = max(map(len, texts), default=0)
         alone = padding is None or self.model.follows_longest(longest)
         most = 0 if alone else max_tokens(self.model.device)
@@ -192,7 +195,7 @@ def over_caches(
     *,
     every: bool = True,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Let rows of the engine read on: `ids`, which go into their caches from slot `starts` on.
+    """Let rows of the engine read `ids`, which stand at their positions from `starts` on.
 
     Where logits of every token are asked for, long texts are read in pieces.
 

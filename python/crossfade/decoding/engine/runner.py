@@ -176,14 +176,7 @@ class EngineRunner:
             return None, str(reason) if several else None
 
     def join(self, slots: Sequence[int], texts: Sequence[Texts], limits: Sequence[int]) -> None:
-        """Rows take slots: `read` reads what each model is to read, and tells when it is done.
-
-        Slots that have one and the same object of texts share its reading.
-
-        Args:
-            texts: of each row, the ids that each model reads.
-            limits: new tokens that each row may have.
-        """
+        """As of `Runner`: let rows take slots, whose prompts `read` reads."""
         several: dict[int, Joining] = {}
         for slot, text in zip(slots, texts, strict=True):
             several.setdefault(id(text), Joining(text, [])).slots.append(slot)
@@ -202,13 +195,7 @@ class EngineRunner:
         self.joining += new
 
     def read(self, *, each: bool = False) -> list[int]:
-        """Every model reads on in the prompts of rows that joined, as much as one forward takes.
-
-        `each`: a forward's worth of each prompt.
-
-        Returns:
-            The slots whose prompts have been read: `step` feeds these rows from now on.
-        """
+        """As of `Runner`: every model reads on in the prompts of rows that joined."""
         unread = set()
         for group in self.groups:
             group.read(each=each)
@@ -217,7 +204,9 @@ class EngineRunner:
         if not ready:
             return []
         self.joining = [j for j in self.joining if j.slots[0] in unread]
-        parents = [-1] * self.slots
+        parents = [
+            -1
+        ] * self.slots  # Slots that share a prompt become what the one that read it is.
         for j in ready:
             for slot in j.slots:
                 parents[slot] = j.slots[0]
@@ -230,16 +219,13 @@ class EngineRunner:
         return slots
 
     def leave(self, slots: Sequence[int]) -> None:
-        """Rows give up their slots; of rows that share what is being read, all of them."""
+        """As of `Runner`: let rows give up their slots."""
         self.joining = [j for j in self.joining if j.slots[0] not in slots]
         for group in self.groups:
             group.leave([m * self.slots + s for m in range(len(group.terms)) for s in slots])
 
     def fork(self, parents: Sequence[int], shared: Sequence[int]) -> None:
-        """Slot i becomes what slot ``parents[i]`` is; -1 leaves it as it is.
-
-        Their caches are equal already in the prompt and the first ``shared[i]`` new tokens.
-        """
+        """As of `Runner`: slot i becomes what slot ``parents[i]`` is."""
         for group in self.groups:
             same = torch.tensor(shared, device=group.device).repeat(len(group.terms))
             group.fork(self._rows(group, parents), group.prompt_lengths + same)
@@ -298,7 +284,7 @@ class EngineRunner:
 
 @dataclass
 class Joining:
-    """Slots whose rows read the same prompt: the first one reads it, and the others fork from it."""
+    """Slots whose rows read the same prompt: the first one reads it, the others fork from it."""
 
     texts: Texts
     slots: list[int]
