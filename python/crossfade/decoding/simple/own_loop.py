@@ -43,7 +43,7 @@ class OwnRows:
 
     def __init__(self, model: TermModel, ids: Tensor, mask: Tensor, limit: int) -> None:
         self.model = model
-        self.ids = ids.masked_fill(mask == 0, 0)  # padding may be another vocabulary's
+        self.ids = ids.masked_fill(mask == 0, 0)  # Padding may be an id of another vocabulary.
         self.arguments = prepared(model, self.ids, mask, limit)
         self.runs = own_modules(model)
         self.first = True
@@ -57,9 +57,9 @@ class OwnRows:
         context = self.model.context
         self.tokens += tokens is not None
         if context is not None and len(self.ids) == 1 and self.tokens > context:
-            return self.logits  # there is no position for one more token: the row has ended
+            return self.logits  # There is no position for one more token, so the row has ended.
         inputs = next_inputs(self.model, self.ids, self.arguments, first=self.first)
-        # rows that have ended are fed on beside others, but not past the last position there is
+        # Rows that have ended are fed beside the others, but not past the last position there is.
         if context is not None and inputs.get("position_ids") is not None:
             inputs["position_ids"] = inputs["position_ids"].clamp(max=context - 1)
         output = self.runs(**inputs, return_dict=True)
@@ -102,7 +102,7 @@ class OwnRows:
         self.ids = self.ids[rows]
         for name, value in self.arguments.items():
             if isinstance(value, Tensor):
-                # positions are [rows, tokens], [1, tokens] for all, or [3, rows, tokens]
+                # Positions are [rows, tokens], or [1, tokens] for all rows, or [3, rows, tokens].
                 dim = value.dim() - 2 if name == "position_ids" else 0
                 if value.shape[dim] == count:
                     self.arguments[name] = value.index_select(dim, rows)
@@ -245,7 +245,7 @@ def prepared(model: TermModel, ids: Tensor, mask: Tensor, limit: int) -> dict[st
     bare = model.bare
     if not generates(model):
         arguments: dict[str, Any] = {
-            # as in Hugging Face, no mask where nothing is padded, for which attention is faster
+            # As in Hugging Face, there is no mask where nothing is padded: attention is faster so.
             "attention_mask": None if mask.all() else mask,
             "position_ids": positions_of(mask),
             "logits_to_keep": 1,
@@ -286,7 +286,7 @@ def next_inputs(
 
 
 def own_modules(model: TermModel) -> Any:
-    """What is called for new rows: the model or, where modules keep something of what they read, a
+    """What new rows call: the model or, if its modules keep something of what they have read, a
     replica that has read nothing yet."""
     if not model.keeps:
         return model.runs
@@ -306,7 +306,7 @@ def _forget(module: Any) -> None:
         prefix = name.removesuffix("inv_freq")
         original = getattr(module, f"{prefix}original_inv_freq", None)
         if name != prefix and original is not None:
-            setattr(module, name, original.clone())  # some models write into them
+            setattr(module, name, original.clone())  # Some models write into their frequencies.
 
 
 def tensors_in(x: Any, found: dict[int, Tensor] | None = None) -> dict[int, Tensor]:

@@ -1,4 +1,4 @@
-"""A copy of a model's modules over the same weights: it can be changed, and the model is not."""
+"""A copy of a model's modules over the same weights, which can be changed where a model cannot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OWN = {
 }
 OWN |= HOOKS
 SHARED = set(vars(nn.Module())) - OWN - {"_compiled_call_impl"}
-AS_THEY_ARE = {bool, int, float, str, type(None)}  # types of attributes that hold no modules
+AS_THEY_ARE = {bool, int, float, str, type(None)}  # Attributes of these types hold no modules.
 
 
 class Replica:
@@ -46,7 +46,7 @@ class Replica:
             for name, value in module.__dict__.items():
                 if name in SHARED or type(value) in AS_THEY_ARE:
                     continue
-                if name in OWN and not value:  # as most are
+                if name in OWN and not value:  # Most are empty.
                     state[name] = type(value)()
                 else:
                     state[name] = self._attribute(module, name, value, configs)
@@ -74,7 +74,7 @@ class Replica:
             for key, x in value.items():
                 own[key] = self._hook(module, x) if name in HOOKS else self._mapped(x)
             return own
-        if name == "_compiled_call_impl":  # `Module.compile` made it for the model's own forward
+        if name == "_compiled_call_impl":  # `Module.compile` made it for the model's own forward.
             return None
         if isinstance(value, PreTrainedConfig):
             return copy.deepcopy(value, configs)
@@ -123,7 +123,7 @@ class Replica:
     def _cell(self, cell: Any) -> Any:
         try:
             content = cell.cell_contents
-        except ValueError:  # it is empty
+        except ValueError:  # The cell is empty.
             return cell
         if not isinstance(content, (nn.Module, types.MethodType)):
             return cell

@@ -21,7 +21,7 @@ from .term_model import TermModel
 class CachedTerm:
     """A `TermModel` and its state: it reads prompts, then one more token of each row at a time.
 
-    Rows share a batch where padding changes nothing of what each is alone. Else each row has a
+    Rows share a batch where padding leaves each of them as it is alone. Otherwise each row has a
     batch of its own.
     """
 
@@ -33,9 +33,10 @@ class CachedTerm:
         self.tokens = 0
 
     def prefill(self, prompts: Prompts, limit: int, copies: int = 1) -> Tensor:
-        """Logits after the prompts. Each is read once, and then becomes `copies` rows.
+        """Logits after the prompts. Each prompt is read once, and then becomes `copies` rows.
 
-        `limit` is how many new tokens a row may have.
+        Args:
+            limit: how many new tokens a row may have.
         """
         self.tokens = int(prompts.mask.sum())
         longest = prompts.ids.shape[1] + limit
@@ -80,6 +81,9 @@ class SimpleRunner:
 
     Terms over one model with one adapter are rows of one batch. Models run as they are: one in
     training mode keeps its dropout, as in Hugging Face. All rows start at once.
+
+    Attributes:
+        groups: each model and adapter, with the places of its terms among all models.
     """
 
     def __init__(self, models: Sequence[TermModel], slots: int) -> None:
@@ -91,11 +95,11 @@ class SimpleRunner:
         for k, m in enumerate(models):
             members.setdefault((id(m.model), m.adapter), []).append(k)
         self.groups = [(CachedTerm(models[ks[0]]), ks) for ks in members.values()]
-        self.started: list[Tensor] | None = None  # logits after the prompts
-        self.ready: list[int] = []
+        self.started: list[Tensor] | None = None  # the logits after the prompts, for the first step
+        self.ready: list[int] = []  # the slots of the rows that have joined, for `read`
 
     def join(self, slots: Sequence[int], texts: Sequence[Texts], limits: Sequence[int]) -> None:
-        """Reads all prompts, each once: then it is as many rows, and each slot takes its own."""
+        """Read all prompts at once, each one once. Its rows then take their slots."""
         requests: dict[int, tuple[Texts, list[int]]] = {}
         for slot, text in zip(slots, texts, strict=True):
             requests.setdefault(id(text), (text, []))[1].append(slot)
@@ -128,36 +132,37 @@ class SimpleRunner:
         pass  # All rows end together.
 
     def step(self, tokens: Tensor, live: Tensor) -> list[Tensor]:
-        """Logits ``[rows, V]``, one a term and then one a value: after the prompts, at first, and
-        then after one more token ``[rows]``."""
+        """Logits ``[rows, V]`` of each model: the first time after the prompts, and from then on
+        after one more token ``[rows]``."""
         if self.started is not None:
             logits, self.started = self.started, None
             return logits
         return self._spread([t.step(tokens.repeat(len(ks))) for t, ks in self.groups])
 
     def fork(self, parents: Sequence[int], shared: Sequence[int]) -> None:
-        """Row i becomes what row ``parents[i]`` is, in all of its cache; -1 leaves it as it is."""
+        """Row i becomes what row ``parents[i]`` is; -1 leaves it as it is. All is copied, also what
+        the two have in common."""
         self._select([i if p < 0 else p for i, p in enumerate(parents)], len(parents))
 
     def _select(self, source: Sequence[int], count: int) -> None:
-        """Row i of each term becomes what its row ``source[i]``, of `count` rows, is."""
+        """Row i of each term becomes what that term's row ``source[i]`` is, of `count` rows."""
         rows = torch.tensor(source, device="cpu")
         for term, ks in self.groups:
             term.fork(torch.cat([rows + m * count for m in range(len(ks))]))
 
     def reserve(self) -> bool:
-        return False  # caches grow by themselves
+        return False  # Hugging Face's caches grow by themselves.
 
     def _spread(self, logits: list[Tensor]) -> list[Tensor]:
-        """From one a group to one a term, on the first term's device."""
+        """The logits of each model, on the first one's device, from those of each group."""
         each: dict[int, Tensor] = {}
         for z, (_, ks) in zip(logits, self.groups, strict=True):
             each.update(zip(ks, z.to(self.device).chunk(len(ks)), strict=True))
         return [each[k] for k in range(len(self.models))]
 
     def stats(self, drawn: int, rows: int) -> list[ModelStats]:
-        """What each model did for `rows` that drew so many tokens in all: it read all but the last
-        one of each."""
+        """What each model did for `rows` that drew so many tokens in all. A row's last token is not
+        read."""
         read = max(drawn - rows, 0)
         return [
             ModelStats(

@@ -18,7 +18,7 @@ from ...models.hf import text_config
 
 # Libraries whose hooks do not count their calls, so that they may see more forwards than asked for.
 LIBRARIES = {"torch", "transformers", "peft", "accelerate", "trl", "crossfade"}
-KEPT = 8  # findings of each model, the last ones; several adapters make several of a kind
+KEPT = 8  # how many findings of a model are remembered: each adapter may have some of its own
 
 Structure = tuple[list[object], dict[str, object]]
 
@@ -44,7 +44,7 @@ def remembered(
     if keep:
         known[question] = now, found
         for old in list(known)[:-KEPT]:
-            known.pop(old, None)  # another thread may have dropped it
+            known.pop(old, None)  # Another thread may have dropped it already.
     return found
 
 
@@ -61,14 +61,14 @@ def _of_module(module: Any) -> tuple[object, ...]:
     own = vars(module)
     forward = own.get("forward")
     adapters: tuple[object, ...] = ()
-    if "_active_adapter" in own:  # PEFT's: which ones a layer has, applies and has merged
+    if "_active_adapter" in own:  # It is a layer of PEFT's, with adapters on, off or merged.
         merged = tuple(own.get("merged_adapters", ()))
         adapters = str(own["_active_adapter"]), own.get("_disable_adapters"), merged
     return (
         weakref.ref(module),
         _reference(type(module).forward),
         forward and _reference(forward),
-        tuple(own["_forward_hooks"]),  # torch numbers hooks, and no number comes twice
+        tuple(own["_forward_hooks"]),  # Torch numbers hooks, and no number comes twice.
         tuple(own["_forward_pre_hooks"]),
         own["training"],
         [(type(p), p.dtype, p.device) for p in own["_parameters"].values() if p is not None],
@@ -80,7 +80,7 @@ def _reference(x: Any) -> object:
     """What an object is known by: it equals no other object's, even if that has its old address."""
     try:
         return weakref.ref(x)
-    except TypeError:  # None, and objects of C, have no weak references
+    except TypeError:  # None, and objects of C, have no weak references.
         return x
 
 

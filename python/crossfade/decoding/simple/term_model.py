@@ -22,7 +22,16 @@ from .structure import Structure, structure
 
 
 class TermModel:
-    """One model of a blend, ready to be called: its adapter, device and arguments."""
+    """One model of a blend, ready to be called: its adapter, device and arguments.
+
+    Attributes:
+        bare: the model without PEFT's wrapper.
+        accepts: the names of the arguments that its forward takes.
+        vocabulary: how many ids its config says that it knows; None if it does not say.
+        context: the most tokens that it can read; None where nothing bounds them.
+        original_context: the tokens past which RoPE frequencies depend on how many there are; None
+            if they never do.
+    """
 
     def __init__(self, model: Any, name: str, adapter: str | None = "active") -> None:
         self.model, self.name = model, name
@@ -33,7 +42,7 @@ class TermModel:
         self.accepts = set(parameters)
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and not isinstance(
             self.bare, PreTrainedModel
-        ):  # a module of the user's own that hands all arguments on, maybe to a model
+        ):  # It is a module of the user's own that hands all arguments on, maybe to a model.
             self.accepts |= {"attention_mask", "position_ids"}
         self.device = _input_device(self.bare, name)
         self.vocabulary: int | None = getattr(text_config(self.bare), "vocab_size", None)
@@ -42,7 +51,7 @@ class TermModel:
 
     @cached_property
     def runs(self) -> Any:
-        """What is called: the model or, where it has adapters, a replica with the term's one on."""
+        """What is called: the model or, if it has adapters, a replica that applies the term's."""
         if not adapter_layers(self.model):
             return self.model
         replica = Replica(self.model)
@@ -104,7 +113,7 @@ def _input_device(model: nn.Module, name: str) -> torch.device:
     devices = []
     for prefix, module in model.named_modules():
         for key in (k for k, p in module.named_parameters(prefix, recurse=False) if p.is_meta):
-            hook = getattr(module, "_hf_hook", None)  # accelerate's hook, which loads the numbers
+            hook = getattr(module, "_hf_hook", None)  # Accelerate's hook loads the numbers.
             if hook is None:
                 raise ValueError(
                     f"{name} is a {type(model).__name__} whose parameter {key} is on the meta "
@@ -124,7 +133,7 @@ def _keeps(module: nn.Module) -> bool:
 
 
 def _original_context(config: Any) -> int | None:
-    """Tokens past which RoPE frequencies depend on how many there are; None if they never do."""
+    """The tokens past which RoPE frequencies depend on their number; None if they never do."""
     found = []
     for p in ropes_of(config):
         kind = p.get("rope_type") or p.get("type") or ""
