@@ -44,13 +44,15 @@ class Loop:
     Args:
         places: the slots that rows take, in this order.
         aligned: the row of each slot, where all rows start at once; they are to `join` together.
-        every: steps between looks at what the device has done.
+        stepper: calls steps, as they are or as a captured graph.
+        every: how many steps pass before the host looks at what the device has done.
         tells: whether `Happened` has the tokens that were written.
 
     Attributes:
         waiting: rows that have joined and have no slot yet.
         seated: the rows in slots.
-        begun: rows that have had a slot.
+        free: the slots that rows can take.
+        begun: how many rows have had a slot.
     """
 
     def __init__(
@@ -70,27 +72,27 @@ class Loop:
         self.waiting: deque[Row] = deque()
         self.changed: dict[Row, dict[str, Tensor]] = {}  # what waiting rows have in their tables
         self.seated: dict[int, Row] = {}
-        self.reading: dict[int, Texts] = {}  # slots whose prompts have not been read to the end
+        self.reading: dict[int, Texts] = {}  # the prompts that slots have not read to the end
         self.free = list(places)
         self.left: list[Written] = []  # rows that left since `advance` last gave them
         self.written: list[tuple[Row, list[int]]] = []
         self.begun = 0
         self.taken = 0  # tokens of the rows that have left
-        self.warned: set[Row] = set()  # rows in slots that failed
+        self.warned: set[Row] = set()  # rows in slots that failed, of which a warning has told why
         self.tells = tells
-        self.told: dict[Row, int] = {}  # tokens of each row that have been told
+        self.told: dict[Row, int] = {}  # how many tokens of each row in a slot have been told
 
     @property
     def room(self) -> int:
-        """How many more rows could join and have a slot at once."""
+        """How many more rows could join and get a slot at once."""
         return len(self.free) - len(self.waiting)
 
     def join(self, rows: Iterable[Row]) -> None:
-        """Rows take slots as these are free: first come, first seated."""
+        """Let rows take slots as these become free: first come, first seated."""
         self.waiting.extend(rows)
 
     def cancel(self, rows: Iterable[Row]) -> None:
-        """Rows leave as they are; the next `advance` gives what they have written."""
+        """Let rows leave as they are. The next `advance` gives what they have written."""
         gone = set(rows)
         for row in [row for row in self.waiting if row in gone]:
             self.waiting.remove(row)
@@ -99,7 +101,8 @@ class Loop:
         self._leave([s for s, row in self.seated.items() if row in gone], cut=True)
 
     def change(self, row: Row, name: str, value: Tensor) -> None:
-        """A row gets another value in its table: from the next token on, or from its first.
+        """Give a row another value of the table, from its next token on or from its first.
+
 
         Raises:
             ValueError: the table has no value of that name for each row, or the row is not here.
@@ -130,7 +133,11 @@ class Loop:
         return happened
 
     def step(self) -> list[Tensor]:
-        """Every model reads a token; the next one is drawn and written down; the logits."""
+        """Let every model read the last tokens, draw the next ones and write these down.
+
+        Returns:
+            The logits that the tokens were drawn from.
+        """
         slots = self.slots
         logits = self.runner.step(slots.tokens, slots.live)
         sample = self._draw(logits)
@@ -153,7 +160,7 @@ class Loop:
 
     @property
     def peak_bytes(self) -> int:
-        """The most that caches and what was written have taken."""
+        """The most memory that caches and what rows have written took."""
         return self.runner.peak_bytes + self.slots.nbytes
 
     def drawn(self) -> int:
@@ -161,7 +168,7 @@ class Loop:
         return self.taken + int(self.slots.new[[*self.seated]].sum())
 
     def cut(self) -> list[Written]:
-        """All rows leave as they are, those that have not begun too."""
+        """Let all rows leave as they are, also those that have no slot yet."""
         self.cancel([*self.waiting, *self.seated.values()])
         left, self.left = self.left, []
         return left
@@ -173,6 +180,7 @@ class Loop:
             self._begin({slot: self.waiting.popleft() for slot in slots})
 
     def _begin(self, seated: dict[int, Row]) -> None:
+        """Put rows into these slots, whose prompts `_read` reads from now on."""
         self.seated.update(seated)
         self.begun += len(seated)
         rows = list(seated.values())
@@ -195,7 +203,7 @@ class Loop:
             for slot in ready:
                 del self.reading[slot]
             self.slots.start([s for s in ready if s in self.seated])
-            cancelled = [s for s in ready if s not in self.seated]  # They read for others.
+            cancelled = [s for s in ready if s not in self.seated]  # They read on for other rows.
             self.runner.leave(cancelled)
             self.free += cancelled
             if self._under_way:
@@ -212,7 +220,7 @@ class Loop:
         return self.slots.reserve() or moved
 
     def _look(self, logits: list[Tensor]) -> None:
-        """Wait for the device, and let the rows leave that have ended."""
+        """Wait for the device, and let the rows leave that have ended or have no more time."""
         self.watch.look()
         self._after_step()
         if self.tells:
@@ -232,27 +240,27 @@ class Loop:
             self.cancel([*(self.seated[s] for s in late), *waiting])
 
     def _after_step(self) -> None:
-        """What else the host does after every step."""
+        """What else the host does after every step. A search overrides it."""
 
     def _ended(self, stopped: list[int]) -> list[int]:
-        """Which of the slots whose rows have stopped are done with."""
+        """Which of the slots whose rows have stopped are free now. A search overrides it."""
         return stopped
 
     def _time_is_up(self, slots: list[int]) -> None:
-        """The rows in these slots are about to leave as they are."""
+        """Called before the rows in these slots leave, as time is up. A search overrides it."""
 
     def _leave(self, slots: Sequence[int], *, cut: bool = False) -> None:
-        """Rows leave; `cut`: whether they are done or not."""
+        """Let the rows in these slots leave; `cut` says that they are not done."""
         if not slots:
             return
         left = self.slots.take({s: self.seated.pop(s) for s in slots}, cut=cut)
         self.taken += sum(map(len, left))
         self.left += left
-        for slot, written in zip(slots, left, strict=True):
-            del self.watch.rows[slot]
+        self.watch.leave(slots)
+        for written in left:
             self.told.pop(written.row, None)
             self.warned.discard(written.row)
-        # A prompt is read on while any row is there that begins with it.
+        # A prompt is read to its end as long as any of the rows that share it is there.
         wanted = {id(texts) for s, texts in self.reading.items() if s in self.seated}
         dropped = [s for s, texts in self.reading.items() if id(texts) not in wanted]
         for s in dropped:
@@ -263,7 +271,7 @@ class Loop:
         self.free += gone
 
     def _tell(self) -> None:
-        """Keep what rows in slots have written since the last time."""
+        """Keep what rows in slots have written since this was last called, for `Happened`."""
         new = self.slots.new.tolist()
         for slot, row in self.seated.items():
             start, end = self.told.get(row, 0), new[slot]
@@ -272,6 +280,8 @@ class Loop:
                 self.told[row] = end
 
     def _draw(self, logits: list[Tensor]) -> BlendSample:
+        """The next token of each slot: drawn by one kernel or, where logits processors run, from
+        what they make of the blended scores."""
         slots, mixer = self.slots, self.mixer
         draw: dict[str, Any] = {name: slots.table[name] for name in DRAW}
         draw["step"] = slots.new
@@ -288,7 +298,7 @@ class Loop:
         return sample._replace(logprobs=log_p.gather(1, at)[:, 0], term_logprobs=each)
 
     def _warn(self, slot: int, logits: list[Tensor]) -> None:
-        """Say why a row had to end.
+        """Warn of a row that failed, and say why.
 
         A stopped row is fed its last token again at each step, so these logits still show the
         fault.
@@ -302,4 +312,5 @@ class Loop:
 
 
 def is_late(row: Row) -> bool:
+    """Whether the time that a row's job has is up."""
     return row.job.deadline is not None and time.time() > row.job.deadline

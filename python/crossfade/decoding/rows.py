@@ -12,14 +12,14 @@ from torch import Tensor
 from ..ops import BlendSample
 from .job import Row
 
-AHEAD = 256  # tokens that the places of rows have room for at first
+AHEAD = 256  # the tokens of a row that there is room for at first, at most
 
-# What is kept of every token: by name, its shape and its dtype.
+# What is kept of every token: by its name, the shape of it and its dtype.
 Kept = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 def kept(terms: int, references: int) -> Kept:
-    """What is kept of a token: log-probs of so many terms, divergences from so many references."""
+    """What is kept of a token, with the log-probs of so many terms and so many divergences."""
     one: tuple[int, ...] = ()
     found: Kept = {
         "tokens": (one, torch.int64),
@@ -35,13 +35,13 @@ def kept(terms: int, references: int) -> Kept:
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """What a row has written when it left its place.
+    """What a row had written when it left its place.
 
     Attributes:
-        columns: ``[tokens, ...]`` of each name in `kept`.
-        values: ``[1 + parts]`` of a search: the row's value, then its parts.
+        columns: ``[tokens, ...]`` of each name that `kept` gives.
+        values: ``[1 + parts]``: in a search, the row's value, then the parts of this.
         finished, failed: as in `Output`.
-        ended: whether it is done: finished, failed or at its limit; False if it was cut.
+        ended: whether the row is done: finished, failed or at its limit. False if it was cut.
     """
 
     row: Row
@@ -62,7 +62,7 @@ class Written:
 def unwritten(
     row: Row, kinds: Kept, parts: int, device: torch.device, *, failed: bool = False
 ) -> Written:
-    """A row that never had a place: it `failed` if it cannot be decoded at all."""
+    """What is given of a row that never had a place; `failed` if it cannot be decoded at all."""
     columns = {
         name: torch.zeros(0, *shape, dtype=dtype, device=device)
         for name, (shape, dtype) in kinds.items()
@@ -72,22 +72,29 @@ def unwritten(
 
 
 class Slots:
-    """Places where rows are decoded: buffers that stay where they are, for captured steps.
+    """Places where rows are decoded. Their buffers stay where they are, for captured steps.
 
     Attributes:
-        tokens, new: ``[slots]``: the last token of each, and how many it has written.
-        stop: ``[slots]``: the number of new tokens at which each stops.
-        live, wrote: ``[slots]``: whether each goes on, and whether the last step wrote a token.
+        tokens, new: ``[slots]``: the last token of each row, and how many it has written.
+        limits: ``[slots]``: how many new tokens each row may have.
+        stop: ``[slots]``: the number of new tokens at which each row stops: the end of its chunk,
+            or its limit.
+        live, wrote: ``[slots]``: whether each row goes on, and whether the last step wrote a token.
         finished, failed: ``[slots]``, as in `Output`.
         table: as in `Job`, with ``[slots, ...]`` in place of ``[rows, ...]``.
-        written: ``[slots, room + 1, ...]`` of each name in `kept`; the last column takes what is
+        each: ``[slots]``: the numbers of the slots, from 0 on.
+        room: the tokens of a row that the buffers have room for.
+        written: ``[slots, room + 1, ...]`` of each name in `kinds`. The last column takes what is
             drawn for slots that write nothing.
-        values: ``[slots, 1 + parts]`` of a search: each row's value, then its parts.
+        values: ``[slots, 1 + parts]``: in a search, each row's value, then the parts of this.
 
     Args:
-        table: of a job whose rows will have places; other jobs have tensors of the same names.
+        count: how many slots there are.
+        table: that of one job. The jobs of other rows have tensors of the same names.
+        kinds: what `kept` gives.
+        parts: how many numbers `values` has of each row; 0 where there is no search.
         limit: new tokens that any row may have, as far as it is known.
-        chunk: tokens after which a row waits, until `fork` lets it go on; None: it never waits.
+        chunk: tokens after which a row waits until `fork` lets it go on; None: it never waits.
     """
 
     def __init__(
@@ -121,14 +128,19 @@ class Slots:
         self.written = self._buffers(self.room)
 
     def _buffers(self, room: int) -> dict[str, Tensor]:
-        count, device = len(self.each), self.device  # on CPUs zeros take memory when written to
+        # On CPUs, zeros take memory only when they are written to.
+        count, device = len(self.each), self.device
         return {
             name: torch.zeros(count, room + 1, *shape, dtype=dtype, device=device)
             for name, (shape, dtype) in self.kinds.items()
         }
 
     def reserve(self) -> bool:
-        """Room for one more token a row; True if the buffers moved. The host's part of a step."""
+        """The host's part of a step: make room for one more token of each row.
+
+        Returns:
+            Whether the buffers moved.
+        """
         self.bound += 1
         if self.bound <= self.room:
             return False
@@ -143,7 +155,7 @@ class Slots:
         return True
 
     def nothing(self, row: Row) -> Written:
-        """What a row has written that had no slot."""
+        """What is given of a row that leaves before it has had a slot."""
         return unwritten(row, self.kinds, self.values.shape[1], self.device)
 
     @property
@@ -151,7 +163,7 @@ class Slots:
         return self.values.nbytes + sum(x.nbytes for x in self.written.values())
 
     def seat(self, slots: Sequence[int], rows: Sequence[Row]) -> None:
-        """Rows take slots; `start` lets them begin."""
+        """Give slots to rows. They do not write before `start`."""
         at = torch.tensor(slots, device=self.device)
         limits = torch.tensor([row.limit for row in rows], device=self.device)
         self.limits[at] = limits
@@ -167,12 +179,16 @@ class Slots:
                 here[at] = of_rows.to(here.dtype)
 
     def start(self, slots: Sequence[int]) -> None:
-        """Rows whose prompts have been read go on from now."""
+        """Let these rows, whose prompts have been read, write from the next step on."""
         if slots:
             self.live[torch.tensor(slots, device=self.device)] = True
 
     def write(self, sample: BlendSample, kl: Tensor | None) -> None:
-        """Append a token to every live row; end those that cannot go on."""
+        """Append a token to every live row, and end the rows that cannot go on.
+
+        Args:
+            kl: ``[slots, references]``: the divergences of the step, if there are references.
+        """
         ok = self.live & (sample.tokens >= 0)
         at = (self.each, torch.where(ok, self.new, self.room))
         self.written["tokens"][at] = sample.tokens
@@ -191,12 +207,12 @@ class Slots:
         self.live &= ok & ~ended & (self.new < self.stop)
 
     def end(self, which: Tensor) -> None:
-        """Rows ``[slots]`` bool that a criterion ends."""
+        """End the rows that a criterion ends: `which` is ``[slots]`` bool."""
         self.finished |= which
         self.live &= ~which
 
     def fork(self, slots: Sequence[int], parents: Sequence[int], live: Sequence[bool]) -> None:
-        """Slots' rows become what the rows of their parents are; those `live` begin a chunk."""
+        """Slot ``slots[i]`` gets what slot ``parents[i]`` has; its row goes on if ``live[i]``."""
         at = torch.tensor(slots, device=self.device)
         source = torch.tensor(parents, device=self.device)
         longest = int(self.new[source].max())
@@ -210,9 +226,10 @@ class Slots:
         self.live[at] = torch.tensor(live, device=self.device)
 
     def take(self, seated: Mapping[int, Row], *, cut: bool = False) -> list[Written]:
-        """What the rows in some slots have written; from now on the slots have none.
+        """Take rows out of their slots, and give what they have written.
 
-        `cut`: the rows are not done, and are taken as they are.
+        Args:
+            cut: whether the rows are taken before they are done.
         """
         if not seated:
             return []
@@ -222,7 +239,7 @@ class Slots:
             [x[at].long() for x in (self.new, self.finished, self.failed)]
         ).tolist()
         longest = max(lengths)
-        # A copy: the slots go to other rows.
+        # These are copies, as the slots go to other rows.
         blocks = {name: x[at, :longest] for name, x in self.written.items()}
         self.new[at] = 0  # What is gone needs no room any more.
         values = self.values[at]
@@ -239,7 +256,7 @@ class Slots:
         ]
 
     def change(self, slots: Sequence[int], name: str, value: Tensor) -> None:
-        """Another value in the table for some rows, from the next token on.
+        """Put another value into the table for some rows, from their next token on.
 
         Raises:
             ValueError: the table has one value of that name for all rows.

@@ -17,7 +17,7 @@ Texts: TypeAlias = Sequence[Ids]  # what each model reads of a row before it wri
 
 
 class Runner(Protocol):
-    """All models of a call, with places for rows that come and go."""
+    """All models of a call, with places for rows that come and go: the slots."""
 
     @property
     def models(self) -> Sequence[TermModel]:
@@ -25,31 +25,39 @@ class Runner(Protocol):
 
     @property
     def columns(self) -> Sequence[tuple[int, ...]]:
-        """The models that each tensor of logits stands for; several come blended by one head."""
+        """The models that each tensor of logits stands for: one, or several that share a head."""
 
     @property
     def notes(self) -> list[str]:
-        """What was left out, and why."""
+        """What is not done as the engine's options say, and why."""
 
     def join(self, slots: Sequence[int], texts: Sequence[Texts], limits: Sequence[int]) -> None:
-        """Rows take slots; of each, the ids that every model reads and the most that it writes.
+        """Let rows take slots. `read` reads their prompts.
 
-        Slots that have one and the same object of texts share its reading.
+        Args:
+            texts: what each model reads of each row. Rows that have one and the same object read it
+                together, once.
+            limits: the most that each row writes.
         """
 
     def read(self, *, each: bool = False) -> list[int]:
-        """Read a piece of what the rows that joined have to read; the slots that are ready.
+        """Read a piece of the prompts of rows that joined.
 
-        `each`: a piece for each row, so that those with short prompts are ready together.
+        Args:
+            each: whether a piece of every prompt is read, so that short prompts are ready together.
+
+        Returns:
+            The slots whose prompts have been read by now, so that steps feed these rows.
         """
 
     def leave(self, slots: Sequence[int]) -> None:
-        """Rows give up their slots; of rows that share what is being read, all of them."""
+        """Let rows give up their slots. Rows that share a prompt which is still being read must
+        leave together."""
 
     def fork(self, parents: Sequence[int], shared: Sequence[int]) -> None:
         """Slot i becomes what slot ``parents[i]`` is; -1 leaves it as it is.
 
-        They are equal already in their prompts and in the first ``shared[i]`` new tokens.
+        The two are equal already in their prompts and in their first ``shared[i]`` new tokens.
         """
 
     def reserve(self) -> bool:
@@ -58,7 +66,7 @@ class Runner(Protocol):
     def step(self, tokens: Tensor, live: Tensor) -> list[Tensor]:
         """Logits ``[slots, V]`` of each of `columns` after one more token ``[slots]``.
 
-        Rows that are not `live` are fed too, and do not keep what they were fed.
+        Rows that are not `live` are fed as well, but do not keep what they were fed.
         """
 
     def stats(self, drawn: int, rows: int) -> list[ModelStats]:

@@ -1,4 +1,4 @@
-"""What the host does with the rows of a loop at every step: processors, criteria, streamers."""
+"""What the host does with the rows of a loop at every step: processors, criteria, a streamer."""
 
 from __future__ import annotations
 
@@ -18,18 +18,25 @@ NO_TOKEN = 2**40  # No tokenizer has this id, so that it spells nothing.
 class Watch:
     """Runs Hugging Face's processors, criteria and streamers over the rows in slots.
 
+    Rows are aligned if all of them start at once, so that each is at the same step. Processors,
+    streamers and most criteria need that; stop strings do not, as they look at the ends of rows.
+
     Args:
-        aligned: the row of each slot, where all of them start at once, so that a step is every
-            row's step; None where rows come and go.
+        aligned: the row of each slot, where rows are aligned; None where they come and go.
 
     Attributes:
-        ids: ``[slots, prompt + steps]``, where the rows are aligned.
+        rows: the row in each slot.
+        criteria: each with the slots, as ``[slots]`` bool, whose rows it may end.
+        ids: ``[slots, prompt + steps]``, where rows are aligned.
+        tails: ``[slots, width]``, where they are not: the ends of the prompts, as far as stop
+            strings may need them.
     """
 
     def __init__(self, slots: Slots, aligned: Sequence[Row] | None) -> None:
         self.slots = slots
         self.steps = 0
         self.rows: dict[int, Row] = {}
+        self.criteria: list[tuple[Any, Tensor]] = []
         self.ids: Tensor | None = None
         self.processors: Any = None
         self.streamer: Any = None
@@ -39,26 +46,26 @@ class Watch:
             self.pad, self.streamer = job.pad, job.streamer
             if job.processors is not None:
                 self.processors = job.processors([row.index for row in aligned])
-        # Where rows come and go: the end of each prompt, as far as stop strings may need it.
         self.tails = torch.zeros(len(slots.each), 0, dtype=torch.int64, device=slots.device)
 
     def seat(self, seated: Mapping[int, Row]) -> None:
-        """These rows, by slot, are looked at from now on, in place of those before them."""
+        """Look at these rows, by slot, from now on, and no more at those before them there."""
         self.rows.update(seated)
-        self.criteria: list[tuple[Any, Tensor]] = []
-        members: dict[int, tuple[Any, list[int]]] = {}
+        slots_of: dict[int, tuple[Any, list[int]]] = {}
         for slot, row in self.rows.items():
             for c in row.job.criteria:
                 if c.requests is None or row.request in c.requests:
-                    members.setdefault(id(c.criterion), (c.criterion, []))[1].append(slot)
-        for criterion, its in members.values():
+                    slots_of.setdefault(id(c.criterion), (c.criterion, []))[1].append(slot)
+        self.criteria = []
+        for criterion, slots in slots_of.values():
             which = torch.zeros_like(self.slots.live)
-            which[torch.tensor(its, device=which.device)] = True
+            which[torch.tensor(slots, device=which.device)] = True
             self.criteria.append((criterion, which))
         if self.criteria and self.ids is None:
             self._keep_tails(seated)
 
     def _keep_tails(self, seated: Mapping[int, Row]) -> None:
+        """Keep the ends of new rows' prompts; those of all rows, where criteria now read more."""
         width = max(c.maximum_token_len for c, _ in self.criteria)
         if width > self.tails.shape[1]:
             self.tails = self.tails.new_full((len(self.slots.each), width), NO_TOKEN)
@@ -84,13 +91,18 @@ class Watch:
                 ended |= torch.as_tensor(criterion(ids, None), device=ids.device) & which
             slots.end(ended & slots.wrote)
 
+    def leave(self, slots: Sequence[int]) -> None:
+        """Look no more at the rows in these slots."""
+        for slot in slots:
+            del self.rows[slot]
+
     def fork(self, slots: Sequence[int], parents: Sequence[int]) -> None:
-        """Slots' rows become what those of their parents are."""
+        """Slot ``slots[i]`` gets what slot ``parents[i]`` has."""
         if self.ids is not None:
             self.ids[slots] = self.ids[parents]
 
     def _window(self) -> Tensor:
-        """The last tokens of every slot, as many as any stop string may need."""
+        """The last tokens of every slot, prompt included: as many as any stop string may need."""
         slots, width = self.slots, self.tails.shape[1]
         back = slots.new[:, None] - width + torch.arange(width, device=slots.device)
         written = slots.written["tokens"].gather(1, back.clamp(min=0))

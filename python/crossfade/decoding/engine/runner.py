@@ -204,9 +204,8 @@ class EngineRunner:
         if not ready:
             return []
         self.joining = [j for j in self.joining if j.slots[0] in unread]
-        parents = [
-            -1
-        ] * self.slots  # Slots that share a prompt become what the one that read it is.
+        # Slots that share a prompt become what the one that read it is.
+        parents = [-1] * self.slots
         for j in ready:
             for slot in j.slots:
                 parents[slot] = j.slots[0]
