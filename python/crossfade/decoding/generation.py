@@ -167,6 +167,9 @@ class Generation:
 
     Attributes:
         call: the models, and what they read.
+        base: the first term's model, whose methods of Hugging Face's resolve the arguments.
+        config: what they resolve to.
+        each: what requests have of their own.
         as_dict: whether an `Output` is wanted, or its sequences alone.
     """
 
@@ -186,7 +189,7 @@ class Generation:
         search: ChunkBeamSearch | None = None,
         arguments: dict[str, Any],
     ) -> None:
-        """As of `generate`, which says what each is; `arguments` are the other ones."""
+        """The arguments are those of `generate`; `arguments` has all those without a name there."""
         mixed, self.search = blend_and_search(blend, search)
         check.flag("return_term_logprobs", return_term_logprobs)
         check.flag("return_kl_to_base", return_kl_to_base)
@@ -209,7 +212,7 @@ class Generation:
         self.prefix_allowed_tokens_fn = prefix_allowed_tokens_fn
         if self.search is not None:
             if settings.stated("do_sample", arguments, generation_config) is None:
-                arguments["do_sample"] = True  # whatever the model's saved config says
+                arguments["do_sample"] = True  # A search samples, whatever the saved config says.
             if streamer is not None:
                 raise NotImplementedError(
                     "streamer is set; a search knows its rows at the end alone"
@@ -251,17 +254,19 @@ class Generation:
 
     @property
     def _pad(self) -> int:
-        """The padding id, or any id where neither config nor tokenizer names one: masks count."""
+        """The padding id. Where neither config nor tokenizer names one, any id will do, as masks
+        say what is padding."""
         if self.config._pad_token_tensor is not None:
             return int(self.config._pad_token_tensor)
         own = getattr(self.call.tokenizer, "pad_token_id", None)
         return 0 if own is None else int(own)
 
     def job(self, requests: Requests, seed: Seed, *, alone: bool = False) -> Job:
-        """What is decoded of some requests: all of the caller's, or a part of them.
+        """The job that decodes some requests: all of the caller's, or a part of them.
 
-        `alone`: a limit of the whole length counts each request's own prompt, and not, as in
-        Hugging Face, the padding that the longest prompt beside it brings.
+        Args:
+            alone: whether a limit of the whole length (`max_length`) counts each request's own
+                prompt. In Hugging Face it counts the longest prompt of the batch.
         """
         call, base, device = self.call, self.base, self.call.device
         self.each.check(requests.total or len(requests))
@@ -282,7 +287,7 @@ class Generation:
             limits = (most + padding).repeat_interleave(copies)
 
         def processors(rows: Sequence[int]) -> LogitsProcessorList:
-            """Hugging Face's list for a batch of rows, as if they were all."""
+            """Hugging Face's list for a batch of rows, as if there were no others."""
             batch = [row // copies for row in rows]
             numbers = [requests.number(row // copies) * copies + row % copies for row in rows]
             allowed = self.prefix_allowed_tokens_fn
@@ -326,5 +331,5 @@ class Generation:
         except ValueError:
             if not config.stop_strings or tokenizer is None:
                 raise
-            stop_criterion(config.stop_strings, tokenizer)  # It says why.
+            stop_criterion(config.stop_strings, tokenizer)  # Its error says why.
             raise

@@ -20,9 +20,9 @@ from .results import output_of
 from .simple.own_loop import tensors_in
 from .simple.term_model import positions_of
 
-# What Hugging Face hands over of its own: these are looked at, or have no effect here.
+# The arguments that Hugging Face hands over by itself. They are looked at, or have no effect here.
 OWN = {"attention_mask", "past_key_values", "position_ids", "use_cache", "logits_to_keep"}
-OWN |= {"cache_params"}  # the cache of models that have no keys and values
+OWN |= {"cache_params"}  # This is the cache of models that have no keys and values.
 
 
 def decode(
@@ -72,7 +72,7 @@ def decode(
     settings.check_supported(generation_config, model.generation_config)
     copies = generation_config.num_return_sequences
     mask = _mask(model, input_ids, model_kwargs)
-    requests = read_requests(input_ids[::copies], mask[::copies])  # a request's copies are equal
+    requests = read_requests(input_ids[::copies], mask[::copies])  # Copies of a request are equal.
     stated = generation_config._pad_token_tensor
     pad = 0 if stated is None else int(stated)
 
@@ -81,18 +81,18 @@ def decode(
     check_ids(generation_config, call.vocabulary, blend, call.tokenizer, ends_asked=ends_asked)
     sample = bool(generation_config.do_sample)
     prompts = call.prompts(requests, pad)
-    searching = call.search_job(search, requests, call.writing(prompts), sample, copies)
-    if searching is not None:
-        copies = searching.settings.rows
+    search_job = call.search_job(search, requests, call.writing(prompts), sample, copies)
+    if search_job is not None:
+        copies = search_job.settings.rows
     job = call.job(
         requests,
         prompts,
         copies,
-        lambda rows: logits_processor,  # it takes all rows at once
+        lambda rows: logits_processor,  # It was made for all rows, which are decoded at once.
         stopping_criteria,
         seeds_and_streams(seed, len(requests), copies, sample, call.device),
         do_sample=sample,
-        search=searching,
+        search=search_job,
         pad=pad,
     )
     driver = Driver(blend, call.models, call.vocabulary, Engine(), len(job))
@@ -104,7 +104,7 @@ def decode(
 
 
 def _mask(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
-    """The prompts' attention mask; refuses, by name, whatever else came with them."""
+    """The attention mask of the prompts. Whatever else came with them is refused by its name."""
     saved = model.generation_config
     types = is_multimodal(model)
     for name, value in model_kwargs.items():
@@ -118,9 +118,10 @@ def _mask(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor
     cache = model_kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise NotImplementedError("past_key_values is not supported: a blend has a cache a term")
-    if tensors_in(model_kwargs.get("cache_params")):  # it is not the empty one of generate
+    if tensors_in(model_kwargs.get("cache_params")):  # The one that `generate` makes is empty.
         raise NotImplementedError("cache_params is not supported: a blend has a cache a term")
-    positions = model_kwargs.get("position_ids")  # [requests, tokens], or one for each of some axes
+    # They are [requests, tokens], or such a tensor for each of several axes.
+    positions = model_kwargs.get("position_ids")
     if positions is not None and ((positions != positions_of(mask)) & mask.bool()).any():
         raise NotImplementedError("position_ids is not supported; they follow from attention_mask")
     return mask

@@ -25,8 +25,9 @@ from .simple.contexts import check_context
 from .simple.term_model import TermModel
 from .writing import Writing
 
-MAX_LOGITS = 1 << 27  # numbers that are held at once, of all models together
-MAX_MIXED = {"cpu": 1 << 20, "cuda": 1 << 24}  # numbers of each model that are blended at once
+MAX_LOGITS = 1 << 27  # the most numbers of logits that are held at once, of all models together
+# The most numbers of each model's logits that are blended at once.
+MAX_MIXED = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
 @torch.no_grad()
@@ -111,7 +112,7 @@ class _Reader:
 
 
 def _batches(readers: Sequence[_Reader]) -> Iterator[list[int]]:
-    """Which requests all models read before their logits, held until then, are blended."""
+    """Which requests are read together: all models' logits of them are held at once."""
     return batches(
         *(Cost([*map(len, r.texts)], max_tokens(r.prefill.model.device)) for r in readers),
         Cost([*map(sum, zip(*(r.numbers for r in readers), strict=True))], MAX_LOGITS),
@@ -122,7 +123,7 @@ class _Mixing:
     """What a blend and its references make of the logits of all models.
 
     Args:
-        requests: of the call.
+        requests: how many the call has.
         terms: whether the log-probs under each term are wanted.
     """
 
@@ -139,17 +140,18 @@ class _Mixing:
     def figures(
         self, requests: Sequence[int], logits: Sequence[Tensor], responses: Sequence[Ids]
     ) -> Iterator[tuple[Tensor, ...]]:
-        """Of each request its tokens' log-probs ``[n]``, those under each term ``[n, K]`` and the
-        divergences ``[n]`` from the reference; no numbers ``[n, 0]`` of what is not wanted."""
+        """What is asked of each request's n tokens: their log-probs ``[n]``, those under each term
+        ``[n, K]`` and the divergences ``[n]`` from the reference; ``[n, 0]`` if it is not wanted.
+        """
         tokens = left_pad(responses).ids.to(self.device)
         shape, flat = tokens.shape, [z.flatten(0, 1) for z in logits]
-        of = torch.tensor(requests, device=self.device).repeat_interleave(shape[1])
+        request_of = torch.tensor(requests, device=self.device).repeat_interleave(shape[1])
         most = max(1, MAX_MIXED.get(self.device.type, MAX_MIXED["cuda"]) // self.vocabulary)
         parts = []
-        for at in range(0, len(of), most):
+        for at in range(0, len(request_of), most):
             some = slice(at, at + most)
             here = [z[some].to(self.device) for z in flat]
-            parts.append(self._of_tokens(of[some], here, tokens.flatten()[some]))
+            parts.append(self._of_tokens(request_of[some], here, tokens.flatten()[some]))
         whole = [torch.cat(x).unflatten(0, shape) for x in zip(*parts, strict=True)]
         for i, response in enumerate(responses):
             yield tuple(x[i, shape[1] - len(response) :] for x in whole)
@@ -157,32 +159,38 @@ class _Mixing:
     def _of_tokens(
         self, requests: Tensor, logits: Sequence[Tensor], tokens: Tensor
     ) -> tuple[Tensor, ...]:
-        """The same of tokens ``[n]``, each with its request and the logits before it."""
-        of, *others = (
+        """What `figures` gives, of tokens ``[n]``, each with its request and logits before it."""
+        mixer, *references = (
             Mixer(blend, _rows(w, requests), _rows(v, requests), self.vocabulary)
             for blend, w, v in self.blends
         )
-        of.references = list(zip(others, self.columns, strict=True))
+        mixer.references = list(zip(references, self.columns, strict=True))
         at = tokens[:, None]
-        log_p = of.log_probs(logits).gather(1, at)
+        log_p = mixer.log_probs(logits).gather(1, at)
         terms, kl = log_p[:, :0], log_p[:, :0]
         if self.terms:
-            terms = torch.cat([p.gather(1, at) for p in of.term_log_probs(logits)], dim=1)
-        if others:
-            (kl,) = of.divergences(logits).unbind(1)
+            terms = torch.cat([p.gather(1, at) for p in mixer.term_log_probs(logits)], dim=1)
+        if references:
+            (kl,) = mixer.divergences(logits).unbind(1)
         return log_p[:, 0], terms, kl
 
 
 def _rows(weights: Weights, requests: Tensor) -> Weights:
+    """The weights of tokens, each of its request."""
     return weights[requests] if isinstance(weights, Tensor) else weights
 
 
 def _responses(
     responses: Any, writing: Writing | None, requests: int, vocabulary: int
 ) -> list[list[int]]:
+    """The token ids of each response, checked.
+
+    Raises:
+        TypeError, ValueError: names the response, what it was and what it must be.
+    """
     if isinstance(responses, str) or token_ids("responses", responses) is not None:
         responses = [responses]
-    elif hasattr(responses, "tolist"):  # a tensor or an array, a row a response
+    elif hasattr(responses, "tolist"):  # It is a tensor or an array, with a response in each row.
         responses = tensor("responses", responses)
         responses = list(responses) if responses.dim() else responses
     if not isinstance(responses, Sequence):

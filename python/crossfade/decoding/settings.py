@@ -21,10 +21,10 @@ from ..reading import check_unicode
 from ..search import ChunkBeamSearch
 from .inputs import asks_nothing
 
-LARGEST = 2**63 - 1  # of int64, in which tokens are counted
+LARGEST = 2**63 - 1  # the largest int64: tokens are counted in this type
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-# Settings that Hugging Face applies to scores after those of `SAMPLING` or between them, and with
-# which values they do nothing.
+# Settings that Hugging Face applies to scores after those of `SAMPLING` or between them, with the
+# values by which they do nothing.
 AFTER = {"top_h": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 # Fields of GenerationConfig that decoding honours.
 SUPPORTED = {
@@ -49,13 +49,14 @@ HOW = {
     # These are about encoder-decoders, beams, and scores that are not finite (they end a row here).
     *("decoder_start_token_id", "early_stopping", "length_penalty", "remove_invalid_values"),
 }
-# Fields that choose how Hugging Face searches. Saved ones are ignored where they leave it at greedy
-# decoding or sampling.
+# Fields that choose how Hugging Face searches. Those of a model's saved config are ignored if what
+# they choose is greedy decoding or sampling after all.
 MODE = {
     *("num_beams", "num_beam_groups", "diversity_penalty", "constraints", "force_words_ids"),
     *("penalty_alpha", "dola_layers"),
     *("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"),
 }
+# The ways of Hugging Face's that give the tokens of greedy decoding or sampling.
 SAME_TOKENS = {
     GenerationMode.GREEDY_SEARCH,
     GenerationMode.SAMPLE,
@@ -80,6 +81,7 @@ NEUTRAL = {
     "target_lookbehind": 10,
     "max_matching_ngram_size": 2,
 }
+# What to do instead of setting a field that is not supported.
 INSTEAD = {
     "guidance_scale": "presets.cfg is classifier-free guidance",
     "output_scores": "logprobs are always returned, return_term_logprobs=True adds each term's",
@@ -123,11 +125,14 @@ def resolve(
     """The config of a call. `arguments` come before `generation_config`, and that before the
     model's own config and Hugging Face's defaults.
 
-    One default differs: top-k is off, not 50, unless one of the first three sets it. A setting that
-    `each` has for the requests is off in the config.
+    One default differs: top-k is off, not 50, unless one of the first three sets it.
+
+    Args:
+        lists: the settings of which each request has its own value. They are off in the config.
 
     Raises:
-        TypeError: an argument is unknown or of the wrong type. ValueError: its value is.
+        TypeError: an argument is unknown or of the wrong type.
+        ValueError: an argument has a value that it must not have.
         NotImplementedError: names an argument that is not supported.
     """
     fields = vars(GenerationConfig())
@@ -175,6 +180,11 @@ def resolve(
 
 
 def check_search(search: ChunkBeamSearch, do_sample: bool, returned: int) -> None:
+    """Refuse settings of a call that its search cannot go with.
+
+    Raises:
+        ValueError: names the setting.
+    """
     if not do_sample and search.rows > 1:
         raise ValueError(f"do_sample is False; a search of {search.rows} rows must sample")
     if returned > search.width:
@@ -216,7 +226,7 @@ def check_supported(config: GenerationConfig, saved: GenerationConfig) -> None:
 
 
 def _check_numbers(asked: dict[str, Any]) -> None:
-    """Check types and ranges, before Hugging Face compares values that cannot be compared."""
+    """Check types and ranges, as Hugging Face compares values without looking at their types."""
     for name in ("max_new_tokens", "max_length", "num_return_sequences"):
         check_int(name, asked.get(name), 1, LARGEST)
     for name in ("min_new_tokens", "min_length", "no_repeat_ngram_size"):
@@ -237,6 +247,7 @@ def _check_numbers(asked: dict[str, Any]) -> None:
 
 
 def check_stop_strings(texts: Sequence[Any]) -> None:
+    """Refuse stop strings that no text can end with."""
     for text in texts:
         if not isinstance(text, str) or not text:
             raise ValueError(f"stop_strings has {text!r:.80}; it must be texts that are not empty")
@@ -244,6 +255,7 @@ def check_stop_strings(texts: Sequence[Any]) -> None:
 
 
 def check_int(name: str, value: Any, lowest: int, highest: int | None = None) -> None:
+    """Refuse, by name, a value that is no int within these bounds; None is left out."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):
@@ -261,7 +273,7 @@ def set_lengths(
     model._prepare_generated_length(
         generation_config=config,
         has_default_max_length=not asked_max_length,
-        has_default_min_length=True,  # only chooses whether a clash is logged
+        has_default_min_length=True,  # This only chooses whether a clash is logged.
         model_input_name="input_ids",
         input_ids_length=prompt_length,
         inputs_tensor=None,
@@ -296,23 +308,30 @@ def split_processors(
 def _plain(warper: Any) -> bool:
     """Whether a warper does what the kernel does: it excludes tokens outright, and may leave one.
 
-    A TopKLogitsWarper has no minimum to look at, as it keeps the larger of that and k as its k.
+    A TopKLogitsWarper has no such minimum: it takes the larger one of that and k for its k.
     """
     removes = getattr(warper, "filter_value", -float("inf")) == -float("inf")
     return removes and getattr(warper, "min_tokens_to_keep", 1) == 1
 
 
 class Ends(NamedTuple):
-    """What ends rows."""
+    """What ends rows.
 
-    limit: int  # new tokens
+    Attributes:
+        limit: how many new tokens a row may have.
+        eos: the ids that end a row.
+        deadline: the time, as ``time.time()`` counts it, at which rows are cut.
+        others: all other criteria, Hugging Face's and the caller's.
+    """
+
+    limit: int
     eos: list[int]
-    deadline: float | None  # by time.time()
-    others: list[Any]  # Hugging Face's and the caller's criteria
+    deadline: float | None
+    others: list[Any]
 
 
 def split_criteria(criteria: Sequence[Any], prompt_length: int) -> Ends:
-    """Take limits of length and time, and EOS, off the list; what is left is called as it is."""
+    """Take limits of length and time, and EOS, out of the list. Others are called as they are."""
     kinds = (MaxLengthCriteria, MaxTimeCriteria, EosTokenCriteria)
     lengths = [c for c in criteria if type(c) is MaxLengthCriteria]
     times = [c for c in criteria if type(c) is MaxTimeCriteria]
