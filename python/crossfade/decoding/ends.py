@@ -29,7 +29,7 @@ def check_ids(
     """Refuse what cannot be done with `vocabulary` tokens, and leave out ends that are not in it.
 
     Args:
-        config: of the call. Its `eos_token_id` is changed: ids outside the vocabulary are removed.
+        config: of the call. Ids outside the vocabulary are removed from its `eos_token_id`.
         ends_asked: whether the caller named the ends, and so knows them. If not, a warning names
             those of the blend's models and of the tokenizer that no row can write.
 
@@ -82,7 +82,7 @@ def check_ids(
 def _warn_of_ends(config: GenerationConfig, vocabulary: int, blend: Blend, tokenizer: Any) -> None:
     """Warn of the ends, as saved with models and tokenizers, that no row can write."""
     if config.stop_strings:
-        return  # the caller knows how rows end
+        return  # The caller knows how rows end.
     saved: dict[str, Any] = {}
     for name, term in zip(blend.names, blend.terms, strict=True):
         own = getattr(underlying(term.model), "generation_config", None)

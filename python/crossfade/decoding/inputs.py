@@ -43,9 +43,12 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Requests:
-    """Requests, and the padded tensors they came in, if they did.
+    """Some requests, which may be a part of the caller's list.
 
-    They may be a part of the caller's list, which has `total`: those of these `numbers`.
+    Attributes:
+        padded: the tensors that they came in, if they did.
+        numbers: the place of each in the caller's list. None: they are the whole list.
+        total: how long the caller's list is; None if that is not known.
     """
 
     items: list[Request]
@@ -57,7 +60,7 @@ class Requests:
         return len(self.items)
 
     def part_of(self, each: Any) -> Any:
-        """What these requests have of a list or a tensor with an entry for each of the caller's."""
+        """These requests' part of a list or a tensor with an entry for each of the caller's."""
         if self.numbers is None:
             return each
         if isinstance(each, Tensor):
@@ -65,7 +68,7 @@ class Requests:
         return [each[i] for i in self.numbers]
 
     def number(self, i: int) -> int:
-        """The place in the caller's list of the request of number `i` here."""
+        """The place in the caller's list of the request that is number `i` here."""
         return i if self.numbers is None else self.numbers[i]
 
 
@@ -95,7 +98,8 @@ def right_pad(rows: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tensor, Tens
 
 
 def _int64(rows: Sequence[Sequence[int]]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int64, device="cpu")  # also where all rows are empty
+    # Without the dtype, rows that are all empty would be floats.
+    return torch.tensor(rows, dtype=torch.int64, device="cpu")
 
 
 def asks_nothing(name: str, value: Any, multimodal: bool = False) -> bool:
@@ -144,7 +148,7 @@ def read_requests(
     if isinstance(inputs, Tensor) or is_numbers(inputs):
         return _padded(tensor("input_ids", inputs), attention_mask, pad, eos)
 
-    if hasattr(inputs, "tolist"):  # an array of texts or of rows
+    if hasattr(inputs, "tolist"):  # It is an array of texts or of rows.
         inputs = inputs.tolist()
     one = isinstance(inputs, str) or is_chat(inputs) or token_ids("inputs", inputs) is not None
     if one:
@@ -215,11 +219,12 @@ def encode(item: Request, tokenizer: Any, term: str, *, whole: bool = False) -> 
     if not isinstance(item, str):
         try:
             text = render(item, tokenizer, whole=whole)
-        except Exception as error:  # whatever a template raises: it is the tokenizer's own program
+        except Exception as error:  # A template is a program, which may raise whatever it likes.
             raise ValueError(
                 f"the chat template of {term} cannot take the chat {item!r:.200}: {error}"
             ) from error
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has them
+        # The template has written the special tokens already.
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     ids = list(tokenizer(item)["input_ids"])
     bos = getattr(tokenizer, "bos_token_id", None)
     return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids

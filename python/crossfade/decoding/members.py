@@ -18,7 +18,7 @@ class Reference:
 
     Attributes:
         output: the field of `Output` that gets the divergence.
-        columns: where the logits of its terms, then of its values, stand among those of a step.
+        columns: the places of its terms, then of its values, among the members of the call.
     """
 
     output: str
@@ -32,12 +32,14 @@ class Members:
     Each is there once: a reference adds only models that the blend does not run already.
 
     Attributes:
+        all: the members, in this order.
+        names: of the members.
         vocabulary: how many tokens all of them share. References count, as they read what is
             written.
 
     Args:
-        vocabulary: the tokens that the blend's own members share.
-        tokenizer: of members that have none.
+        vocabulary: how many tokens the blend's own members share.
+        tokenizer: for the members that have none.
         references: the blends to compare with, by the fields of `Output` that they fill.
 
     Raises:
@@ -66,7 +68,7 @@ class Members:
             self.references.append(Reference(output, reference, tuple(columns)))
 
     def _place(self, member: Member, name: str) -> int:
-        """Which of the call's members computes `member`; a new one if none does yet."""
+        """The place of a member among those of the call, to which it is added if need be."""
         known = [self._complete(m) for m in self.all]
         if (wanted := self._complete(member)) in known:
             return known.index(wanted)
@@ -81,7 +83,7 @@ class Members:
         return replace(member, tokenizer=self._tokenizer)
 
     def _common(self, blend: Blend, member: Member) -> int:
-        """The vocabulary that a member of a reference shares with the blend's first term."""
+        """How many tokens a member of a reference shares with the blend's first term."""
         terms, values = ((member,), ()) if isinstance(member, Model) else ((), (member,))
         pair = Blend(
             (blend.terms[0], *terms), (1.0,) * (1 + len(terms)), values, (1.0,) * len(values)

@@ -19,9 +19,14 @@ class Mixer:
 
     Args:
         weights, value_weights: numbers, or a tensor ``[rows, K]``.
-        columns: which terms and values each tensor of logits stands for; several share a head and
-            come blended already. Those past the blend's own are of references. None: one each.
-        references: what divergences are measured to, each with the columns of its logits.
+        columns: which terms and values each tensor of logits stands for. Where it is several, they
+            share a head and come blended already. What follows the blend's own terms and values is
+            of references. None: each tensor stands for one.
+        references: what divergences are measured to, each with the places of its logits among those
+            of a step.
+
+    Attributes:
+        terms: how many tensors of logits stand for terms. Those of values follow them.
     """
 
     def __init__(
@@ -41,7 +46,7 @@ class Mixer:
         self.references = references
 
     def _column_weights(self) -> Weights:
-        """The weights of `columns`: 1 for what is blended already."""
+        """The weight of each tensor of logits that stands for terms: 1 if it is blended already."""
         columns, w = self.columns[: self.terms], self.weights
         if all(len(c) == 1 for c in columns):
             return w
@@ -84,9 +89,9 @@ class Mixer:
         for reference, columns in self.references:
             log_q = reference.log_probs([logits[k] for k in columns])
             ratio = torch.where(log_p == -torch.inf, 0.0, log_p - log_q)
-            # where exp(log_p) is 0 by rounding, it would make 0 * inf of a divergence
+            # An exp(log_p) that is rounded to 0 must not hide a ratio that is infinite.
             nats = torch.where(ratio == torch.inf, torch.inf, log_p.exp() * ratio).sum(dim=-1)
-            found.append(nats.clamp(min=0.0))  # below 0 by rounding alone
+            found.append(nats.clamp(min=0.0))  # Only rounding puts it below 0.
         return torch.stack(found, dim=1)
 
     def scores(self, logits: Sequence[Tensor], log_p: Tensor) -> Tensor:
@@ -98,7 +103,7 @@ class Mixer:
         has its blended logit.
         """
         if self.blend.power != 0:
-            return log_p.clone()  # a processor may write into it
+            return log_p.clone()  # A processor may write into it.
         best = log_p.argmax(dim=-1, keepdim=True)
         shift = -log_p.gather(1, best)
         k = self.terms
@@ -120,7 +125,7 @@ class Mixer:
                 return f"its weights are {weights[row].tolist()}"
         culprits = [
             " and ".join(names[k] for k in c)
-            for c, z in zip(self.columns, logits, strict=False)  # references have no say
+            for c, z in zip(self.columns, logits, strict=False)  # without those of references
             if (z[row, : self.vocabulary].isnan() | z[row, : self.vocabulary].isposinf()).any()
         ]
         if culprits:
@@ -129,6 +134,6 @@ class Mixer:
 
 
 def _bad(w: Tensor, power: float) -> bool:
-    """Whether a request's weights, one a term, cannot be blended with."""
+    """Whether a row's weights, one for each term, are such that no blend has them."""
     mean = power != 0 and ((w < 0).any() or (w.sum() - 1).abs() > check.WEIGHT_SUM_TOLERANCE)
     return bool(mean) or not bool(w.isfinite().all())

@@ -23,9 +23,12 @@ def output_of(
     *,
     alone: bool = False,
 ) -> Output:
-    """The rows that are given back, of those of a job or of some of its requests, in order.
+    """The `Output` of a job, or of some of its requests.
 
-    `alone`: the output is what it is without the job's other requests, whose prompts may be longer.
+    Args:
+        written: all their rows, in any order.
+        alone: whether the output is to be as if the job had no other requests, whose prompts may be
+            longer.
     """
     rows = sorted((w for w in written if w.row.is_returned), key=lambda w: w.row.index)
     device = driver.device

@@ -13,7 +13,7 @@ class ModelStats:
     Attributes:
         names: the terms and values that it computed, as rows of one batch.
         forwards: how often it ran.
-        tokens: how many it read for all of them, padding not counted.
+        tokens: how many tokens it read for all of them, without padding.
     """
 
     names: tuple[str, ...]
@@ -26,8 +26,8 @@ class Stats:
     """What a call cost.
 
     Attributes:
-        tokens: how many were generated, over all rows that are returned.
-        seconds: from the first forward to the last token.
+        tokens: how many tokens were generated, in all rows that are returned.
+        seconds: how long it took, from the first forward to the last token.
         models: an entry for each model and adapter, in the order of their first terms; then for
             those of a search's value. Rows that a search dropped are counted too.
         cache_bytes: the size of all caches at the end.

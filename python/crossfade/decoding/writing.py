@@ -1,4 +1,4 @@
-"""From the tokens of a response to its text and back. Both depend on what stands before them.
+"""From the tokens of a response to its text and back. Both depend on what stands before it.
 
 Tokenizers treat the beginning of a text unlike its middle. A SentencePiece tokenizer writes a space
 before the first word of a text and takes it off when it decodes, a WordPiece one marks what goes on
@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 from .forms import Ids, Request, is_ids
 from .inputs import Prompts, render
 
-# How much of the end of its prompt a response is read after: of tokens when it is decoded, and of
-# characters when it is encoded.
+# A response is decoded after the last tokens of its prompt, so many of them, and encoded after the
+# last characters of its prompt.
 TOKENS = 64
 CHARACTERS = 256
-# Characters that a response is encoded after where it would share a token with its prompt's end.
+# A response that would share a token with the end of its prompt is encoded after one of these.
 ANCHORS = ("\n", "a", "0", ".")
 
 
 def text_after(tokenizer: Any, before: Sequence[Ids], new: Sequence[Ids]) -> list[str]:
-    """What `new` tokens add to the text of those before them, special tokens left out.
+    """What `new` tokens add to the text of those before them, without special tokens.
 
     The tokens before are decoded alone, and together with the new ones. What the two texts begin
     with alike is cut off the second. So the text before and the one given back make the whole
@@ -106,7 +106,7 @@ def answer_lead(tokenizer: Any, chat: list[Any], prompt: str) -> str:
         whole = tokenizer.apply_chat_template(
             [*chat, {"role": "assistant", "content": content}], tokenize=False
         )
-    except Exception:  # whatever a template raises: it may want other answers than this one
+    except Exception:  # A template may raise anything at an answer that it does not expect.
         return ""
     lead = whole[len(prompt) : whole.rfind(content)] if whole.startswith(prompt) else ""
     return lead if lead.isspace() else ""
