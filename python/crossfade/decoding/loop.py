@@ -70,7 +70,7 @@ class Loop:
         self.stepper, self.every = stepper or Stepper(capture=False), every
         self.watch = Watch(slots, aligned)
         self.waiting: deque[Row] = deque()
-        self.changed: dict[Row, dict[str, Tensor]] = {}  # what waiting rows have in their tables
+        self.changed: dict[Row, dict[str, Tensor]] = {}  # values that waiting rows will have
         self.seated: dict[int, Row] = {}
         self.reading: dict[int, Texts] = {}  # the prompts that slots have not read to the end
         self.free = list(places)
@@ -102,7 +102,6 @@ class Loop:
 
     def change(self, row: Row, name: str, value: Tensor) -> None:
         """Give a row another value of the table, from its next token on or from its first.
-
 
         Raises:
             ValueError: the table has no value of that name for each row, or the row is not here.
