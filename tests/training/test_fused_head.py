@@ -9,8 +9,10 @@ import pytest
 import tiny_models as tiny
 import torch
 import torch.nn.functional as F
+from crossfade.ops import native
 from crossfade.training import add_linear_logp
 from crossfade.training.fused_head import Logits
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from trained_models import make
 from trainer_runs import OLD_NAMES, trainer
@@ -111,6 +113,49 @@ def test_autocast_leaves_the_head_alone() -> None:
     targets = labels[:, 1:]
     want = log_p.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1) * (targets != -100)
     torch.testing.assert_close(found, want.float(), rtol=1e-5, atol=1e-5)
+
+
+def backward(**options: Any) -> tuple[int, list[torch.Tensor]]:
+    """The head's products in the backward pass of the loss, and the gradients that it leaves."""
+    model, (ids, labels) = make(), ids_and_labels()
+    add_linear_logp(model, **options)
+    loss = model(input_ids=ids, labels=labels, fused_lm_head=True).loss
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        loss.backward()
+    products = [e for e in seen.events() if e.name in ("aten::mm", "aten::addmm_")]
+    of_head = [e for e in products if any(tiny.VOCAB in shape for shape in e.input_shapes)]
+    return len(of_head), [p.grad for p in model.parameters()]
+
+
+@pytest.mark.skipif(
+    native.why_not(torch.device("cpu")) is not None, reason="the native module is not built"
+)
+def test_mean_only() -> None:
+    """With it the head's products are all made in the forward pass, and gradients are the same."""
+    products, want = backward()
+    assert products == 3
+    products, got = backward(mean_only=True)
+    assert products == 0
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(TypeError, match="mean_only is 1; it must be True or False"):
+        add_linear_logp(make(), mean_only=1)
+
+
+def test_former_name_of_mean_only() -> None:
+    """It is taken for one release, with a warning that says what to write."""
+    said = "add_linear_logp's uniform is now called mean_only"
+    with pytest.warns(FutureWarning, match=said):
+        products, got = backward(uniform=True)
+    again, want = backward(mean_only=True)
+    assert products == again
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)
+    with (
+        pytest.warns(FutureWarning, match=said),
+        pytest.raises(TypeError, match="uniform is 1; it must be True or False"),
+    ):
+        add_linear_logp(make(), uniform=1)
 
 
 class _Logits(TorchDispatchMode):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..extras import require
 from ..models.after_head import after_head
+from ..ops import check
 from ..ops.logp import tiles as logp_tiles
 from ..ops.logp.api import all_results, temperature_of
 from ..ops.logp.tiles import Settings
@@ -74,7 +75,7 @@ class HeadSettings:
 
     logits: Logits
     outputs: tuple[str, ...]
-    uniform: bool
+    mean_only: bool
     cast_lm_head_to_fp32: bool  # passed on to TRL for heads that are left to it
 
 
@@ -83,7 +84,8 @@ def add_linear_logp(
     temperature: float = 1.0,
     cast_lm_head_to_fp32: bool = False,
     outputs: Sequence[str] = ("log_probs",),
-    uniform: bool = False,
+    mean_only: bool = False,
+    uniform: bool | None = None,
 ) -> None:
     """Have `model` compute log-probs of labels by `linear_logp`, as TRL's `add_fused_lm_head` does.
 
@@ -105,15 +107,20 @@ def add_linear_logp(
         cast_lm_head_to_fp32: an argument of TRL's function, which changes nothing here: the head's
             products are always float32.
         outputs: the fields of `FusedCausalLMOutput` to compute besides `loss` and `log_probs`.
-        uniform: whether the loss will be a sum or mean of `log_probs`, see `linear_logp`.
+        mean_only: whether the loss will be a sum or mean of `log_probs`, see `linear_logp`.
+        uniform: what `mean_only` was called before; it will be removed in the next release.
 
     Raises:
-        TypeError, ValueError: `temperature` is not a number above 0, or the model scales its logits
-            by a number that is not above 0.
+        TypeError, ValueError: `temperature` is not a number above 0, `mean_only` is not a bool, or
+            the model scales its logits by a number that is not above 0.
         NotImplementedError: the head is not a plain linear layer, its logits are not those of a
             scaled or soft-capped product, or `outputs` has "log_sum_sq_probs".
     """
-    _seat(model, class_with_logp(model, temperature, cast_lm_head_to_fp32, outputs, uniform))
+    if uniform is not None:
+        said = "add_linear_logp's uniform is now called mean_only; uniform will be removed"
+        warnings.warn(said, FutureWarning, stacklevel=2)
+        mean_only = check.flag("uniform", uniform)
+    _seat(model, class_with_logp(model, temperature, cast_lm_head_to_fp32, outputs, mean_only))
 
 
 def class_with_logp(
@@ -121,11 +128,12 @@ def class_with_logp(
     temperature: float = 1.0,
     cast_lm_head_to_fp32: bool = False,
     outputs: Sequence[str] = ("log_probs",),
-    uniform: bool = False,
+    mean_only: bool = False,
 ) -> type:
     """The class that `add_linear_logp` would give to `model`; `seated` gives it for a while."""
     require("trl.trainer.utils", "train")
     temperature = temperature_of(temperature)
+    check.flag("mean_only", mean_only)
     unknown = [name for name in outputs if name not in FIELDS]
     if unknown:
         raise NotImplementedError(
@@ -137,7 +145,7 @@ def class_with_logp(
     _check_logits(model, logits)
     return _class_of(
         getattr(type(model), "plain_class", type(model)),
-        HeadSettings(logits, tuple(outputs), uniform, cast_lm_head_to_fp32),
+        HeadSettings(logits, tuple(outputs), mean_only, cast_lm_head_to_fp32),
     )
 
 
@@ -290,7 +298,7 @@ def _of_tokens(
     logits, outputs = asked.logits, asked.outputs
     settings = Settings(*logits.settings(), IGNORED)
     logp, _, entropy, normaliser, *_ = all_results(
-        hidden, weight, targets, bias, settings, mean_only=asked.uniform
+        hidden, weight, targets, bias, settings, mean_only=asked.mean_only
     )
     found = {"log_probs": logp}
     if "entropy" in outputs:

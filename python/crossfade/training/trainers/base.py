@@ -43,7 +43,7 @@ class LogpTrainer:
 
     _trls: type
     _kind: str
-    _uniform = False  # whether the loss weighs all log-probs alike
+    _mean_only = False  # whether the loss is a sum or mean of the log-probs
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._classes = weakref.WeakKeyDictionary[nn.Module, type]()
@@ -89,7 +89,7 @@ class LogpTrainer:
 
     def _add_head(self, stack: contextlib.ExitStack, model: Any, **options: Any) -> None:
         if not isinstance(model, NoReference):
-            self._classes[model] = class_with_logp(model, uniform=self._uniform, **options)
+            self._classes[model] = class_with_logp(model, mean_only=self._mean_only, **options)
             stack.enter_context(seated(model, self._classes[model]))
 
     @contextlib.contextmanager

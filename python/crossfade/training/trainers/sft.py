@@ -26,7 +26,7 @@ class SFTTrainer(LogpTrainer, trl.SFTTrainer):  # type: ignore[name-defined]
     _kind = "sft"
 
     def __init__(self, model: Any, args: Any = None, *rest: Any, **options: Any) -> None:
-        self._uniform = getattr(args, "loss_type", "nll") == "nll"
+        self._mean_only = getattr(args, "loss_type", "nll") == "nll"
         super().__init__(model, args, *rest, **options)
 
     def _prepare_dataset(
