@@ -23,6 +23,7 @@ from crossfade.kernels import blend_sample as kernels  # noqa: E402
 from crossfade.kernels import noise, threshold  # noqa: E402
 from crossfade.ops import BlendSample, Inputs, Support, reference  # noqa: E402
 from crossfade.ops import triton as backend  # noqa: E402
+from crossfade.ops.attention import Attention  # noqa: E402
 from crossfade.ops.logp import tiles as logp_tiles  # noqa: E402
 from crossfade.ops.triton import blending as launchers  # noqa: E402
 from crossfade.ops.triton import logp as logp_launchers  # noqa: E402
@@ -334,17 +335,19 @@ def compile_all(capability: int) -> None:
             variants = []
             for window in (0, 1, 16):
                 compiled.clear()
-                backend.attend_(q, k, k, cache, cache.clone(), ints, 0.1, window, 5.0, ints)
+                backend.attend_(
+                    Attention(q, k, k, cache, cache.clone(), ints, 0.1, window, 5.0, ints)
+                )
                 variants.append(tuple(compiled))
             assert len(set(variants)) == 1, "a window compiled another kernel"
-            backend.attend_(q, k, k, cache, cache.clone(), ints, 0.1, 0, 0.0, None)
+            backend.attend_(Attention(q, k, k, cache, cache.clone(), ints, 0.1))
         if dtype is not torch.float16:  # heads whose tiles are large
             size, value_size, n = (80, 129, 5) if dtype is torch.float32 else (256, 256, 30)
             q, k, v = (
                 torch.zeros(rows, h, n, d, dtype=dtype)
                 for h, d in ((8, size), (1, size), (1, value_size))
             )
-            backend.attend_(q, k, v, k.clone(), v.clone(), ints, 0.1, 0, 0.0, None)
+            backend.attend_(Attention(q, k, v, k.clone(), v.clone(), ints, 0.1))
         variants = []
         for start, end in ((0, 600), (1, 16), (16, 2**63 - 1)):
             compiled.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +15,98 @@ from . import backends, check, memory, native, reference
 NAMES = "query", "key", "value", "keys", "values", "lengths", "rows"
 CPU = torch.device("cpu")
 LONGEST_WINDOW = 2**63 - 1
+
+
+@dataclass(init=False, eq=False, slots=True)
+class Attention:
+    """What a backend's `attend_` takes: `crossfade::Attention` of csrc/crossfade.h.
+
+    It is made of arguments of the public `attend_`, which are checked here and nowhere else. Only
+    the contents of tensors and, on the native backend, their strides are left to the backend.
+
+    Attributes:
+        query, key, value, keys, values, lengths, scale, window, softcap, rows: the arguments.
+        sizes: batch, n, Hq, Hkv, D, Dv, S and C, which are the struct's sizes in its order.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+    scale: float
+    window: int
+    softcap: float
+    rows: Tensor | None
+    sizes: tuple[int, ...]
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        lengths: Tensor,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        rows: Tensor | None = None,
+    ) -> None:
+        dtype, shape, of_value, cache = query.dtype, query.shape, value.shape, keys.shape
+        if dtype not in check.MATRIX_DTYPES:
+            raise TypeError(f"query has dtype {dtype}; it must be {check.DTYPE_NAMES}")
+        if not len(shape) == len(of_value) == len(cache) == 4:
+            for name, x in (("query", shape), ("value", of_value), ("keys", cache)):
+                if len(x) != 4:
+                    raise ValueError(f"{name} has shape {list(x)}; it must have 4 dimensions")
+        batch, heads, tokens, size = shape
+        slots, kv_heads, capacity, _ = cache
+        value_size = of_value[3]
+        if kv_heads == 0 or heads % kv_heads:
+            raise ValueError(
+                f"query has {heads} heads; it must have a multiple of keys' {kv_heads}"
+            )
+        if tokens == 0 or size == 0:
+            raise ValueError(f"query has shape {list(shape)}; n and D must be at least 1")
+        if capacity == 0:
+            raise ValueError(f"keys has shape {list(cache)}; C must be at least 1")
+        if value_size == 0:
+            raise ValueError(f"value has shape {list(of_value)}; Dv must be at least 1")
+        if rows is None and slots < batch:
+            raise ValueError(f"keys has {slots} rows; it must have at least query's {batch}")
+        device = CPU if query.is_cpu else query.device
+        _check_like("key", key, (batch, kv_heads, tokens, size), dtype, device)
+        _check_like("value", value, (batch, kv_heads, tokens, value_size), dtype, device)
+        _check_like("keys", keys, (slots, kv_heads, capacity, size), dtype, device)
+        _check_like("values", values, (slots, kv_heads, capacity, value_size), dtype, device)
+        _check_like("lengths", lengths, (batch,), torch.int64, device)
+        if rows is not None:
+            _check_like("rows", rows, (batch,), torch.int64, device)
+        if type(scale) is not float or not -check.HUGE <= scale <= check.HUGE:
+            scale = check.number("scale", scale, -check.HUGE, check.HUGE, "finite, as a float32")
+        if type(softcap) is not float or not 0 <= softcap <= check.HUGE:
+            softcap = check.number("softcap", softcap, 0, check.HUGE, "0 (off) or more, and finite")
+        if type(window) is not int or not 0 <= window <= LONGEST_WINDOW:
+            check.integer("window", window, 0, LONGEST_WINDOW, "0 (off) or more, and below 2^63")
+        self.query, self.key, self.value = query, key, value
+        self.keys, self.values, self.lengths, self.rows = keys, values, lengths, rows
+        self.scale, self.window, self.softcap = scale, window, softcap
+        self.sizes = batch, tokens, heads, kv_heads, size, value_size, slots, capacity
+
+    def check_strides(self) -> None:
+        """Checks that last dimensions are contiguous, and that what is written into has places."""
+        named = {
+            "query": self.query,
+            "key": self.key,
+            "value": self.value,
+            "keys": self.keys,
+            "values": self.values,
+            "lengths": self.lengths,
+            "rows": self.rows,
+        }
+        check.strides(named)
 
 
 def attend_(
@@ -76,35 +169,25 @@ def attend_(
     Source: the online softmax over splits of the slots is Flash-Decoding's (Dao et al., 2023); the
     soft cap is Gemma 2's (arXiv:2408.00118).
     """
-    tensors = query, key, value, keys, values, lengths, rows
     try:
-        _check(*tensors)
+        given = Attention(query, key, value, keys, values, lengths, scale, window, softcap, rows)
     except (AttributeError, TypeError, ValueError, RuntimeError):
-        _check_kinds(*tensors)
+        _check_kinds(query, key, value, keys, values, lengths, rows)
         raise
-    if type(scale) is not float or not -check.HUGE <= scale <= check.HUGE:
-        scale = check.number("scale", scale, -check.HUGE, check.HUGE, "finite, as a float32")
-    if type(softcap) is not float or not 0 <= softcap <= check.HUGE:
-        softcap = check.number("softcap", softcap, 0, check.HUGE, "0 (off) or more, and finite")
-    if type(window) is not int or not 0 <= window <= LONGEST_WINDOW:
-        check.integer("window", window, 0, LONGEST_WINDOW, "0 (off) or more, and below 2^63")
     unobserved = memory.unobserved()
     if not unobserved and _wants_gradient(query, key, value, keys, values):
         if backend not in (None, "reference"):
             raise ValueError(
                 f"backend is {backend!r}; it must be None or 'reference' where a gradient is wanted"
             )
-        return reference.attend_(
-            query, key, value, keys, values, lengths, scale, window, softcap, rows
-        )
+        return reference.attend_(given)
     if unobserved or not memory.recorded():
         try:
-            return _attend(
-                query, key, value, keys, values, lengths, scale, window, softcap, rows, backend
-            )
+            return _attend(given, backend)
         except memory.NotPlain:
             memory.check_not_negative((("keys", keys), ("values", values)))
             query, key, value = memory.resolved(query, key, value)
+    scale, window, softcap = given.scale, given.window, given.softcap
     return torch.ops.crossfade.attend_(
         query, key, value, keys, values, lengths, scale, window, softcap, rows, backend
     )
@@ -120,26 +203,14 @@ def _wants_gradient(*tensors: Tensor) -> bool:
     return memory.want_gradient(*tensors)
 
 
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    lengths: Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
-    rows: Tensor | None,
-    backend: str | None,
-) -> Tensor:
+def _attend(given: Attention, backend: str | None) -> Tensor:
+    query = given.query
     if query.dtype is torch.float64:
         backend = backends.of_dtype(backend, query.dtype, "query")
     module = _module(backend, query.device)
     if module is not native:  # native reads all strides anyway, and calls this if one is odd
-        tensors = query, key, value, keys, values, lengths, rows
-        check.strides(dict(zip(NAMES, tensors, strict=True)))
-    return module.attend_(query, key, value, keys, values, lengths, scale, window, softcap, rows)
+        given.check_strides()
+    return module.attend_(given)
 
 
 @functools.cache
@@ -151,45 +222,6 @@ def _module(name: str | None, device: torch.device) -> ModuleType:
         fastest = "native" if device.type == "cpu" else "triton"
         name = fastest if backends.why_not(fastest, device) is None else "reference"
     return backends.select(name, device)
-
-
-def _check(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    lengths: Tensor,
-    rows: Tensor | None,
-) -> None:
-    """Checks everything but the contents of tensors, quickly: a step has tens of calls."""
-    dtype, shape, of_value, cache = query.dtype, query.shape, value.shape, keys.shape
-    if dtype not in check.MATRIX_DTYPES:
-        raise TypeError(f"query has dtype {dtype}; it must be {check.DTYPE_NAMES}")
-    for name, x in (("query", shape), ("value", of_value), ("keys", cache)):
-        if len(x) != 4:
-            raise ValueError(f"{name} has shape {list(x)}; it must have 4 dimensions")
-    batch, heads, tokens, size = shape
-    slots, kv_heads, capacity, _ = cache
-    value_size = of_value[3]
-    if kv_heads == 0 or heads % kv_heads:
-        raise ValueError(f"query has {heads} heads; it must have a multiple of keys' {kv_heads}")
-    if tokens == 0 or size == 0:
-        raise ValueError(f"query has shape {list(shape)}; n and D must be at least 1")
-    if capacity == 0:
-        raise ValueError(f"keys has shape {list(cache)}; C must be at least 1")
-    if value_size == 0:
-        raise ValueError(f"value has shape {list(of_value)}; Dv must be at least 1")
-    if rows is None and slots < batch:
-        raise ValueError(f"keys has {slots} rows; it must have at least query's {batch}")
-    device = CPU if query.is_cpu else query.device
-    _check_like("key", key, (batch, kv_heads, tokens, size), dtype, device)
-    _check_like("value", value, (batch, kv_heads, tokens, value_size), dtype, device)
-    _check_like("keys", keys, (slots, kv_heads, capacity, size), dtype, device)
-    _check_like("values", values, (slots, kv_heads, capacity, value_size), dtype, device)
-    _check_like("lengths", lengths, (batch,), torch.int64, device)
-    if rows is not None:
-        _check_like("rows", rows, (batch,), torch.int64, device)
 
 
 def _check_like(
@@ -220,11 +252,9 @@ torch.library.define(
 
 
 @torch.library.impl("crossfade::attend_", "CompositeExplicitAutograd")
-def _attend_checked(
-    query, key, value, keys, values, lengths, scale, window, softcap, rows, backend
-):
-    _check(query, key, value, keys, values, lengths, rows)
-    return _attend(query, key, value, keys, values, lengths, scale, window, softcap, rows, backend)
+def _attend_checked(*arguments):
+    *of_struct, backend = arguments
+    return _attend(Attention(*of_struct), backend)
 
 
 @torch.library.register_fake("crossfade::attend_")

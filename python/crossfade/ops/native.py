@@ -15,6 +15,7 @@ from .memory import address, check_apart, written
 from .types import BlendSample, Draw, Inputs
 
 if TYPE_CHECKING:
+    from .attention import Attention
     from .logp.tiles import Sums, Tile
 
 try:
@@ -189,44 +190,22 @@ def linear(
     return y
 
 
-def attend_(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    lengths: Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
-    rows: Tensor | None,
-) -> Tensor:
-    batch, heads, tokens, size = query.shape
-    cache_rows, kv_heads, capacity, value_size = values.shape
+def attend_(given: Attention) -> Tensor:
+    query, key, value, keys, values = given.query, given.key, given.value, given.keys, given.values
+    lengths, rows = given.lengths, given.rows
+    batch, tokens, heads, _, _, value_size, _, _ = given.sizes
     strides = query.stride(), key.stride(), value.stride(), keys.stride(), values.stride()
     of_query, of_key, of_value, of_keys, of_values = strides
     last = of_query[3], of_key[3], of_value[3], of_keys[3], of_values[3], *lengths.stride()
     if last != (1, 1, 1, 1, 1, 1) or 0 in of_keys or 0 in of_values or rows is not None:
-        check.strides(
-            {
-                **{"query": query, "key": key, "value": value, "keys": keys, "values": values},
-                **{"lengths": lengths, "rows": rows},
-            }
-        )
+        given.check_strides()
     out = torch.empty(batch, tokens, heads, value_size, dtype=query.dtype, device=CPU)
     keys_at, values_at = address(keys, "keys"), address(values, "values")
     if keys_at == values_at:
         check_apart((("keys", keys_at), ("values", values_at)))
     attention = (
         DTYPE_CODES[query.dtype],
-        batch,
-        tokens,
-        heads,
-        kv_heads,
-        size,
-        value_size,
-        cache_rows,
-        capacity,
+        *given.sizes,
         (address(query, "query"), of_query),
         (address(key, "key"), of_key),
         (address(value, "value"), of_value),
@@ -234,9 +213,9 @@ def attend_(
         (values_at, of_values),
         address(lengths, "lengths", integers=True),
         0 if rows is None else address(rows, "rows", integers=True),
-        scale,
-        softcap,
-        window,
+        given.scale,
+        given.softcap,
+        given.window,
         out.data_ptr(),
     )
     written(keys, values)

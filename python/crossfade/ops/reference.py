@@ -6,6 +6,7 @@ Arguments are those that the public ops have checked, and hand to every backend.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from torch import Tensor
 from . import check
 from .check import WEIGHT_SUM_TOLERANCE
 from .types import BlendSample, Draw, Inputs
+
+if TYPE_CHECKING:
+    from .attention import Attention
 
 NEG_INF = -float("inf")
 
@@ -197,25 +201,14 @@ def signed(word: int | Tensor) -> int | Tensor:
     return word - 2**64 if isinstance(word, int) and word >= 2**63 else word
 
 
-def attend_(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    lengths: Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
-    rows: Tensor | None,
-) -> Tensor:
-    batch, heads, tokens, _ = query.shape
-    kv_heads, capacity = keys.shape[1:3]
+def attend_(given: Attention) -> Tensor:
+    batch, tokens, heads, kv_heads, _, _, _, capacity = given.sizes
+    query, rows, window, softcap = given.query, given.rows, given.window, given.softcap
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32  # of scores and sums
     if rows is None:
         rows = torch.arange(batch, device=query.device)
     slot = torch.arange(capacity, device=query.device)
-    nth = slot - lengths[:, None]  # [B, C], which of the new tokens a slot is for
+    nth = slot - given.lengths[:, None]  # [B, C], which of the new tokens a slot is for
     is_new = ((nth >= 0) & (nth < tokens))[:, None, :, None]
     live = (nth < tokens)[:, None, :, None]  # a cache may hold anything past its tokens
 
@@ -224,9 +217,9 @@ def attend_(
         cache[rows] = torch.where(is_new, new.gather(2, index), cache[rows])
         return cache[rows].masked_fill(~live, 0.0).to(dtype)[:, :, None]  # [B, Hkv, 1, C, D]
 
-    k, v = appended(keys, key), appended(values, value)
+    k, v = appended(given.keys, given.key), appended(given.values, given.value)
     q = query.to(dtype).unflatten(1, (kv_heads, heads // kv_heads))
-    scores = scale * q @ k.mT  # [B, Hkv, Hq / Hkv, n, C]
+    scores = given.scale * q @ k.mT  # [B, Hkv, Hq / Hkv, n, C]
     if softcap > 0:
         scores = softcap * (scores / softcap).tanh()
     behind = torch.arange(tokens, device=query.device)[:, None] - nth[:, None]  # [B, n, C]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,28 +12,21 @@ from crossfade.kernels import attend as kernels
 
 from .. import memory
 
+if TYPE_CHECKING:
+    from ..attention import Attention
+
 MOST_ROWS = 64  # query rows of a program, at most: tokens times heads of a group
 SPLIT = 256  # slots of a split, where the tokens fit one tile
 TILE_BYTES = 16 << 10  # bytes of a block's keys and values, unless it has only 16 slots
 SHARED_BYTES = 99 << 10  # the shared memory of a program on sm_80 and all later GPUs
 
 
-def attend_(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    lengths: Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
-    rows: Tensor | None,
-) -> Tensor:
+def attend_(given: Attention) -> Tensor:
+    query, key, value, keys, values = given.query, given.key, given.value, given.keys, given.values
+    lengths, softcap = given.lengths, given.softcap
     memory.require(query=query, key=key, value=value, keys=keys, values=values, lengths=lengths)
     memory.written(keys, values)
-    batch, heads, tokens, size = query.shape
-    kv_heads, capacity, value_size = values.shape[1:]
+    batch, tokens, heads, kv_heads, size, value_size, _, capacity = given.sizes
     group = heads // kv_heads
     tile = max(1, min(tokens, MOST_ROWS // group))
     tiles = -(-tokens // tile)
@@ -41,7 +35,7 @@ def attend_(
     out = query.new_empty(batch, tokens, heads, value_size)
     if batch == 0:
         return out
-    window = min(window, 2**31 - 1)
+    window = min(given.window, 2**31 - 1)
     padded_rows, d, dv = (_power_of_two(x) for x in (tile * group, size, value_size))
     block, slot = 64, (d + dv) * query.element_size()
     while block > 16 and block * slot > TILE_BYTES:
@@ -69,8 +63,8 @@ def attend_(
             values,
             values.stride()[:3],
             lengths,
-            rows,
-            float(scale),
+            given.rows,
+            float(given.scale),
             float(softcap),
             window,
             tokens,
