@@ -1,4 +1,4 @@
-"""Chunk-level beam search against a loop over whole texts, and what each kind of value sees."""
+"""Chunk-level beam search against a loop over whole texts, and what a search finds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import math
 import operator
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import crossfade as cf
@@ -14,27 +14,15 @@ import pytest
 import torch
 from crossfade import ops
 from scipy.stats import chisquare
+from searches import DRAW, EOS_IDS, PROMPTS, SIMPLE, TEXTS
 from tiny_models import EOS, SHAPES, VOCAB, lora, make, make_letters, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 # PEFT asks transformers for an attribute that this version of it has renamed
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
-SIMPLE = cf.Engine(simple=True)
-EOS_IDS = [EOS, *range(20, 30)]
-PROMPTS = [[7, 9, 30, 12, 8], [40], [11, 12, 13, 14, 15, 16, 17, 18, 19], [33, 6]]
-DRAW: dict[str, Any] = {
-    "max_new_tokens": 13,
-    "temperature": 1.2,
-    "seed": 5,
-    "eos_token_id": EOS_IDS,
-}
+
 SETTINGS = {
     "chunks": {"width": 2, "samples": 3, "chunk_length": 4},
     "blockwise": {"width": 1, "samples": 4, "chunk_length": 5},
@@ -194,131 +182,6 @@ def test_every_token_is_read_once() -> None:
     assert [s.tokens for s in out.stats.models] == [5 + drawn] * 3
     assert [s.forwards for s in out.stats.models] == [1 + 12, 1 + 3, 1 + 3]
     assert out.stats.tokens == 12
-
-
-# ---- heads and reward models
-
-
-def with_outputs(kind: Any, shape: str, labels: int, seed: int) -> PreTrainedModel:
-    """A sequence or token classifier of the tiny models' shapes."""
-    config = make(shape).config
-    config.num_labels = labels
-    torch.manual_seed(seed)
-    model = kind.from_config(config).eval()
-    for weight in model.parameters():
-        if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=0.4)
-    return model
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_q_heads(shape: str) -> None:
-    base, q = make(shape, 0), make(shape, 1)
-    out = cf.generate(base, PROMPTS, search=cf.ChunkBeamSearch(2, 3, 4, cf.ValueHead(q)), **DRAW)
-    for i, (prompt, response) in enumerate(zip(PROMPTS, out.responses, strict=True)):
-        value = q(torch.tensor([prompt + response])).logits[0, -2, response[-1]]
-        torch.testing.assert_close(out.values[i], value.detach(), atol=1e-4, rtol=1e-4)
-    assert not out.stats.notes
-
-
-@pytest.mark.parametrize("shape", ["llama", "qwen3", "gpt2"])
-def test_scalar_heads(shape: str) -> None:
-    from transformers import AutoModelForTokenClassification
-
-    head = with_outputs(AutoModelForTokenClassification, shape, 1, 3)
-    search = cf.ChunkBeamSearch(2, 3, 4, 2 * cf.ValueHead(head))
-    out = cf.generate(make(shape), PROMPTS, search=search, **DRAW)
-    simple = cf.generate(make(shape), PROMPTS, search=search, engine=SIMPLE, **DRAW)
-    assert torch.equal(out.sequences, simple.sequences)
-    for i, (prompt, response) in enumerate(zip(PROMPTS, out.responses, strict=True)):
-        value = 2 * head(torch.tensor([prompt + response])).logits[0, -1, 0]
-        torch.testing.assert_close(out.values[i], value.detach(), atol=1e-4, rtol=1e-4)
-    assert not out.stats.notes
-
-
-TEXTS = ["the film was", "plot very", "great cast the plot"]
-
-
-@pytest.mark.parametrize("labels", [1, 3])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_reward_models_keep_a_cache(
-    shape: str, labels: int, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    from transformers import AutoModelForSequenceClassification
-
-    judge = with_outputs(AutoModelForSequenceClassification, shape, labels, 3)
-    value = cf.RewardModel(judge, tokenizer, label=None if labels == 1 else 2)
-    base = cf.Model(make("llama"), tokenizer=tokenizer)
-    search = cf.ChunkBeamSearch(2, 3, 4, value)
-    out = cf.generate(base, TEXTS, search=search, **DRAW)
-    simple = cf.generate(base, TEXTS, search=search, engine=SIMPLE, **DRAW)
-    assert torch.equal(out.sequences, simple.sequences)
-    assert not out.stats.notes
-    assert out.stats.models[-1].tokens < 0.6 * simple.stats.models[-1].tokens
-    for i, (prompt, text) in enumerate(zip(TEXTS, out.text, strict=True)):
-        z = judge(**tokenizer(prompt + text, return_tensors="pt")).logits[0].detach()
-        wanted = z[0] if labels == 1 else z.log_softmax(-1)[2]
-        torch.testing.assert_close(out.values[i], wanted, atol=1e-4, rtol=1e-4)
-
-
-def test_encoders_read_whole_texts(tokenizer: PreTrainedTokenizerFast) -> None:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(2)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = BertConfig(
-        vocab_size=VOCAB, intermediate_size=16, num_labels=1, pad_token_id=0, **sizes
-    )
-    judge = BertForSequenceClassification(config).eval()
-    base = cf.Model(make("llama"), tokenizer=tokenizer)
-    search = cf.ChunkBeamSearch(2, 2, 4, cf.RewardModel(judge, tokenizer))
-    out = cf.generate(base, TEXTS, search=search, **DRAW)
-    assert "read whole texts" in out.stats.notes[0]
-    for i, (prompt, text) in enumerate(zip(TEXTS, out.text, strict=True)):
-        z = judge(**tokenizer(prompt + text, return_tensors="pt")).logits[0, 0].detach()
-        torch.testing.assert_close(out.values[i], z, atol=1e-4, rtol=1e-4)
-
-
-def test_a_reward_model_reads_chats(tokenizer: PreTrainedTokenizerFast) -> None:
-    from transformers import AutoModelForSequenceClassification
-
-    judge = with_outputs(AutoModelForSequenceClassification, "qwen3", 1, 3)
-    base = cf.Model(make("llama"), tokenizer=tokenizer)
-    chats = [
-        [{"role": "user", "content": "the plot"}],
-        [{"role": "user", "content": "a film"}, {"role": "assistant", "content": "was very"}],
-    ]
-    search = cf.ChunkBeamSearch(2, 2, 4, cf.RewardModel(judge, tokenizer))
-    out = cf.generate(base, chats, search=search, **DRAW)
-    whole = [
-        [*chats[0], {"role": "assistant", "content": out.text[0]}],
-        [chats[1][0], {"role": "assistant", "content": "was very" + out.text[1]}],
-    ]
-    for i, chat in enumerate(whole):
-        text = tokenizer.apply_chat_template(chat, tokenize=False)
-        z = judge(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits[0, 0]
-        torch.testing.assert_close(out.values[i], z.detach(), atol=1e-4, rtol=1e-4)
-    shouted = cf.RewardModel(judge, tokenizer, template=lambda p, r: f"great {r}")
-    out = cf.generate(base, chats, search=cf.BestOfN(3, shouted), **DRAW)
-    z = judge(**tokenizer("great " + out.text[0], return_tensors="pt")).logits[0, 0]
-    torch.testing.assert_close(out.values[0], z.detach(), atol=1e-4, rtol=1e-4)
-
-
-def test_functions_see_what_grew(tokenizer: PreTrainedTokenizerFast) -> None:
-    calls: list[tuple[list[Any], list[str]]] = []
-
-    def great(prompts: list[Any], responses: list[str]) -> list[float]:
-        calls.append((prompts, responses))
-        return [r.count("w2") - 0.1 * len(p) for p, r in zip(prompts, responses, strict=True)]
-
-    base = cf.Model(make("llama"), tokenizer=tokenizer)
-    search = cf.ChunkBeamSearch(2, 2, 5, cf.Reward(great))
-    out = cf.generate(base, TEXTS, search=search, **DRAW)
-    wanted = [r.count("w2") - 0.1 * len(p) for p, r in zip(TEXTS, out.text, strict=True)]
-    torch.testing.assert_close(out.values, torch.tensor(wanted))
-    assert calls[0][0] == [p for p in TEXTS for _ in range(4)]
-    assert all(len(p) == len(r) for p, r in calls)
-    assert search.value.names == ("great",)
 
 
 # ---- what a search finds
@@ -497,153 +360,3 @@ def test_bfloat16_scores_are_those_of_a_forward() -> None:
     plain = ratio(cf.Model(tuned), cf.Model(ref), out)
     error, own = (out.values - exact).abs().max(), (plain - exact).abs().max()
     assert error <= 2 * own + 0.05
-
-
-# ---- with the rest of generate
-
-
-@pytest.fixture
-def nan_memory() -> Iterator[None]:
-    """Memory that nothing was put into is NaN, where it is a number by chance otherwise."""
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.utils.deterministic.fill_uninitialized_memory = filled
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.usefixtures("nan_memory")
-@pytest.mark.filterwarnings("ignore:.*deterministic")
-def test_a_support_with_lazy_guides() -> None:
-    """A guide's row that owes tokens holds fewer than it has in common with its new parent."""
-    base, amateur, tuned, ref = (cf.Model(make("llama", seed)) for seed in range(4))
-    blend = cf.presets.contrastive(base, amateur, alpha=0.2)
-    search = cf.ChunkBeamSearch(2, 3, 4, cf.LogRatio(tuned, ref))
-    outs = [
-        cf.generate(blend, PROMPTS, search=search, engine=engine, max_batch=12, **DRAW)
-        for engine in (cf.Engine(), cf.Engine(restrict_guides=False, skip_guides=False))
-    ]
-    assert torch.equal(outs[0].sequences, outs[1].sequences)
-
-
-def test_conversations_go_on_after_a_search(tokenizer: PreTrainedTokenizerFast) -> None:
-    base, tuned, ref = (make("qwen3", seed) for seed in range(3))
-    search = cf.ChunkBeamSearch(2, 3, 4, cf.LogRatio(tuned, ref))
-    first = cf.generate(base, PROMPTS, search=search, return_cache=True, **DRAW)
-    assert first.cache.rows == 4
-    longer = [[*p, *r, 9] for p, r in zip(PROMPTS, first.responses, strict=True)]
-    on = cf.generate(base, longer, search=search, cache=first.cache, **DRAW)
-    anew = cf.generate(base, longer, search=search, **DRAW)
-    assert torch.equal(on.sequences, anew.sequences)
-    assert on.stats.models[0].tokens < anew.stats.models[0].tokens
-
-
-def test_stop_strings_end_rows() -> None:
-    base = cf.Model(make("llama"), tokenizer=make_letters())
-    value = cf.Reward(lambda prompts, texts: [float(len(set(t))) for t in texts])
-    settings = {**DRAW, "eos_token_id": None, "stop_strings": ["a", "nd"]}
-    search = cf.ChunkBeamSearch(2, 2, 4, value)
-    out = cf.generate(base, ["qbc", "th", "zxy"], search=search, **settings)
-    ended = ["a" in t or "nd" in t for t in out.text]
-    assert ended == out.finished.tolist()
-    assert any(ended)
-
-
-def test_time_that_is_up_gives_the_best_so_far(tokenizer: PreTrainedTokenizerFast) -> None:
-    base = cf.Model(make("llama"), tokenizer=tokenizer)
-    value = cf.Reward(lambda prompts, texts: [float(len(t)) for t in texts])
-    search = cf.ChunkBeamSearch(2, 3, 40, value)
-    out = cf.generate(
-        base, TEXTS, search=search, max_time=0.0, num_return_sequences=2, **{**DRAW, "seed": 9}
-    )
-    assert out.values.flatten().tolist() == [float(len(t)) for t in out.text]
-    assert (out.values[:, 0] >= out.values[:, 1]).all()
-    assert len(set(out.text)) > 3
-    assert not out.ended.any()
-
-
-@pytest.mark.filterwarnings("ignore:interrupted when:RuntimeWarning")
-def test_an_interrupt_keeps_what_has_ended(tokenizer: PreTrainedTokenizerFast) -> None:
-    base = cf.Model(make("llama"), tokenizer=tokenizer)
-    calls = 0
-
-    def value(prompts: list[Any], texts: list[str]) -> list[float]:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return [1.0] * len(texts)
-
-    search = cf.BestOfN(4, cf.Reward(value))
-    out = cf.generate(base, TEXTS, search=search, max_batch=4, **DRAW)
-    assert out.ended.tolist() == [True, True, False]
-    assert out.values[:2].tolist() == [1.0, 1.0]
-    assert out.values[2].isnan()
-    assert out.stats.interrupted
-
-
-def test_recipes_and_the_hook() -> None:
-    base, tuned, ref, q = (make("llama", seed) for seed in range(4))
-    recipe = cf.presets.ivg(base, tuned, ref, cf.ValueHead(q), beta=0.5, samples=2, width=2)
-    assert str(recipe.blend) == "base + 0.5*tuned - 0.5*ref"
-    one = cf.generate(recipe, PROMPTS, **DRAW)
-    other = cf.generate(recipe.blend, PROMPTS, search=recipe.search, **DRAW)
-    assert torch.equal(one.sequences, other.sequences)
-    with pytest.raises(ValueError, match="search is given twice"):
-        cf.generate(recipe, PROMPTS, search=recipe.search, **DRAW)
-    ids = torch.tensor([PROMPTS[0]])
-    hooked = base.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        custom_generate=cf.decode,
-        blend=recipe,
-        do_sample=True,
-        top_k=0,
-        **DRAW,
-    )
-    assert torch.equal(hooked, cf.generate(recipe, ids, **DRAW).sequences)
-
-
-BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"do_sample": False}, ValueError, "do_sample is False"),
-    ({"num_return_sequences": 3}, ValueError, "num_return_sequences is 3; it must be at most 2"),
-    ({"search": 4}, TypeError, "search is a int"),
-    ({"num_beams": 2}, NotImplementedError, "num_beams"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[b[2][:20] for b in BAD])
-def test_refusals(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    base, tuned, ref = (make("llama", seed) for seed in range(3))
-    settings = {"search": cf.ChunkBeamSearch(2, 2, 4, cf.LogRatio(tuned, ref)), **DRAW, **arguments}
-    with pytest.raises(error, match=message):
-        cf.generate(base, PROMPTS, **settings)
-
-
-def test_what_a_value_needs_is_asked_for_first(tokenizer: PreTrainedTokenizerFast) -> None:
-    base = make("llama")
-    reward = cf.Reward(lambda prompts, texts: [0.0] * len(texts), name="zero")
-    with pytest.raises(ValueError, match="tokenizer is None; the value reads texts"):
-        cf.generate(base, PROMPTS, search=cf.BestOfN(2, reward), **DRAW)
-    bad: list[tuple[Callable[..., Any], type[Exception], str]] = [
-        (lambda p, t: [0.0], ValueError, "short returned 1 scores; it must return 2"),
-        (lambda p, t: None, TypeError, "short returned None"),
-        (lambda p, t: ["x", "y"], TypeError, "short returned"),
-    ]
-    for fn, error, message in bad:
-        search = cf.BestOfN(2, cf.Reward(fn, name="short"))
-        with pytest.raises(error, match=message):
-            cf.generate(cf.Model(base, tokenizer=tokenizer), ["the"], search=search, **DRAW)
-    weights = cf.BestOfN(2, torch.ones(3) * cf.LogRatio(base, make("llama", 1)))
-    with pytest.raises(ValueError, match="the weight of log_ratio is a tensor"):
-        cf.generate(base, PROMPTS, search=weights, **DRAW)
-    sentences = cf.ChunkBeamSearch(2, 2, 9, cf.LogRatio(base, make("llama", 1)), cf.sentence_end)
-    with pytest.raises(NotImplementedError, match="chunk_end"):
-        cf.generate(
-            cf.Model(base, tokenizer=tokenizer),
-            ["the"],
-            search=sentences,
-            repetition_penalty=1.3,
-            **DRAW,
-        )
