@@ -1,12 +1,7 @@
-"""Tensors whose numbers do not lie in memory as they are, and calls that somebody records.
-
-Eager calls hand addresses to kernels. Here nothing has an address of its own, or one that is not to
-be used so: each call gives what it gives of plain tensors, or an error that says what is wrong.
-"""
+"""Tensors that have no memory of their own, share it, or are written into; no memory at all."""
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,218 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from cases import INF, normal
 from crossfade import ops
 from crossfade.ops import memory, native
+from every_op import EACH, LENGTHS, OPS, TARGETS, attend, floats, fresh, result
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
-from torch.autograd import forward_ad
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils.flop_counter import FlopCounterMode
 
 pytestmark = pytest.mark.skipif(
     native.why_not(torch.device("cpu")) is not None, reason="the kernels are not built"
 )
-
-LENGTHS = torch.tensor([1, 3])
-TARGETS = torch.tensor([4, 2])
-
-
-def floats(*shape: int, seed: int = 0) -> Tensor:
-    return normal(1, torch.Size(shape).numel(), seed, scale=1.0).view(shape)
-
-
-def attend(query: Tensor, keys: Tensor) -> Tensor:
-    new = query[:, :1]
-    return ops.attend_(query, new, new, keys, keys.clone(), LENGTHS, scale=0.4)
-
-
-def fork(cache: Tensor) -> Tensor:
-    ops.fork_cache_([cache], torch.ones(2, dtype=torch.int64, device=cache.device))
-    return cache
-
-
-Op = tuple[Callable[..., Tensor], tuple[Tensor, ...]]
-OPS: dict[str, Op] = {
-    "blend": (lambda z, q: ops.blend([z], [0.9], [q], [0.5]), (floats(2, 9), floats(2, 9, seed=1))),
-    "blend by rows": (
-        lambda z, w: ops.blend([z, z], w, power=0.0),
-        (floats(2, 9), floats(2, 2, seed=1)),
-    ),
-    "blend_sample": (
-        lambda z: ops.blend_sample([z], [0.9], top_p=0.9, seed=2**64 - 1, step=2).logprobs,
-        (floats(2, 9),),
-    ),
-    "linear": (
-        lambda x, w, b: ops.linear(x, w, b),
-        (floats(2, 9), floats(5, 9, seed=1), floats(5, seed=2)),
-    ),
-    "linear with deltas": (
-        lambda x, w, a, b, s: ops.linear(x, w, lora=ops.Lora(a, b, s)),
-        (floats(2, 9), floats(5, 9), floats(3, 9), floats(5, 3), floats(2, 3)),
-    ),
-    "attend_": (attend, (floats(2, 2, 1, 8), floats(2, 1, 5, 8, seed=1))),
-    "linear_logp": (
-        lambda h, w: ops.linear_logp(h, w, TARGETS).logp,
-        (floats(2, 8), floats(9, 8, seed=1)),
-    ),
-    "chunk_select": (lambda s: ops.chunk_select(s, s > 1, 2), (floats(2, 6),)),
-    "fork_cache_": (fork, (floats(2, 1, 5, 8),)),
-}
-# torch's own forward mode uses what it has deprecated
-FORWARD = pytest.mark.filterwarnings("ignore:.torch.jit.script.:DeprecationWarning")
-EACH = pytest.mark.parametrize("op", OPS)
-
-
-def fresh(op: str) -> Op:
-    """The op, and copies of its arguments: some are written into."""
-    call, tensors = OPS[op]
-    return call, tuple(t.clone() for t in tensors)
-
-
-def result(op: str) -> Tensor:
-    call, tensors = fresh(op)
-    return call(*tensors)
-
-
-# ---- Calls that somebody records -----------------------------------------------------------------
-
-
-@EACH
-def test_fake_tensors_have_shapes_alone(op: str) -> None:
-    call, tensors = fresh(op)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        got = call(*(torch.empty_like(t) for t in tensors))
-    want = result(op)
-    assert (got.shape, got.dtype, got.device) == (want.shape, want.dtype, want.device)
-    assert type(got) is not Tensor
-
-
-@pytest.mark.parametrize("op", ["blend", "blend_sample", "linear", "linear with deltas"])
-def test_fake_tensors_out_of_their_mode(op: str) -> None:
-    call, tensors = fresh(op)
-    mode = FakeTensorMode()
-    got = call(*(mode.from_tensor(t) for t in tensors))
-    assert got.shape == result(op).shape
-
-
-@EACH
-def test_real_tensors_under_fake_ones(op: str) -> None:
-    """Under this mode all results are fake, also those of real tensors, and no kernel runs."""
-    call, tensors = fresh(op)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        got = call(*tensors)
-    assert torch.equal(got, OPS[op][1][0]) if got is tensors[0] else type(got) is not Tensor
-
-
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-@EACH
-def test_make_fx_records_the_op(op: str, mode: str) -> None:
-    call, tensors = fresh(op)
-    with torch.no_grad():
-        graph = make_fx(call, tracing_mode=mode, _allow_non_fake_inputs=True)(*tensors)
-    assert "torch.ops.crossfade." in graph.code
-    _, tensors = fresh(op)
-    torch.testing.assert_close(graph(*tensors), result(op))
-    _, tensors = fresh(op)
-    torch.testing.assert_close(copy.deepcopy(graph)(*tensors), result(op))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@EACH
-def test_jit_trace_records_the_op(op: str) -> None:
-    call, tensors = fresh(op)
-    if op == "fork_cache_":  # which would not be in the graph, as it has no result
-        with pytest.raises(NotImplementedError, match=r"torch\.jit\.trace leaves out"):
-            torch.jit.trace(call, tensors, check_trace=False)
-        return
-    with torch.no_grad():
-        traced = torch.jit.trace(call, tensors, check_trace=False)
-    assert "crossfade::" in str(traced.graph)
-    others = tuple(t.flip(0).contiguous() for t in fresh(op)[1])
-    want = call(*(t.clone() for t in others))
-    torch.testing.assert_close(traced(*others), want)
-
-
-@EACH
-def test_modes_that_count_see_the_op(op: str) -> None:
-    call, tensors = fresh(op)
-    with FlopCounterMode(display=False):
-        got = call(*tensors)
-    torch.testing.assert_close(got, result(op), rtol=0, atol=0)
-
-
-@EACH
-def test_functionalised(op: str) -> None:
-    call, tensors = fresh(op)
-    if op in ("attend_", "fork_cache_"):
-        with pytest.raises(RuntimeError, match=f"custom .* operator .*crossfade::{op}"):
-            torch.func.functionalize(call)(*tensors)
-        return
-    torch.testing.assert_close(torch.func.functionalize(call)(*tensors), result(op))
-
-
-@EACH
-def test_vmap_is_right_or_refused(op: str) -> None:
-    call, tensors = fresh(op)
-    try:
-        got = torch.vmap(call)(*(t[None] for t in tensors))
-    except (RuntimeError, ValueError) as error:
-        said = str(error)
-    else:
-        torch.testing.assert_close(got[0], result(op))
-        return
-    assert any(word in said for word in ("vmap", "rule", "functorch"))
-
-
-@EACH
-def test_another_default_device(op: str) -> None:
-    call, tensors = fresh(op)
-    with torch.device("meta"):
-        got = call(*tensors)
-    assert torch.equal(got, result(op))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("backend", ["native", "reference", None], ids=str)
-def test_another_default_dtype(dtype: torch.dtype, backend: str | None) -> None:
-    """Numbers that become tensors get the default dtype, on which results must not depend."""
-    z, weights = floats(3, 40), [0.3, 0.7]
-    query, caches = floats(2, 2, 1, 8), floats(2, 1, 5, 8, seed=1)
-    cut = ops.Support(0, top_p=0.937, min_p=0.0011)
-
-    def all_results() -> list[Any]:
-        drawn = ops.blend_sample(
-            [z, z.flip(1)],
-            weights,
-            power=-0.3,
-            temperature=0.713,
-            top_p=0.913,
-            min_p=0.0123,
-            seed=3,
-            step=1,
-            support=cut,
-            return_term_logprobs=True,
-            backend=backend,
-        )
-        log_p = ops.blend([z, z.flip(1)], weights, [z], [0.123], support=cut, backend=backend)
-        of_head = ops.linear_logp(z, z, TARGETS.new_tensor([0, 1, 2]), backend=backend)
-        y = ops.linear(z, z, backend=backend)
-        new, keys = query[:, :1], caches.clone()
-        attended = ops.attend_(
-            query, new, new, keys, keys.clone(), LENGTHS, scale=0.37, softcap=3.3, backend=backend
-        )
-        return [*drawn, log_p, of_head.logp, y, attended]
-
-    want = all_results()
-    torch.set_default_dtype(dtype)
-    try:
-        got = all_results()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    for a, b in zip(got, want, strict=True):
-        assert a.dtype == b.dtype
-        assert torch.equal(a, b)
 
 
 # ---- Tensors without an address of their own -----------------------------------------------------
@@ -322,41 +114,6 @@ def test_inference_tensors() -> None:
         assert torch.equal(got, result(op)), op
 
 
-# ---- Autograd ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("op", ["blend", "blend by rows", "blend_sample"])
-def test_backward_through_a_blend_is_refused(op: str) -> None:
-    """It does not matter which requires the gradient: logits, values or weights."""
-    call, tensors = fresh(op)
-    for k in range(len(tensors)):
-        given = [t.requires_grad_() if i == k else t.detach() for i, t in enumerate(tensors)]
-        got = call(*given)
-        torch.testing.assert_close(got, result(op))
-        with pytest.raises(NotImplementedError, match=f"{op.split()[0]} has no derivative"):
-            (got.sum() + given[k].sum()).backward()
-
-
-@FORWARD
-def test_forward_derivatives_of_a_blend_are_refused() -> None:
-    z = floats(2, 9)
-    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="blend has no forward-mode"):
-        ops.blend([forward_ad.make_dual(z, z)], [1.0])
-    with pytest.raises(RuntimeError, match="blend_sample has no forward-mode"):
-        torch.func.jvp(lambda z: ops.blend_sample([z], [1.0], seed=0, step=0).logprobs, (z,), (z,))
-
-
-@FORWARD
-def test_functions_of_gradients_see_a_linear_layer() -> None:
-    """`torch.func` differentiates and maps the torch formula instead of the kernel."""
-    x, w = floats(2, 9), floats(5, 9, seed=1)
-    grad = torch.func.grad(lambda x: ops.linear(x, w).sum())(x)
-    torch.testing.assert_close(grad, w.sum(0).expand(2, 9))
-    _, tangent = torch.func.jvp(lambda x: ops.linear(x, w), (x,), (x,))
-    torch.testing.assert_close(tangent, x @ w.T)
-    torch.testing.assert_close(torch.vmap(lambda x: ops.linear(x, w))(x[None])[0], x @ w.T)
-
-
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_what_is_written_into_is_a_new_version(backend: str) -> None:
     """Their version rises, so that a backward pass that needs what they held before raises."""
@@ -411,98 +168,6 @@ def test_caches_lie_apart() -> None:
         ops.attend_(query, new, new, cache, cache, LENGTHS, scale=1.0)
     with pytest.raises(ValueError, match=r"tensors\[2\] lies where tensors\[0\] does"):
         ops.fork_cache_([cache, cache.clone(), cache], torch.tensor([1, 0]))
-
-
-# ---- Numbers that no kernel can hold -------------------------------------------------------------
-
-HUGE = [2**31, 2**63, 2**64, 2**70, -(2**70), 10**400]
-
-
-@pytest.mark.parametrize("x", HUGE, ids=lambda x: f"{x:.3e}" if abs(x) < 2**80 else "10^400")
-def test_huge_integers(x: int) -> None:
-    """Each call gives a result, or an error that names the argument."""
-    z, query, cache = floats(2, 9), floats(2, 2, 1, 8), floats(2, 1, 5, 8)
-    new = query[:, :1]
-
-    def draw(**changes: Any) -> Any:
-        return ops.blend_sample([z], [1.0], **{"seed": 0, "step": 0, **changes})
-
-    def attended(**changes: Any) -> Any:
-        given = {"scale": 1.0, **changes}
-        return ops.attend_(query, new, new, cache.clone(), cache.clone(), LENGTHS, **given)
-
-    calls: dict[str, Callable[[], Any]] = {
-        name: lambda name=name: draw(**{name: x})
-        for name in (
-            *("seed", "stream", "step", "top_k", "temperature", "top_p", "min_p"),
-            *("power", "vocab_size"),
-        )
-    }
-    calls |= {
-        "Support.top_k": lambda: draw(support=ops.Support(top_k=x)),
-        "upport.term": lambda: draw(support=ops.Support(term=x)),
-        "window": lambda: attended(window=x),
-        "scale": lambda: attended(scale=x),
-        "softcap": lambda: attended(softcap=x),
-        "ignore_index": lambda: ops.linear_logp(z, z, TARGETS % 2, ignore_index=x),
-        "width": lambda: ops.chunk_select(z, z > 0, x),
-        "start": lambda: ops.fork_cache_([cache.clone()], LENGTHS * 0, x),
-        "end": lambda: ops.fork_cache_([cache.clone()], LENGTHS * 0, 0, x),
-        "weights": lambda: ops.blend([z], [x]),
-    }
-    for name, call in calls.items():
-        said = error_of(call)
-        assert said is None or (name in said and "must" in said)
-
-
-def error_of(call: Callable[[], Any]) -> str | None:
-    try:
-        call()
-    except (TypeError, ValueError) as error:
-        return str(error)
-    return None
-
-
-@pytest.mark.parametrize("changes", [{"scale": INF}, {"scale": "1"}, {"window": 1.0}], ids=str)
-def test_settings_of_attention(changes: dict[str, Any]) -> None:
-    query, cache = floats(2, 2, 1, 8), floats(2, 1, 5, 8)
-    given = {"scale": 1.0, **changes}
-    with pytest.raises((TypeError, ValueError), match=f"{next(iter(changes))} is .*; it must be"):
-        ops.attend_(query, query[:, :1], query[:, :1], cache, cache.clone(), LENGTHS, **given)
-
-
-# ---- float64 -------------------------------------------------------------------------------------
-
-
-@EACH
-def test_float64(op: str) -> None:
-    """Models of float64 run: in float64, or rounded for a blend, whose results are float32."""
-    call, tensors = fresh(op)
-    got = call(*(t.double() if t.shape != (2, 3) else t for t in tensors))
-    want = result(op)
-    torch.testing.assert_close(got, want, check_dtype=False)
-    blended = op.startswith("blend") or not want.is_floating_point()
-    assert got.dtype == (want.dtype if blended else torch.float64)
-
-
-def test_float64_keeps_its_digits() -> None:
-    scores = torch.tensor([[1.0, 1.0 + 1e-12, 1.0 - 1e-12, 0.0]], dtype=torch.float64)
-    assert ops.chunk_select(scores, scores > 9, 2).tolist() == [[1, 1, 0, 0]]
-    with pytest.raises(ValueError, match=r"scores has dtype torch\.float64"):
-        ops.chunk_select(scores, scores > 9, 2, backend="native")
-    x, w = floats(2, 9).double(), floats(5, 9).double()
-    torch.testing.assert_close(ops.linear(x, w), x @ w.T, rtol=1e-14, atol=1e-14)
-    with pytest.raises(ValueError, match=r"x has dtype torch\.float64"):
-        ops.linear(x, w, backend="native")
-    query, cache = floats(2, 2, 1, 8).double(), floats(2, 1, 5, 8).double()
-    new = query[:, :1]
-    out = ops.attend_(query, new, new, cache.clone(), cache.clone(), LENGTHS, scale=0.4)
-    seen = cache[:1, :, :2].clone()
-    seen[:, :, 1] = new[0, :, 0]
-    want = (0.4 * query[0] @ seen[0].mT).softmax(-1) @ seen[0]
-    torch.testing.assert_close(out[0], want.transpose(0, 1), rtol=1e-14, atol=1e-14)
-    with pytest.raises(ValueError, match=r"query has dtype torch\.float64"):
-        ops.attend_(query, new, new, cache, cache.clone(), LENGTHS, scale=0.4, backend="native")
 
 
 # ---- Memory that is not to be had ----------------------------------------------------------------
