@@ -81,6 +81,7 @@ class Driver:
         self.job: Job  # The first one. All others are of its kind.
         self.todo: deque[Row] = deque()  # rows of the jobs taken so far that no loop has yet
         self.under_way: dict[Row, None] = {}  # the rows that a loop has, in order
+        self.left: deque[Written] = deque()  # what is to be given next
         self.by_row: dict[int, Written] = {}  # what each row wrote, if a cache is kept
         self.interrupted = False
         self.on_rows: Callable[[int], object] | None = None  # is told how many rows have ended
@@ -108,11 +109,8 @@ class Driver:
         _check_addressable(first)
         stream, count = first.streamer, len(first)
         show = self._rows_at_a_time() < count if self.progress is None else self.progress is True
-        with (
-            progress_bar(sum(row.is_returned for row in self.todo), "row")
-            if show
-            else nullcontext() as bar
-        ):
+        total = sum(row.is_returned for row in self.todo)
+        with progress_bar(total, "row") if show else nullcontext() as bar:
             self.on_rows = self.progress if callable(self.progress) else bar and bar.update
             try:
                 if stream is not None:
@@ -121,7 +119,8 @@ class Driver:
                     yield from self._batches()
             except KeyboardInterrupt:
                 self.interrupted = True
-                for row in [*self.under_way, *self.todo]:
+                yield from self._given()
+                for row in dict.fromkeys([*self.under_way, *self.todo]):
                     yield self._unwritten(row)
             except BaseException:
                 if stream is not None:  # Whoever reads it in another thread would wait for ever.
@@ -151,14 +150,15 @@ class Driver:
                 continue
             if one_job and rows and self.todo[0].job is not rows[0].job:
                 break
-            row = self.todo.popleft()
+            row = self.todo[0]
+            self.under_way[row] = None  # first, so that an interrupt finds it in one of the two
+            self.todo.popleft()
             if row.limit < 1:
                 others.append(self._refused(row))
             elif self.models_stats and is_late(row):  # The first batch writes a token at least.
                 others.append(self._unwritten(row))
             else:
                 rows.append(row)
-        self.under_way.update(dict.fromkeys(rows))
         return rows, others
 
     @property
@@ -179,15 +179,28 @@ class Driver:
                 RuntimeWarning,
                 stacklevel=4,
             )
-        return self._tell_of(self._unwritten(row, failed=True))
+        return self._unwritten(row, failed=True)
 
     def _unwritten(self, row: Row, *, failed: bool = False) -> Written:
         return unwritten(row, self._kept, self._parts, self.device, failed=failed)
 
-    def _tell_of(self, written: Written) -> Written:
-        """Tell whoever watches of a row that is done or was cut, and give what it has written."""
+    def _given(self, left: Iterable[Written] = ()) -> Iterator[Written]:
+        """Give what rows have written that are done or were cut, and tell whoever watches of each.
+
+        What an interrupt keeps from being given is given when this is called again.
+        """
+        self.left.extend(left)
+        while self.left:
+            written = self.left[0]
+            self._tell_of(written)
+            self.left.popleft()
+            self.under_way.pop(written.row, None)
+            yield written
+
+    def _tell_of(self, written: Written) -> None:
         row = written.row
-        self.under_way.pop(row, None)
+        if self.keep_cache:
+            self.by_row[row.index] = written
         if written.ended and row.is_returned:
             if self.on_rows is not None:
                 self.on_rows(1)
@@ -197,9 +210,6 @@ class Driver:
                     RuntimeWarning,
                     stacklevel=4,
                 )
-        if self.keep_cache:
-            self.by_row[row.index] = written
-        return written
 
     def _batches(self) -> Iterator[Written]:
         """Decode all rows: in one loop where they come and go, or in batches that start together.
@@ -212,7 +222,7 @@ class Driver:
             self.notes.append(f"fixed batches: {self.job.why_aligned}")
         while True:
             rows, others = self._next_rows(most, self._aligned)
-            yield from others
+            yield from self._given(others)
             if not rows:
                 return
             count, ran_out = len(self.job) if self._together else len(rows), False
@@ -277,16 +287,14 @@ class Driver:
         try:
             loop.join(rows)
             while (happened := loop.advance()) is not None:
-                for written in happened.left:
-                    yield self._tell_of(written)
+                yield from self._given(happened.left)
                 if not aligned:
                     rows, others = self._next_rows(loop.room, False)
-                    yield from others
+                    yield from self._given(others)
                     loop.join(rows)
         except KeyboardInterrupt:
             self.interrupted = True
-            for written in loop.cut():
-                yield self._tell_of(written)
+            yield from self._given(loop.cut())
             raise
         finally:
             self.models_stats += loop.stats()
