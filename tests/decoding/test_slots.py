@@ -177,9 +177,11 @@ def test_a_place_that_is_free_needs_no_room() -> None:
         written(slots, [True, False], [3, 0])
     (whole,) = slots.take({0: rows[0]})
     assert len(whole) == AHEAD
-    for _ in range(5):
+    for _ in range(4):
         written(slots, [False, True], [0, 4])
     assert slots.room == AHEAD
+    slots.seat([0], rows[:1])
+    written(slots, [True, True], [9, 4])
     assert slots.take({1: rows[1]})[0].ids == [4] * 5
     assert whole.ids == [3] * AHEAD, "what left is a copy"
 
