@@ -12,16 +12,20 @@ from .job import search_of
 
 @dataclass(frozen=True)
 class Candidates:
-    """What the rows in some slots have written so far."""
+    """What the rows in some slots have written so far.
+
+    Attributes:
+        finished: whether each row was ended by EOS or a stop string.
+    """
 
     slots: list[int]
     rows: list[Row]
     tokens: list[list[int]]
-    finished: list[bool]  # by EOS or a stop string
+    finished: list[bool]
 
     @cached_property
     def by_job(self) -> list[tuple[list[int], Candidates]]:
-        """The candidates of each job, and where they stand among these."""
+        """The candidates of each job, with the places that they have among these."""
         found: dict[int, list[int]] = {}
         for i, row in enumerate(self.rows):
             found.setdefault(id(row.job), []).append(i)
@@ -42,17 +46,18 @@ class Candidates:
 
     @cached_property
     def texts(self) -> list[str]:
+        """The text that each row has written."""
         return self._texts(None)
 
     def since(self, starts: Sequence[int]) -> list[str]:
-        """What each slot has written from the token on that `starts` has for it."""
+        """The text that each row has written from its token ``starts[slot]`` on."""
         return self._texts(starts)
 
     def _texts(self, starts: Sequence[int] | None) -> list[str]:
         texts = [""] * len(self.rows)
         for at, its in self.by_job:
             writing = search_of(its.rows[0]).writing
-            assert writing is not None  # `SearchJob.texts` has said so where there is none
+            assert writing is not None  # `SearchJob.texts` has raised an error if there is none.
             from_each = None if starts is None else [starts[s] for s in its.slots]
             found = writing.texts([row.request for row in its.rows], its.tokens, from_each)
             for i, text in zip(at, found, strict=True):

@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchJob:
-    """A search as one call runs it.
+    """How the requests of a job are searched.
 
     Attributes:
-        writing: what rows write, as texts; None without a tokenizer.
-        vocabulary: columns that the blend's models share.
-        returned: rows that each request gets.
-        models: those of the value, by what they are of; every job of a call has the same.
+        writing: turns what rows write into texts; None without a tokenizer.
+        vocabulary: how many tokens the blend's models share.
+        returned: how many rows of each request are given back.
+        models: those of the value, by the `Model`, `ValueHead` or `RewardModel` that each is of.
+            All jobs of a call share them.
     """
 
     settings: ChunkBeamSearch
@@ -46,14 +47,15 @@ class SearchJob:
 
     @cached_property
     def weights(self) -> Tensor:
-        """``[requests, parts]`` float64."""
+        """What each part of the value counts for each request: ``[requests, parts]`` float64."""
         return self.settings.value.row_weights(len(self.requests))
 
     @cached_property
     def questions(self) -> list[tuple[Question, list[Source]]]:
-        """The models that read what rows write; those of one question share its forwards.
+        """The questions that the value asks about what rows write, and the models that it asks.
 
-        Prompts are encoded here, so that what is wrong with them is said before decoding.
+        Models of one question may share forwards. Prompts are encoded here, so that an error in
+        them is raised before decoding.
         """
         log_probs: dict[int, tuple[Question, list[Source]]] = {}
         others = []
@@ -66,9 +68,9 @@ class SearchJob:
                     if model in self.blend.terms or model in known:
                         continue
                     source = self._source(model, f"{name}.{model.name or role}", own)
-                    blends = source.writing is None  # its tokens are the blend's
-                    question = log_prob(self.vocabulary if blends else columns)
-                    log_probs.setdefault(id(None if blends else own), (question, []))[1].append(
+                    of_blend = source.writing is None  # whether it reads the blend's own tokens
+                    question = log_prob(self.vocabulary if of_blend else columns)
+                    log_probs.setdefault(id(None if of_blend else own), (question, []))[1].append(
                         source
                     )
             elif isinstance(value, ValueHead):
@@ -80,7 +82,7 @@ class SearchJob:
         return [*log_probs.values(), *others]
 
     def __post_init__(self) -> None:
-        """Say before decoding what is wrong with the value for these requests."""
+        """Make what the value needs, so that an error in it is raised before decoding."""
         _ = self.weights, self.questions
         needs_text = any(isinstance(v, Reward) for v in self.settings.value.values)
         if needs_text or self.settings.chunk_end is not None:
@@ -88,13 +90,13 @@ class SearchJob:
 
     @property
     def needs_term_logprobs(self) -> bool:
-        """Whether decoding can give the log-probs that a log-ratio needs."""
+        """Whether a log-ratio needs log-probs of the blend's terms, which decoding then keeps."""
         ratios = [v for v in self.settings.value.values if isinstance(v, LogRatio)]
         return any(m in self.blend.terms for v in ratios for m in (v.tuned, v.ref))
 
     @cached_property
     def texts(self) -> list[Request]:
-        """The requests as texts and chats."""
+        """The requests as texts and chats: those given as ids are decoded."""
         if self.tokenizer is None:
             raise ValueError(
                 "tokenizer is None; the value reads texts: give Model(..., tokenizer=...) or "
@@ -103,7 +105,12 @@ class SearchJob:
         return [as_text(r, self.tokenizer) if is_ids(r) else r for r in self.requests.items]
 
     def _source(self, member: Model | ValueHead, name: str, own: Any) -> Source:
-        """`own`: the tokenizer of its ids; None: they are the blend's."""
+        """A model of the value that reads prompts and responses as a language model.
+
+        Args:
+            name: what errors call it.
+            own: the tokenizer of its ids; None if they are the blend's.
+        """
         tokenizer = own or self.tokenizer
         if own is None or self.tokenizer is None or _same(own, self.tokenizer):
             own = None
@@ -125,6 +132,8 @@ class SearchJob:
         return self.models[member]
 
     def _reward(self, value: RewardModel, name: str) -> Source:
+        """A reward model, which reads prompt and response as one text."""
+
         def whole(request: int, response: str) -> Ids:
             return _whole(value, name, self.texts[request], response)
 
@@ -140,9 +149,10 @@ class Source:
 
     Attributes:
         key: the `Model`, `ValueHead` or `RewardModel` that it is.
-        padded: what it reads before a response, of every request of the job.
-        writing: of its own tokens, where these are not the blend's.
-        whole: of a reward model, what it reads of a request and its response as a text.
+        padded: what it reads of every request before the response.
+        writing: turns texts into its own tokens, where these are not the blend's.
+        whole: for a reward model: gives what it reads of a request, by its number, and a response,
+            as a text.
     """
 
     key: Any
@@ -156,7 +166,7 @@ class Source:
         return self.padded.unpadded()
 
     def texts(self, candidates: Candidates) -> list[Ids]:
-        """What it reads of each of some candidates of its job."""
+        """What it reads of each candidate. All are of its own job."""
         requests = [row.request for row in candidates.rows]
         if self.whole is not None:
             return list(map(self.whole, requests, candidates.texts))
@@ -192,7 +202,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _is_scalar(model: Any) -> bool:
-    """Whether a value head gives one number a token, not one for each next token."""
+    """Whether a value head gives one number for a token, and not one for each next token."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is not None:
         return getattr(head, "out_features", None) == 1
@@ -200,6 +210,6 @@ def _is_scalar(model: Any) -> bool:
 
 
 def search_of(row: Row) -> SearchJob:
-    """How a row's job is searched."""
+    """The search of a row's job, which has one."""
     assert row.job.search is not None
     return row.job.search

@@ -24,13 +24,23 @@ NAN = float("nan")
 class SearchLoop(Loop):
     """Decodes each prompt in a group of ``width * samples`` neighbouring slots.
 
-    A slot's row stops at its chunk's end. Where all of a group's have stopped, the group is at a
-    boundary: it is scored, and its best rows fork into its slots, until all that stay have ended.
+    A row stops at the end of its chunk. When all rows of a group have stopped, the group is at a
+    boundary: its rows are scored, and the best of them fork into its slots and go on. A group is
+    over when all rows that stay have ended.
 
     Args:
         valuer: scores what rows have written.
         keep_cache: whether caches are used again after the last fork.
         others: as of `Loop`.
+
+    Attributes:
+        size: the slots of a group.
+        parts: ``[slots, parts]``: the parts of each row's value, as last scored.
+        started: of each slot, how many tokens its row had when its chunk began.
+        idle: of each slot, whether it holds no candidate.
+        shared: ``[slots, size]``: how many tokens of its response a slot's row has in common with
+            the row of each slot of its group.
+        counted: how many tokens were drawn before the chunks under way.
     """
 
     def __init__(
@@ -51,14 +61,13 @@ class SearchLoop(Loop):
         self.size = self.settings.rows
         count, parts = slots.values.shape
         self.parts = torch.full((count, parts - 1), NAN, dtype=torch.float64, device="cpu")
-        self.started = [0] * count  # tokens that a slot's row had when its chunk began
-        self.idle = [False] * count  # slots that hold no candidate
-        # tokens of the response that a slot has in common with each of its group
+        self.started = [0] * count
+        self.idle = [False] * count
         self.shared = torch.zeros(count, self.size, dtype=torch.int64, device="cpu")
-        self.counted = 0  # tokens drawn before the chunks under way
+        self.counted = 0
 
     def cancel(self, rows: Iterable[Row]) -> None:
-        """All rows of the requests of these rows leave as they are."""
+        """Let all rows of the requests that these rows belong to leave as they are."""
         texts = {id(row.texts) for row in rows}
         each = [*self.waiting, *self.seated.values()]
         super().cancel([row for row in each if id(row.texts) in texts])
@@ -79,7 +88,7 @@ class SearchLoop(Loop):
         return super().peak_bytes + self.valuer.peak_bytes
 
     def drawn(self) -> int:
-        """Tokens drawn so far, those of rows that were dropped too."""
+        """Tokens drawn so far, also those of rows that were dropped."""
         new = self.slots.new.tolist()
         under_way = (new[s] - self.started[s] for s in self.seated if not self.idle[s])
         return self.counted + sum(under_way)
@@ -94,7 +103,7 @@ class SearchLoop(Loop):
             self.started[s], self.idle[s] = 0, False
 
     def _after_step(self) -> None:
-        """End the chunks of which the search says that they end."""
+        """Stop the rows whose chunks end here, as the search's `chunk_end` says."""
         chunk_end, slots = self.settings.chunk_end, self.slots
         if chunk_end is not None:
             going = (slots.live & slots.wrote).tolist()
@@ -104,18 +113,22 @@ class SearchLoop(Loop):
                     slots.live[s] = False
 
     def _ended(self, stopped: list[int]) -> list[int]:
+        """Which slots are free: those of groups at a boundary after which nothing goes on."""
         going = {s // self.size for s in self.seated.keys() - set(stopped)}
         return self._select(sorted({s // self.size for s in stopped} - going))
 
     def _time_is_up(self, slots: list[int]) -> None:
-        """The best rows leave, as far as they are written."""
+        """Put the best rows of these groups in order, as far as they are written."""
         self._select(sorted({s // self.size for s in slots}), last=True)
 
     def _select(self, groups: list[int], *, last: bool = False) -> list[int]:
-        """Score groups and keep their best rows; the slots of groups that are done.
+        """Score groups and keep their best rows.
 
-        Where a group goes on, its best rows fork into its slots; else, or at the `last` time, they
-        are put in order.
+        Where a group goes on, its best rows fork into its slots. Where it is over, as all are at
+        the `last` boundary, they are put in order.
+
+        Returns:
+            The slots of the groups that are over.
         """
         if not groups:
             return []
@@ -134,7 +147,7 @@ class SearchLoop(Loop):
         return [s for s, done in zip(slots, over.expand(-1, size).flatten(), strict=True) if done]
 
     def _score(self, slots: list[int]) -> tuple[Tensor, Tensor]:
-        """``[groups, size]``: the values of slots' rows, and which rows cannot go on."""
+        """The value of each row, and whether it has ended: both ``[groups, size]``."""
         here = self.slots
         new, failed = here.new[slots], here.failed[slots]
         ended = (here.finished[slots] | failed | (new >= here.limits[slots])).cpu()
@@ -162,11 +175,18 @@ class SearchLoop(Loop):
     def _fork(
         self, groups: list[int], parents: Tensor, over: Tensor, going: Sequence[bool]
     ) -> None:
-        """Slot j of a group becomes what its slot ``parents[group, j]`` is; -1 makes it idle."""
+        """Slot j of a group becomes what its slot ``parents[group, j]`` is; -1 makes it idle.
+
+        Args:
+            over: ``[groups, 1]``: whether each group is over.
+            going: of each slot of the groups, whether its row goes on.
+        """
         size, new = self.size, self.slots.new.tolist()
         own = torch.arange(size, device="cpu")
         at, source, live = [], [], []
-        caches = [-1] * len(new)  # parents of all slots, where caches are used again
+        # Of every slot: whose cache it takes, if that is used again, and the new tokens that it has
+        # in common with it.
+        caches = [-1] * len(new)
         same = [0] * len(new)
         for i, g in enumerate(groups):
             here = slice(g * size, (g + 1) * size)
@@ -193,6 +213,7 @@ class SearchLoop(Loop):
             self.valuer.fork(caches)
 
     def _written(self, slots: list[int]) -> Candidates:
+        """What the rows in these slots have written so far."""
         new = self.slots.new[slots].tolist()
         tokens = self.slots.written["tokens"][slots, : max(new, default=0)].tolist()
         return Candidates(

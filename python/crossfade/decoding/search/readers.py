@@ -1,7 +1,7 @@
 """Models that read rows' texts as these grow, for the values of a search.
 
-`Reader` keeps caches that fork with the rows and reads every token once. Where a text is encoded
-anew as it grows, it reads again from the first token that changed. `Rereader` reads whole texts by
+`Reader` keeps caches that fork with the rows, and reads every token once. A text that is encoded
+anew as it grows is read again from the first token that changed. `Rereader` reads whole texts by
 Hugging Face's own modules: it is the truth in tests, and runs the models that the engine cannot.
 """
 
@@ -29,8 +29,8 @@ class Question(NamedTuple):
     Attributes:
         answer: gives the answers ``[n]`` about ``tokens [n]`` from ``logits [n, V]``.
         predicted: whether these are the logits before each token, as for log-probs and Q-heads, so
-            that a text's last token is not read; or those after it, as for scalar heads.
-        every: whether every token of a response is asked about, or its last one alone.
+            that the last token of a text is not read. False: those after it, as for scalar heads.
+        every: whether every token of a response is asked about. False: only its last one.
     """
 
     answer: Callable[[Tensor, Tensor], Tensor]
@@ -39,7 +39,7 @@ class Question(NamedTuple):
 
 
 def log_prob(vocabulary: int) -> Question:
-    """``log p(token)`` over the first `vocabulary` columns."""
+    """Asks for ``log p(token)`` over the first `vocabulary` columns."""
 
     def answer(logits: Tensor, tokens: Tensor) -> Tensor:
         return token_log_probs(logits[:, :vocabulary], tokens)
@@ -48,7 +48,7 @@ def log_prob(vocabulary: int) -> Question:
 
 
 def q_value() -> Question:
-    """The number that a Q-head gives the token, read at the state before it."""
+    """Asks for the number that a Q-head gives a token at the state before it."""
 
     def answer(q: Tensor, tokens: Tensor) -> Tensor:
         if q.shape[1] == 1:
@@ -62,7 +62,7 @@ def q_value() -> Question:
 
 
 def scalar(label: int | None = None) -> Question:
-    """The one number of a scalar head, or the log-prob of class `label`."""
+    """Asks for the number that a scalar head gives, or for the log-prob of class `label`."""
 
     def answer(z: Tensor, tokens: Tensor) -> Tensor:
         return z[:, 0].float() if label is None else z.float().log_softmax(dim=1)[:, label]
@@ -74,9 +74,9 @@ class Reader:
     """Models over caches of their own, with a place for each slot's text.
 
     Attributes:
-        texts: of each model and slot, the prompt and the tokens after it that are answered.
+        texts: of each model and slot, the prompt and those tokens after it that have answers.
         found: of each model and slot, the answers: one for each token of the response, or one for
-            the last token.
+            its last token.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Reader:
         self.found: list[list[list[float]]] = [[[]] * slots for _ in models]
 
     def join(self, slots: Sequence[int], texts: Sequence[Texts], limits: Sequence[int]) -> None:
-        """Rows take slots: their prompts are read, each once; see `EngineRunner.join`."""
+        """Let rows take slots, and read their prompts to the end; see `Runner.join`."""
         self.runner.join(slots, texts, limits)
         while self.runner.joining:
             self.runner.read()
@@ -143,11 +143,12 @@ class Reader:
         if self.question.every:
             self.found[k][slot] = self.found[k][slot][: known - first]
         elif known == len(text) < len(self.texts[k][slot]):
-            known -= 1  # the one answer that is kept was about a token that is gone
+            known -= 1  # The one answer that is kept is about a token that is gone.
         self.texts[k][slot] = text
         return known
 
     def _answer(self, group: Group, unread: Sequence[_Unread]) -> None:
+        """Read on in these texts, and keep the answers in `found`."""
         every, before = self.question.every, int(self.question.predicted)
         rows, starts = [x.row for x in unread], [x.known - before for x in unread]
         ids = [

@@ -23,10 +23,10 @@ from .readers import Question, Reader, Rereader
 
 
 class Reading:
-    """Models that are asked one question: over caches or, where that cannot be, of whole texts.
+    """Asks some models one question: over caches or, where that cannot be, of whole texts.
 
     Args:
-        place: of the question among those that every job asks.
+        place: the place of the question in `SearchJob.questions` of every job.
         sources: the models, and what they read of the first job.
         slots, limit, engine: as in `EngineRunner`.
     """
@@ -57,15 +57,17 @@ class Reading:
                 self._reread(reason)
 
     def _reread(self, reason: Unsupported) -> None:
+        """Ask of whole texts from now on."""
         names = " and ".join(m.name for m in self.models)
         self.notes.append(f"{names} read whole texts at every boundary: {reason}")
         self.reader = Rereader(self.question, self.models)
 
     def _sources(self, row: Row) -> list[Source]:
+        """The models, and what they read of the requests of a row's job."""
         return search_of(row).questions[self.place][1]
 
     def join(self, seated: Mapping[int, Row]) -> None:
-        """Rows take slots: their prompts are read, one request's once."""
+        """Let rows take slots, and read their prompts, that of each request once."""
         requests: dict[int, list[list[int]]] = {}
         for row in seated.values():
             if id(row.texts) not in requests:
@@ -75,11 +77,11 @@ class Reading:
             self.reader.join(
                 [*seated], [requests[id(row.texts)] for row in rows], [row.limit for row in rows]
             )
-        except Unsupported as reason:  # a model shows at its first forward what it is
+        except Unsupported as reason:  # Only its first forward shows what a model does.
             self._reread(reason)
 
     def read(self, candidates: Candidates) -> dict[Any, list[list[float]]]:
-        """Of each source's key the answers about what candidates have written."""
+        """The answers about what candidates have written, by the keys of the sources."""
         count = len(candidates.rows)
         texts: list[list[Ids]] = [[()] * count for _ in self.models]
         firsts = [[0] * count for _ in self.models]
@@ -102,7 +104,7 @@ class Reading:
     def _fitting(
         self, texts: list[list[Ids]], candidates: Candidates
     ) -> tuple[list[list[Ids]], list[tuple[int, int]]]:
-        """What of each model's texts it can read, and the texts that it cannot read whole."""
+        """The texts, cut to what each model can read, and which ones were cut, as (model, text)."""
         full = []
         for k, model in enumerate(self.models):
             most = None if model.context is None else model.context + self.question.predicted
@@ -128,8 +130,8 @@ class Valuer:
     """Scores the rows in some slots.
 
     Args:
-        search: of the first job; other jobs of the loop ask the same models and functions.
-        slots: whose rows are scored; the log-probs of the blend's terms are read there.
+        search: that of the first job. Other jobs of the loop ask the same models and functions.
+        slots: where the rows are, and the log-probs of the blend's terms.
         limit, engine: as in `EngineRunner`.
     """
 
@@ -141,7 +143,7 @@ class Valuer:
         ]
 
     def join(self, seated: Mapping[int, Row]) -> None:
-        """Rows take slots: their prompts are read, one request's once."""
+        """Let rows take slots, and read their prompts, that of each request once."""
         for reading in self.readings:
             reading.join(seated)
 
@@ -155,7 +157,7 @@ class Valuer:
         return torch.stack([search_of(row).weights[row.request] for row in rows])
 
     def score(self, candidates: Candidates) -> Tensor:
-        """``[n, parts]`` float64: the parts of the value of what slots have written."""
+        """``[candidates, parts]`` float64: the parts of each candidate's value."""
         answers: dict[Any, list[list[float]]] = {}
         for reading in self.readings:
             answers |= reading.read(candidates)
@@ -169,6 +171,7 @@ class Valuer:
     def _part(
         self, value: Any, name: str, candidates: Candidates, answers: dict[Any, list[list[float]]]
     ) -> list[float]:
+        """One part of each candidate's value, from the answers of its models."""
         if isinstance(value, Reward):
             return self._reward(value, name, candidates)
         if not isinstance(value, LogRatio):
@@ -183,7 +186,7 @@ class Valuer:
         ]
 
     def _drawn(self, model: Model, candidates: Candidates) -> list[list[float]]:
-        """The log-probs of a term of the blend, which decoding gave."""
+        """The log-probs of the candidates' tokens under a term of the blend, from decoding."""
         k = self.search.blend.terms.index(model)
         drawn = self.slots.written["term_logprobs"]
         longest = max(map(len, candidates.tokens), default=0)
@@ -191,6 +194,7 @@ class Valuer:
         return [row[: len(ids)] for row, ids in zip(rows, candidates.tokens, strict=True)]
 
     def _reward(self, value: Reward, name: str, candidates: Candidates) -> list[float]:
+        """What a function of prompts and responses gives for each candidate."""
         prompts = [search_of(row).texts[row.request] for row in candidates.rows]
         scores: Any = value.fn(prompts, candidates.texts)
         try:
@@ -212,7 +216,7 @@ class Valuer:
 
     @property
     def notes(self) -> list[str]:
-        """What was left out, and why."""
+        """What is not done as the engine's options say, and why."""
         return [note for reading in self.readings for note in reading.notes]
 
     @property
