@@ -1,1 +1,1 @@
-"""Many prompts at once: they are read from files, and results are files that can be resumed."""
+"""Many prompts: they are read from files and decoded in one loop; results can be resumed."""

@@ -35,8 +35,8 @@ def decode(
     """Decode prompts of any number, and give each one's output as soon as it is done.
 
     A row that ends gives its place to the next prompt, which is read while the others go on: no
-    place waits for a batch to end. What a prompt gets depends on it, its place in `prompts` and
-    `seed` alone, and not on the prompts beside it or on `max_batch`. Where logits processors or
+    place waits for a batch to end. What is decoded depends on the prompt, its place in `prompts`
+    and `seed` alone, and not on the prompts beside it or on `max_batch`. Where logits processors or
     stopping criteria read all rows at one step, prompts go in batches that end together.
 
     Prompts are taken as places become free, so that they may come from a generator, and what has
@@ -45,13 +45,14 @@ def decode(
     Args:
         blend: as in `crossfade.generate`.
         prompts: texts, chats or lists of token ids.
-        seed: prompt i draws by a seed made of this one and i.
-        skip: the places in `prompts` of those that are not decoded.
+        seed: prompt i draws by a seed that is made of this one and i.
+        skip: the places in `prompts` of those that are not to be decoded.
         max_batch: rows decoded at a time, of which a prompt has `num_return_sequences`, or the
             rows of a search; as in `crossfade.generate`.
         progress: is called with how many rows have ended since its last call.
-        engine, generation: as in `crossfade.generate`, but for a streamer and caches. Lists and
-            tensors with an entry for each request are for all `prompts`, which then need a length.
+        engine, generation: as in `crossfade.generate`, but without a streamer and caches. A list or
+            tensor with an entry for each request has one for each of `prompts`, which must have a
+            length then.
 
     Yields:
         The place of a prompt in `prompts` and its `Output`, of one request; prompts that end sooner
@@ -59,7 +60,7 @@ def decode(
 
     Raises:
         TypeError, ValueError, NotImplementedError: as `crossfade.generate`.
-        KeyboardInterrupt: after what had ended by then was given.
+        KeyboardInterrupt: after all outputs that were done by then have been given.
     """
     check_int("max_batch", max_batch, 1)
     if isinstance(prompts, str) or not isinstance(prompts, Iterable):
@@ -76,12 +77,12 @@ def decode(
         if given is not None and given is not False:
             raise NotImplementedError(f"{name} is not supported for prompts of any number")
     own = {name: generation.pop(name) for name in OWN & generation.keys()}
-    how = Generation(blend, **own, arguments=generation)
-    return _decode(how, prompts, seed, skip, max_batch, progress, engine or Engine())
+    checked = Generation(blend, **own, arguments=generation)
+    return _decode(checked, prompts, seed, skip, max_batch, progress, engine or Engine())
 
 
 def _decode(
-    how: Generation,
+    generation: Generation,
     prompts: Iterable[Any],
     seed: int,
     skip: Container[int],
@@ -89,20 +90,21 @@ def _decode(
     progress: Callable[[int], object] | None,
     engine: Engine,
 ) -> Iterator[tuple[int, Output]]:
-    call = how.call
+    call = generation.call
     driver = Driver(call.blend, call.models, call.vocabulary, engine, max_batch, progress or False)
     rows = ROWS.get(call.device.type, ROWS["cuda"]) if max_batch is None else max_batch
-    each = how.config.num_return_sequences if how.search is None else how.search.rows
+    search = generation.search
+    copies = generation.config.num_return_sequences if search is None else search.rows
     total = len(prompts) if isinstance(prompts, Sized) else None
-    jobs = _jobs(how, prompts, seed, skip, max(1, rows // each), total)
-    open_: dict[tuple[Job, int], list[Written]] = {}
+    jobs = _jobs(generation, prompts, seed, skip, max(1, rows // copies), total)
+    unfinished: dict[tuple[Job, int], list[Written]] = {}  # what rows of a request have written
     for written in driver.decode(jobs):
         job, request = written.row.job, written.row.request
-        its = open_.setdefault((job, request), [])
+        its = unfinished.setdefault((job, request), [])
         its.append(written)
         if len(its) < job.copies:
             continue
-        del open_[job, request]
+        del unfinished[job, request]
         if driver.interrupted and not all(w.ended for w in its):
             continue
         output = output_of(job, its, driver, alone=True)
@@ -112,21 +114,21 @@ def _decode(
 
 
 def _jobs(
-    how: Generation,
+    generation: Generation,
     prompts: Iterable[Any],
     seed: int,
     skip: Container[int],
     size: int,
     total: int | None,
 ) -> Iterator[Job]:
-    """Jobs of so many prompts, made when they are asked for."""
+    """Jobs of `size` prompts each, made when they are asked for."""
     numbers: list[int] = []
     items: list[Any] = []
 
     def job() -> Job:
         read = read_requests(items)
         requests = Requests(read.items, numbers=list(numbers), total=total)
-        return how.job(requests, [seed_of(seed, i) for i in numbers], alone=True)
+        return generation.job(requests, [seed_of(seed, i) for i in numbers], alone=True)
 
     for i, prompt in enumerate(prompts):
         if i in skip:

@@ -21,7 +21,8 @@ def read_lines(source: str) -> list[Any]:
             f"{where} is JSON; it must be a .jsonl file with an object on each line, or a text file"
         )
     text = _read_stdin() if source == "-" else reading.read_text(source)
-    lines = text.split("\n")  # splitlines would also split where JSON may have U+2028 in a text
+    # `splitlines` would also split at U+2028, which a text in JSON may have.
+    lines = text.split("\n")
     filled = [line for line in lines if line.strip()]
     starts_json = bool(filled) and filled[0].lstrip().startswith("{")
     if not (source.lower().endswith(".jsonl") or (source == "-" and starts_json)):
@@ -33,12 +34,12 @@ def _read_stdin() -> str:
     """The text on stdin, which is UTF-8 as that of a file is, whatever the locale says."""
     if sys.stdin is None:
         raise ValueError("stdin is closed; prompts must come from there, or from a file")
-    data = getattr(sys.stdin, "buffer", None)  # which a StringIO in the place of stdin has not
+    data = getattr(sys.stdin, "buffer", None)  # A StringIO in the place of stdin has none.
     return sys.stdin.read() if data is None else reading.decode(data.read(), "stdin")
 
 
 def read_prompts(texts: Sequence[str], source: str | None, *, chat: bool) -> list[Any]:
-    """The prompts `texts`, or if there are none, those of the file `source` or of stdin.
+    """The prompts in `texts` or, if there are none, those of the file `source` or of stdin.
 
     Args:
         source: a file as `read_lines` takes it, whose objects have a ``"prompt"`` or the
@@ -60,7 +61,7 @@ def read_prompts(texts: Sequence[str], source: str | None, *, chat: bool) -> lis
 
 
 def prompt_of(item: Any, index: int, *, chat: bool) -> Any:
-    """The prompt in a line or in its object, which errors call prompt `index`."""
+    """The prompt that a line, or its JSON object, is. Errors call it prompt `index`."""
     if isinstance(item, dict):
         both = [item[key] for key in ("prompt", "messages") if item.get(key)]
         if len(both) != 1:
@@ -69,10 +70,10 @@ def prompt_of(item: Any, index: int, *, chat: bool) -> Any:
             )
         item = both[0]
     if isinstance(item, str):
-        reading.check_unicode(item, f"prompt {index}")  # arguments of a process may be any bytes
+        reading.check_unicode(item, f"prompt {index}")  # Arguments of a process may be any bytes.
         if not item.strip():
             raise ValueError(f"prompt {index} is empty")
         return [{"role": "user", "content": item}] if chat else item
     if not isinstance(item, list):
         raise ValueError(f"prompt {index} is {item!r:.80}; it must be a text, a chat or token ids")
-    return item  # what a chat or a list of ids must be is checked where it is encoded
+    return item  # Chats and lists of ids are checked where they are encoded.

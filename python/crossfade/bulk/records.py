@@ -19,30 +19,30 @@ from .. import reading
 
 try:
     import fcntl
-except ImportError:  # a platform without it
+except ImportError:  # Some platforms have no such module.
     fcntl = None  # type: ignore[assignment]
 
 
-BETWEEN = 1.0  # seconds after which lines are brought to the disk
+BETWEEN = 1.0  # how many seconds lines may wait before they are brought to the disk
 
 
 def seed_of(seed: int, index: int) -> int:
-    """The seed of one prompt, so that its text depends neither on its batch nor on a resumption."""
+    """The seed of one prompt. By it, a text depends neither on its batch nor on a resumption."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:8], "little")
 
 
 class Results:
     """A file of results, or stdout, while a run writes it: ``with Results(path) as results``.
 
-    Lines of a file are written as they come, so that none is lost; when all are there, those of
+    Lines of a file are written as they come, so that none is lost. When all are there, those of
     this run are put in order. On stdout a line waits for those before it. The file is locked until
-    the end, so that no two runs write it; the system drops the lock when the process ends, however
-    that comes. `begin` reads the whole file before anything in it is changed. A file that was made
-    here and got no line is removed again.
+    the end, so that no two runs write it. The system drops the lock when the process ends, however
+    that happens. `begin` reads the whole file before anything in it is changed. A file that was
+    made here and got no line is removed again.
 
     Args:
         path: the file; None is stdout.
-        resume: whether a file that exists is gone on with. Otherwise it must not exist.
+        resume: whether the file may exist, and is then completed. Otherwise it must not exist.
 
     Raises:
         BlockingIOError: another run is writing the file.
@@ -66,7 +66,7 @@ class Results:
         there = self.resume and self.path.exists()
         if self.path.is_dir():
             raise IsADirectoryError(f"{str(self.path)!r} is a folder; results need a file")
-        if there and not self.path.is_file():  # opening a pipe or a device may block
+        if there and not self.path.is_file():  # Opening a pipe or a device may block.
             raise ValueError(f"{str(self.path)!r} is no plain file, so that it cannot be resumed")
         self.made = not there
         self.file = open(self.path, "r+b" if there else "x+b")
@@ -78,26 +78,26 @@ class Results:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for index in sorted(self.waiting):  # the run was cut short
+        for index in sorted(self.waiting):  # There are some if the run was cut short.
             self._print(self.waiting.pop(index))
         if self.file is None or self.path is None:
             return
         if self.made and self.file.seek(0, os.SEEK_END) == 0:
-            self.path.unlink(missing_ok=True)  # before the lock is dropped with the file
+            self.path.unlink(missing_ok=True)  # Closing the file then drops the lock.
         self.file.close()
 
     def begin(self, prompts: Sequence[Any], run: str) -> set[int]:
         """Read what the file has, and give back the indices of the prompts that are in it.
 
         If a crash has cut the last line, it is taken off the file, and so are the zeros that a file
-        system may leave behind it. A last line that lacks its line break alone gets it.
+        system may leave after it. A last line that lacks nothing but its line break gets one.
 
         Args:
             run: names the blend and all settings. Every line of the file must have the same name.
 
         Raises:
             ValueError: the file has a line of another run; not a byte of the file is changed.
-            TypeError, ValueError: a prompt cannot be written as JSON; names it.
+            TypeError, ValueError: names a prompt that cannot be written as JSON.
         """
         starts = [_start(i, prompt) for i, prompt in enumerate(prompts)]
         if self.file is None:
@@ -124,7 +124,7 @@ class Results:
         return set(found)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write one line: what it says is not lost if the process ends, however that comes."""
+        """Write one line. It is not lost if the process ends, however that happens."""
         if self.file is None:
             self.waiting[record["index"]] = record
             while self.next in self.waiting:
@@ -149,7 +149,7 @@ class Results:
             self.flushed = time.monotonic()
 
     def finish(self) -> None:
-        """Every line is there: put those of this run in the order of their indices."""
+        """Put the lines of this run, which are all there, in the order of their indices."""
         self.flush()
         if self.file is None or self.path is None:
             return
@@ -166,11 +166,11 @@ class Results:
             file.flush()
             os.fsync(file.fileno())
         shutil.copymode(self.path, beside)
-        os.replace(beside, self.path)  # whole, whenever the process ends
+        os.replace(beside, self.path)  # The file is whole, whenever the process ends.
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    """Lock the open file itself, rather than make a lock file, which a crash would leave behind.
+    """Lock the open file itself: a lock file of its own would be left behind by a crash.
 
     Raises:
         BlockingIOError: another run holds the lock, or has removed this very file meanwhile.
@@ -214,7 +214,11 @@ def _start(index: int, prompt: Any) -> bytes:
 
 
 def _index(line: bytes, where: str, starts: Sequence[bytes], run: str) -> int:
-    """The index in a line of the file. Raises a ValueError if the line is not of this run."""
+    """The index in a line of the file.
+
+    Raises:
+        ValueError: the line is not of this run.
+    """
     try:
         record = reading.parse_json(reading.decode(line, where), where)
         index, prompt, made_with = record["index"], record["prompt"], record["run"]
@@ -267,5 +271,5 @@ def batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 
 def number(x: Any) -> float | None:
-    """A float, or None in place of NaN and infinities, which JSON has not."""
+    """A float; None in place of NaN and infinities, which JSON does not have."""
     return float(x) if math.isfinite(float(x)) else None
