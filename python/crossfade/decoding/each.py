@@ -16,11 +16,11 @@ from .settings import LARGEST, SAMPLING, check_int, check_stop_strings
 
 @dataclass(frozen=True)
 class Each:
-    """What the caller has set for each request by itself.
+    """Settings of which the caller gives each request its own.
 
     Attributes:
-        table: a value for each request, by name: the names are those of `SAMPLING`, and ``limit``.
-        stop_strings: those of each request; None where all requests have the same.
+        table: lists with a value for each request, by the names of `SAMPLING` and ``limit``.
+        stop_strings: those of each request. None: all requests have the same, which are not here.
     """
 
     table: dict[str, list[Any]] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Each:
 def take_each(arguments: dict[str, Any]) -> Each:
     """Take lists with an entry a request out of the arguments of `generate`.
 
-    What Hugging Face's config must know takes their place: the longest limit, and all stop strings.
+    In their place, Hugging Face's config gets the longest limit, and the stop strings of all.
 
     Raises:
         TypeError, ValueError: names the entry, what it was and what it must be.
@@ -94,7 +94,7 @@ def take_each(arguments: dict[str, Any]) -> Each:
 
 
 def _setting(name: str, i: int, value: Any) -> Any:
-    """A setting of one request."""
+    """The setting of request `i`, checked; errors name its entry."""
     if isinstance(value, torch.Tensor):
         raise TypeError(f"{name}[{i}] is a tensor; it must be a number")
     try:
@@ -104,14 +104,14 @@ def _setting(name: str, i: int, value: Any) -> Any:
 
 
 def stop_criterion(texts: list[str], tokenizer: Any) -> StopStringCriteria:
-    """Ends rows that have written one of some texts.
+    """A criterion that ends rows which have written one of these texts.
 
     Raises:
         ValueError: Transformers cannot tell what the tokens of this tokenizer add to a text.
     """
     try:
         return StopStringCriteria(tokenizer, texts)
-    except ValueError as error:  # it tells tokenizers apart by how they write the letters a to f
+    except ValueError as error:  # It tells tokenizers apart by how they write the letters a to f.
         raise ValueError(
             f"stop_strings={texts!r}: Transformers cannot tell what the tokens of this "
             f"{type(tokenizer).__name__} add to a text ({error}); give eos_token_id or "
