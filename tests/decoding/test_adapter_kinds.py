@@ -77,7 +77,7 @@ CHANGED_BASE = {  # adapters that change the base's weights, and what of their s
 
 
 def fill(model: Any, adapter: str, seed: int) -> None:
-    """Fill an adapter with weights that matter, as most begin as the identity."""
+    """Fill an adapter with weights that change something; most change nothing at first."""
     torch.manual_seed(seed)
     for name, p in model.named_parameters():
         if adapter in name.split(".") and p.is_floating_point():
@@ -96,7 +96,7 @@ def adapted(config: Callable[[], Any], *, second: bool = True, **options: Any) -
 
 
 def own(model: Any, ids: list[int], new: int) -> Tensor:
-    """``[new, V]`` float64: the model's own log-probs, as it is, of the last tokens of `ids`."""
+    """``[new, V]`` float64: log-probs of the last tokens of `ids` by the model as it is."""
     with torch.no_grad():
         z = model(input_ids=torch.tensor([ids])).logits[0].double()
     return z[len(ids) - new - 1 : -1].log_softmax(-1)
@@ -118,7 +118,7 @@ def as_peft_gives(model: Any, adapter: str | None, ids: list[int], new: int) -> 
 
 
 def check(model: Any, adapters: list[str | None], engine: cf.Engine, truth: Any) -> Any:
-    """Each adapter as a term beside the others: log-probs at each token are `truth`'s."""
+    """Each adapter, as a term beside the others, has the log-probs of `truth` at each token."""
     terms = [cf.Model(model, adapter=a) for a in adapters]
     out = cf.generate(
         sum((0.7 - 0.4 * k) * t for k, t in enumerate(terms)),
@@ -139,7 +139,7 @@ def check(model: Any, adapters: list[str | None], engine: cf.Engine, truth: Any)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_term_is_what_peft_gives(kind: str) -> None:
-    alone = kind == "adalora"  # it allows no second adapter
+    alone = kind == "adalora"  # AdaLoRA allows no second adapter.
     model = adapted(KINDS[kind], second=not alone)
     adapters: list[str | None] = ["active", None, "a", *([] if alone else ["b"])]
     for engine in ENGINES.values():
@@ -192,7 +192,7 @@ def test_x_lora_is_refused(tmp_path: Path) -> None:
 
 
 def test_arrow(tmp_path: Path) -> None:
-    """A router over saved adapters, which looks at each token alone."""
+    """Arrow is a router over saved adapters, which looks at each token alone."""
     adapted(KINDS["lora"]).save_pretrained(str(tmp_path))
     model = peft.create_arrow_model(
         make(), [str(tmp_path / "a"), str(tmp_path / "b")], peft.ArrowConfig(top_k=1)
@@ -202,7 +202,7 @@ def test_arrow(tmp_path: Path) -> None:
 
 
 def test_an_activated_lora_is_refused_where_it_is_used() -> None:
-    """aLoRA begins at some token of the prompt; other adapters of its model stay what they are."""
+    """aLoRA begins at some token of the prompt; other adapters of its model work as ever."""
     model = adapted(of_lora(alora_invocation_tokens=[7], **CAUSAL), second=False)
     model.add_adapter("b", of_lora(**CAUSAL)())
     fill(model, "b", 2)
@@ -250,7 +250,7 @@ def test_adapters_of_transformers_own() -> None:
 
 
 def test_layers_injected_into_a_model() -> None:
-    """PEFT's layers by `inject_adapter_in_model`, and in the model inside a PeftModel."""
+    """`inject_adapter_in_model` puts PEFT's layers into a model, as PeftModel does inside it."""
     model = make()
     peft.inject_adapter_in_model(KINDS["lora"](), model, "a")
     fill(model, "a", 1)
@@ -288,7 +288,7 @@ def test_a_mixed_model() -> None:
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 def test_adapters_that_come_and_go(engine: cf.Engine) -> None:
-    """Each call looks anew at what a term's adapter is."""
+    """Each call looks at a term's adapter anew."""
     model = adapted(KINDS["lora"])
     term = cf.Model(model, adapter="b", name="guide")
 
@@ -296,7 +296,7 @@ def test_adapters_that_come_and_go(engine: cf.Engine) -> None:
         return cf.generate(term, PROMPTS, engine=engine, max_new_tokens=2)
 
     check(model, ["b"], engine, as_peft_gives)
-    fill(model, "b", 7)  # its weights are changed in place
+    fill(model, "b", 7)  # changes its weights in place
     check(model, ["b"], engine, as_peft_gives)
     model.delete_adapter("b")
     with pytest.raises(ValueError, match=r"adapter of guide is 'b', which .* one of \['a'\]"):
@@ -343,7 +343,7 @@ def test_merged_adapters(engine: cf.Engine) -> None:
 
 
 def test_unloaded_adapters() -> None:
-    """The wrapper still lists adapters whose layers are gone, and with them the plain base."""
+    """The wrapper still lists adapters whose layers are gone; the plain base is gone with them."""
     model = adapted(KINDS["lora"])
     alone = model.merge_and_unload()
     out = cf.generate(cf.Model(model), PROMPTS, max_new_tokens=3)

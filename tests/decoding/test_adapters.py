@@ -112,7 +112,7 @@ def test_what_cannot_be_switched(two: PeftModel, batch: Batch) -> None:
 
 
 def test_reloaded_adapters(two: PeftModel, batch: Batch, tmp_path: Path) -> None:
-    # as most users do: two saved adapters are loaded over one base
+    # Most users do this: they load two saved adapters over one base.
     two.save_pretrained(str(tmp_path))
     model = PeftModel.from_pretrained(make(), tmp_path / "polite", adapter_name="polite")
     model.load_adapter(tmp_path / "rude", adapter_name="rude")
@@ -123,7 +123,7 @@ def test_reloaded_adapters(two: PeftModel, batch: Batch, tmp_path: Path) -> None
 
 
 def test_adapters_that_cannot_be_rows_take_turns(two: PeftModel, batch: Batch) -> None:
-    """Of a module that adapters train whole, one copy runs at a time: there are two forwards."""
+    """A module that adapters train whole has a copy for each, which needs its own forward."""
     polite, rude = cf.Model(two, adapter="polite"), cf.Model(two, adapter="rude")
     out = cf.generate(0.4 * polite + 0.6 * rude, batch, max_new_tokens=6)
     theirs = 0.4 * cf.Model(merged("polite")) + 0.6 * cf.Model(merged("rude"))
@@ -157,7 +157,7 @@ def test_other_adapters_take_turns(options: dict[str, Any], why: str, batch: Bat
 
 
 def test_dropout_of_an_adapter_is_kept(batch: Batch) -> None:
-    """A model in training mode keeps its dropout, so its adapters take turns."""
+    """A model in training mode keeps its dropout, so that its adapters take turns."""
     model = lora(1, make(), "odd", lora_dropout=0.5).train()
     blend = cf.Model(model, adapter=None) + 0.5 * cf.Model(model, adapter="odd")
     out = cf.generate(blend, batch, max_new_tokens=2)

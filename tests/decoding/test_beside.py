@@ -32,7 +32,7 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 
 @contextmanager
 def inside(module: nn.Module, act: Callable[[], Any], engine: Any) -> Iterator[list[Any]]:
-    """`act` in the middle of every forward of a decode but those of its own; what it gave."""
+    """Run `act` in the middle of every forward of a decode, but not of its own forwards."""
     found: list[Any] = []
     acting = False
 
@@ -45,7 +45,7 @@ def inside(module: nn.Module, act: Callable[[], Any], engine: Any) -> Iterator[l
             finally:
                 acting = False
 
-    hook.__module__ = "crossfade"  # with a caller's hooks, models go the simple path
+    hook.__module__ = "crossfade"  # A model with a caller's hook would take the simple path.
     if engine is not None:
         handle = module.register_forward_hook(hook)
         try:
@@ -53,7 +53,7 @@ def inside(module: nn.Module, act: Callable[[], Any], engine: Any) -> Iterator[l
         finally:
             handle.remove()
         return
-    attend = ops.attend_  # a model with a hook would not run on the engine
+    attend = ops.attend_  # The engine would not run a model with a hook.
 
     def acting_first(*args: Any, **kwargs: Any) -> Any:
         hook()
@@ -90,7 +90,7 @@ def blends() -> dict[str, Any]:
 @pytest.mark.parametrize("engine", [None, SIMPLE], ids=["engine", "simple"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_forward_beside_a_decode_is_the_models_own(name: str, engine: Any) -> None:
-    """Also in the middle of the decode's own forward, where its kernels and adapters are on."""
+    """This holds also in the middle of a forward of the decode, while its adapters are on."""
     model, blend = blends()[name]
     own = model(IDS).logits
     tokens = model.generate(IDS, max_new_tokens=4, pad_token_id=0)
@@ -115,7 +115,7 @@ def test_a_forward_beside_a_decode_is_the_models_own(name: str, engine: Any) -> 
 
 @pytest.mark.parametrize("engine", [None, SIMPLE], ids=["engine", "simple"])
 def test_a_decode_inside_a_decode(engine: Any) -> None:
-    """Functions of the caller's may decode over the same models: there is nothing to wait for."""
+    """Functions of the caller may decode over the same models, and nothing is locked."""
     model, blend = blends()["adapters"]
     blend = blend(model)
     whole = cf.generate(blend, PROMPTS, engine=engine, **DRAW)
@@ -146,7 +146,7 @@ def test_a_decode_inside_a_decode(engine: Any) -> None:
 
 
 def test_two_decodes_over_one_model() -> None:
-    """Each thread's tokens are those that it gets alone, whatever order its blend names models."""
+    """Each thread gets the tokens that it gets alone, in whatever order its blend names models."""
     first, (second, adapters) = make("gpt2"), blends()["adapters"]
     here = adapters(second) + 0.3 * cf.Model(first)
     there = cf.Model(first) + 0.5 * cf.Model(second, adapter="ref")
@@ -172,7 +172,7 @@ def test_two_decodes_over_one_model() -> None:
 
 @pytest.mark.parametrize("engine", [None, SIMPLE], ids=["engine", "simple"])
 def test_adapters_switched_beside_a_decode(engine: Any) -> None:
-    """The adapter that is active when a call starts is the one of the whole call."""
+    """The adapter that is active when a call starts is used for the whole call."""
     model = lora(2, lora(1, make("llama"), "tuned"), "ref")
     model.set_adapter("tuned")
     whole = cf.generate(model, PROMPTS, engine=engine, **DRAW)
@@ -227,7 +227,7 @@ def test_hooks_see_the_model_itself() -> None:
 
 @pytest.mark.parametrize("kind", ["method", "partial", "closure"])
 def test_forwards_that_somebody_put_into_a_model(kind: str) -> None:
-    """They go on to run the modules that they were made of, under the adapter of the term."""
+    """They run the modules that they were made of, under the adapter of the term."""
     plain = lora(2, lora(1, make("llama"), "tuned"), "ref")
     patched = lora(2, lora(1, make("llama"), "tuned"), "ref")
     for layer in patched.get_base_model().model.layers:

@@ -77,7 +77,7 @@ def decoded(trio: list[PreTrainedModel], simple: bool) -> list[torch.Tensor]:
 def usual(
     request: pytest.FixtureRequest, trio: list[PreTrainedModel]
 ) -> tuple[bool, list[torch.Tensor]]:
-    """Each path, as whether it is the simple one, and what it gives with torch's own defaults."""
+    """Whether the path is the simple one, and what it gives under torch's own defaults."""
     return request.param, decoded(trio, request.param)
 
 
@@ -96,7 +96,7 @@ def test_another_default_dtype(
 def test_another_default_device(
     usual: tuple[bool, list[torch.Tensor]], trio: list[PreTrainedModel]
 ) -> None:
-    """The device meta stands for any other: what is made there by mistake has no data."""
+    """The device meta stands for any other one: what is made there by mistake has no data."""
     simple, expected = usual
     with torch.device("meta"):
         found = decoded(trio, simple)

@@ -25,7 +25,7 @@ each_engine = pytest.mark.parametrize("engine", ENGINES, ids=["engine", "simple"
 
 @pytest.fixture(scope="module")
 def members() -> dict[str, Any]:
-    """p and h, of which blends are made; others that are in none; x and y share p's weights."""
+    """Blends are made of p and h, and of none of the others; x and y share the weights of p."""
     p, h, other, q = make("llama", 0), make("gpt2", 1), make("qwen3", 2), make("llama", 3)
     adapted = lora(5, lora(4, make("llama", 0), "x"), "y")
     return {
@@ -81,7 +81,7 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def check(kl: Tensor | None, responses: list[list[int]], blend: Any, reference: Any) -> None:
-    """Every entry of `kl`, rows being samples of the requests in turn."""
+    """Compare every entry of `kl`; the rows of a request are its samples."""
     assert kl is not None
     copies = len(responses) // len(PROMPTS)
     for row, response in enumerate(responses):
@@ -141,7 +141,7 @@ BLENDS = {
 @each_engine
 @pytest.mark.parametrize("which", BLENDS)
 def test_divergence_of(which: str, engine: cf.Engine, members: dict[str, Any]) -> None:
-    """With samples, beside the older form, whose reference is the first term."""
+    """There are several samples, and `return_kl_to_base` is asked for beside `kl_to`."""
     blend, reference = BLENDS[which](members), 0.5 * members["p"] + members["y"]
     out = cf.generate(
         blend,
@@ -162,7 +162,7 @@ def test_divergence_of(which: str, engine: cf.Engine, members: dict[str, Any]) -
 
 @each_engine
 def test_in_a_search(engine: cf.Engine, members: dict[str, Any]) -> None:
-    """Rows fork with what was measured of them."""
+    """A row that forks takes along what was measured of it."""
     blend, reference = members["p"] + 0.5 * members["h"], members["other"]
     search = cf.ChunkBeamSearch(
         width=2, samples=2, chunk_length=2, value=cf.LogRatio(members["h"], members["p"])
@@ -174,7 +174,7 @@ def test_in_a_search(engine: cf.Engine, members: dict[str, Any]) -> None:
 
 
 def test_rows_that_come_and_go(members: dict[str, Any]) -> None:
-    """A row that takes another's place brings its own weights of the reference."""
+    """A row that takes the place of another brings its own weights of the reference."""
     blend = members["p"] + 0.5 * members["h"]
     reference = torch.tensor([0.2, 1.5]) * members["h"] + 0.5 * members["other"]
     arguments: dict[str, Any] = {"max_new_tokens": 4, "do_sample": True, "seed": 1}
@@ -198,7 +198,7 @@ def test_of_given_responses(members: dict[str, Any]) -> None:
 
 
 def test_in_a_conversation(members: dict[str, Any]) -> None:
-    """A call that goes on from another's caches, the reference's among them."""
+    """A call goes on from the caches of another, among them that of the reference."""
     blend, reference = members["p"] + 0.5 * members["h"], members["other"]
     arguments: dict[str, Any] = {"max_new_tokens": 3, "kl_to": reference, "return_cache": True}
     out = cf.generate(blend, PROMPTS, **arguments)
@@ -229,7 +229,7 @@ def test_a_reference_costs_what_the_blend_does_not_run(members: dict[str, Any]) 
     alone = run(None)
     assert (
         run(0.5 * x + cf.Model(members["p"].model)) == alone
-    )  # the tokenizer is the blend's anyway
+    )  # The blend's tokenizer is used anyway.
     assert run(y).keys() == {("p",), ("x", "kl_to.y")}
     assert run(members["h"]).keys() == {("p",), ("x",), ("kl_to.h",)}
 
@@ -246,7 +246,7 @@ def test_a_reference_over_the_model_of_terms_is_told(members: dict[str, Any]) ->
 def test_a_bad_reference_harms_nobody(engine: cf.Engine, members: dict[str, Any]) -> None:
     bad = make("gpt2", 7)
     with torch.no_grad():
-        bad.transformer.wte.weight[9] = float("nan")  # a token of the first prompt alone
+        bad.transformer.wte.weight[9] = float("nan")  # Only the first prompt has this token.
     blend = members["p"] + 0.5 * members["h"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -257,7 +257,7 @@ def test_a_bad_reference_harms_nobody(engine: cf.Engine, members: dict[str, Any]
 
 
 def test_a_smaller_reference_reads_what_is_written(members: dict[str, Any]) -> None:
-    """Models of one family pad their vocabularies to different lengths: padding is left out."""
+    """Models of one family pad their vocabularies to different lengths: padding does not count."""
     torch.manual_seed(8)
     config = LlamaConfig(
         vocab_size=VOCAB - 2,
@@ -294,7 +294,7 @@ def test_what_is_no_reference(members: dict[str, Any]) -> None:
 
 
 def _swapped() -> Any:
-    """The tokenizer of a few words with two of them in each other's place."""
+    """The tokenizer of a few words, of which two have changed places."""
     core = json.loads(make_tokenizer().backend_tokenizer.to_str())
     words = core["model"]["vocab"]
     words["great"], words["awful"] = words["awful"], words["great"]

@@ -67,7 +67,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def alone(generation: Generation) -> dict[int, Written]:
-    """What each request writes in a run of its job."""
+    """What each request writes in a run of its job alone."""
     found: dict[int, Written] = {}
     for job in jobs(generation):
         found |= run(generation, [job], 1)[1]
@@ -101,7 +101,7 @@ def test_jobs_share_places(
 def test_memory_that_runs_out(
     step: int, generation: Generation, alone: dict[int, Written], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of several jobs begin again, in their order; those that had ended are not repeated."""
+    """Rows of several jobs begin again in their order; those that had ended are not repeated."""
     error = torch.OutOfMemoryError("CUDA out of memory")
     monkeypatch.setattr(Group, "step", failing_at(step, error))
     driver, found = run(generation, jobs(generation))
@@ -115,7 +115,7 @@ def test_memory_that_runs_out(
 def test_interrupts(
     step: int, generation: Generation, alone: dict[int, Written], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of all jobs that were taken are given as they are; those of the others are not begun."""
+    """The rows of all jobs taken so far are given as they are; no other job is taken."""
     monkeypatch.setattr(Group, "step", failing_at(step, KeyboardInterrupt()))
     driver, found = run(generation, jobs(generation))
     assert driver.interrupted
@@ -131,7 +131,7 @@ def test_interrupts(
 def test_time_that_is_up_is_each_jobs_own(
     generation: Generation, alone: dict[int, Written]
 ) -> None:
-    """A job that is late is cut where it is, also while it waits; the others go on."""
+    """A job whose time is up is cut, also while it waits, and the others go on."""
     several = [
         dataclasses.replace(job, deadline=time.time() + (-1 if i in (0, 3) else 1e4))
         for i, job in enumerate(jobs(generation))
@@ -149,7 +149,7 @@ def test_time_that_is_up_is_each_jobs_own(
 
 
 def test_no_more_jobs_are_taken_than_there_are_places_for(generation: Generation) -> None:
-    """So that lists of any length are decoded, and read, as they come."""
+    """So a list of any length is read as it is decoded."""
     taken: list[int] = []
 
     def coming() -> Any:

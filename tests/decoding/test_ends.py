@@ -11,12 +11,12 @@ import torch
 from tiny_models import EOS, VOCAB, make, make_letters, make_tokenizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-END = VOCAB  # the token by which a chat model ends its answers, and which it alone has
+END = VOCAB  # the token by which a chat model ends its answers; no other model has it
 OUTSIDE = "which no row can write"
 
 
 def chat_model(end: Any = END) -> PreTrainedModel:
-    """A model with one token more than the others, by which it ends its texts."""
+    """A model that ends its texts by a token which the others do not have."""
     model = make("llama", 4)
     model.resize_token_embeddings(VOCAB + 1, mean_resizing=False)
     model.generation_config.eos_token_id = end
@@ -53,8 +53,8 @@ def test_a_saved_end_that_only_one_model_has(
 
     with pytest.warns(RuntimeWarning, match=f"chat ends texts by token {END}, {OUTSIDE}"):
         ids = decode()
-    # A caller who names an end is not warned. Inside `generate`, Hugging Face hands on one config
-    # of what is asked and what is saved, so that the end that is named here must not be the saved.
+    # A caller who names an end is not warned. Hugging Face's own `generate` hands on one config, of
+    # what is asked and what is saved, so that only an end unlike the saved one counts as named.
     assert torch.equal(decode(eos_token_id=5), ids)
     assert torch.equal(decode(eos_token_id=None), ids)
     with pytest.raises(ValueError, match=f"eos_token_id has token {END}, {OUTSIDE}"):
@@ -104,7 +104,7 @@ def test_an_end_that_all_models_have() -> None:
 def test_ids_outside_the_vocabulary(
     arguments: dict[str, Any], match: str, base: PreTrainedModel
 ) -> None:
-    """Another model has the token too, but not all have it: the blend cannot write it."""
+    """Another model has the token too, but not all have it, so that the blend cannot write it."""
     blend = cf.Model(chat_model(END)) + 0.1 * cf.Model(base)
     with pytest.raises(ValueError, match=match):
         cf.generate(blend, [[5, 6]], max_new_tokens=2, **{"stop_strings": None, **arguments})

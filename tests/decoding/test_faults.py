@@ -26,7 +26,7 @@ PROMPTS = [[7 + i, 9, 30 - i] for i in range(10)]
 
 
 def after(monkeypatch: pytest.MonkeyPatch, calls: int, error: BaseException) -> None:
-    """The engine's step fails at its `calls`-th call."""
+    """Let the engine's step fail when it is called for the `calls`-th time."""
     step, count = Group.step, iter(range(10**6))
 
     def failing(self: Group, *args: Any) -> Any:
@@ -122,7 +122,7 @@ def test_a_bad_row_among_rows_that_come_and_go() -> None:
 
 
 def test_models_are_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also by an error in the middle of a forward: no module keeps another forward."""
+    """Even an error in the middle of a forward leaves no module with another forward."""
     model = make()
 
     def state() -> list[Any]:
@@ -152,7 +152,7 @@ def test_models_are_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_engine_holds_to_its_statement(base: PreTrainedModel) -> None:
-    """cache_bytes is what the caches' buffers take; nothing else grows with the rows' lengths."""
+    """`cache_bytes` is what the caches' buffers take, and nothing else grows with rows' lengths."""
     config = base.config
     row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     arguments = {**DRAW, "max_new_tokens": 50, "eos_token_id": None}
@@ -202,7 +202,7 @@ def allocated(run: Callable[[], cf.Output]) -> tuple[int, cf.Output]:
 def test_caches_that_move_for_a_prompt_are_told_at_the_next_step(
     base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a captured step would go on with the old buffers: reading a prompt moves them too."""
+    """Reading a prompt may move buffers too; a captured step would go on with the old ones."""
     group = Group([TermModel(base, "base")], [0], slots=2, longest=20, limit=280)
 
     def read(rows: list[int], prompts: list[list[int]]) -> None:
@@ -220,7 +220,7 @@ def test_caches_that_move_for_a_prompt_are_told_at_the_next_step(
 
 
 def test_the_engine_states_its_peak(base: PreTrainedModel) -> None:
-    """What torch allocates beyond `peak_bytes` is a step's activations and the results' copies."""
+    """All that torch allocates beyond `peak_bytes` is a step's activations and the results."""
     beyond = []
     for new in (50, 100, 400):
         arguments = {**DRAW, "max_new_tokens": new, "eos_token_id": None}

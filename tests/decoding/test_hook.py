@@ -163,12 +163,12 @@ WARPERS = [
         (WARPERS, 0, Sampling(True, 0.5, 5, 0.9, 0.1)),
         ([*WARPERS, LogitNormalization()], 0, Sampling(True, 0.5, 5, 0.9, 0.1)),
         (WARPERS[1:2], 0, Sampling(True, top_k=5)),
-        # the kernel works in one order: what stands before an out-of-order one runs as it is
+        # The kernel has one order: what stands before one that is out of order runs as it is.
         ([WARPERS[2], WARPERS[1]], 1, Sampling(True, top_k=5)),
         ([WARPERS[1], WARPERS[1]], 1, Sampling(True, top_k=5)),
-        # typical sampling reads what the others left, so they stay before it
+        # Typical sampling reads what the others have left, so that they stay before it.
         ([*WARPERS[:2], TypicalLogitsWarper(0.9)], 3, Sampling(True)),
-        # a minimum of tokens, or a finite filter value, is not what the kernel does
+        # The kernel knows neither a minimum of tokens to keep nor a finite filter value.
         ([TopPLogitsWarper(0.9, min_tokens_to_keep=2)], 1, Sampling(True)),
         ([MinPLogitsWarper(0.1, filter_value=-1e4)], 1, Sampling(True)),
     ],

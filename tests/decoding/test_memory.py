@@ -35,7 +35,7 @@ PROMPTS = [[7 + i, 9, 30 - i] for i in range(6)]
 
 @pytest.fixture
 def alive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
-    """The classes of objects that calls made and somebody still holds; nothing is collected."""
+    """The classes of objects of a call that somebody still holds, without a garbage collection."""
     made: list[tuple[str, weakref.ref[Any]]] = []
     for kind in (Group, KVCache, Slots, Replica, CachedTerm, DynamicCache):
 
@@ -111,7 +111,7 @@ def test_a_cache_is_held_by_who_has_it(
 
 
 class Budget:
-    """Leaves memory for so many rows of caches, whatever call and kind they are of."""
+    """Has memory for so many rows of caches, whichever calls and models they are of."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: int, error: BaseException) -> None:
         self.rows, self.error, self.held, self.asked = rows, error, 0, []  # type: ignore[var-annotated]
@@ -164,7 +164,7 @@ def test_what_running_out_of_memory_looks_like(error: Exception) -> None:
 def test_batches_are_halved_until_they_fit(
     engine: Any, samples: int, rows: int, base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each try begins with all memory free, whatever the last one held."""
+    """Each try begins with all memory free: what the last one held is let go."""
     arguments = {**DRAW, "num_return_sequences": samples}
     whole = cf.generate(base, PROMPTS, engine=engine, **arguments)
     budget = Budget(monkeypatch, rows, ERRORS["native"])
@@ -193,7 +193,7 @@ def test_memory_that_runs_out_in_the_middle(
     base: PreTrainedModel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Rows that have ended stay as they are, whichever they are, and the others begin again."""
+    """Whichever rows have ended stay as they are, and the others begin again."""
     arguments = {**DRAW, "num_return_sequences": samples}
     whole = cf.generate(base, PROMPTS, engine=engine, **arguments)
     count = iter(range(10**6))

@@ -77,7 +77,7 @@ def test_text_alone(make: Callable[[], PreTrainedModel], batch: dict[str, torch.
     arguments: dict[str, Any] = {"max_new_tokens": 5, "eos_token_id": 1, "pad_token_id": 0}
     expected = model.generate(**batch, **arguments)
     assert torch.equal(cf.generate(model, batch, **arguments).sequences, expected)
-    # what Transformers and processors add to a text that comes alone
+    # Transformers and processors add these to a text that comes alone.
     hook: dict[str, Any] = {"custom_generate": cf.decode, "blend": model, **arguments}
     assert torch.equal(model.generate(**batch, **hook), expected)
     zeros = torch.zeros_like(batch["input_ids"])

@@ -23,7 +23,7 @@ def test_one_term_greedy_is_model_generate(shape: str, batch: Batch) -> None:
 
 
 def test_the_sliding_window_matters(batch: Batch) -> None:
-    # else the parity above would hold for a cache that forgets the window
+    # Otherwise the parity above would hold for a cache that forgets the window too.
     model = make("gemma3")
     theirs = model.generate(**batch, max_new_tokens=24)
     wide = make("gemma3")
@@ -37,7 +37,7 @@ def test_the_sliding_window_matters(batch: Batch) -> None:
     "arguments",
     [
         {"eos_token_id": [7, 12, 30], "pad_token_id": 4},
-        {"eos_token_id": 39},  # padding falls back to EOS
+        {"eos_token_id": 39},  # EOS pads too if nothing else is named.
         {"eos_token_id": 39, "min_new_tokens": 6},
         {"min_length": 15, "eos_token_id": [39, 53]},
         {"max_length": 20},
@@ -85,7 +85,7 @@ def test_default_length_is_theirs(base: PreTrainedModel, batch: Batch) -> None:
 def by_hand(
     models: list[PreTrainedModel], weights: list[float], ids: list[int], steps: int
 ) -> tuple[list[int], list[float]]:
-    """Greedy decoding of one unpadded request, the whole sequence read anew at every step."""
+    """Decode one unpadded request greedily, reading the whole sequence anew at every step."""
     new: list[int] = []
     scores = []
     for _ in range(steps):
@@ -150,7 +150,7 @@ def test_weights_of_each_request(trio: list[PreTrainedModel], batch: Batch) -> N
 
 
 def one(batch: Batch, i: int) -> list[int]:
-    """Request i alone and unpadded."""
+    """What request i gets alone and unpadded."""
     return batch["input_ids"][i][batch["attention_mask"][i].bool()].tolist()
 
 

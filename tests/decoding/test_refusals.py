@@ -70,7 +70,7 @@ def test_unsupported_arguments_raise_by_name(name: str, base: PreTrainedModel) -
 
 
 SAVED_WITHOUT_EFFECT: dict[str, Any] = {
-    "use_cache": False,  # every Trainer leaves it so
+    "use_cache": False,  # Every Trainer leaves it so.
     "cache_implementation": "static",
     "cache_config": {"max_cache_len": 64},
     "prefill_chunk_size": 4,
@@ -100,7 +100,7 @@ def test_saved_settings_that_change_no_token_are_passed_over(name: str) -> None:
     setattr(model.generation_config, name, value)
     assert torch.equal(cf.generate(model, ids, max_new_tokens=4).sequences, expected)
     again = GenerationConfig(max_new_tokens=4)
-    setattr(again, name, value)  # a config that was made from the saved one has the same fields
+    setattr(again, name, value)  # A config that was made from the saved one has the same fields.
     found = cf.generate(model, ids, generation_config=again).sequences
     assert torch.equal(found, expected)
     hooked = model.generate(
@@ -185,7 +185,7 @@ def test_every_field_of_hugging_face_is_decided() -> None:
 
 
 class Chatty:
-    """It is neither a processor nor a tensor."""
+    """An object that is neither a processor nor a tensor."""
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> Any:
         return scores[:, :5]
@@ -214,7 +214,7 @@ class Chatty:
             {"num_return_sequences": 2},
             ValueError,
             "num_return_sequences",
-        ),  # greedy decoding would give the same twice
+        ),  # Greedy decoding would give the same response twice.
         ({"do_sample": 1}, TypeError, "do_sample is 1"),
         ({"do_sample": True, "temperature": -1.0}, ValueError, "temperature is -1.0"),
         ({"do_sample": True, "temperature": float("nan")}, ValueError, "temperature is nan"),
@@ -287,14 +287,14 @@ class OwnLoop(LlamaForCausalLM):
 
 
 def test_a_generate_of_its_own_is_refused(base: PreTrainedModel) -> None:
-    """A model whose `generate` is its own: what it does in place of Hugging Face's is unknown."""
+    """Nobody knows what a `generate` of the model's own does in place of Hugging Face's."""
     model = OwnLoop(base.config)
     with pytest.raises(NotImplementedError, match="model0 is a OwnLoop, whose generate is its own"):
         cf.generate(model, [5, 6], max_new_tokens=2, engine=cf.Engine(simple=True))
 
 
 class Forgetful(torch.nn.Module):
-    """It takes a cache and leaves it empty, so that later logits would be those of one token."""
+    """Takes a cache and leaves it empty, so that later logits would be those of one token."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ def read(inputs: Any, tokenizer: Tokenizer, **options: Any) -> list[str]:
         ([TEXT, "a plot"], [TEXT, "a plot"]),
         (CHAT, ["<bos> user : the film <eos> <bos> assistant :"]),
         ([CHAT, TEXT], ["<bos> user : the film <eos> <bos> assistant :", TEXT]),
-        # a chat that ends with the assistant is continued, not answered
+        # A chat that ends with the assistant is continued, not answered.
         (
             [*CHAT, {"role": "assistant", "content": "was"}],
             ["<bos> user : the film <eos> <bos> assistant : was"],
@@ -45,7 +45,7 @@ def read(inputs: Any, tokenizer: Tokenizer, **options: Any) -> list[str]:
         (
             torch.tensor([[PAD, 12], [11, 10]]),
             ["a", "the film"],
-        ),  # the mask is read off the padding, as in Hugging Face
+        ),  # The mask is read off the padding, as in Hugging Face.
         (
             {"input_ids": [[PAD, 12], [11, 10]], "attention_mask": [[0, 1], [1, 1]]},
             ["a", "the film"],
@@ -86,7 +86,7 @@ class Count(int):
         ),
         ({"input_ids": [11, 10], "attention_mask": torch.tensor([0.0, 1.0])}, ["film"]),
         (tuple(CHAT), ["<bos> user : the film <eos> <bos> assistant :"]),
-        # parts of a text, which this template prints as Python does
+        # These are parts of a text, which this template would print as Python does.
         (
             [{"role": "user", "content": [{"type": "text", "text": "the "}, "film"]}],
             ["<bos> user : the film <eos> <bos> assistant :"],
@@ -101,7 +101,7 @@ def test_more_forms(inputs: Any, expected: list[str], tokenizer: Tokenizer) -> N
 
 
 def test_padding_that_is_eos_is_read_as_in_hugging_face(base: PreTrainedModel) -> None:
-    # no mask can be read off the padding then: it is part of the prompt
+    # No mask can be read off such padding, which is part of the prompt then.
     ids = torch.tensor([[1, 1, 12], [11, 10, 9]])
     arguments = {"max_new_tokens": 5, "pad_token_id": 1, "eos_token_id": 1}
     assert torch.equal(
@@ -142,7 +142,7 @@ def test_own_prompts(tokenizer: Tokenizer) -> None:
 def test_terms_with_prompts_of_their_own_lengths(
     base: PreTrainedModel, tokenizer: Tokenizer
 ) -> None:
-    """The blend of the demo, one model under three system prompts, against unpadded forwards."""
+    """One model under three system prompts, as in the demo, against unpadded forwards."""
     terms = [cf.Model(base, tokenizer=tokenizer, system=s) for s in ("a", "very bright film", "w9")]
     neutral, bright, dull = terms
     texts = ["the film", "a very very dull plot w20 w21", "cast"]
@@ -164,10 +164,10 @@ def test_terms_with_prompts_of_their_own_lengths(
         prompt = out.sequences[i, : out.prompt_length].tolist()
         assert prompt[-len(heads[0]["input_ids"]) :] == heads[0]["input_ids"]
     assert out.text == tokenizer.batch_decode(out.responses, skip_special_tokens=True)
-    # the three are rows of one batch: the model ran once a step, not three times
+    # The three terms are rows of one batch, so that the model ran once a step, not three times.
     (stats,) = out.stats.models
     assert stats.names == blend.names
-    assert stats.forwards == 1 + out.logprobs.shape[1]  # one for the prompts, and one for each step
+    assert stats.forwards == 1 + out.logprobs.shape[1]  # prompts, then steps
 
 
 @pytest.mark.parametrize(

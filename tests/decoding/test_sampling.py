@@ -52,7 +52,7 @@ def test_a_seed_for_all_gives_each_request_its_stream(blend: cf.Blend, batch: Ba
     prompts = [rows(batch)[0]] * 3
     together = cf.generate(blend, prompts, seed=9, **DRAW).responses
     assert len(set(map(tuple, together))) == 3
-    # stream 0 of a seed is what one seed a request draws from
+    # Where each request has a seed, it draws from stream 0 of its seed.
     assert together[0] == cf.generate(blend, prompts[:1], seed=[9], **DRAW).responses[0]
     assert together == cf.generate(blend, prompts, seed=torch.tensor(9), **DRAW).responses
 
@@ -67,7 +67,7 @@ def test_no_seed_follows_torch(blend: cf.Blend, batch: Batch) -> None:
     assert draw() == first
     assert first != second
     torch.manual_seed(0)
-    cf.generate(blend, batch, max_new_tokens=2)  # greedy draws nothing
+    cf.generate(blend, batch, max_new_tokens=2)  # Greedy decoding draws nothing.
     assert draw() == first
 
 
@@ -77,8 +77,8 @@ def test_several_sequences_a_request(blend: cf.Blend, batch: Batch) -> None:
     assert len(three.sequences) == 12
     assert len(set(map(tuple, three.responses))) == 12
     one = cf.generate(blend, prompts, seed=9, **DRAW)
-    assert three.responses[::3] == one.responses  # sample 0 is what a single one would be
-    for i, prompt in enumerate(prompts):  # the rows of a request stay together
+    assert three.responses[::3] == one.responses  # Sample 0 is what a single sample would be.
+    for i, prompt in enumerate(prompts):  # The rows of a request stay together.
         for j in range(3):
             padded = three.sequences[3 * i + j, : three.prompt_length].tolist()
             assert padded == [PAD] * (three.prompt_length - len(prompt)) + prompt
@@ -91,7 +91,7 @@ def test_several_sequences_a_request(blend: cf.Blend, batch: Batch) -> None:
 
 
 def test_streams_are_laid_out_as_documented() -> None:
-    # other tools draw the same samples from (seed, stream), so the layout is part of the interface
+    # Other tools draw the same samples from (seed, stream): the layout is part of the interface.
     cpu = torch.device("cpu")
     seeds, streams = seeds_and_streams(7, 2, 3, True, cpu)
     assert seeds.tolist() == [7] * 6
@@ -102,7 +102,7 @@ def test_streams_are_laid_out_as_documented() -> None:
 
 
 def test_draws_follow_the_distribution(base: PreTrainedModel) -> None:
-    """Frequencies of one step under temperature and top-k, against the softmax, by chi-square."""
+    """Frequencies of one step, with temperature and top-k, fit the softmax by a chi-square test."""
     z = base(torch.tensor([[5, 9, 14]])).logits[0, -1].detach() / 1.5
     p = z.masked_fill(z < z.topk(6).values[-1], -float("inf")).softmax(-1)
     out = cf.generate(
@@ -119,12 +119,13 @@ def test_draws_follow_the_distribution(base: PreTrainedModel) -> None:
     assert not counts[p == 0].any()
     kept = p > 0
     chi2 = ((counts[kept] - 2000 * p[kept]) ** 2 / (2000 * p[kept])).sum()
-    assert chi2 < 20.5  # 5 degrees of freedom: exceeded once in a thousand seeds, and this is one
+    # With 5 degrees of freedom, one seed in a thousand exceeds this, and the seed here is fixed.
+    assert chi2 < 20.5
     torch.testing.assert_close(out.sampled_logprobs[:, 0], p.log()[out.sequences[:, -1]])
 
 
 def test_top_k_is_off_unless_asked_for(base: PreTrainedModel) -> None:
-    # Hugging Face's own default is 50 of this vocabulary's 61: it would hide the 11 least likely
+    # Hugging Face's default is 50. Of the 61 tokens here, it would hide the 11 least likely.
     out = cf.generate(
         base,
         [5, 9],
@@ -198,7 +199,7 @@ def test_past_the_end(base: PreTrainedModel, batch: Batch) -> None:
 
 
 class Only(LogitsProcessor):
-    """Allows some tokens and notes what it was called with."""
+    """Allows some tokens, and notes what it is called with."""
 
     def __init__(self, *tokens: int) -> None:
         self.tokens = list(tokens)
@@ -219,8 +220,9 @@ def test_logits_processors(blend: cf.Blend, trio: list[PreTrainedModel], batch: 
     new = out.sequences[:, out.prompt_length :]
     assert set(new.unique().tolist()) == {20, 21, 22}
     ids, scores = only.calls[3]
-    assert torch.equal(ids, out.sequences[:, : out.prompt_length + 3])  # the first term's
-    # what it reads are the blended logits; what is reported as sampled is after it
+    # It reads the first term's prompts and the blended logits. Tokens are reported as sampled from
+    # what it leaves.
+    assert torch.equal(ids, out.sequences[:, : out.prompt_length + 3])
     log_p = scores.log_softmax(-1).gather(1, new[:, 3:4])[:, 0]
     torch.testing.assert_close(out.logprobs[:, 3], log_p, atol=1e-5, rtol=0)
     after = scores[:, [20, 21, 22]].log_softmax(-1).gather(1, new[:, 3:4] - 20)[:, 0]
@@ -239,7 +241,7 @@ def positions(batch: Batch) -> torch.Tensor:
 
 
 def test_a_warper_of_the_caller_runs_in_its_place(base: PreTrainedModel, batch: Batch) -> None:
-    # before temperature, as in Hugging Face, and beside the kernel's own top-k
+    # It runs before temperature, as in Hugging Face, and the kernel's own top-k applies too.
     seen = [
         cf.generate(base, batch, logits_processor=p, top_k=k, seed=4, **DRAW).responses
         for p, k in (([TopKLogitsWarper(3)], 5), ([TopKLogitsWarper(5)], 3), ([], 3))
@@ -249,7 +251,8 @@ def test_a_warper_of_the_caller_runs_in_its_place(base: PreTrainedModel, batch: 
 
 
 def test_truncations_the_kernel_does_not_know(base: PreTrainedModel, batch: Batch) -> None:
-    """Typical and eta sampling run as Hugging Face's processors; where they leave one, it is it."""
+    """Typical and eta sampling run as Hugging Face's processors. A token that they leave alone is
+    drawn."""
     for arguments in ({"typical_p": 1e-6}, {"epsilon_cutoff": 0.999}, {"top_h": 1e-3}):
         ours = cf.generate(base, batch, seed=4, **arguments, **DRAW)
         theirs = base.generate(**batch, top_k=0, **arguments, **DRAW)
@@ -257,7 +260,7 @@ def test_truncations_the_kernel_does_not_know(base: PreTrainedModel, batch: Batc
 
 
 class Stop(StoppingCriteria):
-    """Ends each row after as many new tokens as its index, plus one."""
+    """Ends row i after i + 1 new tokens."""
 
     def __init__(self, prompt: int) -> None:
         self.prompt = prompt
@@ -292,7 +295,7 @@ def test_stop_strings(base: PreTrainedModel) -> None:
     assert out.lengths[0] <= 5
     assert bool(out.finished[0])
     assert stop in out.text[0]
-    # the tokenizer of a term serves too
+    # The tokenizer of a term will do as well.
     arguments.pop("tokenizer")
     named = cf.generate(cf.Model(base, tokenizer=letters), prompts, **arguments)
     assert torch.equal(named.sequences, out.sequences)
@@ -301,7 +304,7 @@ def test_stop_strings(base: PreTrainedModel) -> None:
 
 
 def test_padding_spells_no_stop_string(base: PreTrainedModel) -> None:
-    """A short prompt in a window of many tokens, whose padding is a letter."""
+    """A short prompt stands in a window of many tokens, whose padding would spell a letter."""
     letters = make_letters()
     prompts = letters(["c", "oneandone"])["input_ids"]
     arguments: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 3}
@@ -364,7 +367,7 @@ def test_plain_tensor_on_request(base: PreTrainedModel, batch: Batch) -> None:
 
 
 class Broken(torch.nn.Module):
-    """Gives one row of a model's logits NaN, from its `after`-th call on."""
+    """Makes one row of a model's logits NaN, from the `after`-th call on."""
 
     def __init__(self, model: PreTrainedModel, row: int, after: int) -> None:
         super().__init__()
@@ -390,7 +393,7 @@ def test_a_bad_row_ends_alone(trio: list[PreTrainedModel], batch: Batch, process
     assert out.lengths.tolist() == [12, 12, 3, 12]
     assert out.failed.tolist() == [False, False, True, False]
     assert not out.finished.any()
-    for i in range(4):  # the other rows as if nothing had been, and this one up to there
+    for i in range(4):  # The other rows are as ever, and so is this one up to there.
         assert out.responses[i] == expected.responses[i][: int(out.lengths[i])]
     for values in (out.logprobs, out.sampled_logprobs, out.kl_to_base):
         assert values.isfinite().all()
@@ -400,7 +403,7 @@ def test_a_bad_row_ends_alone(trio: list[PreTrainedModel], batch: Batch, process
 def test_a_bad_row_is_not_finished_by_its_padding(
     trio: list[PreTrainedModel], batch: Batch
 ) -> None:
-    # padding is EOS by default, and a criterion that reads it must not call the row complete
+    # Padding is EOS by default. A criterion that reads it must not call the row complete.
     broken = cf.Model(trio[0]) + 0.1 * cf.ValueHead(Broken(trio[1], row=2, after=1))
     with pytest.warns(RuntimeWarning, match="request 2"):
         out = cf.generate(broken, batch, max_new_tokens=4, eos_token_id=39, pad_token_id=39)

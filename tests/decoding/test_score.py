@@ -42,7 +42,7 @@ def test_one_term_is_a_forward(shape: str) -> None:
     with torch.no_grad():
         log_p = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
     expected = log_p.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
-    # beside a longer text this one is padded
+    # Beside a longer text, this one is padded.
     scores = cf.score(model, [prompt, [9] * 9], [response, [5] * 8])
     torch.testing.assert_close(scores.logprobs[0, :5], expected)
     assert not scores.logprobs[0, 5:].any()
@@ -103,7 +103,7 @@ def test_a_bad_step_is_nan(base: PreTrainedModel, trio: list[PreTrainedModel]) -
 
 
 def test_responses_of_one_token(base: PreTrainedModel) -> None:
-    """As harnesses score choices of one token: then no token of a response is read."""
+    """Harnesses score choices of one token so: no token of a response is read then."""
     scores = cf.score(base, [[5, 6], [7]], [[8], [9]])
     longer = cf.score(base, [[5, 6], [7]], [[8, 3], [9]])
     torch.testing.assert_close(scores.logprobs, longer.logprobs[:, :1])
@@ -114,7 +114,7 @@ TEXTS = [[7, 9, 30, 12, 8], [40, 6], [11, 12, 13, 14, 15, 16, 17, 18], [33, 6, 2
 
 @pytest.mark.parametrize("numbers", [1, 40 * VOCAB, 1 << 30])
 def test_long_lists_are_scored_in_batches(numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is held at a time, figures are the same, in the order that was given."""
+    """However much is held at a time, the figures are the same, in the order of the requests."""
     a, b = make("llama", 0), make("qwen3", 1)
     weights = torch.linspace(-0.5, 1.0, 10)
     blend = cf.Model(a) + weights * (cf.Model(b) - cf.Model(a))
@@ -143,6 +143,6 @@ def test_long_lists_are_scored_in_batches(numbers: int, monkeypatch: pytest.Monk
             torch.testing.assert_close(ours[:n], theirs, atol=1e-5, rtol=1e-5)
             assert not ours[n:].any()
     assert found.lengths.tolist() == [len(r) for r in responses]
-    pairs = zip(held[::2], held[1::2], strict=True)  # the logits of both models, a batch each
+    pairs = zip(held[::2], held[1::2], strict=True)  # Each batch has the logits of both models.
     assert all(len(x) == 1 or x.numel() + y.numel() <= numbers for x, y in pairs)
     assert len(held) == 2 * {1: 10, 40 * VOCAB: 3, 1 << 30: 1}[numbers]

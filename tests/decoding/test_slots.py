@@ -36,7 +36,7 @@ def generation() -> Generation:
 
 
 class Session:
-    """Requests of one row each, of which the next one joins where one has left."""
+    """Requests of one row each. Whenever one has left, the next one joins."""
 
     def __init__(self, generation: Generation) -> None:
         self.generation, self.made = generation, 0
@@ -71,7 +71,7 @@ class Session:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """What only a collection frees counts as held."""
+    """Objects that only a garbage collection would free count as held."""
     gc.collect()
     gc.disable()
     try:
@@ -81,7 +81,7 @@ def no_collection() -> Iterator[None]:
 
 
 def test_nothing_of_requests_stays(generation: Generation) -> None:
-    """Neither rows nor jobs are held by anything when they have left; the last ones may be."""
+    """Nothing holds rows or jobs that have left, but for the last ones."""
     with no_collection():
         session = Session(generation)
         session.run(60)
@@ -114,7 +114,7 @@ def test_memory_does_not_grow_with_requests(generation: Generation) -> None:
 
 
 def test_rows_that_failed_are_forgotten() -> None:
-    """Who has been warned of is known while it has a place."""
+    """A loop knows which rows it has warned of only while they have places."""
     model = make("llama", 0)
     model.generation_config.eos_token_id = None
     with torch.no_grad():
@@ -149,7 +149,7 @@ def slots_of(count: int, limit: int) -> tuple[Slots, list[Row]]:
 
 
 def test_buffers_grow_with_the_longest_response_alone() -> None:
-    """Two places take rows of 20 tokens for ever; a third row writes past the first room."""
+    """Two places take rows of 20 tokens again and again; a third row outgrows the first buffers."""
     count = 3
     slots, rows = slots_of(count, 2 * AHEAD)
     slots.seat([0, 1], rows[:2])
@@ -170,7 +170,7 @@ def test_buffers_grow_with_the_longest_response_alone() -> None:
 
 
 def test_a_place_that_is_free_needs_no_room() -> None:
-    """A response that filled the room has left; what others write later does not grow it."""
+    """A response that filled the buffers has left, and they do not grow by what others write."""
     slots, rows = slots_of(2, AHEAD)
     slots.seat([0, 1], rows)
     for _ in range(AHEAD):

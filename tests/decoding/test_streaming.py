@@ -71,12 +71,12 @@ def test_all_its_rows_are_decoded_at_a_time(base: PreTrainedModel) -> None:
 def test_a_model_that_shows_late_that_the_engine_cannot_run_it(
     at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The simple path begins anew; the streamer is not told anything twice."""
+    """The simple path begins anew, and the streamer is told nothing twice."""
     model = make("qwen3")
     theirs = told_by_hugging_face(model)
     cf.generate(
         model, PROMPTS, **GREEDY
-    )  # now the engine has met the model, and will not check it again
+    )  # The engine has met the model now, and will not check it again.
     step, count = Group.step, iter(range(10**6))
 
     def failing(self: Group, *args: Any) -> Any:
@@ -120,7 +120,7 @@ def test_its_own_error_is_the_callers(base: PreTrainedModel) -> None:
 def test_what_no_path_can_run_is_said_once(
     base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model may be refused in the middle of the simple path too: that is the end of it."""
+    """The simple path may refuse a model in the middle too, and then nothing else is tried."""
 
     def refuse(*_: Any) -> Any:
         raise Unsupported("it is a test")

@@ -1,4 +1,4 @@
-"""What was written, from tokens after a prompt to text and back, by any tokenizer."""
+"""A response, from its tokens after a prompt to its text and back, by tokenizers of every kind."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_prompt_and_response_make_the_whole_text(kind: str) -> None:
         head, whole = plain(tokenizer, ids[:cut]), plain(tokenizer, ids)
         (written,) = text_after(tokenizer, [ids[:cut]], [ids[cut:]])
         assert whole.endswith(written)
-        if "\ufffd" not in head + whole:  # all characters are whole
+        if "\ufffd" not in head + whole:  # no character is cut
             assert head + written == whole
 
     check()
@@ -104,7 +104,7 @@ def test_tokens_of_a_response_read_as_it(kind: str, prompt: str) -> None:
         if both[: len(ids)] == ids:
             assert [*ids, *new] == both
         (read,) = text_after(tokenizer, [ids], [new])
-        if kind == "wordpiece":  # which does not keep spaces as they were
+        if kind == "wordpiece":  # This kind does not keep spaces as they were.
             assert read.split() == response.split()
         else:
             assert read == response
@@ -187,7 +187,7 @@ def test_a_space_of_the_template_is_not_the_answers(kind: str) -> None:
 
 def test_white_space_that_the_tokens_of_a_prompt_lack_is_not_repeated() -> None:
     tokenizer, model = KINDS["unigram"](), model_of("unigram")
-    tokenizer.backend_tokenizer.normalizer = normalizers.Strip()  # as T5's tokenizer does
+    tokenizer.backend_tokenizer.normalizer = normalizers.Strip()  # T5's tokenizer has this too.
     start = len(tokenizer("The answer is ")["input_ids"])
     answer = tokenizer("The answer is yes")["input_ids"][start:]
     out = cf.generate(
@@ -216,7 +216,7 @@ def test_scores_of_texts_are_those_of_the_tokens_that_say_them(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", SENTENCEPIECE)
 def test_values_read_what_was_written(kind: str) -> None:
-    """A reward, a reward model and a pair over other tokens, after prompts that end in a word."""
+    """A reward, a reward model and a log-ratio over other tokens, where prompts end in a word."""
     tokenizer, other = tokenizer_of(kind), tokenizer_of("bytes")
     prompts = ["The answer is", "hello"]
     seen: list[tuple[str, str]] = []
@@ -273,7 +273,7 @@ def test_a_chunks_end_reads_the_chunk_with_its_space() -> None:
     )
     ids = tokenizer("hello")["input_ids"]
     new = out.responses[0]
-    pieces = [(0, 1), (2, 3)]  # it is asked for tokens as long as a chunk has room
+    pieces = [(0, 1), (2, 3)]  # It is asked after each token until a chunk is full.
     expected = [text_after(tokenizer, [[*ids, *new[:a]]], [new[a:b]])[0] for a, b in pieces]
     assert seen == expected
 
