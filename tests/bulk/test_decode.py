@@ -71,7 +71,7 @@ def test_each_prompt_gets_what_it_gets_alone(kind: str, engine: Any, base: PreTr
 
 @ENGINES
 def test_a_search_over_prompts_of_any_number(engine: Any, base: PreTrainedModel) -> None:
-    """Its value reads texts, and another model's log-probs, of prompts that come and go."""
+    """Prompts come and go, while the value reads their texts and log-probs of another model."""
     tokenizer = make_tokenizer()
     words = cf.Reward(lambda prompts, texts: [float(len(set(t.split()))) for t in texts])
     value = 0.5 * words + 1.0 * cf.LogRatio(cf.Model(make("gpt2", 1)), cf.Model(make("qwen3", 2)))
@@ -85,7 +85,7 @@ def test_a_search_over_prompts_of_any_number(engine: Any, base: PreTrainedModel)
 
 
 def test_what_each_prompt_has_of_its_own(base: PreTrainedModel) -> None:
-    """Weights, prompts of terms and lists of settings are for the whole list of prompts."""
+    """Weights, prompts of terms and lists of settings have an entry for each of all prompts."""
     weights = torch.linspace(0, 1, 50)
     guide = cf.Model(make("gpt2", 1), prompt=[[9 + i] for i in range(50)])
     more = {"temperature": [0.0 if i % 3 else 0.7 for i in range(50)]}
@@ -111,7 +111,7 @@ def test_what_each_prompt_has_of_its_own(base: PreTrainedModel) -> None:
 
 
 def test_no_place_waits_for_others(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one long response, the steps are those that the work needs, and not more a batch."""
+    """A long response makes nobody wait: there are no more steps than the tokens need."""
     steps = 0
     step = Group.step
 
@@ -126,8 +126,8 @@ def test_no_place_waits_for_others(base: PreTrainedModel, monkeypatch: pytest.Mo
     outputs = list(decode(base, PROMPTS[:40], max_batch=4, **arguments))
     assert [i for i, _ in outputs] != sorted(range(40))
     assert sum(out.stats.tokens for _, out in outputs) == sum(lengths)
-    # Batches that wait for their longest take 30 steps for each of the 10; a loop that never
-    # drains needs the tokens by four at a time, and at the end the longest that began last.
+    # Ten batches that wait for their longest rows would take 30 steps each. A loop that never
+    # drains takes a step for every four tokens, and in the end those of the row that began last.
     assert steps <= sum(lengths) / 4 + 30
 
 
@@ -148,7 +148,7 @@ def test_prompts_are_taken_as_places_become_free(base: PreTrainedModel) -> None:
 
 
 def test_what_was_given_is_not_held(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs of prompts that are done go away, without a garbage collection."""
+    """Jobs whose prompts are done are freed, without a garbage collection."""
     made: list[weakref.ref[Job]] = []
     init = Job.__init__
 
@@ -193,7 +193,7 @@ def test_an_interrupt_gives_what_had_ended(
 def test_memory_and_models_that_the_engine_cannot_run(
     base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows under way begin again, whichever job they are of, and what had ended stays."""
+    """Rows under way begin again, whichever jobs they are of, and what had ended stays."""
     whole = dict(decode(base, PROMPTS, seed=3, max_batch=6, **DRAW))
     step, count = Group.step, iter(range(10**6))
 

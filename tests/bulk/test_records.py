@@ -76,7 +76,7 @@ def test_a_row_of_an_odd_index_is_named(tmp_path: Path, index: Any) -> None:
     [
         (b"", set(), b""),
         (line(2) + line(0), {0, 2}, line(2) + line(0)),
-        (line(1)[:-1], {1}, line(1)),  # nothing but the line break is missing
+        (line(1)[:-1], {1}, line(1)),  # Nothing but the line break is missing.
         (b"\xef\xbb\xbf" + line(1), {1}, b"\xef\xbb\xbf" + line(1)),
         (line(1).replace(b"\n", b"\r\n") + b"\r\n", {1}, line(1).replace(b"\n", b"\r\n") + b"\r\n"),
     ],
@@ -177,7 +177,7 @@ def test_one_run_writes_a_file_at_a_time(
         first.begin(PROMPTS, RUN)
         first.write(json.loads(line(1)))
     assert begin(Path(other)) == {0, 1}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "out.jsonl"]  # no lock is left
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "out.jsonl"]  # no lock
 
 
 HOLD = """
@@ -225,7 +225,7 @@ def test_a_file_without_a_row_is_not_left(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), records.Results(path):
         1 / 0  # noqa: B018
     assert not path.exists()
-    path.touch()  # it was there before
+    path.touch()  # It was there before.
     with records.Results(path, resume=True):
         pass
     assert path.exists()
@@ -245,7 +245,7 @@ def test_stdout_of_any_encoding_gets_json(encoding: str, monkeypatch: pytest.Mon
 
 
 def test_lines_are_put_in_order_when_all_are_there(tmp_path: Path) -> None:
-    """Those that were there before stay as they are; a run that is cut short changes nothing."""
+    """Lines that were there before stay where they are; a run that is cut short moves none."""
     path = tmp_path / "out.jsonl"
     with records.Results(path) as results:
         results.begin(PROMPTS, RUN)
@@ -275,5 +275,5 @@ def test_lines_on_stdout_wait_for_those_before_them(capsys: pytest.CaptureFixtur
         assert capsys.readouterr().out == ""
         results.write(json.loads(line(0)))
         assert len(capsys.readouterr().out.splitlines()) == 2
-        results.write(json.loads(line(3)))  # what a run that is cut short has left
+        results.write(json.loads(line(3)))  # A run that is cut short has such lines left.
     assert json.loads(capsys.readouterr().out)["index"] == 3

@@ -12,7 +12,7 @@ from peft import PeftModel
 from tiny_models import lora, make
 from transformers import PreTrainedModel
 
-# PEFT asks transformers for an attribute that this version of it has renamed
+# PEFT asks for an attribute that this version of Transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 Batch = dict[str, torch.Tensor]

@@ -30,7 +30,7 @@ def alone(model: Any, **options: Any) -> list[list[int]]:
 
 
 def check(model: Any, why: str | None) -> None:
-    """Tokens are Hugging Face's, and `why` is in the note; None: the engine runs the model."""
+    """Check that tokens are Hugging Face's. The engine runs the model, or notes `why` not."""
     theirs = alone(model)
     out = cf.generate(model, PROMPTS, max_new_tokens=NEW)
     assert out.responses == theirs
@@ -43,7 +43,7 @@ def check(model: Any, why: str | None) -> None:
 
 
 class Strange(modeling_llama.LlamaAttention):
-    """Llama's attention, whose call is left to `attend`."""
+    """Llama's attention, which subclasses change by `attend`."""
 
     def attend(
         self, call: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, mask: Any, **given: Any
@@ -79,19 +79,19 @@ class Strange(modeling_llama.LlamaAttention):
 
 
 def distances(q: Tensor, k: Tensor) -> Tensor:
-    """``[q, k]``: how far each query's token is after each key's."""
+    """``[q, k]``: how many tokens each query stands after each key."""
     at = torch.arange(k.shape[2])
     return at[-q.shape[2] :, None] - at
 
 
 def seen(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """``[rows, 1, q, k]``: what Llama lets each query's token see."""
+    """``[rows, 1, q, k]``: which keys Llama lets each query see."""
     causal = (distances(q, k) >= 0).expand(len(q), 1, -1, -1)
     return causal if mask is None else causal & mask
 
 
 class Biased(Strange):
-    """ALiBi, in the mask that it hands to attention."""
+    """ALiBi, as a part of the mask."""
 
     def attend(self, call: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         bias = (-0.7 * distances(q, k)).masked_fill(~seen(q, k, mask), -torch.inf)
@@ -99,7 +99,7 @@ class Biased(Strange):
 
 
 class Sparse(Strange):
-    """Looks at every other token alone."""
+    """Looks at every second token only."""
 
     def attend(self, call: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         return call(q, k, v, seen(q, k, mask) & (distances(q, k) % 2 == 0))
@@ -120,7 +120,7 @@ class Twice(Strange):
 
 
 class Memory(Strange):
-    """Keys and values of its own before those of the tokens."""
+    """Has keys and values of its own before those of the tokens."""
 
     def attend(self, call: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         allowed = nn.functional.pad(seen(q, k, mask), (1, 0), value=True)
@@ -129,7 +129,7 @@ class Memory(Strange):
 
 
 class Counting(Strange):
-    """Scales queries by how many keys there are, which the engine's caches hold."""
+    """Scales queries by the number of keys: the engine hands over the new ones alone."""
 
     def attend(self, call: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         return call(q * (k.shape[2] + 1.0), k, v, mask)

@@ -13,12 +13,12 @@ from strange_models import NEW, PROMPTS, alone, check
 from tiny_models import make
 from torch import Tensor, nn
 
-# PEFT asks transformers for an attribute that this version of it has renamed
+# PEFT asks for an attribute that this version of Transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 
 def on_last(module: Any, args: Any, output: Any) -> Any:
-    """Steering, of the last token that is read."""
+    """A hook that steers the last token which is read."""
     hidden = output[0] if isinstance(output, tuple) else output
     hidden[:, -1] += 2.0
     return output
@@ -94,7 +94,7 @@ def test_hooks_on_all_modules_are_called() -> None:
 
 
 def test_hooks_of_libraries_keep_the_engine() -> None:
-    """The hooks that gradient checkpointing and Transformers' own outputs need."""
+    """Gradient checkpointing and outputs of Transformers need hooks of their own."""
     model = make("llama")
     model.enable_input_require_grads()
     model(torch.tensor([[5]]), output_hidden_states=True)
@@ -102,7 +102,7 @@ def test_hooks_of_libraries_keep_the_engine() -> None:
 
 
 class Negated(nn.Module):
-    """A parametrization of a weight."""
+    """A parametrization that negates a weight."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return -weight
@@ -115,7 +115,7 @@ def parametrized(model: Any) -> None:
 
 
 def last_negated(model: Any) -> None:
-    """An MLP whose forward changes the last token that it is given."""
+    """Give an MLP a forward that changes the last token which it is given."""
     mlp = model.model.layers[0].mlp
     own = mlp.forward
 
@@ -128,7 +128,7 @@ def last_negated(model: Any) -> None:
 
 
 def fewer_arguments(model: Any) -> None:
-    """A model whose forward takes what `generate` gives it, and no more."""
+    """Give a model a forward that takes what `generate` gives it, and no more."""
     own = model.forward
 
     @functools.wraps(own)
@@ -164,7 +164,7 @@ REPLACED: dict[str, tuple[Callable[[Any], None], str | None]] = {
 @pytest.mark.parametrize("change", REPLACED.values(), ids=REPLACED)
 def test_modules_that_somebody_changed(change: tuple[Callable[[Any], None], str | None]) -> None:
     model = make("llama")
-    check(model, None)  # what is found now must not count once the model is changed
+    check(model, None)  # What is found now must not count after the change.
     before = alone(model)
     change[0](model)
     assert alone(model) != before
@@ -176,7 +176,7 @@ def test_a_forward_of_all_linear_layers(monkeypatch: pytest.MonkeyPatch) -> None
     check(model, None)
     own = nn.Linear.forward
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: -0.5 * own(self, x))
-    check(model, None)  # the engine leaves linear layers to torch then
+    check(model, None)  # The engine leaves linear layers to torch then.
 
 
 COMPILED: dict[str, Callable[[Any], Any]] = {
@@ -198,7 +198,7 @@ def test_compiled_modules_run_as_they_are(change: Callable[[Any], Any]) -> None:
 
 
 def test_models_compiled_in_place_keep_the_engine() -> None:
-    """Only their own forward is compiled, which the engine does not call: it has its kernels."""
+    """Only the forward of the model itself is compiled, and the engine does not call that."""
     model = make("llama")
     theirs = alone(model)
     model.compile(backend="eager")

@@ -15,13 +15,13 @@ from tiny_models import lora, make
 from torch import nn
 from transformers import LlamaForSequenceClassification
 
-# PEFT asks transformers for an attribute that this version of it has renamed
+# PEFT asks for an attribute that this version of Transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the models that are compared, noted while everything runs as ever."""
+    """The names of the models that are compared, while everything runs as ever."""
     found: list[str] = []
     own = contract._compare
 
@@ -39,7 +39,7 @@ def test_a_model_is_compared_once_until_it_changes(compared: list[str]) -> None:
         cf.generate(cf.Model(model, name="m"), PROMPTS, max_new_tokens=2)
     assert compared == ["m"]
     with torch.no_grad():
-        model.lm_head.weight.mul_(2)  # a change of weights, as in training, calls for no comparison
+        model.lm_head.weight.mul_(2)  # A change of weights, as in training, needs no comparison.
     cf.generate(cf.Model(model, name="m"), PROMPTS, max_new_tokens=2)
     assert compared == ["m"]
     changes: list[Callable[[], Any]] = [
@@ -68,11 +68,11 @@ def test_a_call_looks_at_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = lora(1, lora(2, make("llama"), "one"), "two")
     terms = [cf.Model(model, adapter=a, name=a or "base") for a in (None, "one", "two")]
     blends = (
-        terms[0] + 0.5 * (terms[1] - terms[2]),  # the terms share a head
-        cf.presets.contrastive(make("llama"), make("llama", 1)),  # few columns of a guide's head
+        terms[0] + 0.5 * (terms[1] - terms[2]),  # The terms share a head.
+        cf.presets.contrastive(make("llama"), make("llama", 1)),  # few columns of a head
     )
     for blend in blends:
-        cf.generate(blend, PROMPTS, max_new_tokens=2)  # compares each model with its own path
+        cf.generate(blend, PROMPTS, max_new_tokens=2)  # This compares each model with its own path.
         looks.clear()
         cf.generate(blend, PROMPTS, max_new_tokens=2)
         assert len(looks) == len(set(looks))
@@ -101,7 +101,7 @@ def test_adapters_are_compared_together_and_anew(compared: list[str]) -> None:
 
 
 def test_every_adapter_is_compared() -> None:
-    """One adapter alone changes a layer, and the engine would run just that layer wrongly."""
+    """Only one of the adapters changes a layer which the engine would run wrongly."""
     model = lora(
         1, lora(0, make("llama"), "first", modules=["q_proj"]), "second", modules=["up_proj"]
     )
@@ -151,7 +151,7 @@ def test_reward_models_with_other_bodies(kind: type[Strange] | None, tokenizer: 
 
 
 def test_a_value_of_zeros_is_compared_again(compared: list[str]) -> None:
-    """A new head, which is all zeros, shows nothing of the body under it."""
+    """A new head is all zeros, and shows nothing of the body under it."""
     from crossfade.training import value_model
 
     q = value_model(strange(Shifted), rank=2)

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-# PEFT asks transformers for an attribute that this version of it has renamed
+# PEFT asks for an attribute that this version of Transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 
@@ -53,7 +53,7 @@ def doge() -> PreTrainedModel:
 
 
 def phimoe(window: int = 9) -> PreTrainedModel:
-    """A window that is in the mask alone."""
+    """A model whose window shows in its mask alone."""
     config = PhimoeConfig(
         **SIZES, **HEADS, **LONG, **IDS, sliding_window=window, num_local_experts=2
     )
@@ -61,7 +61,7 @@ def phimoe(window: int = 9) -> PreTrainedModel:
 
 
 def kept_short(window: int = 9) -> PreTrainedModel:
-    """A window that only the cache knows of, as in Moshi; longer than the check's tokens."""
+    """A model whose window only the cache knows, as in Moshi. The check's texts are shorter."""
     model = make("llama")
     model.config.sliding_window = window
     return model
@@ -92,7 +92,7 @@ def test_up_to_its_window_such_a_model_stays_on_the_engine(model: Any) -> None:
 
 
 def test_how_far_a_layer_looks_is_asked_of_its_mask() -> None:
-    """Up to how many tokens a mask is what the layer says that it is."""
+    """The check finds up to how many tokens a mask is what the layer says."""
     layer = make("gemma3").model.layers[0].self_attn
     layer.config.sliding_window = 300
 

@@ -41,7 +41,7 @@ def same(ours: cf.Output, theirs: cf.Output) -> None:
 @pytest.mark.parametrize("most", [None, 2])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_captured_step(shape: str, most: int | None) -> None:
-    """Three models on forked streams, rows that join, steps that nobody looks at."""
+    """Three models run on forked streams, rows join, and the host does not look at every step."""
     blend = blend_of(shape)
     theirs = cf.generate(blend, PROMPTS, engine=SIMPLE, **DRAW)
     same(cf.generate(blend, PROMPTS, max_batch=most, engine=EAGER, **DRAW), theirs)
@@ -88,7 +88,7 @@ def test_a_conversation_goes_on() -> None:
 @pytest.mark.parametrize("weight", [0.0, 0.5], ids=["read", "drawn"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_search(shape: str, weight: float) -> None:
-    """Values read by models of their own, or drawn with the terms of the captured step."""
+    """Values come from models of their own, or from terms of the captured step."""
     base, tuned, ref = (cf.Model(on_gpu(shape, seed)) for seed in range(3))
     blend = base + weight * (tuned - ref)
     arguments = {**DRAW, "search": cf.ChunkBeamSearch(2, 3, 4, cf.LogRatio(tuned, ref))}

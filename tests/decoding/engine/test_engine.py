@@ -13,7 +13,7 @@ from peft import PeftModel
 from tiny_models import EOS, SHAPES, lora, make, make_letters
 from transformers import PreTrainedModel
 
-# PEFT asks transformers for an attribute that this version of it has renamed
+# PEFT asks for an attribute that this version of Transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 SIMPLE = cf.Engine(simple=True)
@@ -82,7 +82,7 @@ def test_adapters_are_rows(shape: str, ranks: tuple[int, int], options: dict[str
 @pytest.mark.parametrize("most", [1, 2, 4])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rows_that_join_late(shape: str, most: int) -> None:
-    """Requests take the places of those that ended, in the middle of the others' steps."""
+    """Requests take the places of those that have ended, while others go on."""
     base, guide = make(shape), make("llama", 1)
     blend = cf.Model(base) + 0.5 * cf.Model(guide, prompt=[9, 8, 7, 6])
     arguments = {**DRAW, "num_return_sequences": 2}
@@ -97,7 +97,7 @@ def test_rows_that_join_late(shape: str, most: int) -> None:
 
 
 def test_the_batch_stays_full() -> None:
-    """Rows that end early give way: far fewer steps than in fixed batches."""
+    """Rows that end early give way, so that there are far fewer steps than in fixed batches."""
     model = make()
     prompts = [[5 + i % 50, 7 + i % 40] for i in range(40)]
     arguments = {**DRAW, "max_new_tokens": 60, "eos_token_id": [EOS, 20]}
@@ -107,13 +107,13 @@ def test_the_batch_stays_full() -> None:
     lengths = whole.lengths.tolist()
     fixed = sum(max(lengths[i : i + 4]) for i in range(0, 40, 4))
     ends = [0] * 4
-    for n in lengths:  # each takes the place that is free first
+    for n in lengths:  # Each takes the place that is free first.
         heapq.heappush(ends, heapq.heappop(ends) + n)
     assert max(ends) < 0.8 * fixed
     (stats,) = ours.stats.models
-    prompts_read = 37  # at most: the first four are read together
+    prompts_read = 37  # At most, as the first four are read together.
     assert stats.forwards <= max(ends) + prompts_read
-    # simple, or with a processor, batches are fixed; the same rows
+    # On the simple path, as with a processor, batches of the same rows are fixed.
     batches = cf.generate(model, prompts, max_batch=4, progress=False, engine=SIMPLE, **arguments)
     same(batches, whole)
     assert batches.stats.models[0].forwards == fixed
@@ -150,10 +150,10 @@ def test_blends(name: str, most: int | None, trio: list[PreTrainedModel]) -> Non
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("restrict", [True, False])
 @pytest.mark.parametrize("cut", [{"min_p": 0.5}, {"top_k": 3}, {"top_p": 0.5}], ids=str)
-def test_guides_under_a_support(
+def test_models_rest_under_a_support(
     cut: dict[str, Any], restrict: bool, skip: bool, most: int | None, trio: list[PreTrainedModel]
 ) -> None:
-    """Skipped rows and columns of guides leave the distribution as it is; so do guides' values."""
+    """The distribution is the same whether other models skip steps and columns, or do not."""
     base, guide, value = trio
     blend = (
         1.5 * cf.Model(base)
@@ -184,7 +184,7 @@ def test_figures_on_demand(trio: list[PreTrainedModel], most: int | None) -> Non
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_conversation_goes_on(shape: str) -> None:
-    """Nothing is read twice, by no term, and the tokens are those of a fresh run."""
+    """No term reads anything twice, and the tokens are those of a fresh run."""
     model = adapted(shape, (4, 8))
     terms = [cf.Model(model, adapter=a, prompt=p) for a, p in ((None, None), ("tuned", None))]
     blend = terms[0] + 0.6 * terms[1] - 0.3 * cf.Model(make(shape, 3))
@@ -196,18 +196,18 @@ def test_a_conversation_goes_on(shape: str) -> None:
     same(on, fresh)
     new = sum(map(len, longer)) - sum(map(len, PROMPTS)) - sum(map(len, first.responses))
     written = sum(map(len, on.responses))
-    # of each row: the last token of the first response, the three new ones, and what it writes
+    # Each row reads the last token of the first response, the three new ones, and what it writes.
     assert [m.tokens for m in on.stats.models] == [2 * (new + written), new + written]
-    # a second turn, and another turn from the first prompt on, from the same cache
+    # From the same cache come a second turn, and another turn from the first prompt on.
     again = [[*p, *r, 31] for p, r in zip(longer, on.responses, strict=True)]
     other = [[*p[:2], 50, 51] for p in PROMPTS]
     for prompts in (again, other):
         arguments = {**DRAW, "seed": 4}
         ours = cf.generate(blend, prompts, cache=on.cache, return_cache=True, **arguments)
         same(ours, cf.generate(blend, prompts, **arguments))
-    # the first call's cache knows what later calls wrote into it
+    # The first call's cache knows what later calls wrote into it.
     same(cf.generate(blend, longer, cache=first.cache, **{**DRAW, "seed": 9}), fresh)
-    # one row for all samples of its request
+    # One row serves all samples of its request.
     arguments = {**DRAW, "num_return_sequences": 3}
     same(
         cf.generate(blend, other, cache=on.cache, **arguments),
@@ -236,7 +236,7 @@ def test_caches_that_do_not_fit(trio: list[PreTrainedModel]) -> None:
 
 @pytest.mark.parametrize("most", [None, 1, 2])
 def test_processors_and_stop_strings(most: int | None) -> None:
-    """What the host must look at: aligned batches, or windows of rows at different steps."""
+    """The host looks at aligned batches, or at the last tokens of rows at different steps."""
     model, letters = make("llama"), make_letters()
     prompts = ["thethe", "oneandone", "a", "hundred"]
     plain = cf.generate(model, prompts, tokenizer=letters, **DRAW)
@@ -269,7 +269,7 @@ def test_prefix_functions_know_their_request() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bfloat16_by_teacher_forcing(shape: str) -> None:
-    """In bfloat16 a matrix product depends on its batch: log-probs of one text are compared."""
+    """In bfloat16 a product depends on its batch, so that log-probs of one text are compared."""
     model = make(shape).to(torch.bfloat16)
     out = cf.generate(model, PROMPTS, **DRAW)
     forced = cf.score(model, PROMPTS, out.responses)
@@ -355,7 +355,7 @@ def test_what_the_engine_cannot_run_goes_the_simple_path(trio: list[PreTrainedMo
 
 
 def test_attention_with_more_than_the_kernel_knows(base: PreTrainedModel) -> None:
-    """Sinks, biases, windows that are not told: refused at the first forward, not left out."""
+    """Sinks, biases and windows that are not told are refused at the first forward."""
     from crossfade.decoding.engine.kv_cache import KVCache
     from crossfade.decoding.engine.modules import ForwardPass, Unsupported, attention
 
@@ -380,7 +380,7 @@ def test_attention_with_more_than_the_kernel_knows(base: PreTrainedModel) -> Non
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch's own
 def test_compiled(base: PreTrainedModel) -> None:
-    """torch.compile of the step gives the same tokens, and a second call compiles nothing."""
+    """A compiled step gives the same tokens, and a second call compiles nothing."""
     from torch._dynamo.utils import counters
 
     blend = cf.Model(base) + 0.5 * cf.Model(base, prompt=[9, 8])

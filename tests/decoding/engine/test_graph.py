@@ -12,7 +12,7 @@ from crossfade.decoding.engine.graph import WARM, Stepper
 
 
 class Tape:
-    """A graph that notes what is done with it."""
+    """Stands in for a CUDA graph, and notes what is done with it."""
 
     played: list[str] = []  # noqa: RUF012
 
@@ -42,10 +42,10 @@ def test_a_step_is_captured_when_it_is_warm(played: list[str]) -> None:
 
     for _ in range(WARM + 3):
         stepper(step, False)
-    # a step that runs while it is captured is recorded, and not carried out
+    # A step that is captured is recorded, and not carried out.
     assert played == ["step"] * WARM + ["capture", "step"] + ["replay"] * 3
     played.clear()
-    stepper(step, True)  # the caches have moved
+    stepper(step, True)  # The caches have moved.
     for _ in range(WARM + 1):
         stepper(step, False)
     assert played == ["step"] * WARM + ["capture", "step"] + ["replay"] * 2

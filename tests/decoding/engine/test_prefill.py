@@ -39,7 +39,7 @@ def seen(model: Any) -> Iterator[list[tuple[int, int]]]:
     shapes: list[tuple[int, int]] = []
     own = model.forward
 
-    @functools.wraps(own)  # by its signature it is seen what a model takes
+    @functools.wraps(own)  # Its signature says what the model takes.
     def forward(*args: Any, **kwargs: Any) -> Any:
         shapes.append(tuple(kwargs["input_ids"].shape))
         return own(*args, **kwargs)
@@ -62,7 +62,7 @@ def test_logits_are_those_of_each_text_alone(
     reader = Prefill(TermModel(model, "it"))
     with seen(model) as shapes:
         assert why_a_token_at_a_time(reader.model, 9) is None
-        shapes.clear()  # what was read to find that out
+        shapes.clear()  # These were read to find that out.
         found = dict(reader.logits(TEXTS, FIRSTS))
         last = dict(reader.logits(TEXTS, FIRSTS, every=False))
     assert sorted(found) == sorted(last) == list(range(len(TEXTS)))
@@ -115,7 +115,7 @@ def test_hidden_states_are_those_of_each_text_alone(rows: int | None) -> None:
 
 @torch.no_grad()
 def test_frequencies_of_one_text_are_not_those_of_another() -> None:
-    """RoPE frequencies follow the longest text of a forward, past the original context."""
+    """Past the original context, RoPE frequencies follow the longest text of a forward."""
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
     sizes = {**SIZES, **HEADS, "max_position_embeddings": 4}
     model = LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=rope)).eval()
@@ -128,7 +128,7 @@ def test_frequencies_of_one_text_are_not_those_of_another() -> None:
 
 
 def test_gradients_go_through_hidden_states() -> None:
-    """Through the function, as training needs them; a `Prefill` keeps none."""
+    """Training needs gradients through the function; a `Prefill` keeps none."""
     model = make()
     reader = Prefill(TermModel(model, "it"))
     for found in (
@@ -183,7 +183,7 @@ WINDOW = 4
 
 
 def moshi() -> Any:
-    """Its cache keeps the last tokens, but its layers attend to all that there are."""
+    """A model whose cache keeps the last tokens, though its layers attend to all that there are."""
     torch.manual_seed(0)
     config = MoshiConfig(
         **SIZES, **HEADS, **IDS, ffn_dim=48, sliding_window=WINDOW, max_position_embeddings=64

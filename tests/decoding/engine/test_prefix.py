@@ -34,7 +34,7 @@ def longer(prompts: list[list[int]], out: cf.Output, *tokens: int) -> list[list[
 
 
 def goes_on(blend: Any, prompts: list[list[int]], cache: Any, **more: Any) -> cf.Output:
-    """A call with a cache, which gives what it gives without."""
+    """Make a call with a cache, and check that it gives what it gives without."""
     out = cf.generate(blend, prompts, cache=cache, return_cache=True, **{**DRAW, **more})
     same(out, cf.generate(blend, prompts, **{**DRAW, **more}))
     return out
@@ -61,13 +61,13 @@ class Conversations(RuleBasedStateMachine):
 
     @rule(target=caches, kept=caches, tail=tails, at=st.integers(0, 3))
     def another_text(self, kept: Any, tail: list[int], at: int) -> Any:
-        """Shorter, or other from some token on."""
+        """Make a text shorter, or another from some token on."""
         prompts = [[*p[:at], *tail] for p in kept[0]]
         return prompts, goes_on(self.blend, prompts, kept[1]).cache
 
     @rule(target=caches, kept=caches, tail=tails)
     def samples_of_one_prompt(self, kept: Any, tail: list[int]) -> Any:
-        """As many rows as there are: the second becomes a copy of the first."""
+        """Both rows are samples of one request: the second becomes a copy of the first."""
         prompts = [[*kept[0][0], *tail]]
         out = goes_on(self.blend, prompts, kept[1], num_return_sequences=2)
         return [prompts[0], prompts[0]], out.cache
@@ -78,7 +78,7 @@ class Conversations(RuleBasedStateMachine):
 
     @rule(kept=caches)
     def a_search(self, kept: Any) -> None:
-        """Its rows fork, and a row of its group is kept."""
+        """Rows of a search fork, and one row of each group is kept."""
         ratio = cf.LogRatio(
             cf.Model(self.model, adapter="tuned"), cf.Model(self.model, adapter="ref")
         )
@@ -109,7 +109,7 @@ def test_conversations() -> None:
 
 
 def test_a_cache_that_samples_wrote_into(base: PreTrainedModel) -> None:
-    """Samples of one request fork its row over the other's slots."""
+    """Samples of one request fork its row into the slots of the other."""
     first = cf.generate(base, PROMPTS[:2], return_cache=True, **DRAW)
     prompts = longer(PROMPTS[:2], first, 25)
     goes_on(base, prompts[:1], first.cache, num_return_sequences=2)
@@ -204,7 +204,7 @@ def test_adapters_that_are_named_do_not_depend_on_the_active_one() -> None:
 
 
 def test_two_calls_take_turns_with_a_cache(base: PreTrainedModel) -> None:
-    """A call that would write where another writes is refused at once; copies are not."""
+    """A call that would write where another writes is refused at once; one that copies is not."""
     first = cf.generate(base, PROMPTS, return_cache=True, **DRAW)
     prompts = longer(PROMPTS, first, 25)
     found: list[Any] = []
@@ -243,7 +243,7 @@ def test_two_calls_take_turns_with_a_cache(base: PreTrainedModel) -> None:
 def test_a_text_that_changes_inside_its_prompt_is_read_again_from_there(
     base: PreTrainedModel,
 ) -> None:
-    """As a reward model's does, where the response changes how the prompt's end is encoded."""
+    """A reward model's text does so if a response changes how the end of the prompt is encoded."""
     reader = Reader(log_prob(61), [TermModel(base, "base")], [5], 1, 20, Engine())
 
     def score(text: list[int]) -> float:
@@ -251,7 +251,7 @@ def test_a_text_that_changes_inside_its_prompt_is_read_again_from_there(
         return sum(found)
 
     reader.join([0], [[[7, 9, 30, 12, 40]]], [20])
-    score([7, 9, 31, 12, 40, 8, 9])  # another third token
-    reader.join([0], [[[7, 9, 30, 12, 40]]], [20])  # another row takes the slot
+    score([7, 9, 31, 12, 40, 8, 9])  # The third token is another one.
+    reader.join([0], [[[7, 9, 30, 12, 40]]], [20])  # Another row takes the slot.
     expected = cf.score(base, [[7, 9, 30, 12, 40]], [[8, 9]]).totals
     assert score([7, 9, 30, 12, 40, 8, 9]) == pytest.approx(float(expected), abs=1e-4)

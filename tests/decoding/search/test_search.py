@@ -19,7 +19,7 @@ from tiny_models import EOS, SHAPES, VOCAB, lora, make, make_letters, make_token
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-# PEFT asks transformers for an attribute that this version of it has renamed
+# PEFT asks for an attribute that this version of Transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 
@@ -58,7 +58,7 @@ def by_hand(
     chunk_length: int | None,
     duplicate_finished: bool = False,
 ) -> list[tuple[float, list[int]]]:
-    """The rows that stay at the end, best first: whole texts, lists and no cache."""
+    """The rows that stay at the end, the best first, by lists and whole texts without a cache."""
     limit = DRAW["max_new_tokens"]
     rows: list[list[int] | None] = [[] for _ in range(width * samples)]
 
@@ -88,7 +88,7 @@ def by_hand(
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_rows_of_the_algorithm(shape: str, settings: dict[str, Any]) -> None:
-    """Two groups come and go in the slots of one, others join late: four prompts, two at a time."""
+    """Four prompts are searched, two at a time: the others join when one of these is over."""
     base, tuned, ref = (make(shape, seed) for seed in range(3))
     search = cf.ChunkBeamSearch(**settings, value=cf.LogRatio(tuned, ref))
     out = cf.generate(
@@ -143,7 +143,7 @@ def test_terms_of_the_blend_score_for_nothing(shape: str) -> None:
     with_terms = cf.generate(blend, PROMPTS, search=search, return_term_logprobs=True, **DRAW)
     each = with_terms.term_logprobs.sum(dim=1)
     torch.testing.assert_close((each[:, 1] - each[:, 2]) / 2, out.values, atol=1e-4, rtol=1e-4)
-    # one of the two is a term: the other one reads
+    # One of the two is a term, and only the other one reads.
     half = cf.generate(base + 0.5 * tuned, PROMPTS, search=search, **DRAW)
     assert len(half.stats.models) == 3
     torch.testing.assert_close(half.values, ratio(tuned, ref, half) / 2, atol=1e-4, rtol=1e-4)
@@ -219,7 +219,7 @@ def test_finds_the_best_of_all(search: dict[str, Any]) -> None:
 
 
 def test_best_of_n_has_its_closed_form() -> None:
-    """P(best = v) = F(v)^n - F(v-)^n, with F the distribution of the value under one sample."""
+    """P(best = v) = F(v)^n - F(v-)^n, where F is the distribution of the value of one sample."""
     base, n, requests = few_words(7, words=6), 4, 3000
     tokenizer = make_tokenizer()
     value = cf.Reward(lambda prompts, texts: [float(len(t)) for t in texts])
@@ -281,7 +281,7 @@ def test_the_worst_values_lose() -> None:
 def test_chunks_that_a_function_ends() -> None:
     core = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)  # every token is a word
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)  # Every token is a word.
     seen: list[str] = []
 
     def second_word(chunk: str) -> bool:
@@ -295,7 +295,7 @@ def test_chunks_that_a_function_ends() -> None:
     one, other = (cf.generate(base, ["w9 w7", "w5"], search=s, **DRAW) for s in (two, ends))
     assert torch.equal(one.sequences, other.sequences)
     assert torch.equal(one.values, other.values)
-    # chunks of lengths of their own: rows of a prompt wait for each other
+    # Each row has chunks of its own lengths, so that rows of a prompt wait for each other.
     odd = cf.ChunkBeamSearch(2, 3, None, value, chunk_end=lambda chunk: chunk.endswith(("3", "5")))
     out = cf.generate(base, ["w9 w7", "w5"], search=odd, **{**DRAW, "max_new_tokens": 40})
     tuned, ref = (cf.Model(make("llama", s)) for s in (1, 2))
@@ -309,7 +309,7 @@ def test_chunks_that_a_function_ends() -> None:
 
 
 def test_other_vocabularies_read_texts() -> None:
-    """A value reads letters where the base writes pairs of them, and reads none of them twice."""
+    """A value reads letters where the base writes pairs of them, and reads no letter twice."""
     pairs = make_letters()
     core = Tokenizer(
         models.BPE({"<eos>": 1} | {c: i for i, c in enumerate(string.ascii_lowercase, 3)}, [])
@@ -342,7 +342,7 @@ def test_weights_a_request() -> None:
     out = cf.generate(base, PROMPTS, search=search, **DRAW)
     wanted = w * out.value_parts[:, 0] + (1 - w) * out.value_parts[:, 1]
     torch.testing.assert_close(out.values, wanted)
-    for i, value in enumerate((a, b)):  # weights of 1 and 0, or 0 and 1
+    for i, value in enumerate((a, b)):  # The weights are 1 and 0, or 0 and 1.
         settings = {**DRAW, "seed": [5, 5, 5, 5]}
         mixed = cf.generate(base, PROMPTS, search=search, **settings)
         alone = cf.generate(

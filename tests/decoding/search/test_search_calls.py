@@ -12,13 +12,13 @@ from searches import DRAW, PROMPTS, TEXTS
 from tiny_models import make, make_letters
 from transformers import PreTrainedTokenizerFast
 
-# PEFT asks transformers for an attribute that this version of it has renamed
+# PEFT asks for an attribute that this version of Transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 
 @pytest.fixture
 def nan_memory() -> Iterator[None]:
-    """Memory that nothing was put into is NaN, where it is a number by chance otherwise."""
+    """Memory that nothing was written to is NaN here; otherwise it may be a number by chance."""
     filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -29,8 +29,8 @@ def nan_memory() -> Iterator[None]:
 
 @pytest.mark.usefixtures("nan_memory")
 @pytest.mark.filterwarnings("ignore:.*deterministic")
-def test_a_support_with_lazy_guides() -> None:
-    """A guide's row that owes tokens holds fewer than it has in common with its new parent."""
+def test_a_support_with_models_that_rest() -> None:
+    """A row that owes tokens holds fewer than it has in common with its new parent."""
     base, amateur, tuned, ref = (cf.Model(make("llama", seed)) for seed in range(4))
     blend = cf.presets.contrastive(base, amateur, alpha=0.2)
     search = cf.ChunkBeamSearch(2, 3, 4, cf.LogRatio(tuned, ref))

@@ -54,7 +54,7 @@ def job(kind: str, request: int) -> Job:
 
 @functools.cache
 def alone(kind: str, request: int) -> list[Any]:
-    """What the rows of a search leave with, of a loop that has no other."""
+    """What the rows of a search have written when they leave a loop that has no other."""
     its = job(kind, request)
     loop = Open(generation(kind), its, len(its), longest=64, limit=16, tells=False)
     loop.loop.join(its.rows())
@@ -64,7 +64,7 @@ def alone(kind: str, request: int) -> list[Any]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_searches_alone_are_those_of_a_call(kind: str) -> None:
-    """The measure of all else in this file is what `cf.generate` gives."""
+    """What all other tests of this file compare with is what `cf.generate` gives."""
     of = generation(kind)
     out = cf.generate(
         of.call.blend,
@@ -82,7 +82,7 @@ def test_searches_alone_are_those_of_a_call(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_searches_that_come_and_go(kind: str) -> None:
-    """At every step of a run any may join, and any be cancelled by one of its rows."""
+    """At every step a search may join, and one may be cancelled by one of its rows."""
 
     @STEADY
     @given(

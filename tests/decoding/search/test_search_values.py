@@ -11,7 +11,7 @@ from searches import DRAW, PROMPTS, SIMPLE, TEXTS
 from tiny_models import SHAPES, VOCAB, make
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# PEFT asks transformers for an attribute that this version of it has renamed
+# PEFT asks for an attribute that this version of Transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 

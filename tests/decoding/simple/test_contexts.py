@@ -119,7 +119,7 @@ def test_a_row_that_fills_the_context_ends(more: Any, shape: str, engine: Any) -
     assert out.ended.all()
     assert not out.finished.any()
     assert not out.failed.any()
-    if shape == "llama":  # in it, a longer context changes nothing else
+    if shape == "llama":  # A longer context changes nothing else in this model.
         whole = cf.generate(llama(400), SHORT, engine=engine, **{**DRAW, **more})
         assert out.responses == [r[:n] for r, n in zip(whole.responses, room, strict=True)]
 
@@ -127,14 +127,14 @@ def test_a_row_that_fills_the_context_ends(more: Any, shape: str, engine: Any) -
 @ENGINES
 @pytest.mark.parametrize("shape", list(MODELS))
 def test_the_last_token_is_the_one_that_generate_gives(shape: str, engine: Any) -> None:
-    """As in Hugging Face, prompt and response may fill the context, the last token not counted."""
+    """As in Hugging Face, prompt and response may fill the context, without the last token."""
     model = MODELS[shape]()
     ids = torch.tensor([SHORT[1]])
     room = CONTEXT + 1 - ids.shape[1]
     theirs = model.generate(ids, attention_mask=ids.ne(0), max_new_tokens=room, do_sample=False)
     ours = cf.generate(
         model, ids, max_new_tokens=room, engine=engine
-    )  # it is at its limit, so there is no warning
+    )  # It is at its limit, so that there is no warning.
     assert torch.equal(ours.sequences, theirs)
     scores = cf.score(model, ids, ours.responses)
     torch.testing.assert_close(scores.logprobs, ours.logprobs, atol=1e-4, rtol=1e-4)
@@ -144,7 +144,7 @@ def test_the_last_token_is_the_one_that_generate_gives(shape: str, engine: Any) 
 
 @ENGINES
 def test_every_member_has_a_context_of_its_own(engine: Any) -> None:
-    """The guide's prompt is longer than the first term's; the value's context is the shortest."""
+    """The second term has a longer prompt than the first, and the value the shortest context."""
     base = cf.Model(llama(400))
     guide = cf.Model(gpt2(30), prompt=[[9] * n for n in (20, 31, 3)], name="guide")
     value = cf.ValueHead(gpt2(18), name="value")
@@ -193,7 +193,7 @@ def test_samples_and_streamers(engine: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:request:RuntimeWarning")
 def test_caches_of_rows_that_do_not_fit() -> None:
-    """Each row keeps its own place in a cache; that of a refused row keeps what it held."""
+    """Each row keeps its own place in a cache, and that of a refused row keeps what it held."""
     model = gpt2()
     few = {**DRAW, "max_new_tokens": 3}
     first = cf.generate(model, [[7, 9], [5, 6, 8], [8, 9, 11]], return_cache=True, **few)

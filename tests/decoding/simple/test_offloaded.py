@@ -26,7 +26,7 @@ def on_disk(model: Any, folder: Path) -> Any:
 
 
 def in_part(model: Any, folder: Path) -> Any:
-    """One layer on the disk, the others where they are."""
+    """Put one layer on the disk, and leave the others where they are."""
     devices = {"model.embed_tokens": "cpu", "model.layers.0": "disk", "model.layers.1": "cpu"}
     devices |= {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
     return accelerate.dispatch_model(

@@ -40,7 +40,7 @@ from transformers import (
     XLNetLMHeadModel,
 )
 
-CONTEXT = 10  # tokens, past which frequencies change
+CONTEXT = 10  # the tokens past which frequencies change
 NEW = 8
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 LONGROPE = {
@@ -53,7 +53,7 @@ LONGROPE = {
 PLAIN = {"rope_type": "default", "rope_theta": 1e4}
 ORIGINAL = {"original_max_position_embeddings": CONTEXT}
 SHORT = {"max_position_embeddings": CONTEXT}
-# one row stays within the context, one begins in it, one is past it from the start
+# One row stays within the context, one begins in it, and one is past it from the start.
 PROMPTS = [[7, 9], [30, 12, 8, 11, 40, 6, 5], [21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32]]
 
 
@@ -121,7 +121,7 @@ def openai_gpt() -> PreTrainedModel:
 
 
 def bart() -> PreTrainedModel:
-    """It counts padding among its positions, and takes no positions from outside."""
+    """A model that counts padding among its positions, and takes no positions from outside."""
     config = BartConfig(
         vocab_size=VOCAB,
         d_model=16,
@@ -157,7 +157,7 @@ EVERY = {**FREQUENCIES, **STATES, **INPUTS}
 
 
 def perturbed(shape: str, seed: int = 0) -> Any:
-    """A random model of which no parameter is neutral."""
+    """A random model, in which every parameter changes something."""
     torch.manual_seed(seed)
     model: Any = EVERY[shape]().eval()
     for name, p in model.named_parameters():
@@ -171,7 +171,7 @@ def perturbed(shape: str, seed: int = 0) -> Any:
 def alone(model: Any, prompt: Sequence[int], response: Sequence[int] | None = None) -> Any:
     """The greedy tokens of one row, or a response forced on it, and their log-probs."""
     steps = iter(response or ())
-    model = copy.deepcopy(model)  # dynamic frequencies remember the longest text before
+    model = copy.deepcopy(model)  # Dynamic frequencies remember the longest text before.
 
     def forced(ids: Tensor, scores: Tensor) -> Tensor:
         if response is None:
@@ -217,7 +217,7 @@ def test_scores_are_those_of_what_was_written(shape: str) -> None:
 
 @pytest.mark.parametrize("shape", EVERY)
 def test_samples_of_a_search_go_on_from_their_parents(shape: str) -> None:
-    """Every fork holds its own state: what was written has the log-probs of its own text."""
+    """Every fork has its own state: what it wrote has the log-probs of its own text."""
     model, letters = perturbed(shape), make_letters()
     value = cf.Reward(lambda prompts, texts: [float(t.count("a") + len(t)) for t in texts])
     search = cf.ChunkBeamSearch(width=2, samples=2, chunk_length=2, value=value)
@@ -256,7 +256,7 @@ def test_a_state_from_outside_is_refused() -> None:
 
 
 def test_terms_beside_them_are_as_ever() -> None:
-    """Each term of a blend is run in its own way, and their logits are blended as ever."""
+    """Each term is run in its own way, and the logits of all are blended as ever."""
     models = [perturbed("phi3"), make("llama", 1), perturbed("mamba")]
     base, plain, state = map(cf.Model, models)
     out = cf.generate(base + 0.5 * (plain - state), PROMPTS, max_new_tokens=NEW)
@@ -299,7 +299,7 @@ def test_within_the_original_context_the_engine_runs_them(shape: str) -> None:
 
 
 def test_frequencies_of_a_model_are_left_as_they_were() -> None:
-    """What ran before does not decide what is written, and decoding leaves nothing behind."""
+    """What ran before changes nothing of what is written, and decoding leaves nothing behind."""
     model = perturbed("llama, dynamic")
     theirs = [alone(model, p)[0] for p in PROMPTS]
     model(torch.full((1, 40), 5))
@@ -312,7 +312,7 @@ def test_frequencies_of_a_model_are_left_as_they_were() -> None:
 
 @pytest.mark.parametrize("shape", ["phi3", "mamba"])
 def test_values_that_they_give(shape: str) -> None:
-    """A log-ratio of two such models is the difference of their log-probs of the whole response."""
+    """A log-ratio of two such models is the difference of the log-probs of the whole response."""
     base, tuned, ref = make("llama"), perturbed(shape, 1), perturbed(shape, 2)
     search = cf.BestOfN(2, value=cf.LogRatio(cf.Model(tuned), cf.Model(ref)))
     out = cf.generate(base, PROMPTS, search=search, max_new_tokens=NEW, seed=1)
