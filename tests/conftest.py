@@ -1,4 +1,4 @@
-"""The small real model, a core for each worker, and without a GPU Triton in its interpreter."""
+"""What all tests share: the small real model, a core a worker, and Triton without a GPU."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,11 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # which it must know before it is imported
-if "PYTEST_XDIST_WORKER" in os.environ:  # one of several; tests of threads ask for more
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads this when it is imported
+# There are other workers. Tests of threads ask for more threads than one.
+if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes that tests start read this
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The decoding bench: a smoke run of all of it, and contenders that do not do the same are told."""
+"""The decoding bench: all of it runs, and a contender that does something else is found."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SIZES = decode.Sizes([2], prompt=9, short=4, long=6, rounds=1)
 
 @pytest.fixture(scope="module", autouse=True)
 def light_collections() -> Iterator[None]:
-    """The bench collects garbage before each measure: not what other tests have left."""
+    """Keep garbage collections short: the bench makes one before each measure."""
     gc.collect()
     gc.freeze()
     yield
@@ -135,7 +135,7 @@ def rows(steps: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
 
 
 def test_a_straw_man_is_flagged() -> None:
-    """A recipe that takes longer, measured in Hugging Face's greedy steps, than it is known to."""
+    """A recipe is flagged if its time, in Hugging Face's greedy steps, is not what is known."""
     greedy, mixed = ("single", "Hugging Face"), ("LoRA guides", "PEFT mixed batch")
     known = 118 / 65.6
     for factor, flagged in ((1.1, False), (1.3, True), (0.7, True)):
@@ -148,7 +148,8 @@ def test_a_straw_man_is_flagged() -> None:
 def test_steps_of_a_queue() -> None:
     lengths = [5, 1, 1, 1, 2, 6]
     assert decode_queue.fixed_steps(lengths, 2) == 5 + 1 + 6
-    assert decode_queue.queue_steps(lengths, 2) == 5 + 6  # 5 beside 1, 1, 1, 2; then 6
+    # One place has the rows of 5 and 6 steps, the other one those of 1, 1, 1 and 2.
+    assert decode_queue.queue_steps(lengths, 2) == 5 + 6
     assert decode_queue.queue_steps(lengths, 6) == 6
 
 

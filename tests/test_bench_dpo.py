@@ -1,4 +1,4 @@
-"""The DPO bench: pairs are what it says, both trainers have one curve, and its table has both."""
+"""The DPO bench: its pairs are right, both trainers have one curve, and its table shows both."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_pairs() -> None:
 
 @pytest.mark.parametrize("case", dpo.CASES)
 def test_curves_and_table(case: str, monkeypatch: Any) -> None:
-    monkeypatch.setenv("CI", "1")  # where TRL sends no telemetry
+    monkeypatch.setenv("CI", "1")  # with this TRL sends no telemetry
     args = argparse.Namespace(steps=3, pairs=6, tokens=9, batch=2)
     runs = {name: [dpo.train(case, name, args, make(), make_tokenizer())] for name in dpo.TRAINERS}
     assert all(len(r[0][key]) == 3 for r in runs.values() for key in ("loss", "margin", "seconds"))

@@ -1,4 +1,4 @@
-"""The sweep over families: some of every kind run, a family that differs is told."""
+"""The sweep over families: some of every kind are run, and one that differs is found."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_table_says_what_was_found() -> None:
 
 
 def test_every_family_is_in_the_results() -> None:
-    """Of the version of Transformers that they were made with."""
+    """The results have the families of the version of Transformers that made them."""
     import transformers
 
     report = json.loads((BENCH / "results" / "families.json").read_text())

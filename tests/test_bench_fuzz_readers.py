@@ -1,4 +1,4 @@
-"""The targets of the fuzzer, on a few inputs: all that they call is there and holds."""
+"""The targets of the fuzzer take a few inputs: what they call is there, and they hold."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def test_each_reader_has_a_seed() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(SEEDS), st.integers(0, 200), st.binary(max_size=20))
 def test_a_reader_reads_or_refuses(seed: bytes, place: int, change: bytes) -> None:
-    """Seeds as they are, and with something in the middle."""
+    """The seeds are read as they are, and with a few bytes changed."""
     fuzz_readers.once(seed)
     fuzz_readers.once(seed[: place + 1] + change + seed[place + 1 + len(change) :])

@@ -23,7 +23,7 @@ CONTENDERS = [
     (kind, name)
     for kind in logp.KINDS
     for name in logp.contenders(kind, logp.Sizes(20, 8, 60, DEVICES[-1]))
-    if name != "Liger's, compiled"  # half a minute of compiling
+    if name != "Liger's, compiled"  # it compiles for half a minute
 ]
 
 
@@ -40,7 +40,7 @@ def test_contenders_agree(kind: str, name: str, sizes: logp.Sizes) -> None:
 @pytest.mark.parametrize("kind", logp.KINDS)
 @pytest.mark.parametrize("device", DEVICES)
 def test_bare_products(kind: str, device: str) -> None:
-    """Of raw logits in place of gradients: z W, and of a trained head z^T h."""
+    """They take logits z for the gradients by them: z W for hidden, z^T h for a trained head."""
     case = logp.case_of(kind, logp.Sizes(20, 8, 60, device))
     hidden, weight = case.hidden.detach(), case.weight.detach()
     of_hidden, of_weight = logp.products(case)
@@ -53,7 +53,7 @@ def test_bare_products(kind: str, device: str) -> None:
 
 
 def test_dpo_by_hand() -> None:
-    """-log sigmoid(0.1 (chosen - rejected)), the mean of both pairs."""
+    """The loss is the mean of -log sigmoid(0.1 (chosen - rejected)) over both pairs."""
     logp_of = torch.tensor([-1.0, -2.0, -3.0, -4.0, -2.0, -2.0, -9.0, -4.0])
     deltas = torch.tensor([-3.0 + 4.0, -7.0 + 13.0])
     want = torch.log1p(torch.exp(-0.1 * deltas)).mean()
@@ -71,7 +71,7 @@ def row(head: str) -> dict:
 
 
 def test_summary_of_a_cpu() -> None:
-    """Also of a report that knows no other device."""
+    """A report without a device in its sizes is of a CPU."""
     report = {
         "command": "python bench/logp.py",
         "machine": {"device": "a CPU", "threads": 2},
@@ -88,7 +88,7 @@ def test_summary_of_a_cpu() -> None:
 
 
 def test_summary_of_a_gpu() -> None:
-    """In milliseconds; DPO has a table of its own; and it says who is not there."""
+    """It is in milliseconds, has a table for DPO, and names the peers that are not installed."""
     sizes = {"tokens": 8, "hidden": 4, "vocab": 16, "device": "cuda", "dtype": "bfloat16"}
     report = {
         "command": "c",

@@ -1,4 +1,4 @@
-"""The reproductions: their prompts, the table's bounds, and its resuming."""
+"""The reproductions: their prompts, the bounds in their table, and how they are resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from crossfade import models, training
 
-pytest.importorskip("trl")  # which Python 3.10 lacks
+pytest.importorskip("trl")  # TRL needs Python 3.11
 sys.path += [
     str(Path(__file__).parent.parent / "bench" / "reproduce"),
 ]
@@ -36,7 +36,7 @@ def test_nothing_held_out_was_trained_on() -> None:
 
 
 def test_the_divergence_of_choosing_is_bounded() -> None:
-    """Of best of n exactly, where no two texts are alike: the i-th best of n many equal ones."""
+    """For best of n the bound is what n of many equally likely texts, none alike, come to."""
     n, many = 4, 100_000
     rank = np.arange(many)
     chosen = ((many - rank) / many) ** n - ((many - rank - 1) / many) ** n
@@ -64,7 +64,7 @@ def test_eft_at_a_divergence() -> None:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The recipe's guides for a tiny model whose words are good, bad, and many or few."""
+    """The guides that the recipe makes for a tiny model, from a few words and subjects."""
     folder = tmp_path_factory.mktemp("guides") / "work"
     tokenizer = make_tokenizer()
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The search bench: its baseline is the official algorithm, and a wrong value is told."""
+"""The search bench: its baseline is the official algorithm, and a wrong value is found."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_best_are_kept_and_ties_go_to_the_lower_row() -> None:
 def test_the_baseline_searches(
     models: list[Any], ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What follows a boundary continues the kept rows, with caches that are theirs."""
+    """After a boundary the rows that were kept go on, each with the caches of its own text."""
     kept, logits, values = [ids.repeat(SHAPE.rows, 1)], [], []
 
     def read(model: Any, unread: Tensor, cache: Any) -> Tensor:
@@ -76,7 +76,7 @@ def test_the_baseline_searches(
 
     def score(models: list[Any], sequences: Tensor, prompt: int) -> Tensor:
         values.append(implicit_values(models, sequences, prompt))
-        before = kept[-1].tolist()  # each a prefix of its row
+        before = kept[-1].tolist()  # each of these begins its row
         assert [row[: len(before[0])] for row in sequences.tolist()] == before
         kept.append(sequences[peers.parents_of(values[-1], SHAPE)])
         return values[-1]
@@ -98,7 +98,7 @@ def test_the_baseline_searches(
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_the_tokens_that_the_baseline_reads(models: list[Any], ids: Tensor, every: int) -> None:
-    """The base each token but the last ones once; value models all, at every boundary."""
+    """The base reads each token but the last once; value models read all at each boundary."""
     read = [0, 0, 0]
 
     def count(index: int) -> Any:
@@ -114,13 +114,14 @@ def test_the_tokens_that_the_baseline_reads(models: list[Any], ids: Tensor, ever
     scored = 6 * sum(7 + t for t in ((4, 8, 10) if every == 1 else (4, 10)))
     assert read == [6 * (7 + 9), scored, scored]
     assert found.base_tokens == read[0]
-    assert found.value_tokens == 2 * 6 * sum(7 + t for t in (4, 8, 10))  # all, timed or not
+    # All boundaries count, whether they are timed or not.
+    assert found.value_tokens == 2 * 6 * sum(7 + t for t in (4, 8, 10))
     assert len(found.response) == SHAPE.new
     peers.check("official", models, ids, SHAPE, found)
 
 
 def test_scoring_is_summed_up() -> None:
-    """Times that grow steadily are summed exactly; the last boundary is always among the timed."""
+    """A sum of times that grow steadily is exact, as the last boundary is always timed."""
     for boundaries, every in ((52, 8), (9, 8), (10, 1), (1, 8)):
         timed = peers.scored(boundaries, every)
         assert (timed[0], timed[-1]) == (0, boundaries - 1)
@@ -146,7 +147,7 @@ def test_a_wrong_value_is_told(models: list[Any], ids: Tensor) -> None:
 
 @pytest.mark.parametrize("blended", [False, True])
 def test_the_tokens_that_crossfade_reads(models: list[Any], ids: Tensor, blended: bool) -> None:
-    """Each model the prompt once and each token once, at most."""
+    """Each model reads the prompt once, and each token once at most."""
     found = peers.ours(models, ids, SHAPE, blended)
     peers.check("ours", models, ids, SHAPE, found)
     once = SHAPE.prompt + SHAPE.rows * SHAPE.new

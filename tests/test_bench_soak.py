@@ -1,4 +1,4 @@
-"""The soak of calls: nothing grows over a few rounds, and what does grow is told."""
+"""The soak of calls: nothing grows over a few rounds, and what is made to grow is found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))
 
 import soak_calls
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # rows that are cut and refused, as it wants
+pytestmark = pytest.mark.filterwarnings("ignore")  # of rows that the soak has cut and refused
 
 
 def test_nothing_grows_over_a_few_rounds() -> None:

@@ -1,4 +1,4 @@
-"""bench/soak.py: runs agree, go on where they stopped, and what differs is told."""
+"""bench/soak.py: its runs agree, go on where they stopped, and show what differs."""
 
 from __future__ import annotations
 

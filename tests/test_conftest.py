@@ -1,4 +1,4 @@
-"""The small model's fixture: where all tests must run, a test that lacks the model fails."""
+"""The fixture of the small model: a test without it fails where all tests must have run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that pages name are there."""
+"""The files that the pages of the documentation name are there."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = ["CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))]
 PLACES = [ROOT, ROOT / "python" / "crossfade", ROOT / "python" / "crossfade" / "decoding"]
-NAME = r"[\w./-]*(?:\.(?:py|h|cpp|md|svg)|/)"  # of a file, or of a folder with its slash
+NAME = r"[\w./-]*(?:\.(?:py|h|cpp|md|svg)|/)"  # the name of a file, or of a folder with its slash
 
 
 def missing(names: list[str], beside: list[Path]) -> list[str]:
-    """The names of no file or folder, which may be said in short: those after another's folder."""
+    """The names that are those of no file or folder. A name may leave out the folder of an earlier
+    one."""
     found, folders = [], {*PLACES, *beside}
     for name in names:
         there = {path.parent for folder in folders if (path := folder / name).exists()}

@@ -1,4 +1,4 @@
-"""What an optional dependency that is missing, or broken, is said to be."""
+"""An optional dependency that is missing or broken raises an error that says which it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def test_a_missing_package_is_said_with_its_extra() -> None:
 
 
 def test_a_broken_package_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    # the advice to install what is installed would send people in circles
+    """To advise that it be installed would be wrong: it is."""
+
     def broken(name: str) -> None:
         raise ImportError("no libfoo", name="libfoo")
 

@@ -74,7 +74,7 @@ def of(blend: Any, **parts: Any) -> str:
 
 @torch.no_grad()
 def touched(x: Any, name: str, place: int = -1) -> Any:
-    """A copy of a model with another number at the end of one weight."""
+    """A copy of a model in which one number of one weight is the next larger one."""
     changed = copy.deepcopy(x)
     weight = changed.get_parameter(name).view(-1)
     weight[place] = torch.nextafter(weight[place], torch.tensor(9.0))
@@ -124,7 +124,7 @@ def reward_model(seed: int = 0, **options: Any) -> Any:
     return cf.RewardModel(scorer, **options)
 
 
-# Pairs of runs; the second of each writes other tokens than the first.
+# Pairs of runs, of which the second writes other tokens than the first.
 CHANGES: dict[str, Callable[[], tuple[dict[str, Any], dict[str, Any]]]] = {
     "a weight": lambda: (
         {"blend": cf.Model(model())},
@@ -261,7 +261,7 @@ def test_what_a_function_reads_from_its_module_counts(monkeypatch: pytest.Monkey
 
 
 def test_what_changes_no_token_changes_no_run(tmp_path: Path) -> None:
-    """Neither do the place a model was loaded from, a call in between, and padding it left."""
+    """The id is the same for a model from another place, after a call, and after padding."""
     own, tokenizer = model(), make_tokenizer()
     before = run_id(blend=cf.Model(own, tokenizer=tokenizer, name="a"))
     own.save_pretrained(tmp_path / "one")
@@ -309,7 +309,7 @@ def test_weights_that_are_shared_are_hashed_once(monkeypatch: pytest.MonkeyPatch
     run_id(blend=cf.Model(base), search=search(head))
     own = sum(p.nbytes for p in base.parameters())
     heads = 4 * 2 * (SHAPE["vocab_size"] + SHAPE["hidden_size"])
-    assert own <= sum(sizes) <= own + heads + 4096  # buffers, and a list or two
+    assert own <= sum(sizes) <= own + heads + 4096  # the rest is buffers, and a list or two
 
 
 def test_loops_of_objects_end() -> None:

@@ -1,4 +1,4 @@
-"""Imports run one way, as the order of layers in bench/house.py has it, and in no circle."""
+"""Imports run one way, in the order of layers of bench/house.py, and in no circle."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def test_an_import_for_type_checkers_alone_makes_none(tmp_path: Path, name: str)
 
 
 def test_who_imports_a_module_imports_the_packages_around_it(tmp_path: Path) -> None:
-    """Only from outside of them: what is inside a package runs after the package has begun."""
+    """A module inside a package does not: it runs after the package has begun."""
     files = {"__init__.py": "", "p/__init__.py": "", "p/x.py": "from . import y"}
     root = package(tmp_path, {**files, "p/y.py": "from .. import q", "q.py": "from .p.z import f"})
     (root / "p" / "z.py").write_text("")
     assert house.circles(house.imports(root)) == []
-    (root / "p" / "__init__.py").write_text("from .x import f")  # which q's import of p.z runs
+    (root / "p" / "__init__.py").write_text("from .x import f")  # q runs this when it imports p.z
     assert house.circles(house.imports(root)) == [["p", "p.x", "p.y", "q"]]
 
 
@@ -88,6 +88,8 @@ def test_what_the_order_does_not_allow_is_named(tmp_path: Path) -> None:
     edges = house.imports(package(tmp_path, files))
     assert house.upward(edges, "a\nb\np\nc") == []
     assert house.upward(edges, "a\nb\nc\np") == ["c imports p.x"]
-    assert house.upward(edges, "a b\np c") == ["b imports a", "c imports p.x"]  # siblings
-    assert house.upward(edges, "a\nb\np\nc\np.x") == ["c imports p.x"]  # a line of its own
+    # Modules of one line must not import each other.
+    assert house.upward(edges, "a b\np c") == ["b imports a", "c imports p.x"]
+    # p.x has a line of its own, below the others.
+    assert house.upward(edges, "a\nb\np\nc\np.x") == ["c imports p.x"]
     assert house.upward(edges, "a\nb\np") == ["c has no place"]

@@ -18,7 +18,7 @@ PACKAGES = [*LAZY, "crossfade.decoding", "crossfade.losses", "crossfade.presets"
 
 
 def test_import_waits_for_nothing_heavy() -> None:
-    # the command line's help should not wait some seconds for torch and transformers
+    """Else the help of the command line would take seconds, for torch and transformers."""
     check = (
         "import sys; before = set(sys.modules); import crossfade.cli, crossfade.training\n"
         "heavy = {'torch', 'transformers', 'yaml', 'tqdm', 'dataclasses', 'importlib.metadata'}\n"

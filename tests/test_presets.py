@@ -70,7 +70,8 @@ def test_eft_merges_a_base_that_is_the_reference():
 def test_dera(w):
     v = torch.as_tensor(w).view(-1, 1)
     same(presets.dera(REF, TUNED, w), (1 - v) * log_p(REF_Z) + v * log_p(TUNED_Z))
-    assert presets.dera(REF, TUNED, w).names[0] == "ref"  # what the KL is measured to
+    # The first term is what the KL is measured to.
+    assert presets.dera(REF, TUNED, w).names[0] == "ref"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_cfg_terms():
     cond, uncond = blend.terms
     assert uncond == replace(cond, system="be rude")
     assert len(blend.models) == 1
-    assert len(presets.cfg(BASE, 1, negative_prompt="").terms) == 1  # costs what the model does
+    assert len(presets.cfg(BASE, 1, negative_prompt="").terms) == 1  # the model alone
 
 
 @pytest.mark.parametrize("w", [1.5, PER_REQUEST])

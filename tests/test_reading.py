@@ -1,4 +1,4 @@
-"""Text, JSON and YAML of users: they are read, or an error says where the mistake is."""
+"""Text, JSON and YAML that users write are read, or an error says where the mistake is."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_yaml_that_cannot_be_read(text: str, message: str) -> None:
 
 
 def test_yaml_whose_aliases_are_many_is_read_at_once() -> None:
-    """2^40 lists by their number, 40 by their identity."""
+    """By their aliases the 40 lists here stand for 2^40, which nobody could read one by one."""
     lines = ["a0: &a0 [1]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)]
     assert reading.parse_yaml("\n".join(lines), "here")["a0"] == [1]
 

@@ -18,7 +18,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.model
-@pytest.mark.filterwarnings("default")  # of other packages, as a reader sees them
+@pytest.mark.filterwarnings("default")  # other packages warn, as they do for a reader
 def test_python_blocks_run_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
     code = "\n".join(blocks("python"))
     exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
@@ -30,7 +30,7 @@ def test_python_blocks_run_one_after_the_other(capsys: pytest.CaptureFixture[str
 def test_command_lines_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All but the two that install and then run for minutes."""
+    """Each is run, but for the two that install and then take minutes."""
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     install, commands = blocks("bash")
     assert install.count("pip install -c constraints.txt") == 2
@@ -42,7 +42,7 @@ def test_command_lines_run(
 
 
 def test_tables_are_made_from_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("trl")  # which Python 3.10 lacks
+    pytest.importorskip("trl")  # TRL needs Python 3.11
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     import tables
 

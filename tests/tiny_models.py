@@ -20,13 +20,14 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-VOCAB = 61  # prime: no alignment by chance
+VOCAB = 61  # a prime, so that no row is aligned by chance
 EOS, PAD, BOS = 1, 0, 2
 SIZES = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
 IDS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
 LONG = {"max_position_embeddings": 512}
-UNTIED = {"tie_word_embeddings": False}  # tied random models repeat their last token for ever
+# With tied weights a random model would repeat its last token for ever.
+UNTIED = {"tie_word_embeddings": False}
 
 
 def llama() -> PreTrainedModel:
@@ -46,7 +47,7 @@ def qwen3() -> PreTrainedModel:
 
 
 def gemma3() -> PreTrainedModel:
-    """One sliding layer, one full; a window shorter than the prompts, so that it matters."""
+    """One layer has a window, which is shorter than the prompts so that it matters."""
     layers = ["sliding_attention", "full_attention"]
     config = Gemma3TextConfig(
         **SIZES, **HEADS, **LONG, **IDS, **UNTIED, layer_types=layers, sliding_window=4
@@ -82,7 +83,7 @@ def lora(
     **options: object,
 ) -> Any:
     """Add an adapter with weights that matter (LoRA's own start is the identity)."""
-    from peft import LoraConfig, PeftModel, get_peft_model  # not on every machine with a GPU
+    from peft import LoraConfig, PeftModel, get_peft_model  # PEFT may be missing
 
     config = LoraConfig(r=rank, target_modules=list(modules), task_type="CAUSAL_LM", **options)
     if isinstance(model, PeftModel):
@@ -146,7 +147,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_letters() -> PreTrainedTokenizerFast:
-    """A tokenizer of letters and pairs of them, whose texts join without spaces: stop strings."""
+    """A tokenizer of letters and pairs of them, for tests of texts that join without spaces."""
     special = ["<pad>", "<eos>", "<bos>"]
     letters = [chr(ord("a") + i) for i in range(26)]
     pairs = [(a, b) for a in "abcdeinotu" for b in "dehn"][: VOCAB - len(special) - len(letters)]

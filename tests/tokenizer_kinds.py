@@ -52,7 +52,7 @@ def _wrap(core: Tokenizer, *, bos: bool = False) -> PreTrainedTokenizerFast:
 
 
 def _sentencepiece(scheme: str, *, split: bool) -> PreTrainedTokenizerFast:
-    """As Llama's and Mistral's: pieces of words, bytes for what is in none."""
+    """A tokenizer like Llama's and Mistral's, of pieces of words, and bytes for all else."""
     core = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     learned = json.loads(_train(core, trainers.BpeTrainer).to_str())["model"]
@@ -77,7 +77,7 @@ def _sentencepiece(scheme: str, *, split: bool) -> PreTrainedTokenizerFast:
 
 
 def _unigram() -> PreTrainedTokenizerFast:
-    """As T5's and XGLM's: whole words likelier than their parts."""
+    """A tokenizer like T5's and XGLM's, in which whole words are likelier than their parts."""
     core = Tokenizer(models.Unigram())
     core.pre_tokenizer = pre_tokenizers.Metaspace()
     core.decoder = decoders.Metaspace()
@@ -85,7 +85,7 @@ def _unigram() -> PreTrainedTokenizerFast:
 
 
 def _bytes(prefix: bool) -> PreTrainedTokenizerFast:
-    """As GPT-2's and Qwen's: pieces of bytes, so that a character may be several tokens."""
+    """A tokenizer like GPT-2's and Qwen's, of bytes: a character may be several tokens."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     core.decoder = decoders.ByteLevel()
@@ -94,7 +94,7 @@ def _bytes(prefix: bool) -> PreTrainedTokenizerFast:
 
 
 def _wordpiece() -> PreTrainedTokenizerFast:
-    """As BERT's: ``##`` begins what goes on with a word, and punctuation is set close."""
+    """A tokenizer like BERT's: ``##`` begins a token that goes on with a word."""
     core = Tokenizer(models.WordPiece(unk_token="<unk>"))
     core.normalizer = normalizers.BertNormalizer(lowercase=False)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

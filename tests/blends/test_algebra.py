@@ -55,12 +55,12 @@ class TestAlgebra:
 
     @staticmethod
     def as_dict(blend):
-        """Weights of all four, those left out being 0."""
+        """The weights of all four; a term that was left out has weight 0."""
         return pytest.approx({n: weights(blend).get(n, 0.0) for n in "abcq"}, abs=1e-9)
 
     @given(vector, vector, number)
     def test_laws(self, x, y, s):
-        """The algebra is a vector space over the terms, whatever was left out on the way."""
+        """Blends are a vector space over their terms, though terms of weight 0 may be left out."""
         a, b = self.of(x), self.of(y)
         assert self.as_dict(a + b - b) == dict(zip("abcq", x, strict=True))
         expected = {n: s * (p + q) for n, p, q in zip("abcq", x, y, strict=True)}
@@ -146,7 +146,7 @@ class TestMerging:
         assert len(blend.models) == 1
 
     def test_the_base_stays(self):
-        """Config, tokenizer and KL come from the first term: a fader at its end keeps it."""
+        """A fader at its end keeps the first term, which gives config, tokenizer and KL."""
         blend = (1 - 1.0) * A + 1.0 * B
         assert weights(blend) == {"a": 0, "b": 1}
         assert weights(0 * (A - B)) == {"a": 0}

@@ -83,7 +83,7 @@ class TestModel:
         bart.is_encoder_decoder = False
         Model(BartForCausalLM(bart))
         mamba = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)
-        Model(MambaForCausalLM(mamba))  # what generate can run is a term
+        Model(MambaForCausalLM(mamba))  # whatever `generate` can run can be a term
 
     def test_any_module_with_a_config_will_do(self):
         class Own(nn.Module):
@@ -93,7 +93,7 @@ class TestModel:
                 return input_ids
 
         assert as_blend(Own()).names == ("model0",)
-        ValueHead(LlamaModel(CONFIG))  # what its logits are is seen when it is called
+        ValueHead(LlamaModel(CONFIG))  # whether it has logits shows when it is called
 
     def test_adapters(self):
         model = lora("x", "y")
@@ -108,7 +108,7 @@ class TestModel:
         Model(LMS[0], adapter=None)
 
     def test_the_model_inside_a_peft_model_has_its_adapters(self):
-        """PEFT puts its layers into the base, where they can be switched as well."""
+        """PEFT puts its layers into the base, so adapters can be switched there too."""
         inner = lora("x").get_base_model()
         for adapter in ("x", "active", None):
             assert Model(inner, adapter=adapter).adapter == adapter

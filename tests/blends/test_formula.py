@@ -1,4 +1,4 @@
-"""Formulas from the command line: what they mean, and that they can do nothing else."""
+"""What formulas of the command line mean, and that they can do nothing else."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def check_reads_back(blend):
 
 @st.composite
 def sums(draw):
-    """Any blend of numbers: what was left out comes last, and the first term may weigh nothing."""
+    """Any blend whose weights are numbers. Its first term, and any other, may have weight 0."""
     members = (*draw(st.permutations(TERMS)), *draw(st.permutations([VALUE, *TERMS])))
-    eighths = st.integers(-8000, 8000).map(lambda n: n / 8)  # whose sums have few digits
+    eighths = st.integers(-8000, 8000).map(lambda n: n / 8)  # their sums have few digits
     return sum(draw(eighths | st.just(0.0)) * m for m in members)
 
 
@@ -89,7 +89,7 @@ def test_what_prints_reads_back(blend):
 
 @given(st.tuples(number, number, number), cuts, number)
 def test_a_support_reads_back(weights, support, gain):
-    """Its term stays where its weight is 0."""
+    """The term that it is cut from stays in the text though it has weight 0."""
     check_reads_back(Blend(tuple(TERMS), weights, support=support) + gain * VALUE)
 
 
@@ -172,7 +172,7 @@ def test_errors_show_the_place(formula, problem, column):
 
 
 def test_columns_count_characters():
-    """Python's parser counts bytes."""
+    """Python's parser counts bytes, which is wrong here for what is not ASCII."""
     with pytest.raises(ValueError, match="at column 9"):
         parse("größe + x", größe=LMS["base"])
 

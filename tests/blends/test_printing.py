@@ -39,7 +39,7 @@ class TestText:
         assert str(blend) == repr(blend) == text
 
     def test_names(self):
-        """From the path, as identifiers, and all different."""
+        """Names come from the paths of models, are identifiers, and all differ."""
         paths = ["org/Smol-LM2.1", "org/Smol-LM2.1/", "/a/7b", "", "x/class"]
         blend = sum(map(Model, map(llama, paths))) + ValueHead(llama("")) + ValueHead(llama("7b"))
         assert blend.names == ("Smol_LM2_1", "Smol_LM2_1_2", "_7b", "model3", "model4")

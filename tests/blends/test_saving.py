@@ -120,7 +120,7 @@ class TestSaving:
 
     @staticmethod
     def paths(x, path=()):
-        """Every place in nested dicts and lists."""
+        """The path to every place in nested dicts and lists."""
         items = x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list) else ()
         for key, inner in items:
             yield (*path, key)
@@ -140,7 +140,7 @@ class TestSaving:
     @settings(max_examples=40)
     @given(st.data())
     def test_whatever_stands_in_a_place(self, data):
-        """A blend that saves as what was read, or an error of the data; never another one."""
+        """It gives a blend that is saved as what was read, or an error that speaks of the data."""
         places = list(self.paths(self.blend.to_dict()))
         saved = self.changed(data.draw(st.sampled_from(places)), data.draw(self.junk))
         try:

@@ -1,4 +1,4 @@
-"""What a blend costs: its models, those that terms share counted once."""
+"""What a blend costs: the models of its terms, of which shared ones count once."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def test_sums(models: list[Any]) -> None:
 
 
 def test_value_heads_are_values_and_terms(models: list[Any]) -> None:
-    """Alone they add up to a blend of values, which a search takes too."""
+    """A sum of value heads alone is a blend, which a search takes as a value too."""
     q, a = cf.ValueHead(models[2], name="q"), cf.LogRatio(models[0], models[1])
     assert str(a + 2 * q) == str(as_value(a + 2 * q)) == "log_ratio + 2*q"
     assert str(2 * q + a) == "2*q + log_ratio"

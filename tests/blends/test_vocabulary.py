@@ -30,13 +30,13 @@ def lm(size: int = 64) -> LlamaForCausalLM:
 
 
 def tokenizer(words=WORDS, **changed: int) -> PreTrainedTokenizerFast:
-    """Words with their places for ids, and those of `changed`."""
+    """A tokenizer whose ids are the places of the words, but for those in `changed`."""
     vocab = {w: i for i, w in enumerate(words)} | changed
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocab, unk_token="w0")))
 
 
 def test_without_tokenizers_the_smallest_model_counts():
-    """Models of one family are padded to different sizes; that ids mean the same is trusted."""
+    """One family's models are padded to different sizes; their ids are taken to mean the same."""
     assert check_vocabularies(as_blend(lm(64))) == 64
     assert check_vocabularies(Model(lm(64)) + Model(lm(72)) + ValueHead(lm(128))) == 64
     assert check_vocabularies(Model(lm(64)) + ValueHead(lm(48))) == 48
@@ -49,12 +49,12 @@ def test_padding_past_the_tokenizer_is_cut():
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model():
-    """Tokens without a column cannot be written: the model's size holds."""
+    """Tokens without a column cannot be written, so the size of the model counts."""
     assert check_vocabularies(as_blend(lm(48)), tokenizer()) == 48
 
 
 def test_ids_with_gaps_count_to_the_highest():
-    """len(tokenizer) would cut real tokens off."""
+    """To count to len(tokenizer) would leave real tokens out."""
     gaps = tokenizer(WORDS, extra=62)
     assert len(gaps) == 61
     assert check_vocabularies(as_blend(lm(64)), gaps) == 63
@@ -64,7 +64,7 @@ def test_added_tokens_count():
     one = tokenizer()
     assert check_vocabularies(as_blend(lm(64)), one) == 60
     one.add_tokens(["new"])
-    assert check_vocabularies(as_blend(lm(64)), one) == 61  # not what was read before
+    assert check_vocabularies(as_blend(lm(64)), one) == 61  # the tokenizer is read again
 
 
 def test_equal_tokenizers():
@@ -102,7 +102,7 @@ def test_an_id_that_one_tokenizer_lacks_is_padding():
     short, long = tokenizer(WORDS[:50]), tokenizer()
     blend = Model(lm(), tokenizer=short, name="a") + Model(lm(), tokenizer=long, name="b")
     assert check_vocabularies(blend) == 50
-    gap = tokenizer([*WORDS[:7], *WORDS[8:]])  # nothing has id 59, and all from 7 on moved
+    gap = tokenizer([*WORDS[:7], *WORDS[8:]])  # all ids from 7 on have moved, so 59 is free
     with pytest.raises(ValueError, match="token 7 is 'w7' for a and 'w8' for b"):
         check_vocabularies(
             Model(lm(), tokenizer=long, name="a") + Model(lm(), tokenizer=gap, name="b")
@@ -125,18 +125,18 @@ def test_a_difference_says_what_to_do():
 
 
 def test_more_than_padding_is_refused():
-    """Columns that nothing but a number tells apart: a smaller model's are not all there are."""
+    """So large a difference is more than padding, and no tokenizer says that ids mean the same."""
     size = "vocabularies differ: large has 3,000 columns and small 1,000, more than padding"
     large, small = Model(lm(3000), name="large"), Model(lm(1000), name="small")
     with pytest.raises(ValueError, match=size):
         check_vocabularies(large + small)
-    with pytest.raises(ValueError, match=size):  # a tokenizer of the inputs vouches for no model
+    with pytest.raises(ValueError, match=size):  # the inputs' tokenizer says nothing of the models
         check_vocabularies(large + small, tokenizer())
     with pytest.raises(ValueError, match="small has 1,000 columns and large 3,000"):
         check_vocabularies(small + ValueHead(lm(3000), name="large"))
     with pytest.raises(ValueError, match=size):
         check_vocabularies(Model(lm(3000), tokenizer=tokenizer(), name="large") + small)
-    # Qwen2's sizes differ by 128, Pythia's by 384
+    # padding: the sizes of Qwen2 differ by 128, those of Pythia by 384
     assert check_vocabularies(Model(lm(3000)) + Model(lm(3384))) == 3000
 
 
@@ -155,7 +155,7 @@ def test_the_tokenizer_of_another_model(columns, words):
 
 
 def test_tokens_that_no_model_can_write_do_not_matter():
-    """A padding token added past the models' columns, as people do, harms nobody."""
+    """A padding token that was added past the models' columns changes nothing."""
     extended = tokenizer()
     extended.add_special_tokens({"pad_token": "[PAD]"})
     blend = Model(lm(60), tokenizer=tokenizer()) + Model(lm(60), tokenizer=extended)

@@ -23,7 +23,7 @@ class TestTensorWeights:
         assert torch.equal(blend.weights[1], 2 * self.w)
 
     def test_zeros_in_a_tensor_stay(self):
-        """Contents are not looked at: they may be on a device, and that would wait for it."""
+        """The contents of a tensor are not looked at, as that would wait for its device."""
         blend = A + torch.zeros(2) * B + self.w * Q - self.w * Q
         assert blend.terms == (A, B)
         assert blend.values == (Q,)

@@ -1,4 +1,4 @@
-"""Saved models to read, a network that refuses, and a pickle that tells when it is loaded."""
+"""Saved models to read, a network that refuses, and a pickle that shows when it is loaded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def copied(saved: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """All that is asked of the network, which refuses it."""
+    """The requests to the network, each of which is refused."""
     found: list[Any] = []
 
     def refuse(*args: Any, **options: Any) -> Any:
@@ -67,7 +67,7 @@ class Trap:
 
 @pytest.fixture
 def trap(tmp_path: Path) -> Iterator[bytes]:
-    """A pickle. The test fails if it is loaded."""
+    """A pickle; the test fails if it is loaded."""
     mark = tmp_path / "loaded"
     yield pickle.dumps(Trap(mark))
     assert not mark.exists()

@@ -74,7 +74,7 @@ def wide(z: Tensor) -> Tensor:
     return z.clamp(-400, 400)
 
 
-# each change, whether a head can be shared, and whether columns can be computed alone
+# To each change: whether a head can be shared, and whether columns can be computed alone.
 CHANGES = {
     "nothing": (lambda z: z, True, True),
     "a scale": (lambda z: z / 3, True, True),
@@ -198,7 +198,7 @@ def test_value_heads_are_over_models_that_leave_logits_alone(
 
 
 def test_hooks_are_after_the_head_too() -> None:
-    """The same for a hook on the head itself, which sees the outputs before anybody."""
+    """A hook on the head itself counts as well: it sees the outputs before anybody."""
     for hook in HOOKS.values():
         model = make("llama")
         hook(model)
@@ -213,7 +213,7 @@ def test_what_the_head_reads() -> None:
     assert found.is_nothing
 
 
-# Whatever option is asked for and not followed, a note says why.
+# Where an option is asked for and not followed, a note says why.
 
 
 def terms() -> tuple[cf.Model, cf.Model, cf.Model]:

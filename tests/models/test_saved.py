@@ -1,4 +1,4 @@
-"""Saved models are read whole, from the disk alone, and never as pickles or code."""
+"""Saved models are read whole and from the disk alone, and nothing is unpickled or run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters of another model, with an odd config, or incomplete are errors that name the folder."""
+"""An adapter of another model, with an odd config or a lack is an error that names its folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_adapters_of_other_models(tmp_path: Path, layers: int, says: str) -> Non
 def test_an_adapter_that_lacks_a_file_is_not_looked_for_elsewhere(
     copied: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch, lacks: str
 ) -> None:
-    """Not even if the name of its folder could be an id on the hub."""
+    """It is not looked for on the hub, though its folder has a name as ids there have."""
     monkeypatch.chdir(copied)
     (copied / "owner").mkdir()
     folder = shutil.copytree("tuned", "owner/tuned")
@@ -90,7 +90,7 @@ def test_an_adapters_weights_are_those_of_its_layers(
     copied: Path, read: Callable[[Path, Any], Any], damage: str, says: str
 ) -> None:
     base, folder = models.load(copied / "base")[0], copied / "tuned"
-    if read is not tuned:  # it is a value head, with an adapter of its own
+    if read is not tuned:  # then it reads a value head, which has an adapter
         folder = copied / "trained"
         training.save_value_head(value_head_with_adapter(base), folder)
     file = folder / ADAPTER
@@ -116,7 +116,7 @@ ODD_ADAPTERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore")  # PEFT warns in many ways
+@pytest.mark.filterwarnings("ignore")  # PEFT has many warnings
 @pytest.mark.parametrize("changes", ODD_ADAPTERS, ids=repr)
 def test_an_odd_adapter_config_is_an_error_that_names_the_folder(
     copied: Path, asked: list[Any], changes: dict[str, Any]

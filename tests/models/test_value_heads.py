@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:Futur
 
 @torch.no_grad()
 def by_hand(base: Any, model: Any, ids: list[int]) -> torch.Tensor:
-    """Values ``[tokens, V or 1]`` at every position; float64 after the hidden states."""
+    """Values ``[tokens, V or 1]`` at every position, in float64 from the hidden states on."""
     hidden = base.base_model(input_ids=torch.tensor([ids]), use_cache=False)[0][0]
     head = value_head(model)
     weights = {k: v.double() for k, v in head.state_dict().items()}
@@ -98,7 +98,7 @@ def test_values_of_tokens(options: dict[str, Any]) -> None:
         found = token_values(value_head(model), hidden[:, :-1], tokens)[0]
         truth = values[:-1].gather(1, tokens.T)[:, 0]
     assert found.dtype is torch.float32
-    # a full head reads hidden states in its own dtype
+    # a full head rounds hidden states to its own dtype
     rough = 0.03 if options.get("dtype") and "rank" not in options else 1e-4
     torch.testing.assert_close(found.double(), truth, atol=rough, rtol=rough)
 
@@ -134,7 +134,7 @@ def test_the_base_stays_as_it_is() -> None:
 
 
 def test_tied_embeddings_and_soft_caps() -> None:
-    """A head that is tied to the embeddings is replaced, so these stay; values are not capped."""
+    """A head tied to the embeddings is replaced, so they stay; and values are not capped."""
     from transformers import Gemma3ForCausalLM
 
     config = make("gemma3").config

@@ -1,4 +1,4 @@
-"""A saved model to train, no messages to TRL's makers, and no progress bars."""
+"""A saved model to train; and trainers send no messages and show no progress bars."""
 
 from __future__ import annotations
 

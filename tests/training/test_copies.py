@@ -121,7 +121,7 @@ def test_copy_of_a_trained_model_is_itself(tmp_path: Path, kind: str, how: str) 
 
 
 def test_log_ratio_of_a_trained_model_to_its_copy(tmp_path: Path) -> None:
-    """A copy that is made before training, and after the trainer is, stays where it was."""
+    """A copy made before training stays where it was, even one made after the trainer."""
     tuned = make()
     early = copy.deepcopy(tuned)
     made = trainer("sft", tuned, tmp_path)
@@ -288,12 +288,12 @@ def test_term_made_before_and_after(tmp_path: Path) -> None:
     after = cf.Model(model)
     given = [[5, 6, 7]], [[8, 9]]
     assert torch.equal(cf.score(before, *given).logprobs, cf.score(after, *given).logprobs)
-    expected = logits_by_weights(model)  # of the weights at this moment
+    expected = logits_by_weights(model)  # what the weights give now
     torch.testing.assert_close(model(input_ids=IDS).logits, expected)
 
 
 class Count(ModelHook):
-    """A hook as Accelerate has them, which sets a forward on the module."""
+    """A hook of Accelerate's kind, which sets a forward on the module."""
 
     calls = 0
 
@@ -339,7 +339,7 @@ def test_log_probs_that_stay() -> None:
     add_linear_logp(model)
     assert isinstance(model, PLAIN)
     found = model(input_ids=IDS, labels=IDS, fused_lm_head=True).log_probs
-    add_linear_logp(model, temperature=2.0)  # it replaces the first
+    add_linear_logp(model, temperature=2.0)  # this call replaces the first one's
     other = model(input_ids=IDS, labels=IDS, fused_lm_head=True).log_probs
     assert not torch.allclose(found, other)
     with seated(model, class_with_logp(model)):

@@ -1,4 +1,4 @@
-"""Rollouts can be resumed and do not depend on batches; and the rows that are made of them."""
+"""Rollouts can be resumed and do not depend on batches, and rows are made of them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def test_a_cut_file_is_gone_on_with(base: cf.Model, tmp_path: Path) -> None:
     sample(base, path)
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
-    path.write_bytes(lines[1] + lines[2][:40])  # lines in another order, and the last one cut
+    # Lines have another order, and the last one is cut.
+    path.write_bytes(lines[1] + lines[2][:40])
     rows = sample(base, path)
     assert [row["index"] for row in rows] == [0, 1, 2]
     assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
@@ -152,7 +153,7 @@ def test_an_interrupt_keeps_what_was_scored_before_it(
         data.rollouts(base, CHATS, rewards, path, **options)
     assert len(data.read_jsonl(path)) == 1
     assert data.rollouts(base, CHATS, rewards, path, **options) == whole
-    assert calls == [4, 4, 4, 4]  # one was lost
+    assert calls == [4, 4, 4, 4]  # the call before the interrupt was lost
 
 
 def row(rewards: list[float], finished: list[bool] | None = None) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_adapter(base: str, tmp_path: Path, kind: str, capsys: Any) -> None:
     state = {
         p.name for p in (out / "checkpoint-4").iterdir() if p.suffix in (".bin", ".pt", ".pth")
     }
-    # torch loads these with weights_only: no pickled objects
+    # torch loads these with weights_only, so they hold no pickled objects
     assert state == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
     made = ["generate", "the film", "--model", f"base={base}@{out}", "--max-new-tokens", "3"]
     assert cli.main([*made, "--greedy"]) == 0
@@ -86,7 +86,7 @@ def test_the_reference_is_the_model_without_an_adapter_that_lies_in_its_folder(
     del given["lora"]
     given["arguments"] |= {"max_steps": 1, "save_steps": 1}
     assert train("dpo", tmp_path, given) == 0
-    assert losses(tmp_path, 1) == [pytest.approx(math.log(2), abs=1e-4)]  # of equal models
+    assert losses(tmp_path, 1) == [pytest.approx(math.log(2), abs=1e-4)]  # as models are equal
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own
@@ -102,7 +102,7 @@ def test_value(base: str, tmp_path: Path, objective: str, capsys: Any) -> None:
     ]
     Path(given["data"]).write_text("\n".join(json.dumps(row) for row in rows))
     given["arguments"]["objective"] = objective
-    given["eval_data"] = given["data"]  # after each epoch
+    given["eval_data"] = given["data"]  # evaluation comes after each epoch
     if objective == "fudge":
         given["lora"] = lora
     assert train("value", tmp_path, given) == 0

@@ -1,4 +1,4 @@
-"""Training data as people write it is either right, or an error that names the row and the key."""
+"""Training data that people write is right, or an error names the row and the key."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ IDS = st.one_of(st.lists(st.integers(0, 60), min_size=1, max_size=4), JSON)
 
 
 def rows_of(*keys: str) -> Any:
-    """Rows with most of these keys, and values that are often right."""
+    """Rows that have most of these keys, with values that are often right."""
     found = {k: IDS if k.endswith("ids") else st.one_of(st.text(max_size=3), JSON) for k in keys}
     return st.one_of(
         st.fixed_dictionaries(found, optional={"extra": JSON}),
@@ -342,7 +342,7 @@ def test_any_rows_to_build_from(found: list[Any]) -> None:
 )
 def test_any_settings(tmp_path_factory: pytest.TempPathFactory, found: dict[str, Any]) -> None:
     file = tmp_path_factory.getbasetemp() / "any.yaml"
-    file.write_text(json.dumps(found))  # JSON is YAML
+    file.write_text(json.dumps(found))  # YAML reads JSON
     with contextlib.suppress(ValueError, TypeError):
         read = config.read("dpo", file)
         config.lora_config(read.lora or {})

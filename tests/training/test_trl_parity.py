@@ -28,8 +28,8 @@ CHOSEN = [
     "dpo: truncation_mode=keep_end, max_length=6",
     "dpo: sync_ref_model=True, ref_model_sync_steps=1",
     "dpo: LoRA, trained adapter",
-    "dpo: LoRA on the head",  # both refuse it
-    "dpo: use_weighting=True",  # ours refuses it
+    "dpo: LoRA on the head",  # both trainers refuse it
+    "dpo: use_weighting=True",  # our trainer alone refuses it
     "kto: loss_type=apo_zero_unpaired, desirable_weight=0.5, beta=1.0",
     "kto: precompute_ref_log_probs=True, evaluated",
     "kto: gradient_accumulation_steps=3",
@@ -48,7 +48,7 @@ def test_losses_metrics_and_gradients_are_trls(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize("kind", trl_parity.KINDS)
 def test_no_option_of_trl_is_left_out(kind: str) -> None:
-    """Each option is compared, or listed as one that changes no loss, also those of a new TRL."""
+    """Each option is compared, or listed as one that changes no loss; a new TRL's are seen here."""
     shared = {f.name for f in dataclasses.fields(TrainingArguments)}
     own = {f.name for f in dataclasses.fields(trl_parity.KINDS[kind][2])} - shared
     compared = {name for case in CASES.values() if case.kind == kind for name in case.options}

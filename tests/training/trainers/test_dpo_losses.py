@@ -82,8 +82,8 @@ def test_modpo(tmp_path: Path) -> None:
     first = curve(trainer("dpo", tmp_path / "a", others=others, **given))[0]
     want = [math.log1p(math.exp((0.2 * 0.5 * i - 0.4) / 0.4)) for i in range(4)]
     assert first["loss"] == pytest.approx(sum(want) / 4, rel=1e-5)
-    # with weight 1 and no other objectives it is DPO, with references computed before or during
-    # training
+    # with weight 1 and no other objectives the loss is DPO's, whether references are computed
+    # before training or during it
     rows = [{**row, "margins": []} for row in rows]
     others["loss_options"] = {"weight": 1.0, "other_weights": [], "beta": 0.1}
     given["rows"] = rows

@@ -111,7 +111,7 @@ def test_any_prompts(prompts: list[int], size: int) -> None:
     for start in range(0, len(prompts), size):
         batch = range(start, min(start + size, len(prompts)))
         most = max(Counter(prompts[i] for i in batch).values())
-        if 2 * most <= len(batch):  # then some order of the batch's own responses will do
+        if 2 * most <= len(batch):  # then an order of the batch's own responses exists
             assert sorted(found[start : start + size]) == list(batch)
 
 

@@ -44,7 +44,7 @@ def test_other_trainers(tmp_path: Path, kind: str, model: str) -> None:
 def test_gradients_in_the_forward_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, Any], kept: int
 ) -> None:
-    """They are computed there if the head is trained by a mean of log-probs, as in SFT."""
+    """SFT trains the head by a mean of log-probs, so its gradients are made in the forward pass."""
     calls: list[int] = []
 
     to_keep = logp_api.to_keep
@@ -58,7 +58,7 @@ def test_gradients_in_the_forward_pass(
     # checks and references need no gradients
     recorded = [x for x in calls if x != logp_tiles.NOTHING]
     assert set(recorded) == {kept} - {logp_tiles.NOTHING}
-    assert not recorded or len(recorded) == 3  # steps
+    assert not recorded or len(recorded) == 3  # one a step
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
@@ -98,14 +98,14 @@ def test_prompt_learning(tmp_path: Path, kind: str) -> None:
 
 
 def test_bfloat16_autocast(tmp_path: Path) -> None:
-    """Only near TRL's curve: its head rounds products to bfloat16."""
+    """The curve is only near TRL's, whose head rounds products to bfloat16."""
     check_same("sft", tmp_path, rtol=3e-2, bf16=True, lora=False)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "autocast"])
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 def test_policy_is_reference(tmp_path: Path, lora: bool, bf16: bool) -> None:
-    """Before the first step they are equal to the last bit: the loss is float32's log 2."""
+    """Before the first step the two are equal to the last bit, so the loss is float32's log 2."""
     made = trainer("dpo", tmp_path, lora=lora, bf16=bf16, max_steps=1)
     (first,) = curve(made)
     assert first["loss"] == float(torch.tensor(2.0).log())
@@ -125,7 +125,7 @@ def test_precomputed_references(tmp_path: Path, lora: bool) -> None:
 
 
 def encoded(kind: str) -> list[dict[str, Any]]:
-    """Rows of ids, beside texts that say something else."""
+    """Rows that have ids, and beside them texts that say something else."""
     tokenizer = tiny.make_tokenizer()
     rows = []
     for row in texts(kind):
@@ -140,7 +140,7 @@ def encoded(kind: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
 def test_ids_are_trained_on(tmp_path: Path, kind: str) -> None:
-    """They give the curve of the texts that they encode, whatever texts are beside them."""
+    """Ids give the curve of the texts that they encode, whatever texts are beside them."""
     of_ids = curve(trainer(kind, tmp_path / "a", rows=encoded(kind)))
     of_texts = curve(trainer(kind, tmp_path / "b"))
     for a, b in zip(of_ids, of_texts, strict=True):
@@ -156,7 +156,7 @@ def test_ids_without_texts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("every", [None, False])
 def test_labels_of_completions(tmp_path: Path, every: bool | None) -> None:
-    """They are the same for rows of prompt_ids and completion_ids, and rows with a mask."""
+    """Labels are the same for rows of prompt_ids and completion_ids, and rows with a mask."""
     prompt, response = [5, 6, 7], [8, 9, tiny.EOS]
     forms: list[dict[str, Any]] = [
         {"prompt_ids": prompt, "completion_ids": response},
@@ -208,7 +208,7 @@ def test_prompts_that_fill_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 def test_resumed_run(tmp_path: Path, lora: bool) -> None:
-    """It ends with the same bits, and loads no pickled objects."""
+    """A resumed run ends with the same bits, and loads no pickled objects."""
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5, "lora": lora}
     whole = curve(trainer("dpo", tmp_path / "a", **options))
     again = trainer("dpo", tmp_path / "b", **options)

@@ -55,7 +55,7 @@ def test_rollouts_that_were_cut(
 
 
 def test_a_token_that_would_span_prompt_and_completion_leaves_the_prompt_as_it_is() -> None:
-    """The base wrote after that very prompt, and `score` reads the two so as well."""
+    """The base wrote its response after those ids, and `score` reads the two that way too."""
     tokenizer = make_letters()
     prompt, completion = "cba", "de"
     alone, together = (tokenizer(x)["input_ids"] for x in (prompt, prompt + completion))

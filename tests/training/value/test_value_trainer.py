@@ -129,7 +129,7 @@ def test_kept_hidden_states_change_nothing(
                 disable_tqdm=not cached,
                 num_train_epochs=3,
             )
-        assert ("13/13" in capsys.readouterr().err) == cached  # a progress bar
+        assert ("13/13" in capsys.readouterr().err) == cached  # the progress bar's end
         run.train()
         runs.append((run, run.evaluate(), run.evaluate(rows(3, seed=3))))
     one, two = ([x["loss"] for x in run.state.log_history if "loss" in x] for run, *_ in runs)
@@ -142,7 +142,7 @@ def test_kept_hidden_states_change_nothing(
 
 
 def test_expectations_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In chunks of 3 tokens. The base has a soft-cap, and expectations are of capped logits."""
+    """Chunks of 3 tokens give the same; the base has a soft-cap, so its logits are capped."""
     from crossfade.training.value import trainer as value_trainer
     from transformers import Gemma3ForCausalLM
 

@@ -19,14 +19,14 @@ from torch import Tensor
 
 CHECKPOINTING = next(
     name
-    # the first is the name from Transformers 5.23 on
+    # Transformers has the first name from 5.23 on, and the second one before
     for name in ("activation_checkpointing", "gradient_checkpointing")
     if name in ValueConfig.__dataclass_fields__
 )
 WARNINGS = [
     # PEFT asks transformers for an attribute that this version of it has renamed
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
-    # torch's data loader warns of its own default if there is no GPU
+    # without a GPU the data loader of torch warns of its own default
     pytest.mark.filterwarnings("ignore:.pin_memory:UserWarning"),
 ]
 HEADS: dict[str, dict[str, Any]] = {
