@@ -47,7 +47,7 @@ def tiny(seed: int) -> Any:
 
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
-    model.generation_config.eos_token_id = None  # so that all calls have the same length
+    model.generation_config.eos_token_id = None  # all calls then have the same length
     return model
 
 
@@ -76,7 +76,7 @@ def small() -> Any:
 
 
 def blends() -> dict[str, Callable[[], Any]]:
-    """What is decoded, by name."""
+    """The functions that make what is decoded, by name."""
     import crossfade as cf
 
     def three() -> Any:
@@ -96,7 +96,7 @@ def blends() -> dict[str, Callable[[], Any]]:
 
 
 def cases(with_small: bool) -> dict[str, tuple[int, ...]]:
-    """The new tokens of the calls that are timed, by case; two of them give the time of a step."""
+    """By case the new tokens of the calls that are timed; two calls give the time of a step."""
     found: dict[str, tuple[int, ...]] = {}
     for name in ("one", "three", "lora", "support", *(("small",) if with_small else ())):
         for batch in BATCHES:
@@ -109,7 +109,7 @@ def cases(with_small: bool) -> dict[str, tuple[int, ...]]:
 
 
 def prepare(case: str) -> Callable[[int], Any]:
-    """A case as a function of new tokens."""
+    """What a case calls, as a function of the number of new tokens."""
     import crossfade as cf
     import torch
 
@@ -184,7 +184,7 @@ class Worker:
 
 
 def turns(workers: Sequence[Worker], found: dict[str, tuple[int, ...]], rounds: int) -> Iterator:
-    """Cases with the times of both workers' calls: by worker and length, clock's and CPU's."""
+    """Each case of each turn, with the clock's and the CPU's times by worker and new tokens."""
     for case, lengths in found.items():  # Models are made and calls are warm before the first turn.
         for worker in workers:
             for new in lengths:
@@ -200,7 +200,7 @@ def turns(workers: Sequence[Worker], found: dict[str, tuple[int, ...]], rounds: 
 
 
 def summary(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
-    """Medians in milliseconds, and of the ratios of pairs with its interval."""
+    """The medians of both in milliseconds, and that of the pairs' ratios with its interval."""
     pairs = [a / b for b, a in zip(before, after, strict=True) if a > 0 and b > 0]
     if not pairs:
         return {}
@@ -216,7 +216,7 @@ def summary(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
 
 
 def figures(seen: dict[str, list[list[dict[int, tuple[float, float]]]]]) -> list[dict[str, Any]]:
-    """Of each case, the call's and the step's times."""
+    """The times of each case's call and, where it has two lengths, of its step."""
     rows = []
     for case, all_times in seen.items():
         last = max(all_times[0][0])

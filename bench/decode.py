@@ -35,8 +35,8 @@ from decode_queue import measure_queue
 from torch import Tensor
 from tqdm import tqdm
 
-# of two CPU cores by SmolLM2-135M in float32, after 59 tokens, at batch 1, 4 and 16: what tells a
-# peer that is slower here than it has to be
+# Steps that were measured on two CPU cores: SmolLM2-135M in float32, after 59 tokens, at batch 1, 4
+# and 16. A recipe that takes more, in Hugging Face's greedy steps, is slower than it has to be.
 KNOWN_GREEDY_MS = {1: 65.6, 4: 130, 16: 244}
 KNOWN_MS = {
     ("LoRA guides", "PEFT mixed batch"): {1: 118, 4: 225, 16: 413},
@@ -67,18 +67,18 @@ def seconds(call: Callable[[], Any], device: str) -> float:
 
 
 def used(device: str) -> int | None:
-    """Bytes that are held: torch's on a GPU, the process's own on a CPU; None where unknown."""
+    """Bytes that torch holds on a GPU, or the process on a CPU; None where that is not known."""
     gc.collect()
     if device == "cuda":
         return torch.cuda.memory_allocated()
     if not Path("/proc/self/status").exists():
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # what is freed is given back
+    ctypes.CDLL(None).malloc_trim(0)  # so that the system has back what is freed
     return _process("VmRSS")
 
 
 def peak_of(call: Callable[[], Any], device: str) -> tuple[Any, float | None]:
-    """What `call` gives, and the megabytes that it held at most, over what was held before."""
+    """What `call` gives, and by how many megabytes it raised what is held, at most."""
     before = used(device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -86,7 +86,7 @@ def peak_of(call: Callable[[], Any], device: str) -> tuple[Any, float | None]:
         return result, rise_mb(torch.cuda.max_memory_allocated(), before)
     if before is None:
         return call(), None
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    Path("/proc/self/clear_refs").write_text("5")  # this resets VmHWM
     result = call()
     return result, rise_mb(_process("VmHWM"), before)
 
@@ -103,7 +103,7 @@ def _process(field: str) -> int:
 def first_calls(
     contests: Sequence[Contest], ids: Tensor, sizes: Sizes
 ) -> dict[Any, dict[str, Any]]:
-    """Each contender checked, with what its first call takes and what memory it costs."""
+    """Check each contender, and return what its first call takes and the memory that it costs."""
     device = ids.device.type
     found: dict[Any, dict[str, Any]] = {}
     for contest in contests:
@@ -129,7 +129,7 @@ def first_calls(
 
 
 def step_ms(run: peers.Run, ids: Tensor, sizes: Sizes, sample: bool) -> float:
-    """The time of a step of one run."""
+    """The milliseconds of a step, from one run or, on a GPU, from two."""
     if ids.device.type == "cpu":
         ticks: list[float] = []
         run(ids, sizes.long, sample, lambda: ticks.append(time.perf_counter()))
@@ -161,7 +161,7 @@ def read_gb_per_s(contests: Sequence[Contest], device: str) -> float:
 def measure(
     contests: Sequence[Contest], batch: int, sizes: Sizes, rounds: int, limit: float, device: str
 ) -> list[dict[str, Any]]:
-    """A row a contender, from rounds in which each has its turn."""
+    """The row of each contender's figures, from rounds in which each has its turn."""
     generator = torch.Generator().manual_seed(batch)
     vocabulary = contests[0].models[0].config.vocab_size
     ids = torch.randint(20, vocabulary, (batch, sizes.prompt), generator=generator).to(device)
@@ -197,7 +197,7 @@ def measure(
 
 
 def ratio(rows: Sequence[dict[str, Any]], one: Any, other: Any, batch: int) -> float | None:
-    """How many times longer a step of contender `one` takes: the median over rounds."""
+    """How many times longer a step of `one` takes than one of `other`, the median over rounds."""
     found = {(r["set"], r["contender"]): r["steps_ms"] for r in rows if r["batch"] == batch}
     if one not in found or other not in found:
         return None
@@ -221,7 +221,7 @@ def baselines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """A line a contender: at each batch its step, over the read, and over crossfade's step."""
+    """A line a contender: its step at each batch, and its ratios to the read and to crossfade's."""
     batches = list(dict.fromkeys(r["batch"] for r in rows))
     yield (
         "| what | decoded by | "

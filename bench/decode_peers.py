@@ -38,7 +38,7 @@ TINY = LlamaConfig(
 )  # fmt: skip
 
 Forward = Callable[[Tensor], list[Tensor]]  # new ids [B, n]: each term's logits [B, V]
-Tick = Callable[[], object]  # called at every token, if a run is given one
+Tick = Callable[[], object]  # a run that is given one calls it at every token
 
 
 class Run(Protocol):
@@ -155,25 +155,34 @@ def hugging_face(model: Any) -> Run:
 
 @dataclass(frozen=True)
 class Contest:
-    """Contenders for one blend. The first is the truth; a `Recipe` shows what is sampled from."""
+    """Contenders for one blend.
+
+    The greedy tokens of the first one are the truth; if it is a `Recipe`, so are its probabilities.
+
+    Attributes:
+        models: those that a step reads.
+        rows: of the caches, for each request.
+        tolerance: in nats.
+    """
 
     name: str
     blend: Any
     runs: dict[str, Run]
-    models: Sequence[Any]  # that a step reads
-    rows: int = 1  # of caches, a request
+    models: Sequence[Any]
+    rows: int = 1
     sample: bool = True
-    tolerance: float = 0.01  # nats
+    tolerance: float = 0.01
 
     def bytes(self, batch: int, tokens: int) -> int:
-        """That a step has to read: weights, and the live keys and values."""
+        """The bytes that a step has to read: weights, and the live keys and values."""
         caches = self.rows * batch * tokens * sum(map(bytes_of_a_token, self.models))
         return sum(map(bytes_of_weights, self.models)) + caches
 
 
 def bytes_of_weights(model: Any) -> int:
     total = sum(p.nbytes for p in model.parameters())
-    embedding = model.get_input_embeddings().weight  # of which a step reads a row, unless ...
+    embedding = model.get_input_embeddings().weight
+    # A step reads a row of the embedding, but all of it where it is the head too.
     tied = model.get_output_embeddings().weight is embedding
     return total - (0 if tied else embedding.nbytes)
 
@@ -273,7 +282,7 @@ def load(dtype: torch.dtype, quick: bool) -> Any:
 
 
 def cpu_contests(args: argparse.Namespace) -> Iterator[list[Contest]]:
-    """All in one turn, so that each can be set against Hugging Face's own greedy step."""
+    """The sets, all at once, so that each can be set against Hugging Face's own greedy step."""
     model, rank = load(torch.float32, args.quick), 4 if args.quick else 16
     contests = []
     if "single" in args.only:
@@ -294,7 +303,7 @@ def cpu_contests(args: argparse.Namespace) -> Iterator[list[Contest]]:
 
 
 def gpu_contests(args: argparse.Namespace) -> Iterator[list[Contest]]:
-    """One after the other: a set's models are freed before the next one's are made."""
+    """The sets, one after the other: the models of one are freed before the next ones are made."""
     runs = {OURS: {}, f"{OURS}, no graph": {"cuda_graph": False}}
     big, small = (TINY, TINY) if args.quick else (LLAMA_8B, LLAMA_1B)
     bf16 = torch.bfloat16
@@ -316,8 +325,10 @@ def tokens_of(result: Any) -> Tensor:
 
 
 def check(contest: Contest, ids: Tensor, found: dict[str, Tensor]) -> None:
-    """Greedy tokens equal the first contender's but where two are all but equally likely, and in
-    float32 what crossfade samples has the probability that the recipe gives it.
+    """Check the greedy tokens, and in float32 the probability of what crossfade samples.
+
+    Tokens must be the first contender's, but where two are all but equally likely; the probability
+    must be the one that the recipe gives.
 
     Raises:
         Wrong: names the contender.
@@ -346,7 +357,7 @@ def check(contest: Contest, ids: Tensor, found: dict[str, Tensor]) -> None:
 
 
 def ends_for(written: Sequence[Sequence[int]], shortest: int, mean: float) -> list[int]:
-    """Ids that, as ends of text, cut rows to unequal lengths: none below `shortest`."""
+    """Ids that cut the rows to unequal lengths where they end a text, none below `shortest`."""
     early = {t for row in written for t in row[: shortest - 1]}
     late = sorted({t for row in written for t in row} - early)
     order = torch.randperm(len(late), generator=torch.Generator().manual_seed(0)).tolist()

@@ -1,4 +1,4 @@
-"""A list of requests of unequal lengths: rows that join as others end, against fixed batches."""
+"""A list of requests of unequal lengths: in a queue, and in fixed batches that wait for all."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 
 def fixed_steps(lengths: Sequence[int], batch: int) -> int:
-    """Steps of batches that each wait for their longest row."""
+    """The steps of batches that each wait for their longest row."""
     return sum(max(lengths[i : i + batch]) for i in range(0, len(lengths), batch))
 
 
 def queue_steps(lengths: Sequence[int], batch: int) -> int:
-    """Steps where a row that ends gives its place to the next."""
+    """The steps of a queue, where a row that ends gives its place to the next request."""
     ends = [0] * batch
     for n in lengths:
         heapq.heappush(ends, heapq.heappop(ends) + n)
@@ -32,7 +32,7 @@ def queue_steps(lengths: Sequence[int], batch: int) -> int:
 def measure_queue(
     contest: Contest, count: int, batch: int, new: int, rounds: int
 ) -> dict[str, Any]:
-    """Requests of unequal lengths in turn and in fixed batches: the same tokens, other steps."""
+    """Time requests of unequal lengths both ways, which write the same tokens in other steps."""
     config = contest.models[0].config
     generator = torch.Generator().manual_seed(0)
     sizes = torch.randint(20, 81, (count,), generator=generator).tolist()
@@ -63,7 +63,7 @@ def measure_queue(
             times[name].append(time.perf_counter() - start)
     both = list(zip(found["queue"], found["fixed batches"], strict=True))
     equal = sum(a == b for a, b in both)
-    if equal < 0.9 * count:  # a draw at a near tie may differ, as the products' order does
+    if equal < 0.9 * count:  # near a tie the order of sums may change a draw
         raise Wrong(f"queue: {count - equal} of {count} rows are not those of fixed batches")
     lengths = [len(row) for row in found["queue"]]
     if not min(lengths) < max(lengths):

@@ -37,7 +37,7 @@ from transformers import TrainerCallback
 TRAINERS = {"ours": DPOTrainer, "TRL's": trl.DPOTrainer}
 CASES = {"LoRA": "LoRA, frozen head", "full": "all weights, tied head"}
 LORA = {"r": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-WARM_UP = 2  # steps
+WARM_UP = 2  # steps that are left out of the times
 
 THINGS = ("plot", "cast", "music", "ending", "camera work", "dialogue", "first act", "villain")
 WORDS = {
@@ -57,7 +57,7 @@ def review(kind: str, words: int, draw: random.Random) -> str:
 
 
 def pairs(count: int, tokens: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Conversations whose responses have about `tokens` tokens, from two thirds to four thirds."""
+    """Pairs whose responses have from two thirds to four thirds of `tokens` tokens."""
     draw = random.Random(seed)
     rows = []
     for i in range(count):
@@ -85,7 +85,7 @@ class _Clock(TrainerCallback):
 def train(
     case: str, name: str, args: argparse.Namespace, model: Any, tokenizer: Any
 ) -> dict[str, Any]:
-    """The loss, reward margin and seconds of each step, and the rise of memory."""
+    """Train, and return the loss, reward margin and seconds of each step and the rise of memory."""
     clock = _Clock()
     lora = case == "LoRA"
     with tempfile.TemporaryDirectory() as folder, old_names():
@@ -127,14 +127,14 @@ def apart(case: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--one", case, name]
     for option in ("steps", "pairs", "tokens", "batch"):
         command += [f"--{option}", str(getattr(args, option))]
-    # TRL's own sends word of a run unless told otherwise
+    # offline, TRL's own trainer does not send word of the run
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def row_of(case: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """What all rounds of both trainers say, the curves of the first."""
+    """The figures of a case, from all rounds of both trainers; the curves are the first round's."""
     seconds = {
         name: statistics.median([t for r in rounds for t in r["seconds"][WARM_UP:] or r["seconds"]])
         for name, rounds in runs.items()
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, metavar=("CASE", "TRAINER"), help="of one alone")
     args = parser.parse_args()
     if args.one:
-        # what libraries print goes elsewhere than the figures
+        # what libraries print goes to stderr, as stdout is for the figures
         out, sys.stdout = sys.stdout, sys.stderr
         found = train(*args.one, args, *cf.models.smollm2())
         print(json.dumps(found), file=out)

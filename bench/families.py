@@ -1,4 +1,4 @@
-"""Every causal-LM class of the installed Transformers, tiny, against its own `generate`.
+"""A tiny model of every causal-LM class of the installed Transformers, against its `generate`.
 
 Each family gets a small config, random parameters of which none is neutral, and prompts of several
 lengths. What `crossfade.generate` writes for a batch must be what `model.generate` writes for each
@@ -52,7 +52,7 @@ class Draws:
 
 def alone(model: Any, prompt: list[int], *draws: Draws) -> tuple[list[int], Tensor]:
     """What `model.generate` writes after one prompt, and the log-probs of its tokens."""
-    # a copy, as dynamic frequencies remember the longest text that a model has read
+    # A copy is called, as dynamic frequencies remember the longest text that a model has read.
     out = copy.deepcopy(model).generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
@@ -72,7 +72,7 @@ def alone(model: Any, prompt: list[int], *draws: Draws) -> tuple[list[int], Tens
 
 
 def compare(model: Any) -> dict[str, Any]:
-    """The path that a model takes, and what of it is not as in Hugging Face."""
+    """The path that a model takes, and what differs from Hugging Face there."""
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randint(5, VOCAB, (n,), generator=generator).tolist() for n in LENGTHS]
     try:
@@ -148,7 +148,7 @@ PATHS = {
 
 
 def page(report: dict[str, Any]) -> str:
-    """The table of the docs."""
+    """The table of docs/families.md."""
     found, versions = report["families"], report["versions"]
     wrong = [r["family"] for r in found if not r.get("equal", True)]
     counts = Counter(PATHS[r["path"]] for r in found)

@@ -1,4 +1,4 @@
-"""A tiny model of every causal-LM class of the installed Transformers, none of it neutral."""
+"""A tiny model of every causal-LM class of Transformers, with no number that changes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import (
 
 VOCAB, EOS, PAD = 83, 1, 0
 
-# What fields of configs become, whatever the family. Windows, chunks and original contexts are
+# The values that fields of configs get in every family. Windows, chunks and original contexts are
 # shorter than the texts, so that they matter.
 SMALL: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "text_vocab_size"), VOCAB),
@@ -55,7 +55,7 @@ SMALL: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 
-# Fields of single families, over those of SMALL; None leaves one at its default.
+# Fields of single families, which go before those of SMALL; None leaves a field at its default.
 INDEXER = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 4}
 FAMILIES: dict[str, dict[str, Any]] = {
     "bamba": {"num_hidden_layers": 3, "attn_layer_indices": [1]},
@@ -160,7 +160,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def small_config(kind: str, overrides: dict[str, Any], cls: Any = None) -> Any:
-    """A small config of a family: whatever it derives from its fields follows them."""
+    """A small config of a family, made by its class so that derived fields follow the others."""
     cls = cls or CONFIG_MAPPING[kind]
     default = cls()
     known = vars(default)
@@ -170,7 +170,7 @@ def small_config(kind: str, overrides: dict[str, Any], cls: Any = None) -> Any:
         own = known.get(name, known.get(mapped, missing))
         if own is not missing and (own is None) <= (name.endswith("token_id")):
             fields[name] = value
-    if "kv_lora_rank" in fields:  # latent attention: the dims of a head follow from its parts
+    if "kv_lora_rank" in fields:  # with latent attention a head's size follows from its parts
         fields.pop("head_dim", None)
         fields |= {k: 4 for k in ("num_key_value_heads",) if k in fields}
     kinds = list(dict.fromkeys(getattr(default, "layer_types", None) or ()))

@@ -1,10 +1,11 @@
-"""Forks of caches: ours in place, Hugging Face's copies of all, and a plain copy of as many bytes.
+"""Forks of caches: ours in place, Hugging Face's copy of all, and a plain copy of as many bytes.
 
     python bench/fork.py --json bench/results/fork.json
 
-SmolLM2's caches, 60 tensors of 16 rows, 3 heads and 64 float32. A beam's fork keeps 4 rows of 16
-and forks each 4 times; a permutation moves every row. Contenders take turns over more caches than
-any processor's cache holds; medians. On a GPU, times are of replayed CUDA graphs.
+The caches are SmolLM2's: 60 tensors of 16 rows, 3 heads and 64 float32. A beam's fork keeps 4 rows
+of 16 and forks each 4 times; a permutation moves every row. Contenders take turns, over more caches
+than any processor's cache holds, and figures are medians. On a GPU, times are of replayed CUDA
+graphs.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """Read and written: each row that is someone's parent, and each that changes."""
+        """The bytes read and written: those of each row that is a parent, and each that changes."""
         moved = {row: p for row, p in enumerate(PARENTS[self.parents]) if p != row}
         rows = len(moved) + len(set(moved.values()))
         return TENSORS * rows * HEADS * (self.live - self.start) * DIM * torch.float32.itemsize
@@ -55,7 +56,7 @@ def caches(case: Case, device: str) -> list[Tensor]:
 
 
 def check(case: Case, device: str) -> None:
-    """The result before its time."""
+    """Check the result, before anything is timed."""
     parents = torch.tensor(PARENTS[case.parents], device=device)
     tensors = caches(case, device)
     want = [x.index_select(0, parents) for x in tensors]
@@ -66,7 +67,7 @@ def check(case: Case, device: str) -> None:
 
 
 def contenders(case: Case, device: str) -> dict[str, list[Callable[[], Any]]]:
-    """Each as one call a set of caches."""
+    """Each contender, as a call for each set of caches."""
     parents = torch.tensor(PARENTS[case.parents], device=device)
     calls: dict[str, list[Callable[[], Any]]] = {}
     whole = TENSORS * ROWS * HEADS * case.live * DIM * torch.float32.itemsize

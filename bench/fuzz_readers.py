@@ -21,7 +21,7 @@ from typing import Any
 
 try:
     import atheris
-except ImportError:  # the readers can be called without it
+except ImportError:  # without it the readers can be called, but not fuzzed
     atheris = None
 
 instrumented = nullcontext() if atheris is None else atheris.instrument_imports(["crossfade"])
@@ -57,7 +57,7 @@ def results(given: bytes) -> None:
 
 def training_rows(given: bytes) -> None:
     found = reading.parse_json_lines(reading.read_text(FILE).split("\n"), "input")
-    if not found:  # refused before rows are looked at
+    if not found:  # such a file is refused before its rows are looked at
         return
     for kind in ("sft", "dpo", "kto"):
         with suppress(*EXPECTED):
@@ -83,7 +83,7 @@ def head(given: bytes) -> None:
 
 
 def checkpoint(given: bytes) -> None:
-    """Damage is told, and never raised."""
+    """Damage is said in a text, and never raised."""
     folder = FOLDER / "checkpoint-4"
     folder.mkdir(exist_ok=True)
     (folder / "trainer_state.json").write_bytes(given)
@@ -138,7 +138,7 @@ SEEDS: list[tuple[Callable[[bytes], None], Any]] = [
 
 
 def once(given: bytes) -> None:
-    """The first byte picks a reader, the others are its input."""
+    """Call a reader, which the first byte picks, with the other bytes as its input."""
     if given:
         FILE.write_bytes(given[1:])
         with suppress(*EXPECTED):

@@ -1,10 +1,11 @@
-"""Guides under a support: what asking them less often, and for fewer columns, saves.
+"""What it saves to ask guides under a support less often, and for fewer columns.
 
     python bench/guides.py --json bench/results/guides.json
 
-Contrastive decoding, 1.5 base - 0.5 amateur among the base's tokens of at least a tenth of its best
-one's probability, of SmolLM2 and a copy of it with noise, on real prompts. The same draws in every
-way, which take turns; medians of ratios to neither.
+The blend is contrastive decoding, 1.5 base - 0.5 amateur, among the tokens that have at least a
+tenth of the probability of the base's best one. The base is SmolLM2, the amateur a copy of it with
+noise, and the prompts are real. All ways draw the same tokens and take turns; the figures are
+medians of ratios to the way that does neither.
 """
 
 from __future__ import annotations

@@ -3,14 +3,18 @@
     OMP_NUM_THREADS=2 python bench/logp.py --json bench/results/logp.json
     python bench/logp.py --device cuda --dtype bfloat16 --hidden 4096 --vocab 151936 --tokens 8192
 
-By default SmolLM2's head on 2,048 tokens, float32. Forward and backward of the mean of the tokens'
-log-probs, with a head that is trained and one that is frozen; and of the DPO loss of two pairs of
-responses that are the tokens, with a trained head and a reference that gives 0. Contenders take
-turns; medians. The bare products are what a loss that weighs each log-prob cannot do without: of
-logits, logits again, and two gradients, where a mean alone needs no logits again; of logits and the
-expected embedding for a frozen head. On a CPU they are in our tiles, on a GPU of everything at
-once, in the dtype of hidden. Memory is a step's rise above its inputs, less the gradients; on a CPU
-it is a process's, with a contender for itself.
+By default it is SmolLM2's head on 2,048 tokens in float32. A step is the forward and backward pass
+of the mean of the tokens' log-probs, with a head that is trained and one that is frozen; or of the
+DPO loss of two pairs of responses that are the tokens, with a trained head and a reference that
+gives 0. Contenders take turns, and figures are medians.
+
+The bare products are those that a loss which weighs each log-prob cannot do without. With a trained
+head these are the logits, the logits again, and two gradients; a mean alone needs no logits again.
+With a frozen head they are the logits and the expected embedding. On a CPU they are made in our
+tiles, on a GPU all at once, in the dtype of hidden.
+
+Memory is what a step takes above its inputs, less the gradients. On a CPU it is measured of a
+process that runs one contender alone.
 """
 
 from __future__ import annotations
@@ -46,12 +50,12 @@ from logp_contenders import (
 from torch import Tensor
 from tqdm import tqdm
 
-# what is differentiated, and the products that it cannot do without
+# What is differentiated, and how many products that cannot do without.
 KINDS = {"trained": 4, "frozen": 2, "dpo": 4}
 
 
 def products(c: Case) -> tuple[Tensor, Tensor | None]:
-    """Nothing but the products: 4 with a trained head, 2 with a frozen one."""
+    """Make the bare products alone: 4 with a trained head, 2 with a frozen one."""
     hidden, weight, trained = c.hidden.detach(), c.weight.detach(), c.weight.requires_grad
     most, columns = logp_tiles.tile_size(hidden.device)
     if not hidden.is_cpu:
@@ -80,7 +84,7 @@ def step(loss: Callable[[Case], Tensor], c: Case) -> None:
 
 
 def check(kind: str, sizes: Sizes, name: str) -> None:
-    """Gradients before times, on fewer tokens, against float32."""
+    """Check a contender's gradients, on fewer tokens, against those in float32."""
     fewer = dataclasses.replace(sizes, tokens=min(sizes.tokens, 256))
     got = case_of(kind, fewer)
     head = got.weight.detach().float().requires_grad_(got.weight.requires_grad)
@@ -97,11 +101,11 @@ def check(kind: str, sizes: Sizes, name: str) -> None:
 
 
 def memory_mb(kind: str, name: str, sizes: Sizes) -> float | None:
-    """The peak of a step over the inputs and the gradients."""
+    """The peak of a step's memory, above the inputs and less the gradients."""
     c = case_of(kind, sizes)
     loss = contenders(kind, sizes)[name]
     small = case_of(kind, dataclasses.replace(sizes, tokens=64, vocab=128))
-    step(loss, small)  # libraries keep buffers of their own
+    step(loss, small)  # libraries keep buffers from their first call on
     _, peak = peak_of(lambda: step(loss, c), sizes.device)
     if peak is None:
         return None
@@ -110,7 +114,7 @@ def memory_mb(kind: str, name: str, sizes: Sizes) -> float | None:
 
 
 def memory_apart(kind: str, name: str, sizes: Sizes) -> float | None:
-    """As `memory_mb`, in a process of its own where the process is what is measured."""
+    """What `memory_mb` gives, on a CPU from a process of its own, which is what is measured."""
     if sizes.device == "cuda":
         return memory_mb(kind, name, sizes)
     command = [sys.executable, __file__, "--memory", kind, name]

@@ -25,7 +25,7 @@ try:
 except ImportError:
     cut_cross_entropy = None
 
-RESPONSES = 4  # of "dpo": two that are chosen, then two that are rejected
+RESPONSES = 4  # "dpo" has two that are chosen, then two that are rejected
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Case:
-    """Leaves, of which the head is trained or frozen."""
+    """Hidden states, a head that is trained or frozen, and targets."""
 
     hidden: Tensor
     weight: Tensor
@@ -65,7 +65,7 @@ def ours(c: Case) -> Tensor:
 
 
 def our_mean(c: Case) -> Tensor:
-    """For a loss that is nothing else, like torch's "mean"."""
+    """It is for a loss that is this mean and nothing else, like torch's "mean"."""
     return linear_logp(c.hidden, c.weight, c.targets, mean_only=True).logp.mean()
 
 
@@ -75,7 +75,7 @@ def naive(c: Case) -> Tensor:
 
 
 def selective_log_softmax(c: Case) -> Tensor:
-    """TRL's where it is installed; else what it does, for sequences of 512 tokens."""
+    """TRL's function where TRL is installed, else the same here, for sequences of 512 tokens."""
     logits = F.linear(c.hidden, c.weight)
     sequences, targets = torch.stack(logits.split(512)), torch.stack(c.targets.split(512))
     if TRL is not None:
@@ -85,7 +85,7 @@ def selective_log_softmax(c: Case) -> Tensor:
 
 
 def trl_logp(c: Case) -> Tensor:
-    """What TRL's trainers run: chunks of 32,768 tokens in TRL 1.16, four products."""
+    """What TRL's trainers run: in TRL 1.16 four products, in chunks of 32,768 tokens."""
     apply = TRL._ChunkedLogProbFunction.apply
     size = TRL._CHUNKED_LOGPROB_CHUNK_SIZE
     return apply(c.hidden, c.weight, None, c.targets, 1.0, size, None, 1.0, ())[0]
@@ -96,8 +96,11 @@ def trl_chunks(c: Case) -> Tensor:
 
 
 def torch_chunks(c: Case, reduction: str, rows: int | None = None) -> Tensor:
-    """`rows` of all logits at once, by default as torch chooses. Of "mean", torch makes the
-    gradients in the forward pass, with one product less: for a loss that is nothing else."""
+    """torch's loss in chunks of `rows` tokens, by default of as many as torch chooses.
+
+    For the reduction "mean" torch makes the gradients in the forward pass, with one product less.
+    That is for a loss which is this mean and nothing else.
+    """
     chunks = {} if rows is None else {"batch_chunk_size": rows, "chunking_method": None}
     options = torch.nn.LinearCrossEntropyOptions(**chunks)
     loss = F.linear_cross_entropy(
@@ -107,7 +110,7 @@ def torch_chunks(c: Case, reduction: str, rows: int | None = None) -> Tensor:
 
 
 def checkpoints(c: Case) -> Tensor:
-    """Chunks of 128 tokens, whose logits are made again."""
+    """Chunks of 128 tokens, whose logits are made again in the backward pass."""
 
     def part(hidden: Tensor, targets: Tensor) -> Tensor:
         log_p = F.linear(hidden, c.weight).log_softmax(-1)
@@ -119,7 +122,7 @@ def checkpoints(c: Case) -> Tensor:
 
 
 def liger(c: Case) -> Tensor:
-    """Its gradients are those of a mean, made in the forward pass, like torch's of "mean"."""
+    """Liger's makes the gradients of a mean in the forward pass, as torch's "mean" does."""
     from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
 
     return -LigerFusedLinearCrossEntropyFunction.apply(c.hidden, c.weight, c.targets)[0]
@@ -152,7 +155,7 @@ def trl_dpo(c: Case) -> Tensor:
 
 
 def liger_dpo(c: Case, compiled: bool) -> Tensor:
-    """Its gradients are made in the forward pass, in chunks of one pair."""
+    """Liger's makes its gradients in the forward pass, in chunks of one pair."""
     loss = LigerFusedLinearDPOLoss(use_ref_model=False, compiled=compiled)
     hidden, targets = (x.view(RESPONSES, -1, *x.shape[1:]) for x in (c.hidden, c.targets))
     return loss(c.weight, hidden, targets)[0]
@@ -162,7 +165,7 @@ def liger_dpo(c: Case, compiled: bool) -> Tensor:
 
 
 def contenders(kind: str, sizes: Sizes) -> dict[str, Callable[[Case], Tensor]]:
-    """Those that are installed and run there; `missing` names the rest."""
+    """The contenders that are installed and run on the device; `missing` names the rest."""
     ways: dict[str, Callable[[Case], Tensor]]
     if kind == "dpo":
         ways = {"ours": our_dpo, "naive": naive_dpo}
@@ -196,7 +199,7 @@ def contenders(kind: str, sizes: Sizes) -> dict[str, Callable[[Case], Tensor]]:
 
 
 def missing(device: str) -> list[str]:
-    """Peers that would run there, were they installed."""
+    """The peers that would run on the device if they were installed."""
     peers = {"TRL": TRL, "Liger": LigerFusedLinearDPOLoss}
     if device == "cuda":
         peers["cut-cross-entropy"] = cut_cross_entropy

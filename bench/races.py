@@ -25,7 +25,7 @@ FLAGS = ["-std=gnu++17", "-O1", "-g", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 
 
 def build(folder: Path, sanitizer: str, kernels: Path) -> Path:
-    """The program, of the kernels in a folder as csrc/cpu is."""
+    """Compile the program with the kernels of a folder that is laid out like csrc/cpu."""
     flags = [*FLAGS, *SANITIZERS[sanitizer]]
     objects = [folder / f"{name}.o" for name in KERNELS]
     jobs = [

@@ -35,10 +35,11 @@ from tqdm import tqdm
 OFFICIAL, BLENDED = "official algorithm", "crossfade, value models in the blend"
 NAMES = {"official": OFFICIAL, "crossfade": OURS, "blended": BLENDED}
 SETTINGS = [(4, 4, 5), (2, 2, 30)]
-BLENDED_SHAPE = Shape(4, 4, 5, 60, 50)  # the one that BLENDED takes part in, by default
+BLENDED_SHAPE = Shape(4, 4, 5, 60, 50)  # BLENDED takes part in this one, by default
 GOALS = {Shape(4, 4, 5, 60, 50): 4, Shape(4, 4, 5, 300, 50): 10, Shape(4, 4, 5, 300, 256): 15}
-KNOWN_SCORING = {Shape(4, 4, 5, 60, 50): 0.79, Shape(4, 4, 5, 300, 50): 0.89}  # of the baseline
-MANY, EVERY = 20, 8  # above so many boundaries the official scoring is timed at every 8th
+# The part of the official algorithm's time that scoring took in an earlier measurement.
+KNOWN_SCORING = {Shape(4, 4, 5, 60, 50): 0.79, Shape(4, 4, 5, 300, 50): 0.89}
+MANY, EVERY = 20, 8  # above MANY boundaries the official scoring is timed at every 8th
 QUICK = [Shape(2, 3, 4, 9, 10), Shape(2, 2, 1, 5, MANY + 2)]
 Runs = dict[str, Callable[[Shape], Found]]
 
@@ -50,7 +51,7 @@ def shape_of(text: str) -> Shape:
 def measure(
     runs: Runs, models: Sequence[Any], ids: Tensor, shape: Shape, rounds: int, limit: float
 ) -> list[dict[str, Any]]:
-    """A row a contender, from rounds in which each has its turn."""
+    """The row of each contender's figures, from rounds in which each has its turn."""
     short = dataclasses.replace(shape, new=min(shape.new, shape.chunk_length + 1))  # two boundaries
     for name, run in runs.items():
         check(name, models, ids, short, run(short))
@@ -93,7 +94,7 @@ def of(rows: Sequence[dict[str, Any]], shape: Any, name: str) -> dict[str, Any] 
 
 
 def ratio(rows: Sequence[dict[str, Any]], shape: Any, name: str) -> float | None:
-    """How many times longer contender `name` takes than crossfade: the median over rounds."""
+    """How many times longer contender `name` takes than crossfade, the median over rounds."""
     one, other = of(rows, shape, name), of(rows, shape, OURS)
     if one is None or other is None:
         return None
@@ -174,7 +175,7 @@ def missed(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def models_of(device: str, quick: bool) -> list[Any]:
-    """The base, and two whose ratio is the value."""
+    """The base, and the two models whose ratio is the value."""
     if device == "cuda":
         config = peers.TINY if quick else peers.LLAMA_1B
         return [peers.random_model(config, device, torch.bfloat16, seed) for seed in range(3)]
@@ -215,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         },
         "rows": [],
     }
-    if args.json is not None and args.json.exists():  # shapes that it has are kept
+    if args.json is not None and args.json.exists():  # shapes in it are kept
         kept = json.loads(args.json.read_text())
         if any(kept[key] != report[key] for key in ("machine", "versions", "settings")):
             parser.error(f"{args.json} is of another machine or version; remove it to begin anew")

@@ -22,12 +22,13 @@ from torch import Tensor
 from transformers import DynamicCache
 
 TEMPERATURE = 0.7
-TOLERANCE = 2e-5  # nats a token, in float32: sums of hundreds; other dtypes: 0.1, of either sign
+# Nats a token in float32, where products are sums of hundreds. For other dtypes it is 0.1.
+TOLERANCE = 2e-5
 
 
 @dataclass(frozen=True)
 class Shape:
-    """`width` beams of `samples` rows; a boundary after each `chunk_length` of `new` tokens."""
+    """A search of `width` beams of `samples` rows, with a boundary each `chunk_length` tokens."""
 
     width: int
     samples: int
@@ -48,8 +49,9 @@ class Shape:
 class Found:
     """A search's best response, its value, and what it cost.
 
-    `scoring`: of the seconds, where that can be told. `base_tokens`, `value_tokens`: read by the
-    base, and by both value models together.
+    Attributes:
+        base_tokens, value_tokens: those that the base read, and both value models together.
+        scoring: the part of the seconds that scoring took, where that can be told.
     """
 
     response: list[int]
@@ -69,7 +71,7 @@ def now(device: torch.device) -> float:
 
 
 def log_probs(model: Any, sequences: Tensor, prompt: int) -> Tensor:
-    """Of what follows the first `prompt` tokens of each sequence ``[rows, length]``: ``[rows]``."""
+    """The log-prob ``[rows]`` of what follows the first `prompt` tokens of each sequence."""
     logits = model(input_ids=sequences, use_cache=False).logits.float()
     each = logits.log_softmax(-1)[:, :-1].gather(2, sequences[:, 1:, None])
     return each[:, prompt - 1 :, 0].sum(-1)
@@ -88,12 +90,12 @@ def parents_of(values: Tensor, shape: Shape) -> Tensor:
 
 
 def scored(boundaries: int, every: int) -> list[int]:
-    """Every so many boundaries, the last one among them."""
+    """The boundaries that are timed: every so many, and the last one."""
     return sorted({*range(0, boundaries, every), boundaries - 1})
 
 
 def summed_up(times: dict[int, float], boundaries: int) -> float:
-    """The time of all boundaries: between those that were timed it is interpolated."""
+    """The time of all boundaries, which is interpolated between those that were timed."""
     return float(np.interp(range(boundaries), list(times), list(times.values())).sum())
 
 
@@ -136,7 +138,7 @@ def official(models: Sequence[Any], ids: Tensor, shape: Shape, every: int = 1) -
 
 
 def ours(models: Sequence[Any], ids: Tensor, shape: Shape, blended: bool = False) -> Found:
-    """crossfade's search; `blended`: from base + tuned - reference, whose terms score as well."""
+    """crossfade's search. `blended` decodes base + tuned - reference, whose terms score as well."""
     base, tuned, ref = map(cf.Model, models)
     start = now(ids.device)
     out = cf.generate(
@@ -169,7 +171,7 @@ def ours(models: Sequence[Any], ids: Tensor, shape: Shape, blended: bool = False
 
 @torch.inference_mode()
 def check(name: str, models: Sequence[Any], ids: Tensor, shape: Shape, found: Found) -> None:
-    """The response is whole and has the value that is said, by the official scorer and by ours.
+    """Check that a response is whole and that both scorers give it the value that was found.
 
     Raises:
         Wrong: names the contender.

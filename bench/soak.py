@@ -1,4 +1,4 @@
-"""The same calls in fresh processes under load, their bits compared: does anything race?
+"""Whether anything races: the same calls in fresh processes under load, compared bit by bit.
 
     python bench/soak.py --runs 1000 --load 2 --json soak.json
 
@@ -29,14 +29,15 @@ from typing import Any
 from tqdm import tqdm
 
 THREADS = (1, 2, 3, 4)
-ROUNDING = 2e-5  # nats, and of numbers of some 1: far above float32's, far below a wrong result
-M_PERTURB = -6  # of glibc's mallopt
-EXACT = ("blend", "sample", "linear", "attend", "fork", "select")  # only our kernels compute
+ROUNDING = 2e-5  # in nats: far above float32's rounding, far below a wrong result
+M_PERTURB = -6  # an option of glibc's mallopt
+# Results that only our kernels compute begin so.
+EXACT = ("blend", "sample", "linear", "attend", "fork", "select")
 Results = dict[str, list[float]]
 
 
 def run_once(index: int, folder: str | None) -> Results:
-    """The results of every call, in this process. `folder`: of a model that is read and scored."""
+    """The results of every call, in this process; a model in `folder` is read and scored too."""
     import torch
 
     rng = random.Random(index)
@@ -73,7 +74,7 @@ def tiny(kind: str, seed: int) -> Any:
 
 
 def scores(folder: str | None) -> Results:
-    """Log-probs of two rows of different lengths, in both orders; those of the second turned."""
+    """Log-probs of two rows of different lengths, in both orders, put back into the first order."""
     import crossfade as cf
     import torch
     from transformers import AutoModelForCausalLM
@@ -103,7 +104,7 @@ def scores(folder: str | None) -> Results:
 
 
 def ops_results() -> Results:
-    """What every op gives, of fixed random numbers."""
+    """What every op gives for fixed random numbers."""
     import torch
     from crossfade import ops
 
@@ -195,7 +196,7 @@ def in_process(index: int, folder: str | None) -> tuple[Results | None, str]:
 
 
 def compare(first: Results, found: Results) -> dict[str, Any]:
-    """How a run's results differ from the first's: nothing, bits, or more than rounding."""
+    """Which of a run's results have other bits than the first run's, and which are wrong."""
     bits, wrong = [], {}
     for name, want in first.items():
         got = found[name]
@@ -217,7 +218,7 @@ def compare(first: Results, found: Results) -> dict[str, Any]:
 
 
 def burn() -> None:
-    """Keeps processors busy, with teams of threads as the runs have them."""
+    """Keep processors busy, with teams of threads as the runs have them."""
     import torch
 
     torch.set_num_threads(2)

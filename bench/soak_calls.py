@@ -1,10 +1,10 @@
-"""Many calls of every kind over the same models: whether anything grows.
+"""Whether anything grows: many calls of every kind over the same models.
 
     python bench/soak_calls.py --minutes 10
 
 Tiny random models, so that an hour's calls take minutes. After each round of all kinds the process
-counts what it holds: memory (RSS), objects and tensors, these before any garbage collection. It
-fails where a later round holds more than those after the first tenth.
+counts the memory (RSS), the objects and the tensors that it holds; tensors are counted before any
+garbage is collected. It fails if the last round holds more than the one after the first tenth.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DRAW: dict[str, Any] = {
     "pad_token_id": 0,
     "progress": False,
 }
-SLACK_MB, SLACK_OBJECTS = 8.0, 200  # what allocators and caches of Python may keep
+SLACK_MB, SLACK_OBJECTS = 8.0, 200  # allocators and caches of Python may keep so much
 
 
 def models() -> tuple[Any, Any]:
@@ -67,7 +67,7 @@ class Streamer:
 
 @contextmanager
 def failing(module: torch.nn.Module, error: type[BaseException]) -> Iterator[None]:
-    """A hook in the middle of a forward raises; the call ends by it or says that it was cut."""
+    """Have a hook in the middle of a forward raise; a call ends by that or says that it was cut."""
 
     def hook(*_: Any) -> None:
         raise error("of the soak")
@@ -82,7 +82,7 @@ def failing(module: torch.nn.Module, error: type[BaseException]) -> Iterator[Non
 
 
 def calls() -> dict[str, Callable[[int], Any]]:
-    """What is called, by kind; each takes the number of its round."""
+    """The calls by their kind; each takes the number of its round."""
     base, guide = models()
     peft = adapted()
     simple = cf.Engine(simple=True)
@@ -150,7 +150,7 @@ def held() -> dict[str, float]:
 
 
 def soak(seconds: float, least: int) -> dict[str, Any]:
-    """Rounds of all kinds for so long, and at least so many."""
+    """Call all kinds in rounds, for so many seconds and at least so many rounds."""
     kinds = calls()
     rounds: list[dict[str, float]] = []
     start = time.monotonic()
@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=10, help="at least so many (default 10)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
-    warnings.simplefilter("ignore")  # of the rows that are cut and refused, at every round
+    warnings.simplefilter("ignore")  # every round has rows that are cut and refused
     found = soak(args.minutes * 60, args.rounds)
     print(json.dumps(found, indent=1))
     if args.json is not None:

@@ -86,7 +86,7 @@ PAGES = {
 
 
 def filled(name: str, page: str) -> str:
-    """A page with each section between its markers made anew."""
+    """A page in which each section between its markers has been made anew."""
     for section, made in PAGES[name].items():
         text = made()
         page, found = re.subn(

@@ -37,7 +37,7 @@ PLAIN = {
     "per_device_train_batch_size": 4,
     "logging_steps": 1,
     "learning_rate": 0.02,
-    "max_grad_norm": 0.0,  # gradients as they are, at any scale
+    "max_grad_norm": 0.0,  # gradients are not clipped
     "optim": "sgd",
     "report_to": "none",
     "save_strategy": "no",
@@ -47,7 +47,7 @@ PLAIN = {
     "gradient_checkpointing": False,
 }
 OURS_REFUSES = {"use_weighting": "args.use_weighting is True"}
-# of TRL's own options, those that say where a model or its data come from, or how fast
+# TRL's own options that say where a model or its data come from, or how fast they do.
 NOT_COMPARED = {
     "chat_template_path",
     "dataset_kwargs",
@@ -61,7 +61,7 @@ NOT_COMPARED = {
 
 
 class Gradients(transformers.TrainerCallback):
-    """Those of each step, as the optimizer has them."""
+    """Keeps the gradients of each step, as the optimizer has them."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -72,7 +72,7 @@ class Gradients(transformers.TrainerCallback):
 
 
 def run(case: Case, trls: bool, folder: Path) -> tuple[list[dict[str, float]], list[Any]]:
-    """What was logged at each step, and the gradients."""
+    """Train, and return what was logged at each step and the gradients."""
     ours, theirs, config = KINDS[case.kind]
     options = {**PLAIN, **case.options}
     if case.evaluated:
@@ -110,15 +110,15 @@ def run(case: Case, trls: bool, folder: Path) -> tuple[list[dict[str, float]], l
 
 
 def attempt(case: Case, trls: bool, folder: Path) -> Any:
-    """As `run`, or how it was refused."""
+    """What `run` gives, or how the case was refused."""
     try:
         return run(case, trls, folder)
-    except Exception as error:  # TRL refuses in many ways
+    except Exception as error:  # TRL refuses by errors of many kinds
         return f"{type(error).__name__}: {' '.join(str(error).split()):.120}"
 
 
 def compare(case: Case, folder: Path) -> dict[str, Any]:
-    """The largest errors of ours, or what was refused."""
+    """The largest errors of our trainer, or how the case was refused."""
     ours, theirs = (attempt(case, trls, folder / str(trls)) for trls in (False, True))
     if isinstance(ours, str) or isinstance(theirs, str):
         named = any(OURS_REFUSES.get(name, "?") in str(ours) for name in case.options)
@@ -152,7 +152,7 @@ def quiet() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     datasets.disable_progress_bars()
-    os.environ["TQDM_DISABLE"] = os.environ["CI"] = "1"  # TRL's own bars, and its telemetry
+    os.environ["TQDM_DISABLE"] = os.environ["CI"] = "1"  # no bars, and no telemetry, of TRL's
 
 
 def main() -> None:

@@ -72,8 +72,8 @@ class Case:
     Attributes:
         kind: "sft", "dpo" or "kto".
         options: of the trainer's config.
-        rows: which of `ROWS`.
-        evaluated: also on these rows, after each step.
+        rows: the form of the rows, see `rows_of`.
+        evaluated: whether there is an evaluation too, on the same rows, after each step.
         trained: whether a trained adapter is given with the model, which TRL copies as reference.
     """
 
@@ -146,7 +146,7 @@ def cases() -> Iterator[Case]:
 
 
 def all_cases() -> list[Case]:
-    """Those whose options their trainer has, each once."""
+    """The cases whose options their trainer has, each once."""
     known = {kind: set(config.__dataclass_fields__) for kind, (*_, config) in KINDS.items()}
     return list({c.name: c for c in cases() if c.options.keys() <= known[c.kind]}.values())
 
@@ -195,7 +195,7 @@ def sft_cases() -> Iterator[Case]:
             {"loss_type": "dft"},
             {"loss_type": "chunked_nll"},
         ):
-            # TRL takes no notice of a completion_mask unless it is told to; ours does, see its docs
+            # TRL reads a completion_mask only where it is told to; ours does without that
             told = {"completion_only_loss": True} if rows == "ids" else {}
             yield Case("sft", {**told, **options}, rows=rows)
     yield Case("sft", {"assistant_only_loss": True}, rows="messages")
@@ -257,7 +257,7 @@ def words(first: int, count: int) -> str:
 
 
 def rows_of(kind: str, form: str, count: int = 12) -> list[dict[str, Any]]:
-    """Prompts and responses of differing lengths, no prompt twice in a batch."""
+    """Prompts and responses of several lengths; no prompt is twice in a batch."""
     found = []
     for i in range(count):
         prompt, good, bad = words(i, 2 + i % 3), words(20 + i, 2 + i % 4), words(30 + i, 1 + i % 5)
@@ -282,7 +282,7 @@ def rows_of(kind: str, form: str, count: int = 12) -> list[dict[str, Any]]:
 
 
 def as_ids(row: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Ids by the names that TRL takes them by."""
+    """A row as ids, under the names that TRL takes them by."""
     encode = make_tokenizer()
     ids = {k: encode(x)["input_ids"] for k, x in row.items() if k != "label"}
     ids = {k: x if k == "prompt" else [*x, 1] for k, x in ids.items()}

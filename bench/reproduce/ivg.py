@@ -36,7 +36,7 @@ from crossfade.bench import hardware
 from tqdm import tqdm
 
 BETAS = (0.125, 0.25, 0.5, 1.0)
-BETA = 0.25  # of what is searched
+BETA = 0.25  # the beta of searches
 WIDTH, SAMPLES, CHUNK, NEW, TEMPERATURE = 2, 4, 5, 40, 0.7
 ROWS = WIDTH * SAMPLES
 FADER = (0.25, 0.5, 0.75)  # 0 and 1 are the guides alone, EFT with beta = 1
@@ -127,7 +127,7 @@ def run(blend: Any, search: Any, base: cf.Model, prompts: list[Any]) -> dict[str
 
 
 def choice_kl(search: cf.ChunkBeamSearch | None, length: int) -> float:
-    """What choosing a text of `length` tokens adds at most to the divergence, nats."""
+    """The nats that choosing a text of `length` tokens adds to the divergence, at most."""
     if search is None:
         return 0.0
     if search.chunk_length is None:
@@ -137,7 +137,7 @@ def choice_kl(search: cf.ChunkBeamSearch | None, length: int) -> float:
 
 
 def at_kl(rows: Sequence[dict[str, Any]], objective: str, kl: float) -> float | None:
-    """EFT's reward at a divergence, between the betas that were run; None: beyond them."""
+    """EFT's reward at a divergence, between the betas that were run; None beyond them."""
     of = [r for r in rows if r["objective"] == objective and r["method"].startswith("EFT")]
     points = sorted((r["kl"], r[objective]) for r in [*of, *filter(is_base, rows)])
     if not of or not points[0][0] <= kl <= points[-1][0]:

@@ -2,10 +2,10 @@
 
     python bench/reproduce/make_guides.py --work build/guides
 
-The base answers the training prompts of `reviews`, each reward ranks the answers, and of that are
-trained, a reward: a LoRA adapter by DPO (the implicit value, and the guide of a blend), a low-rank
-Q-head by FUDGE (the explicit value), and, to compare, an adapter of more weights by the same DPO
-(the model that is fine-tuned directly). Every stage keeps what it made in
+The base answers the training prompts of `reviews`, and each reward ranks the answers. For each
+reward three things are trained on that: a LoRA adapter by DPO (the implicit value, and the guide of
+a blend), a low-rank Q-head by FUDGE (the explicit value), and, to compare, an adapter of more
+weights by the same DPO (the model that is fine-tuned directly). Every stage keeps what it made in
 `--work` and is skipped if it is there; one that was interrupted goes on from its last checkpoint.
 `--install` copies the guides, in bfloat16, into the package's source.
 """
@@ -68,7 +68,8 @@ def adapter(
     lora: dict[str, Any],
     rate: float,
 ) -> None:
-    """DPO of the best answers against the worst; what the base would do is the adapter off."""
+    """Train an adapter by DPO of the best answers against the worst; without it the model is the
+    reference."""
     model, _ = cf.models.smollm2()
     args = DPOConfig(
         output_dir=str(folder),
@@ -101,8 +102,11 @@ def adapter(
 
 
 def q_head(rows: list[dict[str, Any]], reward: str, tokenizer: Any, folder: Path) -> None:
-    """FUDGE on the base's own answers, rewards less their mean: a shift of values changes nothing,
-    and tokens that were never sampled keep the value 0."""
+    """Train a Q-head by FUDGE on the base's own answers.
+
+    Rewards are taken less their mean. A shift of all values changes nothing, and tokens that were
+    never sampled, whose value stays 0, then have the mean.
+    """
     model, _ = cf.models.smollm2()
     examples = data.values(rows, reward)
     mean = sum(row["reward"] for row in examples) / len(examples)
@@ -142,7 +146,7 @@ def _checkpoint(folder: Path) -> str | None:
 
 
 def _keep_log(trainer: Any, folder: Path) -> None:
-    """Last of all: the stage is done."""
+    """Mark the stage as done, which comes last of all."""
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1))
 
 

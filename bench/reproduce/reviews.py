@@ -86,7 +86,7 @@ HELD_OUT = (
 
 
 def prompts(split: tuple[Sequence[str], Sequence[str]]) -> list[list[dict[str, str]]]:
-    """Chats, in an order that mixes subjects: any beginning of the list has most of them."""
+    """Chats in an order that mixes subjects, so that any beginning of the list has most of them."""
     subjects, circumstances = split
     both = [
         (s, c)
@@ -98,12 +98,12 @@ def prompts(split: tuple[Sequence[str], Sequence[str]]) -> list[list[dict[str, s
 
 
 def sentiment(prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
-    """VADER's compound score: how positive, within [-1, 1]."""
+    """VADER's compound score, which says how positive a text is, within [-1, 1]."""
     return metrics.sentiment(responses)
 
 
 def brevity(prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
-    """One less a twentieth a word: 0 at 20 words. Praise takes words, so the two compete."""
+    """One less a twentieth for each word: 0 at 20 words. Praise takes words, so the two compete."""
     return [1 - len(text.split()) / 20 for text in responses]
 
 
