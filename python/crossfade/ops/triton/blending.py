@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crossfade.kernels import blend_sample as kernels
+from crossfade.kernels.terms import support_threshold, term_tiles
 
 from .. import check, memory
 from ..types import BlendSample, Draw, Inputs
@@ -122,7 +123,7 @@ def blend_tiles(
     )
     terms, strides = tuple(logits), strides_of(logits)
     if power:
-        kernels.term_tiles[rows, count](
+        term_tiles[rows, count](
             tiles.term_partials, terms, strides, rows, vocab, count, BLOCK=block
         )
     supported: tuple[Tensor | int | None, ...] = None, None, None
@@ -130,7 +131,7 @@ def blend_tiles(
         z, thresholds = logits[support.term], floats(device, rows)
         supported = z, z.stride(0), thresholds
         top_k = min(support.top_k, vocab)
-        kernels.support_threshold[rows,](
+        support_threshold[rows,](
             *supported,
             vocab,
             top_k,
