@@ -86,11 +86,6 @@ class Job:
         return list(zip(*(p.unpadded() for p in self.prompts), strict=True))
 
     @cached_property
-    def columns(self) -> dict[str, Sequence[Tensor]]:
-        """The tensors of the table, each as a list with a row's part of it for every row."""
-        return {k: x.unbind(0) for k, x in self.table.items() if isinstance(x, Tensor)}
-
-    @cached_property
     def limits(self) -> list[int]:
         """The new tokens that each row may have: what was asked for, as far as there is room."""
         room = self.room.new.repeat_interleave(self.copies)
@@ -158,8 +153,8 @@ class Row:
 
     def value(self, name: str) -> Any:
         """What the job's table has of this row."""
-        column = self.job.columns.get(name)
-        return self.job.table[name] if column is None else column[self.index]
+        found = self.job.table[name]
+        return found[self.index] if isinstance(found, Tensor) else found
 
     @property
     def limit(self) -> int:

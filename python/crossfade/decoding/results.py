@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from .driver import Driver
 from .job import Job
 from .output import Output
-from .rows import Written
+from .rows import Written, column
 from .stats import Stats, summed
 
 
@@ -34,20 +33,16 @@ def output_of(
     device = driver.device
     requests = [w.row.request for w in rows]
 
-    def column(name: str, fill: float = 0.0) -> Any:
-        each = [w.columns.get(name) for w in rows]
-        return None if each[0] is None else pad_sequence(each, True, fill)  # type: ignore[arg-type]
-
     def flags(each: Sequence[bool]) -> Tensor:
         return torch.tensor(each, dtype=torch.bool, device=device)
 
-    tokens = column("tokens", job.pad)
+    tokens: Any = column(rows, "tokens", job.pad)
     values = None
     if job.search is not None:
         values = torch.stack([w.values for w in rows])
         if job.search.returned > 1:
             values = values.unflatten(0, (-1, job.search.returned))
-    kl = column("kl")
+    kl = column(rows, "kl")
     lengths = [len(w) for w in rows]
     prompts = job.prompts[0].ids[requests].to(device)
     if alone:
@@ -60,8 +55,8 @@ def output_of(
         prompt_length=prompts.shape[1],
         lengths=torch.tensor(lengths, dtype=torch.int64, device=device),
         text=None if job.writing is None else job.writing.texts(requests, [w.ids for w in rows]),
-        logprobs=column("logprobs"),
-        sampled_logprobs=column("sampled_logprobs"),
+        logprobs=column(rows, "logprobs"),  # type: ignore[arg-type]
+        sampled_logprobs=column(rows, "sampled_logprobs"),  # type: ignore[arg-type]
         finished=flags([w.finished for w in rows]),
         failed=flags([w.failed for w in rows]),
         ended=flags([w.ended for w in rows]),
@@ -74,9 +69,9 @@ def output_of(
             notes=tuple(driver.notes),
             interrupted=driver.interrupted,
         ),
-        term_logprobs=column("term_logprobs"),
+        term_logprobs=column(rows, "term_logprobs"),
         cache=driver.cache,
         values=None if values is None else values[..., 0],
         value_parts=None if values is None else values[..., 1:],
-        **{r.output: kl[..., i] for i, r in enumerate(job.references)},
+        **{r.output: kl[..., i] for i, r in enumerate(job.references) if kl is not None},
     )

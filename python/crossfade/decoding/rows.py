@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops import BlendSample
-from .job import Row
+from .job import Job, Row
 
 AHEAD = 256  # the tokens of a row that there is room for at first, at most
 
@@ -38,37 +38,66 @@ class Written:
     """What a row had written when it left its place.
 
     Attributes:
-        columns: ``[tokens, ...]`` of each name that `kept` gives.
+        block: ``[rows, tokens, ...]`` of each name that `kept` gives, for all rows that left at the
+            same time. Past a row's own length it holds anything.
+        place: the row's place in the block.
+        length: how many tokens the row has.
         values: ``[1 + parts]``: in a search, the row's value, then the parts of this.
         finished, failed: as in `Output`.
         ended: whether the row is done: finished, failed or at its limit. False if it was cut.
     """
 
     row: Row
-    columns: Mapping[str, Tensor]
+    block: Mapping[str, Tensor]
+    place: int
+    length: int
     values: Tensor
     finished: bool = False
     failed: bool = False
     ended: bool = False
 
     def __len__(self) -> int:
-        return len(self.columns["tokens"])
+        return self.length
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """``[tokens, ...]`` of each name: what the row alone has written."""
+        return {name: x[self.place, : self.length] for name, x in self.block.items()}
 
     @property
     def ids(self) -> list[int]:
-        return self.columns["tokens"].tolist()
+        return self.block["tokens"][self.place, : self.length].tolist()
 
 
 def unwritten(
     row: Row, kinds: Kept, parts: int, device: torch.device, *, failed: bool = False
 ) -> Written:
     """What is given of a row that never had a place; `failed` if it cannot be decoded at all."""
-    columns = {
-        name: torch.zeros(0, *shape, dtype=dtype, device=device)
+    block = {
+        name: torch.zeros(1, 0, *shape, dtype=dtype, device=device)
         for name, (shape, dtype) in kinds.items()
     }
     values = torch.full((parts,), float("nan"), dtype=torch.float32, device=device)
-    return Written(row, columns, values, failed=failed, ended=failed)
+    return Written(row, block, 0, 0, values, failed=failed, ended=failed)
+
+
+def column(rows: Sequence[Written], name: str, fill: float = 0.0) -> Tensor | None:
+    """``[rows, tokens, ...]``: what rows have written, `fill` past their ends; None if not kept."""
+    if name not in rows[0].block:
+        return None
+    longest = max(map(len, rows))
+    blocks: dict[int, tuple[Tensor, list[int], list[int]]] = {}
+    for i, row in enumerate(rows):
+        block, at, places = blocks.setdefault(id(row.block), (row.block[name], [], []))
+        at.append(i)
+        places.append(row.place)
+    found = rows[0].block[name].new_empty(len(rows), longest, *block.shape[2:])
+    for block, at, places in blocks.values():
+        width = min(longest, block.shape[1])
+        found[at, :width] = block[places, :width]
+    lengths = torch.tensor([len(row) for row in rows], device=found.device)
+    past = torch.arange(longest, device=found.device) >= lengths[:, None]
+    return found.masked_fill_(past.view(*past.shape, *[1] * (found.dim() - 2)), fill)
 
 
 class Slots:
@@ -171,12 +200,16 @@ class Slots:
         for state in (self.tokens, self.new, self.finished, self.failed):
             state[at] = 0
         self.values[at] = float("nan")
-        for name, here in self.table.items():
-            if isinstance(here, Tensor):
-                of_rows = torch.stack(
-                    [torch.as_tensor(row.value(name), device=here.device) for row in rows]
-                )
-                here[at] = of_rows.to(here.dtype)
+        by_job: dict[Job, tuple[list[int], list[int]]] = {}
+        for slot, row in zip(slots, rows, strict=True):
+            here, there = by_job.setdefault(row.job, ([], []))
+            here.append(slot)
+            there.append(row.index)
+        for job, (here, there) in by_job.items():
+            for name, mine in self.table.items():
+                if isinstance(mine, Tensor):
+                    of_job = torch.as_tensor(job.table[name], device=mine.device)
+                    mine[here] = (of_job[there] if of_job.dim() else of_job).to(mine.dtype)
 
     def start(self, slots: Sequence[int]) -> None:
         """Let these rows, whose prompts have been read, write from the next step on."""
@@ -240,13 +273,15 @@ class Slots:
         ).tolist()
         longest = max(lengths)
         # These are copies, as the slots go to other rows.
-        blocks = {name: x[at, :longest] for name, x in self.written.items()}
+        block = {name: x[at, :longest] for name, x in self.written.items()}
         self.new[at] = 0  # What is gone needs no room any more.
         values = self.values[at]
         return [
             Written(
                 row,
-                {name: x[i, : lengths[i]] for name, x in blocks.items()},
+                block,
+                i,
+                lengths[i],
                 values[i],
                 bool(finished[i]),
                 bool(failed[i]),
