@@ -227,9 +227,8 @@ def test_a_reference_costs_what_the_blend_does_not_run(members: dict[str, Any]) 
         return {s.names: s.forwards for s in out.stats.models}
 
     alone = run(None)
-    assert (
-        run(0.5 * x + cf.Model(members["p"].model)) == alone
-    )  # The blend's tokenizer is used anyway.
+    # This reference has no tokenizer of its own, and gets the blend's.
+    assert run(0.5 * x + cf.Model(members["p"].model)) == alone
     assert run(y).keys() == {("p",), ("x", "kl_to.y")}
     assert run(members["h"]).keys() == {("p",), ("x",), ("kl_to.h",)}
 

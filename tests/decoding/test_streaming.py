@@ -74,9 +74,8 @@ def test_a_model_that_shows_late_that_the_engine_cannot_run_it(
     """The simple path begins anew, and the streamer is told nothing twice."""
     model = make("qwen3")
     theirs = told_by_hugging_face(model)
-    cf.generate(
-        model, PROMPTS, **GREEDY
-    )  # The engine has met the model now, and will not check it again.
+    # After this call the engine has met the model, and will not check it again.
+    cf.generate(model, PROMPTS, **GREEDY)
     step, count = Group.step, iter(range(10**6))
 
     def failing(self: Group, *args: Any) -> Any:

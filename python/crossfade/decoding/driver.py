@@ -81,7 +81,7 @@ class Driver:
         self.job: Job  # The first one. All others are of its kind.
         self.todo: deque[Row] = deque()  # rows of the jobs taken so far that no loop has yet
         self.under_way: dict[Row, None] = {}  # the rows that a loop has, in order
-        self.left: deque[Written] = deque()  # what is to be given next
+        self.left: deque[Written] = deque()  # what `decode` has yet to give
         self.by_row: dict[int, Written] = {}  # what each row wrote, if a cache is kept
         self.interrupted = False
         self.on_rows: Callable[[int], object] | None = None  # is told how many rows have ended
@@ -198,6 +198,7 @@ class Driver:
             yield written
 
     def _tell_of(self, written: Written) -> None:
+        """Tell whoever watches of a row that is done or was cut."""
         row = written.row
         if self.keep_cache:
             self.by_row[row.index] = written
