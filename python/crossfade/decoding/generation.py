@@ -81,8 +81,8 @@ def generate(
             request (`num_return_sequences`) draws from stream ``i + (j << 32)``.
         return_term_logprobs: also give each term's log-prob of each token.
         kl_to: a blend, a `Model` or a bare model: also give each step's divergence from it, as
-            `Output.kl`. It need not be in the blend: what the blend does not run already runs
-            beside it. Its tensors of weights are ``[requests]`` too.
+            `Output.kl`. Its models need not be in the blend: those that the blend does not run
+            are run beside it. Its tensors of weights are ``[requests]`` too.
         return_kl_to_base: the same for the first term alone, as `Output.kl_to_base`.
         max_batch: rows decoded at a time; one that ends gives its place to the next, so that a
             long list runs at the rate of a full batch. None takes 32 on CPUs and 64 on GPUs.

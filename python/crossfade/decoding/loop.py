@@ -210,7 +210,7 @@ class Loop:
 
     @property
     def _under_way(self) -> bool:
-        """Whether a row in a slot has read its prompt."""
+        """Whether any row in a slot has read its prompt to the end."""
         return bool(self.seated.keys() - self.reading.keys())
 
     def _reserve(self) -> bool:

@@ -43,12 +43,12 @@ def score(
 ) -> Scores:
     """Teacher-forced log-probs of `responses` after `prompts` under a blend at temperature 1.
 
-    What `crossfade.generate` gives as `logprobs` when it writes the same tokens, without writing
-    them: perplexities, harnesses, importance weights. A list may be of any length: requests of
-    about one length share a forward, so many that activations and logits ``[requests, tokens, V]``
-    stay bounded; those of one request are held at once. A model whose rows depend on what is beside
-    them (recurrent states, RoPE frequencies that change with the length) reads each row alone, a
-    token of the response at a time, as it would write it.
+    They are the `logprobs` that `crossfade.generate` gives when it writes the same tokens, and
+    serve perplexities, harnesses and importance weights. A list may be of any length. Requests of
+    about one length share a forward, of so many that activations and logits ``[requests, tokens,
+    V]`` stay bounded; those of one request are held at once. A model whose rows depend on what is
+    beside them (by recurrent states, or RoPE frequencies that change with the length) reads each
+    row alone, a token of the response at a time, as it would write it.
 
     Args:
         blend: a `Blend`, a `Model` or a bare Hugging Face causal LM.

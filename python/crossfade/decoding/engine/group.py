@@ -192,14 +192,19 @@ class Group:
     def read(self, *, each: bool = False) -> None:
         """Read on in the prompts of rows that have joined, as much as one forward takes.
 
-        `each`: a forward's worth of each prompt, in as many forwards as that takes.
+        Args:
+            each: whether every prompt is read on, in as many forwards as that takes.
         """
         turns = len(self.unread) if each else 1
         while turns > 0 and self.unread:
-            turns -= self._read_on()
+            turns -= self._read_pieces()
 
-    def _read_on(self) -> int:
-        """Read on in the first prompts that are unread; how many of them share the forward."""
+    def _read_pieces(self) -> int:
+        """Read a piece of the first prompts that are unread, as many as share a forward.
+
+        Returns:
+            How many prompts these are.
+        """
         most = max_tokens(self.device)
         now: list[Unread] = []
         width = 0
