@@ -166,7 +166,7 @@ class Driver:
         return kept(len(self.blend.terms) * self.job.term_logprobs, len(self.job.references))
 
     @property
-    def _parts(self) -> int:
+    def _value_size(self) -> int:
         """How many numbers a search keeps of a row's value: the value itself and its parts."""
         search = self.job.search
         return 0 if search is None else 1 + search.weights.shape[1]
@@ -182,7 +182,7 @@ class Driver:
         return self._unwritten(row, failed=True)
 
     def _unwritten(self, row: Row, *, failed: bool = False) -> Written:
-        return unwritten(row, self._kept, self._parts, self.device, failed=failed)
+        return unwritten(row, self._kept, self._value_size, self.device, failed=failed)
 
     def _given(self, left: Iterable[Written] = ()) -> Iterator[Written]:
         """Give what rows have written that are done or were cut, and tell whoever watches of each.
@@ -316,7 +316,7 @@ class Driver:
             raise NotImplementedError(f"chunk_end lets rows wait for others, but {why}")
         limit = max(1, *job.limits, *(row.limit for row in rows))
         chunk = None if search is None else search.settings.chunk_length
-        slots = Slots(count, job.table, self._kept, self._parts, limit, self.device, chunk)
+        slots = Slots(count, job.table, self._kept, self._value_size, limit, self.device, chunk)
         runner = self._runner(slots, rows, limit)
         mixer = self._mixer(slots, runner)
         places = [row.index for row in rows] if self._together else range(count)

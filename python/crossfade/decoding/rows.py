@@ -42,7 +42,7 @@ class Written:
             same time. Past a row's own length it holds anything.
         place: the row's place in the block.
         length: how many tokens the row has.
-        values: ``[1 + parts]``: in a search, the row's value, then the parts of this.
+        values: ``[value_size]``: in a search, the row's value, then the parts of this.
         finished, failed: as in `Output`.
         ended: whether the row is done: finished, failed or at its limit. False if it was cut.
     """
@@ -70,14 +70,14 @@ class Written:
 
 
 def unwritten(
-    row: Row, kinds: Kept, parts: int, device: torch.device, *, failed: bool = False
+    row: Row, kinds: Kept, value_size: int, device: torch.device, *, failed: bool = False
 ) -> Written:
     """What is given of a row that never had a place; `failed` if it cannot be decoded at all."""
     block = {
         name: torch.zeros(1, 0, *shape, dtype=dtype, device=device)
         for name, (shape, dtype) in kinds.items()
     }
-    values = torch.full((parts,), float("nan"), dtype=torch.float32, device=device)
+    values = torch.full((value_size,), float("nan"), dtype=torch.float32, device=device)
     return Written(row, block, 0, 0, values, failed=failed, ended=failed)
 
 
@@ -115,13 +115,14 @@ class Slots:
         room: the tokens of a row that the buffers have room for.
         written: ``[slots, room + 1, ...]`` of each name in `kinds`. The last column takes what is
             drawn for slots that write nothing.
-        values: ``[slots, 1 + parts]``: in a search, each row's value, then the parts of this.
+        values: ``[slots, value_size]``: in a search, each row's value, then the parts of this.
 
     Args:
         count: how many slots there are.
         table: that of one job. The jobs of other rows have tensors of the same names.
         kinds: what `kept` gives.
-        parts: how many numbers `values` has of each row; 0 where there is no search.
+        value_size: how many numbers `values` has of each row: 1 and one for each part of the value,
+            or 0 where there is no search.
         limit: new tokens that any row may have, as far as it is known.
         chunk: tokens after which a row waits until `fork` lets it go on; None: it never waits.
     """
@@ -131,7 +132,7 @@ class Slots:
         count: int,
         table: Mapping[str, Any],
         kinds: Kept,
-        parts: int,
+        value_size: int,
         limit: int,
         device: torch.device,
         chunk: int | None = None,
@@ -151,7 +152,9 @@ class Slots:
             if name != "limit"
         }
         self.each = torch.arange(count, device=device)
-        self.values = torch.full((count, parts), float("nan"), dtype=torch.float32, device=device)
+        self.values = torch.full(
+            (count, value_size), float("nan"), dtype=torch.float32, device=device
+        )
         self.room = min(limit, AHEAD)
         self.bound = 0  # No slot has written more tokens, as far as the host knows.
         self.written = self._buffers(self.room)
