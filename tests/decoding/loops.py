@@ -46,7 +46,11 @@ class Open:
         why = "the log-probs of each term are asked for" if first.term_logprobs else None
         self.runner.fit(blend, table["weights"], call.vocabulary, why)
         mixer = Mixer(
-            blend, table["weights"], table["value_weights"], call.vocabulary, self.runner.columns
+            blend,
+            table["weights"],
+            table["value_weights"],
+            call.vocabulary,
+            self.runner.models_of_logits,
         )
         how: dict[str, Any] = {"tells": tells}
         common = (self.runner, mixer, self.slots, range(places))

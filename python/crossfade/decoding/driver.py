@@ -338,7 +338,7 @@ class Driver:
         table = slots.table
         names = map(weights_of, range(len(self.job.references)))
         references = [
-            (Mixer(r.blend, table[w], table[v], self.vocabulary), r.columns)
+            (Mixer(r.blend, table[w], table[v], self.vocabulary), r.places)
             for r, (w, v) in zip(self.job.references, names, strict=True)
         ]
         return Mixer(
@@ -346,7 +346,7 @@ class Driver:
             table["weights"],
             table["value_weights"],
             self.vocabulary,
-            runner.columns,
+            runner.models_of_logits,
             references,
         )
 

@@ -18,12 +18,12 @@ class Reference:
 
     Attributes:
         output: the field of `Output` that gets the divergence.
-        columns: the places of its terms, then of its values, among the members of the call.
+        places: the places of its terms, then of its values, among the members of the call.
     """
 
     output: str
     blend: Blend
-    columns: tuple[int, ...]
+    places: tuple[int, ...]
 
 
 class Members:
@@ -59,13 +59,13 @@ class Members:
         self._tokenizer = tokenizer
         self.references: list[Reference] = []
         for output, reference in (references or {}).items():
-            columns = []
+            places = []
             members: list[Member] = [*reference.terms, *reference.values]
             names = (*reference.names, *reference.value_names)
             for member, name in zip(members, names, strict=True):
                 self.vocabulary = min(self.vocabulary, self._common(blend, member))
-                columns.append(self._place(member, f"kl_to.{name}"))
-            self.references.append(Reference(output, reference, tuple(columns)))
+                places.append(self._place(member, f"kl_to.{name}"))
+            self.references.append(Reference(output, reference, tuple(places)))
 
     def _place(self, member: Member, name: str) -> int:
         """The place of a member among those of the call, to which it is added if need be."""

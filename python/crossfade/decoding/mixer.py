@@ -19,9 +19,9 @@ class Mixer:
 
     Args:
         weights, value_weights: numbers, or a tensor ``[rows, K]``.
-        columns: which terms and values each tensor of logits stands for. Where it is several, they
-            share a head and come blended already. What follows the blend's own terms and values is
-            of references. None: each tensor stands for one.
+        models_of_logits: the models that each tensor of logits stands for. Several share a head and
+            come blended already. Those after the blend's own terms and values are of references.
+            None: each tensor stands for one model.
         references: what divergences are measured to, each with the places of its logits among those
             of a step.
 
@@ -35,31 +35,32 @@ class Mixer:
         weights: Weights,
         value_weights: Weights,
         vocabulary: int,
-        columns: Sequence[tuple[int, ...]] | None = None,
+        models_of_logits: Sequence[tuple[int, ...]] | None = None,
         references: Sequence[tuple[Mixer, Sequence[int]]] = (),
     ) -> None:
         self.blend, self.vocabulary = blend, vocabulary
         k, all_own = len(blend.terms), len(blend.terms) + len(blend.values)
-        self.columns = [c for c in columns or [(i,) for i in range(all_own)] if c[0] < all_own]
-        self.terms = sum(c[0] < k for c in self.columns)
+        each = models_of_logits or [(i,) for i in range(all_own)]
+        self.models_of_logits = [models for models in each if models[0] < all_own]
+        self.terms = sum(models[0] < k for models in self.models_of_logits)
         self.weights, self.value_weights = weights, value_weights
         self.references = references
 
-    def _column_weights(self) -> Weights:
+    def _term_weights(self) -> Weights:
         """The weight of each tensor of logits that stands for terms: 1 if it is blended already."""
-        columns, w = self.columns[: self.terms], self.weights
-        if all(len(c) == 1 for c in columns):
+        terms, w = self.models_of_logits[: self.terms], self.weights
+        if all(len(models) == 1 for models in terms):
             return w
         if isinstance(w, Tensor):
             one = w.new_ones(len(w))
-            return torch.stack([w[:, c[0]] if len(c) == 1 else one for c in columns], dim=1)
-        return tuple(w[c[0]] if len(c) == 1 else 1.0 for c in columns)
+            return torch.stack([w[:, ks[0]] if len(ks) == 1 else one for ks in terms], dim=1)
+        return tuple(w[ks[0]] if len(ks) == 1 else 1.0 for ks in terms)
 
     def _inputs(self, logits: Sequence[Tensor]) -> dict[str, Any]:
         return {
             "logits": logits[: self.terms],
-            "weights": self._column_weights(),
-            "values": logits[self.terms : len(self.columns)],
+            "weights": self._term_weights(),
+            "values": logits[self.terms : len(self.models_of_logits)],
             "value_weights": self.value_weights,
             "power": self.blend.power,
             "support": self.blend.support,
@@ -86,8 +87,8 @@ class Mixer:
         """
         log_p = self.log_probs(logits)
         found = []
-        for reference, columns in self.references:
-            log_q = reference.log_probs([logits[k] for k in columns])
+        for reference, places in self.references:
+            log_q = reference.log_probs([logits[k] for k in places])
             ratio = torch.where(log_p == -torch.inf, 0.0, log_p - log_q)
             # An exp(log_p) that is rounded to 0 must not hide a ratio that is infinite.
             nats = torch.where(ratio == torch.inf, torch.inf, log_p.exp() * ratio).sum(dim=-1)
@@ -108,8 +109,8 @@ class Mixer:
         shift = -log_p.gather(1, best)
         k = self.terms
         for group, weights in (
-            (logits[:k], self._column_weights()),
-            (logits[k : len(self.columns)], self.value_weights),
+            (logits[:k], self._term_weights()),
+            (logits[k : len(self.models_of_logits)], self.value_weights),
         ):
             w = torch.as_tensor(weights, dtype=torch.float32, device=log_p.device)
             w = w.expand(len(log_p), len(group))
@@ -123,9 +124,10 @@ class Mixer:
         for weights, power in ((self.weights, self.blend.power), (self.value_weights, 0.0)):
             if isinstance(weights, Tensor) and _bad(weights[row], power):
                 return f"its weights are {weights[row].tolist()}"
+        # This leaves out the references, whose logits come last.
         culprits = [
-            " and ".join(names[k] for k in c)
-            for c, z in zip(self.columns, logits, strict=False)  # without those of references
+            " and ".join(names[k] for k in models)
+            for models, z in zip(self.models_of_logits, logits, strict=False)
             if (z[row, : self.vocabulary].isnan() | z[row, : self.vocabulary].isposinf()).any()
         ]
         if culprits:

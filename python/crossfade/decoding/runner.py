@@ -24,7 +24,7 @@ class Runner(Protocol):
         """The terms', the values', the references'."""
 
     @property
-    def columns(self) -> Sequence[tuple[int, ...]]:
+    def models_of_logits(self) -> Sequence[tuple[int, ...]]:
         """The models that each tensor of logits stands for: one, or several that share a head."""
 
     @property
@@ -64,7 +64,7 @@ class Runner(Protocol):
         """The host's part of a step; True if buffers moved, so that a captured step is void."""
 
     def step(self, tokens: Tensor, live: Tensor) -> list[Tensor]:
-        """Logits ``[slots, V]`` of each of `columns` after one more token ``[slots]``.
+        """Logits ``[slots, V]`` of each of `models_of_logits` after one more token ``[slots]``.
 
         Rows that are not `live` are fed as well, but do not keep what they were fed.
         """

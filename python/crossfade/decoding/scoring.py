@@ -131,7 +131,7 @@ class _Mixing:
         self, blend: Blend, members: Members, requests: int, device: torch.device, terms: bool
     ) -> None:
         self.vocabulary, self.device, self.terms = members.vocabulary, device, terms
-        self.columns = [r.columns for r in members.references]
+        self.places = [r.places for r in members.references]
         self.blends = [
             (x, x.row_weights(requests, device), x.row_value_weights(requests, device))
             for x in (blend, *(r.blend for r in members.references))
@@ -164,7 +164,7 @@ class _Mixing:
             Mixer(blend, _rows(w, requests), _rows(v, requests), self.vocabulary)
             for blend, w, v in self.blends
         )
-        mixer.references = list(zip(references, self.columns, strict=True))
+        mixer.references = list(zip(references, self.places, strict=True))
         at = tokens[:, None]
         log_p = mixer.log_probs(logits).gather(1, at)
         terms, kl = log_p[:, :0], log_p[:, :0]

@@ -37,7 +37,8 @@ class EngineRunner:
         limit: new tokens that a row may have, as far as it is known.
 
     Attributes:
-        columns: the models that each tensor of logits stands for, by their places in `models`.
+        models_of_logits: the models that each tensor of logits stands for, by their places in
+            `models`.
         plan: decides which models read what at a step.
         notes: what was left out, and why.
     """
@@ -68,7 +69,7 @@ class EngineRunner:
             )
             contract.check(group.models, group.most, deltas, engine.kernels)
             self.groups.append(group)
-        self.columns: list[tuple[int, ...]] = [(k,) for k in range(len(models))]
+        self.models_of_logits: list[tuple[int, ...]] = [(k,) for k in range(len(models))]
         self.plan: Plan = All(self.groups)
         self.joining: list[Joining] = []
 
@@ -118,7 +119,7 @@ class EngineRunner:
                 self.notes.append(f"a head for each term of {group.name}: {not_here}")
         merged = [g.terms for g in self.groups if g.head.weights is not None]
         alone = [(k,) for g in self.groups if g.head.weights is None for k in g.terms]
-        self.columns = sorted([*alone, *merged])
+        self.models_of_logits = sorted([*alone, *merged])
 
     def rest_others(
         self, support: Support, vocabulary: int, restrict: bool, skip: bool, why: str | None = None
@@ -242,7 +243,7 @@ class EngineRunner:
         ]
 
     def step(self, tokens: Tensor, live: Tensor) -> list[Tensor]:
-        """Logits ``[slots, V]`` for each of `columns`, after one more token ``[slots]``."""
+        """Logits ``[slots, V]`` of each of `models_of_logits`, after one more token ``[slots]``."""
         found = self.plan.step(tokens, live)
         each: dict[tuple[int, ...], Tensor] = {}
         for group, logits in found.items():
@@ -252,7 +253,7 @@ class EngineRunner:
             else:
                 parts = logits.chunk(len(group.terms))
                 each.update(((k,), z) for k, z in zip(group.terms, parts, strict=True))
-        return [each[c] for c in self.columns]
+        return [each[c] for c in self.models_of_logits]
 
     def reserve(self) -> bool:
         """The host's part of a step; True if buffers moved, so that a captured step is void."""

@@ -89,7 +89,7 @@ class SimpleRunner:
     def __init__(self, models: Sequence[TermModel], slots: int) -> None:
         self.models, self.slots = tuple(models), slots
         self.device = models[0].device
-        self.columns = [(k,) for k in range(len(models))]
+        self.models_of_logits = [(k,) for k in range(len(models))]
         self.notes: list[str] = []
         members: dict[tuple[int, str | None], list[int]] = {}
         for k, m in enumerate(models):
