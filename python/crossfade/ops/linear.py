@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import check, memory, native
+from . import backends, check, memory, native
 
 # With more rows F.linear is as fast. In bfloat16 that is so with few rows already, as processors
 # multiply numbers of that dtype directly.
@@ -21,7 +21,7 @@ MOST_NATIVE_ROWS = {torch.float32: 256, torch.bfloat16: 16, torch.float16: 256}
 
 
 BACKENDS = (None, "native", "reference")
-NATIVE_IS_MISSING = native.why_not(native.CPU)
+NATIVE_IS_MISSING = backends.why_not("native", native.CPU)
 
 
 class Lora(NamedTuple):
