@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Proves the CUDA and Triton code on this machine's NVIDIA GPU; needs no network.
+# Tests and measures the CUDA and Triton code on this machine's NVIDIA GPU, without a network.
 #   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|fork|logp|steps|search]
 #   (no argument: build, ops and decoding)
 # Needs torch, triton, transformers, pybind11, scikit-build-core, cmake, ninja, pytest and nvcc in
@@ -14,7 +14,7 @@ export PYTHONPATH=$site PYTHONUNBUFFERED=1 PATH=$PATH:/usr/local/cuda/bin
 
 record() { python3 bench/record.py "$result" "$@"; }
 
-# stage NAME COMMAND...: runs it within the limit, keeps its log, records how it ended.
+# `stage NAME COMMAND...` runs the command within the limit, keeps its log and records how it ended.
 stage() {
   local name=$1 log=build/gpu_check_$1.log start=$SECONDS code=0
   shift
@@ -29,23 +29,23 @@ build() {
   CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=native" python3 -m pip install --no-index \
     --no-build-isolation --no-deps --target "$site" --verbose .
   python3 -m crossfade info
-  # else the tests would skip the CUDA kernels and pass
+  # Without this the tests would skip CUDA kernels that were not built, and pass.
   python3 -c "import sys, torch; from crossfade.ops.backends import why_not
 sys.exit(why_not('native', torch.device('cuda:0')))"
 }
 
-# The backends that run on the GPU: CI has the others. Most of the time goes into Triton's
-# compiler, on a core each where pytest-xdist is there.
+# Tests of the backends that run on the GPU; CI has the others. Most of the time goes into Triton's
+# compiler, which pytest-xdist, if it is installed, runs on all cores.
 ops() {
   local parallel=()
   if python3 -c "import xdist" 2>/dev/null; then
-    export OMP_NUM_THREADS=1 # a worker a core
+    export OMP_NUM_THREADS=1 # there is a worker on each core
     parallel=(-n "$(nproc)" -p no:benchmark)
   fi
   python3 -m pytest tests/ops -q -p no:cacheprovider -k "cuda and not emulation" "${parallel[@]}"
 }
 
-# The engine on a GPU: captured steps, forked streams, caches that move.
+# Tests of what the engine does on GPUs alone: captured steps, forked streams, caches that move.
 decoding() {
   python3 -m pytest tests/decoding/engine/test_cuda.py -q -p no:cacheprovider
 }
@@ -70,15 +70,15 @@ fork() {
   python3 bench/fork.py --json build/gpu_check_fork.json
 }
 
-# Log-probs of a head of 4,096 x 151,936. TRL, Liger and cut-cross-entropy are contenders where they
-# are there.
+# Log-probs of a head of 4,096 x 151,936. TRL, Liger and cut-cross-entropy take part if they are
+# installed.
 logp() {
   rm -f build/gpu_check_logp.json
   python3 bench/logp.py --json build/gpu_check_logp.json --device cuda --dtype bfloat16 \
     --hidden 4096 --vocab 151936 --tokens 8192 --rounds 3 --kinds trained frozen
 }
 
-# What a decoding step of several models costs. PEFT, if it is there, is one of the contenders.
+# What a decoding step of several models costs. PEFT takes part if it is installed.
 steps() {
   rm -f build/gpu_check_steps.json
   local sets=(models)

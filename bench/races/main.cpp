@@ -1,5 +1,5 @@
 // Calls every CPU kernel with several threads, over and over, and compares the bits with those of
-// one thread. Built with ThreadSanitizer, see races.py.
+// one thread. races.py builds it with ThreadSanitizer.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -36,7 +36,7 @@ std::vector<float> normal(int64_t count) {
   return x;
 }
 
-// The upper halves of float32: bfloat16.
+// A bfloat16 is the upper half of a float32.
 std::vector<uint16_t> narrow(const std::vector<float>& x) {
   std::vector<uint16_t> y(x.size());
   for (size_t i = 0; i < x.size(); ++i) {
@@ -47,7 +47,7 @@ std::vector<uint16_t> narrow(const std::vector<float>& x) {
   return y;
 }
 
-// Memory that nothing was put into is full of numbers that would show.
+// Outputs begin as NaN, so that a number that no kernel writes shows.
 template <class T>
 std::vector<T> filled(int64_t count) {
   std::vector<T> x(count);
@@ -100,7 +100,7 @@ void blends(int threads) {
           blend_rows(b, out.data(), count);
           return out;
         };
-        // sums of slices are added in another order
+        // with more threads the sums of slices are added in another order
         same("blend", threads, run(1), run(threads), 1e-5);
 
         for (int cut = 0; cut < 4; ++cut) {
@@ -200,7 +200,7 @@ void attentions(int threads) {
         a.window = window;
         a.out = out.data();
         attention_rows(a, count);
-        // the last row's last tokens have no slot: their results are undefined
+        // the last row's last tokens have no slot, so their results are undefined
         const int64_t fit = std::min(tokens, capacity - lengths[2]);
         out.resize(((rows - 1) * tokens + fit) * heads * value_size);
         out.insert(out.end(), own_keys.begin(), own_keys.end());

@@ -1,7 +1,7 @@
-// The part of GCC's OpenMP runtime that the CPU kernels use, on C++ threads: ThreadSanitizer sees
-// every lock of it, where it knows nothing of libgomp's own.
+// The part of GCC's OpenMP runtime that the CPU kernels use, written with C++ threads.
+// ThreadSanitizer sees all locks here, while it knows nothing of those in libgomp.
 //
-// A parallel region has new threads each time, and as OpenMP allows often fewer than it asks for.
+// Each parallel region starts new threads, often fewer than it asks for, as OpenMP allows.
 #include "openmp.h"
 
 #include <condition_variable>
@@ -34,7 +34,7 @@ struct Team {
   int size;
   Barrier barrier;
   std::mutex mutex;
-  long loops = 0;  // begun by the member that is ahead
+  long loops = 0;  // how many loops the member that is ahead has begun
   long next = 0, end = 0, step = 1, chunk = 1;
 };
 
