@@ -1,27 +1,17 @@
-"""What is drawn, what it is reported with, and what ends it."""
+"""What is drawn, and what it is reported with."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import crossfade as cf
 import pytest
 import torch
 from crossfade.decoding.call import seeds_and_streams
-from tiny_models import EOS, PAD, VOCAB, make, make_letters
-from transformers import (
-    LogitsProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    StoppingCriteria,
-    TextStreamer,
-    TopKLogitsWarper,
-)
+from draw_settings import DRAW, Batch, Only
+from tiny_models import PAD, VOCAB, make
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TextStreamer, TopKLogitsWarper
 from transformers.generation import BaseStreamer
-
-Batch = dict[str, torch.Tensor]
-DRAW: dict[str, Any] = {"do_sample": True, "max_new_tokens": 12, "eos_token_id": None}
 
 
 @pytest.fixture(scope="module")
@@ -198,20 +188,6 @@ def test_past_the_end(base: PreTrainedModel, batch: Batch) -> None:
     assert out.stats.cache_bytes > 0
 
 
-class Only(LogitsProcessor):
-    """Allows some tokens, and notes what it is called with."""
-
-    def __init__(self, *tokens: int) -> None:
-        self.tokens = list(tokens)
-        self.calls: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.calls.append((input_ids, scores.clone()))
-        allowed = torch.full_like(scores, -float("inf"))
-        allowed[:, self.tokens] = scores[:, self.tokens]
-        return allowed
-
-
 def test_logits_processors(blend: cf.Blend, trio: list[PreTrainedModel], batch: Batch) -> None:
     only = Only(20, 21, 22)
     out = cf.generate(
@@ -259,75 +235,6 @@ def test_truncations_the_kernel_does_not_know(base: PreTrainedModel, batch: Batc
         assert torch.equal(ours.sequences, theirs), arguments
 
 
-class Stop(StoppingCriteria):
-    """Ends row i after i + 1 new tokens."""
-
-    def __init__(self, prompt: int) -> None:
-        self.prompt = prompt
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        new = input_ids.shape[1] - self.prompt
-        return torch.arange(len(input_ids)) < new
-
-
-def test_stopping_criteria(base: PreTrainedModel, batch: Batch) -> None:
-    arguments = {"max_new_tokens": 3, "stopping_criteria": [Stop(9)], "pad_token_id": 4}
-    out = cf.generate(base, batch, **arguments)
-    assert out.lengths.tolist() == [1, 2, 3, 3]
-    assert out.finished.tolist() == [True, True, True, False]
-    theirs = base.generate(**batch, **arguments)
-    assert torch.equal(out.sequences, theirs)
-
-
-def test_stop_strings(base: PreTrainedModel) -> None:
-    letters = make_letters()
-    prompts = letters(["thethe", "oneandone"], padding=True, return_tensors="pt")
-    plain = cf.generate(base, prompts, max_new_tokens=12, tokenizer=letters, eos_token_id=60)
-    stop = letters.decode(plain.responses[0][3:5])[-2:]
-    arguments = {
-        "max_new_tokens": 12,
-        "stop_strings": [stop],
-        "tokenizer": letters,
-        "eos_token_id": 60,
-    }
-    out = cf.generate(base, prompts, **arguments)
-    assert torch.equal(out.sequences, base.generate(**prompts, **arguments))
-    assert out.lengths[0] <= 5
-    assert bool(out.finished[0])
-    assert stop in out.text[0]
-    # The tokenizer of a term will do as well.
-    arguments.pop("tokenizer")
-    named = cf.generate(cf.Model(base, tokenizer=letters), prompts, **arguments)
-    assert torch.equal(named.sequences, out.sequences)
-    with pytest.raises(ValueError, match="stop strings"):
-        cf.generate(base, prompts, **arguments)
-
-
-def test_padding_spells_no_stop_string(base: PreTrainedModel) -> None:
-    """A short prompt stands in a window of many tokens, whose padding would spell a letter."""
-    letters = make_letters()
-    prompts = letters(["c", "oneandone"])["input_ids"]
-    arguments: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 3}
-    plain = cf.generate(base, prompts, **arguments)
-    assert letters.decode([3]) == "a"
-    stop = "aa" + letters.decode([*prompts[0], plain.responses[0][0]])
-    found = cf.generate(base, prompts, **arguments, stop_strings=[stop], tokenizer=letters)
-    assert found.responses == plain.responses
-
-
-def test_max_time(base: PreTrainedModel, batch: Batch) -> None:
-    class Slow(LogitsProcessor):
-        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            time.sleep(0.02)
-            return scores
-
-    out = cf.generate(
-        base, batch, max_new_tokens=100, max_time=0.1, eos_token_id=None, logits_processor=[Slow()]
-    )
-    assert 1 <= int(out.lengths[0]) < 20
-    assert not out.finished.any()
-
-
 class Record(BaseStreamer):
     def __init__(self) -> None:
         self.parts: list[torch.Tensor] = []
@@ -364,72 +271,6 @@ def test_plain_tensor_on_request(base: PreTrainedModel, batch: Batch) -> None:
     assert torch.equal(plain, out.sequences)
     held = cf.generate(base, batch, max_new_tokens=3, return_dict_in_generate=True)
     assert isinstance(held, cf.Output)
-
-
-class Broken(torch.nn.Module):
-    """Makes one row of a model's logits NaN, from the `after`-th call on."""
-
-    def __init__(self, model: PreTrainedModel, row: int, after: int) -> None:
-        super().__init__()
-        self.model, self.config, self.row, self.left = model, model.config, row, after
-
-    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
-        output = self.model(input_ids=input_ids, **kwargs)
-        if self.left <= 0:
-            output.logits[self.row] = float("nan")
-        self.left -= 1
-        return output
-
-
-@pytest.mark.parametrize("processors", [[], [Only(*range(5, VOCAB))]])
-def test_a_bad_row_ends_alone(trio: list[PreTrainedModel], batch: Batch, processors: Any) -> None:
-    sound = cf.Model(trio[0]) + 0.5 * cf.ValueHead(trio[1])
-    broken = cf.Model(trio[0]) + 0.5 * cf.ValueHead(Broken(trio[1], row=2, after=3), name="judge")
-    arguments = {"seed": 1, "logits_processor": processors, **DRAW, "return_kl_to_base": True}
-    with pytest.warns(RuntimeWarning, match="request 2 was ended at its token 3: judge gave") as w:
-        out = cf.generate(broken, batch, **arguments)
-    assert len(w) == 1, "said once, not at every later step"
-    expected = cf.generate(sound, batch, **arguments)
-    assert out.lengths.tolist() == [12, 12, 3, 12]
-    assert out.failed.tolist() == [False, False, True, False]
-    assert not out.finished.any()
-    for i in range(4):  # The other rows are as ever, and so is this one up to there.
-        assert out.responses[i] == expected.responses[i][: int(out.lengths[i])]
-    for values in (out.logprobs, out.sampled_logprobs, out.kl_to_base):
-        assert values.isfinite().all()
-        assert not values[2, 3:].any()
-
-
-def test_a_bad_row_is_not_finished_by_its_padding(
-    trio: list[PreTrainedModel], batch: Batch
-) -> None:
-    # Padding is EOS by default. A criterion that reads it must not call the row complete.
-    broken = cf.Model(trio[0]) + 0.1 * cf.ValueHead(Broken(trio[1], row=2, after=1))
-    with pytest.warns(RuntimeWarning, match="request 2"):
-        out = cf.generate(broken, batch, max_new_tokens=4, eos_token_id=39, pad_token_id=39)
-    assert out.failed.tolist() == [False, False, True, False]
-    assert not out.finished[2]
-    assert out.lengths[2] == 1
-
-
-@pytest.mark.parametrize(("power", "weight"), [(0.0, float("nan")), (1.0, -0.5), (1.0, 0.7)])
-def test_a_bad_weight_is_named(
-    trio: list[PreTrainedModel], batch: Batch, power: float, weight: float
-) -> None:
-    w = torch.tensor([0.5, 0.5, weight, 0.5])
-    models = tuple(map(cf.Model, trio[:2]))
-    bad = cf.Blend(models, (0.5, w), power=power) + 0.5 * cf.ValueHead(trio[2])
-    with pytest.warns(RuntimeWarning, match=r"request 2 was ended .*: its weights are \[0\.5, "):
-        out = cf.generate(bad, batch, max_new_tokens=2, eos_token_id=None)
-    assert out.failed.tolist() == [False, False, True, False]
-
-
-def test_a_row_without_any_token(base: PreTrainedModel, batch: Batch) -> None:
-    with pytest.warns(RuntimeWarning, match="no token has a finite score"):
-        out = cf.generate(base, batch, max_new_tokens=5, suppress_tokens=list(range(VOCAB)))
-    assert out.failed.all()
-    assert out.lengths.tolist() == [0] * 4
-    assert out.responses == [[]] * 4
 
 
 def test_padded_columns_are_never_drawn(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -471,9 +312,3 @@ def test_dropout_is_left_to_the_caller(base: PreTrainedModel, batch: Batch) -> N
     cf.generate(model, batch, max_new_tokens=2)
     assert model.training
     assert not torch.is_inference(cf.generate(base, batch, max_new_tokens=2).logprobs)
-
-
-def test_eos_alone_ends_nothing_if_unset(base: PreTrainedModel, batch: Batch) -> None:
-    out = cf.generate(base, batch, max_new_tokens=30, eos_token_id=None)
-    assert out.lengths.tolist() == [30] * 4
-    assert EOS in cf.generate(base, batch, max_new_tokens=30).sequences[:, 9:]
