@@ -8,15 +8,9 @@ from crossfade.blends.formula import parse
 from crossfade.ops import Support
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from small_terms import CONFIG
+from transformers import LlamaForCausalLM
 
-CONFIG = LlamaConfig(
-    vocab_size=64,
-    hidden_size=16,
-    intermediate_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-)
 LMS = dict(zip(("base", "tuned", "ref"), (LlamaForCausalLM(CONFIG) for _ in range(3)), strict=True))
 
 

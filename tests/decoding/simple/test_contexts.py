@@ -261,6 +261,10 @@ def test_a_value_that_reads_texts_of_its_own(kind: str, engine: Any) -> None:
     assert out.values.isnan().all()
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
+YARN |= {"original_max_position_embeddings": 32}
+
+
 @pytest.mark.parametrize(
     ("config", "context"),
     [
@@ -287,27 +291,11 @@ def test_a_value_that_reads_texts_of_its_own(kind: str, engine: Any) -> None:
             96,
         ),
         (
-            LlamaConfig(
-                max_position_embeddings=32,
-                rope_parameters={
-                    "rope_type": "yarn",
-                    "factor": 4.0,
-                    "rope_theta": 1e4,
-                    "original_max_position_embeddings": 32,
-                },
-            ),
+            LlamaConfig(max_position_embeddings=32, rope_parameters=YARN),
             128,
         ),
         (
-            LlamaConfig(
-                max_position_embeddings=128,
-                rope_parameters={
-                    "rope_type": "yarn",
-                    "factor": 4.0,
-                    "rope_theta": 1e4,
-                    "original_max_position_embeddings": 32,
-                },
-            ),
+            LlamaConfig(max_position_embeddings=128, rope_parameters=YARN),
             128,
         ),
         (
