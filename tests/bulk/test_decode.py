@@ -84,6 +84,32 @@ def test_a_search_over_prompts_of_any_number(engine: Any, base: PreTrainedModel)
         torch.testing.assert_close(found[i].values, theirs.values, atol=1e-3, rtol=1e-3)
 
 
+def test_a_search_gives_no_log_probs_of_terms_that_nobody_asked_for(base: PreTrainedModel) -> None:
+    """Its value needs them where its models are terms of the blend."""
+    guide = cf.Model(make("gpt2", 1))
+    ratio = cf.LogRatio(guide, cf.Model(base))
+    search = cf.ChunkBeamSearch(width=2, samples=2, chunk_length=3, value=ratio)
+    blend = cf.Model(base) + 0.5 * guide
+    for asked in (False, True):
+        more: dict[str, Any] = {"search": search, "return_term_logprobs": asked}
+        for _, out in decode(blend, PROMPTS[:3], max_batch=4, **DRAW, **more):
+            assert (out.term_logprobs is not None) == asked
+
+
+@ENGINES
+def test_outputs_say_what_it_cost_so_far(engine: Any, base: PreTrainedModel) -> None:
+    """Each output's statistics but for its tokens are of all that was decoded before it."""
+    costs = [out.stats for _, out in decode(base, PROMPTS[:9], max_batch=3, engine=engine, **DRAW)]
+    for a, b in itertools.pairwise(costs):
+        assert 0 < a.seconds <= b.seconds
+        assert 0 < a.models[0].forwards <= b.models[0].forwards
+        assert 0 < a.models[0].tokens <= b.models[0].tokens
+        assert 0 < a.peak_bytes <= b.peak_bytes
+        assert a.cache_bytes > 0
+    read, written = sum(map(len, PROMPTS[:9])), sum(cost.tokens for cost in costs)
+    assert costs[-1].models[0].tokens == read + written - 9  # Nobody reads a row's last token.
+
+
 def test_what_each_prompt_has_of_its_own(base: PreTrainedModel) -> None:
     """Weights, prompts of terms and lists of settings have an entry for each of all prompts."""
     weights = torch.linspace(0, 1, 50)

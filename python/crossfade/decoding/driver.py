@@ -54,8 +54,6 @@ class Driver:
         notes: what was not done as the settings say, and why.
         cache: for a later call, if `keep_cache`.
         interrupted: whether Ctrl-C cut the rows.
-        models_stats: what the models did, of each loop that has ended.
-        seconds: how long decoding took.
     """
 
     def __init__(
@@ -86,9 +84,11 @@ class Driver:
         self.interrupted = False
         self.on_rows: Callable[[int], object] | None = None  # is told how many rows have ended
         self.notes: list[str] = []
-        self.models_stats: list[ModelStats] = []
-        self.cache_bytes = self.peak_bytes = 0
-        self.seconds = 0.0
+        self.loop: Loop | None = None  # the one that is running
+        self._models: list[ModelStats] = []  # of the loops before it
+        self._cache_bytes = self._peak_bytes = 0
+        self.start = 0.0
+        self.end: float | None = None
 
     @torch.no_grad()
     def decode(self, jobs: Iterable[Job]) -> Iterator[Written]:
@@ -100,7 +100,7 @@ class Driver:
 
         At Ctrl-C the rows under way are given as they are, and `interrupted` is set.
         """
-        start, self.jobs = time.perf_counter(), iter(jobs)
+        self.start, self.jobs = time.perf_counter(), iter(jobs)
         first = next(self.jobs, None)
         if first is None:
             return
@@ -129,7 +129,26 @@ class Driver:
                 raise
         if stream is not None:
             stream.end()
-        self.seconds = time.perf_counter() - start
+        self.end = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """How long decoding has taken so far."""
+        return (time.perf_counter() if self.end is None else self.end) - self.start
+
+    @property
+    def models_stats(self) -> list[ModelStats]:
+        """What the models did, of each loop so far."""
+        return [*self._models, *([] if self.loop is None else self.loop.stats())]
+
+    @property
+    def cache_bytes(self) -> int:
+        return self._cache_bytes if self.loop is None else self.loop.cache_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that caches and what was written have taken so far."""
+        return max(self._peak_bytes, 0 if self.loop is None else self.loop.peak_bytes)
 
     def _take(self, job: Job) -> None:
         self.todo.extend(job.rows())
@@ -155,7 +174,7 @@ class Driver:
             self.todo.popleft()
             if row.limit < 1:
                 others.append(self._refused(row))
-            elif self.models_stats and is_late(row):  # The first batch writes a token at least.
+            elif self._models and is_late(row):  # The first batch writes a token at least.
                 others.append(self._unwritten(row))
             else:
                 rows.append(row)
@@ -284,7 +303,7 @@ class Driver:
     def _decode(self, rows: Sequence[Row], count: int) -> Iterator[Written]:
         """Decode `rows` in `count` slots, and the rows after them as slots become free."""
         job, aligned = self.job, self._aligned
-        loop = self._loop(rows, count)
+        loop = self.loop = self._loop(rows, count)
         try:
             loop.join(rows)
             while (happened := loop.advance()) is not None:
@@ -298,9 +317,8 @@ class Driver:
             yield from self._given(loop.cut())
             raise
         finally:
-            self.models_stats += loop.stats()
-            self.cache_bytes = loop.cache_bytes
-            self.peak_bytes = max(self.peak_bytes, loop.peak_bytes)
+            self._models, self._cache_bytes = self.models_stats, self.cache_bytes
+            self._peak_bytes, self.loop = self.peak_bytes, None
             self.notes += [n for n in loop.notes if n not in self.notes]
         if self.keep_cache:
             each = [(row.texts, self.by_row[row.index].ids) for row in job.rows()]

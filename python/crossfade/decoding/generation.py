@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -156,9 +155,7 @@ def generate(
         warnings.warn(
             f"interrupted when {ended} of {len(job)} rows had ended", RuntimeWarning, stacklevel=2
         )
-    output = output_of(job, written, driver)
-    if not return_term_logprobs:
-        output = replace(output, term_logprobs=None)
+    output = output_of(job, written, driver, term_logprobs=return_term_logprobs)
     return output if generation.as_dict else output.sequences
 
 

@@ -20,12 +20,14 @@ def output_of(
     written: Sequence[Written],
     driver: Driver,
     *,
+    term_logprobs: bool = False,
     alone: bool = False,
 ) -> Output:
     """The `Output` of a job, or of some of its requests.
 
     Args:
         written: all their rows, in any order.
+        term_logprobs: whether these are wanted; a search may have had them written for its value.
         alone: whether the output is to be as if the job had no other requests, whose prompts may be
             longer.
     """
@@ -69,7 +71,7 @@ def output_of(
             notes=tuple(driver.notes),
             interrupted=driver.interrupted,
         ),
-        term_logprobs=column(rows, "term_logprobs"),
+        term_logprobs=column(rows, "term_logprobs") if term_logprobs else None,
         cache=driver.cache,
         values=None if values is None else values[..., 0],
         value_parts=None if values is None else values[..., 1:],
