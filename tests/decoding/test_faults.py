@@ -11,7 +11,10 @@ import pytest
 import torch
 from crossfade.decoding.engine.group import Group
 from crossfade.decoding.engine.kv_cache import KVCache
+from crossfade.decoding.engine.runner import EngineRunner
+from crossfade.decoding.rows import Slots
 from crossfade.decoding.simple.term_model import TermModel
+from crossfade.decoding.watch import Watch
 from tiny_models import EOS, make
 from transformers import LogitsProcessor, PreTrainedModel
 
@@ -55,6 +58,46 @@ def test_an_interrupt_keeps_what_is_finished(
     assert whole.ended.all()
     assert out.finished.sum() <= out.ended.sum() < 10
     assert out.logprobs[9].abs().sum() == 0
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (Slots, "seat"),
+        (Slots, "start"),
+        (Slots, "take"),
+        (Watch, "seat"),
+        (Watch, "leave"),
+        (EngineRunner, "join"),
+        (EngineRunner, "read"),
+        (EngineRunner, "leave"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else x.__name__,
+)
+def test_an_interrupt_while_rows_come_and_go(
+    kind: type, name: str, first: bool, base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C may come between any two lines: no row is lost, and none gets another one's tokens."""
+    whole = cf.generate(base, PROMPTS, **DRAW)
+    call, count = getattr(kind, name), iter(range(10**6))
+
+    def interrupted(self: Any, *args: Any, **options: Any) -> Any:
+        now = next(count) == 3
+        if now and first:
+            raise KeyboardInterrupt
+        found = call(self, *args, **options)
+        if now:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(kind, name, interrupted)
+    with pytest.warns(RuntimeWarning, match="interrupted when"):
+        out = cf.generate(base, PROMPTS, max_batch=3, **DRAW)
+    assert len(out.sequences) == len(PROMPTS)
+    assert out.ended.any()
+    for ours, theirs, done in zip(out.responses, whole.responses, out.ended, strict=True):
+        assert ours == theirs if done else ours == theirs[: len(ours)]
 
 
 @pytest.mark.parametrize(

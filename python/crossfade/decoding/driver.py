@@ -206,15 +206,18 @@ class Driver:
     def _given(self, left: Iterable[Written] = ()) -> Iterator[Written]:
         """Give what rows have written that are done or were cut, and tell whoever watches of each.
 
-        What an interrupt keeps from being given is given when this is called again.
+        What an interrupt keeps from being given is given when this is called again, and nothing
+        twice: from the last test on nothing is called, and only a call lets an interrupt in.
         """
         self.left.extend(left)
         while self.left:
             written = self.left[0]
-            self._tell_of(written)
-            self.left.popleft()
-            self.under_way.pop(written.row, None)
-            yield written
+            if written.row in self.under_way:
+                self._tell_of(written)
+            del self.left[0]
+            if written.row in self.under_way:
+                del self.under_way[written.row]
+                yield written
 
     def _tell_of(self, written: Written) -> None:
         """Tell whoever watches of a row that is done or was cut."""

@@ -180,8 +180,6 @@ class Loop:
 
     def _begin(self, seated: dict[int, Row]) -> None:
         """Put rows into these slots, whose prompts `_read` reads from now on."""
-        self.seated.update(seated)
-        self.begun += len(seated)
         rows = list(seated.values())
         self.slots.seat([*seated], rows)
         for slot, row in seated.items():
@@ -189,6 +187,8 @@ class Loop:
                 self.slots.change([slot], name, value)
         self.watch.seat(seated)
         self.reading |= {slot: row.texts for slot, row in seated.items()}
+        self.seated.update(seated)  # after the rest, which an interrupt would find undone
+        self.begun += len(seated)
         self.runner.join([*seated], [r.texts for r in rows], [r.limit for r in rows])
 
     def _read(self) -> None:
@@ -252,9 +252,11 @@ class Loop:
         """Let the rows in these slots leave; `cut` says that they are not done."""
         if not slots:
             return
-        left = self.slots.take({s: self.seated.pop(s) for s in slots}, cut=cut)
+        left = self.slots.take({s: self.seated[s] for s in slots}, cut=cut)
+        self.left += left  # first, so that an interrupt takes nothing from rows that are done
         self.taken += sum(map(len, left))
-        self.left += left
+        for slot in slots:
+            del self.seated[slot]
         self.watch.leave(slots)
         for written in left:
             self.told.pop(written.row, None)

@@ -277,9 +277,8 @@ class Slots:
         longest = max(lengths)
         # These are copies, as the slots go to other rows.
         block = {name: x[at, :longest] for name, x in self.written.items()}
-        self.new[at] = 0  # What is gone needs no room any more.
         values = self.values[at]
-        return [
+        written = [
             Written(
                 row,
                 block,
@@ -292,6 +291,8 @@ class Slots:
             )
             for i, row in enumerate(seated.values())
         ]
+        self.new[at] = 0  # What is gone needs no room any more.
+        return written
 
     def change(self, slots: Sequence[int], name: str, value: Tensor) -> None:
         """Put another value into the table for some rows, from their next token on.

@@ -94,13 +94,13 @@ class SearchLoop(Loop):
         return self.counted + sum(under_way)
 
     def _begin(self, seated: dict[int, Row]) -> None:
-        super()._begin(seated)
-        self.valuer.join(seated)
         slots = [*seated]
         self.parts[slots] = NAN
         self.shared[slots] = 0
         for s in slots:
             self.started[s], self.idle[s] = 0, False
+        super()._begin(seated)
+        self.valuer.join(seated)
 
     def _after_step(self) -> None:
         """Stop the rows whose chunks end here, as the search's `chunk_end` says."""
