@@ -107,7 +107,7 @@ def _decode(
         del unfinished[job, request]
         if driver.interrupted and not all(w.ended for w in its):
             continue
-        output = output_of(job, its, driver, term_logprobs=how.term_logprobs, alone=True)
+        output = output_of(job, its, driver, alone=True, term_logprobs=generation.term_logprobs)
         yield (request if job.numbers is None else job.numbers[request]), output
     if driver.interrupted:
         raise KeyboardInterrupt
