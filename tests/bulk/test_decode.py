@@ -266,3 +266,49 @@ def test_a_bad_prompt_is_named_by_its_place(base: PreTrainedModel) -> None:
 def test_no_prompts(base: PreTrainedModel) -> None:
     assert list(decode(base, [], **DRAW)) == []
     assert list(decode(base, PROMPTS, skip=range(50), **DRAW)) == []
+
+
+def test_entries_for_each_request_need_the_number_of_prompts(base: PreTrainedModel) -> None:
+    """They are held against it at the call, before anything is decoded."""
+    generator = (prompt for prompt in PROMPTS[:4])
+    lists = {"max_new_tokens": [1, 2], "do_sample": False}
+    with pytest.raises(ValueError, match=r"max_new_tokens has an entry .* prompts is a generator"):
+        decode(base, generator, **lists)
+    with pytest.raises(ValueError, match="max_new_tokens has 2 entries; it must have 4"):
+        decode(base, PROMPTS[:4], **lists)
+    weighed = cf.Model(base) + torch.ones(3) * cf.Model(make("gpt2", 1), name="guide")
+    with pytest.raises(ValueError, match="the weight of guide has an entry for each request"):
+        decode(weighed, generator)
+    with pytest.raises(
+        ValueError, match=r"the weight of guide is a tensor \[3\]; it must be \[4\]"
+    ):
+        decode(weighed, PROMPTS[:4])
+    own = cf.Model(base, prompt=[[5], [6]], name="base")
+    with pytest.raises(ValueError, match="prompt of base is a list with an entry a request"):
+        list(decode(own, generator, **DRAW))
+
+
+@pytest.mark.parametrize("seed", ["x", None, 1.5, True, [1], -1], ids=str)
+def test_a_seed_is_one_number(seed: Any, base: PreTrainedModel) -> None:
+    with pytest.raises((TypeError, ValueError), match="seed is"):
+        decode(base, PROMPTS, seed=seed)
+
+
+def test_a_prompt_that_is_none_is_named(base: PreTrainedModel) -> None:
+    with pytest.raises(TypeError, match=r"prompts\[5\] is 3"):
+        list(decode(base, [*PROMPTS[:5], 3, *PROMPTS[:5]], max_batch=4, **DRAW))
+    with pytest.raises(TypeError, match="skip is a int"):
+        decode(base, PROMPTS, skip=5)  # type: ignore[arg-type]
+
+
+def test_a_generator_may_be_begun_in_one_mode_and_gone_on_with_in_another(
+    base: PreTrainedModel,
+) -> None:
+    whole = dict(decode(base, PROMPTS[:9], seed=3, max_batch=4, **DRAW))
+    found = decode(base, PROMPTS[:9], seed=3, max_batch=4, **DRAW)
+    with torch.no_grad():
+        first = next(found)
+    assert torch.is_grad_enabled()
+    for i, out in (first, *found):
+        assert torch.equal(out.sequences, whole[i].sequences)
+        assert not out.logprobs.requires_grad

@@ -6,10 +6,13 @@ import inspect
 from collections.abc import Callable, Container, Iterable, Iterator, Sized
 from typing import Any
 
+from torch import Tensor
+
 from ..decoding.driver import ROWS, Driver
 from ..decoding.engine.options import Engine
+from ..decoding.forms import Request, request
 from ..decoding.generation import Generation
-from ..decoding.inputs import Requests, read_requests
+from ..decoding.inputs import Requests
 from ..decoding.job import Job
 from ..decoding.output import Output
 from ..decoding.results import output_of
@@ -59,10 +62,16 @@ def decode(
         come sooner. Of its `stats`, `tokens` are the prompt's own and the rest is of all so far.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: as `crossfade.generate`.
+        TypeError, ValueError, NotImplementedError: as `crossfade.generate`. A prompt that cannot be
+            read ends the loop: what has not been given by then is lost.
         KeyboardInterrupt: after all outputs that were done by then have been given.
     """
     check_int("max_batch", max_batch, 1)
+    if seed is None:
+        raise TypeError("seed is None; it must be an int, from which each prompt's is made")
+    check_int("seed", seed, 0)
+    if not isinstance(skip, Container):
+        raise TypeError(f"skip is a {type(skip).__name__}; it must be a set or list of places")
     if isinstance(prompts, str) or not isinstance(prompts, Iterable):
         raise TypeError(
             f"prompts is a {type(prompts).__name__}; it must be a list or another iterable of "
@@ -78,7 +87,37 @@ def decode(
             raise NotImplementedError(f"{name} is not supported for prompts of any number")
     own = {name: generation.pop(name) for name in OWN & generation.keys()}
     checked = Generation(blend, **own, arguments=generation)
+    _check_length(checked, prompts)
     return _decode(checked, prompts, seed, skip, max_batch, progress, engine or Engine())
+
+
+def _check_length(generation: Generation, prompts: Iterable[Any]) -> None:
+    """Refuse lists and tensors with an entry a request that do not have one for each prompt."""
+    members = generation.call.members
+    blends = [generation.call.blend, *(r.blend for r in members.references)]
+    each = {**generation.each.table, "stop_strings": generation.each.stop_strings}
+    given = [name for name, entries in each.items() if entries is not None]
+    given += [
+        f"the weight of {name}"
+        for blend in blends
+        for names, weights in (
+            (blend.names, blend.weights),
+            (blend.value_names, blend.value_weights),
+        )
+        for name, w in zip(names, weights, strict=True)
+        if isinstance(w, Tensor)
+    ]
+    if isinstance(prompts, Sized):
+        generation.each.check(len(prompts))
+        for blend in blends:
+            blend.row_weights(len(prompts), "cpu")
+            blend.row_value_weights(len(prompts), "cpu")
+    elif given:
+        name = "max_new_tokens" if given[0] == "limit" else given[0]
+        raise ValueError(
+            f"{name} has an entry for each request, and prompts is a {type(prompts).__name__}, "
+            "which has no length; it must be a list, or the entries one for all"
+        )
 
 
 def _decode(
@@ -123,18 +162,17 @@ def _jobs(
 ) -> Iterator[Job]:
     """Jobs of `size` prompts each, made when they are asked for."""
     numbers: list[int] = []
-    items: list[Any] = []
+    items: list[Request] = []
 
     def job() -> Job:
-        read = read_requests(items)
-        requests = Requests(read.items, numbers=list(numbers), total=total)
+        requests = Requests(list(items), numbers=list(numbers), total=total)
         return generation.job(requests, [seed_of(seed, i) for i in numbers], alone=True)
 
     for i, prompt in enumerate(prompts):
         if i in skip:
             continue
         numbers.append(i)
-        items.append(prompt)
+        items.append(request(f"prompts[{i}]", prompt))
         if len(items) == size:
             yield job()
             numbers.clear()

@@ -90,7 +90,6 @@ class Driver:
         self.start = 0.0
         self.end: float | None = None
 
-    @torch.no_grad()
     def decode(self, jobs: Iterable[Job]) -> Iterator[Written]:
         """Decode all jobs, and give what each row has written as soon as it leaves its place.
 
@@ -160,6 +159,7 @@ class Driver:
         """
         rows: list[Row] = []
         others: list[Written] = []
+        now = time.time()
         while len(rows) < count:
             if not self.todo:
                 job = None if one_job and rows else next(self.jobs, None)
@@ -174,7 +174,7 @@ class Driver:
             self.todo.popleft()
             if row.limit < 1:
                 others.append(self._refused(row))
-            elif self._models and is_late(row):  # The first batch writes a token at least.
+            elif self._models and is_late(row, now):  # The first batch writes a token at least.
                 others.append(self._unwritten(row))
             else:
                 rows.append(row)
@@ -329,6 +329,7 @@ class Driver:
             assert isinstance(loop.runner, EngineRunner)  # `_batches` refuses the simple path.
             self.cache = PrefixCache(loop.runner, self.fingerprints, each, kept)
 
+    @torch.no_grad()
     def _loop(self, rows: Sequence[Row], count: int) -> Loop:
         """A loop with so many slots, and the runner and the mixer that rows of this kind take."""
         job, engine, search = self.job, self.engine, self.job.search

@@ -100,7 +100,8 @@ def _setting(name: str, i: int, value: Any) -> Any:
     try:
         return check.setting(name, value, 1, torch.device("cpu"))
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}[{i}]{str(error).removeprefix(name)}") from None
+        said = str(error).removeprefix(name).removesuffix(" or a tensor")
+        raise type(error)(f"{name}[{i}]{said}") from None
 
 
 def stop_criterion(texts: list[str], tokenizer: Any) -> StopStringCriteria:

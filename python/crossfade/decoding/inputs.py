@@ -310,6 +310,11 @@ def _own_prompts(requests: Requests, prompt: Any, term: str) -> list[Request]:
         own = [prompt] * len(requests)
     else:
         own, total = list(prompt), requests.total or len(requests)
+        if requests.numbers is not None and requests.total is None:
+            raise ValueError(
+                f"prompt of {term} is a list with an entry a request, and the prompts have no "
+                "length; they must be a list"
+            )
         if len(own) != total:
             raise ValueError(
                 f"prompt of {term} has {len(own)} entries; it must have {total}, one a request"

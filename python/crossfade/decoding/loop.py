@@ -91,6 +91,7 @@ class Loop:
         """Let rows take slots as these become free: first come, first seated."""
         self.waiting.extend(rows)
 
+    @torch.no_grad()
     def cancel(self, rows: Iterable[Row]) -> None:
         """Let rows leave as they are. The next `advance` gives what they have written."""
         gone = set(rows)
@@ -113,6 +114,7 @@ class Loop:
         if not slots:
             self.changed.setdefault(row, {})[name] = value
 
+    @torch.no_grad()
     def advance(self) -> Happened | None:
         """Seat rows that wait, take some steps, and look at what came of them.
 
@@ -232,8 +234,9 @@ class Loop:
                 self.warned.add(self.seated[slot])
                 self._warn(slot, logits)
         self._leave(self._ended(stopped))
-        late = [s for s, row in self.seated.items() if is_late(row)]
-        waiting = [row for row in self.waiting if is_late(row)]
+        now = time.time()
+        late = [s for s, row in self.seated.items() if is_late(row, now)]
+        waiting = [row for row in self.waiting if is_late(row, now)]
         if late or waiting:
             self._time_is_up(late)
             self.cancel([*(self.seated[s] for s in late), *waiting])
@@ -312,6 +315,6 @@ class Loop:
         )
 
 
-def is_late(row: Row) -> bool:
-    """Whether the time that a row's job has is up."""
-    return row.job.deadline is not None and time.time() > row.job.deadline
+def is_late(row: Row, now: float) -> bool:
+    """Whether a row's time is up, at a time as ``time.time()`` counts it."""
+    return row.job.deadline is not None and now > row.job.deadline

@@ -158,8 +158,8 @@ def resolve(
     own = [name for name in SAMPLING if name in lists]
     if own and not config.do_sample:
         raise ValueError(
-            f"{own[0]} is a list and do_sample is False; it must be True: a row of temperature 0 "
-            "is greedy"
+            f"{own[0]} is a list, and do_sample is False; it must be True (a row of temperature 0 "
+            "is greedy all the same)"
         )
     for name in own:
         setattr(config, name, None)

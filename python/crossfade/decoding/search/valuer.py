@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Reading:
         self.place, self.question = place, question
         self.models = [s.model for s in sources]
         self.notes: list[str] = []
-        self.full: set[Row] = set()  # rows whose text is longer than a context
+        self.full: WeakSet[Row] = WeakSet()  # rows whose text is longer than a context
         self.reader: Reader | Rereader = Rereader(question, self.models)
         if not engine.simple:
             longest = [max(map(len, s.prompts)) for s in sources]
