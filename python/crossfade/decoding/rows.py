@@ -85,6 +85,9 @@ def column(rows: Sequence[Written], name: str, fill: float = 0.0) -> Tensor | No
     """``[rows, tokens, ...]``: what rows have written, `fill` past their ends; None if not kept."""
     if name not in rows[0].block:
         return None
+    if len(rows) == 1:
+        (row,) = rows  # A copy of its own, apart from what others wrote beside it.
+        return row.block[name][None, row.place, : row.length].clone()
     longest = max(map(len, rows))
     blocks: dict[int, tuple[Tensor, list[int], list[int]]] = {}
     for i, row in enumerate(rows):
