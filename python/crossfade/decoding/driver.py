@@ -324,7 +324,7 @@ class Driver:
             self._peak_bytes, self.loop = self.peak_bytes, None
             self.notes += [n for n in loop.notes if n not in self.notes]
         if self.keep_cache:
-            each = [(row.texts, self.by_row[row.index].ids) for row in job.rows()]
+            each = [(row.prompt_ids, self.by_row[row.index].ids) for row in job.rows()]
             kept = [row.index for row in job.rows() if row.is_returned]
             assert isinstance(loop.runner, EngineRunner)  # `_batches` refuses the simple path.
             self.cache = PrefixCache(loop.runner, self.fingerprints, each, kept)
@@ -395,8 +395,8 @@ class Driver:
         count = len(slots.each)
         if self.simple:
             return SimpleRunner(self.models, count)
-        known = [*job.texts, *(row.texts for row in rows)]
-        longest = [max(len(texts[k]) for texts in known) for k in range(len(self.models))]
+        known = [*job.prompt_ids, *(row.prompt_ids for row in rows)]
+        longest = [max(len(ids[k]) for ids in known) for k in range(len(self.models))]
         runner = EngineRunner(self.models, longest, count, limit, engine)
         runner.fit(blend, slots.table["weights"], self.vocabulary, job.why_each_term)
         if self._all_at_once:

@@ -81,7 +81,7 @@ class Job:
         return [Row(self, i) for i in range(len(self))]
 
     @cached_property
-    def texts(self) -> list[tuple[Ids, ...]]:
+    def prompt_ids(self) -> list[tuple[Ids, ...]]:
         """Of each request, the ids that each model reads, without padding."""
         return list(zip(*(p.unpadded() for p in self.prompts), strict=True))
 
@@ -146,10 +146,10 @@ class Row:
         return self.index % self.job.copies
 
     @property
-    def texts(self) -> tuple[Ids, ...]:
+    def prompt_ids(self) -> tuple[Ids, ...]:
         """The ids that each model reads before the row writes. The rows of a request share them,
         as one object."""
-        return self.job.texts[self.request]
+        return self.job.prompt_ids[self.request]
 
     def value(self, name: str) -> Any:
         """What the job's table has of this row."""

@@ -18,7 +18,7 @@ from .engine.graph import Stepper
 from .job import DRAW, Row
 from .mixer import Mixer
 from .rows import Slots, Written
-from .runner import Runner, Texts
+from .runner import PromptIds, Runner
 from .stats import ModelStats
 from .watch import Watch
 
@@ -72,7 +72,7 @@ class Loop:
         self.waiting: deque[Row] = deque()
         self.changed: dict[Row, dict[str, Tensor]] = {}  # values that waiting rows will have
         self.seated: dict[int, Row] = {}
-        self.reading: dict[int, Texts] = {}  # the prompts that slots have not read to the end
+        self.reading: dict[int, PromptIds] = {}  # the prompts that slots have not read to the end
         self.free = list(places)
         self.left: list[Written] = []  # rows that left since `advance` last gave them
         self.written: list[tuple[Row, list[int]]] = []
@@ -188,10 +188,10 @@ class Loop:
             for name, value in self.changed.pop(row, {}).items():
                 self.slots.change([slot], name, value)
         self.watch.seat(seated)
-        self.reading |= {slot: row.texts for slot, row in seated.items()}
+        self.reading |= {slot: row.prompt_ids for slot, row in seated.items()}
         self.seated.update(seated)  # after the rest, which an interrupt would find undone
         self.begun += len(seated)
-        self.runner.join([*seated], [r.texts for r in rows], [r.limit for r in rows])
+        self.runner.join([*seated], [r.prompt_ids for r in rows], [r.limit for r in rows])
 
     def _read(self) -> None:
         """Read a piece of the prompts of new rows, and let those begin that are read to the end.
@@ -265,8 +265,8 @@ class Loop:
             self.told.pop(written.row, None)
             self.warned.discard(written.row)
         # A prompt is read to its end as long as any of the rows that share it is there.
-        wanted = {id(texts) for s, texts in self.reading.items() if s in self.seated}
-        dropped = [s for s, texts in self.reading.items() if id(texts) not in wanted]
+        wanted = {id(ids) for s, ids in self.reading.items() if s in self.seated}
+        dropped = [s for s, ids in self.reading.items() if id(ids) not in wanted]
         for s in dropped:
             del self.reading[s]
         gone = [s for s in slots if s not in self.reading]

@@ -13,7 +13,7 @@ from .stats import ModelStats
 if TYPE_CHECKING:
     from .simple.term_model import TermModel
 
-Texts: TypeAlias = Sequence[Ids]  # what each model reads of a row before it writes
+PromptIds: TypeAlias = Sequence[Ids]  # of a row: the ids that each model reads before it writes
 
 
 class Runner(Protocol):
@@ -31,12 +31,14 @@ class Runner(Protocol):
     def notes(self) -> list[str]:
         """What is not done as the engine's options say, and why."""
 
-    def join(self, slots: Sequence[int], texts: Sequence[Texts], limits: Sequence[int]) -> None:
+    def join(
+        self, slots: Sequence[int], prompts: Sequence[PromptIds], limits: Sequence[int]
+    ) -> None:
         """Let rows take slots. `read` reads their prompts.
 
         Args:
-            texts: what each model reads of each row. Rows that have one and the same object read it
-                together, once.
+            prompts: of each row, the ids that each model reads. Rows that have one and the same
+                object read it together, once.
             limits: the most that each row writes.
         """
 

@@ -71,7 +71,7 @@ class Watch:
             self.tails = self.tails.new_full((len(self.slots.each), width), NO_TOKEN)
             seated = self.rows
         width = self.tails.shape[1]
-        tails = [[NO_TOKEN] * width + list(row.texts[0][-width:]) for row in seated.values()]
+        tails = [[NO_TOKEN] * width + list(row.prompt_ids[0][-width:]) for row in seated.values()]
         at = torch.tensor([*seated], device=self.tails.device)
         self.tails[at] = torch.tensor([t[-width:] for t in tails], device=self.tails.device)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..forms import Ids
-from ..runner import Texts
+from ..runner import PromptIds
 from .fingerprint import fingerprint
 from .group import Group
 from .kv_cache import KVCache
@@ -68,7 +68,7 @@ class PrefixCache:
         self,
         runner: EngineRunner,
         fingerprints: Sequence[Hashable],
-        written: Sequence[tuple[Texts, Ids]],
+        written: Sequence[tuple[PromptIds, Ids]],
         kept: Sequence[int],
     ) -> None:
         """Take the caches of a runner whose rows have ended.
@@ -87,9 +87,9 @@ class PrefixCache:
                 if read[row] == 0:
                     continue  # No row of the call took this slot.
                 term, slot = group.terms[row // runner.slots], row % runner.slots
-                texts, new = written[slot]
+                prompt, new = written[slot]
                 cache.rewind(row, 0)
-                cache.holds(row, 0, [*texts[term], *new][:length])
+                cache.holds(row, 0, [*prompt[term], *new][:length])
             if self.rows < runner.slots:
                 cache = cache.take(
                     [m * runner.slots + s for m in range(len(group.terms)) for s in kept]

@@ -12,7 +12,7 @@ from ...blends.blend import Blend
 from ...ops import Support
 from ...ops.check import Weights
 from ..forms import Ids
-from ..runner import Texts
+from ..runner import PromptIds
 from ..simple.term_model import TermModel
 from ..stats import ModelStats
 from . import contract
@@ -176,23 +176,25 @@ class EngineRunner:
             several = len({m.adapter for m in models}) > 1
             return None, str(reason) if several else None
 
-    def join(self, slots: Sequence[int], texts: Sequence[Texts], limits: Sequence[int]) -> None:
+    def join(
+        self, slots: Sequence[int], prompts: Sequence[PromptIds], limits: Sequence[int]
+    ) -> None:
         """As of `Runner`: let rows take slots, whose prompts `read` reads."""
         several: dict[int, Joining] = {}
-        for slot, text in zip(slots, texts, strict=True):
-            several.setdefault(id(text), Joining(text, [])).slots.append(slot)
+        for slot, ids in zip(slots, prompts, strict=True):
+            several.setdefault(id(ids), Joining(ids, [])).slots.append(slot)
         new = list(several.values())
         for group in self.groups:
-            rows, prompts = self._first_rows(group, new)
+            rows, own = self._first_rows(group, new)
             most = max(
-                len(text[k]) + limit
-                for text, limit in zip(texts, limits, strict=True)
+                len(ids[k]) + limit
+                for ids, limit in zip(prompts, limits, strict=True)
                 for k in group.terms
             )
             if most > group.most:
                 group.extend(most)
                 contract.check(group.models, group.most, group.deltas, self.engine.kernels)
-            group.join(rows, prompts)
+            group.join(rows, own)
         self.joining += new
 
     def read(self, *, each: bool = False) -> list[int]:
@@ -234,7 +236,9 @@ class EngineRunner:
     def _first_rows(self, group: Group, joining: Sequence[Joining]) -> tuple[list[int], list[Ids]]:
         """A group's rows in the first slot of each of `joining`, and what they read."""
         each = [(m, k, j) for m, k in enumerate(group.terms) for j in joining]
-        return [m * self.slots + j.slots[0] for m, _, j in each], [j.texts[k] for _, k, j in each]
+        return [m * self.slots + j.slots[0] for m, _, j in each], [
+            j.prompt_ids[k] for _, k, j in each
+        ]
 
     def _rows(self, group: Group, parents: Sequence[int]) -> list[int]:
         """The parents of a group's rows, where slots have these parents."""
@@ -286,7 +290,7 @@ class EngineRunner:
 class Joining:
     """Slots whose rows read the same prompt: the first one reads it, the others fork from it."""
 
-    texts: Texts
+    prompt_ids: PromptIds
     slots: list[int]
 
 

@@ -68,9 +68,9 @@ class SearchLoop(Loop):
 
     def cancel(self, rows: Iterable[Row]) -> None:
         """Let all rows of the requests that these rows belong to leave as they are."""
-        texts = {id(row.texts) for row in rows}
+        gone = {id(row.prompt_ids) for row in rows}
         each = [*self.waiting, *self.seated.values()]
-        super().cancel([row for row in each if id(row.texts) in texts])
+        super().cancel([row for row in each if id(row.prompt_ids) in gone])
 
     def stats(self) -> list[ModelStats]:
         return [*super().stats(), *self.valuer.stats()]

@@ -18,7 +18,7 @@ from ..engine.options import Engine
 from ..engine.prefill import Prefill, over_caches, token_log_probs
 from ..engine.runner import EngineRunner
 from ..forms import Ids
-from ..runner import Texts
+from ..runner import PromptIds
 from ..simple.term_model import TermModel
 from ..stats import ModelStats
 
@@ -93,12 +93,14 @@ class Reader:
         self.texts: list[list[Ids]] = [[()] * slots for _ in models]
         self.found: list[list[list[float]]] = [[[]] * slots for _ in models]
 
-    def join(self, slots: Sequence[int], texts: Sequence[Texts], limits: Sequence[int]) -> None:
+    def join(
+        self, slots: Sequence[int], prompts: Sequence[PromptIds], limits: Sequence[int]
+    ) -> None:
         """Let rows take slots, and read their prompts to the end; see `Runner.join`."""
-        self.runner.join(slots, texts, limits)
+        self.runner.join(slots, prompts, limits)
         while self.runner.joining:
             self.runner.read()
-        for slot, each in zip(slots, texts, strict=True):
+        for slot, each in zip(slots, prompts, strict=True):
             for k, prompt in enumerate(each):  # Its last token is yet to be read.
                 self.texts[k][slot] = prompt if self.question.predicted else prompt[:-1]
                 self.found[k][slot] = []
@@ -198,7 +200,9 @@ class Rereader:
         self.question = question
         self.models = [Prefill(m) for m in models]
 
-    def join(self, slots: Sequence[int], texts: Sequence[Texts], limits: Sequence[int]) -> None:
+    def join(
+        self, slots: Sequence[int], prompts: Sequence[PromptIds], limits: Sequence[int]
+    ) -> None:
         pass
 
     def fork(self, parents: Sequence[int]) -> None:

@@ -71,12 +71,14 @@ class Reading:
         """Let rows take slots, and read their prompts, that of each request once."""
         requests: dict[int, list[list[int]]] = {}
         for row in seated.values():
-            if id(row.texts) not in requests:
-                requests[id(row.texts)] = [s.prompts[row.request] for s in self._sources(row)]
+            if id(row.prompt_ids) not in requests:
+                requests[id(row.prompt_ids)] = [s.prompts[row.request] for s in self._sources(row)]
         rows = seated.values()
         try:
             self.reader.join(
-                [*seated], [requests[id(row.texts)] for row in rows], [row.limit for row in rows]
+                [*seated],
+                [requests[id(row.prompt_ids)] for row in rows],
+                [row.limit for row in rows],
             )
         except Unsupported as reason:  # Only its first forward shows what a model does.
             self._reread(reason)

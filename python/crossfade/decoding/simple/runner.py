@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..inputs import Prompts, left_pad
-from ..runner import Texts
+from ..runner import PromptIds
 from ..stats import ModelStats
 from .own_loop import OwnRows, why_alone
 from .term_model import TermModel
@@ -98,17 +98,19 @@ class SimpleRunner:
         self.started: list[Tensor] | None = None  # the logits after the prompts, for the first step
         self.ready: list[int] = []  # the slots of the rows that have joined, for `read`
 
-    def join(self, slots: Sequence[int], texts: Sequence[Texts], limits: Sequence[int]) -> None:
+    def join(
+        self, slots: Sequence[int], prompts: Sequence[PromptIds], limits: Sequence[int]
+    ) -> None:
         """Read all prompts at once, each one once. Its rows then take their slots."""
-        requests: dict[int, tuple[Texts, list[int]]] = {}
-        for slot, text in zip(slots, texts, strict=True):
-            requests.setdefault(id(text), (text, []))[1].append(slot)
+        requests: dict[int, tuple[PromptIds, list[int]]] = {}
+        for slot, ids in zip(slots, prompts, strict=True):
+            requests.setdefault(id(ids), (ids, []))[1].append(slot)
         copies = max(len(its) for _, its in requests.values())
-        prompts = [[text[k] for text, _ in requests.values()] for k in range(len(self.models))]
+        of_model = [[ids[k] for ids, _ in requests.values()] for k in range(len(self.models))]
         limit = max(limits)
         self.started = self._spread(
             [
-                term.prefill(left_pad([ids for k in ks for ids in prompts[k]], 0), limit, copies)
+                term.prefill(left_pad([ids for k in ks for ids in of_model[k]], 0), limit, copies)
                 for term, ks in self.groups
             ]
         )
