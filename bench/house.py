@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib.util
 import json
 import re
 import subprocess
@@ -220,6 +221,8 @@ def twins(files: Sequence[Path], tree: Path) -> list[list[str]]:
 
     Needs pylint, whose tool for this it asks.
     """
+    if importlib.util.find_spec("pylint") is None:
+        raise SystemExit("pylint, which finds what stands twice, is not installed; it is in .[dev]")
     found = []
     for python in (True, False):
         names = [str(f.relative_to(tree)) for f in files if (f.suffix == ".py") == python]
