@@ -87,7 +87,7 @@ def soak(requests: int) -> dict[str, Any]:
     try:
         with torch.no_grad():
             for number in range(1, requests):
-                while loop.room < 1:
+                while loop.free_places < 1:
                     advance()
                 rows = job(number).rows()
                 loop.join(rows)

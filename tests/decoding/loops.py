@@ -67,7 +67,7 @@ class Open:
         happened = self.loop.advance()
         if happened is None:
             return False
-        for row, tokens in happened.written:
+        for row, tokens in happened.new_tokens:
             assert tokens, "only new tokens are told"
             assert row not in self.left, "a row that has left writes no more"
             self.told.setdefault(row, []).extend(tokens)

@@ -203,7 +203,7 @@ def test_a_prompt_is_read_for_the_rows_that_are_left(cancelled: list[int]) -> No
         loop.loop.runner.read()  # a piece
         loop.loop.cancel([rows[i] for i in cancelled])
         loop.check_places()
-        assert loop.loop.room == 1, "their places are taken while others read there"
+        assert loop.loop.free_places == 1, "their places are taken while others read there"
         loop.drain()
     loop.check_places()
     for i, row in enumerate(rows):
@@ -234,7 +234,7 @@ def test_nobody_reads_for_rows_that_have_gone() -> None:
         loop.loop.cancel(rows[3:])
         loop.check_places()
         assert not loop.loop.reading
-        assert loop.loop.room == 3
+        assert loop.loop.free_places == 3
         read = [g.tokens_read for g in loop.runner.groups]
         loop.drain()
     assert not any(g.unread for g in loop.runner.groups)

@@ -53,7 +53,7 @@ class Session:
     def run(self, requests: int) -> None:
         loop = self.open.loop
         for i in range(requests):
-            while loop.room < 1:
+            while loop.free_places < 1:
                 self.open.advance()
                 self.open.left.clear()
                 self.open.told.clear()
@@ -159,12 +159,12 @@ def test_buffers_grow_with_the_longest_response_alone() -> None:
             assert [len(w) for w in taken] == [20, 20]
             slots.seat([0, 1], rows[:2])
         written(slots, [True, True, False], [3, 4, 0])
-        assert slots.room == AHEAD
+        assert slots.capacity == AHEAD
     slots.seat([2], rows[2:])
     for _ in range(AHEAD + 1):
         slots.new[:2] = 0
         written(slots, [True, True, True], [3, 4, 5])
-    assert slots.room == 2 * AHEAD
+    assert slots.capacity == 2 * AHEAD
     (long,) = slots.take({2: rows[2]})
     assert long.ids == [5] * (AHEAD + 1)
 
@@ -179,7 +179,7 @@ def test_a_place_that_is_free_needs_no_room() -> None:
     assert len(whole) == AHEAD
     for _ in range(4):
         written(slots, [False, True], [0, 4])
-    assert slots.room == AHEAD
+    assert slots.capacity == AHEAD
     slots.seat([0], rows[:1])
     written(slots, [True, True], [9, 4])
     assert slots.take({1: rows[1]})[0].ids == [4] * 5

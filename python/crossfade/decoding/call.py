@@ -107,7 +107,7 @@ class Call:
         copies: int,
         processors: Callable[[Sequence[int]], LogitsProcessorList],
         criteria: Sequence[Any],
-        seeds_and_streams: tuple[Tensor, Tensor],
+        randomness: tuple[Tensor, Tensor],
         *,
         do_sample: bool,
         limits: Tensor | None = None,
@@ -123,6 +123,7 @@ class Call:
             copies: rows of each request.
             processors: makes the list of processors for a batch, from the indices of its rows.
             criteria: Hugging Face's list.
+            randomness: the seeds and the streams of all rows, as `seeds_and_streams` gives them.
             limits: new tokens of each row, in place of what the criteria say.
             each: what the requests have of their own, in place of what the lists say.
             options: fields of `Job`.
@@ -135,7 +136,7 @@ class Call:
         def rest_of(rows: Sequence[int]) -> LogitsProcessorList:
             return settings.split_processors(processors(rows), do_sample)[0]
 
-        seeds, streams = seeds_and_streams
+        seeds, streams = randomness
         eos = torch.tensor(ends.eos, dtype=torch.int64, device=self.device)
         table: dict[str, Any] = {
             **vars(sampling),
@@ -158,7 +159,7 @@ class Call:
             prompts=prompts,
             copies=copies,
             table=table,
-            room=self._room(prompts, search, longest),
+            context_room=self._room(prompts, search, longest),
             deadline=ends.deadline,
             processors=rest_of if rest else None,
             criteria=[*map(Criteria, ends.others), *own_criteria],

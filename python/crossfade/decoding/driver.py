@@ -194,7 +194,7 @@ class Driver:
         """Let a row fail whose prompt is longer than a model's context; the others go on."""
         if row.sample == 0:
             warnings.warn(
-                f"{row.request_name} was not decoded: {row.job.room.why(row.request)}",
+                f"{row.request_name} was not decoded: {row.job.context_room.why(row.request)}",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -229,7 +229,8 @@ class Driver:
                 self.on_rows(1)
             if not (written.finished or written.failed) and row.limit < row.asked_limit:
                 warnings.warn(
-                    f"{row} was ended at its token {len(written)}: {row.job.room.why(row.request)}",
+                    f"{row} was ended at its token {len(written)}: "
+                    f"{row.job.context_room.why(row.request)}",
                     RuntimeWarning,
                     stacklevel=4,
                 )
@@ -244,15 +245,15 @@ class Driver:
         if self.job.why_aligned is not None and most < len(self.job):
             self.notes.append(f"fixed batches: {self.job.why_aligned}")
         while True:
-            rows, others = self._next_rows(most, self._aligned)
+            rows, others = self._next_rows(most, self._same_step)
             yield from self._given(others)
             if not rows:
                 return
-            count, ran_out = len(self.job) if self._together else len(rows), False
+            count, ran_out = len(self.job) if self._slot_is_index else len(rows), False
             try:
                 yield from self._decode(rows, count)
             except Unsupported as reason:
-                if self._all_at_once or self.simple:
+                if self._has_cache or self.simple:
                     what = "the simple path" if self.simple else "cache and return_cache"
                     raise NotImplementedError(f"{what}: {reason}") from None
                 self.notes.append(f"the simple path: {reason}")
@@ -270,49 +271,52 @@ class Driver:
             self.under_way.clear()
 
     @property
-    def _aligned(self) -> bool:
+    def _same_step(self) -> bool:
+        """Whether the rows of a loop start at once, so that all are at the same step."""
         return self.simple or self.job.why_aligned is not None
 
     @property
-    def _all_at_once(self) -> bool:
-        """Whether all rows must be decoded at a time: a cache has a place for each of them."""
+    def _has_cache(self) -> bool:
+        """Whether a cache is given or kept. It has a place for each row, so all run at once."""
         return self.cache_in is not None or self.keep_cache
 
     @property
-    def _together(self) -> bool:
+    def _slot_is_index(self) -> bool:
         """Whether all rows are decoded at a time, each in the slot of its own index."""
-        return self._all_at_once or self.job.streamer is not None
+        return self._has_cache or self.job.streamer is not None
 
     def _rows_at_a_time(self) -> int:
         """How many rows are decoded at a time."""
         most = self.max_batch
         if most is None:
-            together = self._aligned or self._all_at_once
-            most = len(self.job) if together else ROWS.get(self.device.type, ROWS["cuda"])
+            if self._same_step or self._has_cache:
+                most = len(self.job)
+            else:
+                most = ROWS.get(self.device.type, ROWS["cuda"])
         return self._whole_requests(most) or self.job.copies
 
     def _fewer_rows(self, count: int) -> int:
         """How many rows to try at a time after memory ran out for `count`; 0: no fewer will do."""
-        if self._together:
+        if self._slot_is_index:
             return 0
         half = count // 2  # Only a search must keep the rows of a request together.
         return self._whole_requests(half) or (half if self.job.search is None else 0)
 
     def _whole_requests(self, rows: int) -> int:
         """So many rows, or a few less where a request's rows must be decoded together."""
-        whole = self._aligned or self.job.search is not None
+        whole = self._same_step or self.job.search is not None
         return rows - rows % self.job.copies if whole else rows
 
     def _decode(self, rows: Sequence[Row], count: int) -> Iterator[Written]:
         """Decode `rows` in `count` slots, and the rows after them as slots become free."""
-        job, aligned = self.job, self._aligned
+        job = self.job
         loop = self.loop = self._loop(rows, count)
         try:
             loop.join(rows)
             while (happened := loop.advance()) is not None:
                 yield from self._given(happened.left)
-                if not aligned:
-                    rows, others = self._next_rows(loop.room, False)
+                if not self._same_step:
+                    rows, others = self._next_rows(loop.free_places, False)
                     yield from self._given(others)
                     loop.join(rows)
         except KeyboardInterrupt:
@@ -325,15 +329,15 @@ class Driver:
             self.notes += [n for n in loop.notes if n not in self.notes]
         if self.keep_cache:
             each = [(row.prompt_ids, self.by_row[row.index].ids) for row in job.rows()]
-            kept = [row.index for row in job.rows() if row.is_returned]
+            returned = [row.index for row in job.rows() if row.is_returned]
             assert isinstance(loop.runner, EngineRunner)  # `_batches` refuses the simple path.
-            self.cache = PrefixCache(loop.runner, self.fingerprints, each, kept)
+            self.cache = PrefixCache(loop.runner, self.fingerprints, each, returned)
 
     @torch.no_grad()
     def _loop(self, rows: Sequence[Row], count: int) -> Loop:
         """A loop with so many slots, and the runner and the mixer that rows of this kind take."""
         job, engine, search = self.job, self.engine, self.job.search
-        if search is not None and search.settings.chunk_end is not None and self._aligned:
+        if search is not None and search.settings.chunk_end is not None and self._same_step:
             why = job.why_aligned or "the simple path keeps all rows at one step"
             raise NotImplementedError(f"chunk_end lets rows wait for others, but {why}")
         limit = max(1, *job.limits, *(row.limit for row in rows))
@@ -341,10 +345,9 @@ class Driver:
         slots = Slots(count, job.table, self._kept, self._value_size, limit, self.device, chunk)
         runner = self._runner(slots, rows, limit)
         mixer = self._mixer(slots, runner)
-        places = [row.index for row in rows] if self._together else range(count)
-        start_together = (job.rows() if self._together else rows) if self._aligned else None
+        places = [row.index for row in rows] if self._slot_is_index else range(count)
         how: dict[str, Any] = {
-            "aligned": start_together,
+            "aligned": (job.rows() if self._slot_is_index else rows) if self._same_step else None,
             "stepper": Stepper(engine.cuda_graph and not self._host_acts),
             "every": self._steps_between_looks(limit, chunk),
         }
@@ -399,7 +402,7 @@ class Driver:
         longest = [max(len(ids[k]) for ids in known) for k in range(len(self.models))]
         runner = EngineRunner(self.models, longest, count, limit, engine)
         runner.fit(blend, slots.table["weights"], self.vocabulary, job.why_each_term)
-        if self._all_at_once:
+        if self._has_cache:
             self.fingerprints = fingerprints_of(runner)
         if self.cache_in is not None:
             self.notes += self.cache_in.give(runner, self.fingerprints, job.copies)

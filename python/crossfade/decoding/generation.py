@@ -164,8 +164,8 @@ class Generation:
 
     Attributes:
         call: the models, and what they read.
-        base: the first term's model, whose methods of Hugging Face's resolve the arguments.
-        config: what they resolve to.
+        base: the first term's model; its Hugging Face methods turn the arguments into `config`.
+        config: Hugging Face's generation config of the call.
         each: what requests have of their own.
         as_dict: whether an `Output` is wanted, or its sequences alone.
     """

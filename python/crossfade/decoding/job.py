@@ -37,7 +37,7 @@ class Job:
             for; ``eos``, the tokens that end a row, filled up with -1 where a row has fewer;
             ``weights`` and ``value_weights`` of the blend; and the names that `weights_of` gives,
             for those of each reference.
-        room: what the contexts of the models leave of the limit.
+        context_room: what the contexts of the models leave of the limit.
         pad: the id that fills shorter rows of the output.
         deadline: the time, as ``time.time()`` counts it, at which the rows are cut.
         processors: makes Hugging Face's list of logits processors for a batch, from the indices of
@@ -55,7 +55,7 @@ class Job:
     prompts: Sequence[Prompts]
     copies: int
     table: Mapping[str, Any]
-    room: Room
+    context_room: Room
     pad: int
     deadline: float | None = None
     processors: Callable[[Sequence[int]], LogitsProcessorList] | None = None
@@ -88,7 +88,7 @@ class Job:
     @cached_property
     def limits(self) -> list[int]:
         """The new tokens that each row may have: what was asked for, as far as there is room."""
-        room = self.room.new.repeat_interleave(self.copies)
+        room = self.context_room.new.repeat_interleave(self.copies)
         return torch.as_tensor(self.table["limit"], device="cpu").clamp(max=room).tolist()
 
     @property

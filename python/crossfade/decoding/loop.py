@@ -28,11 +28,12 @@ class Happened:
     """What came of some steps of a loop.
 
     Attributes:
-        written: new tokens of rows, if the loop tells of them.
+        new_tokens: the tokens that rows got since the last `advance`; empty unless the loop
+            `tells`.
         left: rows that have left their places, because they have ended or were cut.
     """
 
-    written: list[tuple[Row, list[int]]] = field(default_factory=list)
+    new_tokens: list[tuple[Row, list[int]]] = field(default_factory=list)
     left: list[Written] = field(default_factory=list)
 
 
@@ -46,7 +47,7 @@ class Loop:
         aligned: the row of each slot, where all rows start at once; they are to `join` together.
         stepper: calls steps, as they are or as a captured graph.
         every: how many steps pass before the host looks at what the device has done.
-        tells: whether `Happened` has the tokens that were written.
+        tells: whether `Happened` has the tokens that rows got.
 
     Attributes:
         waiting: rows that have joined and have no slot yet.
@@ -75,7 +76,7 @@ class Loop:
         self.reading: dict[int, PromptIds] = {}  # the prompts that slots have not read to the end
         self.free = list(places)
         self.left: list[Written] = []  # rows that left since `advance` last gave them
-        self.written: list[tuple[Row, list[int]]] = []
+        self.new_tokens: list[tuple[Row, list[int]]] = []
         self.begun = 0
         self.taken = 0  # tokens of the rows that have left
         self.warned: set[Row] = set()  # rows in slots that failed, of which a warning has told why
@@ -83,7 +84,7 @@ class Loop:
         self.told: dict[Row, int] = {}  # how many tokens of each row in a slot have been told
 
     @property
-    def room(self) -> int:
+    def free_places(self) -> int:
         """How many more rows could join and get a slot at once."""
         return len(self.free) - len(self.waiting)
 
@@ -129,8 +130,8 @@ class Loop:
             for _ in range(self.every):
                 logits = self.stepper(self.step, self._reserve())
             self._look(logits)
-        happened = Happened(self.written, self.left)
-        self.written, self.left = [], []
+        happened = Happened(self.new_tokens, self.left)
+        self.new_tokens, self.left = [], []
         return happened
 
     def step(self) -> list[Tensor]:
@@ -178,9 +179,9 @@ class Loop:
         """Give free slots to waiting rows."""
         slots, self.free = self.free[: len(self.waiting)], self.free[len(self.waiting) :]
         if slots:
-            self._begin({slot: self.waiting.popleft() for slot in slots})
+            self._occupy({slot: self.waiting.popleft() for slot in slots})
 
-    def _begin(self, seated: dict[int, Row]) -> None:
+    def _occupy(self, seated: dict[int, Row]) -> None:
         """Put rows into these slots, whose prompts `_read` reads from now on."""
         rows = list(seated.values())
         self.slots.seat([*seated], rows)
@@ -196,15 +197,16 @@ class Loop:
     def _read(self) -> None:
         """Read a piece of the prompts of new rows, and let those begin that are read to the end.
 
-        Where no row is under way, a piece of each prompt is read, until some can begin: so rows
-        with short prompts begin together, and take no more steps than the longest of them.
+        While no row is decoding, all prompts advance together, so that short ones start at the same
+        step.
         """
         while self.reading:
             ready = self.runner.read(each=not self._under_way)
             for slot in ready:
                 del self.reading[slot]
             self.slots.start([s for s in ready if s in self.seated])
-            cancelled = [s for s in ready if s not in self.seated]  # They read on for other rows.
+            # Kept until now because other rows shared their prompt.
+            cancelled = [s for s in ready if s not in self.seated]
             self.runner.leave(cancelled)
             self.free += cancelled
             if self._under_way:
@@ -280,7 +282,9 @@ class Loop:
         for slot, row in self.seated.items():
             start, end = self.told.get(row, 0), new[slot]
             if end > start and slot not in self.reading:
-                self.written.append((row, self.slots.written["tokens"][slot, start:end].tolist()))
+                self.new_tokens.append(
+                    (row, self.slots.written["tokens"][slot, start:end].tolist())
+                )
                 self.told[row] = end
 
     def _draw(self, logits: list[Tensor]) -> BlendSample:

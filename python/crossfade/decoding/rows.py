@@ -109,15 +109,15 @@ class Slots:
     Attributes:
         tokens, new: ``[slots]``: the last token of each row, and how many it has written.
         limits: ``[slots]``: how many new tokens each row may have.
-        stop: ``[slots]``: the number of new tokens at which each row stops: the end of its chunk,
-            or its limit.
+        stop_at: ``[slots]``: the number of new tokens at which each row stops: the end of its
+            chunk, or its limit.
         live, wrote: ``[slots]``: whether each row goes on, and whether the last step wrote a token.
         finished, failed: ``[slots]``, as in `Output`.
         table: as in `Job`, with ``[slots, ...]`` in place of ``[rows, ...]``.
         each: ``[slots]``: the numbers of the slots, from 0 on.
-        room: the tokens of a row that the buffers have room for.
-        written: ``[slots, room + 1, ...]`` of each name in `kinds`. The last column takes what is
-            drawn for slots that write nothing.
+        capacity: the tokens of a row that the buffers have room for.
+        written: ``[slots, capacity + 1, ...]`` of each name in `kinds`. The last column takes what
+            is drawn for slots that write nothing.
         values: ``[slots, value_size]``: in a search, each row's value, then the parts of this.
 
     Args:
@@ -143,7 +143,7 @@ class Slots:
         self.kinds, self.chunk, self.device = kinds, chunk, device
         self.tokens = torch.zeros(count, dtype=torch.int64, device=device)
         self.new = torch.zeros_like(self.tokens)
-        self.stop = torch.zeros_like(self.tokens)
+        self.stop_at = torch.zeros_like(self.tokens)
         self.limits = torch.zeros_like(self.tokens)
         self.live = torch.zeros(count, dtype=torch.bool, device=device)
         self.wrote = torch.zeros_like(self.live)
@@ -158,15 +158,15 @@ class Slots:
         self.values = torch.full(
             (count, value_size), float("nan"), dtype=torch.float32, device=device
         )
-        self.room = min(limit, AHEAD)
+        self.capacity = min(limit, AHEAD)
         self.bound = 0  # No slot has written more tokens, as far as the host knows.
-        self.written = self._buffers(self.room)
+        self.written = self._buffers(self.capacity)
 
-    def _buffers(self, room: int) -> dict[str, Tensor]:
+    def _buffers(self, capacity: int) -> dict[str, Tensor]:
         # On CPUs, zeros take memory only when they are written to.
         count, device = len(self.each), self.device
         return {
-            name: torch.zeros(count, room + 1, *shape, dtype=dtype, device=device)
+            name: torch.zeros(count, capacity + 1, *shape, dtype=dtype, device=device)
             for name, (shape, dtype) in self.kinds.items()
         }
 
@@ -177,16 +177,16 @@ class Slots:
             Whether the buffers moved.
         """
         self.bound += 1
-        if self.bound <= self.room:
+        if self.bound <= self.capacity:
             return False
         self.bound = int(self.new.max()) + 1
-        if self.bound <= self.room:
+        if self.bound <= self.capacity:
             return False
-        old, room = self.written, 2 * self.room
-        self.written = self._buffers(room)
+        old, capacity = self.written, 2 * self.capacity
+        self.written = self._buffers(capacity)
         for name, buffer in old.items():
-            self.written[name][:, : self.room] = buffer[:, : self.room]
-        self.room = room
+            self.written[name][:, : self.capacity] = buffer[:, : self.capacity]
+        self.capacity = capacity
         return True
 
     def nothing(self, row: Row) -> Written:
@@ -202,7 +202,7 @@ class Slots:
         at = torch.tensor(slots, device=self.device)
         limits = torch.tensor([row.limit for row in rows], device=self.device)
         self.limits[at] = limits
-        self.stop[at] = limits if self.chunk is None else limits.clamp(max=self.chunk)
+        self.stop_at[at] = limits if self.chunk is None else limits.clamp(max=self.chunk)
         for state in (self.tokens, self.new, self.finished, self.failed):
             state[at] = 0
         self.values[at] = float("nan")
@@ -229,7 +229,7 @@ class Slots:
             kl: ``[slots, references]``: the divergences of the step, if there are references.
         """
         ok = self.live & (sample.tokens >= 0)
-        at = (self.each, torch.where(ok, self.new, self.room))
+        at = (self.each, torch.where(ok, self.new, self.capacity))
         self.written["tokens"][at] = sample.tokens
         self.written["logprobs"][at] = sample.logprobs
         self.written["sampled_logprobs"][at] = sample.sampled_logprobs
@@ -240,12 +240,12 @@ class Slots:
         self.failed |= self.live & ~ok
         self.wrote.copy_(ok)
         self.new += ok
-        ended = ok & (sample.tokens[:, None] == self.table["eos"]).any(dim=1)
-        self.finished |= ended
+        hit_eos = ok & (sample.tokens[:, None] == self.table["eos"]).any(dim=1)
+        self.finished |= hit_eos
         self.tokens.copy_(torch.where(ok, sample.tokens, self.tokens))
-        self.live &= ok & ~ended & (self.new < self.stop)
+        self.live &= ok & ~hit_eos & (self.new < self.stop_at)
 
-    def end(self, which: Tensor) -> None:
+    def finish(self, which: Tensor) -> None:
         """End the rows that a criterion ends: `which` is ``[slots]`` bool."""
         self.finished |= which
         self.live &= ~which
@@ -261,7 +261,7 @@ class Slots:
             x[at] = x[source]
         limits = self.limits[at]
         chunk = limits if self.chunk is None else self.new[at] + self.chunk
-        self.stop[at] = torch.minimum(chunk, limits)
+        self.stop_at[at] = torch.minimum(chunk, limits)
         self.live[at] = torch.tensor(live, device=self.device)
 
     def take(self, seated: Mapping[int, Row], *, cut: bool = False) -> list[Written]:

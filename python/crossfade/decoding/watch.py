@@ -49,7 +49,7 @@ class Watch:
         self.tails = torch.zeros(len(slots.each), 0, dtype=torch.int64, device=slots.device)
 
     def seat(self, seated: Mapping[int, Row]) -> None:
-        """Look at these rows, by slot, from now on, and no more at those before them there."""
+        """Watch these rows instead of those that their slots had before."""
         self.rows.update(seated)
         slots_of: dict[int, tuple[Any, list[int]]] = {}
         for slot, row in self.rows.items():
@@ -89,7 +89,7 @@ class Watch:
             ended = torch.zeros_like(slots.live)
             for criterion, which in self.criteria:
                 ended |= torch.as_tensor(criterion(ids, None), device=ids.device) & which
-            slots.end(ended & slots.wrote)
+            slots.finish(ended & slots.wrote)
 
     def leave(self, slots: Sequence[int]) -> None:
         """Look no more at the rows in these slots."""

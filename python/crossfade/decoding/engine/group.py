@@ -27,13 +27,13 @@ LAYERS = {"full_attention", "sliding_attention"}
 class Group:
     """Terms over one model, as rows of one forward: row ``m * slots + s`` is term m in slot s.
 
-    A prompt is read but for its last token, which the first step feeds. Until then the row is
-    `fresh`, and that token is `pending`.
+    `read` reads all of a prompt except its last token, which the first step feeds. Until then the
+    row is `fresh`, and that token is `pending`.
 
     Attributes:
         lengths: ``[rows]``, on the device: how many tokens of each row are in the cache. Of those
             whose ids the host knows, `cache.held` has the ids.
-        bounds: the same on the host, as an upper bound: what a row may have by now.
+        bounds: upper bounds of `lengths`, known without asking the device.
         most: how many tokens a row may have, prompt and response together.
 
     Args:
@@ -101,7 +101,7 @@ class Group:
     def _run(
         self, how: Any, member: Tensor, ids: Tensor, positions: Tensor, forward_pass: ForwardPass
     ) -> Tensor:
-        """What is wanted of the logits of some rows after a forward.
+        """Run a forward over some rows, and give what the head was asked for.
 
         Args:
             how: `forward`, compiled or not.
@@ -190,10 +190,10 @@ class Group:
         self.lengths[at] = torch.tensor(starts, device=self.device)
 
     def read(self, *, each: bool = False) -> None:
-        """Read on in the prompts of rows that have joined, as much as one forward takes.
+        """Read the next piece of the prompts of rows that have joined, as much as a forward takes.
 
         Args:
-            each: whether every prompt is read on, in as many forwards as that takes.
+            each: whether a piece of every prompt is read, in as many forwards as that takes.
         """
         turns = len(self.unread) if each else 1
         while turns > 0 and self.unread:
@@ -238,7 +238,7 @@ class Group:
         self.unread = [x for x in self.unread if x.row not in rows]
 
     def _append(self, rows: Sequence[int], starts: Sequence[int], ids: Sequence[Ids]) -> Tensor:
-        """What is wanted of the logits after each of some rows has read its `ids`.
+        """Feed `ids` to `rows`, and give what the head was asked for.
 
         Args:
             starts: how many tokens each row has before these, at most.
@@ -258,7 +258,7 @@ class Group:
         self.tokens_read += sum(map(len, ids))
         return logits
 
-    def read_on(
+    def read_at(
         self,
         rows: Sequence[int],
         starts: Sequence[int],
@@ -266,7 +266,9 @@ class Group:
         *,
         every: bool,
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Rows read the tokens `ids`, which stand at their positions from `starts` on.
+        """Feed the tokens `ids` at the positions from `starts` on, in place of what stood there.
+
+        `read` reads prompts for their caches alone; this gives logits too.
 
         As many rows share a forward as memory is meant for.
 

@@ -20,7 +20,7 @@ class Plan(Protocol):
         """The groups that read a token of every live row at every step."""
 
     def join(self, slots: Sequence[int]) -> None:
-        """Take in that the prompts of these slots have been read, but for their last tokens."""
+        """Called when the prompts of these slots have been read, except their last tokens."""
 
     def fork(self, parents: Sequence[int]) -> None:
         """Slot i becomes what slot ``parents[i]`` is; -1 leaves it as it is."""
@@ -43,22 +43,22 @@ class All:
 
     def step(self, tokens: Tensor, live: Tensor) -> dict[Group, Tensor]:
         first, *others = self.stepped
-        forked: dict[Group, torch.cuda.Stream] = {}
+        streams: dict[Group, torch.cuda.Stream] = {}
         if first.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             here = torch.cuda.current_stream(first.device)
-            forked = {g: torch.cuda.Stream(g.device) for g in others if g.device == first.device}
+            streams = {g: torch.cuda.Stream(g.device) for g in others if g.device == first.device}
         found = {}
         for group in others:  # They begin first, as the largest model is often the first term's.
-            with forked_to(forked.get(group)):
+            with on_stream(streams.get(group)):
                 found[group] = group.step(tokens.to(group.device), live.to(group.device))
         found[first] = first.step(tokens.to(first.device), live.to(first.device))
-        for stream in forked.values():
+        for stream in streams.values():
             here.wait_stream(stream)
         return found
 
 
 @contextmanager
-def forked_to(stream: torch.cuda.Stream | None) -> Iterator[None]:
+def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
     """Run on a stream that begins where the current one is; the current one for None."""
     if stream is None:
         yield

@@ -208,7 +208,7 @@ def over_caches(
     while unread:
         pieces = [ids[i][done : done + most] for i in unread]
         at = [starts[i] + done for i in unread]
-        for batch, logits in group.read_on([rows[i] for i in unread], at, pieces, every=every):
+        for batch, logits in group.read_at([rows[i] for i in unread], at, pieces, every=every):
             for j, z in zip(batch, logits, strict=True):
                 yield unread[j], z[: len(pieces[j])] if every else z[None]
         done += most

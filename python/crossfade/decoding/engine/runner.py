@@ -27,8 +27,8 @@ from .plan import All, Plan
 class EngineRunner:
     """All models of a blend, each with `slots` places for rows, which any request can take.
 
-    A prompt is read but for its last token, which the row's first `step` feeds. So requests that
-    join and requests under way are rows of the same step.
+    `read` reads all of a prompt except its last token, which the row's first `step` feeds. So
+    requests that join and requests under way are rows of the same step.
 
     Args:
         models: the terms', the values', then the references'.
@@ -84,17 +84,17 @@ class EngineRunner:
             why_each_term: why all logits of every term are needed; None if they are not.
         """
         engine = self.engine
-        mean = f"the blend has power {blend.power:g}" if blend.power != 0 else None
+        why_mean = f"the blend has power {blend.power:g}" if blend.power != 0 else None
         if engine.share_head:
-            cut = None if blend.support is None else "the blend has a support"
+            why_support = None if blend.support is None else "the blend has a support"
             w = torch.as_tensor(weights, dtype=torch.float32, device=self.device)
             w = w if w.dim() == 2 else w.expand(self.slots, -1)
-            self.share_heads(w, why_each_term or mean or cut)
+            self.share_heads(w, why_each_term or why_mean or why_support)
         on_cpu = all(g.device.type == "cpu" for g in self.groups)
         if blend.support is not None and on_cpu:
-            restrict = engine.restrict_guides and mean is None
-            if engine.restrict_guides and mean is not None:
-                self.notes.append(f"every model computes all columns: {mean}")
+            restrict = engine.restrict_guides and why_mean is None
+            if engine.restrict_guides and why_mean is not None:
+                self.notes.append(f"every model computes all columns: {why_mean}")
             if restrict or engine.skip_guides:
                 skip = engine.skip_guides
                 self.rest_others(blend.support, vocabulary, restrict, skip, why_each_term)

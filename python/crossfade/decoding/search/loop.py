@@ -93,13 +93,13 @@ class SearchLoop(Loop):
         under_way = (new[s] - self.started[s] for s in self.seated if not self.idle[s])
         return self.counted + sum(under_way)
 
-    def _begin(self, seated: dict[int, Row]) -> None:
+    def _occupy(self, seated: dict[int, Row]) -> None:
         slots = [*seated]
         self.parts[slots] = NAN
         self.shared[slots] = 0
         for s in slots:
             self.started[s], self.idle[s] = 0, False
-        super()._begin(seated)
+        super()._occupy(seated)
         self.valuer.join(seated)
 
     def _after_step(self) -> None:
