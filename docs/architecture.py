@@ -18,14 +18,14 @@ BLUE, ORANGE, GREEN, GREY = "#dbe7f5", "#fbe5cf", "#dcefdc", "#eeeeee"
 
 # Each box: the files (within python/crossfade/), what happens there, and the colour of its folder.
 DOWN = [
-    ("decoding/generation.py  hook.py  scoring.py", "three ways in", BLUE),
+    ("decoding/generation.py  hook.py  scoring.py", "three ways in (and bulk/decode.py)", BLUE),
     ("decoding/call.py", "the models: terms, values, references", BLUE),
     ("decoding/inputs.py  forms.py", "requests, whatever form they came in", BLUE),
     ("decoding/inputs.py", "what each model reads, as its own ids", BLUE),
-    ("decoding/job.py  settings.py", "rows, and a table of what each has of its own", BLUE),
+    ("decoding/job.py  settings.py  each.py", "rows, and a table of what each has of its own", BLUE),
     ("decoding/driver.py", "engine or simple path, rows at a time", BLUE),
     ("decoding/loop.py  rows.py", "rows take slots as these are free", BLUE),
-    ("decoding/engine/group.py  kv_cache.py", "prompts are read in pieces, into caches", ORANGE),
+    ("decoding/engine/runner.py  group.py", "prompts are read in pieces, into caches", ORANGE),
 ]
 UP = [
     ("decoding/results.py  writing.py", "rows of each request, padded and decoded", BLUE),
