@@ -22,7 +22,7 @@ DOWN = [
     ("decoding/call.py", "the models: terms, values, references", BLUE),
     ("decoding/inputs.py  forms.py", "requests, whatever form they came in", BLUE),
     ("decoding/inputs.py", "what each model reads, as its own ids", BLUE),
-    ("decoding/job.py  settings.py  each.py", "rows, and a table of what each has of its own", BLUE),
+    ("decoding/job.py  settings.py  each.py", "rows, and a table of what each has", BLUE),
     ("decoding/driver.py", "engine or simple path, rows at a time", BLUE),
     ("decoding/loop.py  rows.py", "rows take slots as these are free", BLUE),
     ("decoding/engine/runner.py  group.py", "prompts are read in pieces, into caches", ORANGE),
