@@ -104,7 +104,7 @@ class Driver:
         if first is None:
             return
         self.job = first
-        self._take(first)
+        self.todo.extend(first.rows())
         _check_addressable(first)
         stream, count = first.streamer, len(first)
         show = self._rows_at_a_time() < count if self.progress is None else self.progress is True
@@ -149,9 +149,6 @@ class Driver:
         """The most that caches and what was written have taken so far."""
         return max(self._peak_bytes, 0 if self.loop is None else self.loop.peak_bytes)
 
-    def _take(self, job: Job) -> None:
-        self.todo.extend(job.rows())
-
     def _next_rows(self, count: int, one_job: bool) -> tuple[list[Row], list[Written]]:
         """Up to so many rows to decode, and what is given of rows that cannot be decoded.
 
@@ -165,7 +162,7 @@ class Driver:
                 job = None if one_job and rows else next(self.jobs, None)
                 if job is None:
                     break
-                self._take(job)
+                self.todo.extend(job.rows())
                 continue
             if one_job and rows and self.todo[0].job is not rows[0].job:
                 break
@@ -309,13 +306,13 @@ class Driver:
 
     def _decode(self, rows: Sequence[Row], count: int) -> Iterator[Written]:
         """Decode `rows` in `count` slots, and the rows after them as slots become free."""
-        job = self.job
+        job, same_step = self.job, self._same_step
         loop = self.loop = self._loop(rows, count)
         try:
             loop.join(rows)
             while (happened := loop.advance()) is not None:
                 yield from self._given(happened.left)
-                if not self._same_step:
+                if not same_step:
                     rows, others = self._next_rows(loop.free_places, False)
                     yield from self._given(others)
                     loop.join(rows)
