@@ -25,14 +25,6 @@ class Prompts:
     mask: Tensor
     items: Sequence[Request] | None = None
 
-    def repeat(self, copies: int) -> Prompts:
-        """Each row `copies` times, one after the other, so that a request's rows stay together."""
-        if copies == 1:
-            return self
-        return Prompts(
-            self.ids.repeat_interleave(copies, 0), self.mask.repeat_interleave(copies, 0)
-        )
-
     def to(self, device: torch.device) -> Prompts:
         return Prompts(self.ids.to(device), self.mask.to(device))
 
