@@ -24,6 +24,13 @@ namespace crossfade {
 inline namespace CF_ISA {
 
 // ---- Noise: Philox-4x32-10 (Salmon et al., SC 2011) and Gumbel's distribution ------------------
+//
+// A token is drawn on two levels. With x_v the tempered scores of the tokens that are left, and
+// M_j = log sum of e^x_v over group j, the group is argmax_j M_j + g_j, and the token is
+// argmax_v x_v + n_v of that group. Ties go to the lower index. That is exact, as the noises g of
+// groups and n of tokens are independent.
+
+constexpr int kGroup = 256;  // group j holds the tokens from 256 j to 256 j + 255
 
 CF_HD void mulhilo(uint32_t a, uint32_t b, uint32_t& hi, uint32_t& lo) {
 #ifdef __CUDA_ARCH__
@@ -38,16 +45,19 @@ CF_HD void mulhilo(uint32_t a, uint32_t b, uint32_t& hi, uint32_t& lo) {
 #endif
 }
 
-// Four words of noise. Token v of a row takes word v % 4 of the counter
-// (v / 4, step, low word of stream, high word of stream) under the key (low, high word of seed).
+// Four words of noise, from the counter (c, step, low word of stream, high word of stream) under the
+// key (low, high word of seed). Token v takes word v % 4 of c = v / 4, and group j takes word j % 4
+// of c = kGroupNoise | j / 4.
+constexpr uint32_t kGroupNoise = 0x80000000u;
+
 template <class U>
 struct Words {
   U w[4];
 };
 
 template <class U>
-CF_HD Words<U> philox(U token_div_4, uint32_t step, uint64_t stream, uint64_t seed) {
-  Words<U> c{{token_div_4, U{} + step, U{} + static_cast<uint32_t>(stream),
+CF_HD Words<U> philox(U counter, uint32_t step, uint64_t stream, uint64_t seed) {
+  Words<U> c{{counter, U{} + step, U{} + static_cast<uint32_t>(stream),
               U{} + static_cast<uint32_t>(stream >> 32)}};
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
 #ifdef __CUDA_ARCH__

@@ -54,17 +54,17 @@ struct Team {
   }
 };
 
-int64_t groups_of(int64_t vocab) { return (vocab + kGroup - 1) / kGroup; }
+int64_t groups_of(int64_t vocab) { return (vocab + kBlock - 1) / kBlock; }
 
 // Reads a group of one input's numbers as they are; those past the vocabulary are -inf.
 void read_group(const Stream& x, int64_t first, int64_t vocab, F32* out) {
-  if (first + kGroup <= vocab) return x.group(first, out);
+  if (first + kBlock <= vocab) return x.group(first, out);
   PaddedGroup copy;
   const int64_t tokens = vocab - first;
   copy.of(x, first, tokens).group(0, out);
-  alignas(64) float numbers[kGroup];
+  alignas(64) float numbers[kBlock];
   std::memcpy(numbers, out, sizeof numbers);
-  std::fill(numbers + tokens, numbers + kGroup, -kInf);
+  std::fill(numbers + tokens, numbers + kBlock, -kInf);
   std::memcpy(out, numbers, sizeof numbers);
 }
 
@@ -88,7 +88,7 @@ double mass_of(const RowScores& row, float least, float inv_t, int64_t begin, in
     F32 sum = {};
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
-      const F32 s = load(row.scores + g * kGroup + v * kLanes);
+      const F32 s = load(row.scores + g * kBlock + v * kLanes);
       sum += s >= least ? exp((s - row.max) * inv_t) : F32{};
     }
     total += sum_of(sum);
@@ -135,12 +135,12 @@ class RowReader {
     mine.blend.broken = row_blend_.bad;
     for (int64_t g = begin_; g < end_; ++g) {
       F32 s[kVectors];
-      mine.blend.broken |= !row_blend_.scores(g * kGroup, s);
+      mine.blend.broken |= !row_blend_.scores(g * kBlock, s);
       w.group_max[g] = mine.blend.add(s);
-      for (int v = 0; v < kVectors; ++v) store(w.scores + g * kGroup + v * kLanes, s[v]);
+      for (int v = 0; v < kVectors; ++v) store(w.scores + g * kBlock + v * kLanes, s[v]);
       for (int k = 0; terms && k < blend_.terms; ++k) {
         F32 z[kVectors];
-        read_group(own[k], g * kGroup, blend_.vocab, z);
+        read_group(own[k], g * kBlock, blend_.vocab, z);
         add_logits(mine.term[k], z);
       }
     }
@@ -173,7 +173,7 @@ class RowReader {
       LogSum& z = team_.mine().term[k] = LogSum();
       for (int64_t g = begin_; g < end_; ++g) {
         F32 x[kVectors];
-        read_group(row_blend_.mean[k], g * kGroup, blend_.vocab, x);
+        read_group(row_blend_.mean[k], g * kBlock, blend_.vocab, x);
         add_logits(z, x);
       }
       z.flush();
@@ -189,9 +189,9 @@ class RowReader {
     LogSum& z = team_.mine().blend = LogSum();
     for (int64_t g = begin_; g < end_; ++g) {
       F32 x[kVectors];
-      read_group(row_blend_.support, g * kGroup, blend_.vocab, x);
+      read_group(row_blend_.support, g * kBlock, blend_.vocab, x);
       w.group_max[g] = add_logits(z, x);
-      for (int v = 0; v < kVectors; ++v) store(w.scores + g * kGroup + v * kLanes, x[v]);
+      for (int v = 0; v < kVectors; ++v) store(w.scores + g * kBlock + v * kLanes, x[v]);
     }
     z.flush();
     team_.sync();
@@ -279,9 +279,9 @@ void blend_row(const Blend& blend, float* out, int64_t row, const Team& team) {
   const bool good = reader.read(false);
   const RowScores scores = reader.scores();
   const float max = scores.max, log_total = reader.sum().log_total();
-  const int64_t end = std::min(reader.end() * kGroup, blend.vocab);
+  const int64_t end = std::min(reader.end() * kBlock, blend.vocab);
   float* to = out + row * blend.vocab;
-  for (int64_t v = reader.begin() * kGroup; v < end; ++v)
+  for (int64_t v = reader.begin() * kBlock; v < end; ++v)
     to[v] = good ? (scores.scores[v] - max) - log_total : __builtin_nanf("");
   team.sync();
 }

@@ -66,11 +66,11 @@ inline Best gumbel_max(const RowScores& row, const RowSampling& settings, float 
   least = std::max(least, row.max - (kNoiseMax - kNoiseMin + 0.1f) / settings.inv_t);
   for (int64_t g = begin; g < end; ++g) {
     if (!(row.group_max[g] >= least)) continue;
-    const float* s = row.scores + g * kGroup;
+    const float* s = row.scores + g * kBlock;
     const uint64_t word = least_word(best.score - (row.group_max[g] - row.max) * settings.inv_t);
-    for (int c = 0; c < kGroup / 4; c += kLanes / 2) {
+    for (int c = 0; c < kBlock / 4; c += kLanes / 2) {
       if (!any(max(load(s + c * 4), load(s + c * 4 + kLanes)) >= least)) continue;
-      const Words<U64> noise = philox(lanes + static_cast<uint64_t>(g * (kGroup / 4) + c),
+      const Words<U64> noise = philox(lanes + static_cast<uint64_t>(g * (kBlock / 4) + c),
                                       settings.step, settings.stream, settings.seed);
       U64 words[4];
       for (int j = 0; j < 4; ++j) words[j] = noise.w[j] & 0xFFFFFFFFu;
@@ -81,7 +81,7 @@ inline Best gumbel_max(const RowScores& row, const RowSampling& settings, float 
           const int t = (c + i) * 4 + j;
           if (words[j][i] < word || !(s[t] >= least)) continue;
           best.offer((s[t] - row.max) * settings.inv_t + gumbel(static_cast<uint32_t>(words[j][i])),
-                     g * kGroup + t);
+                     g * kBlock + t);
         }
       }
     }
@@ -93,8 +93,8 @@ inline Best gumbel_max(const RowScores& row, const RowSampling& settings, float 
 inline Best first_of_the_best(const RowScores& row, int64_t begin, int64_t end) {
   for (int64_t g = begin; g < end; ++g) {
     if (row.group_max[g] != row.max) continue;
-    for (int t = 0; t < kGroup; ++t)
-      if (row.scores[g * kGroup + t] == row.max) return {0, g * kGroup + t};
+    for (int t = 0; t < kBlock; ++t)
+      if (row.scores[g * kBlock + t] == row.max) return {0, g * kBlock + t};
   }
   return {};
 }

@@ -8,7 +8,7 @@ namespace crossfade {
 inline namespace CF_ISA {
 
 constexpr int kVectors = 8;                // enough sums are under way to hide their latency
-constexpr int kGroup = kVectors * kLanes;  // tokens; the unit of all loops over a row
+constexpr int kBlock = kVectors * kLanes;  // tokens; the unit of all loops over a row
 constexpr float kInf = __builtin_inff();
 
 inline float max_of_group(const F32* x) {

@@ -44,7 +44,7 @@ inline float weight_of(const Weights& w, int64_t row, int k) {
 
 // A copy of the row's last tokens, in a buffer that may be read past their end.
 struct PaddedGroup {
-  alignas(64) char data[kGroup * 4];
+  alignas(64) char data[kBlock * 4];
   Stream of(const Stream& s, int64_t first, int64_t tokens) {
     std::memset(data, 0, sizeof data);
     std::memcpy(data, s.at(first), s.bytes(tokens));
@@ -103,7 +103,7 @@ struct RowBlend {
   // Makes the scores of the group of tokens from `first` on, -inf past the vocabulary. Returns
   // false if the row is bad.
   bool scores(int64_t first, F32* s) const {
-    if (simple && first + kGroup <= vocab) {
+    if (simple && first + kBlock <= vocab) {
       weighted_sum(first, s);
       F32 zero = s[0] * 0.0f;  // NaN where a score is not finite
 #pragma GCC unroll 8
@@ -113,7 +113,7 @@ struct RowBlend {
     // s stays in registers above because its address is not taken here
     F32 careful[kVectors];
     const bool good =
-        first + kGroup <= vocab ? full_group(first, careful) : last_group(first, careful);
+        first + kBlock <= vocab ? full_group(first, careful) : last_group(first, careful);
     for (int v = 0; v < kVectors; ++v) s[v] = careful[v];
     return good;
   }
@@ -142,7 +142,7 @@ struct RowBlend {
   __attribute__((noinline)) bool last_group(int64_t first, F32* s) const {
     const int64_t tokens = vocab - first;
     PaddedGroup copies[2 * kMaxTerms + 1];
-    uint8_t allowed[kGroup] = {};
+    uint8_t allowed[kBlock] = {};
     RowBlend last = *this;
     for (int k = 0; k < means; ++k) last.mean[k] = copies[k].of(mean[k], first, tokens);
     for (int k = 0; k < sums; ++k) last.sum[k] = copies[means + k].of(sum[k], first, tokens);

@@ -10,10 +10,10 @@ inline namespace CF_ISA {
 
 // Memory that a thread keeps from one row to the next.
 struct Workspace {
-  float* scores = nullptr;      // [groups * kGroup]
+  float* scores = nullptr;      // [groups * kBlock]
   float* group_max = nullptr;   // [groups]
-  float* candidates = nullptr;  // [groups * kGroup]
-  float* masses = nullptr;      // [groups * kGroup], of candidates
+  float* candidates = nullptr;  // [groups * kBlock]
+  float* masses = nullptr;      // [groups * kBlock], of candidates
   double histogram[RadixSearch::kBins];
   int64_t groups = 0;
 
@@ -23,25 +23,25 @@ struct Workspace {
 
   // False: out of memory.
   bool reserve(int64_t vocab) {
-    const int64_t needed = (vocab + kGroup - 1) / kGroup;
+    const int64_t needed = (vocab + kBlock - 1) / kBlock;
     if (needed <= groups) return true;
     std::free(scores);
     groups = (needed + 15) / 16 * 16;
-    scores = static_cast<float*>(std::aligned_alloc(64, groups * (3 * kGroup + 1) * sizeof(float)));
+    scores = static_cast<float*>(std::aligned_alloc(64, groups * (3 * kBlock + 1) * sizeof(float)));
     if (!scores) {
       groups = 0;
       return false;
     }
-    candidates = scores + groups * kGroup;
-    masses = candidates + groups * kGroup;
-    group_max = masses + groups * kGroup;
+    candidates = scores + groups * kBlock;
+    masses = candidates + groups * kBlock;
+    group_max = masses + groups * kBlock;
     return true;
   }
 };
 
 // The scores of a row, and their maxima.
 struct RowScores {
-  const float* scores;     // [groups * kGroup], -inf past the vocabulary
+  const float* scores;     // [groups * kBlock], -inf past the vocabulary
   const float* group_max;  // [groups]
   int64_t groups, vocab;
   float max;
@@ -72,8 +72,8 @@ inline int64_t gather(const RowScores& row, float bound, float* out) {
   int64_t n = 0;
   for (int64_t g = 0; g < row.groups; ++g) {
     if (!(row.group_max[g] >= bound)) continue;
-    const float* s = row.scores + g * kGroup;
-    for (int i = 0; i < kGroup; ++i) {
+    const float* s = row.scores + g * kBlock;
+    for (int i = 0; i < kBlock; ++i) {
       out[n] = s[i];
       n += s[i] >= bound;
     }
@@ -102,15 +102,15 @@ inline Bracket bracket(const RowScores& row, float bound, float inv_t, double ta
   std::memset(w.histogram, 0, sizeof w.histogram);
   for (int64_t g = 0; g < row.groups; ++g) {
     if (row.group_max[g] < bound) continue;
-    float mass[kGroup];
-    int32_t bin[kGroup];
+    float mass[kBlock];
+    int32_t bin[kBlock];
     for (int v = 0; v < kVectors; ++v) {
-      const F32 s = load(row.scores + g * kGroup + v * kLanes);
+      const F32 s = load(row.scores + g * kBlock + v * kLanes);
       store(mass + v * kLanes, s >= bound ? exp((s - row.max) * inv_t) : F32{});
       const I32 b = bins(s) * kWays;
       std::memcpy(bin + v * kLanes, &b, sizeof b);
     }
-    for (int i = 0; i < kGroup; i += kWays)
+    for (int i = 0; i < kBlock; i += kWays)
       for (int way = 0; way < kWays; ++way) w.histogram[bin[i + way] + way] += mass[i + way];
   }
 
@@ -129,7 +129,7 @@ inline Bracket bracket(const RowScores& row, float bound, float inv_t, double ta
   for (int64_t g = 0; g < row.groups; ++g) {
     if (row.group_max[g] < bound) continue;
     for (int v = 0; v < kVectors; ++v) {
-      const F32 s = load(row.scores + g * kGroup + v * kLanes);
+      const F32 s = load(row.scores + g * kBlock + v * kLanes);
       const I32 here = (bins(s) == at) & (s >= bound);
       if (!any(here)) continue;
       for (int i = 0; i < kLanes; ++i)

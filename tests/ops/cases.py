@@ -313,30 +313,49 @@ def _assert_tied(p: Problem, settings: dict[str, Any], b: int, got: int, want: i
     1e-6 of the boundary of top-p's mass.
     """
     device = p.logits[0].device
-    t = temperatures(p, settings)[b].item()
-    top_p = reference.per_row(settings.get("top_p", 1.0), p.rows, device, torch.float32)[b].item()
-    top_k = int(reference.per_row(settings.get("top_k", 0), p.rows, device, torch.int64)[b])
-    sampled = t != 0
-    row = p.scores()[b] / (t if sampled else 1.0)
-    noise = torch.zeros_like(row)
-    if sampled:
-        ids = (
-            reference.per_row(reference.signed(settings.get(n, 0)), p.rows, device, torch.int64)
-            for n in ("seed", "stream", "step")
-        )
-        noise = reference.gumbel_noise(*(i[b : b + 1] for i in ids), p.vocab)[0]
-    gap = (row + noise)[want] - (row + noise)[got]
-    allowed = (tolerance(p)[b, [got, want]].sum() / (t if sampled else 1.0)) + 4e-6
-    if abs(gap) <= allowed:
+
+    def of_row(name: str, default: Any, dtype: torch.dtype) -> Tensor:
+        value = reference.signed(settings.get(name, default))
+        return reference.per_row(value, p.rows, device, dtype)[b : b + 1]
+
+    t = float(temperatures(p, settings)[b])
+    row, rounding = p.scores()[b : b + 1], tolerance(p)[b]
+    if t == 0:
+        gap = row[0, want] - row[0, got]
+        assert abs(gap) <= rounding[[got, want]].sum(), f"row {b}: token {got} for {want}: {gap}"
         return
-    kept = row if not top_k else row.masked_fill(row < row.topk(min(top_k, len(row)))[0][-1], -INF)
-    mass = kept.softmax(dim=-1)
-    before = [float(mass[row > row[v]].sum()) for v in (got, want)]
-    boundary = sampled and any(abs(x - top_p) < 1e-6 for x in before)
-    assert boundary, (
-        f"row {b}: token {got} for {want}, whose noisy score is {gap:.3g} higher ({allowed:.3g} "
-        "would be rounding)"
+    tempered, allowed = row / t, float(rounding[[got, want]].sum()) / t + 4e-6
+    noise = reference.Noise(*(of_row(n, 0, torch.int64) for n in ("seed", "stream", "step")))
+    top_k, min_p = of_row("top_k", 0, torch.int64), of_row("min_p", 0.0, torch.float32).double()
+    top_p = of_row("top_p", 1.0, torch.float32).double()
+    gaps = []
+    for shift in (0.0, -1e-6, 1e-6):  # at the edge of the nucleus a token may stay or go
+        edge = top_p if bool(top_p >= 1) else (top_p + shift).clamp(0, 1)
+        kept = reference.keep(tempered, top_k, edge, min_p)
+        gaps.append(_gap(tempered.masked_fill(~kept, -INF), noise, got, want))
+        if abs(gaps[-1]) <= allowed:
+            return
+    raise AssertionError(
+        f"row {b}: token {got} for {want}, whose noisy score is {gaps[0]:.3g} higher "
+        f"({allowed:.3g} would be rounding)"
     )
+
+
+def _gap(x: Tensor, noise: reference.Noise, got: int, want: int) -> float:
+    """How far token `want` leads `got` in one row: their groups or, within one, they themselves."""
+    groups = -(-x.shape[1] // reference.GROUP)
+    one, other = got // reference.GROUP, want // reference.GROUP
+    if one == other:
+        group = torch.tensor([one], device=x.device)
+        first = one * reference.GROUP
+        noisy = x[:, first : first + reference.GROUP]
+        noisy = (noisy + noise.of_tokens(group)[:, : noisy.shape[1]])[0]
+        return float(noisy[want - first] - noisy[got - first])
+    short = groups * reference.GROUP - x.shape[1]
+    padded = torch.nn.functional.pad(x, (0, short), value=-INF)
+    mass = padded.unflatten(1, (groups, -1)).logsumexp(-1)
+    noisy = (mass + noise.of_groups(groups))[0]
+    return float(noisy[other] - noisy[one])
 
 
 # ---- Noise: a second implementation -------------------------------------------------------------
@@ -359,15 +378,35 @@ def philox4x32(counter: Sequence[Any], key: Sequence[Any]) -> list[np.ndarray]:
     return [c0, c1, c2, c3]
 
 
-def noise_words(seed: int, stream: Any, step: int, vocab: int) -> np.ndarray:
-    """The 32-bit words `[streams, vocab]` of a row's noise."""
+def noise_words(seed: int, stream: Any, step: int, count: int, first: int = 0) -> np.ndarray:
+    """The 32-bit words `[streams, count]` of a row's noise from counter `first` on."""
     stream = np.atleast_1d(np.asarray(stream, dtype=np.uint64))[:, None]
     low = np.uint64(0xFFFFFFFF)
-    counter = (np.arange((vocab + 3) // 4)[None, :], step, stream & low, stream >> np.uint64(32))
+    nth = first + np.arange((count + 3) // 4)[None, :]
+    counter = (nth, step, stream & low, stream >> np.uint64(32))
     words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
     shape = np.broadcast_shapes(*(w.shape for w in words))
     stacked = np.stack([np.broadcast_to(w, shape) for w in words], axis=-1)
-    return stacked.reshape(shape[0], -1)[:, :vocab]
+    return stacked.reshape(shape[0], -1)[:, :count]
+
+
+def group_words(seed: int, stream: Any, step: int, groups: int) -> np.ndarray:
+    """The 32-bit words `[streams, groups]` of the noise of the first groups."""
+    return noise_words(seed, stream, step, groups, first=2**31)
+
+
+GROUP = 256  # tokens
+
+
+def gumbel_max(x: np.ndarray, seed: int, stream: Any, step: int) -> np.ndarray:
+    """Tokens `[streams]` drawn from softmax(x), x `[V]`: a group by its mass, then one of its
+    tokens."""
+    groups = -(-len(x) // GROUP)
+    mass = np.array([np.logaddexp.reduce(x[j * GROUP : (j + 1) * GROUP]) for j in range(groups)])
+    group = (mass + gumbel(group_words(seed, stream, step, groups))).argmax(axis=1)
+    noisy = x + gumbel(noise_words(seed, stream, step, len(x)))
+    noisy[group[:, None] != np.arange(len(x)) // GROUP] = -np.inf
+    return noisy.argmax(axis=1)
 
 
 def gumbel(words: np.ndarray) -> np.ndarray:
@@ -379,10 +418,13 @@ def gumbel(words: np.ndarray) -> np.ndarray:
 def forcing_streams(vocab: int, seed: int, step: int) -> tuple[list[int], np.ndarray]:
     """A stream for each token whose noise favours it most, and the noise `[vocab, vocab]`.
 
+    For vocabularies of one group, in which the noise of groups decides nothing.
+
     Out of 2^14: row v of the noise is that of token v's stream, where v leads all others by several
     nats. Drawn with it, a token that is kept comes out unless it is far below the best, and one
     that truncation should have removed has its best chance to show that it was not.
     """
+    assert vocab <= GROUP
     noise = gumbel(noise_words(seed, np.arange(2**14), step, vocab))
     best_two = np.partition(noise, vocab - 2, axis=1)[:, -2:]
     leader = noise.argmax(axis=1)

@@ -6,9 +6,11 @@ Arguments are those that the public ops have checked, and hand to every backend.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import check
@@ -123,13 +125,16 @@ def blend(inputs: Inputs) -> Tensor:
     return score.log_softmax(dim=-1).masked_fill(bad[:, None], float("nan")).float()
 
 
-def philox(token_div_4: Tensor, step: Tensor, stream: Tensor, seed: Tensor) -> list[Tensor]:
+GROUP = 256  # tokens that share the noise of the upper level
+
+
+def philox(counter: Tensor, step: Tensor, stream: Tensor, seed: Tensor) -> list[Tensor]:
     """Philox-4x32-10 on int64 tensors that hold 32-bit words: four words for each counter.
 
     Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
     low = 0xFFFFFFFF
-    c = [token_div_4 & low, step & low, stream & low, (stream >> 32) & low]
+    c = [counter & low, step & low, stream & low, (stream >> 32) & low]
     k0, k1 = seed & low, (seed >> 32) & low
     for _ in range(10):
         a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57  # wraps modulo 2^64; the bits are right
@@ -138,17 +143,50 @@ def philox(token_div_4: Tensor, step: Tensor, stream: Tensor, seed: Tensor) -> l
     return c
 
 
-def gumbel_noise(seed: Tensor, stream: Tensor, step: Tensor, vocab: int) -> Tensor:
-    """Standard Gumbel noise `[B, vocab]` in float64 from int64 `[B]` seeds, streams and steps.
+@dataclass(frozen=True)
+class Noise:
+    """Gumbel noise of rows, each of which has a seed, a stream and a step: int64 `[B]`."""
 
-    Token v takes word v % 4 of counter (v // 4, step, stream low, stream high).
+    seed: Tensor
+    stream: Tensor
+    step: Tensor
+
+    def of_tokens(self, group: Tensor) -> Tensor:
+        """For the tokens of each row's group `[B]`: `[B, GROUP]`.
+
+        Token v has word v % 4 of counter (v // 4, step, stream low, stream high).
+        """
+        nth = torch.arange(GROUP // 4, device=group.device)
+        return self._of_counters(group[:, None] * (GROUP // 4) + nth)
+
+    def of_groups(self, groups: int) -> Tensor:
+        """For the first `groups` groups of all rows: `[B, groups]`.
+
+        Group j has word j % 4 of counter (2^31 | j // 4, step, stream low, stream high).
+        """
+        nth = torch.arange((groups + 3) // 4, device=self.seed.device)
+        return self._of_counters(2**31 + nth[None, :])[:, :groups]
+
+    def _of_counters(self, counters: Tensor) -> Tensor:
+        ids = (x[:, None] for x in (self.step, self.stream, self.seed))
+        words = philox(counters, *ids)
+        h = torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1).double()
+        x = (h + 0.5) / 2**32
+        e = torch.where(x <= 0.5, -x.log(), -torch.log1p(-(2**32 - 1 - h + 0.5) / 2**32))
+        return -e.log()
+
+
+def gumbel_max(x: Tensor, noise: Noise) -> Tensor:
+    """Tokens `[B]` drawn from softmax(x), x `[B, V]` with -inf for removed tokens.
+
+    Gumbel-max on two levels: first a group by its mass, then a token of that group. It is exact, as
+    Pr[v] = Pr[group] Pr[v | group], and their noises are independent. Ties go to the lower index.
     """
-    counter = torch.arange((vocab + 3) // 4, device=seed.device)
-    words = philox(counter[None, :], step[:, None], stream[:, None], seed[:, None])
-    h = torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :vocab].double()
-    x = (h + 0.5) / 2**32
-    e = torch.where(x <= 0.5, -x.log(), -torch.log1p(-(2**32 - 1 - h + 0.5) / 2**32))
-    return -e.log()
+    x = F.pad(x, (0, -x.shape[1] % GROUP), value=NEG_INF).unflatten(1, (-1, GROUP))
+    mass = x.logsumexp(dim=-1)  # [B, groups]: the log of each group's
+    group = (mass + noise.of_groups(mass.shape[1])).argmax(dim=-1)
+    of_group = x[torch.arange(len(x), device=x.device), group]
+    return group * GROUP + (of_group + noise.of_tokens(group)).argmax(dim=-1)
 
 
 @torch.no_grad()
@@ -176,7 +214,7 @@ def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> Blen
             per_row(signed(s), rows, device, torch.int64)
             for s in (draw.seed, draw.stream, draw.step)
         )
-        drawn = (tempered + gumbel_noise(seed, stream, step, vocab)).argmax(dim=-1)
+        drawn = gumbel_max(tempered, Noise(seed, stream, step))
         tokens = torch.where(greedy, tokens, drawn)
         log_p = tempered.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
         sampled = torch.where(greedy, sampled, log_p)
