@@ -1,11 +1,13 @@
 // Blends and samples rows on CPUs. Compiled once for each instruction set; dispatch.cpp chooses.
 //
 // A row is worked on by a team of threads. Where there are enough rows a team is one thread, else
-// it is all threads, each with a slice of the vocabulary. A row goes through three phases, between
-// which its scores stay in the cache:
-//   1. read the inputs once, for the scores, their maximum and the sum of their exponentials
-//   2. find the truncation threshold
-//   3. Gumbel-max over the tokens that are left
+// it is all threads, each with a slice of the row's groups of 256 tokens:
+//   1. The inputs are read once. Each group leaves its largest score and its sum of exponentials.
+//   2. With truncation the scores are stored, and the threshold is found: see threshold.h. Else no
+//      score is stored.
+//   3. One thread draws a group by the masses, then a token among the group's scores, which are
+//   made
+//      again where they were not stored.
 #include <omp.h>
 
 #include <algorithm>
@@ -13,7 +15,7 @@
 #include <new>
 #include <vector>
 
-#include "gumbel.h"
+#include "draw.h"
 #include "row_blend.h"
 
 namespace crossfade {
@@ -23,87 +25,43 @@ namespace {
 
 constexpr int64_t kTokensPerThread = 8192;  // fewer are not worth another thread
 
-// What each member of a team found in its slice, on cache lines of its own.
-struct alignas(64) Share {
-  LogSum blend;
-  LogSum term[kMaxTerms];
-  double mass;
-  Best best;
-};
-
+// What a team shares. Each member reads and gathers a slice of the row's groups.
 struct Team {
   int rank, size;
-  Share* shares;         // [size]
-  Workspace* workspace;  // shared by the team
-  float* threshold;      // shared by the team
+  Workspace* workspace;
+  Range* range;
+  float* threshold;
+  int64_t* listed;  // [size]: how many tokens each member lists
 
   void sync() const {
     if (size > 1) {
 #pragma omp barrier
     }
   }
-  Share& mine() const { return shares[rank]; }
-  int64_t begin(int64_t groups) const { return groups * rank / size; }
-  int64_t end(int64_t groups) const { return groups * (rank + 1) / size; }
+  int64_t begin(int64_t groups, int of) const { return groups * of / size; }
+  int64_t begin(int64_t groups) const { return begin(groups, rank); }
+  int64_t end(int64_t groups) const { return begin(groups, rank + 1); }
 
-  template <class Get>
-  LogSum merged(Get get) const {
-    LogSum all = get(shares[0]);
-    for (int i = 1; i < size; ++i) all.merge(get(shares[i]));
-    return all;
+  // Calls find() on the first member and gives its result to all.
+  template <class T, class Find>
+  T agree(T* shared, Find find) const {
+    if (rank == 0) *shared = find();
+    sync();
+    return *shared;
   }
 };
 
-int64_t groups_of(int64_t vocab) { return (vocab + kBlock - 1) / kBlock; }
+// What a row's reading needs besides the scores' sums.
+struct Reading {
+  bool terms;   // the sums of each term
+  bool scores;  // the scores, to be stored
+  float inv_t;  // if it is not 1: the sums at this temperature
+};
 
-// Reads a group of one input's numbers as they are; those past the vocabulary are -inf.
-void read_group(const Stream& x, int64_t first, int64_t vocab, F32* out) {
-  if (first + kBlock <= vocab) return x.group(first, out);
-  PaddedGroup copy;
-  const int64_t tokens = vocab - first;
-  copy.of(x, first, tokens).group(0, out);
-  alignas(64) float numbers[kBlock];
-  std::memcpy(numbers, out, sizeof numbers);
-  std::fill(numbers + tokens, numbers + kBlock, -kInf);
-  std::memcpy(out, numbers, sizeof numbers);
-}
-
-// Adds a group of logits to their log-sum-exp. NaN or +inf among them marks the sum as broken.
-float add_logits(LogSum& sum, const F32* z) {
-  I32 odd = {};
-  for (int v = 0; v < kVectors; ++v) odd |= ~(z[v] < kInf);
-  if (any(odd)) {
-    sum.broken = true;
-    return -kInf;
-  }
-  return sum.add(z);
-}
-
-// The sum of exp((s - max) * inv_t) over those tokens of a slice that score `least` or more.
-double mass_of(const RowScores& row, float least, float inv_t, int64_t begin, int64_t end) {
-  const float negligible = row.max - 40.0f / inv_t;
-  double total = 0;
-  for (int64_t g = begin; g < end; ++g) {
-    if (row.group_max[g] < least || row.group_max[g] < negligible) continue;
-    F32 sum = {};
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) {
-      const F32 s = load(row.scores + g * kBlock + v * kLanes);
-      sum += s >= least ? exp((s - row.max) * inv_t) : F32{};
-    }
-    total += sum_of(sum);
-  }
-  return total;
-}
-
-// The sum of exp((s - max) * inv_t) over the row, by the whole team. Unlike LogSum's total it does
-// not depend on the team's size: a token at the edge of the nucleus must not either.
-double team_mass(const RowScores& row, float inv_t, int64_t begin, int64_t end, const Team& team) {
-  team.mine().mass = mass_of(row, -kInf, inv_t, begin, end);
-  team.sync();
-  double mass = 0;
-  for (int i = 0; i < team.size; ++i) mass += team.shares[i].mass;
-  return mass;
+// Writes a group's largest number and its sum, which is NaN if the group is spoilt.
+void sum_group(const float* numbers, float top, bool good, float* max, float* sum) {
+  *max = top;
+  *sum = good ? group_sum(numbers, top, 1) : __builtin_nanf("");
 }
 
 // Reads a row, as one member of its team: first the normalisers and the support, where they are
@@ -117,93 +75,122 @@ class RowReader {
         groups_(groups_of(blend.vocab)),
         begin_(team.begin(groups_)),
         end_(team.end(groups_)),
+        w_(*team.workspace),
         row_blend_(blend, row) {}
 
-  // Phase 1. Returns false if the row is bad. With `terms` each term's own log-sum-exp is summed
-  // too.
-  bool read(bool terms) {
-    if (row_blend_.power != 0) normalise_means();
+  // Returns false if the row is bad.
+  bool read(const Reading& wanted) {
+    if (row_blend_.bad) return false;
+    if (row_blend_.power != 0 && !normalise_means()) return false;
     if (row_blend_.has_support) find_support();
-    Workspace& w = *team_.workspace;
-    Share& mine = team_.mine();
-    mine.blend = LogSum();
-    Stream own[kMaxTerms];
-    for (int k = 0; terms && k < blend_.terms; ++k) {
-      mine.term[k] = LogSum();
-      own[k] = stream_of(blend_.term[k], row_, 1);
+    if (team_.rank == 0) pad();
+    for (int64_t j = begin_; j < end_; ++j) {
+      alignas(64) float unstored[kGroup];
+      float* const s = wanted.scores ? w_.scores + j * kGroup : unstored;
+      F32 largest;
+      const bool good = row_blend_.scores(j, s, largest);
+      const float top = max_of(largest);
+      store(w_.lane_max + j * kLanes, largest);
+      sum_group(s, top, good, w_.group_max + j, w_.group_sum + j);
+      if (wanted.inv_t != 1) w_.group_tempered[j] = group_sum(s, top, wanted.inv_t);
+      if (wanted.terms)
+        for (int k = 0; k < blend_.terms; ++k)
+          sum_numbers(stream_of(blend_.term[k], row_, 1), j, term_max(k), term_sum(k));
     }
-    mine.blend.broken = row_blend_.bad;
-    for (int64_t g = begin_; g < end_; ++g) {
-      F32 s[kVectors];
-      mine.blend.broken |= !row_blend_.scores(g * kBlock, s);
-      w.group_max[g] = mine.blend.add(s);
-      for (int v = 0; v < kVectors; ++v) store(w.scores + g * kBlock + v * kLanes, s[v]);
-      for (int k = 0; terms && k < blend_.terms; ++k) {
-        F32 z[kVectors];
-        read_group(own[k], g * kBlock, blend_.vocab, z);
-        add_logits(mine.term[k], z);
-      }
-    }
-    mine.blend.flush();
-    for (int k = 0; terms && k < blend_.terms; ++k) mine.term[k].flush();
     team_.sync();
-    sum_ = team_.merged([](const Share& s) { return s.blend; });
+    sum_ = log_sum(w_.group_max, w_.group_sum, groups_);
     return sum_.finite();
   }
 
-  RowScores scores() const {
-    const Workspace& w = *team_.workspace;
-    return {w.scores, w.group_max, groups_, blend_.vocab, sum_.max};
+  // The row at a temperature.
+  Row at(float inv_t) const {
+    const float* sums = inv_t == 1 ? w_.group_sum : w_.group_tempered;
+    const double mass = inv_t == 1 ? sum_.total : log_sum(w_.group_max, sums, groups_, inv_t).total;
+    return {blend_.vocab, groups_, sum_.max, inv_t, mass, sums};
   }
+
+  // Finds where a stored row is cut. Leaves in the workspace what is listed and what is sure. Only
+  // the team's first member gets the threshold.
+  float cut(const Row& row, const Truncation& cut) const {
+    for (bool sampled = true;; sampled = false) {
+      const Range range = team_.agree(team_.range, [&] { return range_of(row, cut, sampled, w_); });
+      team_.listed[team_.rank] = gather(row, range, begin_, end_, w_);
+      team_.sync();
+      const Reach reach = reach_of(row, w_);
+      if (sampled && !holds(row, cut, range, reach)) {
+        team_.sync();
+        continue;
+      }
+      if (team_.rank != 0) return 0;
+      int64_t n = team_.listed[0];
+      for (int i = 1; i < team_.size; ++i) {
+        append(team_.begin(groups_, i), team_.listed[i], n, w_);
+        n += team_.listed[i];
+      }
+      return settle(row, cut, n, reach.sure, w_);
+    }
+  }
+
+  // The scores of group j again, where they are not stored.
+  void scores(int64_t j, float* s) const {
+    F32 largest;
+    row_blend_.scores(j, s, largest);
+  }
+
+  LogSum term_sum_of(int k) const { return log_sum(term_max(k), term_sum(k), groups_); }
   const LogSum& sum() const { return sum_; }
+  int64_t groups() const { return groups_; }
   int64_t begin() const { return begin_; }
   int64_t end() const { return end_; }
 
-  // Calls find() on the team's first member and gives its result to all.
-  template <class Find>
-  float agree(Find find) const {
-    if (team_.rank == 0) *team_.threshold = find();
-    team_.sync();
-    return *team_.threshold;
+ private:
+  float* term_max(int k) const { return w_.term_max + k * w_.groups; }
+  float* term_sum(int k) const { return w_.term_sum + k * w_.groups; }
+
+  void sum_numbers(const Stream& x, int64_t j, float* max, float* sum) const {
+    alignas(64) float z[kGroup];
+    const bool good = read_group(x, j, blend_.vocab, z);
+    sum_group(z, max_of(lane_max(z)), good, max + j, sum + j);
   }
 
- private:
-  void normalise_means() {
-    for (int k = 0; k < row_blend_.means; ++k) {
-      LogSum& z = team_.mine().term[k] = LogSum();
-      for (int64_t g = begin_; g < end_; ++g) {
-        F32 x[kVectors];
-        read_group(row_blend_.mean[k], g * kBlock, blend_.vocab, x);
-        add_logits(z, x);
+  // Fills the arrays of groups up to whole vectors.
+  void pad() const {
+    for (int64_t j = groups_; j % kLanes != 0; ++j) {
+      w_.group_max[j] = -kInf;
+      w_.group_sum[j] = w_.group_tempered[j] = w_.group_sure[j] = w_.group_reach[j] = 0;
+      for (int k = 0; k < blend_.terms; ++k) {
+        term_max(k)[j] = -kInf;
+        term_sum(k)[j] = 0;
       }
-      z.flush();
     }
-    team_.sync();
+  }
+
+  bool normalise_means() {
+    if (team_.rank == 0) pad();
     for (int k = 0; k < row_blend_.means; ++k)
-      row_blend_.normalise(k, team_.merged([k](const Share& s) { return s.term[k]; }));
+      for (int64_t j = begin_; j < end_; ++j)
+        sum_numbers(row_blend_.mean[k], j, term_max(k), term_sum(k));
     team_.sync();
+    for (int k = 0; k < row_blend_.means; ++k) row_blend_.normalise(k, term_sum_of(k));
+    team_.sync();
+    return !row_blend_.bad;
   }
 
   void find_support() {
-    Workspace& w = *team_.workspace;
-    LogSum& z = team_.mine().blend = LogSum();
-    for (int64_t g = begin_; g < end_; ++g) {
-      F32 x[kVectors];
-      read_group(row_blend_.support, g * kBlock, blend_.vocab, x);
-      w.group_max[g] = add_logits(z, x);
-      for (int v = 0; v < kVectors; ++v) store(w.scores + g * kBlock + v * kLanes, x[v]);
+    if (team_.rank == 0) pad();
+    for (int64_t j = begin_; j < end_; ++j) {
+      float* const z = w_.scores + j * kGroup;
+      const bool good = read_group(row_blend_.support, j, blend_.vocab, z);
+      const F32 largest = lane_max(z);
+      store(w_.lane_max + j * kLanes, largest);
+      sum_group(z, max_of(largest), good, w_.group_max + j, w_.group_sum + j);
     }
-    z.flush();
     team_.sync();
-    const LogSum all = team_.merged([](const Share& s) { return s.blend; });
-    const Truncation cut{blend_.support.top_k, blend_.support.top_p, blend_.support.min_p};
-    const RowScores term{w.scores, w.group_max, groups_, blend_.vocab, all.max};
-    const double mass =
-        cut.needs_mass(blend_.vocab) ? team_mass(term, 1.0f, begin_, end_, team_) : 0;
-    row_blend_.support_threshold = agree([&] {
-      // A support that is no distribution leaves no token, as no score is at least NaN.
-      return all.finite() ? threshold(term, cut, 1.0f, mass, w) : __builtin_nanf("");
-    });
+    sum_ = log_sum(w_.group_max, w_.group_sum, groups_);
+    float found = __builtin_nanf("");  // no token is left by what is no distribution
+    const Truncation support{blend_.support.top_k, blend_.support.top_p, blend_.support.min_p};
+    if (sum_.finite()) found = support.any() ? cut(at(1), support) : -kInf;
+    row_blend_.support_threshold = team_.agree(team_.threshold, [&] { return found; });
     team_.sync();
   }
 
@@ -211,6 +198,7 @@ class RowReader {
   const int64_t row_;
   const Team& team_;
   const int64_t groups_, begin_, end_;
+  Workspace& w_;
   RowBlend row_blend_;
   LogSum sum_;
 };
@@ -223,52 +211,43 @@ void write_bad(const Sampling& out, int64_t row, int terms) {
 }
 
 void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team& team) {
-  const RowSampling settings(out, row);
+  const RowSampling own(out, row);
   RowReader reader(blend, row, team);
-  const bool good = reader.read(out.term_logprobs) && !settings.bad;
-  if (!good) {
+  Workspace& w = *team.workspace;
+  const bool cuts = own.cut.any();
+  if (!reader.read({out.term_logprobs != nullptr, cuts, own.inv_t}) || own.bad) {
     if (team.rank == 0) write_bad(out, row, blend.terms);
     return team.sync();
   }
-
-  const RowScores scores = reader.scores();
   const LogSum& sum = reader.sum();
-  Share& mine = team.mine();
-  if (!settings.greedy) {
-    float least = -kInf;
-    const double mass = settings.cut.needs_mass(blend.vocab)
-                            ? team_mass(scores, settings.inv_t, reader.begin(), reader.end(), team)
-                            : 0;
-    if (settings.cut.any())
-      least = reader.agree(
-          [&] { return threshold(scores, settings.cut, settings.inv_t, mass, *team.workspace); });
-    mine.mass = least == -kInf && settings.inv_t == 1
-                    ? mine.blend.total * std::exp(mine.blend.max - sum.max)  // summed up already
-                    : mass_of(scores, least, settings.inv_t, reader.begin(), reader.end());
-    mine.best = gumbel_max(scores, settings, least, reader.begin(), reader.end());
-  } else {
-    mine.best = first_of_the_best(scores, reader.begin(), reader.end());
-  }
-  team.sync();
+  const Row at_t = reader.at(own.inv_t);
+  const float threshold = cuts ? reader.cut(at_t, own.cut) : -kInf;
 
   if (team.rank == 0) {
-    Best best;
-    double mass = 0;
-    for (int i = 0; i < team.size; ++i) {
-      if (team.shares[i].best.token >= 0)
-        best.offer(team.shares[i].best.score, team.shares[i].best.token);
-      mass += team.shares[i].mass;
+    double mass = at_t.mass;
+    if (cuts) {
+      mass = kept_masses(at_t, threshold, w.group_reach, w);
+    } else if (!own.greedy) {
+      all_masses(at_t, w.group_reach, w);
     }
-    const float above_max = scores.scores[best.token] - scores.max;
-    out.tokens[row] = best.token;
-    out.logprobs[row] = above_max - sum.log_total();
+    const int64_t group = own.greedy ? first_of_the_best(w.group_max, reader.groups())
+                                     : draw_group(own, w.group_reach, reader.groups(), w.words);
+    alignas(64) float made[kGroup];
+    const float* s = cuts ? w.scores + group * kGroup : made;
+    if (!cuts) reader.scores(group, made);
+    const int64_t nth = own.greedy ? first_of_the_best(s, kGroup)
+                                   : draw_token(own, s, group, sum.max, threshold, w.words);
+    const int64_t token = group * kGroup + nth;
+    const float below = s[nth] - sum.max;
+    out.tokens[row] = token;
+    out.logprobs[row] = below - sum.log_total();
     out.sampled_logprobs[row] =
-        settings.greedy ? 0.0f : above_max * settings.inv_t - static_cast<float>(std::log(mass));
+        own.greedy ? 0.0f : below * own.inv_t - static_cast<float>(std::log(mass));
     for (int k = 0; out.term_logprobs && k < blend.terms; ++k) {
-      const LogSum z = team.merged([k](const Share& s) { return s.term[k]; });
-      const float own = stream_of(blend.term[k], row, 1).number(best.token);
+      const LogSum z = reader.term_sum_of(k);
+      const float own_logit = stream_of(blend.term[k], row, 1).number(token);
       out.term_logprobs[row * blend.terms + k] =
-          z.finite() ? (own - z.max) - z.log_total() : __builtin_nanf("");
+          z.finite() ? (own_logit - z.max) - z.log_total() : __builtin_nanf("");
     }
   }
   team.sync();
@@ -276,13 +255,13 @@ void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team
 
 void blend_row(const Blend& blend, float* out, int64_t row, const Team& team) {
   RowReader reader(blend, row, team);
-  const bool good = reader.read(false);
-  const RowScores scores = reader.scores();
-  const float max = scores.max, log_total = reader.sum().log_total();
-  const int64_t end = std::min(reader.end() * kBlock, blend.vocab);
+  const bool good = reader.read({false, true, 1});
+  const float max = reader.sum().max, log_total = good ? reader.sum().log_total() : 0;
+  const int64_t end = std::min(reader.end() * kGroup, blend.vocab);
+  const float* scores = team.workspace->scores;
   float* to = out + row * blend.vocab;
-  for (int64_t v = reader.begin() * kBlock; v < end; ++v)
-    to[v] = good ? (scores.scores[v] - max) - log_total : __builtin_nanf("");
+  for (int64_t v = reader.begin() * kGroup; v < end; ++v)
+    to[v] = good ? (scores[v] - max) - log_total : __builtin_nanf("");
   team.sync();
 }
 
@@ -298,27 +277,33 @@ void for_rows(const Blend& blend, int threads, Work work) {
   const int64_t most = std::max<int64_t>(1, blend.rows * blend.vocab / kTokensPerThread);
   threads = static_cast<int>(std::min<int64_t>(std::max(threads, 1), most));
   const int64_t whole = blend.rows / threads * threads;
-  std::vector<Share> shares(threads);
+  std::vector<int64_t> listed(threads);
+  Range range;
   float threshold;
-  Workspace* first = nullptr;
-  bool out_of_memory = false;  // no exception may leave a parallel region
+  Workspace& first = own_workspace();
+  bool out_of_memory = !first.reserve(blend.vocab);  // no exception may leave a parallel region
 #pragma omp parallel num_threads(threads)
   {
-    Workspace& own = own_workspace();
-    if (!own.reserve(blend.vocab)) {
-#pragma omp atomic write
-      out_of_memory = true;
-    }
     const int rank = omp_get_thread_num();
-    if (rank == 0) first = &own;
-#pragma omp barrier
-    if (!out_of_memory) {
+    if (whole > 0) {
+      Range own_range;
       float own_threshold;
-      const Team alone{0, 1, &shares[rank], &own, &own_threshold};
-#pragma omp for schedule(static)
-      for (int64_t row = 0; row < whole; ++row) work(row, alone);
-      const Team all{rank, omp_get_num_threads(), shares.data(), first, &threshold};
-      for (int64_t row = whole; row < blend.rows; ++row) work(row, all);
+      int64_t own_listed;
+      Workspace& own = own_workspace();
+      const Team alone{0, 1, &own, &own_range, &own_threshold, &own_listed};
+      const bool enough = own.reserve(blend.vocab);
+      if (!enough) {
+#pragma omp atomic write
+        out_of_memory = true;
+      }
+#pragma omp for schedule(static) nowait
+      for (int64_t row = 0; row < whole; ++row)
+        if (enough) work(row, alone);
+    }
+    if (whole < blend.rows) {
+#pragma omp barrier  // until then the first thread works in the memory that the team shares
+      const Team all{rank, omp_get_num_threads(), &first, &range, &threshold, listed.data()};
+      for (int64_t row = whole; row < blend.rows && !out_of_memory; ++row) work(row, all);
     }
   }
   if (out_of_memory) throw std::bad_alloc();

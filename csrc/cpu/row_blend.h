@@ -1,12 +1,13 @@
-// The blend of one row: which inputs to read, and the scores of a group of tokens:
+// The blend of one row: which inputs to read, and the scores of a group of 256 tokens:
 //   power = 0: s(v) = sum_k w_k z_k(v)                   + sum_m l_m Q_m(v)
 //   else:      s(v) = log (sum_k w_k p_k(v)^r)^(1/r)     + sum_m l_m Q_m(v)
 // A token is removed (-inf) by the mask, by the support, or by a -inf in a term or value that has
 // weight; any other score that is not finite spoils the row.
 #pragma once
+#include <algorithm>
 #include <cmath>
 
-#include "log_sum.h"
+#include "groups.h"
 
 namespace crossfade {
 inline namespace CF_ISA {
@@ -18,10 +19,6 @@ struct Stream {
   float weight;
 
   F32 vector(int64_t i) const { return load_as(dtype, data, i); }
-  void group(int64_t i, F32* x) const {
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) x[v] = vector(i + v * kLanes);
-  }
   size_t bytes(int64_t tokens) const { return tokens * (dtype == DType::f32 ? 4 : 2); }
   const void* at(int64_t i) const { return static_cast<const char*>(data) + bytes(i); }
   float number(int64_t i) const {
@@ -42,9 +39,9 @@ inline float weight_of(const Weights& w, int64_t row, int k) {
   return w.rows ? w.rows[row * w.row_stride + k] : w.all[k];
 }
 
-// A copy of the row's last tokens, in a buffer that may be read past their end.
+// A copy of the row's last tokens, in a buffer that holds a whole group.
 struct PaddedGroup {
-  alignas(64) char data[kBlock * 4];
+  alignas(64) char data[kGroup * 4];
   Stream of(const Stream& s, int64_t first, int64_t tokens) {
     std::memset(data, 0, sizeof data);
     std::memcpy(data, s.at(first), s.bytes(tokens));
@@ -52,13 +49,30 @@ struct PaddedGroup {
   }
 };
 
+// Writes group j of an input as float32, with -inf past the vocabulary. Returns false if there is
+// NaN or +inf among them.
+inline bool read_group(const Stream& x, int64_t j, int64_t vocab, float* out) {
+  const int64_t first = j * kGroup, tokens = std::min<int64_t>(vocab - first, kGroup);
+  PaddedGroup copy;
+  const bool whole = tokens == kGroup;
+  const Stream from = whole ? x : copy.of(x, first, tokens);
+  I32 odd = {};
+  for (int v = 0; v < kVectors; ++v) {
+    const F32 z = from.vector((whole ? first : 0) + v * kLanes);
+    odd |= ~(z < kInf);
+    store(out + v * kLanes, z);
+  }
+  std::fill(out + tokens, out + kGroup, -kInf);
+  return !any(odd);
+}
+
 struct RowBlend {
   int64_t vocab;
   float power;
   int sums = 0, means = 0;
   Stream sum[2 * kMaxTerms];  // added with their weights: terms where power = 0, and values
   Stream mean[kMaxTerms];     // terms of a power mean
-  float max[kMaxTerms], log_total[kMaxTerms];  // of mean[k]: log p = z - max - log_total
+  float top[kMaxTerms], log_total[kMaxTerms];  // of mean[k]: log p = z - top - log_total
   const uint8_t* mask;
   bool has_support;
   Stream support;
@@ -96,90 +110,104 @@ struct RowBlend {
   // Sets the normaliser of a power mean's term, once that has been read.
   void normalise(int k, const LogSum& z) {
     bad |= !z.finite();
-    max[k] = z.max;
+    top[k] = z.max;
     log_total[k] = z.log_total();
   }
 
-  // Makes the scores of the group of tokens from `first` on, -inf past the vocabulary. Returns
-  // false if the row is bad.
-  bool scores(int64_t first, F32* s) const {
-    if (simple && first + kBlock <= vocab) {
-      weighted_sum(first, s);
-      F32 zero = s[0] * 0.0f;  // NaN where a score is not finite
-#pragma GCC unroll 8
-      for (int v = 1; v < kVectors; ++v) zero += s[v] * 0.0f;
-      if (!any(zero != zero)) return true;
-    }
-    // s stays in registers above because its address is not taken here
-    F32 careful[kVectors];
-    const bool good =
-        first + kBlock <= vocab ? full_group(first, careful) : last_group(first, careful);
-    for (int v = 0; v < kVectors; ++v) s[v] = careful[v];
+  // Writes the scores of group j, -inf past the vocabulary, and the largest of each lane. Returns
+  // false if they spoil the row.
+  bool scores(int64_t j, float* s, F32& largest) const {
+    const int64_t first = j * kGroup;
+    const bool whole = first + kGroup <= vocab;
+    if (simple && whole && weighted_sums(first, s, largest)) return true;
+    const bool good = whole ? careful(first, s) : last_group(first, s);
+    largest = lane_max(s);
     return good;
   }
 
  private:
-  __attribute__((noinline)) bool full_group(int64_t i, F32* s) const {
-    weighted_sum(i, s);
-    I32 left[kVectors];
-    for (int v = 0; v < kVectors; ++v) left[v] = allowed_tokens(i + v * kLanes);
-    if (means) {
-      for (int v = 0; v < kVectors; ++v) {
-        const F32 mean_score = power_mean(i + v * kLanes);
-        left[v] &= mean_score != -kInf;
-        s[v] += mean_score;
-      }
-    }
+  static constexpr int kAtOnce = 8;  // sums that are under way in registers
+
+  __attribute__((noinline)) bool careful(int64_t i, float* out) const {
+    F32 unused;
+    weighted_sums(i, out, unused);
     I32 spoilt = {};
     for (int v = 0; v < kVectors; ++v) {
-      for (int k = 0; k < sums; ++k) left[v] &= sum[k].vector(i + v * kLanes) != -kInf;
-      spoilt |= left[v] & not_finite(s[v]);
-      s[v] = left[v] ? s[v] : splat(-kInf);
+      const int64_t at = i + v * kLanes;
+      F32 s = load(out + v * kLanes);
+      I32 left = allowed_tokens(at);
+      if (means) {
+        const F32 mean_score = power_mean(at);
+        left &= mean_score != -kInf;
+        s += mean_score;
+      }
+      for (int k = 0; k < sums; ++k) left &= sum[k].vector(at) != -kInf;
+      spoilt |= left & not_finite(s);
+      store(out + v * kLanes, left ? s : splat(-kInf));
     }
     return !any(spoilt);
   }
 
-  __attribute__((noinline)) bool last_group(int64_t first, F32* s) const {
+  __attribute__((noinline)) bool last_group(int64_t first, float* s) const {
     const int64_t tokens = vocab - first;
     PaddedGroup copies[2 * kMaxTerms + 1];
-    uint8_t allowed[kBlock] = {};
+    uint8_t allowed[kGroup] = {};
     RowBlend last = *this;
     for (int k = 0; k < means; ++k) last.mean[k] = copies[k].of(mean[k], first, tokens);
     for (int k = 0; k < sums; ++k) last.sum[k] = copies[means + k].of(sum[k], first, tokens);
     if (has_support) last.support = copies[2 * kMaxTerms].of(support, first, tokens);
     for (int64_t v = 0; v < tokens; ++v) allowed[v] = mask ? mask[first + v] : 1;
     last.mask = allowed;
-    return last.full_group(0, s);
+    return last.careful(0, s);
   }
 
-  // s = sum_k w_k x_k. Inputs of one dtype are added up in registers.
-  void weighted_sum(int64_t i, F32* s) const {
-    F32 total[kVectors] = {};
-    const auto add = [&](const Stream* x, int count, auto load) {
-      for (int k = 0; k < count; ++k) {
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v)
-          total[v] += x[k].weight * load(x[k].data, i + v * kLanes);
-      }
-    };
-    if (one_dtype && sum[0].dtype == DType::f32) {
-      add(sum, sums, [](const void* p, int64_t j) { return load_as(DType::f32, p, j); });
-    } else if (one_dtype && sum[0].dtype == DType::bf16) {
-      add(sum, sums, [](const void* p, int64_t j) { return load_as(DType::bf16, p, j); });
-    } else {
+  // s = sum_k w_k x_k, for a group from token i on. Returns whether all are finite.
+  bool weighted_sums(int64_t i, float* s, F32& largest) const {
+    if (!one_dtype)
+      return weighted_sums(i, s, largest, [](const Stream& x, int64_t j) { return x.vector(j); });
+    switch (sum[0].dtype) {
+      case DType::f32:
+        return weighted_sums(i, s, largest, [](const Stream& x, int64_t j) {
+          return load_as(DType::f32, x.data, j);
+        });
+      case DType::bf16:
+        return weighted_sums(i, s, largest, [](const Stream& x, int64_t j) {
+          return load_as(DType::bf16, x.data, j);
+        });
+      default:
+        return weighted_sums(i, s, largest, [](const Stream& x, int64_t j) {
+          return load_as(DType::f16, x.data, j);
+        });
+    }
+  }
+
+  template <class Load>
+  bool weighted_sums(int64_t i, float* s, F32& largest, Load read) const {
+    F32 zero = {};  // becomes NaN where a score is not finite
+    largest = splat(-kInf);
+    for (int64_t from = 0; from < kGroup; from += kAtOnce * kLanes) {
+      F32 total[kAtOnce] = {};
       for (int k = 0; k < sums; ++k) {
-        const DType dtype = sum[k].dtype;
-        add(sum + k, 1, [dtype](const void* p, int64_t j) { return load_as(dtype, p, j); });
+        const F32 weight = splat(sum[k].weight);
+#pragma GCC unroll 8
+        for (int v = 0; v < kAtOnce; ++v)
+          total[v] = fma(weight, read(sum[k], i + from + v * kLanes), total[v]);
+      }
+#pragma GCC unroll 8
+      for (int v = 0; v < kAtOnce; ++v) {
+        zero = fma(total[v], F32{}, zero);
+        largest = max(largest, total[v]);
+        store(s + from + v * kLanes, total[v]);
       }
     }
-    for (int v = 0; v < kVectors; ++v) s[v] = total[v];
+    return !any(zero != zero);
   }
 
   F32 power_mean(int64_t i) const {
     PowerMean<F32> result;
     float before = 0;
     for (int k = 0; k < means; ++k) {
-      result.add((mean[k].vector(i) - max[k]) - log_total[k], mean[k].weight, before, power);
+      result.add((mean[k].vector(i) - top[k]) - log_total[k], mean[k].weight, before, power);
       before += mean[k].weight;
     }
     return result.result(power);

@@ -121,8 +121,6 @@ inline F32 max(F32 a, F32 b) {
 #endif
 }
 
-inline U64 max(U64 a, U64 b) { return a > b ? a : b; }
-
 inline bool any(I32 mask) {
 #if defined(__AVX512F__)
   return _mm512_test_epi32_mask(bit_cast<__m512i>(mask), bit_cast<__m512i>(mask)) != 0;
@@ -132,6 +130,70 @@ inline bool any(I32 mask) {
   int32_t set = 0;
   for (int i = 0; i < kLanes; ++i) set |= mask[i];
   return set != 0;
+#endif
+}
+
+// Bit i says whether a[i] >= b[i].
+inline uint32_t reaches(F32 a, F32 b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ);
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ));
+#else
+  const I32 is = a >= b;
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= (is[i] & 1u) << i;
+  return bits;
+#endif
+}
+
+// The first `count` lanes, or all.
+constexpr uint32_t kAllLanes = (1u << kLanes) - 1;
+inline uint32_t first_lanes(int64_t count) {
+  return count < kLanes ? (1u << count) - 1 : kAllLanes;
+}
+
+// x in the lanes whose bit is set, else 0.
+inline F32 only(uint32_t lanes, F32 x) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_mov_ps(static_cast<__mmask16>(lanes), x);
+#else
+  I32 bit;
+  for (int i = 0; i < kLanes; ++i) bit[i] = 1 << i;
+  return ((I32{} + static_cast<int32_t>(lanes)) & bit) != 0 ? x : F32{};
+#endif
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// order[lanes]: the numbers of the lanes that are set, in their order, a byte each.
+struct LaneOrders {
+  uint64_t order[256] = {};
+  constexpr LaneOrders() {
+    for (int lanes = 0; lanes < 256; ++lanes)
+      for (uint64_t i = 0, at = 0; i < 8; ++i)
+        if (lanes >> i & 1) order[lanes] |= i << 8 * at++;
+  }
+};
+constexpr LaneOrders kLaneOrders;
+#endif
+
+// Writes those of x whose bit is set, one after the other. Whatever lies within a vector's length
+// of `to` is overwritten. Returns how many there are.
+inline int compress(F32 x, uint32_t lanes, float* to) {
+#if defined(__AVX512F__)
+  _mm512_storeu_ps(to, _mm512_maskz_compress_ps(static_cast<__mmask16>(lanes), x));
+  return __builtin_popcount(lanes);
+#elif defined(__AVX2__)
+  const __m128i order = _mm_cvtsi64_si128(static_cast<int64_t>(kLaneOrders.order[lanes]));
+  _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(x, _mm256_cvtepu8_epi32(order)));
+  return __builtin_popcount(lanes);
+#else
+  int count = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    to[count] = x[i];
+    count += lanes >> i & 1;
+  }
+  return count;
 #endif
 }
 
@@ -186,6 +248,11 @@ inline F32x4 sums_of(F32 a, F32 b, F32 c, F32 d) {
 #undef CF_ADD
 }
 
+inline float total_of(F32 v) {
+  const F32x4 sums = sums_of(v, v, v, v);
+  return sums[0];
+}
+
 inline uint16_t to_bf16(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   if (x != x) return (bits >> 16) | 0x40;
@@ -216,25 +283,17 @@ inline I32 not_finite(F32 v) {
 // e^x for x <= 88, as 2^n 2^f, |f| <= 1/2, with a minimax polynomial that gives 1 at 0: relative
 // error 3e-7 for |x| < 5, growing with |x| to 4e-6. For x below -87, and for -inf, it is 1.6e-38.
 inline F32 exp(F32 x) {
-  const F32 y = max(x * 1.44269504f, splat(-125.5f));
-#if defined(__AVX512F__)
-  const F32 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const F32 shifted = y + magic, n = shifted - magic;
-#endif
-  const F32 f = y - n;
+  const F32 log2_e = splat(1.44269504f), magic = splat(12582912.0f);  // 1.5 * 2^23
+  x = max(x, splat(-87.0f));
+  const F32 shifted = fma(x, log2_e, magic);  // adding that much rounds to an integer
+  const F32 n = shifted - magic, f = fma(x, log2_e, -n);
   F32 p = splat(0.00132647271f);
-  p = p * f + 0.00967151264f;
-  p = p * f + 0.0555073374f;
-  p = p * f + 0.240222421f;
-  p = p * f + 0.693146978f;
-  p = p * f + 1.0f;
-#if defined(__AVX512F__)
-  return _mm512_scalef_ps(p, n);
-#else
-  return p * bit_cast<F32>((bit_cast<I32>(shifted) - bit_cast<I32>(splat(magic)) + 127) << 23);
-#endif
+  p = fma(p, f, splat(0.00967151264f));
+  p = fma(p, f, splat(0.0555073374f));
+  p = fma(p, f, splat(0.240222421f));
+  p = fma(p, f, splat(0.693146978f));
+  p = fma(p, f, splat(1.0f));
+  return bit_cast<F32>(bit_cast<I32>(p) + (bit_cast<I32>(shifted) << 23));  // p * 2^n
 }
 
 // log x of normal x > 0, to the last two float32 steps; log 0 is -inf.
