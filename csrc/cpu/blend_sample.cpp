@@ -31,7 +31,8 @@ struct Team {
   Workspace* workspace;
   Range* range;
   float* threshold;
-  int64_t* listed;  // [size]: how many tokens each member lists
+  Found* found;  // [size]
+  double* kept;  // [size]
 
   void sync() const {
     if (size > 1) {
@@ -84,19 +85,30 @@ class RowReader {
     if (row_blend_.power != 0 && !normalise_means()) return false;
     if (row_blend_.has_support) find_support();
     if (team_.rank == 0) pad();
+    stored_ = wanted.scores;
+    alignas(64) float unstored[2][kGroup];
+    const auto at = [&](int64_t j) {
+      return wanted.scores ? w_.scores + j * kGroup : unstored[j % 2];
+    };
+    // The exponentials of a group follow the next group's scores: else they would wait for the
+    // maximum, and the processor with them.
+    const auto sum = [&](int64_t j) {
+      w_.group_sum[j] = group_sum(at(j), w_.group_max[j], 1);
+      if (wanted.inv_t != 1) w_.group_tempered[j] = group_sum(at(j), w_.group_max[j], wanted.inv_t);
+    };
+    bool spoilt = false;
     for (int64_t j = begin_; j < end_; ++j) {
-      alignas(64) float unstored[kGroup];
-      float* const s = wanted.scores ? w_.scores + j * kGroup : unstored;
       F32 largest;
-      const bool good = row_blend_.scores(j, s, largest);
-      const float top = max_of(largest);
+      spoilt |= !row_blend_.scores(j, at(j), largest);
+      w_.group_max[j] = max_of(largest);
       store(w_.lane_max + j * kLanes, largest);
-      sum_group(s, top, good, w_.group_max + j, w_.group_sum + j);
-      if (wanted.inv_t != 1) w_.group_tempered[j] = group_sum(s, top, wanted.inv_t);
+      if (j > begin_) sum(j - 1);
       if (wanted.terms)
         for (int k = 0; k < blend_.terms; ++k)
           sum_numbers(stream_of(blend_.term[k], row_, 1), j, term_max(k), term_sum(k));
     }
+    if (begin_ < end_) sum(end_ - 1);
+    if (spoilt) w_.group_sum[begin_] = __builtin_nanf("");
     team_.sync();
     sum_ = log_sum(w_.group_max, w_.group_sum, groups_);
     return sum_.finite();
@@ -109,32 +121,46 @@ class RowReader {
     return {blend_.vocab, groups_, sum_.max, inv_t, mass, sums};
   }
 
-  // Finds where a stored row is cut. Leaves in the workspace what is listed and what is sure. Only
-  // the team's first member gets the threshold.
+  // Finds where a row is cut. All members get the threshold.
   float cut(const Row& row, const Truncation& cut) const {
     for (bool sampled = true;; sampled = false) {
-      const Range range = team_.agree(team_.range, [&] { return range_of(row, cut, sampled, w_); });
-      team_.listed[team_.rank] = gather(row, range, begin_, end_, w_);
+      const Range range = team_.agree(team_.range, [&] {
+        all_masses(row, w_);
+        return range_of(row, cut, sampled, w_);
+      });
+      alignas(64) float made[kGroup];
+      pack(range, begin_, end_, w_, [&](int64_t j) { return scores(j, made); });
+      team_.found[team_.rank] = weigh(row, range, begin_, end_, w_);
       team_.sync();
-      const Reach reach = reach_of(row, w_);
-      if (sampled && !holds(row, cut, range, reach)) {
-        team_.sync();
-        continue;
+      double sure = 0, near = 0;
+      for (int i = 0; i < team_.size; ++i) {
+        sure += team_.found[i].sure;
+        near += team_.found[i].near_mass;
       }
-      if (team_.rank != 0) return 0;
-      int64_t n = team_.listed[0];
-      for (int i = 1; i < team_.size; ++i) {
-        append(team_.begin(groups_, i), team_.listed[i], n, w_);
-        n += team_.listed[i];
-      }
-      return settle(row, cut, n, reach.sure, w_);
+      if (!sampled || holds(row, cut, range, sure, near)) break;
+      team_.sync();
     }
+    return team_.agree(team_.threshold, [&] {
+      const auto begin = [&](int i) { return team_.begin(groups_, i); };
+      return settle(row, cut, together(team_.found, team_.size, begin, w_), w_);
+    });
   }
 
-  // The scores of group j again, where they are not stored.
-  void scores(int64_t j, float* s) const {
+  // Leaves the mass of each group that stays, and returns its sum.
+  double keep(float threshold) const {
+    team_.kept[team_.rank] = CF_ISA::keep(threshold, begin_, end_, w_);
+    team_.sync();
+    double all = 0;
+    for (int i = 0; i < team_.size; ++i) all += team_.kept[i];
+    return all;
+  }
+
+  // The scores of group j: as they are stored, or made again.
+  const float* scores(int64_t j, float* made) const {
+    if (stored_) return w_.scores + j * kGroup;
     F32 largest;
-    row_blend_.scores(j, s, largest);
+    row_blend_.scores(j, made, largest);
+    return made;
   }
 
   LogSum term_sum_of(int k) const { return log_sum(term_max(k), term_sum(k), groups_); }
@@ -157,7 +183,7 @@ class RowReader {
   void pad() const {
     for (int64_t j = groups_; j % kLanes != 0; ++j) {
       w_.group_max[j] = -kInf;
-      w_.group_sum[j] = w_.group_tempered[j] = w_.group_sure[j] = w_.group_reach[j] = 0;
+      w_.group_sum[j] = w_.group_tempered[j] = w_.group_mass[j] = 0;
       for (int k = 0; k < blend_.terms; ++k) {
         term_max(k)[j] = -kInf;
         term_sum(k)[j] = 0;
@@ -178,6 +204,7 @@ class RowReader {
 
   void find_support() {
     if (team_.rank == 0) pad();
+    stored_ = true;
     for (int64_t j = begin_; j < end_; ++j) {
       float* const z = w_.scores + j * kGroup;
       const bool good = read_group(row_blend_.support, j, blend_.vocab, z);
@@ -190,7 +217,7 @@ class RowReader {
     float found = __builtin_nanf("");  // no token is left by what is no distribution
     const Truncation support{blend_.support.top_k, blend_.support.top_p, blend_.support.min_p};
     if (sum_.finite()) found = support.any() ? cut(at(1), support) : -kInf;
-    row_blend_.support_threshold = team_.agree(team_.threshold, [&] { return found; });
+    row_blend_.support_threshold = found;
     team_.sync();
   }
 
@@ -200,6 +227,7 @@ class RowReader {
   const int64_t groups_, begin_, end_;
   Workspace& w_;
   RowBlend row_blend_;
+  bool stored_ = false;
   LogSum sum_;
 };
 
@@ -215,26 +243,22 @@ void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team
   RowReader reader(blend, row, team);
   Workspace& w = *team.workspace;
   const bool cuts = own.cut.any();
-  if (!reader.read({out.term_logprobs != nullptr, cuts, own.inv_t}) || own.bad) {
+  const bool stores = cuts && !own.cut.few(blend.vocab);
+  if (!reader.read({out.term_logprobs != nullptr, stores, own.inv_t}) || own.bad) {
     if (team.rank == 0) write_bad(out, row, blend.terms);
     return team.sync();
   }
   const LogSum& sum = reader.sum();
   const Row at_t = reader.at(own.inv_t);
   const float threshold = cuts ? reader.cut(at_t, own.cut) : -kInf;
+  const double mass = cuts ? reader.keep(threshold) : at_t.mass;
 
   if (team.rank == 0) {
-    double mass = at_t.mass;
-    if (cuts) {
-      mass = kept_masses(at_t, threshold, w.group_reach, w);
-    } else if (!own.greedy) {
-      all_masses(at_t, w.group_reach, w);
-    }
+    if (!cuts) all_masses(at_t, w);
     const int64_t group = own.greedy ? first_of_the_best(w.group_max, reader.groups())
-                                     : draw_group(own, w.group_reach, reader.groups(), w.words);
+                                     : draw_group(own, w.group_mass, reader.groups(), w.words);
     alignas(64) float made[kGroup];
-    const float* s = cuts ? w.scores + group * kGroup : made;
-    if (!cuts) reader.scores(group, made);
+    const float* const s = reader.scores(group, made);
     const int64_t nth = own.greedy ? first_of_the_best(s, kGroup)
                                    : draw_token(own, s, group, sum.max, threshold, w.words);
     const int64_t token = group * kGroup + nth;
@@ -277,7 +301,8 @@ void for_rows(const Blend& blend, int threads, Work work) {
   const int64_t most = std::max<int64_t>(1, blend.rows * blend.vocab / kTokensPerThread);
   threads = static_cast<int>(std::min<int64_t>(std::max(threads, 1), most));
   const int64_t whole = blend.rows / threads * threads;
-  std::vector<int64_t> listed(threads);
+  std::vector<Found> found(threads);
+  std::vector<double> kept(threads);
   Range range;
   float threshold;
   Workspace& first = own_workspace();
@@ -288,9 +313,10 @@ void for_rows(const Blend& blend, int threads, Work work) {
     if (whole > 0) {
       Range own_range;
       float own_threshold;
-      int64_t own_listed;
+      Found own_found;
+      double own_kept;
       Workspace& own = own_workspace();
-      const Team alone{0, 1, &own, &own_range, &own_threshold, &own_listed};
+      const Team alone{0, 1, &own, &own_range, &own_threshold, &own_found, &own_kept};
       const bool enough = own.reserve(blend.vocab);
       if (!enough) {
 #pragma omp atomic write
@@ -302,7 +328,8 @@ void for_rows(const Blend& blend, int threads, Work work) {
     }
     if (whole < blend.rows) {
 #pragma omp barrier  // until then the first thread works in the memory that the team shares
-      const Team all{rank, omp_get_num_threads(), &first, &range, &threshold, listed.data()};
+      const Team all{rank,       omp_get_num_threads(), &first,     &range,
+                     &threshold, found.data(),          kept.data()};
       for (int64_t row = whole; row < blend.rows && !out_of_memory; ++row) work(row, all);
     }
   }

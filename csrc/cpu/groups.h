@@ -23,16 +23,17 @@ inline F32 lane_max(const float* s) {
   return top;
 }
 
-// sum of exp((s - top) * scale) over some vectors. Top is above -inf.
-inline float exp_sum(const float* s, int64_t vectors, float top, float scale) {
-  F32 sum = {};
-  for (int64_t v = 0; v < vectors; ++v) sum += exp((load(s + v * kLanes) - top) * scale);
-  return total_of(sum);
-}
-
+// sum of exp((s - top) * scale) over a group whose largest score is top.
 inline float group_sum(const float* s, float top, float scale) {
   if (!(top > -kInf)) return 0;
-  return scale == 1 ? exp_sum(s, kVectors, top, 1) : exp_sum(s, kVectors, top, scale);
+  F32 sum = {};
+  for (int v = 0; v < kVectors; v += 4) {
+    F32 x[4];
+    for (int i = 0; i < 4; ++i) x[i] = (load(s + (v + i) * kLanes) - top) * scale;
+    exp(x);
+    sum += (x[0] + x[1]) + (x[2] + x[3]);
+  }
+  return total_of(sum);
 }
 
 // The log of a row's sum of exponentials is max + log total.
@@ -54,7 +55,7 @@ inline LogSum log_sum(const float* max_of_group, const float* sum, int64_t group
   for (int64_t j = 0; j < groups; j += kLanes) top = max(top, load(max_of_group + j));
   all.max = max_of(top);
   for (int64_t j = 0; j < groups; j += kLanes)
-    all.total += sum_of(load(sum + j) * exp((load(max_of_group + j) - all.max) * scale));
+    all.total += total_of(load(sum + j) * exp((load(max_of_group + j) - all.max) * scale));
   return all;
 }
 

@@ -53,9 +53,19 @@ inline F32 splat(float x) { return F32{} + x; }
 inline F32 load(const float* p) { return load_bits<F32>(p); }
 inline void store(float* p, F32 v) { std::memcpy(p, &v, sizeof v); }
 
-inline F32 load_bf16(const uint16_t* p) {
-  return bit_cast<F32>(__builtin_convertvector(load_bits<U16>(p), U32) << 16);
+// GCC's own conversion takes four shuffles where there is an instruction.
+inline U32 widen(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return bit_cast<U32>(
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__AVX2__)
+  return bit_cast<U32>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  return __builtin_convertvector(load_bits<U16>(p), U32);
+#endif
 }
+
+inline F32 load_bf16(const uint16_t* p) { return bit_cast<F32>(widen(p) << 16); }
 
 inline F32 load_f16(const uint16_t* p) {
 #if defined(__AVX512F__)
@@ -63,7 +73,7 @@ inline F32 load_f16(const uint16_t* p) {
 #elif defined(__AVX2__)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
-  const U32 h = __builtin_convertvector(load_bits<U16>(p), U32);
+  const U32 h = widen(p);
   const U32 sign = (h & 0x8000u) << 16, exponent = h & 0x7C00u, mantissa = h & 0x03FFu;
   const U32 normal = ((h & 0x7FFFu) << 13) + (112u << 23);
   const U32 special = (mantissa << 13) | 0x7F800000u;
@@ -280,20 +290,31 @@ inline I32 not_finite(F32 v) {
   return exponent == 0x7F800000u;
 }
 
-// e^x for x <= 88, as 2^n 2^f, |f| <= 1/2, with a minimax polynomial that gives 1 at 0: relative
-// error 3e-7 for |x| < 5, growing with |x| to 4e-6. For x below -87, and for -inf, it is 1.6e-38.
+// Replaces some x by e^x, for x <= 88, as 2^n 2^f, |f| <= 1/2, with a minimax polynomial that gives
+// 1 at 0: relative error 3e-7 for |x| < 5, growing with |x| to 4e-6. For x below -87, and for -inf,
+// it is 1.6e-38. Each step is done for all of them, as it must wait for the one before.
+template <int count>
+inline void exp(F32 (&x)[count]) {
+  constexpr float log2_e = 1.44269504f, magic = 12582912.0f;  // 1.5 * 2^23
+  constexpr float series[] = {0.00967151264f, 0.0555073374f, 0.240222421f, 0.693146978f, 1.0f};
+  F32 shifted[count], f[count], p[count];
+#define CF_EACH _Pragma("GCC unroll 8") for (int i = 0; i < count; ++i)
+  CF_EACH x[i] = max(x[i], splat(-87.0f));
+  CF_EACH shifted[i] = fma(x[i], splat(log2_e), splat(magic));  // so it rounds to an integer
+  CF_EACH f[i] = fma(x[i], splat(log2_e), magic - shifted[i]);
+  CF_EACH p[i] = splat(0.00132647271f);
+#pragma GCC unroll 5
+  for (const float c : series) {
+    CF_EACH p[i] = fma(p[i], f[i], splat(c));
+  }
+  CF_EACH x[i] = bit_cast<F32>(bit_cast<I32>(p[i]) + (bit_cast<I32>(shifted[i]) << 23));
+#undef CF_EACH
+}
+
 inline F32 exp(F32 x) {
-  const F32 log2_e = splat(1.44269504f), magic = splat(12582912.0f);  // 1.5 * 2^23
-  x = max(x, splat(-87.0f));
-  const F32 shifted = fma(x, log2_e, magic);  // adding that much rounds to an integer
-  const F32 n = shifted - magic, f = fma(x, log2_e, -n);
-  F32 p = splat(0.00132647271f);
-  p = fma(p, f, splat(0.00967151264f));
-  p = fma(p, f, splat(0.0555073374f));
-  p = fma(p, f, splat(0.240222421f));
-  p = fma(p, f, splat(0.693146978f));
-  p = fma(p, f, splat(1.0f));
-  return bit_cast<F32>(bit_cast<I32>(p) + (bit_cast<I32>(shifted) << 23));  // p * 2^n
+  F32 one[1] = {x};
+  exp(one);
+  return one[0];
 }
 
 // log x of normal x > 0, to the last two float32 steps; log 0 is -inf.
