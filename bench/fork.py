@@ -3,16 +3,15 @@
     python bench/fork.py --json bench/results/fork.json
 
 The caches are SmolLM2's: 60 tensors of 16 rows, 3 heads and 64 float32. A beam's fork keeps 4 rows
-of 16 and forks each 4 times; a permutation moves every row. Contenders take turns, over more caches
-than any processor's cache holds, and figures are medians. On a GPU, times are of replayed CUDA
-graphs.
+of 16 and forks each 4 times; a permutation moves every row. Contenders take turns over caches that
+are in no processor's cache, the plain copy right before and after each of them, and figures are
+medians. On a GPU, times are of replayed CUDA graphs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,10 +21,11 @@ from typing import Any
 
 import torch
 from crossfade import ops
-from crossfade.bench import COLD_BYTES, cpu_times, cuda_times, hardware
+from crossfade.bench import check_floors, cpu_times, cuda_times, hardware, inputs_needed
 from torch import Tensor
 from tqdm import tqdm
 
+FLOOR = "copy"
 TENSORS, ROWS, HEADS, DIM = 60, 16, 3, 64
 CHUNK = 5  # positions that differ after a chunk
 PARENTS = {
@@ -71,7 +71,7 @@ def contenders(case: Case, device: str) -> dict[str, list[Callable[[], Any]]]:
     parents = torch.tensor(PARENTS[case.parents], device=device)
     calls: dict[str, list[Callable[[], Any]]] = {}
     whole = TENSORS * ROWS * HEADS * case.live * DIM * torch.float32.itemsize
-    for _ in range(max(2, -(-COLD_BYTES // whole))):
+    for _ in range(inputs_needed(whole, device)):
         tensors = caches(case, device)
         source = torch.ones(case.bytes // 8, device=device)  # half is read, half is written
         target = torch.ones_like(source)
@@ -86,7 +86,7 @@ def contenders(case: Case, device: str) -> dict[str, list[Callable[[], Any]]]:
             return [x.index_select(0, parents) for x in tensors]
 
         ways: dict[str, Callable[[], Any]] = {
-            "copy": copy,
+            FLOOR: copy,
             "ours": ours,
             "index_select": index_select,
         }
@@ -100,14 +100,17 @@ def contenders(case: Case, device: str) -> dict[str, list[Callable[[], Any]]]:
 def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
     check(case, device)
     calls = contenders(case, device)
-    times = cpu_times(calls, seconds) if device == "cpu" else cuda_times(calls, 15)
-    ms = {name: statistics.median(t) / 1e3 for name, t in times.items()}
+    cpu = device == "cpu"
+    found = cpu_times(calls, FLOOR, seconds) if cpu else cuda_times(calls, FLOOR, 15)
+    check_floors(str(case), found, device)
+    us = {FLOOR: found["ours"].floor_us} | {name: t.us for name, t in found.items()}
+    ms = {name: t / 1e3 for name, t in us.items()}
     return {
         **asdict(case),
         "ms": {name: round(t, 3) for name, t in ms.items()},
-        "over_copy": round(ms["ours"] / ms["copy"], 2),
+        "over_copy": round(ms["ours"] / ms[FLOOR], 2),
         "index_select_over_ours": round(ms["index_select"] / ms["ours"], 2),
-        "copy_gb_per_s": round(case.bytes / ms["copy"] / 1e6, 1),
+        "copy_gb_per_s": round(case.bytes / ms[FLOOR] / 1e6, 1),
     }
 
 

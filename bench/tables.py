@@ -27,9 +27,10 @@ RESULTS = ROOT / "bench" / "results"
 def bench_section(report: dict[str, Any]) -> str:
     h = report["hardware"]
     where = f"CUDA {h['cuda']}" if "cuda" in h else f"{h['threads']} threads, {h['isa']}"
+    inputs = f"Inputs are {report['inputs']}. " if "inputs" in report else ""
     note = (
         f"{h['device']}, {where}; three terms; torch {report['versions']['torch']}; "
-        f"`{report['command']}`. One eager call on tiny inputs takes "
+        f"`{report['command']}`. {inputs}One eager call on tiny inputs takes "
         f"{report['eager_call_us']:.0f} µs."
     )
     return "\n".join([*bench.table(report), "", note])

@@ -1,5 +1,6 @@
 """What all tests share: the small real model, a core a worker, and Triton without a GPU."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -29,3 +30,14 @@ def smollm2_folder() -> Path:
         required = os.environ.get("CROSSFADE_REQUIRE_MODEL", "") not in ("", "0")
         give_up = pytest.fail if required else pytest.skip
         give_up(f"the small model cannot be had: {error}")
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For benches: a clock by which each call takes a second, and caches of no size."""
+    from crossfade.bench import timing
+
+    seconds = itertools.count()
+    monkeypatch.setattr(timing, "perf_counter", lambda: float(next(seconds)))
+    monkeypatch.setattr(timing, "waited_us", lambda: 0.0)
+    monkeypatch.setattr(timing, "empty_caches", lambda: None)

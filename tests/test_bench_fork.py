@@ -10,16 +10,18 @@ import pytest
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 
 import fork
+from crossfade.bench import timing
 
 
+@pytest.mark.usefixtures("ticking")
 @pytest.mark.parametrize("parents", fork.PARENTS)
 def test_a_small_case(parents: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One call of each contender over two tensors, of which a tail of two positions is forked."""
+    """Contenders that take a second each, over two tensors whose last two positions are forked."""
     monkeypatch.setattr(fork, "TENSORS", 2)
-    monkeypatch.setattr(fork, "COLD_BYTES", 1)
     case = fork.Case(parents, live=6, start=4)
     row = fork.measure(case, "cpu", seconds=0.0)
-    assert set(row["ms"]) == {"copy", "ours", "index_select"}
+    assert row["ms"] == {"copy": 1000, "ours": 1000, "index_select": 1000}
+    assert row["over_copy"] == row["index_select_over_ours"] == 1
     report = {"rows": [row], "machine": {"device": "a CPU", "threads": 2}, "command": "c"}
     head, _, line, _, where = fork.summary(report).splitlines()
     assert head.startswith("| parents | positions | copy, ms | ours, ms | index_select, ms |")
@@ -34,3 +36,11 @@ def test_bytes_of_a_fork() -> None:
     rows["permutation"] = 2 * sum(p != row for row, p in enumerate(fork.PARENTS["permutation"]))
     for parents, count in rows.items():
         assert fork.Case(parents, live=30, start=10).bytes == count * 20 * number
+
+
+def test_what_beats_the_copy_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    beaten = {"ours": timing.Timing(us=5.0, floor_us=10.0, floor_quarter_us=10.0)}
+    monkeypatch.setattr(fork, "cpu_times", lambda *_: beaten)
+    case = fork.Case("beam", live=2, start=0)
+    with pytest.raises(timing.FasterThanItsFloor, match=r"parents='beam', live=2.*: 'ours' takes"):
+        fork.measure(case, "cpu", seconds=0.0)

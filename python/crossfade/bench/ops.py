@@ -1,8 +1,9 @@
 """`crossfade bench ops`: how long it takes to blend logits and to sample the result.
 
-The contenders of a case take turns, round by round, so that their ratios hold on a noisy machine,
-and read inputs that are larger than the caches. On a GPU each contender is a CUDA graph that is
-replayed, so that its time is the device's, without the launches.
+The contenders of a case take turns, and a read of their inputs is timed right before and after each
+of them (see timing.py), so that their ratios hold on a noisy machine. Inputs are cold, and on a CPU
+warm as well. On a GPU each contender is a CUDA graph that is replayed, so that its time is the
+device's, without the launches.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,24 +23,48 @@ import torch
 from tqdm import tqdm
 
 from .. import ops
-from .contenders import SETTINGS, WEIGHTS, Case, contenders
-from .timing import cpu_times, cuda_times, hardware
+from .contenders import FLOOR, SETTINGS, WEIGHTS, Case, contenders, logits
+from .timing import Timing, check_floors, cpu_times, cuda_times, hardware
+
+SAMPLED = [  # settings, and the rows that they are measured on
+    ("plain", "normal"),
+    ("top-p 0.9", "flat"),
+    ("top-p 0.9", "normal"),
+    ("top-p 0.9", "real"),
+    ("top-k 50, top-p 0.9", "normal"),
+]
+INPUTS = {
+    "cpu": "cold: in no cache, but in resident pages; warm: read right before",
+    "cuda": "cold: those of a replayed graph's calls are larger than the caches",
+}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of a case.
-
-    Attributes:
-        us: the median time of each contender, in microseconds.
-        spread: the interquartile range of our own times over their median.
-        read_gb_per_s: how fast the contender "read" read the inputs.
-    """
+    """What was measured of a case: its contenders, and on a CPU our own one over warm inputs."""
 
     case: Case
-    us: dict[str, float]
-    spread: float
-    read_gb_per_s: float
+    cold: dict[str, Timing]
+    warm: Timing | None = None
+
+    def figures(self) -> dict[str, Any]:
+        """What a report says of the case: microseconds, with ours beside the reads around it."""
+        ours = self.cold["ours"]
+        us = {FLOOR: ours.floor_us} | {name: t.us for name, t in self.cold.items()}
+        result: dict[str, Any] = {
+            **asdict(self.case),
+            "us": {name: round(t, 2) for name, t in us.items()},
+            "spread": round(ours.spread, 3),
+            "read_gb_per_s": round(self.case.bytes / ours.floor_us / 1e3, 1),
+        }
+        if self.warm is not None:
+            warm = {FLOOR: self.warm.floor_us, "ours": self.warm.us}
+            result["warm_us"] = {name: round(t, 2) for name, t in warm.items()}
+            result["interrupted"] = {
+                FLOOR: round(ours.floor_interrupted, 2),
+                "ours": round(ours.interrupted, 2),
+            }
+        return result
 
 
 def cases(device: str, quick: bool) -> list[Case]:
@@ -48,20 +73,18 @@ def cases(device: str, quick: bool) -> list[Case]:
         vocab, batches, dtypes = 151_936, [1, 8, 64, 256], ["bfloat16", "float32"]
     else:
         vocab, batches, dtypes = 128_256, [1, 8, 32], ["float32", "bfloat16"]
+    inputs = list(itertools.product(dtypes, batches))
     if quick:
-        dtypes, batches = dtypes[:1], batches[:2]
-    return [Case(*c) for c in itertools.product(dtypes, batches, (vocab,), SETTINGS)]
+        inputs = inputs[:2]
+    elif device == "cpu":
+        inputs.append(("float16", 8))
+    return [Case(*i, vocab, *sampled) for i in inputs for sampled in SAMPLED]
 
 
 def check(case: Case, device: str) -> None:
     """Check that tokens and log-probs equal those of the reference, before their time is taken."""
-    generator = torch.Generator(device).manual_seed(1)
-    z = [
-        torch.randn(2, case.vocab, generator=generator, device=device).to(
-            getattr(torch, case.dtype)
-        )
-        for _ in WEIGHTS
-    ]
+    two_rows = replace(case, batch=2)
+    z = list(logits(two_rows, torch.Generator(device).manual_seed(1)))
     kw: dict[str, Any] = {"seed": 3, "step": 1, **SETTINGS[case.setting]}
     got, truth = (ops.blend_sample(z, WEIGHTS, backend=b, **kw) for b in (None, "reference"))
     torch.testing.assert_close(got.tokens, truth.tokens)
@@ -69,13 +92,22 @@ def check(case: Case, device: str) -> None:
 
 
 def measure(case: Case, device: str, seconds: float) -> Result:
-    """Check and time one case, for some `seconds` on a CPU."""
+    """Check and time one case, on a CPU for some `seconds` and a quarter of them with warm inputs.
+
+    Raises:
+        FasterThanItsFloor: a contender takes less time than the reads of its inputs beside it.
+    """
     check(case, device)
     calls = contenders(case, device)
-    times = cpu_times(calls, seconds) if device == "cpu" else cuda_times(calls, 15)
-    us = {name: statistics.median(t) for name, t in times.items()}
-    low, _, high = statistics.quantiles(times["ours"], n=4)
-    return Result(case, us, (high - low) / us["ours"], case.bytes / us["read"] / 1e3)
+    if device == "cuda":
+        result = Result(case, cuda_times(calls, FLOOR, 15))
+    else:
+        ours = {name: calls[name] for name in (FLOOR, "ours")}
+        warm = cpu_times(ours, FLOOR, seconds / 4, cold=False)
+        result = Result(case, cpu_times(calls, FLOOR, seconds), warm["ours"])
+        check_floors(f"{case}, warm", warm, device)
+    check_floors(f"{case}, cold", result.cold, device)
+    return result
 
 
 def eager_calls_us(device: str) -> list[float]:
@@ -100,6 +132,7 @@ def run_ops(
     report: dict[str, Any] = {
         "command": "crossfade bench ops" + (" --quick" if quick else ""),
         "hardware": hardware(device),
+        "inputs": INPUTS[device],
         "versions": {p: metadata.version(p) for p in ("crossfade", "torch", "transformers")},
         "results": [],
     }
@@ -108,14 +141,7 @@ def run_ops(
         result = measure(case, device, seconds=1.0 if quick else 4.0)
         eager += eager_calls_us(device)
         report["eager_call_us"] = round(statistics.median(eager), 2)
-        report["results"].append(
-            {
-                **asdict(result.case),
-                "us": {name: round(t, 2) for name, t in result.us.items()},
-                "spread": round(result.spread, 3),
-                "read_gb_per_s": round(result.read_gb_per_s, 1),
-            }
-        )
+        report["results"].append(result.figures())
         if output is not None:
             output.write_text(json.dumps(report, indent=1) + "\n")
     return report
@@ -123,18 +149,21 @@ def run_ops(
 
 def table(report: dict[str, Any]) -> Iterator[str]:
     """The report as the lines of a Markdown table."""
-    names = list(dict.fromkeys(n for r in report["results"] for n in r["us"] if n != "read"))
+    results = report["results"]
+    names = list(dict.fromkeys(n for r in results for n in r["us"] if n != FLOOR))
     peers = [n for n in names if n != "ours"]
-    yield (
-        "| inputs | sampling | read, us | ours, us | ours / read | "
-        + " | ".join(f"{p} / ours" for p in peers)
-        + " |"
-    )
-    yield "|---" * (5 + len(peers)) + "|"
-    for r in report["results"]:
-        us = r["us"]
-        ratios = [f"{us[p] / us['ours']:.1f}" if p in us else "-" for p in peers]
-        yield (
-            f"| {r['dtype']} {r['batch']} x {r['vocab']:,} | {r['setting']} | {us['read']:,.0f} | "
-            f"{us['ours']:,.0f} | {us['ours'] / us['read']:.2f} | " + " | ".join(ratios) + " |"
-        )
+    warm = any("warm_us" in r for r in results)
+    titles = ["inputs", "sampling", "read, us", "ours, us", "ours / read"]
+    titles += ["the same, warm"] * warm + [f"{p} / ours" for p in peers]
+    yield f"| {' | '.join(titles)} |"
+    yield "|---" * len(titles) + "|"
+    for r in results:
+        us, rows = r["us"], r.get("rows", "normal")
+        cells = [
+            f"{r['dtype']} {r['batch']} x {r['vocab']:,}",
+            r["setting"] + (f", {rows} rows" if rows != "normal" else ""),
+            *(f"{us[name]:,.0f}" for name in (FLOOR, "ours")),
+            *(f"{x['ours'] / x[FLOOR]:.2f}" for x in ([us, r["warm_us"]] if warm else [us])),
+            *(f"{us[p] / us['ours']:.1f}" if p in us else "-" for p in peers),
+        ]
+        yield f"| {' | '.join(cells)} |"
