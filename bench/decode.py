@@ -7,6 +7,10 @@ time between two tokens of a run; on a GPU, where nobody may wait for a token, t
 runs' times over the difference of their tokens. Prompts, first calls and set-up are not in it.
 Before anything is timed, every contender's tokens are checked against the first one's. On a GPU,
 models have the shapes of Llama 3 and random weights.
+
+The floor of a step is a read of its weights and live caches, at the speed of reads right before and
+right after the contender's turn: on a CPU of the same weights, which lie in its caches as far as
+steps leave them there, on a GPU of a large sum or copy. A step that beats its floor is an error.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from typing import Any
 import crossfade as cf
 import decode_peers as peers
 import torch
-from crossfade.bench import hardware
+from crossfade.bench import hardware, timing
 from decode_peers import OURS, Contest, check, tokens_of
 from decode_queue import measure_queue
 from torch import Tensor
@@ -44,6 +48,7 @@ KNOWN_MS = {
     ("separate models", "three forwards"): {1: 248, 4: 384, 16: 750},
 }
 MOST_OFF = 0.2
+PIECE = 4 << 20  # bytes of weights that are read at once
 PACKAGES = ("crossfade", "torch", "transformers", "peft")
 
 
@@ -140,14 +145,10 @@ def step_ms(run: peers.Run, ids: Tensor, sizes: Sizes, sample: bool) -> float:
     return 1e3 * (long - short) / (sizes.long - sizes.short)
 
 
-def read_gb_per_s(contests: Sequence[Contest], device: str) -> float:
-    """The bandwidth: on a CPU of sums over a model's weights, on a GPU of a large sum or copy."""
+def read_gb_per_s(weights: Sequence[Tensor], device: str) -> float:
+    """The bandwidth: on a CPU of reads of the weights, on a GPU of a large sum or copy."""
     if device == "cpu":
-        weights = list(contests[0].models[0].parameters())
-        total = sum(p.nbytes for p in weights)
-        with torch.no_grad():
-            flat = [p.flatten() for p in weights]
-            return total / seconds(lambda: [p.sum() for p in flat], device) / 1e9
+        return weights_gb_per_s(weights)
     x = torch.zeros(1 << 29, device=device)  # 2 GB
     calls = [(x.nbytes, x.sum), (2 * x.nbytes, x.clone)]
     rates = []
@@ -158,38 +159,69 @@ def read_gb_per_s(contests: Sequence[Contest], device: str) -> float:
     return max(rates)
 
 
+def weights_gb_per_s(weights: Sequence[Tensor]) -> float:
+    """The bandwidth of two reads of the weights, after a first one that is not timed.
+
+    They are read in pieces, so that the pieces whose reads other processes interrupted can be left
+    out; if those are more than half, none is. Small weights, whose reads are mostly overhead, are
+    left out as well.
+    """
+    pieces = [p for w in weights for p in w.detach().view(-1).split(PIECE // w.itemsize)]
+    largest = max(p.nbytes for p in pieces)
+    pieces = [p for p in pieces if 2 * p.nbytes >= largest]
+    reads = [functools.partial(timing.read, p) for p in pieces]
+    for read in reads:
+        read()
+    found = [(p.nbytes, timing.timed(r)) for p, r in 2 * list(zip(pieces, reads, strict=True))]
+    calm = [(nbytes, sample) for nbytes, sample in found if not sample.interrupted]
+    if 2 * len(calm) >= len(found):
+        found = calm
+    return sum(nbytes for nbytes, _ in found) / sum(sample.us for _, sample in found) / 1e3
+
+
 def measure(
     contests: Sequence[Contest], batch: int, sizes: Sizes, rounds: int, limit: float, device: str
 ) -> list[dict[str, Any]]:
-    """The row of each contender's figures, from rounds in which each has its turn."""
+    """The row of each contender's figures, from rounds in which each has its turn.
+
+    Raises:
+        timing.FasterThanItsFloor: a step takes less time than reading what it needs.
+    """
     generator = torch.Generator().manual_seed(batch)
     vocabulary = contests[0].models[0].config.vocab_size
     ids = torch.randint(20, vocabulary, (batch, sizes.prompt), generator=generator).to(device)
     first = first_calls(contests, ids, sizes)
     steps: dict[Any, list[float]] = {key: [] for key in first}
-    rates: list[float] = []
+    rates: dict[Any, list[float]] = {key: [] for key in first}
     end = time.monotonic() + limit
     for _ in tqdm(range(rounds), desc=f"batch {batch}", file=sys.stderr):
-        rates.append(read_gb_per_s(contests, device))
         for contest in contests:
+            before = read_gb_per_s(contest.weights, device)
             for name, run in contest.runs.items():
                 steps[contest.name, name].append(step_ms(run, ids, sizes, contest.sample))
+                after = read_gb_per_s(contest.weights, device)
+                rates[contest.name, name] += [before, after]
+                before = after
         if time.monotonic() > end:
             break
-    rate, rows = statistics.median(rates), []
+    rows = []
     for contest in contests:
-        tokens = sizes.prompt + (sizes.short + sizes.long) // 2
+        # Keys and values of so many tokens are read in the middle one of the steps that are timed.
+        tokens = sizes.prompt + (sizes.long + (sizes.short if device == "cuda" else 0)) // 2
         for name in contest.runs:
             key = (contest.name, name)
+            floors = [timing.Sample(contest.bytes(batch, tokens) / r / 1e3) for r in rates[key]]
+            t = timing.timing_of([timing.Sample(1e3 * ms) for ms in steps[key]], floors)
+            timing.check_floors(f"{contest.name}, batch {batch}", {name: t}, device)
             rows.append(
                 {
                     "set": contest.name,
                     "contender": name,
                     "batch": batch,
-                    "step_ms": round(statistics.median(steps[key]), 2),
-                    "steps_ms": [round(t, 2) for t in steps[key]],
-                    "read_ms": round(contest.bytes(batch, tokens) / rate / 1e6, 2),
-                    "read_gb_per_s": round(rate, 1),
+                    "step_ms": round(t.us / 1e3, 2),
+                    "steps_ms": [round(ms, 2) for ms in steps[key]],
+                    "read_ms": round(t.floor_us / 1e3, 2),
+                    "read_gb_per_s": round(statistics.median(rates[key]), 1),
                     **first[key],
                 }
             )

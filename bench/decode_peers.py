@@ -173,18 +173,21 @@ class Contest:
     sample: bool = True
     tolerance: float = 0.01
 
+    @property
+    def weights(self) -> list[Tensor]:
+        return [w for model in self.models for w in weights_of(model)]
+
     def bytes(self, batch: int, tokens: int) -> int:
         """The bytes that a step has to read: weights, and the live keys and values."""
         caches = self.rows * batch * tokens * sum(map(bytes_of_a_token, self.models))
-        return sum(map(bytes_of_weights, self.models)) + caches
+        return sum(w.nbytes for w in self.weights) + caches
 
 
-def bytes_of_weights(model: Any) -> int:
-    total = sum(p.nbytes for p in model.parameters())
+def weights_of(model: Any) -> list[Tensor]:
+    """The weights that a step reads: of an embedding all, where it is the head too, else a row."""
     embedding = model.get_input_embeddings().weight
-    # A step reads a row of the embedding, but all of it where it is the head too.
     tied = model.get_output_embeddings().weight is embedding
-    return total - (0 if tied else embedding.nbytes)
+    return [p for p in model.parameters() if tied or p is not embedding]
 
 
 def bytes_of_a_token(model: Any) -> int:

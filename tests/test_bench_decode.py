@@ -21,6 +21,7 @@ sys.path.insert(0, str(BENCH))
 import decode  # noqa: E402
 import decode_peers as peers  # noqa: E402
 import decode_queue  # noqa: E402
+from crossfade.bench import timing  # noqa: E402
 
 # PEFT asks transformers for an attribute that this version of it has renamed
 pytestmark = [
@@ -43,6 +44,12 @@ def light_collections() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def steady_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads are so small here that a machine that does other things makes any time of them."""
+    monkeypatch.setattr(decode, "read_gb_per_s", lambda *_: 1.0)
 
 
 def test_a_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,6 +133,80 @@ def test_a_broken_contender_is_told(
     runs = {**contest.runs, contender: broken(contest)}
     with pytest.raises(peers.Wrong, match=name):
         decode.measure([dataclasses.replace(contest, runs=runs)], 2, SIZES, 1, 10.0, "cpu")
+
+
+def test_reads_are_beside_what_they_bound(
+    contests: dict[str, peers.Contest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are of the contest's own weights, before and after each turn of a contender."""
+    contest = contests["LoRA guides"]
+    seen: list[Any] = []
+    rates = iter([1.0, 2.0, 4.0, 16.0])
+
+    def read(weights: list[torch.Tensor], device: str) -> float:
+        assert [w.data_ptr() for w in weights] == [w.data_ptr() for w in contest.weights]
+        seen.append("read")
+        return next(rates)
+
+    def step(run: Any, *_: Any) -> float:
+        seen.append(next(name for name, r in contest.runs.items() if r is run))
+        return 1e6
+
+    monkeypatch.setattr(decode, "read_gb_per_s", read)
+    monkeypatch.setattr(decode, "step_ms", step)
+    found = decode.measure([contest], 2, SIZES, 1, 10.0, "cpu")
+    names = CONTENDERS["LoRA guides"]
+    assert seen == ["read", names[0], "read", names[1], "read", names[2], "read"]
+    assert [r["read_gb_per_s"] for r in found] == [1.5, 3.0, 10.0]
+    needed = contest.bytes(2, 9 + 3)  # in the middle of 6 new tokens
+    assert found[1]["read_ms"] == pytest.approx(needed * (1 / 2 + 1 / 4) / 2 / 1e6, abs=0.01)
+
+
+def test_a_step_that_beats_its_read_fails(
+    contests: dict[str, peers.Contest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "read_gb_per_s", lambda *_: 1e-9)
+    with pytest.raises(timing.FasterThanItsFloor, match="single, batch 2: 'Hugging Face' takes"):
+        decode.measure([contests["single"]], 2, SIZES, 1, 10.0, "cpu")
+
+
+@pytest.mark.parametrize(("interrupted", "rate"), [(0, 4.0), (3, 4.0), (4, 20 / 405)])
+def test_the_speed_of_reads(interrupted: int, rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight of 10 kB is read in three pieces, twice, at 4 kB a microsecond: in 5 of them.
+
+    An interrupted read takes 100 us more, and is left out if at least half are not. The small
+    weight is not read.
+    """
+    monkeypatch.setattr(decode, "PIECE", 4000)
+    weights = [torch.ones(2500), torch.ones(10, 5)]
+    read: list[int] = []
+    timed = 0
+
+    def sample(call: Callable[[], Any]) -> timing.Sample:
+        nonlocal timed
+        call()
+        timed += 1
+        late = timed <= interrupted
+        return timing.Sample(read[-1] / 4000 + 100 * late, late)
+
+    monkeypatch.setattr(timing, "read", lambda x: read.append(x.nbytes))
+    monkeypatch.setattr(timing, "timed", sample)
+    assert decode.weights_gb_per_s(weights) == pytest.approx(rate)
+    assert read == 3 * [4000, 4000, 2000]
+
+
+def test_weights_of_a_step(contests: dict[str, peers.Contest]) -> None:
+    """An embedding that is not the head too is looked up, and adapters are read as well."""
+    model = contests["single"].models[0]
+    whole = sum(p.nbytes for p in model.parameters())
+    embedding = model.get_input_embeddings().weight
+    assert sum(w.nbytes for w in peers.weights_of(model)) == whole - embedding.nbytes
+    model.lm_head.weight, own = embedding, model.lm_head.weight
+    try:
+        assert sum(w.nbytes for w in peers.weights_of(model)) == whole - own.nbytes
+    finally:
+        model.lm_head.weight = own
+    assert sum(w.nbytes for w in contests["LoRA guides"].weights) > whole - embedding.nbytes
 
 
 def rows(steps: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
