@@ -6,7 +6,8 @@
 By default it is SmolLM2's head on 2,048 tokens in float32. A step is the forward and backward pass
 of the mean of the tokens' log-probs, with a head that is trained and one that is frozen; or of the
 DPO loss of two pairs of responses that are the tokens, with a trained head and a reference that
-gives 0. Contenders take turns, and figures are medians.
+gives 0. Contenders take turns, the bare products are made right before and right after each of
+them, and figures are medians. If ours takes less time than the products, that is an error.
 
 The bare products are those that a loss which weighs each log-prob cannot do without. With a trained
 head these are the logits, the logits again, and two gradients; a mean alone needs no logits again.
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from crossfade.bench import hardware
+from crossfade.bench import hardware, timing
 from crossfade.ops.logp import tiles as logp_tiles
 from decode import peak_of, seconds
 from logp_contenders import (
@@ -125,25 +126,39 @@ def memory_apart(kind: str, name: str, sizes: Sizes) -> float | None:
 
 
 def measure(kind: str, sizes: Sizes, rounds: int) -> dict[str, Any]:
+    """Check and time the contenders of a kind.
+
+    Raises:
+        timing.FasterThanItsFloor: ours takes less time than the bare products.
+    """
     ways = contenders(kind, sizes)
     for name in ways:
         check(kind, sizes, name)
     c = case_of(kind, sizes)
     calls = {name: functools.partial(step, loss, c) for name, loss in ways.items()}
-    times: dict[str, list[float]] = {name: [] for name in ("products", *calls)}
+    bare = functools.partial(products, c)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    beside: dict[str, list[float]] = {name: [] for name in calls}  # what the products took
     for turn in tqdm(range(rounds + 1), desc=kind, file=sys.stderr):
-        for name, call in {"products": functools.partial(products, c), **calls}.items():
-            took = seconds(call, sizes.device)
+        before = seconds(bare, sizes.device)
+        for name, call in calls.items():
+            took, after = seconds(call, sizes.device), seconds(bare, sizes.device)
             if turn > 0:
                 times[name].append(took)
-    del c, calls, call
+                beside[name] += [before, after]
+            before = after
+    del c, calls, call, bare
+    ours, floors = ([timing.Sample(1e6 * t) for t in x["ours"]] for x in (times, beside))
+    timing.check_floors(f"{kind} head", {"ours": timing.timing_of(ours, floors)}, sizes.device)
+    over = {n: statistics.median(times[n]) / statistics.median(beside[n]) for n in ways}
+    times = {"products": beside["ours"]} | times
     median = {name: statistics.median(t) for name, t in times.items()}
     return {
         "head": kind,
         "products": KINDS[kind],
         "seconds": {name: round(t, 5) for name, t in median.items()},
         "spread": {name: round((max(t) - min(t)) / median[name], 3) for name, t in times.items()},
-        "over_products": {name: round(median[name] / median["products"], 3) for name in ways},
+        "over_products": {name: round(ratio, 3) for name, ratio in over.items()},
         "memory_mb": {name: memory_apart(kind, name, sizes) for name in ways},
     }
 

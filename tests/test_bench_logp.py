@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))
 
 import logp
 import logp_contenders
+from crossfade.bench import timing
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SIZES = [
@@ -50,6 +53,46 @@ def test_bare_products(kind: str, device: str) -> None:
         assert of_weight is None
     else:
         torch.testing.assert_close(of_weight, z.T @ hidden)
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, took: dict[str, float]) -> dict[str, Any]:
+    """What is measured where each contender takes so many seconds, and the n-th products n."""
+    sizes = logp.Sizes(20, 8, 60)
+    ways = logp.contenders("frozen", sizes)
+    made = 0
+
+    def seconds(call: functools.partial, device: str) -> float:
+        nonlocal made
+        if call.func is logp.products:
+            made += 1
+            return float(made)
+        loss = call.args[0]
+        return took.get(next(n for n, way in ways.items() if way is loss), 1000.0)
+
+    monkeypatch.setattr(logp, "contenders", lambda *_: ways)
+    monkeypatch.setattr(logp, "check", lambda *_: None)
+    monkeypatch.setattr(logp, "memory_apart", lambda *_: None)
+    monkeypatch.setattr(logp, "seconds", seconds)
+    found = logp.measure("frozen", sizes, rounds=1)
+    assert made == 2 * (len(ways) + 1)  # two rounds, the first of which does not count
+    return found
+
+
+def test_products_are_beside_what_they_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those before and after ours, the first contender, count for ours, and so on."""
+    found = measured(monkeypatch, {})
+    first = len(found["over_products"]) + 2  # of the second round's products
+    assert next(iter(found["over_products"])) == "ours"
+    assert found["seconds"]["products"] == first + 0.5
+    for i, ratio in enumerate(found["over_products"].values()):
+        assert ratio == round(1000 / (first + i + 0.5), 3)
+
+
+def test_what_beats_the_products_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is ours; a peer may do without a product."""
+    measured(monkeypatch, {"naive": 1.0})
+    with pytest.raises(timing.FasterThanItsFloor, match="frozen head: 'ours' takes"):
+        measured(monkeypatch, {"ours": 1.0})
 
 
 def test_dpo_by_hand() -> None:
