@@ -80,7 +80,7 @@ VOCABULARIES = (7, 255, 256, 257, 50_257, 151_936)  # one group and more, whole 
 
 def cut_of(name: str, tokens: int) -> dict[str, Any]:
     """The settings of a truncation that bites where `tokens` are left."""
-    return {
+    cuts: dict[str, dict[str, Any]] = {
         "plain": {},
         "temperature": {"temperature": 0.7},
         "hot": {"temperature": 2.0},
@@ -88,7 +88,8 @@ def cut_of(name: str, tokens: int) -> dict[str, Any]:
         "top_p": {"top_p": 0.85},
         "min_p": {"min_p": 0.05},
         "all": {"temperature": 1.3, "top_k": max(5, tokens // 2), "top_p": 0.9, "min_p": 0.03},
-    }[name]
+    }
+    return cuts[name]
 
 
 def truncated(log_p: Tensor, cut: dict[str, Any]) -> Tensor:

@@ -275,7 +275,8 @@ def test_groups_share_no_counter_with_tokens(monkeypatch: pytest.MonkeyPatch) ->
 
     All counters of a row differ, and one key maps different counters to different blocks of words.
     """
-    counters, blocks = [], []
+    counters: list[torch.Tensor] = []
+    blocks: list[torch.Tensor] = []
 
     def spy(counter: torch.Tensor, *ids: torch.Tensor) -> list[torch.Tensor]:
         words = philox(counter, *ids)
