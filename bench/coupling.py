@@ -20,6 +20,7 @@ the closed form for groups of other sizes. Random pairs, which are flat, come la
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -127,17 +128,22 @@ def probabilities(logits: Sequence[Tensor], weights: Sequence[float], settings: 
     """Of a blend's draws, `[rows, V]` in float64."""
     x, _ = reference.blend_scores(Inputs(list(logits), list(weights)))
     x = x / settings.get("temperature", 1.0)
-    top_p = torch.full((len(x),), settings.get("top_p", 1.0), dtype=torch.float64)
+    if "top_p" not in settings:
+        return x.softmax(dim=-1)
+    top_p = torch.full((len(x),), settings["top_p"], dtype=torch.float64)
     kept = reference.keep(x, torch.zeros(len(x), dtype=torch.int64), top_p, torch.zeros_like(top_p))
     return x.masked_fill(~kept, -torch.inf).softmax(dim=-1)
 
 
-def token_noise(vocab: int, seed: Tensor, stream: Tensor, step: Tensor) -> Tensor:
-    """Noise for each token of whole rows, `[rows, V]`: what groups take the place of."""
+@functools.cache  # pairs are measured with the same noise
+def token_noise(vocab: int, rows: int, step: int, stream: int) -> Tensor:
+    """Noise for each token of rows at consecutive steps, `[rows, V]`: what groups replace."""
     groups = -(-vocab // reference.GROUP)
-    each = reference.Noise(*(x.repeat_interleave(groups) for x in (seed, stream, step)))
-    noise = each.of_tokens(torch.arange(groups).repeat(len(seed)))
-    return noise.view(len(seed), -1)[:, :vocab]
+    steps = torch.arange(step, step + rows).repeat_interleave(groups)
+    noise = reference.Noise(
+        torch.full_like(steps, SEED), torch.full_like(steps, stream), steps
+    ).of_tokens(torch.arange(groups).repeat(rows))
+    return noise.view(rows, -1)[:, :vocab].float()
 
 
 def measure(
@@ -172,8 +178,7 @@ def measure(
     found["drawn"] = equal / draws
     equal = torch.zeros(rows)
     for stream in range(flat_draws):
-        words = (torch.full((rows,), SEED), torch.full((rows,), stream), ids["step"])
-        noise = token_noise(vocab, *words)
+        noise = token_noise(vocab, rows, step, stream)
         equal += (p.log() + noise).argmax(-1) == (q.log() + noise).argmax(-1)
     found["drawn, flat"] = equal / flat_draws
     return found

@@ -68,9 +68,12 @@ def fit(drawn: Drawn, r: Row, axis: str = "step") -> dict[str, float]:
 
 
 def alone(drawn: Drawn, axis: str) -> dict[str, float]:
-    """Whether a draw's group tells of its token's place, and a draw of the 1st, 4th, 64th after."""
-    tokens = np.concatenate(list(drawn(lattice(GROUPS, PLACES), axis)))
-    found = {"group, place": contingency(tokens // GROUP, tokens % GROUP)}
+    """Whether a draw's group tells of its token's place, and a draw of those 1, 4, 64 after it."""
+    r = lattice(GROUPS, PLACES)
+    tokens = np.concatenate(list(drawn(r, axis)))
+    seen = np.bincount(tokens, minlength=len(r.probability)).astype(float)
+    found = p_values(seen, r.probability.numpy())
+    found["group, place"] = contingency(tokens // GROUP, tokens % GROUP)
     for lag in (1, 4, 64):
         found |= by_level(f"lag {lag}", tokens[:-lag], tokens[lag:])
     return found

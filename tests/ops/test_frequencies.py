@@ -159,12 +159,15 @@ def assert_independent(one: np.ndarray, other: np.ndarray) -> None:
 
 @pytest.mark.parametrize("axis", ["step", "stream", "seed"])
 def test_tokens_do_not_depend_on_groups(backend: Backend, axis: str) -> None:
-    """Which place within its group a token has says nothing of its group.
+    """Which place within its group a token has says nothing of its group, and all come as often.
 
     Group j must not have the noise of token j, nor that of its own first token.
     """
-    drawn = draw_row(backend, lattice(6, 6), 20_000, axis=axis).cpu().numpy()
+    r = lattice(6, 6)
+    drawn = draw_row(backend, r, 20_000, axis=axis).cpu().numpy()
     assert_independent(drawn // GROUP, drawn % GROUP)
+    found = p_values(np.bincount(drawn, minlength=len(r.probability)), r.probability.numpy())
+    assert min(found.values()) > LEVEL, found
 
 
 PAIRS: dict[str, list[dict[str, Any]]] = {  # draws along the steps, but for the first two
