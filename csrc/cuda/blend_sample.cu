@@ -2,11 +2,12 @@
 //   1. With power != 0, or where log-probs of the terms are asked for, it reads the terms for their
 //      normalisers.
 //   2. With a support, it reads the support's term for the threshold.
-//   3. It reads the inputs for the maximum and the sum of exponentials. Without truncation it runs
-//      the Gumbel-max race on the way, and the row is done. With truncation each block lists the
-//      tokens that may stay.
-//   4. With truncation, the race is run over the listed tokens that stay. Where the lists do not
-//      hold all of those, a radix search finds the threshold, and one more reading runs the race.
+//   3. It reads the inputs for the maximum and the sums of exponentials. Without truncation the sum
+//      of each group takes part in the race of groups, see race.cuh. With truncation each block
+//      lists the tokens that may stay.
+//   4. With truncation, the race of groups is run over the listed tokens that stay. Where the lists
+//      do not hold all of those, a radix search finds the threshold, and one more reading runs it.
+//   5. It reads the group that won once more and draws the token.
 // Scores are never stored but made anew from the inputs wherever they are needed. So neither shared
 // memory nor registers limit how many rows are under way, and no scratch memory is needed.
 #include <cuda_fp16.h>
@@ -18,12 +19,12 @@
 namespace crossfade {
 namespace cuda {
 
-// How a row's token is drawn.
+// A row's settings.
 struct Settings {
-  bool race, greedy, bad;
+  bool bad;
   float temperature, min_p;
   Cut cut;
-  Noise noise;
+  Draw draw;
 };
 
 // What is known of a row in the end. A token of score s has log pi = s - max - log_sum.
@@ -36,7 +37,7 @@ enum Step { kSupport, kBlend, kRest };
 
 // What one reading of the row does besides the sums.
 struct Task {
-  bool lists, races, greedy;  // greedy: it finds the best token without noise
+  bool lists, races;
   float inv_t;
   float from;  // lower scores are left out
 };
@@ -52,7 +53,6 @@ struct Shared {
   Cut cut;    // the truncation that this step does
   Task task;
   Result result;
-  uint32_t bar;  // the race's bar, see Race
   ThresholdMemory threshold;
 };
 static_assert(sizeof(Shared) <= 48 * 1024, "more takes an attribute of the kernel");
@@ -66,7 +66,7 @@ __device__ __forceinline__ Shared& shared_memory() {
 
 // What one reading of a row's scores finds out.
 struct Totals {
-  LogSum at_one, at_t;  // at temperature 1, and at the row's own if that is another
+  LogSum at_one, at_t;  // at temperature 1, and at the task's
   Best best;
   float floor = -INFINITY;
   uint32_t flags = 0;
@@ -127,38 +127,50 @@ __device__ __forceinline__ float min_p_threshold(float max, double gap) {
 // Reads the row once and does `task`.
 template <class Scores>
 __device__ __forceinline__ Totals read(Team& team, const Slice& slice, const Scores& scores,
-                                       Shortlist& list, Race& race, const Task task) {
+                                       Shortlist& list, const Draw& draw, const Task task) {
   Totals mine;
+  Groups groups(draw, task.races, task.inv_t);
   sweep(slice, scores, [&](uint32_t round, uint32_t v, Eight& s, float top) {
     if (task.from > -INFINITY) {
 #pragma unroll
       for (float& x : s) x = x >= task.from ? x : -INFINITY;
       top = top >= task.from ? top : -INFINITY;
     }
-    mine.at_one.add(s, top);
-    if (task.inv_t != 1) mine.at_t.add(s, top, task.inv_t);
-    if (task.lists) list.offer(round, v, s, top, mine.at_one.max);
-    if (task.races) race.enter(v, s, top, round == 0);
-    if (task.greedy && top > race.best.score)  // the lowest id of a tie
-      race.best = {top, 0, v + __ffs(which([&](uint32_t i) { return s[i] == top; })) - 1};
+    const float max = warp_max(top);
+    if (task.inv_t != 1) mine.at_one.add(s, max);
+    groups.add(v / kGroup, s, max);
+    if (task.lists) list.offer(round, v, s, top);
   });
-  mine.best = race.best;
+  groups.finish();
+  mine.at_t = groups.mass;
+  mine.best = groups.best;
   mine.floor = list.floor();
   // The threads that made the list overflow or the row bad see it for sure, and tell the others.
-  mine.flags = (scores.row.bad ? kBad : 0) | (task.lists && list.overflows() ? kListOverflows : 0);
-  return team.reduce(mine, [&task](Totals x) {
-    x.at_one = x.at_one.over_warp();
-    if (task.inv_t != 1) x.at_t = x.at_t.over_warp(task.inv_t);
+  mine.flags =
+      (scores.row.spoiled ? kBad : 0) | (task.lists && list.overflows() ? kListOverflows : 0);
+  mine = team.reduce(mine, [&task](Totals x) {
+    if (task.inv_t != 1) x.at_one = x.at_one.over_warp();
+    x.at_t = x.at_t.over_warp(task.inv_t);
     x.best = x.best.over_warp(task.inv_t);
     x.floor = warp_reduce(x.floor, [](float a, float b) { return fmaxf(a, b); });
     x.flags = warp_reduce(x.flags, [](uint32_t a, uint32_t b) { return a | b; });
     return x;
   });
+  if (task.inv_t == 1) mine.at_one = mine.at_t;
+  return mine;
 }
 
-struct Drawn {
-  Best best;
-  uint64_t kept = 0;  // the mass of the tokens that stay, in fixed point
+// What the race of groups over listed tokens finds out.
+struct Raced {
+  Best group;
+  float from = INFINITY;  // the lowest score that stays
+  uint64_t kept = 0;      // the mass of the tokens that stay, in fixed point
+};
+
+// The group that holds a row's token, and the lowest score that the token may have.
+struct Winner {
+  Best group;
+  float from = -INFINITY;
 };
 
 // How far below the best a token may score. One thread computes it, as logarithms of doubles are
@@ -167,94 +179,123 @@ __device__ __forceinline__ double min_p_gap(float min_p, float temperature) {
   return min_p > 0 ? temperature * log(static_cast<double>(min_p)) : -INFINITY;
 }
 
+// Called by one thread: what the row's next step does. A barrier must follow.
+__device__ __forceinline__ void begin(Shared& shared, const Blend& blend, Step step, float from) {
+  ThresholdMemory& m = shared.threshold;
+  m.listed = m.pulled = m.owned = 0;
+  shared.step = step;
+  shared.cut = shared.own.cut;
+  if (step == kSupport) {
+    const Support& cut = blend.support;
+    shared.cut = {cut.top_k, cut.top_p, 1.0f, min_p_gap(cut.min_p, 1.0f)};
+  }
+  const bool lists = step != kRest && shared.cut.any();
+  shared.task = {lists, step != kSupport && !lists, shared.cut.inv_t, from};
+}
+
 // Does steps 1 to 4 for one row, whose `shared.own` is set, and fills shared.result. Returns the
-// token to take, the same in all threads of the team, or no token if the row is bad.
+// same in all threads of the team, and no group if the row is bad.
 template <bool kPower, Format kFormat>
-__device__ __forceinline__ Best read_row(Team& team, Shared& shared, const Blend& blend,
-                                         bool all_terms) {
+__device__ __forceinline__ Winner read_row(Team& team, Shared& shared, const Blend& blend,
+                                           bool all_terms) {
   const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
   const Slice& slice = shared.slice;
   ThresholdMemory& m = shared.threshold;
   const Settings& own = shared.own;
-  if (warp_id() == 0) shared.row.set_up(blend, Team::row());
+  if (warp_id() == warp_count() - 1) shared.row.set_up(blend, Team::row());
   if (threadIdx.x == 0) {
     shared.own.cut.min_p_gap = min_p_gap(own.min_p, own.temperature);
-    shared.bar = key_of(-INFINITY);
     shared.slice = Slice(vocab);
+    begin(shared, blend, blend.support.term >= 0 ? kSupport : kBlend, -INFINITY);
   }
   __syncthreads();
-  if (shared.row.bad || own.bad) return Best();
+  if (shared.row.bad || own.bad) return Winner();
 
   if (kPower || all_terms) sum_terms(team, slice, shared.row, blend.terms, vocab, all_terms);
   if (kPower) {
     for (uint32_t n = 0; n < shared.row.means; ++n)
-      if (!shared.row.log_z[shared.row.weighted[n].term].finite()) return Best();
+      if (!shared.row.log_z[shared.row.weighted[n].term].finite()) return Winner();
+  }
+  if (shared.step == kSupport) {
+    __syncthreads();  // until then threads read the row's means
+    if (threadIdx.x == 0) shared.row.set_up_support();
+    __syncthreads();
   }
 
-  if (threadIdx.x == 0) {
-    shared.step = shared.row.has_support ? kSupport : kBlend;
-    shared.task.from = -INFINITY;
-  }
   for (;;) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      m.listed = m.pulled = m.owned = 0;
-      shared.cut = own.cut;
-      if (shared.step == kSupport) {
-        const Support& cut = blend.support;
-        shared.cut = {cut.top_k, cut.top_p, 1.0f, min_p_gap(cut.min_p, 1.0f)};
-        shared.row.set_up_support();
-      }
-      const bool lists = shared.step != kRest && shared.cut.any();
-      shared.task = {lists, own.race && shared.step != kSupport && !lists,
-                     own.greedy && shared.step == kBlend, shared.cut.inv_t, shared.task.from};
-    }
-    __syncthreads();
     const Step step = shared.step;
     const Cut& cut = shared.cut;
+    const Task task = shared.task;
     const auto scores = [&] {
       return BlendScores<kPower, kFormat>(shared.row, vocab, blend.power);
     };
     Shortlist list(m, cut);
-    Race race(own.noise, own.cut.inv_t, &shared.bar);
-    const Totals totals = read(team, slice, scores(), list, race, shared.task);
-    if ((totals.flags & kBad) || !totals.at_one.finite()) return Best();
-    const float sum = cut.inv_t != 1 ? totals.at_t.sum : totals.at_one.sum;
+    const Totals totals = read(team, slice, scores(), list, own.draw, task);
+    if ((totals.flags & kBad) || !totals.at_one.finite()) return Winner();
     if (threadIdx.x == 0) {
       if (step != kRest) shared.result = {totals.at_one.max, totals.at_one.log_sum()};
-      shared.result.log_kept = logf(sum);
+      shared.result.log_kept = totals.at_t.log_sum();
     }
-    if (step != kSupport && !shared.task.lists) return totals.best;
+    if (task.races) return {totals.best, task.from};
 
     if (threadIdx.x == 0) {
-      m.mass = {totals.at_one.max, cut.inv_t, 1 / sum};
+      m.mass = {totals.at_one.max, cut.inv_t, 1 / totals.at_t.sum};
       m.least = min_p_threshold(m.mass.max, cut.min_p_gap);
     }
     __syncthreads();
     const bool settled = !(totals.flags & kListOverflows) && list.settle(team, totals.floor);
     if (settled && step == kBlend) {
-      Drawn drawn;
-      list.for_each_kept([&](uint32_t token, float s) {
-        race.enter(token, s);
-        drawn.kept += m.mass.of(s);
+      Raced raced;
+      Groups groups(own.draw, true, cut.inv_t);
+      list.add_groups(groups);
+      raced.group = groups.best;
+      list.for_each_kept([&](float s) {
+        raced.from = fminf(raced.from, s);
+        raced.kept += m.mass.of(s);
       });
-      drawn.best = race.best;
-      drawn = team.reduce(drawn, [&](const Drawn& x) {
-        return Drawn{x.best.over_warp(cut.inv_t), warp_reduce(x.kept, add)};
+      raced = team.reduce(raced, [&](const Raced& x) {
+        const auto lower = [](float a, float b) { return fminf(a, b); };
+        return Raced{x.group.over_warp(cut.inv_t), warp_reduce(x.from, lower),
+                     warp_reduce(x.kept, add)};
       });
       if (threadIdx.x == 0)
         shared.result.log_kept +=
-            logf(static_cast<float>(drawn.kept) * static_cast<float>(1 / kWholeMass));
-      return drawn.best;
+            logf(static_cast<float>(raced.kept) * static_cast<float>(1 / kWholeMass));
+      return {raced.group, raced.from};
     }
     const float from = settled ? list.lowest_kept(team) : threshold(slice, scores(), m, cut);
     Team::sync();  // until then members read each other's lists, and threads the step
     if (step == kSupport && warp_id() == 0) shared.row.set_up(blend, Team::row());
     if (threadIdx.x == 0) {
-      (step == kSupport ? shared.row.support_threshold : shared.task.from) = from;
-      shared.step = step == kSupport ? kBlend : kRest;
+      if (step == kSupport) shared.row.support_threshold = from;
+      begin(shared, blend, step == kSupport ? kBlend : kRest, step == kSupport ? -INFINITY : from);
+    }
+    __syncthreads();
+  }
+}
+
+// Step 5, done by one block. The result is for its first warp. Every warp has the group's scores:
+// each thread those of eight tokens, of which it enters only those of its warp's turn, as noise
+// takes much longer than scores.
+template <bool kPower, Format kFormat>
+__device__ __forceinline__ Best draw_token(Team& team, Shared& shared, const Blend& blend,
+                                           const Winner& winner) {
+  const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
+  const float inv_t = shared.own.cut.inv_t;
+  const uint32_t v = winner.group.index * kGroup + lane_id() * kWidth;
+  Best best;
+  if (v < vocab) {
+    Eight s;
+    BlendScores<kPower, kFormat>(shared.row, vocab, blend.power)(v, s);
+#pragma unroll 1
+    for (uint32_t i = warp_id(); i < kWidth; i += warp_count()) {
+      const float score = pick(s, i);
+      if (!(score >= winner.from && score > -INFINITY)) continue;
+      const Best other = shared.own.draw.token(v + i, score);
+      if (best.loses_to(other, inv_t)) best = other;
     }
   }
+  return team.reduce_block(best, [inv_t](const Best& x) { return x.over_warp(inv_t); });
 }
 
 template <class T>
@@ -273,39 +314,38 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
     Settings& own = shared.own;
     own = Settings{};
     own.temperature = out.sample ? setting(out.temperature, row) : 0.0f;
-    own.greedy = own.temperature == 0;
-    own.race = !own.greedy;
-    if (own.race) {
+    own.draw.greedy = own.temperature == 0;
+    if (!own.draw.greedy) {
       own.min_p = setting(out.min_p, row);
       own.cut = {setting(out.top_k, row), setting(out.top_p, row),
                  fminf(1 / own.temperature, FLT_MAX)};
-      own.noise = {static_cast<uint64_t>(setting(out.seed, row)),
-                   static_cast<uint64_t>(setting(out.stream, row)),
-                   static_cast<uint32_t>(setting(out.step, row))};
+      own.draw.seed = static_cast<uint64_t>(setting(out.seed, row));
+      own.draw.stream = static_cast<uint64_t>(setting(out.stream, row));
+      own.draw.step = static_cast<uint32_t>(setting(out.step, row));
       own.bad = !(own.temperature > 0 && own.temperature < INFINITY && own.cut.top_k >= 0 &&
                   own.cut.top_p >= 0 && own.cut.top_p <= 1 && own.min_p >= 0 && own.min_p <= 1);
     }
   }
   const bool all_terms = out.term_logprobs != nullptr;
-  const Best best = read_row<kPower, kFormat>(team, shared, blend, all_terms);
+  const Winner winner = read_row<kPower, kFormat>(team, shared, blend, all_terms);
 
   if (Team::rank() == 0) {
-    __syncthreads();
+    const bool good = winner.group.index != kNone;
+    const Best best = good ? draw_token<kPower, kFormat>(team, shared, blend, winner) : Best();
     const int64_t row = Team::row();
-    const Result& r = shared.result;
-    const bool good = best.token != kNoToken;
-    const float below = best.score - r.max;
     if (threadIdx.x == 0) {
-      out.tokens[row] = good ? static_cast<int64_t>(best.token) : -1;
-      out.logprobs[row] = good ? below - r.log_sum : NAN;
+      const Result& r = shared.result;
       const Settings& own = shared.own;
-      const float sampled = own.greedy ? 0.0f : below * own.cut.inv_t - r.log_kept;
+      const float below = best.score - r.max;
+      out.tokens[row] = good ? static_cast<int64_t>(best.index) : -1;
+      out.logprobs[row] = good ? below - r.log_sum : NAN;
+      const float sampled = own.draw.greedy ? 0.0f : below * own.cut.inv_t - r.log_kept;
       out.sampled_logprobs[row] = good ? sampled : NAN;
     }
     if (all_terms && threadIdx.x < static_cast<uint32_t>(blend.terms)) {
       const Input& term = shared.row.term[threadIdx.x];
-      out.term_logprobs[Team::row() * blend.terms + threadIdx.x] =
-          good ? shared.row.log_z[threadIdx.x].log_p(number_at(term, best.token)) : NAN;
+      out.term_logprobs[row * blend.terms + threadIdx.x] =
+          good ? shared.row.log_z[threadIdx.x].log_p(number_at(term, best.index)) : NAN;
     }
   }
   Team::sync();  // no member leaves while another reads its shared memory
@@ -318,9 +358,9 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
   Team team(shared.exchange);
   if (threadIdx.x == 0) {
     shared.own = Settings{};
-    shared.own.greedy = true;
+    shared.own.draw.greedy = true;
   }
-  const bool good = read_row<kPower, Format::any>(team, shared, blend, false).token != kNoToken;
+  const bool good = read_row<kPower, Format::any>(team, shared, blend, false).group.index != kNone;
   __syncthreads();
   const float max = shared.result.max, log_sum = shared.result.log_sum;
 

@@ -36,17 +36,21 @@ __device__ __forceinline__ T pick(const T (&x)[kWidth], uint32_t i) {
   return found;
 }
 
-// e^x. Results below the smallest normal number are 0: __expf takes three more instructions for
-// them.
-__device__ __forceinline__ float exp_of(float x) {
+// 2^x. Results below the smallest normal number are 0, which saves the instructions for them.
+__device__ __forceinline__ float exp2_of(float x) {
 #ifdef CF_EMULATED
-  return expf(x);
+  return exp2f(x);
 #else
   float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #endif
 }
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+// e^x
+__device__ __forceinline__ float exp_of(float x) { return exp2_of(x * kLog2E); }
 
 // What a kernel knows of the inputs when it is compiled: that all have this dtype and are aligned
 // to 16 bytes, or nothing (`any`). The first three have the numbers of DType.
@@ -130,19 +134,34 @@ __device__ __forceinline__ float number_at(const Input& in, uint32_t v) {
   return in.dtype == static_cast<uint8_t>(DType::bf16) ? float_of(bits << 16) : from_f16(bits);
 }
 
+// The sum of 2^((x - max) * rate). `max` is at least as large as all x.
+__device__ __forceinline__ float sum_of_exp(const Eight& x, float max, float rate) {
+  const float from = fmaxf(max, -FLT_MAX);  // so that x - from is -inf where all are
+  float sum = exp2_of((x[0] - from) * rate);
+#pragma unroll
+  for (uint32_t i = 1; i < kWidth; ++i) sum += exp2_of((x[i] - from) * rate);
+  return sum;
+}
+
 // log of a running sum of exp(scale * x), as scale * max + log(sum of exp(scale * (x - max))).
 // NaN and +inf make the sum NaN.
 struct LogSum {
   float max = -INFINITY, sum = 0;
 
-  __device__ void add(const Eight& x, float top, float scale = 1) {
+  // `top` is at least as large as all x.
+  __device__ void add(const Eight& x, float top) {
     if (top > max) {
-      sum *= exp_of((max - top) * scale);
+      sum *= exp_of(max - top);
       max = top;
     }
-    const float from = fmaxf(max, -FLT_MAX);  // so that x - from is -inf where all are
-#pragma unroll
-    for (float xi : x) sum += exp_of((xi - from) * scale);
+    sum += sum_of_exp(x, max, kLog2E);
+  }
+
+  // Adds other > 0 numbers' sum.
+  __device__ void add(const LogSum& other, float scale) {
+    const float most = fmaxf(max, other.max);
+    sum = sum * exp_of((max - most) * scale) + other.sum * exp_of((other.max - most) * scale);
+    max = most;
   }
 
   // The sum over all lanes.
@@ -174,11 +193,12 @@ struct RowBlend {
   uint32_t means, inputs;
   const uint8_t* mask;
   bool mask_aligned, has_support;
-  uint32_t bad;  // a weight cannot be used, or a token that is left has a score that is not finite
+  bool bad;          // a weight cannot be used
+  uint32_t spoiled;  // a token that is left has a score that is not finite; found while reading
   Input support;
   float support_threshold;
 
-  // Called by the first warp, with a lane for each input. A barrier must follow.
+  // Called by one warp, with a lane for each input. A barrier must follow.
   __device__ void set_up(const Blend& b, int64_t row) {
     const uint32_t lane = lane_id();
     const bool is_term = lane < kMaxTerms;
@@ -207,6 +227,7 @@ struct RowBlend {
       mask = b.mask ? b.mask + row * b.mask_stride : nullptr;
       mask_aligned = reinterpret_cast<uintptr_t>(mask) % 8 == 0;
       bad = any_bad;
+      spoiled = 0;
       has_support = b.support.term >= 0;
       if (has_support) support = input_of(b.term[b.support.term], row, 1, b.support.term);
     }
@@ -334,7 +355,7 @@ class BlendScores {
     uint32_t odd = left & which([&](uint32_t i) { return !is_finite(s[i]); });
     for (; odd; odd &= odd - 1) {
       const uint32_t i = __ffs(odd) - 1;
-      if (!removed(v + i)) atomicOr(&row.bad, 1u);
+      if (!removed(v + i)) atomicOr(&row.spoiled, 1u);
       left &= ~(1u << i);
     }
     return left;

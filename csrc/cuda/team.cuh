@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../blend_math.h"
+
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #define CF_CLUSTERS 1
 #endif
@@ -36,6 +38,18 @@ __device__ __forceinline__ T warp_reduce(T x, Merge merge) {
 #pragma unroll(sizeof(T) == 4 ? 5 : 1)  // large values would fill the instruction cache
   for (int lanes = 16; lanes > 0; lanes /= 2) x = merge(x, shuffle_xor(x, lanes));
   return x;
+}
+
+// The largest x of all lanes, where none is NaN.
+__device__ __forceinline__ float warp_max(float x) {
+#if defined(CF_EMULATED) || __CUDA_ARCH__ >= 800
+  // One instruction finds the largest of integers. These sort as the numbers do.
+  const auto ordered = [](int32_t i) { return i ^ (i >> 31 & 0x7FFFFFFF); };  // its own inverse
+  const int32_t most = __reduce_max_sync(kAllLanes, ordered(static_cast<int32_t>(bits_of(x))));
+  return float_of(static_cast<uint32_t>(ordered(most)));
+#else
+  return warp_reduce(x, [](float a, float b) { return fmaxf(a, b); });
+#endif
 }
 
 // A value on its way through shared memory. It is moved by words of 32 bits, as a byte takes as
@@ -102,13 +116,11 @@ class Team {
     return mine;
   }
 
-  // Merges the values of all threads, and gives the result to all. over_warp(x) merges a warp's
-  // values and gives the result to all its lanes; T{} must be the neutral element. It is a barrier
-  // for all of shared memory. The first warp alone merges the values of warps and of blocks. Values
-  // of blocks have two places, which take turns: so a barrier lies between the last read of a place
-  // and the next write to it.
+  // Merges the values of the block's threads, and gives the result to its first warp.
+  // over_warp(x) merges a warp's values and gives the result to all its lanes; T{} must be the
+  // neutral element. It is a barrier for all of the block's shared memory.
   template <class T, class OverWarp>
-  __device__ T reduce(T x, OverWarp over_warp) {
+  __device__ T reduce_block(T x, OverWarp over_warp) {
     const uint32_t lane = lane_id();
     x = over_warp(x);
     if (lane == 0) exchange_.warp[warp_id()].put(x);
@@ -117,6 +129,16 @@ class Team {
       x = lane < warp_count() ? exchange_.warp[lane].template get<T>() : T{};
       x = over_warp(x);
     }
+    return x;
+  }
+
+  // Merges the values of all threads, and gives the result to all. It is a barrier for all of
+  // shared memory. The first warp alone merges the values of blocks. These have two places, which
+  // take turns: so a barrier lies between the last read of a place and the next write to it.
+  template <class T, class OverWarp>
+  __device__ T reduce(T x, OverWarp over_warp) {
+    const uint32_t lane = lane_id();
+    x = reduce_block(x, over_warp);
     if (size() > 1) {
       turn_ ^= 1;
       if (threadIdx.x == 0) exchange_.block[turn_].put(x);
@@ -136,19 +158,21 @@ class Team {
   uint32_t turn_ = 0;
 };
 
-// The part of a row of `vocab` tokens that the member reads, and in how many rounds.
+// The part of a row of `vocab` tokens that the member reads, and in how many rounds. In each round
+// a warp reads one group of tokens, as every part begins where a group does. The last parts may
+// begin past the vocabulary's end: those are empty.
 struct Slice {
   static constexpr uint32_t kWidth = 8;  // tokens a thread reads at once
+  static_assert(kGroup == 32 * kWidth, "a warp reads a group in a round");
 
   uint32_t begin, end, rounds;
 
   __device__ explicit Slice(uint32_t vocab) {
-    const uint32_t even = (vocab + Team::size() - 1) / Team::size();
-    const uint32_t length = (even + kWidth - 1) / kWidth * kWidth;
-    const uint32_t round = blockDim.x * kWidth;
-    begin = min(Team::rank() * length, vocab);
-    end = min(begin + length, vocab);
-    rounds = (length + round - 1) / round;
+    const uint32_t groups = (vocab + kGroup - 1) / kGroup;
+    const uint32_t own = (groups + Team::size() - 1) / Team::size();
+    begin = Team::rank() * own * kGroup;
+    end = min(begin + own * kGroup, vocab);
+    rounds = (own + warp_count() - 1) / warp_count();
   }
 };
 

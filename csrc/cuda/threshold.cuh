@@ -72,10 +72,10 @@ class Shortlist {
  public:
   __device__ Shortlist(ThresholdMemory& memory, const Cut& cut) : m_(memory), cut_(cut) {}
 
-  // Called by all threads of the block in every round of a sweep. thread_max is the thread's
-  // largest score in the sweep so far.
-  __device__ void offer(uint32_t round, uint32_t v, const Eight& s, float top, float thread_max) {
-    if ((round & (round + 1)) == 0) raise_floor(thread_max);  // rounds 0, 1, 3, 7 ...
+  // Called by all threads of the block in every round of a sweep.
+  __device__ void offer(uint32_t round, uint32_t v, const Eight& s, float top) {
+    thread_max_ = fmaxf(thread_max_, top);
+    if ((round & (round + 1)) == 0) raise_floor();  // rounds 0, 1, 3, 7 ...
     if (!(top >= floor_)) return;
     uint32_t some = which([&](uint32_t i) { return s[i] >= floor_ && s[i] > -INFINITY; });
     for (; some; some &= some - 1) {
@@ -97,30 +97,62 @@ class Shortlist {
     __syncthreads();
     if (m_.pulled > kListed) return false;
     uint64_t covered = rank();
-    all_ = floor == -INFINITY;  // every token is listed
-    whole_ = kWholeMass;
     if (cut_.top_p < 1) {
       covered = team.reduce(covered, [](uint64_t x) { return warp_reduce(x, add); });
-      if (cut_.top_k > 0) whole_ = static_cast<double>(covered);
+      // the mass of which top-p keeps a part
+      const double whole = cut_.top_k > 0 ? static_cast<double>(covered) : kWholeMass;
+      nucleus_ = static_cast<uint64_t>(ceil(cut_.top_p * whole));
     } else {
       __syncthreads();
     }
-    if (all_) return true;
+    if (floor == -INFINITY) return true;  // every token is listed
     if (cut_.top_k > 0) return m_.pulled >= cut_.top_k;
-    if (cut_.top_p < 1 && static_cast<double>(covered) >= cut_.top_p * whole_) return true;
+    if (cut_.top_p < 1 && covered >= nucleus_) return true;
     return floor <= m_.least;
   }
 
-  // Calls visit(token, score) for the listed tokens that stay, for each in one thread of the team.
+  // Calls visit(score) for the listed tokens that stay, for each in one thread of the team.
   template <class Visit>
   __device__ void for_each_kept(Visit visit) const {
-    const double nucleus = cut_.top_p * whole_;
-    for (uint32_t i = threadIdx.x; i < m_.owned; i += blockDim.x) {
-      const uint64_t above = m_.above[i];
-      const bool inside = cut_.top_p >= 1 || above == 0 || static_cast<double>(above) < nucleus;
-      const uint32_t e = m_.own[i];
-      if (above != kBeyondK && inside && m_.score[e] >= m_.least) visit(m_.token[e], m_.score[e]);
+    for (uint32_t i = threadIdx.x; i < m_.owned; i += blockDim.x)
+      if (stays(i)) visit(m_.score[m_.own[i]]);
+  }
+
+  // Adds every group that keeps a token to the `groups` of one warp of the team, namely the warp of
+  // the group's first candidate that stays.
+  __device__ void add_groups(Groups& groups) const {
+    const uint32_t owned = m_.owned;
+    for (uint32_t i = warp_id(); i < owned; i += warp_count()) {
+      if (!stays(i)) continue;
+      const uint32_t group = m_.token[m_.own[i]] / kGroup;
+      const auto stays_too = [&](uint32_t j) {
+        return m_.token[m_.own[j]] / kGroup == group && stays(j);
+      };
+      uint32_t before = 0;
+      for (uint32_t first = 0; first < i && !before; first += 32) {
+        const uint32_t j = first + lane_id();
+        before = __ballot_sync(kAllLanes, j < i && stays_too(j));
+      }
+      if (before) continue;
+      Eight s;
+#pragma unroll
+      for (float& x : s) x = -INFINITY;
+      float max = -INFINITY;
+      for (uint32_t first = i; first < owned; first += 32) {
+        const uint32_t j = first + lane_id();
+        uint32_t rest = __ballot_sync(kAllLanes, j < owned && stays_too(j));
+        for (; rest; rest &= rest - 1) {
+          const uint32_t e = m_.own[first + __ffs(rest) - 1], place = m_.token[e] % kGroup;
+          const float score = m_.score[e];
+          max = fmaxf(max, score);
+          if (place / kWidth != lane_id()) continue;
+#pragma unroll
+          for (uint32_t k = 0; k < kWidth; ++k) s[k] = k == place % kWidth ? score : s[k];
+        }
+      }
+      groups.add(group, s, max);
     }
+    groups.finish();
   }
 
   // The lowest score that stays; -inf where nothing is cut.
@@ -128,7 +160,7 @@ class Shortlist {
     struct Lowest {
       float score = INFINITY;
     } lowest;
-    for_each_kept([&](uint32_t, float s) { lowest.score = fminf(lowest.score, s); });
+    for_each_kept([&](float s) { lowest.score = fminf(lowest.score, s); });
     lowest = team.reduce(lowest, [](const Lowest& x) {
       return Lowest{warp_reduce(x.score, [](float a, float b) { return fminf(a, b); })};
     });
@@ -140,8 +172,14 @@ class Shortlist {
  private:
   static constexpr uint64_t kBeyondK = ~uint64_t{0};
 
-  __device__ void raise_floor(float thread_max) {
-    float quad = fmaxf(thread_max, __shfl_xor_sync(kAllLanes, thread_max, 1));
+  // Whether the block's candidate i stays.
+  __device__ bool stays(uint32_t i) const {
+    const uint64_t above = m_.above[i];
+    return (above == 0 || above < nucleus_) && m_.score[m_.own[i]] >= m_.least;
+  }
+
+  __device__ void raise_floor() {
+    float quad = fmaxf(thread_max_, __shfl_xor_sync(kAllLanes, thread_max_, 1));
     quad = fmaxf(quad, __shfl_xor_sync(kAllLanes, quad, 2));
     const uint32_t quads = blockDim.x / 4;
     const bool small_k = cut_.top_k > 0 && cut_.top_k < quads / 2;
@@ -208,9 +246,8 @@ class Shortlist {
 
   ThresholdMemory& m_;
   const Cut& cut_;
-  float floor_ = -INFINITY;
-  bool all_ = false;
-  double whole_ = kWholeMass;  // the mass of which top-p keeps a part
+  float floor_ = -INFINITY, thread_max_ = -INFINITY;
+  uint64_t nucleus_ = kBeyondK;  // a token stays if the mass above it is less, or none
 };
 
 // Fills m.team: each member adds up its part of the digits and copies the parts of the others.

@@ -230,6 +230,12 @@ inline uint32_t ballot(bool vote, int line) {
   return bits;
 }
 
+inline int32_t reduce_max(int32_t x, int line) {
+  const uint32_t* posted = exchange(static_cast<uint32_t>(x), line);
+  for (unsigned i = 0; i < kWarp; ++i) x = std::max(x, static_cast<int32_t>(posted[i]));
+  return x;
+}
+
 }  // namespace cuda_on_cpu
 
 // ---- The language
@@ -242,6 +248,7 @@ inline uint32_t ballot(bool vote, int line) {
   cuda_on_cpu::shuffle(value, cuda_on_cpu::lane() - (cuda_on_cpu::lane() < (lanes) ? 0 : (lanes)), \
                        __LINE__)
 #define __ballot_sync(mask, vote) cuda_on_cpu::ballot(vote, __LINE__)
+#define __reduce_max_sync(mask, value) cuda_on_cpu::reduce_max(value, __LINE__)
 
 #define __cluster_barrier_arrive()
 #define __cluster_barrier_wait() cuda_on_cpu::wait(cuda_on_cpu::machine().cluster_barrier, __LINE__)
