@@ -127,7 +127,7 @@ __device__ __forceinline__ float min_p_threshold(float max, double gap) {
 // Reads the row once and does `task`.
 template <class Scores>
 __device__ __forceinline__ Totals read(Team& team, const Slice& slice, const Scores& scores,
-                                       Shortlist& list, const Draw& draw, const Task task) {
+                                       Shortlist& list, const Draw& draw, const Task& task) {
   Totals mine;
   Groups groups(draw, task.races, task.inv_t);
   sweep(slice, scores, [&](uint32_t round, uint32_t v, Eight& s, float top) {
@@ -138,13 +138,14 @@ __device__ __forceinline__ Totals read(Team& team, const Slice& slice, const Sco
     }
     const float max = warp_max(top);
     if (task.inv_t != 1) mine.at_one.add(s, max);
-    groups.add(v / kGroup, s, max);
+    groups.add(round, s, max);
     if (task.lists) list.offer(round, v, s, top);
+    if (round % 32 == 31 || round == slice.rounds - 1)
+      groups.enter(slice.group_of(round / 32 * 32 + lane_id()));
   });
-  groups.finish();
   mine.at_t = groups.mass;
   mine.best = groups.best;
-  mine.floor = list.floor();
+  mine.floor = task.lists ? list.floor() : -INFINITY;
   // The threads that made the list overflow or the row bad see it for sure, and tell the others.
   mine.flags =
       (scores.row.spoiled ? kBad : 0) | (task.lists && list.overflows() ? kListOverflows : 0);
@@ -246,7 +247,8 @@ __device__ __forceinline__ Winner read_row(Team& team, Shared& shared, const Ble
     const bool settled = !(totals.flags & kListOverflows) && list.settle(team, totals.floor);
     if (settled && step == kBlend) {
       Raced raced;
-      Groups groups(own.draw, true, cut.inv_t);
+      const bool races = true;
+      Groups groups(own.draw, races, cut.inv_t);
       list.add_groups(groups);
       raced.group = groups.best;
       list.for_each_kept([&](float s) {

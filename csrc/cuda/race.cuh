@@ -56,46 +56,42 @@ struct Draw {
 };
 
 // A lane's part of what its warp finds out about groups. The warp sums up one group after the
-// other, and lane n keeps the n-th sum. Once each lane has one, all of them add theirs to `mass`
-// and enter their groups in the race, so that 32 groups take the time of one.
+// other, and of 32 each lane keeps one. Then all lanes at once add theirs to `mass` and enter them
+// in the race, which takes as long as it would for one.
 class Groups {
  public:
   LogSum mass;  // of e^(inv_t x) over all scores x
   Best best;    // of the groups
 
-  __device__ Groups(const Draw& draw, bool races, float inv_t)
-      : draw_(draw), races_(races), rate_(fminf(inv_t * kLog2E, FLT_MAX)), inv_t_(inv_t) {}
+  __device__ Groups(const Draw& draw, const bool& races, const float& inv_t)
+      : draw_(draw), races_(races), inv_t_(inv_t), rate_(fminf(inv_t * kLog2E, FLT_MAX)) {}
 
-  // All lanes must call it. They hold the scores of group `index`, in the order of tokens, and know
-  // their maximum. So the group's sum depends on its scores alone.
-  __device__ void add(uint32_t index, const Eight& s, float max) {
+  // All lanes must call it: they hold a group's scores, in the order of tokens, and `max` of them.
+  // So the sum depends on the group alone. Lane n % 32 keeps it.
+  __device__ void add(uint32_t n, const Eight& s, float max) {
     float sum = sum_of_exp(s, max, rate_);
     sum = warp_reduce(sum, [](float a, float b) { return a + b; });
-    if (lane_id() == count_) {
-      index_ = index;
-      kept_ = {max, sum};
-    }
-    if (++count_ == 32) finish();
+    if (lane_id() == n % 32) kept_ = {max, sum};
   }
 
-  // Must be called after the last group.
-  __device__ void finish() {
-    count_ = 0;
-    if (!(kept_.sum > 0)) return;  // no token is left
+  // After 32 groups, and after the last: `index` is the group that the lane keeps, if it has one.
+  __device__ void enter(uint32_t index) {
+    if (!(kept_.sum > 0)) return;  // no group, or none of its tokens is left
     mass.add(kept_, inv_t_);
     if (races_) {
-      const Best other = draw_.group(index_, kept_.max, kept_.sum);
+      const Best other = draw_.group(index, kept_.max, kept_.sum);
       if (best.loses_to(other, inv_t_)) best = other;
     }
     kept_ = LogSum();
   }
 
  private:
+  // These lie in shared memory.
   const Draw& draw_;
-  const bool races_;
-  const float rate_, inv_t_;
+  const bool& races_;
+  const float& inv_t_;
+  const float rate_;
   LogSum kept_;
-  uint32_t index_ = kNone, count_ = 0;
 };
 
 }  // namespace cuda

@@ -261,39 +261,49 @@ struct RowBlend {
   }
 };
 
-constexpr uint32_t kFew = 4;  // how many inputs of one format are read at once
+constexpr uint32_t kFew = 4;  // at most so many inputs of one format have code of their own
 
-// Adds the row's inputs to s(v) .. s(v + 7). There are at most kFew, of one format, and all eight
-// tokens must be within the vocabulary.
-template <Format kFormat>
-__device__ __forceinline__ void add_few(const RowBlend& row, uint32_t v, Eight& s) {
+// Adds kCount inputs of one format from `in` on to s(v) .. s(v + 7), which are 0 if they are the
+// `first`. All eight tokens must be within the vocabulary.
+template <Format kFormat, uint32_t kCount, bool kFirst>
+__device__ __forceinline__ void add_inputs(const Input* in, uint32_t v, Eight& s) {
   constexpr uint32_t kVectors = kFormat == Format::f32 ? 2 : 1;  // vectors of eight tokens
-  constexpr uint32_t kLoads = kFew / kVectors;                   // inputs that are loaded at once
-  const uint32_t count = row.inputs, offset = v / kWidth * kVectors;
+  Raw raw[kCount];
 #pragma unroll
-  for (uint32_t n = 0; n < kFew; n += kLoads) {
-    Raw raw[kLoads];
+  for (uint32_t j = 0; j < kCount; ++j) {
+    const uint4* at = static_cast<const uint4*>(in[j].row) + v / kWidth * kVectors;
+    raw[j].a = __ldg(at);
+    if (kVectors == 2) raw[j].b = __ldg(at + 1);
+  }
 #pragma unroll
-    for (uint32_t j = 0; j < kLoads; ++j) {
-      if (n + j >= count) continue;
-      const uint4* at = static_cast<const uint4*>(row.weighted[n + j].row) + offset;
-      raw[j].a = __ldg(at);
-      if (kVectors == 2) raw[j].b = __ldg(at + 1);
-    }
+  for (uint32_t j = 0; j < kCount; ++j) {
+    const float weight = in[j].weight;
+    Eight x;
+    unpack<kFormat>(raw[j], x);
 #pragma unroll
-    for (uint32_t j = 0; j < kLoads; ++j) {
-      if (n + j >= count) continue;
-      const float weight = row.weighted[n + j].weight;
-      Eight x;
-      unpack<kFormat>(raw[j], x);
-#pragma unroll
-      for (uint32_t i = 0; i < kWidth; ++i) s[i] = fmaf(weight, x[i], s[i]);
-    }
+    for (uint32_t i = 0; i < kWidth; ++i)
+      s[i] = kFirst && j == 0 ? weight * x[i] : fmaf(weight, x[i], s[i]);
   }
 }
 
+// The sum of a row's inputs, of which there are 1 to kFew. As many are loaded at once as there are
+// registers for.
+template <Format kFormat>
+__device__ __forceinline__ void sum_of_few(const RowBlend& row, uint32_t v, Eight& s) {
+  const Input* in = row.weighted;
+  if (kFormat != Format::f32) {
+    if (row.inputs == 4) return add_inputs<kFormat, 4, true>(in, v, s);
+    if (row.inputs == 3) return add_inputs<kFormat, 3, true>(in, v, s);
+  }
+  if (row.inputs == 1) return add_inputs<kFormat, 1, true>(in, v, s);
+  add_inputs<kFormat, 2, true>(in, v, s);
+  if (kFormat != Format::f32) return;
+  if (row.inputs == 4) add_inputs<kFormat, 2, false>(in + 2, v, s);
+  if (row.inputs == 3) add_inputs<kFormat, 1, false>(in + 2, v, s);
+}
+
 template <>
-__device__ __forceinline__ void add_few<Format::any>(const RowBlend&, uint32_t, Eight&) {}
+__device__ __forceinline__ void sum_of_few<Format::any>(const RowBlend&, uint32_t, Eight&) {}
 
 // The blend's scores: a weighted sum and, with kPower, a power mean that it is added to.
 template <bool kPower, Format kFormat>
@@ -306,11 +316,11 @@ class BlendScores {
 
   __device__ void operator()(uint32_t v, Eight& s) const {
     const bool whole = v + kWidth <= vocab_;
-#pragma unroll
-    for (float& x : s) x = 0;
-    if (kFormat != Format::any && whole) {
-      add_few<kFormat>(row, v, s);
+    if (kFormat != Format::any && whole && row.inputs > 0) {
+      sum_of_few<kFormat>(row, v, s);
     } else {
+#pragma unroll
+      for (float& x : s) x = 0;
       if (kPower && row.means > 0) means(v, s);
       for (uint32_t n = kPower ? row.means : 0; n < row.inputs; ++n) {
         const Input& in = row.weighted[n];

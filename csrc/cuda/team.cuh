@@ -81,11 +81,14 @@ struct alignas(8) Parcel {
 // Where the values of warps and blocks are exchanged, in each block's shared memory.
 struct Exchange {
   Parcel warp[32], block[2], all;
+  uint32_t turn;  // which of block[2] is next; known to the first warp
 };
 
 class Team {
  public:
-  __device__ explicit Team(Exchange& exchange) : exchange_(exchange) {}
+  __device__ explicit Team(Exchange& exchange) : exchange_(exchange) {
+    if (threadIdx.x == 0) exchange.turn = 0;
+  }
 
 #ifdef CF_CLUSTERS
   __device__ static uint32_t rank() { return __clusterRelativeBlockRank(); }
@@ -140,12 +143,13 @@ class Team {
     const uint32_t lane = lane_id();
     x = reduce_block(x, over_warp);
     if (size() > 1) {
-      turn_ ^= 1;
-      if (threadIdx.x == 0) exchange_.block[turn_].put(x);
+      if (threadIdx.x == 0) exchange_.block[exchange_.turn].put(x);
       sync();
       if (warp_id() == 0) {
-        x = lane < size() ? at(lane, exchange_).block[turn_].template get<T>() : T{};
+        const uint32_t turn = exchange_.turn;
+        x = lane < size() ? at(lane, exchange_).block[turn].template get<T>() : T{};
         x = over_warp(x);
+        if (lane == 0) exchange_.turn = turn ^ 1;
       }
     }
     if (threadIdx.x == 0) exchange_.all.put(x);
@@ -155,7 +159,6 @@ class Team {
 
  private:
   Exchange& exchange_;
-  uint32_t turn_ = 0;
 };
 
 // The part of a row of `vocab` tokens that the member reads, and in how many rounds. In each round
@@ -173,6 +176,11 @@ struct Slice {
     begin = Team::rank() * own * kGroup;
     end = min(begin + own * kGroup, vocab);
     rounds = (own + warp_count() - 1) / warp_count();
+  }
+
+  // The group that this thread's warp reads in a round.
+  __device__ uint32_t group_of(uint32_t round) const {
+    return begin / kGroup + round * warp_count() + warp_id();
   }
 };
 

@@ -76,8 +76,9 @@ class Shortlist {
   __device__ void offer(uint32_t round, uint32_t v, const Eight& s, float top) {
     thread_max_ = fmaxf(thread_max_, top);
     if ((round & (round + 1)) == 0) raise_floor();  // rounds 0, 1, 3, 7 ...
-    if (!(top >= floor_)) return;
-    uint32_t some = which([&](uint32_t i) { return s[i] >= floor_ && s[i] > -INFINITY; });
+    const float floor = m_.floor;
+    if (!(top >= floor)) return;
+    uint32_t some = which([&](uint32_t i) { return s[i] >= floor && s[i] > -INFINITY; });
     for (; some; some &= some - 1) {
       const uint32_t i = __ffs(some) - 1;
       const uint32_t slot = atomicAdd(&m_.listed, 1u);
@@ -87,7 +88,7 @@ class Shortlist {
     }
   }
 
-  __device__ float floor() const { return floor_; }
+  __device__ float floor() const { return m_.floor; }
   __device__ bool overflows() const { return m_.listed > kListed; }
 
   // Whether the lists hold all tokens that stay, the same in all threads. Called after the sweep,
@@ -122,6 +123,7 @@ class Shortlist {
   // the group's first candidate that stays.
   __device__ void add_groups(Groups& groups) const {
     const uint32_t owned = m_.owned;
+    uint32_t count = 0, mine = 0;
     for (uint32_t i = warp_id(); i < owned; i += warp_count()) {
       if (!stays(i)) continue;
       const uint32_t group = m_.token[m_.own[i]] / kGroup;
@@ -150,9 +152,11 @@ class Shortlist {
           for (uint32_t k = 0; k < kWidth; ++k) s[k] = k == place % kWidth ? score : s[k];
         }
       }
-      groups.add(group, s, max);
+      groups.add(count, s, max);
+      if (lane_id() == count % 32) mine = group;
+      if (++count % 32 == 0) groups.enter(mine);
     }
-    groups.finish();
+    groups.enter(mine);
   }
 
   // The lowest score that stays; -inf where nothing is cut.
@@ -197,7 +201,6 @@ class Shortlist {
     before += __shfl_xor_sync(kAllLanes, before, 2);
     if (share == 0 && before == enough - 1) m_.floor = quad;
     __syncthreads();
-    floor_ = m_.floor;
   }
 
   // Copies the scores of all candidates of the team to this block, and notes which are its own.
@@ -246,7 +249,7 @@ class Shortlist {
 
   ThresholdMemory& m_;
   const Cut& cut_;
-  float floor_ = -INFINITY, thread_max_ = -INFINITY;
+  float thread_max_ = -INFINITY;
   uint64_t nucleus_ = kBeyondK;  // a token stays if the mass above it is less, or none
 };
 
