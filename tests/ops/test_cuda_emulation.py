@@ -10,15 +10,21 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import (
     DTYPES,
+    GROUP,
     INF,
     LAYOUTS,
     NAN,
+    Problem,
     assert_blend_agrees,
     assert_samples_agree,
+    group_words,
+    gumbel,
+    gumbel_max,
     lay_out,
     mean_weights,
     normal,
@@ -99,9 +105,9 @@ def test_aligned_rows(cuda: EmulatedCuda, dtype: torch.dtype, terms: int) -> Non
     assert_samples_agree(cuda, p, top_p=0.8, **SAMPLE)
 
 
-@pytest.mark.parametrize("vocab", [1, 7, 8, 37, 1031, 5000])
+@pytest.mark.parametrize("vocab", [1, 7, 8, 37, 255, 256, 257, 511, 1031, 5000])
 def test_vocabularies(cuda: EmulatedCuda, vocab: int) -> None:
-    """Rows that one thread reads at once, or one warp, and rows that take several rounds."""
+    """Rows of one thread, of one group and of several rounds, which end within a group or not."""
     p = problem(cuda, vocab=vocab, rows=2)
     assert_blend_agrees(cuda, p)
     assert_samples_agree(cuda, p, **SAMPLE)
@@ -153,15 +159,70 @@ def test_mask(pair: EmulatedCuda, per_row: bool) -> None:
     assert_samples_agree(pair, p, top_k=4, **SAMPLE)
 
 
+def one_term(rows: Tensor) -> Problem:
+    """Scores that are these logits."""
+    return Problem([rows], [1.0])
+
+
+def draw_streams(cuda: EmulatedCuda, row: Tensor, streams: Tensor, **settings: Any) -> Tensor:
+    """The tokens that a row of scores draws, one for each stream."""
+    p = one_term(row.expand(len(streams), -1))
+    return cuda.blend_sample(*p.args, seed=3, stream=streams, step=7, **settings).tokens
+
+
+@pytest.mark.parametrize("vocab", [7, 255, 256, 257, 511, 5000])
+def test_tokens_are_those_of_two_levels_of_noise(cuda: EmulatedCuda, vocab: int) -> None:
+    """A second implementation draws the same tokens, whether groups are whole or not."""
+    row, streams = normal(1, vocab, 21, scale=1.0)[0], torch.arange(12)
+    for t in (1.0, 2.5):
+        got = draw_streams(cuda, row, streams, temperature=t)
+        want = gumbel_max(row.double().numpy() / t, 3, streams.numpy(), 7)
+        assert got.tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_p": 1e-9}], ids=str)
+def test_noise_of_groups(cuda: EmulatedCuda, settings: dict[str, Any]) -> None:
+    """With one token in each group, and none in some, the noise of groups decides alone."""
+    groups, streams = 41, np.arange(24)
+    token = GROUP * np.arange(groups) + np.arange(groups) * 37 % GROUP
+    token = np.delete(token, [0, 7, 8, 39])  # all of these groups' tokens are removed
+    score = normal(1, len(token), 22, scale=0.5)[0]
+    row = torch.full((groups * GROUP - 5,), -INF)
+    row[torch.from_numpy(token)] = score
+    noise = gumbel(group_words(3, streams, 7, groups))[:, token // GROUP]
+    want = token[(score.double().numpy() + noise).argmax(axis=1)]
+    got = draw_streams(cuda, row, torch.from_numpy(streams), **settings)
+    assert got.tolist() == want.tolist()
+    assert len({*want.tolist()}) > 10
+
+
+@pytest.mark.parametrize("settings", TRUNCATIONS, ids=str)
+def test_teams_draw_the_same_tokens(library: Any, settings: dict[str, Any]) -> None:
+    """Whatever the team, the order of its threads, and whether its lists settle the truncation."""
+    p = one_term(normal(12, 2700, 23))
+    p.logits[0][:4] *= 0.1
+    p.logits[0][:, 512:800] = -INF
+    ids = {"seed": 3, "stream": torch.arange(12), "step": 7}
+    teams = [(1, 32), (1, 256), (16, 32), *TEAMS]
+    drawn = [
+        EmulatedCuda(library, *team, order).blend_sample(*p.args, **ids, **settings).tokens
+        for order, team in enumerate(teams)
+    ]
+    assert all(torch.equal(tokens, drawn[0]) for tokens in drawn)
+    assert_samples_agree(EmulatedCuda(library, 4, 64), p, **ids, **settings)
+
+
 def test_greedy(cuda: EmulatedCuda) -> None:
-    """Ties go to the lowest id, also across threads and blocks."""
-    p = problem(cuda, terms=1, vocab=1031, rows=3)
+    """Ties go to the lowest id, also across threads, groups and blocks."""
+    p = problem(cuda, terms=1, vocab=1031, rows=5)
     p.weights = [1.0]
     p.logits[0].round_()
     p.logits[0][1] = 0.0
     p.logits[0][2, [40, 700, 1030]] = 50.0
+    p.logits[0][3, [256, 255]] = 50.0
+    p.logits[0][4, [1030, 777, 770]] = 50.0
     got = assert_samples_agree(cuda, p, do_sample=False, **SAMPLE)
-    assert got.tokens[1:].tolist() == [0, 40]
+    assert got.tokens[1:].tolist() == [0, 40, 255, 770]
 
 
 def test_settings_of_each_row(pair: EmulatedCuda) -> None:
@@ -270,7 +331,7 @@ def test_empty_batch(pair: EmulatedCuda) -> None:
 
 def test_results_do_not_depend_on_the_order_of_threads(library: Any) -> None:
     """Equal to the last bit: sums are made in a fixed order or in fixed point."""
-    p = problem(EmulatedCuda(library, 2, 64), vocab=700, rows=2)
+    p = problem(EmulatedCuda(library, 2, 64), vocab=1500, rows=2)
     results = []
     for order in (1, 2, 3):
         cuda = EmulatedCuda(library, 2, 64, order)
