@@ -6,15 +6,16 @@
 //      of each group takes part in the race of groups, see race.cuh. With truncation each block
 //      lists the tokens that may stay.
 //   4. With truncation, the race of groups is run over the listed tokens that stay. Where the lists
-//      do not hold all of those, a radix search finds the threshold, and one more reading runs it.
+//      do not hold all of those, more readings find the threshold, see threshold.cuh and edge.cuh,
+//      and run the race.
 //   5. It reads the group that won once more and draws the token.
 // Scores are never stored but made anew from the inputs wherever they are needed. So neither shared
 // memory nor registers limit how many rows are under way, and no scratch memory is needed.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include "edge.cuh"
 #include "launch.cuh"
-#include "threshold.cuh"
 
 namespace crossfade {
 namespace cuda {
@@ -33,13 +34,13 @@ struct Result {
   float log_kept;  // log of the sum of exp((s - max) / temperature) over the tokens that stay
 };
 
-enum Step { kSupport, kBlend, kRest };
+enum Step { kSupport, kBlend, kEdge, kRest };
 
 // What one reading of the row does besides the sums.
 struct Task {
   bool lists, races;
   float inv_t;
-  float from;  // lower scores are left out
+  float from, listed_from;  // scores below `from` are left out, but listed from listed_from on
 };
 
 // All of a block's shared memory. It also holds what is the same in all threads, to leave registers
@@ -132,6 +133,8 @@ __device__ __forceinline__ Totals read(Team& team, const Slice& slice, const Sco
   Groups groups(draw, task.races, task.inv_t);
   sweep(slice, scores, [&](uint32_t round, uint32_t v, Eight& s, float top) {
     if (task.from > -INFINITY) {
+      if (task.listed_from < task.from && top >= task.listed_from)
+        list.list(v, s, [&](float x) { return x >= task.listed_from && x < task.from; });
 #pragma unroll
       for (float& x : s) x = x >= task.from ? x : -INFINITY;
       top = top >= task.from ? top : -INFINITY;
@@ -147,8 +150,7 @@ __device__ __forceinline__ Totals read(Team& team, const Slice& slice, const Sco
   mine.best = groups.best;
   mine.floor = task.lists ? list.floor() : -INFINITY;
   // The threads that made the list overflow or the row bad see it for sure, and tell the others.
-  mine.flags =
-      (scores.row.spoiled ? kBad : 0) | (task.lists && list.overflows() ? kListOverflows : 0);
+  mine.flags = (scores.row.spoiled ? kBad : 0) | (list.overflows() ? kListOverflows : 0);
   mine = team.reduce(mine, [&task](Totals x) {
     if (task.inv_t != 1) x.at_one = x.at_one.over_warp();
     x.at_t = x.at_t.over_warp(task.inv_t);
@@ -180,8 +182,26 @@ __device__ __forceinline__ double min_p_gap(float min_p, float temperature) {
   return min_p > 0 ? temperature * log(static_cast<double>(min_p)) : -INFINITY;
 }
 
+// The lane's eight scores of a group, -inf below `from`, and their maximum.
+template <class Scores>
+__device__ __forceinline__ float read_group(const Scores& scores, uint32_t group, float from,
+                                            uint32_t vocab, Eight& s) {
+  const uint32_t v = group * kGroup + lane_id() * kWidth;
+#pragma unroll
+  for (float& x : s) x = -INFINITY;
+  if (v < vocab) scores(v, s);
+  float top = -INFINITY;
+#pragma unroll
+  for (float& x : s) {
+    x = x >= from ? x : -INFINITY;
+    top = fmaxf(top, x);
+  }
+  return top;
+}
+
 // Called by one thread: what the row's next step does. A barrier must follow.
-__device__ __forceinline__ void begin(Shared& shared, const Blend& blend, Step step, float from) {
+__device__ __forceinline__ void begin(Shared& shared, const Blend& blend, Step step, float from,
+                                      float listed_from) {
   ThresholdMemory& m = shared.threshold;
   m.listed = m.pulled = m.owned = 0;
   shared.step = step;
@@ -190,8 +210,8 @@ __device__ __forceinline__ void begin(Shared& shared, const Blend& blend, Step s
     const Support& cut = blend.support;
     shared.cut = {cut.top_k, cut.top_p, 1.0f, min_p_gap(cut.min_p, 1.0f)};
   }
-  const bool lists = step != kRest && shared.cut.any();
-  shared.task = {lists, step != kSupport && !lists, shared.cut.inv_t, from};
+  const bool lists = step <= kBlend && shared.cut.any();
+  shared.task = {lists, step != kSupport && !lists, shared.cut.inv_t, from, listed_from};
 }
 
 // Does steps 1 to 4 for one row, whose `shared.own` is set, and fills shared.result. Returns the
@@ -207,7 +227,7 @@ __device__ __forceinline__ Winner read_row(Team& team, Shared& shared, const Ble
   if (threadIdx.x == 0) {
     shared.own.cut.min_p_gap = min_p_gap(own.min_p, own.temperature);
     shared.slice = Slice(vocab);
-    begin(shared, blend, blend.support.term >= 0 ? kSupport : kBlend, -INFINITY);
+    begin(shared, blend, blend.support.term >= 0 ? kSupport : kBlend, -INFINITY, -INFINITY);
   }
   __syncthreads();
   if (shared.row.bad || own.bad) return Winner();
@@ -232,25 +252,37 @@ __device__ __forceinline__ Winner read_row(Team& team, Shared& shared, const Ble
     };
     Shortlist list(m, cut);
     const Totals totals = read(team, slice, scores(), list, own.draw, task);
-    if ((totals.flags & kBad) || !totals.at_one.finite()) return Winner();
-    if (threadIdx.x == 0) {
+    if ((totals.flags & kBad) || (step != kEdge && !totals.at_one.finite())) return Winner();
+    if (threadIdx.x == 0 && step != kEdge) {
       if (step != kRest) shared.result = {totals.at_one.max, totals.at_one.log_sum()};
       shared.result.log_kept = totals.at_t.log_sum();
     }
-    if (task.races) return {totals.best, task.from};
+    if (task.races && step != kEdge) return {totals.best, task.from};
 
-    if (threadIdx.x == 0) {
-      m.mass = {totals.at_one.max, cut.inv_t, 1 / totals.at_t.sum};
-      m.least = min_p_threshold(m.mass.max, cut.min_p_gap);
+    bool settled = !(totals.flags & kListOverflows);
+    if (step == kEdge) {
+      settled = settled && list.settle_edge(team);
+    } else {
+      if (threadIdx.x == 0) {
+        m.mass = {totals.at_one.max, cut.inv_t, 1 / totals.at_t.sum};
+        m.least = min_p_threshold(m.mass.max, cut.min_p_gap);
+      }
+      __syncthreads();
+      settled = settled && list.settle(team, totals.floor);
     }
-    __syncthreads();
-    const bool settled = !(totals.flags & kListOverflows) && list.settle(team, totals.floor);
-    if (settled && step == kBlend) {
+    if (settled && step != kSupport) {
       Raced raced;
+      if (step == kEdge) {
+        raced.group = totals.best;
+        raced.from = fminf(list.lowest_kept(team), task.from);
+      }
       const bool races = true;
       Groups groups(own.draw, races, cut.inv_t);
-      list.add_groups(groups);
-      raced.group = groups.best;
+      list.add_groups(groups, [&](uint32_t group, uint32_t i, Eight& s) {
+        if (step != kEdge) return list.fetch(group, i, s);
+        return warp_max(read_group(scores(), group, raced.from, vocab, s));
+      });
+      if (raced.group.loses_to(groups.best, cut.inv_t)) raced.group = groups.best;
       list.for_each_kept([&](float s) {
         raced.from = fminf(raced.from, s);
         raced.kept += m.mass.of(s);
@@ -260,17 +292,30 @@ __device__ __forceinline__ Winner read_row(Team& team, Shared& shared, const Ble
         return Raced{x.group.over_warp(cut.inv_t), warp_reduce(x.from, lower),
                      warp_reduce(x.kept, add)};
       });
-      if (threadIdx.x == 0)
+      if (threadIdx.x == 0) {
+        const uint64_t kept = raced.kept + (step == kEdge ? m.edge.above : 0);
         shared.result.log_kept +=
-            logf(static_cast<float>(raced.kept) * static_cast<float>(1 / kWholeMass));
+            logf(static_cast<float>(kept) * static_cast<float>(1 / kWholeMass));
+      }
       return {raced.group, raced.from};
     }
-    const float from = settled ? list.lowest_kept(team) : threshold(slice, scores(), m, cut);
+
+    const bool top_p_alone = cut.top_k == 0 && cut.top_p < 1 && cut.min_p_gap == -INFINITY;
+    const bool edge =
+        step == kBlend && top_p_alone && find_edge(slice, scores(), m, cut.top_p, vocab);
+    float from = -INFINITY;
+    if (!edge) from = settled ? list.lowest_kept(team) : threshold(slice, scores(), m, cut);
     Team::sync();  // until then members read each other's lists, and threads the step
     if (step == kSupport && warp_id() == 0) shared.row.set_up(blend, Team::row());
     if (threadIdx.x == 0) {
-      if (step == kSupport) shared.row.support_threshold = from;
-      begin(shared, blend, step == kSupport ? kBlend : kRest, step == kSupport ? -INFINITY : from);
+      if (step == kSupport) {
+        shared.row.support_threshold = from;
+        begin(shared, blend, kBlend, -INFINITY, -INFINITY);
+      } else if (edge) {
+        begin(shared, blend, kEdge, m.edge.high, m.edge.low);
+      } else {
+        begin(shared, blend, kRest, from, from);
+      }
     }
     __syncthreads();
   }
@@ -285,17 +330,16 @@ __device__ __forceinline__ Best draw_token(Team& team, Shared& shared, const Ble
   const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
   const float inv_t = shared.own.cut.inv_t;
   const uint32_t v = winner.group.index * kGroup + lane_id() * kWidth;
+  const BlendScores<kPower, kFormat> scores(shared.row, vocab, blend.power);
+  Eight s;
+  read_group(scores, winner.group.index, winner.from, vocab, s);
   Best best;
-  if (v < vocab) {
-    Eight s;
-    BlendScores<kPower, kFormat>(shared.row, vocab, blend.power)(v, s);
 #pragma unroll 1
-    for (uint32_t i = warp_id(); i < kWidth; i += warp_count()) {
-      const float score = pick(s, i);
-      if (!(score >= winner.from && score > -INFINITY)) continue;
-      const Best other = shared.own.draw.token(v + i, score);
-      if (best.loses_to(other, inv_t)) best = other;
-    }
+  for (uint32_t i = warp_id(); i < kWidth; i += warp_count()) {
+    const float score = pick(s, i);
+    if (score == -INFINITY) continue;
+    const Best other = shared.own.draw.token(v + i, score);
+    if (best.loses_to(other, inv_t)) best = other;
   }
   return team.reduce_block(best, [inv_t](const Best& x) { return x.over_warp(inv_t); });
 }

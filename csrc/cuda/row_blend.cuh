@@ -268,7 +268,7 @@ constexpr uint32_t kFew = 4;  // at most so many inputs of one format have code 
 template <Format kFormat, uint32_t kCount, bool kFirst>
 __device__ __forceinline__ void add_inputs(const Input* in, uint32_t v, Eight& s) {
   constexpr uint32_t kVectors = kFormat == Format::f32 ? 2 : 1;  // vectors of eight tokens
-  Raw raw[kCount];
+  Raw raw[kCount]{};
 #pragma unroll
   for (uint32_t j = 0; j < kCount; ++j) {
     const uint4* at = static_cast<const uint4*>(in[j].row) + v / kWidth * kVectors;
@@ -334,7 +334,7 @@ class BlendScores {
     uint32_t left = all_ && whole ? 0xFFu : row.allowed(v, vocab_);
     float probe = 0;  // becomes NaN where a score is not finite
 #pragma unroll
-    for (float x : s) probe = fmaf(x, 0.0f, probe);
+    for (uint32_t i = 0; i < kWidth; ++i) probe = fmaf(s[i], 0.0f, probe);
     if (probe != 0) left = sort_out(v, s, left);
     if (left != 0xFFu) {
 #pragma unroll

@@ -7,9 +7,9 @@
 // end up on the list. Each is then ranked among the lists of the whole team: how many tokens and
 // how much mass lie above it says whether it stays.
 //
-// The lists may lack tokens that stay: in a flat row under top-p, with a large k, with very many
-// ties, in a row sorted ascending. Then a radix search over the keys of all scores finds the
-// threshold. It reads the inputs again in each round.
+// The lists may lack tokens that stay: in a flat row under top-p, for which see edge.cuh, with a
+// large k, with very many ties, in a row sorted ascending. Then a radix search over the keys of all
+// scores finds the threshold. It reads the inputs again in each round.
 #pragma once
 #include "race.cuh"
 
@@ -40,11 +40,20 @@ struct RowMass {
   }
 };
 
+// The scores among which the threshold of top-p lies, see edge.cuh: tokens of at least `high` stay,
+// and hold the mass `above`; those below `low` do not stay.
+struct Edge {
+  float low, high;
+  bool found;
+  uint64_t above;
+};
+
 // What a block keeps in shared memory to find a threshold.
 struct ThresholdMemory {
   RowMass mass;
   float least;  // the lowest score that min-p keeps
   RadixSearch search;
+  Edge edge;
   float quad_max[256];
   float floor;
   uint32_t listed, pulled, owned;
@@ -68,6 +77,11 @@ struct ThresholdMemory {
 
 __device__ __forceinline__ uint64_t add(uint64_t a, uint64_t b) { return a + b; }
 
+// A token stays under top-p if the mass above it is less than this, or none.
+__device__ __forceinline__ uint64_t nucleus(float top_p, double whole) {
+  return static_cast<uint64_t>(ceil(top_p * whole));
+}
+
 class Shortlist {
  public:
   __device__ Shortlist(ThresholdMemory& memory, const Cut& cut) : m_(memory), cut_(cut) {}
@@ -78,7 +92,13 @@ class Shortlist {
     if ((round & (round + 1)) == 0) raise_floor();  // rounds 0, 1, 3, 7 ...
     const float floor = m_.floor;
     if (!(top >= floor)) return;
-    uint32_t some = which([&](uint32_t i) { return s[i] >= floor && s[i] > -INFINITY; });
+    list(v, s, [&](float x) { return x >= floor && x > -INFINITY; });
+  }
+
+  // Lists those of the tokens v .. v + 7 whose scores pass the test.
+  template <class Test>
+  __device__ void list(uint32_t v, const Eight& s, Test test) {
+    uint32_t some = which([&](uint32_t i) { return test(s[i]); });
     for (; some; some &= some - 1) {
       const uint32_t i = __ffs(some) - 1;
       const uint32_t slot = atomicAdd(&m_.listed, 1u);
@@ -102,7 +122,7 @@ class Shortlist {
       covered = team.reduce(covered, [](uint64_t x) { return warp_reduce(x, add); });
       // the mass of which top-p keeps a part
       const double whole = cut_.top_k > 0 ? static_cast<double>(covered) : kWholeMass;
-      nucleus_ = static_cast<uint64_t>(ceil(cut_.top_p * whole));
+      nucleus_ = nucleus(cut_.top_p, whole);
     } else {
       __syncthreads();
     }
@@ -119,44 +139,59 @@ class Shortlist {
       if (stays(i)) visit(m_.score[m_.own[i]]);
   }
 
-  // Adds every group that keeps a token to the `groups` of one warp of the team, namely the warp of
-  // the group's first candidate that stays.
-  __device__ void add_groups(Groups& groups) const {
-    const uint32_t owned = m_.owned;
+  // Adds every group that has a listed token that stays to the `groups` of one warp of the team:
+  // the warp of the group's first candidate that stays. fetch(group, i, s) fills the lane's eight
+  // scores of the group, and returns the group's maximum.
+  template <class Fetch>
+  __device__ void add_groups(Groups& groups, Fetch fetch) const {
     uint32_t count = 0, mine = 0;
-    for (uint32_t i = warp_id(); i < owned; i += warp_count()) {
+    for (uint32_t i = warp_id(); i < m_.owned; i += warp_count()) {
       if (!stays(i)) continue;
-      const uint32_t group = m_.token[m_.own[i]] / kGroup;
-      const auto stays_too = [&](uint32_t j) {
-        return m_.token[m_.own[j]] / kGroup == group && stays(j);
-      };
+      const uint32_t group = group_of(i);
       uint32_t before = 0;
       for (uint32_t first = 0; first < i && !before; first += 32) {
         const uint32_t j = first + lane_id();
-        before = __ballot_sync(kAllLanes, j < i && stays_too(j));
+        before = __ballot_sync(kAllLanes, j < i && group_of(j) == group && stays(j));
       }
       if (before) continue;
       Eight s;
-#pragma unroll
-      for (float& x : s) x = -INFINITY;
-      float max = -INFINITY;
-      for (uint32_t first = i; first < owned; first += 32) {
-        const uint32_t j = first + lane_id();
-        uint32_t rest = __ballot_sync(kAllLanes, j < owned && stays_too(j));
-        for (; rest; rest &= rest - 1) {
-          const uint32_t e = m_.own[first + __ffs(rest) - 1], place = m_.token[e] % kGroup;
-          const float score = m_.score[e];
-          max = fmaxf(max, score);
-          if (place / kWidth != lane_id()) continue;
-#pragma unroll
-          for (uint32_t k = 0; k < kWidth; ++k) s[k] = k == place % kWidth ? score : s[k];
-        }
-      }
+      const float max = fetch(group, i, s);
       groups.add(count, s, max);
       if (lane_id() == count % 32) mine = group;
       if (++count % 32 == 0) groups.enter(mine);
     }
     groups.enter(mine);
+  }
+
+  // Fetches a group from the list. Candidate `from` is the first of its tokens that stay.
+  __device__ float fetch(uint32_t group, uint32_t from, Eight& s) const {
+#pragma unroll
+    for (float& x : s) x = -INFINITY;
+    float max = -INFINITY;
+    for (uint32_t first = from; first < m_.owned; first += 32) {
+      const uint32_t j = first + lane_id();
+      uint32_t rest = __ballot_sync(kAllLanes, j < m_.owned && group_of(j) == group && stays(j));
+      for (; rest; rest &= rest - 1) {
+        const uint32_t e = m_.own[first + __ffs(rest) - 1], place = m_.token[e] % kGroup;
+        const float score = m_.score[e];
+        max = fmaxf(max, score);
+        if (place / kWidth != lane_id()) continue;
+#pragma unroll
+        for (uint32_t k = 0; k < kWidth; ++k) s[k] = k == place % kWidth ? score : s[k];
+      }
+    }
+    return max;
+  }
+
+  // Finds out which tokens of the edge stay, see Edge. False if the lists cannot tell.
+  __device__ bool settle_edge(Team& team) {
+    pull(-INFINITY);
+    __syncthreads();
+    if (m_.pulled > kListed) return false;
+    rank(m_.edge.above);
+    nucleus_ = nucleus(cut_.top_p, kWholeMass);
+    __syncthreads();
+    return true;
   }
 
   // The lowest score that stays; -inf where nothing is cut.
@@ -175,6 +210,8 @@ class Shortlist {
 
  private:
   static constexpr uint64_t kBeyondK = ~uint64_t{0};
+
+  __device__ uint32_t group_of(uint32_t i) const { return m_.token[m_.own[i]] / kGroup; }
 
   // Whether the block's candidate i stays.
   __device__ bool stays(uint32_t i) const {
@@ -222,9 +259,10 @@ class Shortlist {
     }
   }
 
-  // Ranks this block's candidates, each with a warp. One lane of a warp returns the mass of those
-  // candidates of the warp that top-k keeps; the other lanes return 0.
-  __device__ uint64_t rank() {
+  // Ranks this block's candidates, each with a warp, where tokens that are not listed hold the mass
+  // `more` above them. One lane of a warp returns the mass of those candidates of the warp that
+  // top-k keeps; the other lanes return 0.
+  __device__ uint64_t rank(uint64_t more = 0) {
     uint64_t kept = 0;
     const uint32_t count = m_.pulled;
     for (uint32_t i = warp_id(); i < m_.owned; i += warp_count()) {
@@ -241,7 +279,7 @@ class Shortlist {
       above = warp_reduce(above, add);
       if (lane_id() != 0) continue;
       const bool beyond = cut_.top_k > 0 && higher >= cut_.top_k;
-      m_.above[i] = beyond ? kBeyondK : above;
+      m_.above[i] = beyond ? kBeyondK : above + more;
       kept += beyond ? 0 : m_.mass.of(mine);
     }
     return kept;
@@ -253,9 +291,23 @@ class Shortlist {
   uint64_t nucleus_ = kBeyondK;  // a token stays if the mass above it is less, or none
 };
 
+// Adds a score with weight w to this block's histogram.
+__device__ __forceinline__ void count(ThresholdMemory& m, uint32_t digit, uint64_t w) {
+  atomicAdd(&m.low[digit], static_cast<uint32_t>(w & 0xFFFu));
+  if (w >> 12) atomicAdd(&m.high[digit], static_cast<uint32_t>(w >> 12));
+}
+
+// Called before a histogram is filled.
+__device__ __forceinline__ void clear_histogram(ThresholdMemory& m) {
+  Team::sync();  // until then members read what lies there
+  for (uint32_t d = threadIdx.x; d < RadixSearch::kBins; d += blockDim.x) m.low[d] = m.high[d] = 0;
+  __syncthreads();
+}
+
 // Fills m.team: each member adds up its part of the digits and copies the parts of the others.
-__device__ __forceinline__ void merge_histograms(ThresholdMemory& m) {
-  const uint32_t part = (1u << m.search.bits()) / Team::size(), first = Team::rank() * part;
+__device__ __forceinline__ void merge_histograms(ThresholdMemory& m, uint32_t bins) {
+  Team::sync();
+  const uint32_t part = bins / Team::size(), first = Team::rank() * part;
   for (uint32_t d = first + threadIdx.x; d < first + part; d += blockDim.x) {
     uint64_t sum = 0;
 #pragma unroll 4
@@ -272,14 +324,15 @@ __device__ __forceinline__ void merge_histograms(ThresholdMemory& m) {
   __syncthreads();
 }
 
-// Does one round of m.search on the team's histograms. Returns false if the search has no result,
-// as fewer tokens than its target are left.
-__device__ __forceinline__ bool descend(ThresholdMemory& m, bool weigh) {
-  merge_histograms(m);
-  // Each thread takes `per` digits, from the top. At which digit does the running sum reach the
-  // target?
-  const uint32_t bins = 1u << m.search.bits(), per = (bins + blockDim.x - 1) / blockDim.x;
-  const uint32_t first = threadIdx.x * per;
+// Merges the team's histograms, and finds the first digit from the top at which the sum of their
+// digits reaches target(sum of all). One thread calls found(digit, sum of the digits above), if
+// there is such a digit. It is a barrier for the block's shared memory.
+template <class Target, class Found>
+__device__ __forceinline__ void find_digit(ThresholdMemory& m, uint32_t bins, Target target,
+                                           Found found) {
+  merge_histograms(m, bins);
+  // Each thread takes `per` digits, from the top.
+  const uint32_t per = (bins + blockDim.x - 1) / blockDim.x, first = threadIdx.x * per;
   const auto bin = [&](uint32_t i) { return m.team[bins - 1 - i]; };
   uint64_t own = 0;
   for (uint32_t i = first; i < first + per && i < bins; ++i) own += bin(i);
@@ -291,9 +344,6 @@ __device__ __forceinline__ bool descend(ThresholdMemory& m, bool weigh) {
     if (lane_id() >= lanes) up_to += other;
   }
   if (lane_id() == 31) m.warp_total[warp_id()] = up_to;
-  const bool new_search = m.search.round == 0;
-  const double above = m.search.above;
-  double target = m.search.target;
   __syncthreads();
   uint64_t before = up_to - own, total = 0;
 #pragma unroll 1
@@ -301,23 +351,38 @@ __device__ __forceinline__ bool descend(ThresholdMemory& m, bool weigh) {
     if (w < warp_id()) before += m.warp_total[w];
     total += m.warp_total[w];
   }
-  if (new_search) {
-    if (weigh) target = fmax(1.0, target * static_cast<double>(total));
-    if (static_cast<double>(total) < target) return false;
-  }
-  const double missing = target - above;
-  if (static_cast<double>(before) < missing && static_cast<double>(before + own) >= missing) {
+  const double goal = target(static_cast<double>(total));
+  if (static_cast<double>(before) < goal && static_cast<double>(before + own) >= goal) {
     uint32_t i = first;
     uint64_t sum = before, here = bin(i);
-    while (static_cast<double>(sum + here) < missing) {
+    while (static_cast<double>(sum + here) < goal) {
       sum += here;
       here = bin(++i);
     }
-    m.search.target = target;
-    m.search.descend_to(bins - 1 - i, static_cast<double>(sum));
+    found(bins - 1 - i, sum);
   }
   __syncthreads();
-  return true;
+}
+
+// Does one round of m.search on the team's histograms. Returns false if the search has no result,
+// as fewer tokens than its target are left.
+__device__ __forceinline__ bool descend(ThresholdMemory& m, bool weigh) {
+  const bool new_search = m.search.round == 0;
+  const double above = m.search.above;
+  double target = m.search.target;
+  bool reached = true;
+  const auto missing = [&](double total) {
+    if (new_search) {
+      if (weigh) target = fmax(1.0, target * total);
+      reached = total >= target;
+    }
+    return reached ? target - above : INFINITY;
+  };
+  find_digit(m, 1u << m.search.bits(), missing, [&](uint32_t digit, uint64_t over) {
+    m.search.target = target;
+    m.search.descend_to(digit, static_cast<double>(over));
+  });
+  return reached;
 }
 
 // The largest score x such that the tokens of scores at least x reach the target; -inf if none do.
@@ -330,10 +395,7 @@ __device__ __forceinline__ float radix_threshold(const Slice& slice, const Score
   __syncthreads();  // until then threads read the last search
   if (threadIdx.x == 0) m.search = RadixSearch(target);
   do {
-    Team::sync();  // until then members read the last histogram
-    for (uint32_t d = threadIdx.x; d < RadixSearch::kBins; d += blockDim.x)
-      m.low[d] = m.high[d] = 0;
-    __syncthreads();
+    clear_histogram(m);
     sweep(slice, scores, [&](uint32_t, uint32_t, const Eight& s, float top) {
       if (!(top >= least)) return;
       uint32_t in_play = which([&](uint32_t i) {
@@ -341,13 +403,9 @@ __device__ __forceinline__ float radix_threshold(const Slice& slice, const Score
       });
       for (; in_play; in_play &= in_play - 1) {
         const float x = pick(s, __ffs(in_play) - 1);
-        const uint32_t digit = m.search.digit(key_of(x));
-        const uint64_t w = weigh ? m.mass.of(x) : 1;
-        atomicAdd(&m.low[digit], static_cast<uint32_t>(w & 0xFFFu));
-        if (weigh) atomicAdd(&m.high[digit], static_cast<uint32_t>(w >> 12));
+        count(m, m.search.digit(key_of(x)), weigh ? m.mass.of(x) : 1);
       }
     });
-    Team::sync();
     if (!descend(m, weigh)) return -INFINITY;
   } while (!m.search.done());
   return float_of_key(m.search.threshold());
