@@ -295,6 +295,57 @@ def test_lists_that_overflow(library: Any) -> None:
         assert_samples_agree(cuda, p, **SAMPLE, **settings)
 
 
+def flat(vocab: int) -> Tensor:
+    """Rows in which top-p keeps more tokens than lists can show to be the best."""
+    x = normal(8, vocab, 24, scale=0.3)
+    x[1] = 0.0  # all tie: the bin of the threshold has too many tokens to list
+    x[2] = torch.where(torch.arange(vocab) % 5 < 2, 0.0, -1.0)  # two levels, as many
+    x[3] = x[3].sort().values
+    x[4] *= 1e-40  # denormal: all are about as likely, and in one bin
+    x[5] = 1e30  # no room for bins
+    x[6, 256:1024] = -INF
+    x[7] = (x[7] * 20).round() / 20  # ties at every threshold
+    return x
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.999])
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_flat_rows_under_top_p(cuda: EmulatedCuda, p: float, temperature: float) -> None:
+    """The edge of the nucleus is found by even bins, or else by the radix search."""
+    rows = one_term(flat(2603))
+    assert_samples_agree(cuda, rows, top_p=p, temperature=temperature, **SAMPLE)
+    sure = [0, 3, 6]  # rows whose edge is a few tokens wide: the same from any team
+    drawn = [
+        one.blend_sample(*rows.args, top_p=p, temperature=temperature, **SAMPLE).tokens[sure]
+        for one in (cuda, EmulatedCuda(cuda.library, 1, 128))
+    ]
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("p", [0.6, 0.9])
+def test_edges_that_hold_much_of_the_mass(cuda: EmulatedCuda, p: float) -> None:
+    """A bin of 405 tokens, of which some stay: their groups are read and entered once more."""
+    row = torch.full((2603,), -30.0)
+    row[:1024:8] = 0.5  # these stay for sure, and hold a third of the mass
+    row[896:2516:4] = normal(1, 405, 25, scale=1e-4)[0] - 0.002
+    rows = one_term(row.expand(12, -1))
+    ids = {"seed": 3, "stream": torch.arange(12), "step": 7}
+    got = assert_samples_agree(cuda, rows, top_p=p, **ids)
+    assert int((got.tokens >= 1024).sum()) > 3
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 2000}, {"top_k": 1500, "top_p": 0.9}], ids=str)
+def test_large_k(cuda: EmulatedCuda, settings: dict[str, Any]) -> None:
+    assert_samples_agree(cuda, one_term(flat(2603)), **settings, **SAMPLE)
+
+
+def test_edges_that_are_too_wide(library: Any) -> None:
+    """One token more than a block's list holds, all of them in the bin of the threshold."""
+    for vocab in (1919, 1920, 1921, 1925):
+        rows = one_term(torch.zeros(1, vocab))
+        assert_samples_agree(EmulatedCuda(library, 1, 64), rows, top_p=0.5, **SAMPLE)
+
+
 def test_strides(pair: EmulatedCuda) -> None:
     """One row for all (stride 0), a column slice, mixed dtypes, and padding that is never read."""
     rows, vocab = 5, 201
