@@ -60,6 +60,7 @@ sanitizer() {
   done
 }
 
+# bench/predictions.md says what it should show on an H200.
 bench() {
   rm -f build/gpu_check_bench.json # what a run before this one left
   python3 -m crossfade bench ops --json build/gpu_check_bench.json

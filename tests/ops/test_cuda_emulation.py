@@ -196,7 +196,7 @@ def test_noise_of_groups(cuda: EmulatedCuda, settings: dict[str, Any]) -> None:
     assert len({*want.tolist()}) > 10
 
 
-@pytest.mark.parametrize("settings", TRUNCATIONS, ids=str)
+@pytest.mark.parametrize("settings", TRUNCATIONS[::2], ids=str)
 def test_teams_draw_the_same_tokens(library: Any, settings: dict[str, Any]) -> None:
     """Whatever the team, the order of its threads, and whether its lists settle the truncation."""
     p = one_term(normal(12, 2700, 23))
@@ -308,7 +308,7 @@ def flat(vocab: int) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("p", [0.5, 0.9, 0.999])
+@pytest.mark.parametrize("p", [0.5, 0.999])
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 def test_flat_rows_under_top_p(cuda: EmulatedCuda, p: float, temperature: float) -> None:
     """The edge of the nucleus is found by even bins, or else by the radix search."""
