@@ -1,133 +1,93 @@
 """Blend and sample in Triton: tiles of a row in parallel, then one program for each row.
 
-`blend_tiles` reads every input once and leaves, for each tile of a row, its largest score, its sum
-of exponentials and (without truncation) the best candidate under the noise; `choose` puts the tiles
-of a row together. With truncation the scores are written to scratch memory, in which `choose` finds
-their threshold without a sort. A power mean takes one more read, by `term_tiles` of terms.py.
+`blend_tiles` reads every input once and leaves, for each group of tokens, its largest score and its
+sums of exponentials. `choose` takes the group with the largest log-mass under the noise of groups,
+and of its tokens, whose scores it makes again, the one with the largest score under the noise of
+tokens. With truncation the scores are written to scratch memory, in which `choose` finds their
+threshold without a sort, and then the sums of what is left in each group. A power mean takes one
+more read, by `term_tiles` of terms.py.
 """
 
 import triton
 import triton.language as tl
 
-from .noise import tile_noise
-from .terms import NEG_INF, combine, load_row, power_mean, setting, weighted_sum
-from .threshold import truncation
+from .noise import GROUPS, TOKENS, noise_of
+from .terms import NEG_INF, blend_scores, combine, load_row, place_of, setting
+from .threshold import exp_over, inverse_of, key_of, list_groups, load_listed, truncation
 
-# Planes of `partials` [PLANES, B, tiles] float32.
-PLANES = 6
-TOP = tl.constexpr(0)  # the tile's largest score
+# Planes of `partials` [PLANES, B, groups] float32.
+PLANES = 3
+TOP = tl.constexpr(0)  # the group's largest score
 SUM = tl.constexpr(1)  # the sum of exp(score - TOP); NaN where the row is bad
 TEMPERED = tl.constexpr(2)  # the sum of exp((score - TOP) / temperature)
-VALUE = tl.constexpr(3)  # the best candidate's (score - TOP) / temperature + noise; greedy: score
-SCORE = tl.constexpr(4)  # its score
-INDEX = tl.constexpr(5)  # its place in the tile
 
 # Numbers that change from call to call. Triton must not compile a new kernel for each value.
-PER_CALL = ["seed", "seed_high", "stream", "stream_high", "step", "rows", "tiles"]
+SIZES = ["rows", "tiles", "groups"]
+PER_CALL = ["seed", "seed_high", "stream", "stream_high", "step", "top_k", *SIZES]
 
 
 @triton.jit
 def temperature_of(temperature, row):
-    """Whether a row is greedy, as temperature 0 says, and what to divide its scores by."""
+    """Whether a row is greedy, as temperature 0 says, and its temperature, or else 1."""
     t = setting(temperature, row)
     return t == 0.0, tl.where(t == 0.0, 1.0, t)
 
 
-@triton.jit(do_not_specialize=PER_CALL)
+@triton.jit
+def sum_of_exp(x, top, t):
+    """The sums of exp((x - top) / t) of groups x [groups, GROUP], whose largest are `top`."""
+    return tl.sum(exp_over(x - tl.where(top == NEG_INF, 0.0, top)[:, None], t), axis=1)
+
+
+@triton.jit(do_not_specialize=SIZES)
 def blend_tiles(
-    partials,  # [PLANES, B, tiles] float32
+    partials,  # [PLANES, B, groups] float32
     scores,  # [B, V] float32 scratch for the blend, -inf where a token is removed; or None
     term_partials,  # [2 K, B, tiles] float32, or None
-    terms,  # tuple of K [B, V_k]
-    strides,
-    weights,  # tuple of K numbers with weight_stride None, or a pointer to [K] or [B, K]
-    weight_stride,
-    values,  # like terms, or None
-    value_strides,
-    value_weights,
-    value_weight_stride,
-    mask,  # [V] or [B, V] bool, or None
-    mask_stride,
-    supported,  # the term that `thresholds` [B] belongs to, or None
-    supported_stride,
-    thresholds,
-    power,
+    blend,  # a Blend of terms.py
     temperature,
-    seed,
-    seed_high,
-    stream,
-    stream_high,
-    step,
     rows,
     vocab,
     tiles,
     MEAN: tl.constexpr,  # whether it is a power mean, of which term_partials are an input
-    PICK: tl.constexpr,  # whether to find the tile's best candidate
-    SAMPLE: tl.constexpr,  # whether that is the best with noise, or the best score
-    BLOCK: tl.constexpr,
-    TILES: tl.constexpr,
+    SAMPLE: tl.constexpr,  # whether to fill the plane TEMPERED
+    GROUP: tl.constexpr,  # tokens of a group
+    BLOCK: tl.constexpr,  # tokens of a tile
+    TILES: tl.constexpr,  # the tiles that a loop takes at once
 ):
     """Computes the scores of one tile of one row. Grid (B, tiles)."""
-    row, tile = tl.program_id(0), tl.program_id(1)
-    cols = tile * BLOCK + tl.arange(0, BLOCK)
+    row, tile = place_of()
     size = rows.to(tl.int64) * tiles
-    here = row.to(tl.int64) * tiles + tile
-    if MEAN:
-        score, removed, ok = power_mean(
-            terms, strides, weights, weight_stride, term_partials + row.to(tl.int64) * tiles, size,
-            tiles, TILES, power, row, cols, vocab,
-        )  # fmt: skip
-    else:
-        if term_partials is not None:
-            term_partials += here
-        score, removed, ok = weighted_sum(
-            terms, strides, weights, weight_stride, term_partials, size, row, cols, vocab,
-            tl.zeros([BLOCK], tl.float32), cols >= vocab, tl.full((), 1, tl.int1),
-        )  # fmt: skip
-    if values is not None:
-        score, removed, ok = weighted_sum(
-            values, value_strides, value_weights, value_weight_stride, None, size, row, cols, vocab,
-            score, removed, ok,
-        )  # fmt: skip
-    if supported is not None:
-        z = load_row(supported, supported_stride, row, cols, vocab)
-        removed |= ~(z >= tl.load(thresholds + row))
-    if mask is not None:
-        at = mask + row.to(tl.int64) * mask_stride + cols
-        removed |= tl.load(at, mask=cols < vocab, other=0) == 0
-    removed |= cols >= vocab
-
-    wrong = ~removed & ~(tl.abs(score) < float("inf"))
-    score = tl.where(removed | wrong, NEG_INF, score)
+    if term_partials is not None:
+        term_partials += row.to(tl.int64) * tiles
+    score, ok = blend_scores(
+        blend, term_partials, size, tiles, TILES, row, tile * BLOCK, vocab, MEAN, BLOCK
+    )
     if scores is not None:
-        at = scores + row.to(tl.int64) * vocab + cols
-        tl.store(at, score, mask=cols < vocab)
+        cols = tile * BLOCK + tl.arange(0, BLOCK)
+        tl.store(scores + row.to(tl.int64) * vocab + cols, score, mask=cols < vocab)
 
-    partials += here
-    top = tl.max(score)
-    below = score - tl.where(top == NEG_INF, 0.0, top)
-    total = tl.sum(tl.where(wrong, float("nan"), tl.exp(below)))
+    COUNT: tl.constexpr = BLOCK // GROUP
+    size *= COUNT
+    partials += (row.to(tl.int64) * tiles + tile) * COUNT + tl.arange(0, COUNT)
+    x = tl.reshape(score, [COUNT, GROUP])
+    top = tl.max(x, axis=1)
+    total = sum_of_exp(x, top, 1.0)
     tl.store(partials + size * TOP, top)
     tl.store(partials + size * SUM, tl.where(ok, total, float("nan")))
-    if PICK:
-        value = score
-        if SAMPLE:
-            greedy, temper = temperature_of(temperature, row)
-            tempered = below / temper
-            tl.store(partials + size * TEMPERED, tl.sum(tl.exp(tempered)))
-            noise = tile_noise(tile * BLOCK, seed, seed_high, stream, stream_high, step, row, BLOCK)
-            value = tl.where(greedy, score, tempered + noise)
-        index = tl.argmax(value, axis=0)
-        chosen = tl.max(tl.where(tl.arange(0, BLOCK) == index, score, NEG_INF))
-        tl.store(partials + size * VALUE, tl.max(value))
-        tl.store(partials + size * SCORE, chosen)
-        tl.store(partials + size * INDEX, index.to(tl.float32))
+    if SAMPLE:
+        _, t = temperature_of(temperature, row)
+        mass = total
+        if t != 1.0:
+            mass = sum_of_exp(x, top, t)
+        tl.store(partials + size * TEMPERED, mass)
 
 
-@triton.jit(do_not_specialize=["rows", "tiles"])
+@triton.jit(do_not_specialize=SIZES)
 def normalise(scores, partials, rows, vocab, tiles, BLOCK: tl.constexpr, TILES: tl.constexpr):
-    """Turns scores into log-probs in place, NaN in a bad row. Grid (B, tiles)."""
-    row, tile = tl.program_id(0), tl.program_id(1)
+    """Turns scores into log-probs in place, NaN in a bad row. Its groups are tiles. Grid (B,
+    tiles)."""
+    row, tile = place_of()
     cols = tile * BLOCK + tl.arange(0, BLOCK)
     partials += row.to(tl.int64) * tiles
     top, total = combine(partials, rows.to(tl.int64) * tiles, TOP, tiles, TILES)
@@ -141,7 +101,7 @@ def normalise(scores, partials, rows, vocab, tiles, BLOCK: tl.constexpr, TILES: 
 # ---- Sampling ------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize=[*PER_CALL, "top_k"])
+@triton.jit(do_not_specialize=PER_CALL)
 def choose(
     tokens,  # [B] int64
     logprobs,  # [B] float32
@@ -149,9 +109,9 @@ def choose(
     term_logprobs,  # [B, K] float32, or None
     partials,
     scores,  # with TRUNCATE
+    listed,  # [B, groups] int32 scratch, with TRUNCATE
     term_partials,
-    terms,
-    strides,
+    blend,
     temperature,
     top_k,
     top_p,
@@ -164,20 +124,26 @@ def choose(
     rows,
     vocab,
     tiles,
+    groups,
+    MEAN: tl.constexpr,
     SAMPLE: tl.constexpr,
     TRUNCATE: tl.constexpr,
-    BLOCKS: tl.constexpr,  # with TRUNCATE: ceil(vocab / BLOCK)
-    BLOCK: tl.constexpr,  # tokens of a tile, or with TRUNCATE those that a loop here takes at once
-    TILES: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,  # with TRUNCATE: the tokens that a loop takes at once
+    CHUNK: tl.constexpr,  # the groups that a loop takes at once
+    TILES: tl.constexpr,  # the tiles that a loop takes at once
 ):
-    """Takes one token for each row, from the tiles' candidates or, with TRUNCATE, from the scores.
-    Grid (B,)."""
+    """Takes one token for each row: a group of tokens by its mass, then one of its tokens. With
+    TRUNCATE both are of what truncation leaves. Grid (B,)."""
     row = tl.program_id(0)
-    size = rows.to(tl.int64) * tiles
-    partials += row.to(tl.int64) * tiles
-    top, total = combine(partials, size, TOP, tiles, TILES)
+    size = rows.to(tl.int64) * groups
+    partials += row.to(tl.int64) * groups
+    term_size = rows.to(tl.int64) * tiles
+    if term_partials is not None:
+        term_partials += row.to(tl.int64) * tiles
+    top, total = combine(partials, size, TOP, groups, CHUNK)
     good = total > 0.0
-    greedy, temper = tl.full((), 1, tl.int1), 1.0
+    greedy, temper = tl.full((), 1, tl.int1), tl.full((), 1.0, tl.float32)
     if SAMPLE:
         greedy, temper = temperature_of(temperature, row)
         k, p, m = setting(top_k, row), setting(top_p, row), setting(min_p, row)
@@ -186,53 +152,79 @@ def choose(
         good &= greedy | usable
         k, p, m = tl.where(greedy, 0, k), tl.where(greedy, 1.0, p), tl.where(greedy, 0.0, m)
 
-    token = 0
+    token = -1
     score = 0.0
     tempered = 1.0
-    if TRUNCATE:
-        if good:
+    if good:
+        threshold = top * 0.0 + NEG_INF
+        if TRUNCATE:  # finds the masses of what is left
             x = scores + row.to(tl.int64) * vocab
-            threshold = truncation(x, vocab, top, temper, k, p, m, BLOCKS, BLOCK)
-            best = NEG_INF + 0.0
-            tempered = 0.0
-            for block in range(BLOCKS):
-                cols = block * BLOCK + tl.arange(0, BLOCK)
-                s = tl.load(x + cols, mask=cols < vocab, other=NEG_INF)
+            listed += row.to(tl.int64) * groups
+            at_top = partials + size * TOP
+            threshold = truncation(
+                x, vocab, at_top, listed, groups, top, temper, k, p, m, GROUP, BLOCK, CHUNK
+            )
+            count = list_groups(listed, at_top, groups, key_of(threshold), CHUNK)
+            for block in range(tl.cdiv(count, BLOCK // GROUP)):
+                s, j = load_listed(x, vocab, listed, count, block, GROUP, BLOCK)
                 s = tl.where(s >= threshold, s, NEG_INF)
-                if tl.max(s) > NEG_INF:
-                    below = (s - top) / temper
-                    tempered += tl.sum(tl.exp(below))
-                    noise = tile_noise(
-                        block * BLOCK, seed, seed_high, stream, stream_high, step, row, BLOCK
-                    )
-                    value = tl.where(greedy, s, below + noise)
-                    leader = tl.max(value)
-                    if leader > best:  # not on a tie: the lower id wins
-                        best = leader
-                        index = tl.argmax(value, axis=0)
-                        token = block * BLOCK + index
-                        score = tl.max(tl.where(cols == token, s, NEG_INF))
-    else:
-        t = tl.arange(0, TILES)
-        value = tl.load(partials + size * VALUE + t, mask=t < tiles, other=NEG_INF)
-        if SAMPLE:
-            tops = tl.load(partials + size * TOP + t, mask=t < tiles, other=NEG_INF)
-            parts = tl.load(partials + size * TEMPERED + t, mask=t < tiles, other=0.0)
-            below = (tops - tl.where(good, top, 0.0)) / temper
-            tempered = tl.sum(parts * tl.exp(below))
-            value += tl.where(greedy, 0.0, below)
-        tile = tl.minimum(tl.argmax(value, axis=0), tiles - 1)  # a bad row may hold anything
-        score = tl.load(partials + size * SCORE + tile)
-        token = tile * BLOCK + tl.load(partials + size * INDEX + tile).to(tl.int32)
+                mass = sum_of_exp(s, tl.max(s, axis=1), temper)
+                tl.store(partials + size * TEMPERED + j, mass, mask=j >= 0)
+            tl.debug_barrier()
 
-    tl.store(tokens + row, tl.where(good, token, -1).to(tl.int64))
+        inverse = inverse_of(temper)
+        best = NEG_INF + 0.0
+        group = 0
+        tempered = 0.0
+        for first in range(0, groups, CHUNK):
+            j = tl.arange(0, CHUNK) + first
+            tops = tl.load(partials + size * TOP + j, mask=j < groups, other=NEG_INF)
+            tops = tl.where(tops >= threshold, tops, NEG_INF)
+            value = tops
+            if SAMPLE:
+                # A group of which nothing is left is out by its -inf; else its mass is >= 1.
+                left = tops > NEG_INF
+                masses = tl.load(partials + size * TEMPERED + j, mask=left, other=1.0)
+                below = (tops - top) * inverse
+                tempered += tl.sum(masses * tl.exp(below))
+                noise = noise_of(
+                    GROUPS, first, seed, seed_high, stream, stream_high, step, row, CHUNK
+                )
+                value = tl.where(greedy, tops, below + tl.log(masses) + noise)
+            leader = tl.max(value)
+            if leader > best:  # not on a tie: the lower group wins
+                best = leader
+                group = tl.argmax(value, axis=0) + first
+
+        first = group * GROUP
+        if TRUNCATE:
+            cols = first + tl.arange(0, GROUP)
+            s = tl.load(x + cols, mask=cols < vocab, other=NEG_INF)
+            s = tl.where(s >= threshold, s, NEG_INF)
+        else:
+            s, _ = blend_scores(
+                blend, term_partials if MEAN else None, term_size, tiles, TILES, row, first, vocab,
+                MEAN, GROUP,
+            )  # fmt: skip
+        value = s
+        if SAMPLE:
+            noise = noise_of(TOKENS, first, seed, seed_high, stream, stream_high, step, row, GROUP)
+            value = tl.where(greedy, s, (s - tl.max(s)) * inverse + noise)
+        index = tl.argmax(value, axis=0)
+        token = first + index
+        score = tl.max(tl.where(tl.arange(0, GROUP) == index, s, NEG_INF))
+
+    tl.store(tokens + row, token.to(tl.int64))
     below = tl.where(good, score - top, float("nan"))
     tl.store(logprobs + row, below - tl.log(tl.where(good, total, 1.0)))
-    sampled = below / temper - tl.log(tl.where(good, tempered, 1.0))
-    tl.store(sampled_logprobs + row, tl.where(greedy, below - below, sampled))  # 0, or NaN
+    sampled = below - below  # 0, or NaN
+    if SAMPLE:
+        sampled = tl.where(greedy, sampled, below / temper - tl.log(tempered))
+    tl.store(sampled_logprobs + row, sampled)
     if term_logprobs is not None:
-        term_partials += row.to(tl.int64) * tiles
-        for n in tl.static_range(len(terms)):
-            term_top, mass = combine(term_partials, size, 2 * n, tiles, TILES)
-            log_p = (load_row(terms[n], strides[n], row, token, vocab) - term_top) - tl.log(mass)
-            tl.store(term_logprobs + row * len(terms) + n, tl.where(good, log_p, float("nan")))
+        for n in tl.static_range(len(blend.terms)):
+            term_top, mass = combine(term_partials, term_size, 2 * n, tiles, TILES)
+            z = load_row(blend.terms[n], blend.strides[n], row, tl.maximum(token, 0), vocab)
+            log_p = (z - term_top) - tl.log(mass)
+            at = term_logprobs + row.to(tl.int64) * len(blend.terms) + n
+            tl.store(at, tl.where(good, log_p, float("nan")))

@@ -6,6 +6,8 @@ The layout of counters and words is that of ops/reference.py and csrc/blend_math
 import triton
 import triton.language as tl
 
+TOKENS, GROUPS = tl.constexpr(0), tl.constexpr(0x80000000)
+
 
 @triton.jit
 def philox(c0, c1, c2, c3, k0, k1):
@@ -56,12 +58,18 @@ def words(x, high, row):
 
 
 @triton.jit
-def tile_noise(first, seed, seed_high, stream, stream_high, step, row, BLOCK: tl.constexpr):
-    """Gumbel noise [BLOCK] of one row's tokens from `first` on. `first` is a multiple of 4."""
+def noise_of(
+    LEVEL: tl.constexpr, first, seed, seed_high, stream, stream_high, step, row, COUNT: tl.constexpr
+):
+    """A row's Gumbel noise [COUNT] of its tokens, or of its groups, from `first` on.
+
+    Token v has word v % 4 of counter TOKENS | v // 4, and group j word j % 4 of GROUPS | j // 4.
+    `first` is a multiple of 4.
+    """
     k0, k1 = words(seed, seed_high, row)
     c2, c3 = words(stream, stream_high, row)
     c1, _ = words(step, step, row)
-    c0 = (first // 4 + tl.arange(0, BLOCK // 4)).to(tl.uint32)
-    same = tl.zeros([BLOCK // 4], tl.uint32)
+    c0 = (tl.arange(0, COUNT // 4) + first // 4).to(tl.uint32) | LEVEL
+    same = tl.zeros([COUNT // 4], tl.uint32)
     w0, w1, w2, w3 = philox(c0, same + c1, same + c2, same + c3, k0, k1)
     return gumbel(tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3)))

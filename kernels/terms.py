@@ -4,6 +4,8 @@
 own distribution is cut.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -14,7 +16,32 @@ NEG_INF = tl.constexpr(float("-inf"))
 WEIGHT_SUM_TOLERANCE = tl.constexpr(1e-3)
 
 
+class Blend(NamedTuple):
+    """What is blended, as kernels take it: the `Inputs` of ops/types.py."""
+
+    terms: Any  # tuple of K [B, V_k]
+    strides: Any  # those of their rows
+    weights: Any  # tuple of K numbers with weight_stride None, or a pointer to [K] or [B, K]
+    weight_stride: Any
+    value_terms: Any  # like terms, or None
+    value_strides: Any
+    value_weights: Any
+    value_weight_stride: Any
+    mask: Any  # [V] or [B, V] bool, or None
+    mask_stride: Any
+    supported: Any  # the term that `thresholds` [B] belongs to, or None
+    supported_stride: Any
+    thresholds: Any
+    power: Any
+
+
 # ---- Small parts ---------------------------------------------------------------------------------
+
+
+@triton.jit
+def place_of():
+    """The row and the tile of a program. A grid's second axis ends at 65,535, so a third helps."""
+    return tl.program_id(0), tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
 
 
 @triton.jit
@@ -45,13 +72,61 @@ def load_row(x, stride, row, cols, vocab):
 
 
 @triton.jit
-def combine(partials, size, index: tl.constexpr, tiles, TILES: tl.constexpr):
-    """The largest of a row's tiles' maxima (plane `index`) and the sum of exponentials below it."""
-    t = tl.arange(0, TILES)
-    tops = tl.load(partials + size * index + t, mask=t < tiles, other=NEG_INF)
-    totals = tl.load(partials + size * (index + 1) + t, mask=t < tiles, other=0.0)
-    top = tl.max(tops)
-    return top, tl.sum(totals * tl.exp(tops - tl.where(top == NEG_INF, 0.0, top)))
+def load_each(
+    terms, strides, weights, weight_stride, row, first, vocab,
+    MASKED: tl.constexpr, ALL: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """`load_terms`, with masks or without."""
+    n = tl.arange(0, COUNT)
+    zs = ()
+    for k in tl.static_range(len(terms)):
+        at = terms[k] + row.to(tl.int64) * strides[k] + first + n
+        if MASKED:
+            inside = n < vocab - first
+            w = tl.zeros([COUNT], tl.float32) + weight_of(weights, weight_stride, row, k)
+            read = inside if ALL else inside & (w != 0.0)
+            zs += (tl.load(at, mask=read, other=tl.where(inside, 0.0, NEG_INF)),)
+        else:
+            zs += (tl.load(at),)
+    return zs
+
+
+@triton.jit
+def load_terms(
+    terms, strides, weights, weight_stride, row, first, vocab,
+    ALL: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """A row of each term from token `first` on, in its own dtype, -inf past the vocabulary.
+
+    Terms without weight are 0 and not read, unless ALL. Where there is no such term and no such
+    token, the loads need no mask, which would take an instruction for each number. All are loaded
+    before one is looked at, so that a program waits for memory once.
+    """
+    whole = first <= vocab - COUNT
+    if not ALL:
+        for k in tl.static_range(len(terms)):
+            whole &= weight_of(weights, weight_stride, row, k) != 0.0
+    if whole:
+        zs = load_each(terms, strides, weights, weight_stride, row, first, vocab, False, ALL, COUNT)
+    else:
+        zs = load_each(terms, strides, weights, weight_stride, row, first, vocab, True, ALL, COUNT)
+    return zs
+
+
+@triton.jit
+def combine(partials, size, index: tl.constexpr, count, CHUNK: tl.constexpr):
+    """The largest of a row's maxima (plane `index`), and the sum of exponentials below it."""
+    top = tl.full((), NEG_INF, tl.float32)
+    total = tl.zeros((), tl.float32)
+    for start in range(0, count, CHUNK):
+        t = tl.arange(0, CHUNK) + start
+        tops = tl.load(partials + size * index + t, mask=t < count, other=NEG_INF)
+        totals = tl.load(partials + size * (index + 1) + t, mask=t < count, other=0.0)
+        new_top = tl.maximum(top, tl.max(tops))
+        base = tl.where(new_top == NEG_INF, 0.0, new_top)  # -inf - (-inf) would be NaN
+        total = total * tl.exp(top - base) + tl.sum(totals * tl.exp(tops - base))
+        top = new_top
+    return top, total
 
 
 @triton.jit
@@ -66,53 +141,101 @@ def store_term(z, partials, size, k: tl.constexpr):
 # ---- Blending ------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups"])
 def support_threshold(
-    x, stride, thresholds, vocab, top_k, top_p, min_p, BLOCKS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Each row's threshold for one term's logits; NaN if they are no distribution. Grid (B,)."""
+    x, stride, thresholds, tops, listed, vocab, groups, top_k, top_p, min_p,
+    GROUP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Each row's threshold for one term's logits; NaN if they are no distribution. Grid (B,).
+
+    `tops` and `listed` [B, groups] are scratch memory, of float32 and of int32.
+    """
     row = tl.program_id(0)
     x += row.to(tl.int64) * stride
-    largest = tl.full([BLOCK], NEG_INF, tl.float32)
+    tops += row.to(tl.int64) * groups
+    listed += row.to(tl.int64) * groups
+    largest = tl.full([BLOCK // GROUP], NEG_INF, tl.float32)
     odd = tl.zeros([BLOCK], tl.int32)
-    for block in range(BLOCKS):
-        cols = block * BLOCK + tl.arange(0, BLOCK)
+    for block in range((vocab - 1) // BLOCK + 1):
+        cols = tl.arange(0, BLOCK) + block * BLOCK
         z = tl.load(x + cols, mask=cols < vocab, other=NEG_INF).to(tl.float32)
         odd |= (z != z).to(tl.int32)
-        largest = tl.maximum(largest, tl.where(z == z, z, NEG_INF))
+        z = tl.reshape(tl.where(z == z, z, NEG_INF), [BLOCK // GROUP, GROUP])
+        j = tl.arange(0, BLOCK // GROUP) + block * (BLOCK // GROUP)
+        tl.store(tops + j, tl.max(z, axis=1), mask=j < groups)
+        largest = tl.maximum(largest, tl.max(z, axis=1))
+    tl.debug_barrier()
     top = tl.max(largest)
     threshold = top * float("nan")  # if the term is no distribution, nothing is kept
     if (tl.max(odd) == 0) & (tl.abs(top) < float("inf")):
-        threshold = truncation(x, vocab, top, 1.0, top_k, top_p, min_p, BLOCKS, BLOCK)
+        threshold = truncation(
+            x, vocab, tops, listed, groups, top, 1.0, top_k, top_p, min_p, GROUP, BLOCK, CHUNK
+        )
     tl.store(thresholds + row, threshold)
 
 
 @triton.jit
+def blend_scores(
+    blend, term_partials, size, tiles, TILES: tl.constexpr, row, first, vocab,
+    MEAN: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """A row's scores [COUNT] from token `first` on, and whether the row's weights can be used.
+
+    A score is -inf where the token is removed, and NaN where a row is bad that has this token.
+    `term_partials` of the row are an input of a power mean; else they are written, unless None.
+    """
+    cols = first + tl.arange(0, COUNT)
+    if MEAN:
+        score, lowest, ok = power_mean(
+            blend.terms, blend.strides, blend.weights, blend.weight_stride, term_partials, size,
+            tiles, TILES, blend.power, row, cols, vocab,
+        )  # fmt: skip
+    else:
+        if term_partials is not None:
+            term_partials += first // COUNT
+        score, lowest, ok = weighted_sum(
+            blend.terms, blend.strides, blend.weights, blend.weight_stride, term_partials, size,
+            row, first, vocab, None, None, tl.full((), 1, tl.int1), COUNT,
+        )  # fmt: skip
+    if blend.value_terms is not None:
+        score, lowest, ok = weighted_sum(
+            blend.value_terms, blend.value_strides, blend.value_weights, blend.value_weight_stride,
+            None, size, row, first, vocab, score, lowest, ok, COUNT,
+        )  # fmt: skip
+
+    score = tl.where(tl.abs(score) < float("inf"), score, float("nan"))
+    score = tl.where(lowest == NEG_INF, NEG_INF, score)
+    if blend.supported is not None:
+        z = load_row(blend.supported, blend.supported_stride, row, cols, vocab)
+        score = tl.where(z >= tl.load(blend.thresholds + row), score, NEG_INF)
+    if blend.mask is not None:
+        at = blend.mask + row.to(tl.int64) * blend.mask_stride + cols
+        score = tl.where(tl.load(at, mask=cols < vocab, other=0) != 0, score, NEG_INF)
+    return score, ok
+
+
+@triton.jit
 def weighted_sum(
-    terms,
-    strides,
-    weights,
-    weight_stride,
-    term_partials,
-    size,
-    row,
-    cols,
-    vocab,
-    score,
-    removed,
-    ok,
-):
-    """Adds sum_k w_k z_k: a geometric blend, or values. A term with weight 0 is left out."""
+    terms, strides, weights, weight_stride, term_partials, size, row, first, vocab,
+    score, lowest, ok, COUNT: tl.constexpr,
+):  # fmt: skip
+    """Adds sum_k w_k z_k to `score`, if there is one: a geometric blend, or values.
+
+    A term with weight 0 is left out. A token with a z_k of -inf is removed, whatever its sum is:
+    so `lowest` tells, the least z_k.
+    """
+    zs = load_terms(
+        terms, strides, weights, weight_stride, row, first, vocab, term_partials is not None, COUNT
+    )
     for k in tl.static_range(len(terms)):
-        w = weight_of(weights, weight_stride, row, k)
+        w, z = weight_of(weights, weight_stride, row, k), zs[k].to(tl.float32)
         ok &= tl.abs(w) < float("inf")
-        z = load_row(terms[k], strides[k], row, cols, vocab)
         if term_partials is not None:
             store_term(z, term_partials, size, k)
-        z = tl.where(w != 0.0, z, 0.0)
-        removed |= z == NEG_INF
-        score += w * tl.where(z == NEG_INF, 0.0, z)
-    return score, removed, ok
+            z = tl.where(w != 0.0, z, tl.where(tl.arange(0, COUNT) < vocab - first, 0.0, NEG_INF))
+        score = w * z if score is None else tl.fma(tl.zeros_like(z) + w, z, score)
+        lowest = z if lowest is None else tl.minimum(lowest, z)
+    return score, lowest, ok
 
 
 @triton.jit
@@ -128,6 +251,8 @@ def power_mean(
     power, row, cols, vocab,
 ):  # fmt: skip
     """log (sum_k w_k p_k^r)^(1/r), from one read of the terms, which it normalises.
+
+    As of `weighted_sum`, a second result is -inf where a token is removed.
 
     With a_k = r log p_k, `ref` the log p_k of the largest a_k, and weights that sum to one, it is
     ref + log1p(sum_k w_k expm1(a_k - r ref)) / r. That is right for small r too, where the rounding
@@ -167,13 +292,14 @@ def power_mean(
     near = excess > -0.5
     log_near = log1m(tl.where(near, -excess, 0.0))
     log_far = tl.log(tl.where(near, 1.0, tl.maximum(sums, 1e-37)))
-    return ref + tl.where(near, log_near, log_far) / power, removed | (ref == NEG_INF), ok
+    score = ref + tl.where(near, log_near, log_far) / power
+    return score, tl.where(removed | (ref == NEG_INF), NEG_INF, nothing), ok
 
 
 @triton.jit(do_not_specialize=["rows", "tiles"])
 def term_tiles(term_partials, terms, strides, rows, vocab, tiles, BLOCK: tl.constexpr):
     """Each term's maximum and sum of exponentials in one tile. Grid (B, tiles)."""
-    row, tile = tl.program_id(0), tl.program_id(1)
+    row, tile = place_of()
     cols = tile * BLOCK + tl.arange(0, BLOCK)
     size = rows.to(tl.int64) * tiles
     term_partials += row.to(tl.int64) * tiles + tile

@@ -17,7 +17,7 @@ import torch
 triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
-from cases import structs  # noqa: E402
+from cases import Backend, Problem, assert_samples_agree, structs  # noqa: E402
 from crossfade import ops  # noqa: E402
 from crossfade.kernels import noise, terms, threshold  # noqa: E402
 from crossfade.ops import BlendSample, Inputs, Support, reference  # noqa: E402
@@ -140,13 +140,17 @@ def test_keys_sort_as_floats_do_and_convert_back():
 
 @triton.jit
 def truncation_kernel(
-    out, x, vocab, temperature, settings, BLOCKS: tl.constexpr, BLOCK: tl.constexpr
-):
+    out, x, vocab, tops, listed, groups, temperature, settings,
+    GROUP: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
     top = tl.load(x)
     k = tl.load(settings).to(tl.int32)
     p, m = tl.load(settings + 1), tl.load(settings + 2)
     t = tl.load(temperature)
-    tl.store(out, threshold.truncation(x, vocab, top, t, k, p, m, BLOCKS, BLOCK))
+    tl.store(
+        out,
+        threshold.truncation(x, vocab, tops, listed, groups, top, t, k, p, m, GROUP, BLOCK, CHUNK),
+    )
 
 
 NORMAL = 3 * normal(1000)
@@ -170,13 +174,22 @@ ROWS = {
     [(1, 1, 0), (50, 1, 0), (0, 0.9, 0), (0, 0, 0), (300, 0.3, 0), (0, 1, 0.05), (40, 0.95, 0.02)],
 )
 def test_threshold_keeps_what_a_sort_keeps(row, top_k, top_p, min_p):
+    """Of groups of 16 tokens: top-k is below and above their number."""
+    group = 16
+    order = torch.randperm(len(ROWS[row]) - 1, generator=torch.Generator().manual_seed(0))
     x = ROWS[row].sort(descending=True).values  # the kernel takes the maximum from the first
+    x = torch.cat([x[:1], x[1:][order]])
     temperature = 1.5
     settings = torch.tensor([top_k, top_p, min_p], dtype=torch.float32)
     out = torch.empty(1, device=DEVICE)
-    blocks = -(-len(x) // 256)
+    groups = -(-len(x) // group)
+    tops = torch.nn.functional.pad(x, (0, groups * group - len(x)), value=-INF)
+    tops = tops.unflatten(0, (groups, group)).amax(dim=1).to(DEVICE)
+    listed = torch.empty(groups, dtype=torch.int32, device=DEVICE)
     t = torch.tensor([temperature], device=DEVICE)
-    truncation_kernel[1,](out, x.to(DEVICE), len(x), t, settings.to(DEVICE), blocks, 256)
+    truncation_kernel[1,](
+        out, x.to(DEVICE), len(x), tops, listed, groups, t, settings.to(DEVICE), group, 512, 64
+    )
     kept = (x >= out.cpu()) & (x > -INF)
     one = [torch.tensor([s]) for s in (top_k, top_p, min_p)]
     expected = reference.keep(x.double()[None] / temperature, *one)[0] & (x > -INF)
@@ -187,12 +200,16 @@ def test_threshold_keeps_what_a_sort_keeps(row, top_k, top_p, min_p):
 # ---- Tiles ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[(128, 4), (1024, 4)], ids=["tiles of 128", "tiles of 1024"])
+@pytest.fixture(params=["tiles of 256", "tiles of 1024", "little at once"])
 def tiles(request, monkeypatch):
-    monkeypatch.setattr(launchers, "tile_size", lambda rows, vocab: request.param)
+    block = 1024 if request.param == "tiles of 1024" else 256
+    monkeypatch.setattr(launchers, "tile_size", lambda rows, vocab: (block, 4))
+    if request.param == "little at once":  # as of a vocabulary of a billion
+        monkeypatch.setattr(launchers, "MOST_AT_ONCE", 4)
+        monkeypatch.setattr(launchers, "MOST_PROGRAMS", 2)
 
 
-@pytest.mark.parametrize("vocab", [1, 127, 128, 129, 1025])
+@pytest.mark.parametrize("vocab", [1, 255, 256, 257, 1025])
 @pytest.mark.usefixtures("tiles")
 def test_results_do_not_depend_on_the_tiles(vocab):
     """One tile, a full one, and one with a single token in it all agree with the reference."""
@@ -228,6 +245,25 @@ def test_a_tile_without_a_token_left_is_passed_over():
     for settings in ({}, {"top_k": 3}, {"top_p": 0.5}, {"do_sample": False}):
         out = blend_sample([z], (1.0,), mask=mask, seed=1, step=1, **settings)
         assert [x.item() for x in out[:3]] == [1200, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 300}, {"top_k": 4, "top_p": 0.9}, {"top_p": 0.97}])
+def test_draws_among_many_groups(cut):
+    """From a sharp row, whose mass is in one group, to a flat one, in which all take part."""
+    p = Problem([normal(2, 5, 2900)[k].to(DEVICE) * 3 for k in range(2)], (1.0, 0.5))
+    steps = torch.arange(5, device=DEVICE)
+    settings = {"temperature": 0.3 * 2.5**steps, "seed": 2**63 + 5, "stream": 2**40, "step": steps}
+    out = assert_samples_agree(Backend("triton", DEVICE), p, **settings, **cut)
+    assert len(set((out.tokens // 256).tolist())) > 2
+
+
+def test_tokens_that_float32_cannot_count(monkeypatch):
+    """Of more than 2^24 tokens, the last of which is the only likely one."""
+    vocab = 2**24 + 259
+    monkeypatch.setattr(launchers, "tile_size", lambda rows, vocab: (2**20, 4))
+    z = torch.zeros(1, vocab, dtype=torch.float16, device=DEVICE)
+    z[0, -1] = 100.0
+    assert blend_sample([z], (1.0,), seed=1, step=1).tokens.tolist() == [vocab - 1]
 
 
 def test_small_powers_keep_their_digits():

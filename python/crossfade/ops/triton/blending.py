@@ -10,26 +10,28 @@ import torch
 from torch import Tensor
 
 from crossfade.kernels import blend_sample as kernels
-from crossfade.kernels.terms import support_threshold, term_tiles
+from crossfade.kernels.terms import Blend, support_threshold, term_tiles
 
 from .. import check, memory
+from ..reference import GROUP
 from ..types import BlendSample, Draw, Inputs
 
-SEARCH_BLOCK = 2048  # tokens a pass of a threshold search takes at a time
+MOST_AT_ONCE = 1024
+MOST_PROGRAMS = 2**15  # on the second axis of a grid
+SEARCH = {"BLOCK": 2048, "num_warps": 16}  # the tokens that a search takes at once, and its warps
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """A blend's tiles, as `kernels.blend_tiles` left them."""
+    """A blend's tiles, as `kernels.blend_tiles` left them, and what it was launched with."""
 
-    partials: Tensor  # [PLANES, B, count]
+    blend: Blend
+    partials: Tensor  # [PLANES, B, groups]
     term_partials: Tensor | None  # [2 K, B, count]
+    grid: tuple[int, int, int]
     count: int
+    groups: int
     block: int
-
-    @property
-    def padded(self) -> int:
-        return 1 << (self.count - 1).bit_length()
 
 
 def blend(inputs: Inputs) -> Tensor:
@@ -38,9 +40,16 @@ def blend(inputs: Inputs) -> Tensor:
     if rows == 0:
         return scores
     with torch.accelerator.device_index(device.index):
-        tiles = blend_tiles(inputs, scores=scores)
-        kernels.normalise[rows, tiles.count](
-            scores, tiles.partials, rows, vocab, tiles.count, BLOCK=tiles.block, TILES=tiles.padded
+        block, _ = tile_size(rows, vocab)
+        tiles = blend_tiles(inputs, scores=scores, group=block)
+        kernels.normalise[tiles.grid](
+            scores,
+            tiles.partials,
+            rows,
+            vocab,
+            tiles.count,
+            BLOCK=tiles.block,
+            TILES=chunk_of(tiles.count),
         )
     return scores
 
@@ -70,17 +79,15 @@ def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> Blen
             scores=scores,
             term_stats=return_term_logprobs,
             temperature=temperature,
-            noise=noise,
-            PICK=not truncate,
             SAMPLE=draw.do_sample and not truncate,
         )
         kernels.choose[rows,](
             *out,
             tiles.partials,
             scores,
-            tiles.term_partials if return_term_logprobs else None,
-            tuple(inputs.logits),
-            strides_of(inputs.logits),
+            integers(device, rows, tiles.groups) if truncate else None,
+            tiles.term_partials,
+            tiles.blend,
             temperature,
             top_k,
             top_p,
@@ -89,10 +96,14 @@ def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> Blen
             rows,
             vocab,
             tiles.count,
+            tiles.groups,
+            MEAN=inputs.power != 0,
             SAMPLE=draw.do_sample,
             TRUNCATE=truncate,
-            TILES=tiles.padded,
-            **(search_sizes(vocab) if truncate else {"BLOCKS": 1, "BLOCK": tiles.block}),
+            GROUP=GROUP,
+            CHUNK=chunk_of(tiles.groups),
+            TILES=chunk_of(tiles.count),
+            **(SEARCH if truncate else {"BLOCK": GROUP, "num_warps": 8}),
         )
     return out
 
@@ -103,8 +114,7 @@ def blend_tiles(
     scores: Tensor | None,
     term_stats: bool = False,
     temperature: float | Tensor = 1.0,
-    noise: Sequence[Tensor | int] = (0, 0, 0, 0, 0),
-    PICK: bool = False,
+    group: int = GROUP,
     SAMPLE: bool = False,
 ) -> Tiles:
     logits, values, power = inputs.logits, inputs.values, inputs.power
@@ -113,55 +123,66 @@ def blend_tiles(
     memory.require(logits=logits, values=values)
     check.columns("logits", logits)
     check.columns("values", values)
-    block, num_warps = tile_size(rows, vocab)
-    count = -(-vocab // block)
-    tiles = Tiles(
-        floats(device, kernels.PLANES, rows, count),
-        floats(device, 2 * len(logits), rows, count) if term_stats or power else None,
-        count,
-        block,
-    )
-    terms, strides = tuple(logits), strides_of(logits)
-    if power:
-        term_tiles[rows, count](
-            tiles.term_partials, terms, strides, rows, vocab, count, BLOCK=block
-        )
-    supported: tuple[Tensor | int | None, ...] = None, None, None
+    supported: tuple[Any, Any, Any] = None, None, None
     if support is not None:
         z, thresholds = logits[support.term], floats(device, rows)
         supported = z, z.stride(0), thresholds
-        top_k = min(support.top_k, vocab)
+        top_k, parts = min(support.top_k, vocab), -(-vocab // GROUP)
         support_threshold[rows,](
             *supported,
+            floats(device, rows, parts),
+            integers(device, rows, parts),
             vocab,
+            parts,
             top_k,
             float(support.top_p),
             float(support.min_p),
-            **search_sizes(vocab),
+            GROUP=GROUP,
+            CHUNK=chunk_of(parts),
+            **SEARCH,
         )
-    kernels.blend_tiles[rows, count](
+    block, num_warps = tile_size(rows, vocab)
+    splits = -(-vocab // (block * MOST_PROGRAMS))
+    count = -(-vocab // (block * splits)) * splits
+    groups = count * (block // group)
+    added: tuple[Any, Any, Any, Any] = None, None, None, None
+    if values:
+        added = tuple(values), strides_of(values), *weights_of(inputs.value_weights)
+    tiles = Tiles(
+        Blend(
+            tuple(logits),
+            strides_of(logits),
+            *weights_of(inputs.weights),
+            *added,
+            mask,
+            mask.stride(0) if mask is not None and mask.dim() == 2 else 0,
+            *supported,
+            power,
+        ),
+        floats(device, kernels.PLANES, rows, groups),
+        floats(device, 2 * len(logits), rows, count) if term_stats or power else None,
+        (rows, count // splits, splits),
+        count,
+        groups,
+        block,
+    )
+    if power:
+        terms, strides = tiles.blend.terms, tiles.blend.strides
+        term_tiles[tiles.grid](tiles.term_partials, terms, strides, rows, vocab, count, BLOCK=block)
+    kernels.blend_tiles[tiles.grid](
         tiles.partials,
         scores,
         tiles.term_partials,
-        terms,
-        strides,
-        *weights_of(inputs.weights),
-        *((tuple(values), strides_of(values)) if values else (None, None)),
-        *weights_of(inputs.value_weights),
-        mask,
-        mask.stride(0) if mask is not None and mask.dim() == 2 else 0,
-        *supported,
-        power,
+        tiles.blend,
         temperature,
-        *noise,
         rows,
         vocab,
         count,
         MEAN=power != 0,
-        PICK=PICK,
         SAMPLE=SAMPLE,
+        GROUP=group,
         BLOCK=block,
-        TILES=tiles.padded,
+        TILES=chunk_of(count),
         num_warps=num_warps,
     )
     return tiles
@@ -171,14 +192,18 @@ def floats(device: torch.device, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=device)
 
 
+def integers(device: torch.device, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.int32, device=device)
+
+
 def tile_size(rows: int, vocab: int) -> tuple[int, int]:
     """Tokens and warps of a tile: large ones, unless these are too few to fill a GPU."""
     return (4096, 8) if rows * vocab >= 2**20 else (1024, 4)
 
 
-def search_sizes(vocab: int) -> dict[str, int]:
-    """The sizes of a program that searches a whole row: it has many warps."""
-    return {"BLOCKS": -(-vocab // SEARCH_BLOCK), "BLOCK": SEARCH_BLOCK, "num_warps": 16}
+def chunk_of(count: int) -> int:
+    """How many of a row's groups or tiles a program takes at once: noise comes in fours."""
+    return min(MOST_AT_ONCE, max(4, 1 << (count - 1).bit_length()))
 
 
 def strides_of(tensors: Sequence[Tensor]) -> tuple[int, ...]:
