@@ -246,7 +246,7 @@ void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team
   const bool stores = cuts && !own.cut.few(blend.vocab);
   if (!reader.read({out.term_logprobs != nullptr, stores, own.inv_t}) || own.bad) {
     if (team.rank == 0) write_bad(out, row, blend.terms);
-    return team.sync();
+    return;
   }
   const LogSum& sum = reader.sum();
   const Row at_t = reader.at(own.inv_t);
@@ -274,7 +274,6 @@ void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team
           z.finite() ? (own_logit - z.max) - z.log_total() : __builtin_nanf("");
     }
   }
-  team.sync();
 }
 
 void blend_row(const Blend& blend, float* out, int64_t row, const Team& team) {
@@ -286,7 +285,6 @@ void blend_row(const Blend& blend, float* out, int64_t row, const Team& team) {
   float* to = out + row * blend.vocab;
   for (int64_t v = reader.begin() * kGroup; v < end; ++v)
     to[v] = good ? (scores[v] - max) - log_total : __builtin_nanf("");
-  team.sync();
 }
 
 Workspace& own_workspace() {
@@ -326,11 +324,11 @@ void for_rows(const Blend& blend, int threads, Work work) {
       for (int64_t row = 0; row < whole; ++row)
         if (enough) work(row, alone);
     }
-    if (whole < blend.rows) {
-#pragma omp barrier  // until then the first thread works in the memory that the team shares
-      const Team all{rank,       omp_get_num_threads(), &first,     &range,
-                     &threshold, found.data(),          kept.data()};
-      for (int64_t row = whole; row < blend.rows && !out_of_memory; ++row) work(row, all);
+    const Team all{rank,       omp_get_num_threads(), &first,     &range,
+                   &threshold, found.data(),          kept.data()};
+    for (int64_t row = whole; row < blend.rows && !out_of_memory; ++row) {
+      if (row > 0) all.sync();  // until then the memory that the team shares is in use
+      work(row, all);
     }
   }
   if (out_of_memory) throw std::bad_alloc();

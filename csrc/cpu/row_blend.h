@@ -161,23 +161,36 @@ struct RowBlend {
     return last.careful(0, s);
   }
 
-  // s = sum_k w_k x_k, for a group from token i on. Returns whether all are finite.
+  // s = sum_k w_k x_k, for a group from token i on, and the largest of each lane. Returns whether
+  // all are finite.
   bool weighted_sums(int64_t i, float* s, F32& largest) const {
+    const auto one = [](auto load) {
+      return [load](const Stream& x, int64_t j, F32 weight, F32* total) {
+        for (int v = 0; v < 2; ++v) total[v] = fma(weight, load(x, j + v * kLanes), total[v]);
+      };
+    };
+    const auto as_they_are = [](F32*) {};
     if (!one_dtype)
-      return weighted_sums(i, s, largest, [](const Stream& x, int64_t j) { return x.vector(j); });
+      return weighted_sums(i, s, largest, as_they_are,
+                           one([](const Stream& x, int64_t j) { return x.vector(j); }));
     switch (sum[0].dtype) {
       case DType::f32:
-        return weighted_sums(i, s, largest, [](const Stream& x, int64_t j) {
-          return load_as(DType::f32, x.data, j);
-        });
-      case DType::bf16:
-        return weighted_sums(i, s, largest, [](const Stream& x, int64_t j) {
-          return load_as(DType::bf16, x.data, j);
-        });
+        return weighted_sums(i, s, largest, as_they_are, one([](const Stream& x, int64_t j) {
+                               return load_as(DType::f32, x.data, j);
+                             }));
+      case DType::f16:
+        return weighted_sums(i, s, largest, as_they_are, one([](const Stream& x, int64_t j) {
+                               return load_as(DType::f16, x.data, j);
+                             }));
       default:
-        return weighted_sums(i, s, largest, [](const Stream& x, int64_t j) {
-          return load_as(DType::f16, x.data, j);
-        });
+        // A word holds two tokens. The sums of the first and of the second take turns at the end.
+        return weighted_sums(
+            i, s, largest, [](F32* total) { interleave(total[0], total[1], total[0], total[1]); },
+            [](const Stream& x, int64_t j, F32 weight, F32* total) {
+              const U32 two = load_bits<U32>(static_cast<const uint16_t*>(x.data) + j);
+              total[0] = fma(weight, bit_cast<F32>(two << 16), total[0]);
+              total[1] = fma(weight, bit_cast<F32>(two & 0xFFFF0000u), total[1]);
+            });
     }
   }
 
@@ -191,8 +204,10 @@ struct RowBlend {
     }
   }
 
-  template <class Load>
-  bool weighted_sums(int64_t i, float* s, F32& largest, Load read) const {
+  // add(x, j, weight, total) adds an input's tokens from j on to two vectors, and order(total) puts
+  // the sums into the tokens' order.
+  template <class Order, class Add>
+  bool weighted_sums(int64_t i, float* s, F32& largest, Order order, Add add) const {
     F32 zero = {};  // becomes NaN where a score is not finite
     largest = splat(-kInf);
     for (int64_t from = 0; from < kGroup; from += kAtOnce * kLanes) {
@@ -201,14 +216,18 @@ struct RowBlend {
         const F32 weight = splat(sum[k].weight);
         prefetch(sum[k], i + from);
 #pragma GCC unroll 8
-        for (int v = 0; v < kAtOnce; ++v)
-          total[v] = fma(weight, read(sum[k], i + from + v * kLanes), total[v]);
+        for (int v = 0; v < kAtOnce; v += 2) add(sum[k], i + from + v * kLanes, weight, total + v);
       }
 #pragma GCC unroll 8
       for (int v = 0; v < kAtOnce; ++v) {
         zero = fma(total[v], F32{}, zero);
         largest = max(largest, total[v]);
+      }
+#pragma GCC unroll 8
+      for (int v = 0; v < kAtOnce; v += 2) {
+        order(total + v);
         store(s + from + v * kLanes, total[v]);
+        store(s + from + (v + 1) * kLanes, total[v + 1]);
       }
     }
     return !any(zero != zero);

@@ -263,6 +263,21 @@ inline float total_of(F32 v) {
   return sums[0];
 }
 
+// a[0], b[0], a[1], b[1] ..., in two vectors.
+inline void interleave(F32 a, F32 b, F32& first, F32& second) {
+#if defined(__AVX512F__)
+  first = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  second =
+      __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif defined(__AVX2__)
+  first = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  second = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+  first = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  second = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#endif
+}
+
 inline uint16_t to_bf16(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   if (x != x) return (bits >> 16) | 0x40;
