@@ -78,7 +78,6 @@ struct RowBlend {
   Stream support;
   float support_threshold = -kInf;
   bool bad = false;  // a weight is not finite, or not one that a power mean takes
-  bool simple;       // no power mean, mask or support: scores are weighted sums alone
   bool one_dtype;    // all inputs of the sum have the same dtype
 
   RowBlend(const Blend& b, int64_t row)
@@ -102,7 +101,6 @@ struct RowBlend {
       bad |= !std::isfinite(w);
       if (w != 0) sum[sums++] = stream_of(b.value[m], row, w);
     }
-    simple = power == 0 && !mask && !has_support;
     one_dtype = sums > 0;
     for (int k = 1; k < sums; ++k) one_dtype &= sum[k].dtype == sum[0].dtype;
   }
@@ -119,7 +117,15 @@ struct RowBlend {
   bool scores(int64_t j, float* s, F32& largest) const {
     const int64_t first = j * kGroup;
     const bool whole = first + kGroup <= vocab;
-    if (simple && whole && weighted_sums(first, s, largest)) return true;
+    if (whole && mask && none(mask + first)) {
+      std::fill_n(s, kGroup, -kInf);
+      largest = splat(-kInf);
+      return true;
+    }
+    if (whole && !means && weighted_sums(first, s, largest)) {
+      if (mask || has_support) largest = remove(first, s);
+      return true;
+    }
     const bool good = whole ? careful(first, s) : last_group(first, s);
     largest = lane_max(s);
     return good;
@@ -127,6 +133,28 @@ struct RowBlend {
 
  private:
   static constexpr int kAtOnce = 8;  // sums that are under way in registers
+
+  // Whether a group's mask allows no token.
+  static bool none(const uint8_t* allowed) {
+    uint64_t any = 0;
+    for (int i = 0; i < kGroup; i += 8) {
+      uint64_t eight;
+      std::memcpy(&eight, allowed + i, 8);
+      any |= eight;
+    }
+    return any == 0;
+  }
+
+  // Removes the tokens that are not allowed. Returns the largest score left of each lane.
+  F32 remove(int64_t i, float* s) const {
+    F32 largest = splat(-kInf);
+    for (int v = 0; v < kGroup; v += kLanes) {
+      const F32 x = allowed_tokens(i + v) ? load(s + v) : splat(-kInf);
+      store(s + v, x);
+      largest = max(largest, x);
+    }
+    return largest;
+  }
 
   __attribute__((noinline)) bool careful(int64_t i, float* out) const {
     F32 unused;
@@ -245,10 +273,7 @@ struct RowBlend {
 
   I32 allowed_tokens(int64_t i) const {
     I32 allowed = I32{} - 1;
-    if (mask) {
-      typedef uint8_t U8 __attribute__((vector_size(kLanes)));
-      allowed &= __builtin_convertvector(load_bits<U8>(mask + i), I32) != 0;
-    }
+    if (mask) allowed &= widen(mask + i) != 0;
     if (has_support) allowed &= support.vector(i) >= support_threshold;
     return allowed;
   }

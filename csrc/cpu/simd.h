@@ -53,7 +53,7 @@ inline F32 splat(float x) { return F32{} + x; }
 inline F32 load(const float* p) { return load_bits<F32>(p); }
 inline void store(float* p, F32 v) { std::memcpy(p, &v, sizeof v); }
 
-// GCC's own conversion takes four shuffles where there is an instruction.
+// GCC's own conversions take four shuffles where there is an instruction.
 inline U32 widen(const uint16_t* p) {
 #if defined(__AVX512F__)
   return bit_cast<U32>(
@@ -62,6 +62,17 @@ inline U32 widen(const uint16_t* p) {
   return bit_cast<U32>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
   return __builtin_convertvector(load_bits<U16>(p), U32);
+#endif
+}
+
+inline I32 widen(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return bit_cast<I32>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return bit_cast<I32>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  typedef uint8_t U8 __attribute__((vector_size(kLanes)));
+  return __builtin_convertvector(load_bits<U8>(p), I32);
 #endif
 }
 
