@@ -1,6 +1,6 @@
 """How often a draft's token is the target's where both are drawn with the same noise.
 
-    python bench/coupling.py --json bench/results/coupling.json    # 10 minutes
+    python bench/coupling.py --json bench/results/coupling.json    # 5 minutes
 
 Targets are blends of SmolLM2 and its guides, or of its answers under other system prompts; drafts
 are single terms. The contexts are teacher-forced: answers that the target wrote. At each of their
