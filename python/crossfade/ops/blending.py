@@ -97,16 +97,29 @@ def blend_sample(
 ) -> BlendSample:
     """Blend next-token distributions as `blend` does, and draw one token a row, in one pass.
 
-    The same in torch, with ``noise`` the Gumbel noise of (seed, stream, step, token)::
+    The same in torch, for one row, with Gumbel noise of its groups of 256 tokens and of the tokens
+    of one of them::
 
         log_p = blend(logits, weights, values, value_weights, ...)
         score = MinP(TopP(TopK(log_p / temperature)))  # Hugging Face's processors
-        token = (score + noise).argmax(-1)
+        groups = pad(score, (0, -V % 256), value=-inf).view(-1, 256)
+        group = (groups.logsumexp(-1) + noise_of_groups).argmax()
+        token = 256 * group + (groups[group] + noise_of_tokens).argmax()
         logprob, sampled_logprob = log_p[token], score.log_softmax(-1)[token]
 
-    The noise is counter-based (Philox-4x32-10): given equal logits, a token depends on its row's
-    seed, stream and step alone, not on the backend, the batch or the row's place in it. Nothing is
-    differentiable (a backward pass that reaches this op raises), and nothing waits for the device.
+    That draws from ``score.softmax(-1)`` exactly: the group comes with its probability, and the
+    token with the one it has within its group, as the noises are independent. Ties go to the lower
+    index.
+
+    The noise is counter-based: four 32-bit words h of Philox-4x32-10, whose key is the seed, are
+    those of the counter ``(c, step, low word of stream, high word of stream)``. Token v has word
+    v % 4 of ``c = v // 4``, and group j word j % 4 of ``c = 2**31 | j // 4``. Its noise is
+    ``-log(-log((h + 0.5) / 2**32))``. So, given equal logits, a token depends on its row's seed,
+    stream and step alone, not on the backend, the batch or the row's place in it. (Before there
+    were groups each token had noise of its own: the tokens that a seed gave then are others.)
+
+    Nothing is differentiable (a backward pass that reaches this op raises), and nothing waits for
+    the device.
 
     Args:
         logits, weights, values, value_weights, power, support, mask, vocab_size, backend: as in
@@ -132,8 +145,8 @@ def blend_sample(
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
 
-    Source: Gumbel-max sampling with the counter layout of the project's documentation; Philox is
-    Salmon et al., SC 2011.
+    Source: Gumbel-max sampling (Maddison et al., arXiv:1411.0030), here first among groups and then
+    within one; Philox is Salmon et al., SC 2011.
     """
     inputs = Inputs(logits, weights, values, value_weights, power, support, mask, vocab_size)
     draw = Draw(
