@@ -2,7 +2,8 @@
 
 Of `blend_tiles` it counts what a program runs that takes a whole tile. Of branches that is the
 shortest way that loads all inputs: the temperature is 1, and no term has a weight of 0. `choose`,
-which has loops, runs once a row: all its code is counted, over the tokens of a row.
+which has loops, runs once a row: the whole of its code is counted, once, over the tokens of a row.
+That says how long the code is and not what it runs, which grows with groups and searches.
 
     python bench/triton_code.py [capability, 90 unless given]
 """
