@@ -1,5 +1,5 @@
-// What the CPU and the CUDA kernels both compute: the sampling noise, the power mean, and the
-// search for a truncation threshold. It compiles for the host and for the device.
+// What the CPU and the CUDA kernels both compute: the sampling noise, keys that sort as numbers do,
+// and the power mean. It compiles for the host and for the device.
 //
 // Where the CPU runs a function on vectors, it is a template over the type of word or number:
 // cpu/simd.h declares mulhilo, exp and log of vectors before it includes this file.
@@ -45,9 +45,9 @@ CF_HD void mulhilo(uint32_t a, uint32_t b, uint32_t& hi, uint32_t& lo) {
 #endif
 }
 
-// Four words of noise, from the counter (c, step, low word of stream, high word of stream) under the
-// key (low, high word of seed). Token v takes word v % 4 of c = v / 4, and group j takes word j % 4
-// of c = kGroupNoise | j / 4.
+// Four words of noise, from the counter (c, step, low word of stream, high word of stream) under
+// the key (low, high word of seed). Token v takes word v % 4 of c = v / 4, and group j takes word
+// j % 4 of c = kGroupNoise | j / 4.
 constexpr uint32_t kGroupNoise = 0x80000000u;
 
 template <class U>
@@ -74,10 +74,8 @@ CF_HD Words<U> philox(U counter, uint32_t step, uint64_t stream, uint64_t seed) 
   return c;
 }
 
-// Gumbel noise -log E of one word, E = -log((h + 1/2) / 2^32): within [kNoiseMin, kNoiseMax], and
-// exact near u = 1, where h + 1/2 has no float32 of its own.
-constexpr float kNoiseMin = -3.14f, kNoiseMax = 22.88f;
-
+// Gumbel noise -log E of one word, E = -log((h + 1/2) / 2^32): within [-3.14, 22.88], and exact
+// near u = 1, where h + 1/2 has no float32 of its own.
 CF_HD float gumbel(uint32_t h) {
   constexpr float ulp = 1.0f / 4294967296.0f;
   const float e = h < 0x80000000u ? -logf((static_cast<float>(h) + 0.5f) * ulp)
@@ -116,54 +114,6 @@ CF_HD uint32_t key_of(float x) {
 CF_HD float float_of_key(uint32_t key) {
   return float_of(key & 0x80000000u ? key & 0x7FFFFFFFu : ~key);
 }
-
-// ---- Threshold: top-k and top-p without a sort -------------------------------------------------
-
-// Finds the largest key x such that the tokens whose keys are at least x reach the target, by their
-// count W (top-k) or their mass W (top-p). Every token whose key equals the threshold is kept. The
-// key is found digit by digit from the top: each round fills a histogram over digit() of the keys
-// that are in_play(), then descend() picks a digit.
-struct RadixSearch {
-  static constexpr int kBins = 1 << 11;
-
-  double target;     // > 0
-  double above = 0;  // W of the keys known to lie above the threshold
-  uint32_t prefix = 0;
-  int round = 0, shift = 32;
-
-  CF_HD explicit RadixSearch(double target) : target(target) { shift -= bits(); }
-  CF_HD int bits() const { return round < 2 ? 11 : 10; }
-  CF_HD bool done() const { return round == 3; }
-  CF_HD bool in_play(uint32_t key) const {
-    return round == 0 || (key ^ prefix) >> (shift + bits()) == 0;
-  }
-  CF_HD uint32_t digit(uint32_t key) const { return (key >> shift) & ((1u << bits()) - 1); }
-  CF_HD uint32_t threshold() const { return prefix; }
-
-  // `digit` is the first from the top at which W reaches the target. `over` is the W of the digits
-  // above it in this round's histogram.
-  CF_HD void descend_to(uint32_t digit, double over) {
-    above += over;
-    prefix |= digit << shift;
-    if (++round < 3) shift -= bits();
-  }
-
-  // Finds that digit in the histogram, of which `largest` is the largest digit in use. Rounding may
-  // leave the total just under the target; then the smallest digit in use is taken.
-  template <class T>
-  CF_HD void descend(const T* histogram, uint32_t largest) {
-    double over = 0, over_found = 0;
-    uint32_t found = 0;
-    for (uint32_t d = largest + 1; d-- > 0;) {
-      if (histogram[d] == T{0}) continue;
-      found = d;
-      over_found = over;
-      over += static_cast<double>(histogram[d]);
-      if (above + over >= target) break;
-    }
-    descend_to(found, over_found);
-  }
-};
 
 // ---- Power mean --------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@
 // ties, in a row sorted ascending. See edge.cuh and threshold.cuh for those.
 #pragma once
 #include "race.cuh"
+#include "radix_search.cuh"
 
 namespace crossfade {
 namespace cuda {
