@@ -124,6 +124,7 @@ def eager_calls_us(device: str) -> list[float]:
     return samples
 
 
+@torch.no_grad()  # as in a decoder
 def run_ops(
     quick: bool = False, output: Path | None = None, device: str | None = None
 ) -> dict[str, Any]:
