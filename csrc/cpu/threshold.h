@@ -1,9 +1,8 @@
 // Finds the score below which truncation removes tokens: top-k, top-p and min-p without a sort.
 //
 //   1. `range_of` says between which two scores the threshold lies, from what is known of the
-//   groups
-//      and, for top-p, from a sample of the row.
-//   2. `pack` reads the row's scores, which lie in the cache, and lists what may matter; `weigh`
+//      row's groups and, for top-p, from a sample of its tokens.
+//   2. `pack` reads the row's scores, which lie in the cache, and lists what may matter. `weigh`
 //      sums the mass of the tokens above the range, which stay for sure, and lists those within it.
 //   3. `settle` finds the threshold among these, and `keep` the mass that stays of each group.
 //
@@ -147,7 +146,7 @@ inline void pack(Range range, int64_t begin, int64_t end, Workspace& w, Scores s
     w.packed[j] = {};
     if (!(w.group_max[j] >= range.low)) continue;
     const float* const s = scores(j);
-    const auto try_it = [&] {
+    const auto take = [&] {
       const F32 least = below ? high : low;
       const uint32_t flip = below ? kAllLanes : 0;
       int count = 0;
@@ -157,13 +156,13 @@ inline void pack(Range range, int64_t begin, int64_t end, Workspace& w, Scores s
       }
       return count;
     };
-    int count = try_it();
+    int count = take();
     if (2 * count > kGroup && range.high < kInf) {
       below = !below;  // the groups that follow are likely alike
-      count = try_it();
+      count = take();
       if (2 * count > kGroup && below) {
         below = false;
-        count = try_it();
+        count = take();
       }
     }
     w.packed[j] = {static_cast<uint16_t>(count), below};
