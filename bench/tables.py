@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import coupling
 import decode
 import dpo
 import families
@@ -67,6 +68,7 @@ def demo_section() -> Iterator[str]:
 
 README: dict[str, Callable[[], str]] = {
     "bench": lambda: bench_section(figures("cpu")),
+    "coupling": lambda: coupling.summary(figures("coupling")),
     "decode": lambda: decode.readme(figures("decode")),
     "demo": lambda: "\n".join(demo_section()),
     "dpo": lambda: dpo.summary(figures("dpo")),
