@@ -15,11 +15,13 @@ HOT = {"temperature": 2.0, "top_k": 0, "top_p": 0.99, "min_p": 0.0}  # many grou
 @pytest.mark.parametrize("cut", [{}, HOT], ids=["truncated", "hot"])
 def test_rows_of_many_groups(backend: Backend, cut: dict[str, Any]) -> None:
     """A row alone, three of them, and all of them in another order draw the same tokens."""
-    vocab = 5 * GROUP + 2
+    vocab, parts = 5 * GROUP + 2, [[3], [0, 2, 5], [5, 3, 1, 0, 2, 4]]
+    if backend.interpreted:
+        vocab, parts = 4 * GROUP + 2, [[3], [5, 0]]
     p, chosen = batch(backend, vocab=vocab), settings(ROWS, backend.device) | cut
     whole = backend.blend_sample(*p.args, **p.options, **chosen)
     assert len({t // GROUP for t in whole.tokens.tolist()}) > 2
-    for rows in ([3], [0, 2, 5], [5, 3, 1, 0, 2, 4]):
+    for rows in parts:
         part, own = take(p, chosen, rows)
         assert_rows(backend.blend_sample(*part.args, **part.options, **own), whole, rows)
 
