@@ -32,8 +32,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "ops"))
 
-from cases import GROUP
 from frequencies import CUTS, VOCABULARIES, Row, flat, lattice, p_values, row, zipf
+from numpy_noise import GROUP
 
 LEVEL = 0.01  # how often a correct sampler fails, with fresh seeds
 CHUNK = 50_000  # rows of a call, which are one row expanded

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import GROUP, INF, normal
+from cases import INF, normal
+from numpy_noise import GROUP
 from scipy.stats import chi2
 from torch import Tensor
 from transformers.generation.logits_process import (

@@ -15,16 +15,12 @@ import pytest
 import torch
 from cases import (
     DTYPES,
-    GROUP,
     INF,
     LAYOUTS,
     NAN,
     Problem,
     assert_blend_agrees,
     assert_samples_agree,
-    group_words,
-    gumbel,
-    gumbel_max,
     lay_out,
     mean_weights,
     normal,
@@ -33,6 +29,7 @@ from cases import (
 from crossfade.ops import Support
 from emulated_cuda import BlendStruct, EmulatedCuda, SamplingStruct
 from emulation import build
+from numpy_noise import GROUP, group_words, gumbel, gumbel_max
 from torch import Tensor
 
 

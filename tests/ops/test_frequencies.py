@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import GROUP, Backend, normal
+from cases import Backend, normal
 from frequencies import (
     CUTS,
     VOCABULARIES,
@@ -24,6 +24,7 @@ from frequencies import (
     truncated,
     zipf,
 )
+from numpy_noise import GROUP
 from scipy.stats import chi2_contingency
 from torch import Tensor
 

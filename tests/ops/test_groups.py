@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from batches import ROWS, assert_rows, batch, settings, take
-from cases import GROUP, INF, Backend, Problem, assert_samples_agree, gumbel_max, normal
+from cases import INF, Backend, Problem, assert_samples_agree, normal
 from crossfade.ops import Draw, Inputs, reference
+from numpy_noise import GROUP, gumbel_max
 
 HOT = {"temperature": 2.0, "top_k": 0, "top_p": 0.99, "min_p": 0.0}  # many groups have a chance
 

@@ -4,12 +4,12 @@ A backend shows its noise through draws between two tokens: which of them wins t
 difference of their logits crosses that of their noise.
 """
 
-import cases
 import numpy as np
 import pytest
 import torch
-from cases import GROUP, INF, Backend
+from cases import INF, Backend
 from crossfade.ops import reference
+from numpy_noise import GROUP, group_words, gumbel, noise_words, philox4x32
 from scipy.stats import norm
 
 # kat_vectors of Random123 for philox4x32-10: counter, key, output
@@ -52,7 +52,7 @@ GROUPS = 16
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
 def test_philox_known_answers(counter: list[int], key: list[int], words: list[int]) -> None:
-    assert [int(w) for w in cases.philox4x32(counter, key)] == words
+    assert [int(w) for w in philox4x32(counter, key)] == words
     step, stream, seed = counter[1], counter[2] | counter[3] << 32, key[0] | key[1] << 32
     got = reference.philox(*(torch.tensor(bits(x)) for x in (counter[0], step, stream, seed)))
     assert [int(w) for w in got] == words
@@ -60,14 +60,14 @@ def test_philox_known_answers(counter: list[int], key: list[int], words: list[in
 
 def test_extremes_are_where_the_table_says() -> None:
     for word, seed, stream, step, token in EXTREMES:
-        assert cases.noise_words(seed, stream, step, VOCAB)[0, token] == word
-    words = cases.noise_words(*WIDEST, VOCAB)[0]
+        assert noise_words(seed, stream, step, VOCAB)[0, token] == word
+    words = noise_words(*WIDEST, VOCAB)[0]
     assert (words[5], words[6]) == (0xFFFFFFFF, 0)
     for word, seed, stream, step, group in GROUP_EXTREMES:
-        assert cases.group_words(seed, stream, step, GROUPS)[0, group] == word
-    words = cases.group_words(*WIDEST_GROUPS, GROUPS)[0]
+        assert group_words(seed, stream, step, GROUPS)[0, group] == word
+    words = group_words(*WIDEST_GROUPS, GROUPS)[0]
     assert (words[5], words[6]) == (0xFFFFFFFF, 0)
-    assert cases.group_words(*LAST_GROUP, 594)[0, 593] == 0xFFFFFFFF
+    assert group_words(*LAST_GROUP, 594)[0, 593] == 0xFFFFFFFF
 
 
 def bits(word: int) -> int:
@@ -96,7 +96,7 @@ def test_noise_of_every_token(backend: Backend, margin: float) -> None:
     """Within 1e-4, at both ends of seeds, streams and steps, and where the noise is extreme."""
     rows, places, expected = [], [], []
     for place in PLACES:
-        noise = cases.gumbel(cases.noise_words(*place, VOCAB))[0]
+        noise = gumbel(noise_words(*place, VOCAB))[0]
         assert (np.abs(noise - 9.87) < 13.01).all()  # within [-3.14, 22.88]
         for token in range(1, VOCAB):
             rows.append(duel(token, 0, float(noise[0] - noise[token]) + margin))
@@ -116,7 +116,7 @@ def test_extreme_noise(
 ) -> None:
     """Seeds as numbers; a removed token stays removed however large its noise (not inf - inf)."""
     place = {"seed": seed, "stream": stream, "step": step}
-    noise = cases.gumbel(cases.noise_words(seed, stream, step, VOCAB))[0]
+    noise = gumbel(noise_words(seed, stream, step, VOCAB))[0]
     other = (token + 1) % VOCAB
     lead = float(noise[other] - noise[token])
     rows = [duel(token, other, lead + 1e-4), duel(token, other, lead - 1e-4), [0.0] * VOCAB]
@@ -130,7 +130,7 @@ def test_extreme_noise(
 @pytest.mark.parametrize("margin", [1e-4, -1e-4])
 def test_widest_gap_that_noise_can_close(backend: Backend, margin: float) -> None:
     """A token 26.01 nats below the best can win: a kernel must not spare its noise."""
-    noise = cases.gumbel(cases.noise_words(*WIDEST, VOCAB))[0]
+    noise = gumbel(noise_words(*WIDEST, VOCAB))[0]
     gap = float(noise[5] - noise[6])
     assert 26.0 < gap < 26.1
     logits = torch.tensor([duel(6, 5, gap + margin)], device=backend.device)
@@ -141,7 +141,7 @@ def test_widest_gap_that_noise_can_close(backend: Backend, margin: float) -> Non
 def test_tokens_past_the_first_words(backend: Backend) -> None:
     """Token v takes word v mod 4 of counter v // 4, also in a row longer than the duels'."""
     vocab, streams = 203, [0, 2**40 + 1]
-    noise = cases.gumbel(cases.noise_words(3, streams, 9, vocab))
+    noise = gumbel(noise_words(3, streams, 9, vocab))
     out = backend.blend_sample(
         [torch.zeros(2, vocab, device=backend.device)],
         [1.0],
@@ -156,13 +156,13 @@ def test_tokens_past_the_first_words(backend: Backend) -> None:
 
 
 def group_noise(place: tuple[int, int, int], groups: int = GROUPS) -> np.ndarray:
-    return cases.gumbel(cases.group_words(*place, groups))[0]
+    return gumbel(group_words(*place, groups))[0]
 
 
 def token_noise(place: tuple[int, int, int], group: int) -> np.ndarray:
     """The noise `[GROUP]` of a group's tokens."""
     first = group * GROUP // 4
-    return cases.gumbel(cases.noise_words(*place, GROUP, first=first))[0]
+    return gumbel(noise_words(*place, GROUP, first=first))[0]
 
 
 def two_in(row: torch.Tensor, group: int, places: tuple[int, int], mass: float, lead: float) -> int:

@@ -5,10 +5,10 @@ has them. Draws show what stays: each token of each row is drawn with noise in i
 import math
 from typing import NamedTuple
 
-import cases
 import pytest
 import torch
 from cases import EPS, INF, Backend, normal
+from numpy_noise import forcing_streams
 from torch import Tensor
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
@@ -96,7 +96,7 @@ def truncate(score: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
 
 def assert_draws(backend: Backend, z: Tensor, blend: Tensor, weights: object, cut: Cut) -> None:
     """Draw from each row with noise in favour of each token. `blend` is z weighted in float64."""
-    streams, noise = cases.forcing_streams(VOCAB, SEED, STEP)
+    streams, noise = forcing_streams(VOCAB, SEED, STEP)
     count = blend.shape[0]
     row = torch.arange(count).repeat_interleave(VOCAB)
     token = torch.arange(VOCAB).repeat(count)
@@ -152,7 +152,7 @@ def test_blend_of_three(backend: Backend, cut: Cut) -> None:
 
 def test_forcing_reaches_tokens() -> None:
     """The tests above would see a token that should be removed, as its noise leads by nats."""
-    _, noise = cases.forcing_streams(VOCAB, SEED, STEP)
+    _, noise = forcing_streams(VOCAB, SEED, STEP)
     assert (noise.argmax(axis=1) == range(VOCAB)).all()
     ordered = noise.copy()
     ordered.sort(axis=1)
