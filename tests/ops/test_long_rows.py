@@ -18,6 +18,16 @@ def spiked(places: slice, height: float) -> Tensor:
     return row
 
 
+def misjudged(lanes: int, height: float) -> Tensor:
+    """A row that is flat but for the tokens that a CPU with vectors of so many lanes samples."""
+    row = normal(1, VOCAB, 11, scale=0.3)[0]
+    vectors = 256 // lanes
+    for group in range(0, VOCAB // 256, max(1, 32 // vectors)):
+        first = 256 * group + (5 * group + 3) % vectors * lanes
+        row[first : first + lanes] += height
+    return row
+
+
 def rows() -> dict[str, Tensor]:
     rank = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(0)).float() + 1
     return {
@@ -34,6 +44,11 @@ def rows() -> dict[str, Tensor]:
         "period of 16": spiked(slice(3, None, 16), 6.0),
         "period of 256": spiked(slice(48, None, 256), 6.0),
         "but for a period": spiked(slice(48, None, 256), -30.0),
+        **{
+            f"misjudged by {lanes} lanes, {height}": misjudged(lanes, height)
+            for lanes in (4, 8, 16)
+            for height in (-1.5, 1.5)
+        },
         "one of 0.9": torch.where(torch.arange(VOCAB) == 777, 12.1, 0.01 * RAMP),
         "around zero": normal(1, VOCAB, 6, scale=1e-3)[0],
         "denormal": normal(1, VOCAB, 7, scale=1e-40)[0],
