@@ -305,8 +305,7 @@ def flat(vocab: int) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("p", [0.5, 0.999])
-@pytest.mark.parametrize("temperature", [1.0, 1.7])
+@pytest.mark.parametrize(("p", "temperature"), [(0.5, 1.7), (0.999, 1.0)])
 def test_flat_rows_under_top_p(cuda: EmulatedCuda, p: float, temperature: float) -> None:
     """The edge of the nucleus is found by even bins, or else by the radix search."""
     rows = one_term(flat(2603))
