@@ -63,7 +63,7 @@ class Groups {
   LogSum mass;  // of e^(inv_t x) over all scores x
   Best best;    // of the groups
 
-  __device__ Groups(const Draw& draw, const bool& races, const float& inv_t)
+  __device__ Groups(const Draw& draw, bool races, float inv_t)
       : draw_(draw), races_(races), inv_t_(inv_t), rate_(fminf(inv_t * kLog2E, FLT_MAX)) {}
 
   // All lanes must call it: they hold a group's scores, in the order of tokens, and `max` of them.
@@ -86,11 +86,9 @@ class Groups {
   }
 
  private:
-  // These lie in shared memory.
-  const Draw& draw_;
-  const bool& races_;
-  const float& inv_t_;
-  const float rate_;
+  const Draw& draw_;  // in shared memory
+  const bool races_;
+  const float inv_t_, rate_;
   LogSum kept_;
 };
 

@@ -261,8 +261,7 @@ __device__ __forceinline__ Winner read_row(Team& team, Shared& shared, const Ble
         raced.group = totals.best;
         raced.from = fminf(list.lowest_kept(team), task.from);
       }
-      const bool races = true;
-      Groups groups(own.draw, races, cut.inv_t);
+      Groups groups(own.draw, true, cut.inv_t);
       list.add_groups(groups, [&](uint32_t group, uint32_t i, Eight& s) {
         if (step != kEdge) return list.fetch(group, i, s);
         return warp_max(read_group(scores(), group, raced.from, vocab, s));
