@@ -145,7 +145,8 @@ def truncation(
     """
     lo = tl.full((), LOWEST_KEY, tl.int32)
     if (top_k > 0) & (top_k < vocab):
-        if top_k < groups:  # so many groups have a token that is no less than the k-th of `tops`
+        # The k-th largest of `tops` bounds the threshold from below, as k groups reach it.
+        if top_k < groups:
             lo = search(
                 tops, groups, None, listed, groups, top, temperature, lo, top_k, True,
                 GROUP, BLOCK, CHUNK,
