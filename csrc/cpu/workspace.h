@@ -41,7 +41,9 @@ struct Workspace {
     float** const lists[] = {&listed, &listed_mass, &near, &near_mass, &left, &left_mass};
     float** const of_groups[] = {&group_max, &group_sum, &group_tempered, &group_mass};
     const int64_t numbers = 7 * tokens + (6 + kLanes + 2 * kMaxTerms) * groups + kGroup;
-    float* at = scores = static_cast<float*>(std::aligned_alloc(64, numbers * sizeof(float)));
+    // Of a size that is no multiple of the alignment, sanitizers and some libraries give nothing.
+    const size_t bytes = (numbers * sizeof(float) + 63) / 64 * 64;
+    float* at = scores = static_cast<float*>(std::aligned_alloc(64, bytes));
     if (!scores) {
       groups = 0;
       return false;
