@@ -178,8 +178,13 @@ def test_tokens_are_those_of_two_levels_of_noise(cuda: EmulatedCuda, vocab: int)
 
 
 @pytest.mark.parametrize("settings", [{}, {"min_p": 1e-9}], ids=str)
-def test_noise_of_groups(cuda: EmulatedCuda, settings: dict[str, Any]) -> None:
-    """With one token in each group, and none in some, the noise of groups decides alone."""
+@pytest.mark.parametrize("team", [(1, 32), *TEAMS], ids=str)
+def test_noise_of_groups(library: Any, team: tuple[int, int], settings: dict[str, Any]) -> None:
+    """With one token in each group, and none in some, the noise of groups decides alone.
+
+    A warp that reads the row alone has more groups than it has lanes to keep them.
+    """
+    cuda = EmulatedCuda(library, *team)
     groups, streams = 41, np.arange(24)
     token = GROUP * np.arange(groups) + np.arange(groups) * 37 % GROUP
     token = np.delete(token, [0, 7, 8, 39])  # all of these groups' tokens are removed
