@@ -6,8 +6,7 @@
 //   2. With truncation the scores are stored, and the threshold is found: see threshold.h. Else no
 //      score is stored.
 //   3. One thread draws a group by the masses, then a token among the group's scores, which are
-//   made
-//      again where they were not stored.
+//      made again where they were not stored.
 #include <omp.h>
 
 #include <algorithm>

@@ -333,7 +333,7 @@ inline void exp(F32 (&x)[count]) {
   for (const float c : series) {
     CF_EACH p[i] = fma(p[i], f[i], splat(c));
   }
-  CF_EACH x[i] = bit_cast<F32>(bit_cast<I32>(p[i]) + (bit_cast<I32>(shifted[i]) << 23));
+  CF_EACH x[i] = bit_cast<F32>(bit_cast<U32>(p[i]) + (bit_cast<U32>(shifted[i]) << 23));
 #undef CF_EACH
 }
 
