@@ -31,7 +31,6 @@ struct Team {
   Range* range;
   float* threshold;
   Found* found;  // [size]
-  double* kept;  // [size]
 
   void sync() const {
     if (size > 1) {
@@ -145,12 +144,12 @@ class RowReader {
     });
   }
 
-  // Leaves the mass of each group that stays, and returns its sum.
+  // Leaves the mass of each group that stays, and returns its sum, whatever the team's size.
   double keep(float threshold) const {
-    team_.kept[team_.rank] = CF_ISA::keep(threshold, begin_, end_, w_);
+    CF_ISA::keep(threshold, begin_, end_, w_);
     team_.sync();
     double all = 0;
-    for (int i = 0; i < team_.size; ++i) all += team_.kept[i];
+    for (int64_t j = 0; j < groups_; j += kLanes) all += total_of(load(w_.group_mass + j));
     return all;
   }
 
@@ -299,7 +298,6 @@ void for_rows(const Blend& blend, int threads, Work work) {
   threads = static_cast<int>(std::min<int64_t>(std::max(threads, 1), most));
   const int64_t whole = blend.rows / threads * threads;
   std::vector<Found> found(threads);
-  std::vector<double> kept(threads);
   Range range;
   float threshold;
   Workspace& first = own_workspace();
@@ -311,9 +309,8 @@ void for_rows(const Blend& blend, int threads, Work work) {
       Range own_range;
       float own_threshold;
       Found own_found;
-      double own_kept;
       Workspace& own = own_workspace();
-      const Team alone{0, 1, &own, &own_range, &own_threshold, &own_found, &own_kept};
+      const Team alone{0, 1, &own, &own_range, &own_threshold, &own_found};
       const bool enough = own.reserve(blend.vocab);
       if (!enough) {
 #pragma omp atomic write
@@ -323,10 +320,10 @@ void for_rows(const Blend& blend, int threads, Work work) {
       for (int64_t row = 0; row < whole; ++row)
         if (enough) work(row, alone);
     }
-    const Team all{rank,       omp_get_num_threads(), &first,     &range,
-                   &threshold, found.data(),          kept.data()};
+    const Team all{rank, omp_get_num_threads(), &first, &range, &threshold, found.data()};
+    if (whole > 0 && whole < blend.rows) all.sync();  // all know now whether memory ran out
     for (int64_t row = whole; row < blend.rows && !out_of_memory; ++row) {
-      if (row > 0) all.sync();  // until then the memory that the team shares is in use
+      if (row > whole) all.sync();  // until then the memory that the team shares is in use
       work(row, all);
     }
   }

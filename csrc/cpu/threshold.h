@@ -250,9 +250,8 @@ inline float settle(const Row& row, const Truncation& cut, const Found& found, W
   return std::max(threshold, least_of(row, cut));
 }
 
-// Leaves in w.group_mass the mass of the groups' tokens that stay, and returns its sum.
-inline double keep(float threshold, int64_t begin, int64_t end, Workspace& w) {
-  double all = 0;
+// Leaves in w.group_mass the mass of the groups' tokens that stay.
+inline void keep(float threshold, int64_t begin, int64_t end, Workspace& w) {
   int64_t i = w.list_at(begin);
   for (int64_t j = begin; j < end; ++j) {
     const Packed packed = w.packed[j];
@@ -263,9 +262,7 @@ inline double keep(float threshold, int64_t begin, int64_t end, Workspace& w) {
       i = std::min<int64_t>(i + kLanes, to);
     }
     w.group_mass[j] = packed.below ? w.group_mass[j] - total_of(sum) : total_of(sum);
-    all += w.group_mass[j];
   }
-  return all;
 }
 
 }  // namespace CF_ISA
