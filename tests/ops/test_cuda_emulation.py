@@ -120,6 +120,22 @@ def test_truncation(cuda: EmulatedCuda, settings: dict[str, Any]) -> None:
         assert_samples_agree(cuda, p, **SAMPLE, **settings)
 
 
+def test_a_warp_lists_many_groups(library: Any) -> None:
+    """The tokens that stay lie in 47 groups, of which a lone warp enters 32 at once."""
+    cuda = EmulatedCuda(library, 1, 32)
+    p = problem(cuda, terms=1, vocab=12_000, rows=8)
+    p.weights = [1.0]
+    best = torch.arange(47) * 257  # one of each group
+    p.logits[0][:, best] = 20.0 + normal(8, 47, 3, scale=0.1)
+    p.logits[0][:, best[5]] = 21.0
+    steps = torch.arange(8)
+    got = assert_samples_agree(cuda, p, **{**SAMPLE, "step": steps}, min_p=0.1)
+    assert (got.tokens // 256 >= 32).any()
+    p.logits[0][:, best] = 20.0
+    got = assert_samples_agree(cuda, p, **{**SAMPLE, "step": steps}, top_k=40)
+    assert (got.tokens // 256 >= 32).any()
+
+
 @pytest.mark.parametrize("terms", [1, 2, 5, 16])
 @pytest.mark.parametrize("power", [0.0, 1.0, -1.0, 0.5])
 def test_terms_and_powers(pair: EmulatedCuda, terms: int, power: float) -> None:
