@@ -129,6 +129,13 @@ CF_HD F expm1_of_negative(F x) {
   return x > -1.4f ? s : exp(x) - 1.0f;
 }
 
+// log(1 + x) for x >= -1/2. The log of the rounded 1 + x is scaled by x over what is left of x.
+template <class F>
+CF_HD F log1p_of(F x) {
+  const F u = 1.0f + x, one = F{} + 1.0f;
+  return u == 1.0f ? x : log(u) * (x / (u == 1.0f ? one : u - 1.0f));
+}
+
 // log (sum_k w_k p_k^r)^(1/r) for r != 0 and weights with a sum of one, a term at a time. With a_k
 // = r log p_k and `ref` the log p_k of the largest a_k, it is
 //   ref + log1p(sum_k w_k expm1(a_k - r ref)) / r,
@@ -157,9 +164,7 @@ struct PowerMean {
   }
 
   CF_HD F result(float r) const {
-    const F u = 1.0f + excess, one = F{} + 1.0f;
-    const F near = u == 1.0f ? excess : log(u) * (excess / (u == 1.0f ? one : u - 1.0f));
-    const F mean = ref + (excess > -0.5f ? near : log(sum)) / r;
+    const F mean = ref + (excess > -0.5f ? log1p_of(excess) : log(sum)) / r;
     return bound > -INFINITY ? mean : F{} - INFINITY;
   }
 };

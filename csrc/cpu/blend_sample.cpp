@@ -99,7 +99,7 @@ class RowReader {
       F32 largest;
       spoilt |= !row_blend_.scores(j, at(j), largest);
       w_.group_max[j] = max_of(largest);
-      store(w_.lane_max + j * kLanes, largest);
+      if (wanted.scores) store(w_.lane_max + j * kLanes, largest);
       if (j > begin_) sum(j - 1);
       if (wanted.terms)
         for (int k = 0; k < blend_.terms; ++k)

@@ -16,7 +16,7 @@ struct RowSampling {
   Truncation cut;
   uint64_t seed, stream;
   uint32_t step;
-  bool greedy;  // nothing else of this struct is used then
+  bool greedy;  // then nothing is cut, at temperature 1, and no noise is made
   bool bad;
 
   RowSampling(const Sampling& s, int64_t row)
@@ -29,8 +29,10 @@ struct RowSampling {
     greedy = !s.sample || t == 0;
     bad = !greedy && !(t > 0 && t < kInf && cut.top_k >= 0 && cut.top_p >= 0 && cut.top_p <= 1 &&
                        cut.min_p >= 0 && cut.min_p <= 1);
-    if (greedy) cut = {0, 1, 0};
-    if (greedy) inv_t = 1;
+    if (greedy) {
+      cut = {0, 1, 0};
+      inv_t = 1;
+    }
   }
 
  private:
@@ -57,16 +59,13 @@ inline void noise_words(const RowSampling& own, uint32_t first, int64_t counters
   }
 }
 
-// Gumbel noise, as `gumbel` of one word: E is -log u of u = (h + 1/2) / 2^32, or -log1p(-(1 - u)).
+// Gumbel noise -log E, as `gumbel` of one word: E is -log u of u = (h + 1/2) / 2^32, or
+// -log1p(-(1 - u)).
 inline F32 gumbel(U32 h) {
   const I32 low = bit_cast<I32>(h) >= 0;  // u < 1/2
   const I32 n = bit_cast<I32>(low ? h : ~h);
   const F32 y = (__builtin_convertvector(n, F32) + 0.5f) * 0x1p-32f;  // u or 1 - u
-  const F32 u = low ? y : 1.0f - y;
-  const F32 of_log = log(u);
-  // The log of the rounded 1 - y is scaled by y over what is left of y.
-  const F32 of_log1p = u == 1.0f ? -y : of_log * (y / (u == 1.0f ? splat(1) : 1.0f - u));
-  return -log(-(low ? of_log : of_log1p));
+  return -log(-(low ? log(y) : log1p_of(-y)));
 }
 
 // The lowest index at which value() is largest; value(i) gives those of i, i + 1 ... in a vector.
@@ -106,7 +105,7 @@ inline int64_t draw_token(const RowSampling& own, const float* s, int64_t j, flo
   });
 }
 
-// The best token without noise, of a tie the lowest id: its group, and its place in the group.
+// The first of the largest numbers: what a greedy row takes, of groups and of a group's tokens.
 inline int64_t first_of_the_best(const float* numbers, int64_t n) {
   return argmax(n, [&](int64_t i) { return load(numbers + i); });
 }
