@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -18,3 +20,16 @@ def check_number(name: str, x: Any) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{name} is {number}; it must be finite")
     return number
+
+
+def did_you_mean(name: Any, known: Iterable[str], meant: Mapping[str, str] | None = None) -> str:
+    """The end of an error about an unknown name: what was probably meant, or nothing.
+
+    Args:
+        known: the names that there are.
+        meant: for names of other libraries, which no spelling leads to, what to say in their place.
+    """
+    if meant is not None and name in meant:
+        return f"; {meant[name]}"
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

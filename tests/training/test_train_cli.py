@@ -220,7 +220,7 @@ def test_defaults_give_way(base: str, tmp_path: Path) -> None:
         ({"lora": 3}, "lora is 3; it must be a mapping"),
         ({"loss": "simp"}, "loss is 'simp'; it must be among"),
         ({"value": {"kind": "q"}}, "value is given; it goes with value"),
-        ({"arguments.learning_rat": 1}, "'learning_rat', which DPOConfig has not; near to it are"),
+        ({"arguments.learning_rat": 1}, "DPOConfig has not; did you mean 'learning_rate'"),
         ({"arguments.seed": 1}, "it must be the key seed"),
         ({"arguments.output_dir": None}, "arguments.output_dir is None"),
         ({"arguments.lr_scheduler_type": "cubic"}, "arguments: cubic is not a valid"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 import math
 import types
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from .. import reading
+from ..checks import did_you_mean
 from ..extras import require
 
 KINDS = ("sft", "dpo", "value")
@@ -145,9 +145,10 @@ def _check_keys(key: str, given: Mapping[str, Any], config: Any) -> None:
     hints = typing.get_type_hints(config)
     for name, value in given.items():
         if name not in known:
-            near = difflib.get_close_matches(str(name), known)
-            hint = f"; near to it are {', '.join(near)}" if near else ""
-            raise ValueError(f"{key} has the key {name!r}, which {config.__name__} has not{hint}")
+            raise ValueError(
+                f"{key} has the key {name!r}, which {config.__name__} has not"
+                f"{did_you_mean(name, known)}"
+            )
         if value != known[name].default and not _fits(value, hints[name]):
             wanted = getattr(hints[name], "__name__", None) or str(hints[name])
             wanted = str(hints[name]) if typing.get_origin(hints[name]) else wanted
