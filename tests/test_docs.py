@@ -1,7 +1,8 @@
-"""The files that the pages of the documentation name are there."""
+"""The pages say what is true: their examples run, and the files that they name are there."""
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))]
+DOCS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))
+PAGES = ["README.md", "CONTRIBUTING.md", *DOCS]
+EXAMPLES = [p for p in PAGES if re.search(r"(?m)^```(python|bash)$", (ROOT / p).read_text())]
 PLACES = [ROOT, ROOT / "python" / "crossfade", ROOT / "python" / "crossfade" / "decoding"]
 NAME = r"[\w./-]*(?:\.(?:py|h|cpp|md|svg)|/)"  # the name of a file, or of a folder with its slash
 
@@ -33,6 +36,34 @@ def test_files_that_a_page_names_are_there(page: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert missing(code, []) == []
     assert missing(links, [(ROOT / page).parent]) == []
+
+
+@pytest.mark.model
+@pytest.mark.filterwarnings("default")  # other packages warn, as they do for a reader
+@pytest.mark.parametrize("page", EXAMPLES)
+def test_examples_print_what_their_page_says(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a model wrote may differ on another processor, so its lines are counted alone."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    import examples
+
+    for example, printed in examples.outputs((ROOT / page).read_text(), page):
+        if example.said is None:
+            continue
+        said, found = ([*map(str.rstrip, x.splitlines())] for x in (example.said, printed))
+        if example.sampled:
+            assert len(found) == len(said) > 0, example.code
+        else:
+            assert found == said, example.code
+
+
+def test_every_page_begins_with_an_example() -> None:
+    """All but those that are tables made from results, and the two that walk through the code."""
+    others = {"docs/README.md", "docs/architecture.md", "docs/families.md", "docs/mistakes.md"}
+    for page in set(DOCS) - others:
+        first = re.search(r"(?m)^```(\w+)", (ROOT / page).read_text())
+        assert first is not None, page
+        assert first[1] in ("python", "bash"), page
 
 
 def test_files_in_the_picture_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
