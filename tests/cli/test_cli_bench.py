@@ -11,6 +11,7 @@ import torch
 from crossfade import bench
 from crossfade.bench import ops, timing
 from crossfade.bench.contenders import ROWS, Case
+from crossfade.bench.ops import cases
 
 CASES = [
     Case("float32", 2, 4099, "plain"),
@@ -68,12 +69,12 @@ def test_what_beats_the_read_fails(cold: bool, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_cases(device: str) -> None:
     """Top-p alone is measured on all rows; a quick run has the same of fewer inputs."""
-    all_cases, quick = bench.cases(device, quick=False), bench.cases(device, quick=True)
+    all_cases, quick = cases(device, quick=False), cases(device, quick=True)
     assert set(quick) < set(all_cases)
     assert len(set(all_cases)) == len(all_cases)
-    for cases in (all_cases, quick):
-        for inputs in {(c.dtype, c.batch) for c in cases}:
-            mine = [c for c in cases if (c.dtype, c.batch) == inputs]
+    for found in (all_cases, quick):
+        for inputs in {(c.dtype, c.batch) for c in found}:
+            mine = [c for c in found if (c.dtype, c.batch) == inputs]
             assert {c.setting for c in mine} == {"plain", "top-p 0.9", "top-k 50, top-p 0.9"}
             assert {c.rows for c in mine if c.setting == "top-p 0.9"} == set(ROWS)
 

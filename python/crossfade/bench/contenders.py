@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .report import FLOOR, OURS
 from .timing import inputs_needed, read
 
-FLOOR = "read"
 WEIGHTS = (1.0, 0.8, -0.8)
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -140,7 +140,7 @@ def contenders(case: Case, device: str) -> dict[str, list[Callable[[], Any]]]:
 
         ways: dict[str, Callable[[], Any] | None] = {
             FLOOR: read_of(whole),
-            "ours": ours,
+            OURS: ours,
             "torch chain": chain(z, setting),
             "flashinfer": flashinfer(z, setting),
         }

@@ -13,7 +13,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +22,8 @@ import torch
 from tqdm import tqdm
 
 from .. import ops
-from .contenders import FLOOR, SETTINGS, WEIGHTS, Case, contenders, logits
+from .contenders import SETTINGS, WEIGHTS, Case, contenders, logits
+from .report import FLOOR, OURS
 from .timing import Timing, check_floors, cpu_times, cuda_times, hardware
 
 SAMPLED = [  # settings, and the rows that they are measured on
@@ -49,7 +49,7 @@ class Result:
 
     def figures(self) -> dict[str, Any]:
         """What a report says of the case: microseconds, with ours beside the reads around it."""
-        ours = self.cold["ours"]
+        ours = self.cold[OURS]
         us = {FLOOR: ours.floor_us} | {name: t.us for name, t in self.cold.items()}
         result: dict[str, Any] = {
             **asdict(self.case),
@@ -58,11 +58,11 @@ class Result:
             "read_gb_per_s": round(self.case.bytes / ours.floor_us / 1e3, 1),
         }
         if self.warm is not None:
-            warm = {FLOOR: self.warm.floor_us, "ours": self.warm.us}
+            warm = {FLOOR: self.warm.floor_us, OURS: self.warm.us}
             result["warm_us"] = {name: round(t, 2) for name, t in warm.items()}
             result["interrupted"] = {
                 FLOOR: round(ours.floor_interrupted, 2),
-                "ours": round(ours.interrupted, 2),
+                OURS: round(ours.interrupted, 2),
             }
         return result
 
@@ -102,9 +102,9 @@ def measure(case: Case, device: str, seconds: float) -> Result:
     if device == "cuda":
         result = Result(case, cuda_times(calls, FLOOR, 15))
     else:
-        ours = {name: calls[name] for name in (FLOOR, "ours")}
+        ours = {name: calls[name] for name in (FLOOR, OURS)}
         warm = cpu_times(ours, FLOOR, seconds / 4, cold=False)
-        result = Result(case, cpu_times(calls, FLOOR, seconds), warm["ours"])
+        result = Result(case, cpu_times(calls, FLOOR, seconds), warm[OURS])
         check_floors(f"{case}, warm", warm, device)
     check_floors(f"{case}, cold", result.cold, device)
     return result
@@ -146,25 +146,3 @@ def run_ops(
         if output is not None:
             output.write_text(json.dumps(report, indent=1) + "\n")
     return report
-
-
-def table(report: dict[str, Any]) -> Iterator[str]:
-    """The report as the lines of a Markdown table."""
-    results = report["results"]
-    names = list(dict.fromkeys(n for r in results for n in r["us"] if n != FLOOR))
-    peers = [n for n in names if n != "ours"]
-    warm = any("warm_us" in r for r in results)
-    titles = ["inputs", "sampling", "read, us", "ours, us", "ours / read"]
-    titles += ["the same, warm"] * warm + [f"{p} / ours" for p in peers]
-    yield f"| {' | '.join(titles)} |"
-    yield "|---" * len(titles) + "|"
-    for r in results:
-        us, rows = r["us"], r.get("rows", "normal")
-        cells = [
-            f"{r['dtype']} {r['batch']} x {r['vocab']:,}",
-            r["setting"] + (f", {rows} rows" if rows != "normal" else ""),
-            *(f"{us[name]:,.0f}" for name in (FLOOR, "ours")),
-            *(f"{x['ours'] / x[FLOOR]:.2f}" for x in ([us, r["warm_us"]] if warm else [us])),
-            *(f"{us[p] / us['ours']:.1f}" if p in us else "-" for p in peers),
-        ]
-        yield f"| {' | '.join(cells)} |"
