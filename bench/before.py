@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from reports.before import render
+
 NEW, PROMPT = 24, 30  # new tokens of a call, and tokens of its prompts
 BATCHES = (1, 16)
 SIZES = {
@@ -234,6 +236,11 @@ def figures(seen: dict[str, list[list[dict[int, tuple[float, float]]]]]) -> list
     return rows
 
 
+def commit_of(tree: Path) -> str:
+    command = ["git", "-C", str(tree), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
@@ -259,33 +266,18 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         for worker in workers:
             worker.end()
-    rows = figures(seen)
-    for row in rows:
-        wall, cpu = row["wall"], row["cpu"]
-        print(
-            f"{row['case']:32} {row['of']:18} {wall['before_ms']:9.3f} {wall['after_ms']:9.3f} ms  "
-            f"wall {wall['ratio']:.3f} {wall['interval']}  cpu {cpu['ratio']:.3f} {cpu['interval']}"
-        )
+    report = {
+        "command": "python bench/before.py --before BEFORE --after AFTER "
+        f"--rounds {args.rounds} --threads {args.threads}"
+        + " --no-small" * args.no_small
+        + f" --only {args.only!r}" * bool(args.only),
+        "before": commit_of(args.before),
+        "after": commit_of(args.after),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "rows": figures(seen),
+    }
+    print(render(report))
     if args.json is not None:
-        commits = [
-            subprocess.run(
-                ["git", "-C", str(tree), "rev-parse", "HEAD"],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout.strip()
-            for tree in (args.before, args.after)
-        ]
-        report = {
-            "command": "python bench/before.py --before BEFORE --after AFTER "
-            f"--rounds {args.rounds} --threads {args.threads}"
-            + " --no-small" * args.no_small
-            + f" --only {args.only!r}" * bool(args.only),
-            "before": commits[0],
-            "after": commits[1],
-            "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-            "rows": rows,
-        }
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 

@@ -22,6 +22,7 @@ from crossfade.bench import hardware
 from crossfade.bulk.decode import decode
 from crossfade.bulk.records import batches, seed_of
 from decode_queue import queue_steps
+from reports.bulk import render
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -114,10 +115,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures there")
     args = parser.parse_args()
     report = {
+        "command": " ".join(["python bench/bulk.py", *sys.argv[1:]]),
         "hardware": hardware("cpu"),
         **measure(args.prompts, args.batch, args.new, args.rounds),
     }
-    print(json.dumps(report, indent=1))
+    print(render(report))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 

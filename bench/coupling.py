@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from crossfade import metrics, ops
 from crossfade.bench import hardware
 from crossfade.ops import Inputs, reference
+from reports.coupling import EACH, render
 from torch import Tensor
 from tqdm import tqdm
 
@@ -115,10 +116,22 @@ def two_levels(p: Tensor, q: Tensor, size: int) -> Tensor:
     return torch.where(both, group * within, 0.0).sum(-1)
 
 
-def noise_of_row(vocab: int, size: int) -> dict[str, int]:
-    """How many words of noise a row needs, and how many calls of Philox, which give four."""
+def noise_of_row(vocab: int, size: int | None) -> dict[str, int]:
+    """How many words of noise a row needs, and how many calls of Philox, which give four.
+
+    A row has noise for each group of `size` tokens and for the tokens of one, or if `size` is None
+    for each token.
+    """
+    if size is None:
+        return {"words": vocab, "philox": -(-vocab // 4)}
     groups = -(-vocab // size)
     return {"words": groups + size, "philox": -(-groups // 4) + size // 4}
+
+
+def noise_of_rows() -> dict[str, dict[str, dict[str, int]]]:
+    """The same by vocabulary and by the size of groups, last for each token."""
+    sizes: dict[str, int | None] = {**{str(size): size for size in SIZES}, EACH: None}
+    return {str(v): {name: noise_of_row(v, s) for name, s in sizes.items()} for v in VOCABULARIES}
 
 
 # ---- Measurement ---------------------------------------------------------------------------------
@@ -303,36 +316,6 @@ def of_random(scale: float, noise: float, args: argparse.Namespace) -> dict[str,
 # ---- Report --------------------------------------------------------------------------------------
 
 
-def summary(report: dict[str, Any]) -> str:
-    """README's table, from what `--json` wrote."""
-    columns = {
-        "1 - TV": "optimum",
-        "drawn": "drawn",
-        "two levels": f"groups of {reference.GROUP}",
-        "one level": "one level",
-        "bound": "bound",
-        "likeliest token": "argmax",
-    }
-    lines = ["| target | draft | " + " | ".join(columns) + " |", "|---" * (2 + len(columns)) + "|"]
-    for row in report["rows"]:
-        cells = [f"{row[name]:.3f}" for name in columns.values()]
-        cells[1] += f" ± {row['drawn, interval']:.3f}"
-        lines.append(f"| {row['target']} | {row['draft']} | " + " | ".join(cells) + " |")
-    lines += ["", "| groups of | " + " | ".join(map(str, SIZES)) + " | noise a token |"]
-    lines.append("|---" * (2 + len(SIZES)) + "|")
-    for row in report["rows"]:
-        cells = [f"{row[f'groups of {size}']:.3f}" for size in SIZES]
-        cells.append(f"{row['one level']:.3f}")
-        lines.append(f"| {row['target']}; {row['draft']} | " + " | ".join(cells) + " |")
-    for vocab in VOCABULARIES:
-        cells = [f"{noise_of_row(vocab, size)['philox']:,}" for size in SIZES]
-        cells.append(f"{-(-vocab // 4):,}")
-        lines.append(f"| calls of Philox, {vocab:,} tokens | " + " | ".join(cells) + " |")
-    machine = report["machine"]
-    lines += ["", f"{machine['device']}, {machine['threads']} threads; `{report['command']}`."]
-    return "\n".join(lines)
-
-
 def far_off(row: dict[str, Any]) -> bool:
     """Whether draws are more than four standard deviations from a closed form."""
     return max(abs(row["drawn, deviations"]), abs(row["drawn, flat, deviations"])) > 4
@@ -355,7 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
         **{"backend": args.backend, "seed": SEED, "tokens": NEW, "group": reference.GROUP},
         "prompts": SUBJECTS[: args.prompts],
         "systems": SYSTEMS,
-        "noise": {str(v): {s: noise_of_row(v, s) for s in SIZES} for v in VOCABULARIES},
+        "noise": noise_of_rows(),
         "rows": [],
     }
     terms = Terms()
@@ -367,7 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
     for scale, noise in RANDOM:
         name = {"target": f"random, N(0, {scale:g}²)", "draft": f"the same + N(0, {noise:g}²)"}
         report["rows"].append({**name, **of_random(scale, noise, args)})
-    print(summary(report))
+    print(render(report))
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     far = [r["target"] for r in report["rows"] if far_off(r)]

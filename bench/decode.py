@@ -25,7 +25,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,9 @@ import crossfade as cf
 import decode_peers as peers
 import torch
 from crossfade.bench import hardware, timing
-from decode_peers import OURS, Contest, check, tokens_of
+from decode_peers import Contest, check, tokens_of
 from decode_queue import measure_queue
+from reports.decode import ratio, render, steps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -191,14 +192,14 @@ def measure(
     vocabulary = contests[0].models[0].config.vocab_size
     ids = torch.randint(20, vocabulary, (batch, sizes.prompt), generator=generator).to(device)
     first = first_calls(contests, ids, sizes)
-    steps: dict[Any, list[float]] = {key: [] for key in first}
+    took: dict[Any, list[float]] = {key: [] for key in first}
     rates: dict[Any, list[float]] = {key: [] for key in first}
     end = time.monotonic() + limit
     for _ in tqdm(range(rounds), desc=f"batch {batch}", file=sys.stderr):
         for contest in contests:
             before = read_gb_per_s(contest.weights, device)
             for name, run in contest.runs.items():
-                steps[contest.name, name].append(step_ms(run, ids, sizes, contest.sample))
+                took[contest.name, name].append(step_ms(run, ids, sizes, contest.sample))
                 after = read_gb_per_s(contest.weights, device)
                 rates[contest.name, name] += [before, after]
                 before = after
@@ -211,7 +212,7 @@ def measure(
         for name in contest.runs:
             key = (contest.name, name)
             floors = [timing.Sample(contest.bytes(batch, tokens) / r / 1e3) for r in rates[key]]
-            t = timing.timing_of([timing.Sample(1e3 * ms) for ms in steps[key]], floors)
+            t = timing.timing_of([timing.Sample(1e3 * ms) for ms in took[key]], floors)
             timing.check_floors(f"{contest.name}, batch {batch}", {name: t}, device)
             rows.append(
                 {
@@ -219,21 +220,13 @@ def measure(
                     "contender": name,
                     "batch": batch,
                     "step_ms": round(t.us / 1e3, 2),
-                    "steps_ms": [round(ms, 2) for ms in steps[key]],
+                    "steps_ms": [round(ms, 2) for ms in took[key]],
                     "read_ms": round(t.floor_us / 1e3, 2),
                     "read_gb_per_s": round(statistics.median(rates[key]), 1),
                     **first[key],
                 }
             )
     return rows
-
-
-def ratio(rows: Sequence[dict[str, Any]], one: Any, other: Any, batch: int) -> float | None:
-    """How many times longer a step of `one` takes than one of `other`, the median over rounds."""
-    found = {(r["set"], r["contender"]): r["steps_ms"] for r in rows if r["batch"] == batch}
-    if one not in found or other not in found:
-        return None
-    return statistics.median(x / y for x, y in zip(found[one], found[other], strict=True))
 
 
 def baselines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -250,63 +243,6 @@ def baselines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         entry |= {name: round(x, 3) for name, x in figures.items()}
         result.append(entry | {"flagged": abs(off) > MOST_OFF})
     return result
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """A line a contender: its step at each batch, and its ratios to the read and to crossfade's."""
-    batches = list(dict.fromkeys(r["batch"] for r in rows))
-    yield (
-        "| what | decoded by | "
-        + " | ".join(f"batch {b}: ms (x read, x crossfade)" for b in batches)
-        + " | peak, MB | kept, MB |"
-    )
-    yield "|---" * (4 + len(batches)) + "|"
-    for key in dict.fromkeys((r["set"], r["contender"]) for r in rows):
-        mine = {r["batch"]: r for r in rows if (r["set"], r["contender"]) == key}
-        cells = []
-        for b in batches:
-            over = ratio(rows, key, (key[0], OURS), b)
-            r = mine.get(b)
-            cells.append("-")
-            if r is not None and over is not None:
-                cells[-1] = f"{r['step_ms']:,.1f} ({r['step_ms'] / r['read_ms']:.1f}, {over:.2f})"
-        largest = mine[max(mine)]
-        figures = [largest["peak_mb"], max(r["kept_mb"] or 0 for r in mine.values())]
-        cells += ["-" if x is None else f"{x:,.0f}" for x in figures]
-        yield f"| {key[0]} | {key[1]} | " + " | ".join(cells) + " |"
-
-
-def readme(results: dict[str, Any]) -> str:
-    """README's section, from what `--json` wrote."""
-    machine, settings = results["machine"], results["settings"]
-    lines = [*summary(results["rows"]), ""]
-    where = f"{machine['threads']} threads" if "threads" in machine else f"CUDA {machine['cuda']}"
-    lines.append(
-        f"{machine['device']}, {where}; {settings['model']}; prompts of {settings['prompt']} "
-        f"tokens; torch {results['versions']['torch']}; `{results['command']}`. Read: of all "
-        "weights and live caches once. Peak: memory over what was held before, at the largest "
-        "batch; kept: of it after the call."
-    )
-    compiled = [r["setup_s"] for r in results["rows"] if r["contender"].endswith("compiled")]
-    if compiled:
-        lines.append(f"Compiling took {min(compiled):.0f} to {max(compiled):.0f} s a shape.")
-    if queue := results.get("queue"):
-        times = queue["seconds"]
-        lines.append(
-            f"{queue['requests']} requests of {min(queue['lengths'])} to {max(queue['lengths'])} "
-            f"tokens ({queue['set']}), {queue['max_batch']} rows at a time: {times['queue']:.0f} s "
-            f"where rows join as others end, {times['fixed batches']:.0f} s in fixed batches: "
-            f"{queue['ratio']:.2f} times; by the steps alone {queue['ideal_ratio']:.2f}."
-        )
-    found = results.get("baselines", [])
-    for key in dict.fromkeys((b["set"], b["contender"]) for b in found):
-        mine = [b for b in found if (b["set"], b["contender"]) == key]
-        here, known = (", ".join(f"{b[x]:.1f}" for b in mine) for x in ("over_greedy", "known"))
-        lines.append(
-            f"{key[1]} ({key[0]}): {here} times Hugging Face's greedy step here, {known} in an "
-            "earlier measurement on two cores."
-        )
-    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -341,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "machine": hardware(device),
         "versions": {p: metadata.version(p) for p in PACKAGES if util.find_spec(p)},
         "settings": {
-            "model": peers.model_name(device, args.quick),
+            "models": {},
             "prompt": sizes.prompt,
             "new_tokens": [sizes.short, sizes.long],
             "rounds": rounds,
@@ -355,9 +291,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             args.json.write_text(json.dumps(report, indent=1) + "\n")
 
     for contests in peers.cpu_contests(args) if cpu else peers.gpu_contests(args):
+        report["settings"]["models"] |= {
+            c.name: peers.model_of(c.name, device, args.quick) for c in contests
+        }
         for batch in batches if set(args.only) - {"queue"} else []:
             rows = measure(contests, batch, sizes, rounds, args.limit, device)
-            print("\n".join(summary(rows)), flush=True)
+            print("\n".join(steps(rows)), flush=True)
             report["rows"] += rows
             save()
         if "queue" in args.only:
@@ -371,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             if b["flagged"]:
                 print(f"not the peer that is known: {b}", file=sys.stderr)
     save()
-    print(readme(report))
+    print(render(report))
     return report
 
 

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import crossfade as cf
 import torch
 from crossfade.progress import OnStep
+from reports import OURS
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 from transformers.generation import logits_process as hf
 
-OURS = "crossfade"
 WEIGHTS = (1.0, 0.8, -0.8)
 SAMPLING: dict[str, Any] = {"temperature": 0.7, "top_k": 50, "top_p": 0.9}
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -270,12 +270,14 @@ def models_contest(
     return Contest("separate models", blend, contenders, models, tolerance=tolerance)
 
 
-def model_name(device: str, quick: bool) -> str:
+def model_of(contest: str, device: str, quick: bool) -> str:
+    """What a reader must know of the models of a contest."""
     if quick:
         return "a tiny random model"
     if device == "cpu":
-        return "SmolLM2-135M, float32"
-    return "random weights of the shapes of Llama 3 8B + 1B + 1B, and 1B with LoRA guides, bfloat16"
+        return f"SmolLM2-135M, {'bfloat16' if contest.endswith('bfloat16') else 'float32'}"
+    shapes = {"separate models": "8B + 1B + 1B", "LoRA guides": "1B"}[contest]
+    return f"random weights of the shape of Llama 3 {shapes}, bfloat16"
 
 
 def load(dtype: torch.dtype, quick: bool) -> Any:

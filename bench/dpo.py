@@ -32,6 +32,7 @@ from crossfade.bench import hardware
 from crossfade.extras import old_names
 from crossfade.training import DPOTrainer
 from decode import peak_of
+from reports.dpo import render
 from transformers import TrainerCallback
 
 TRAINERS = {"ours": DPOTrainer, "TRL's": trl.DPOTrainer}
@@ -144,6 +145,7 @@ def row_of(case: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     peaks = {name: [r["memory_mb"] for r in rounds] for name, rounds in runs.items()}
     return {
         "case": case,
+        "trained": CASES[case],
         "loss": {name: r["loss"] for name, r in first.items()},
         "margin": {name: r["margin"] for name, r in first.items()},
         "largest_difference": max(off),
@@ -151,37 +153,6 @@ def row_of(case: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         "memory_mb": {name: None if None in x else max(x) for name, x in peaks.items()},
         "tokens_a_step": first["ours"]["tokens"],
     }
-
-
-def summary(report: dict[str, Any]) -> str:
-    lines = [
-        "| trained | trainer | s a step | memory, MB | loss, first and last step |",
-        "|---|---|---|---|---|",
-    ]
-    notes = []
-    for r in report["rows"]:
-        for name, seconds in r["step_seconds"].items():
-            memory = r["memory_mb"][name]
-            loss = r["loss"][name]
-            lines.append(
-                f"| {CASES[r['case']]} | {name} | {seconds:.2f} | "
-                f"{'' if memory is None else format(memory, ',.0f')} | "
-                f"{loss[0]:.4f}, {loss[-1]:.4f} |"
-            )
-        notes.append(f"{r['largest_difference']:.1e} ({r['case']})")
-    where = ", ".join(f"{v} {k}" if k != "device" else v for k, v in report["machine"].items())
-    s = report["sizes"]
-    tokens = report["rows"][0]["tokens_a_step"]
-    off = ", ".join(notes)
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"SmolLM2-135M-Instruct, float32; {s['steps']} steps of {s['batch']} pairs, "
-            f"{tokens:.0f} tokens a step; at any step the losses differ by at most {off}; "
-            f"TRL {report['versions']['trl']}; {where}; `{report['command']}`.",
-        ]
-    )
 
 
 def main() -> None:
@@ -215,7 +186,7 @@ def main() -> None:
         "sizes": {name: getattr(args, name) for name in ("steps", "pairs", "tokens", "batch")},
         "rows": rows,
     }
-    print(summary(report))
+    print(render(report))
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 

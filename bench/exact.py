@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from crossfade import ops
 from crossfade.bench import hardware
+from reports.exact import verdict
 from scipy.stats import chi2_contingency
 from tqdm import tqdm
 
@@ -120,18 +121,6 @@ def drawing(backend: str, device: str, count: int, chunk: int, progress: tqdm) -
             yield out.tokens.cpu().numpy()
 
     return drawn
-
-
-def verdict(report: dict[str, Any]) -> tuple[str, bool]:
-    """One line on the smallest p-value, and whether it is as large as it should be."""
-    p = {(n, name): x for n, case in report["cases"].items() for name, x in case["p"].items()}
-    (case, name), smallest = min(p.items(), key=lambda item: item[1])
-    bound = report["level"] / len(p)
-    return (
-        f"{report['backend']}, {report['draws']:,} draws a case: the smallest of {len(p)} p-values "
-        f"is {smallest:.2g} ({case}: {name}); the bound is {bound:.2g}",
-        smallest >= bound,
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,6 +23,7 @@ import torch
 import transformers
 from crossfade import ops
 from family_models import EOS, PAD, VARIANTS, VOCAB, build
+from reports.families import totals
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -137,40 +138,17 @@ def try_family(name: str) -> dict[str, Any]:
     return {**record, **compare(model)}
 
 
-PATHS = {
-    "engine": "the engine",
-    "simple": "the simple path",
-    "refused": "refused",
-    "error": "an error",
-    "generate itself cannot": "`generate` itself cannot",
-    "not built": "not built",
-}
-
-
-def page(report: dict[str, Any]) -> str:
-    """The table of docs/families.md."""
-    found, versions = report["families"], report["versions"]
-    wrong = [r["family"] for r in found if not r.get("equal", True)]
-    counts = Counter(PATHS[r["path"]] for r in found)
-    lines = [
-        f"{len(found)} families and variants, Transformers {versions['transformers']}, torch "
-        f"{versions['torch']}, `{report['command']}`: "
-        + ", ".join(f"{n} {path}" for path, n in counts.most_common())
-        + f"; {len(wrong) or 'none'} unequal{': ' if wrong else ''}{', '.join(wrong)}.",
-        "",
-        "| family | class | runs on | equal | why |",
-        "|---|---|---|---|---|",
-    ]
-    for r in found:
-        equal = {True: "yes", False: "**no**", None: ""}[r.get("equal")]
-        why = "; ".join(r.get("wrong", [r.get("why", "")])).replace("|", "\\|")
-        why = why.replace("model0", "it").removeprefix("it ").removeprefix("it: ")
-        lines.append(f"| {r['family']} | {r['class']} | {PATHS[r['path']]} | {equal} | {why} |")
-    return "\n".join(lines)
-
-
 def names() -> list[str]:
     return [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS]
+
+
+def report_of(found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "command": "python bench/families.py --json bench/results/families.json",
+        "versions": {m.__name__: m.__version__ for m in (torch, transformers)},
+        "python": platform.python_version(),
+        "families": [found[n] for n in names() if n in found],
+    }
 
 
 def main() -> None:
@@ -187,16 +165,8 @@ def main() -> None:
             found[name] = try_family(name)
         print(json.dumps(found[name]), flush=True)
         if args.json:
-            report = {
-                "command": "python bench/families.py --json bench/results/families.json",
-                "versions": {m.__name__: m.__version__ for m in (torch, transformers)},
-                "python": platform.python_version(),
-                "families": [found[n] for n in names() if n in found],
-            }
-            args.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(
-        Counter(f"{r['path']}{'' if r.get('equal', True) else ', WRONG'}" for r in found.values())
-    )
+            args.json.write_text(json.dumps(report_of(found), indent=1) + "\n")
+    print(totals(report_of(found)))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from crossfade import ops
 from crossfade.bench import check_floors, cpu_times, cuda_times, hardware, inputs_needed
+from reports.fork import render
 from torch import Tensor
 from tqdm import tqdm
 
@@ -114,20 +115,6 @@ def measure(case: Case, device: str, seconds: float) -> dict[str, Any]:
     }
 
 
-def summary(report: dict[str, Any]) -> str:
-    rows = report["rows"]
-    names = list(rows[0]["ms"])
-    head = ["parents", "positions", *(f"{n}, ms" for n in names), "ours / copy", "peer / ours"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for r in rows:
-        cells = [r["parents"], f"{r['start']} to {r['live']}"]
-        cells += [f"{r['ms'][n]:.2f}" for n in names]
-        cells += [f"{r['over_copy']:.2f}", f"{r['index_select_over_ours']:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    where = ", ".join(f"{v} {k}" if k != "device" else v for k, v in report["machine"].items())
-    return "\n".join([*lines, "", f"{where}; `{report['command']}`."])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path)
@@ -148,7 +135,7 @@ def main() -> None:
     }
     for case in tqdm(cases, desc="fork", file=sys.stderr):
         report["rows"].append(measure(case, args.device, args.seconds))
-    print(summary(report))
+    print(render(report))
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 

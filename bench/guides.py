@@ -22,6 +22,7 @@ from typing import Any
 import crossfade as cf
 from crossfade.bench import hardware
 from decode_peers import load, perturbed, unending
+from reports.guides import render
 from tqdm import tqdm
 
 WAYS = {
@@ -34,29 +35,6 @@ SUBJECTS = [
     *("rain", "the moon", "bread", "bicycles", "chess", "rivers", "glass", "honey"),
     *("maps", "violins", "the desert", "trains", "salt", "lighthouses", "paper", "winter"),
 ]
-
-
-def summary(results: dict[str, Any]) -> str:
-    """README's table, from what `--json` wrote."""
-    rows = results["rows"]
-    batches = sorted({r["batch"] for r in rows})
-    lines = [
-        "| guides asked for less | "
-        + " | ".join(f"batch {b}: ms a step (x neither, guide's forwards)" for b in batches)
-        + " |",
-        "|---" * (1 + len(batches)) + "|",
-    ]
-    for way in WAYS:
-        cells = [
-            f"{r['step_ms']:.1f} ({r['over_neither']:.2f}, {r['guide_forwards']:.0%})"
-            for b in batches
-            for r in rows
-            if (r["way"], r["batch"]) == (way, b)
-        ]
-        lines.append(f"| {way} | " + " | ".join(cells) + " |")
-    machine = results["machine"]
-    lines += ["", f"{machine['device']}, {machine['threads']} threads; `{results['command']}`."]
-    return "\n".join(lines)
 
 
 def measure(blend: Any, prompts: list[Any], new: int, rounds: int) -> list[dict[str, Any]]:
@@ -112,7 +90,7 @@ def main() -> None:
     }
     for batch in (1, 4, 16):
         report["rows"] += measure(blend, chats[:batch], 64, args.rounds)
-        print(summary(report), flush=True)
+        print(render(report), flush=True)
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -13,11 +13,12 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
+from reports.house import trees
 
 ROOT = Path(__file__).parent.parent
 TYPES_ALONE = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
@@ -249,47 +250,13 @@ def measure(tree: Path) -> dict[str, Any]:
     }
 
 
-def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures of one tree a column."""
-    rows: dict[str, list[str]] = {}
-    for r in reports.values():
-        figures = {
-            "files": f"{sum(s['files'] for s in r['sizes'].values())}",
-            "folders": f"{sum(s['folders'] for s in r['sizes'].values())}",
-            "lines": f"{sum(s['lines'] for s in r['sizes'].values()):,}",
-            **{
-                f"longest file, {part}": f"{s['longest']['lines']} lines"
-                for part, s in r["sizes"].items()
-            },
-            "files of more than 400 lines": f"{sum(s['over_400'] for s in r['sizes'].values())}",
-            "circles of modules": f"{len(r['circles']['modules'])}",
-            "circles of folders and files": f"{len(r['circles']['places'])}",
-            "imports upward or sideways": f"{len(r['upward'])}",
-            "modules in the longest chain of `decoding`": f"{len(r['longest_path_in_decoding'])}",
-            "pairs of places with six lines in common": f"{len(r['twins'])}",
-        }
-        for name, figure in figures.items():
-            rows.setdefault(name, []).append(figure)
-    head = ["| | " + " | ".join(reports) + " |", "|---" * (len(reports) + 1) + "|"]
-    return "\n".join(head + [f"| {name} | {' | '.join(row)} |" for name, row in rows.items()])
-
-
-def page() -> str:
-    """The figures of the trees before and after the files were moved, from bench/results/."""
-    results = ROOT / "bench" / "results"
-    before, after = (
-        json.loads((results / f"{name}.json").read_text()) for name in ("house_before", "house")
-    )
-    return table({f"before ({before['commit']})": before, "after": after})
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout to measure")
     parser.add_argument("--json", type=Path, help="the file that all figures are written to")
     args = parser.parse_args()
     report = measure(args.tree.resolve())
-    print(table({"figure": report}))
+    print(trees({"figure": report}))
     for name in ("upward", "twins"):
         print(
             f"\n{name}:",

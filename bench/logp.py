@@ -48,6 +48,7 @@ from logp_contenders import (
     cut_cross_entropy,
     missing,
 )
+from reports.logp import render
 from torch import Tensor
 from tqdm import tqdm
 
@@ -163,42 +164,6 @@ def measure(kind: str, sizes: Sizes, rounds: int) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]], what: str, device: str) -> list[str]:
-    unit, scale, in_tiles = ("s", 1, " in tiles") if device == "cpu" else ("ms", 1e3, "")
-    lines = [
-        f"| {what} | contender | {unit} | over the bare products | memory, MB |",
-        "|---|---|---|---|---|",
-    ]
-    for r in rows:
-        head = "trained" if r["head"] == "dpo" else r["head"]
-        times = {name: f"{scale * t:.2f}" for name, t in r["seconds"].items()}
-        lines.append(
-            f"| {head} | {r['products']} products{in_tiles} | {times['products']} | 1.00 | |"
-        )
-        for name, ratio in r["over_products"].items():
-            memory = r["memory_mb"][name]
-            lines.append(
-                f"| {head} | {name} | {times[name]} | {ratio:.2f} | "
-                f"{'' if memory is None else format(memory, '.0f')} |"
-            )
-    return lines
-
-
-def summary(report: dict[str, Any]) -> str:
-    s = report["sizes"]
-    device = s.get("device", "cpu")
-    means, dpo = ([r for r in report["rows"] if (r["head"] == "dpo") is x] for x in (False, True))
-    lines = table(means, "head", device) if means else []
-    if dpo:
-        lines += [""] * bool(means) + table(dpo, "head, DPO loss", device)
-    where = ", ".join(f"{v} {k}" if k != "device" else v for k, v in report["machine"].items())
-    shape = f"{s['tokens']:,} tokens, hidden {s['hidden']:,}, vocabulary {s['vocab']:,}"
-    absent = report.get("missing") or []
-    left_out = f" Not installed: {', '.join(absent)}." if absent else ""
-    shape += f", {s.get('dtype', 'float32')}"
-    return "\n".join([*lines, "", f"{shape}; {where}; `{report['command']}`.{left_out}"])
-
-
 def versions() -> dict[str, str]:
     found = {"crossfade": True, "torch": True, "trl": TRL, "liger-kernel": LigerFusedLinearDPOLoss}
     found["cut-cross-entropy"] = cut_cross_entropy
@@ -232,7 +197,7 @@ def main() -> None:
         "tile": list(logp_tiles.tile_size(torch.device(args.device))),
         "rows": [measure(kind, sizes, args.rounds) for kind in args.kinds],
     }
-    print(summary(report))
+    print(render(report))
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 

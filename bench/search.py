@@ -27,12 +27,13 @@ import decode_peers as peers
 import torch
 from crossfade.bench import hardware
 from decode import peak_of
-from decode_peers import OURS
+from reports import OURS
+from reports.search import OFFICIAL, ratio, render, searches
 from search_peers import TEMPERATURE, Found, Shape, check, official, ours, scored
 from torch import Tensor
 from tqdm import tqdm
 
-OFFICIAL, BLENDED = "official algorithm", "crossfade, value models in the blend"
+BLENDED = "crossfade, value models in the blend"
 NAMES = {"official": OFFICIAL, "crossfade": OURS, "blended": BLENDED}
 SETTINGS = [(4, 4, 5), (2, 2, 30)]
 BLENDED_SHAPE = Shape(4, 4, 5, 60, 50)  # BLENDED takes part in this one, by default
@@ -89,81 +90,9 @@ def measure(
     return rows
 
 
-def of(rows: Sequence[dict[str, Any]], shape: Any, name: str) -> dict[str, Any] | None:
-    return next((r for r in rows if (r["shape"], r["contender"]) == (shape, name)), None)
-
-
-def ratio(rows: Sequence[dict[str, Any]], shape: Any, name: str) -> float | None:
-    """How many times longer contender `name` takes than crossfade, the median over rounds."""
-    one, other = of(rows, shape, name), of(rows, shape, OURS)
-    if one is None or other is None:
-        return None
-    pairs = zip(one["rounds_s"], other["rounds_s"], strict=True)
-    return statistics.median(x / y for x, y in pairs)
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """A line a shape and contender."""
-    yield (
-        "| W, N, L | prompt + new | searched by | s (x crossfade) | of it scoring | tokens read by "
-        "the base | by value models | peak, MB |"
-    )
-    yield "|---" * 8 + "|"
-    for r in rows:
-        s, over = Shape(**r["shape"]), ratio(rows, r["shape"], r["contender"])
-        cells = [
-            f"{s.width}, {s.samples}, {s.chunk_length}",
-            f"{s.prompt:,} + {s.new}",
-            r["contender"] + (" *" if r.get("scored_every", 1) > 1 else ""),
-            f"{r['seconds']:,.1f}" + ("" if over is None else f" ({over:.1f})"),
-            "-" if "scoring" not in r else f"{r['scoring']:.0%}",
-            f"{r['base_tokens']:,}",
-            f"{r['value_tokens']:,}",
-            "-" if r["peak_mb"] is None else f"{r['peak_mb']:,.0f}",
-        ]
-        yield "| " + " | ".join(cells) + " |"
-
-
-def readme(results: dict[str, Any]) -> str:
-    """README's section, from what `--json` wrote."""
-    machine = results["machine"]
-    rows = sorted(results["rows"], key=lambda r: (-r["shape"]["width"], *r["shape"].values()))
-    rounds = sorted({len(r["rounds_s"]) for r in rows})
-    where = f"{machine['threads']} threads" if "threads" in machine else f"CUDA {machine['cuda']}"
-    lines = [
-        *summary(rows),
-        "",
-        f"{machine['device']}, {where}; {results['settings']['model']}; torch "
-        f"{results['versions']['torch']}; `{results['command']}`, shape by shape, medians of "
-        f"{' or '.join(map(str, rounds))} rounds. Peak: memory over what was held before.",
-    ]
-    timed = sorted({r["scored_every"] for r in rows if r.get("scored_every", 1) > 1})
-    if timed:
-        every = " or ".join(f"{n}th" for n in timed)
-        lines.append(
-            f"\\* summed up: all tokens were decoded, scoring was timed at every {every} boundary "
-            "and interpolated between."
-        )
-    prompts = {
-        (s["prompt"], s["width"] * s["samples"]): r["prompt_mb"] for r in rows for s in [r["shape"]]
-    }
-    sizes = (
-        f"{n:,} tokens {mb['one row']:,.1f} MB once, {mb['all rows']:,.1f} MB on {count} rows"
-        for (n, count), mb in sorted(prompts.items())
-    )
-    lines.append(f"Keys and values of a prompt, a model: {'; '.join(sizes)}.")
-    known = [
-        (r["scoring"], KNOWN_SCORING[Shape(**r["shape"])])
-        for r in rows
-        if "scoring" in r and Shape(**r["shape"]) in KNOWN_SCORING and "threads" in machine
-    ]
-    if known:
-        here, before = (", ".join(f"{x:.0%}" for x in share) for share in zip(*known, strict=True))
-        lines.append(
-            f"Scoring takes {here} of the official algorithm's time (4, 4, 5; 50 new), {before} in "
-            "an earlier measurement on two cores."
-        )
-    return "\n".join(lines)
+def known_scoring(shape: Shape) -> dict[str, float]:
+    """What the official algorithm's row of a shape says of an earlier measurement on a CPU."""
+    return {"known_scoring": KNOWN_SCORING[shape]} if shape in KNOWN_SCORING else {}
 
 
 def missed(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -245,13 +174,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         for row in rows:
             if row["contender"] == OFFICIAL:
                 row |= {"scored_every": every, "scored": len(scored(boundaries, every))}
+                row |= known_scoring(shape) if cpu else {}
         report["rows"] += rows
-        print("\n".join(summary(rows)), flush=True)
+        print("\n".join(searches(rows)), flush=True)
         if args.json is not None:
             args.json.write_text(json.dumps(report, indent=1) + "\n")
     for line in missed(report["rows"]) if cpu else []:
         print(line, file=sys.stderr)
-    print(readme(report))
+    print(render(report))
     return report
 
 

@@ -25,6 +25,7 @@ from crossfade.decoding.engine.options import Engine
 from crossfade.decoding.generation import Generation
 from crossfade.decoding.inputs import Requests
 from crossfade.decoding.loop import Loop
+from reports.session import render
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 VOCAB, CONTEXT, PLACES = 61, 128, 8
@@ -120,8 +121,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=10_000, help="(default 10000)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
-    found = soak(args.requests)
-    print(json.dumps(found, indent=1))
+    given = sys.argv[1:] if arguments is None else arguments
+    found = {"command": " ".join(["python bench/session.py", *given]), **soak(args.requests)}
+    print(render(found))
     if args.json is not None:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     return int(found["grows"])

@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import os
+import sys
 import tempfile
 import warnings
 from importlib import metadata
@@ -29,6 +30,7 @@ import torch
 import transformers
 from crossfade.bench import hardware
 from crossfade.extras import old_names
+from reports.trl_parity import render
 from trl_parity_cases import ADAPTERS, KINDS, Case, all_cases, make, make_tokenizer, rows_of
 
 LIMIT = 1e-4
@@ -162,25 +164,25 @@ def main() -> None:
     args = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
-    report: dict[str, Any] = {}
+    cases: dict[str, Any] = {}
     for case in all_cases():
         if args.only not in case.name:
             continue
         with tempfile.TemporaryDirectory() as folder, old_names():
-            report[case.name] = found = compare(case, Path(folder))
+            cases[case.name] = found = compare(case, Path(folder))
         if not found["ok"]:
             print(f"{case.name}: {found}", flush=True)
-    wrong = [name for name, found in report.items() if not found["ok"]]
-    compared = [x for x in report.values() if "refused" not in x]
-    worst = {
-        k: max((x[k] for x in compared), default=0.0) for k in ("loss", "metrics", "gradients")
+    report = {
+        "command": " ".join(["python bench/trl_parity.py", *sys.argv[1:]]),
+        "machine": hardware("cpu"),
+        "versions": {x: metadata.version(x) for x in ("torch", "transformers", "trl", "peft")},
+        "limit": LIMIT,
+        "cases": cases,
     }
-    print(f"{len(report)} cases, {len(compared)} compared, {len(wrong)} wrong; worst: {worst}")
+    print(render(report))
     if args.json is not None:
-        versions = {x: metadata.version(x) for x in ("torch", "transformers", "trl", "peft")}
-        head = {"machine": hardware("cpu"), "versions": versions, "limit": LIMIT, "worst": worst}
-        args.json.write_text(json.dumps({**head, "cases": report}, indent=1) + "\n")
-    raise SystemExit(bool(wrong))
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    raise SystemExit(not all(found["ok"] for found in cases.values()))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def test_the_table_has_a_line_for_each_pair() -> None:
     )
     row |= {f"groups of {size}": 0.25 for size in coupling.SIZES}
     report = {"rows": [row], "machine": {"device": "a CPU", "threads": 2}, "command": "c"}
-    lines = coupling.summary(report).splitlines()
+    report |= {"group": 256, "noise": coupling.noise_of_rows()}
+    lines = coupling.render(report).splitlines()
     assert "| t | d | 0.500 | 0.500 ± 0.010 | 0.250 | 0.500 | 0.500 | 0.500 |" in lines
     assert "| t; d | 0.250 | 0.250 | 0.250 | 0.250 | 0.250 | 0.500 |" in lines
     assert "| calls of Philox, 49,152 tokens | 208 | 128 | 112 | 152 | 268 | 12,288 |" in lines

@@ -66,7 +66,7 @@ def test_a_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     queue = results["queue"]
     assert queue["tokens"] == sum(queue["lengths"])
     assert queue["ideal_ratio"] >= 1
-    text = decode.readme(results)
+    text = decode.render(results)
     assert text in capsys.readouterr().out
     assert text.count("| PEFT mixed batch |") == 1
 

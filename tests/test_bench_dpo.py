@@ -42,7 +42,7 @@ def test_curves_and_table(case: str, monkeypatch: Any) -> None:
         "versions": {"trl": "1.16.0"},
         "command": "python bench/dpo.py",
     }
-    lines = dpo.summary(report).splitlines()
+    lines = dpo.render(report).splitlines()
     assert [line.split(" | ")[:2] for line in lines[2:4]] == [
         [f"| {dpo.CASES[case]}", name] for name in dpo.TRAINERS
     ]

@@ -14,6 +14,7 @@ BENCH = Path(__file__).parent.parent / "bench"
 sys.path.append(str(BENCH))
 
 import families  # noqa: E402
+from reports.families import render  # noqa: E402
 
 ENGINE = ["llama", "gpt2", "gemma3_text", "mixtral"]
 SIMPLE = ["bloom", "qwen3_next", "zamba2", "recurrent_gemma", "deepseek_v32", "git", "xlm"]
@@ -50,7 +51,7 @@ def test_the_table_says_what_was_found() -> None:
         {"family": "c", "class": "C", "path": "not built", "why": "ValueError: a|b"},
     ]
     report = {"families": found, "versions": {"torch": "2", "transformers": "5"}, "command": "it"}
-    head, _, _, _, *rows = families.page(report).splitlines()
+    head, _, _, _, *rows = render(report).splitlines()
     assert head.endswith("1 the engine, 1 the simple path, 1 not built; 1 unequal: b.")
     assert rows == [
         "| a | A | the engine | yes |  |",

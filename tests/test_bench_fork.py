@@ -23,7 +23,7 @@ def test_a_small_case(parents: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert row["ms"] == {"copy": 1000, "ours": 1000, "index_select": 1000}
     assert row["over_copy"] == row["index_select_over_ours"] == 1
     report = {"rows": [row], "machine": {"device": "a CPU", "threads": 2}, "command": "c"}
-    head, _, line, _, where = fork.summary(report).splitlines()
+    head, _, line, _, where = fork.render(report).splitlines()
     assert head.startswith("| parents | positions | copy, ms | ours, ms | index_select, ms |")
     assert line.startswith(f"| {parents} | 4 to 6 |")
     assert where == "a CPU, 2 threads; `c`."

@@ -23,7 +23,7 @@ def test_a_small_run() -> None:
     assert asked["skipped steps"] == asked["both"] <= 1
     assert {row["over_neither"] for row in rows if row["way"] == "neither"} == {1}
     report = {"rows": rows, "machine": {"device": "a CPU", "threads": 2}, "command": "c"}
-    head, _, *lines, _, where = guides.summary(report).splitlines()
+    head, _, *lines, _, where = guides.render(report).splitlines()
     assert "batch 2: ms a step" in head
     assert [line.split(" | ")[0].strip("| ") for line in lines] == list(guides.WAYS)
     assert where == "a CPU, 2 threads; `c`."

@@ -121,9 +121,9 @@ def test_summary_of_a_cpu() -> None:
         "sizes": {"tokens": 2048, "hidden": 576, "vocab": 49152},
         "rows": [row("trained"), row("frozen")],
     }
-    lines = logp.summary(report).splitlines()
-    assert lines[2] == "| trained | 4 products in tiles | 0.50 | 1.00 | |"
-    assert lines[5] == "| frozen | ours | 0.60 | 1.20 |  |"
+    lines = logp.render(report).splitlines()
+    assert lines[2] == "| trained | 4 products in tiles | 0.50 | 1.00 | - |"
+    assert lines[5] == "| frozen | ours | 0.60 | 1.20 | - |"
     assert lines[-1] == (
         "2,048 tokens, hidden 576, vocabulary 49,152, float32; a CPU, 2 threads; "
         "`python bench/logp.py`."
@@ -140,11 +140,11 @@ def test_summary_of_a_gpu() -> None:
         "sizes": sizes,
         "rows": [row("trained"), row("dpo")],
     }
-    lines = logp.summary(report).splitlines()
-    assert lines[3] == "| trained | ours | 600.00 | 1.20 |  |"
+    lines = logp.render(report).splitlines()
+    assert lines[3] == "| trained | ours | 600.00 | 1.20 | - |"
     assert lines[4] == ""
     assert lines[5].startswith("| head, DPO loss | contender | ms |")
-    assert lines[7] == "| trained | 4 products | 500.00 | 1.00 | |"
+    assert lines[7] == "| trained | 4 products | 500.00 | 1.00 | - |"
     assert lines[-1].endswith(
-        "bfloat16; a GPU, 13.0 cuda; `c`. Not installed: Liger, cut-cross-entropy."
+        "bfloat16; a GPU, CUDA 13.0; `c`. Not installed: Liger, cut-cross-entropy."
     )

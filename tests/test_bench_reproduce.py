@@ -22,6 +22,7 @@ sys.path += [
 import ivg
 import make_guides
 import reviews
+from reports import ivg as report
 from tiny_models import make, make_tokenizer
 
 
@@ -57,9 +58,9 @@ def test_eft_at_a_divergence() -> None:
         ("sentiment", "IVG", 1.0, 0.9),
     ]
     rows = [{"objective": o, "method": m, "kl": kl, "sentiment": r} for o, m, kl, r in points]
-    assert ivg.at_kl(rows, "sentiment", 1.0) == pytest.approx(0.4)
-    assert ivg.at_kl(rows, "sentiment", 2.5) is None
-    assert ivg.at_kl([rows[0], rows[2]], "sentiment", 1.0) is None
+    assert report.at_kl(rows, "sentiment", 1.0) == pytest.approx(0.4)
+    assert report.at_kl(rows, "sentiment", 2.5) is None
+    assert report.at_kl([rows[0], rows[2]], "sentiment", 1.0) is None
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,6 @@ def test_a_run_of_the_table_goes_on_where_it_was(
     again = ivg.main(arguments)
     assert [r["texts"] for r in again["rows"][:-1]] == [r["texts"] for r in first["rows"][1:]]
     assert again["rows"][-1]["texts"] == first["rows"][0]["texts"], "the one that was missing"
-    assert "| sentiment | IVG |" in ivg.summary(again)
+    assert "| sentiment | IVG |" in ivg.render(again)
     with pytest.raises(SystemExit):
         ivg.main(["--prompts", "1", "--json", str(path)])

@@ -175,7 +175,7 @@ def test_a_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     found = [(Shape(**r["shape"]), r["contender"]) for r in results["rows"]]
     assert found == [(s, c) for s in search.QUICK for c in CONTENDERS]
     assert [len(r["rounds_s"]) for r in results["rows"]] == [3, 3, 3, 1, 1, 1]
-    text = search.readme(results)
+    text = search.render(results)
     assert text in capsys.readouterr().out
     assert text.count(f"| {search.OFFICIAL} * |") == 1
     assert "timed at every 8th boundary" in text

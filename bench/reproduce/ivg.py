@@ -29,11 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import crossfade as cf
-import numpy as np
 import reviews
 from crossfade import metrics, training
 from crossfade.bench import hardware
 from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).parent.parent))
+from reports.ivg import render
 
 BETAS = (0.125, 0.25, 0.5, 1.0)
 BETA = 0.25  # the beta of searches
@@ -136,51 +138,16 @@ def choice_kl(search: cf.ChunkBeamSearch | None, length: int) -> float:
     return math.log(search.rows) + (chunks - 1) * math.log(search.samples)
 
 
-def at_kl(rows: Sequence[dict[str, Any]], objective: str, kl: float) -> float | None:
-    """EFT's reward at a divergence, between the betas that were run; None beyond them."""
-    of = [r for r in rows if r["objective"] == objective and r["method"].startswith("EFT")]
-    points = sorted((r["kl"], r[objective]) for r in [*of, *filter(is_base, rows)])
-    if not of or not points[0][0] <= kl <= points[-1][0]:
-        return None
-    return float(np.interp(kl, *zip(*points, strict=True)))
-
-
-def is_base(row: dict[str, Any]) -> bool:
-    return (row["objective"], row["method"]) == ("both", "base")
-
-
-def summary(report: dict[str, Any]) -> str:
-    names = list(reviews.REWARDS)
-    order = ["both", *names, "fader"]
-    rows = sorted(report["rows"], key=lambda r: order.index(r["objective"]))
-    lines = [
-        "| objective | method | s a prompt | "
-        + " | ".join(names)
-        + " | EFT's at this KL | perplexity (base) | distinct-2 | KL, nats a response, at most |",
-        "|---" * (7 + len(names)) + "|",
-    ]
-    for r in rows:
-        same = None
-        if r["objective"] in names and not r["method"].startswith("EFT"):
-            same = at_kl(rows, r["objective"], r["kl"])
-        rewards = " | ".join(f"{r[n]:+.2f} ± {r[f'{n}_interval']:.2f}" for n in names)
-        lines.append(
-            f"| {r['objective']} | {r['method']} | {r['seconds']:.2f} | {rewards} | "
-            f"{'-' if same is None else f'{same:+.2f}'} | {r['perplexity']:.1f} | "
-            f"{r['distinct_2']:.2f} | {r['kl']:.2f} ± {r['kl_interval']:.2f} |"
-        )
-    machine, s = report["machine"], report["settings"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{s['prompts']} held-out prompts, up to {s['new']} tokens at temperature "
-            f"{s['temperature']}; W, N, L = {', '.join(map(str, s['search']))}; IVG: beta = "
-            f"{s['beta']:g}; fader: (1 - w) * {names[0]} + w * {names[1]}; ± is a 95 % interval of "
-            "the mean. "
-            f"{machine['device']}, {machine['threads']} threads; `{report['command']}`.",
-        ]
-    )
+def settings(prompts: int) -> dict[str, Any]:
+    """What a reader of the table must know, and what a run that goes on must share."""
+    return {
+        "prompts": prompts,
+        "rewards": list(reviews.REWARDS),
+        "new": NEW,
+        "temperature": TEMPERATURE,
+        "search": [WIDTH, SAMPLES, CHUNK],
+        "beta": BETA,
+    }
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
@@ -230,13 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "command": " ".join(["python bench/reproduce/ivg.py", *given]),
         "machine": hardware("cpu"),
         "versions": {p: metadata.version(p) for p in ("crossfade", "torch", "transformers")},
-        "settings": {
-            "prompts": len(prompts),
-            "new": NEW,
-            "temperature": TEMPERATURE,
-            "search": [WIDTH, SAMPLES, CHUNK],
-            "beta": BETA,
-        },
+        "settings": settings(len(prompts)),
         "rows": [],
     }
     if args.json is not None and args.json.exists():
@@ -254,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             args.json.write_text(json.dumps(report, indent=1) + "\n")
     if args.json is not None:
         plot(report, args.json.with_suffix(".png"))
-    print(summary(report))
+    print(render(report))
     return report
 
 
