@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))
-PAGES = ["README.md", "CONTRIBUTING.md", *DOCS]
+PAGES = ["README.md", "CONTRIBUTING.md", "bench/RESULTS.md", *DOCS]
 EXAMPLES = [p for p in PAGES if re.search(r"(?m)^```(python|bash)$", (ROOT / p).read_text())]
 PLACES = [ROOT, ROOT / "python" / "crossfade", ROOT / "python" / "crossfade" / "decoding"]
 NAME = r"[\w./-]*(?:\.(?:py|h|cpp|md|svg)|/)"  # the name of a file, or of a folder with its slash
