@@ -75,6 +75,7 @@ class Case:
         rows: the form of the rows, see `rows_of`.
         evaluated: whether there is an evaluation too, on the same rows, after each step.
         trained: whether a trained adapter is given with the model, which TRL copies as reference.
+        by_name: whether our trainer takes its one loss from `crossfade.losses`, as ``loss=``.
     """
 
     kind: str
@@ -84,12 +85,14 @@ class Case:
     rows: str = "texts"
     evaluated: bool = False
     trained: bool = False
+    by_name: bool = False
     name: str = ""
 
     def __post_init__(self) -> None:
         parts = [f"{k}={v}" for k, v in self.options.items()]
         parts += [x for x in (self.model, self.adapter, self.rows) if x not in ("llama", "texts")]
         parts += ["evaluated"] * self.evaluated + ["trained adapter"] * self.trained
+        parts += ["by name"] * self.by_name
         self.name = f"{self.kind}: {', '.join(filter(None, parts)) or 'defaults'}"
 
 
@@ -165,6 +168,11 @@ def dpo_cases() -> Iterator[Case]:
         if loss != "exo_pair":
             yield Case("dpo", options)
         yield Case("dpo", {**options, "ld_alpha": 0.4, "label_smoothing": 0.1})
+        if loss != "sft":  # which is SFTTrainer's here
+            named = {**options, "label_smoothing": 0.1, "beta": 0.3}
+            yield Case("dpo", named, by_name=True)
+            yield Case("dpo", named, adapter="LoRA", by_name=True)
+        yield Case("dpo", {**options, "use_weighting": True, "label_smoothing": 0.1})
     for divergence in ("forward_kl", "js_divergence", "alpha_divergence"):
         for loss in ("sigmoid", "ipo", "hinge", "aot"):
             yield Case("dpo", {"f_divergence_type": divergence, "loss_type": [loss]})
@@ -176,6 +184,8 @@ def dpo_cases() -> Iterator[Case]:
         {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3},
         {"loss_type": ["discopop"], "discopop_tau": 0.5},
         {"use_weighting": True},
+        {"use_weighting": True, "max_length": 4},
+        {**mixed, "use_weighting": True},
         {"padding_free": True},
         {"truncation_mode": "keep_end", "max_length": 6},
         {"truncation_mode": "keep_end", "max_length": 3, "precompute_ref_log_probs": True},
@@ -185,6 +195,12 @@ def dpo_cases() -> Iterator[Case]:
         {"disable_dropout": True},
     ):
         yield Case("dpo", options, "dropout" if "disable_dropout" in options else "llama")
+    for model in ("soft cap", "scale", "bias", "experts"):
+        yield Case("dpo", {"use_weighting": True}, model)
+    weighted = {"loss_type": ["sigmoid_norm"], "use_weighting": True}
+    yield Case("dpo", weighted, by_name=True)
+    yield Case("dpo", {**weighted, "loss_type": ["aot"]}, by_name=True)  # refused, as TRL does
+    yield Case("dpo", {"use_weighting": True}, rows="chats", evaluated=True)
 
 
 def sft_cases() -> Iterator[Case]:

@@ -35,6 +35,7 @@ class Numbers:
     def __init__(self, pairs: Pairs) -> None:
         names = (*FIELDS, "chosen_lengths", "rejected_lengths")
         c, r, rc, rr, nc, nr = (getattr(pairs, x).detach().double().numpy() for x in names)
+        self.c, self.r, self.ref_c, self.ref_r = c, r, rc, rr
         self.s_c, self.s_r, self.len_c, self.len_r = c - rc, r - rr, nc, nr
         self.delta = self.s_c - self.s_r
         self.l_c, self.l_r = c / nc, r / nr
@@ -47,6 +48,30 @@ def expect_sigmoid(x: Numbers, beta: float = 0.1, label_smoothing: float = 0.0) 
 
 def expect_ipo(x: Numbers, beta: float = 0.1) -> Array:
     return (x.s_c / x.len_c - x.s_r / x.len_r - 1 / (2 * beta)) ** 2
+
+
+def expect_sigmoid_norm(x: Numbers, beta: float = 5.0) -> Array:
+    return -log_sigma(beta * (x.s_c / x.len_c - x.s_r / x.len_r))
+
+
+def expect_discopop(x: Numbers, beta: float = 0.1, tau: float = 0.05) -> Array:
+    z = beta * x.delta
+    # a product of the share and of exp(-z), which alone may be more than floats hold
+    return -sigma(-z / tau) * log_sigma(z) + np.exp(log_sigma(z / tau) - z)
+
+
+def expect_bco_pair(x: Numbers, beta: float = 0.1, shift: float = 0.0) -> Array:
+    return -log_sigma(beta * x.s_c - shift) - log_sigma(shift - beta * x.s_r)
+
+
+def expect_aot(x: Numbers, beta: float = 0.1, label_smoothing: float = 0.0) -> Array:
+    e, z = label_smoothing, beta * (np.sort(x.c - x.r) - np.sort(x.ref_c - x.ref_r))
+    return -(1 - e) * log_sigma(z) - e * log_sigma(-z)
+
+
+def expect_aot_unpaired(x: Numbers, beta: float = 0.1, label_smoothing: float = 0.0) -> Array:
+    e, z = label_smoothing, beta * (np.sort(x.s_c) - np.sort(x.s_r))
+    return -(1 - e) * log_sigma(z) - e * log_sigma(-z)
 
 
 def expect_hinge(x: Numbers, beta: float = 0.1) -> Array:
@@ -104,13 +129,23 @@ EXPECTED: dict[str, Callable[..., Array]] = {
     "nca_pair": expect_nca_pair,
     "exo_pair": expect_exo_pair,
     "sppo_hard": expect_sppo_hard,
+    "sigmoid_norm": expect_sigmoid_norm,
+    "discopop": expect_discopop,
+    "bco_pair": expect_bco_pair,
+    "aot": expect_aot,
+    "aot_unpaired": expect_aot_unpaired,
 }
+OF_BATCHES = ("aot", "aot_unpaired")  # whose entries depend on all pairs
 OPTIONS: dict[str, list[dict[str, float]]] = {
     "sigmoid": [{"beta": 0.3, "label_smoothing": 0.2}],
     "robust": [{"beta": 0.3, "label_smoothing": 0.2}],
     "exo_pair": [{"beta": 0.3, "label_smoothing": 0.2}, {"label_smoothing": 1e-12}],
     "orpo": [{"lam": 1.7}],
     "simpo": [{"beta": 0.3, "gamma": 0.0}],
+    "discopop": [{"beta": 0.3, "tau": 0.5}, {"tau": 1.0}],
+    "bco_pair": [{"beta": 0.3, "shift": 1.2}],
+    "aot": [{"beta": 0.3, "label_smoothing": 0.2}],
+    "aot_unpaired": [{"beta": 0.3, "label_smoothing": 0.2}],
 }
 CASES = [
     pytest.param(name, options, id=f"{name} {options}")

@@ -41,7 +41,11 @@ BAD_NUMBERS = [
     *[(name, "beta") for name in PAIR_LOSSES if name != "orpo"],
     ("orpo", "lam"),
     ("simpo", "gamma"),
-    *[(name, "label_smoothing") for name in ("sigmoid", "robust", "exo_pair")],
+    ("discopop", "tau"),
+    *[
+        (name, "label_smoothing")
+        for name in ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired")
+    ],
 ]
 
 

@@ -18,6 +18,7 @@ from pair_cases import (
     EXPECTED,
     EXTREMES,
     FIELDS,
+    OF_BATCHES,
     Numbers,
     assert_near,
     expect_orpo,
@@ -95,7 +96,7 @@ numbers = st.floats(-1e5, 1e5, width=32)
 @given(st.lists(st.tuples(numbers, numbers, numbers, numbers), min_size=1, max_size=4), st.data())
 def test_any_log_probs(rows: list[tuple[float, ...]], data: Any) -> None:
     """Losses are finite, and the loss and gradients of a pair do not depend on other pairs."""
-    name = data.draw(st.sampled_from(sorted(PAIR_LOSSES)))
+    name = data.draw(st.sampled_from(sorted({*PAIR_LOSSES} - {*OF_BATCHES})))
     columns = list(-torch.tensor(rows).T.abs())
     one = torch.ones(len(rows), dtype=torch.int64)
     pairs = Pairs(*columns, one, 2 * one)
@@ -107,7 +108,10 @@ def test_any_log_probs(rows: list[tuple[float, ...]], data: Any) -> None:
             torch.testing.assert_close(got[0], want[i], rtol=1e-4, atol=1e-6)
 
 
-BETTER_CHOSEN = ["sigmoid", "hinge", "apo_zero", "orpo", "simpo"]
+BETTER_CHOSEN = [
+    *("sigmoid", "sigmoid_norm", "hinge", "apo_zero", "bco_pair", "aot", "aot_unpaired"),
+    *("orpo", "simpo"),
+]
 WORSE_REJECTED = [*BETTER_CHOSEN, "apo_down", "nca_pair"]
 
 
@@ -135,6 +139,9 @@ def test_no_preference() -> None:
         (losses.apo_down(pairs), 1.0),
         (losses.nca_pair(pairs), 2 * LN2),
         (losses.sppo_hard(pairs), 50.0),
+        (losses.bco_pair(pairs), 2 * LN2),
+        (losses.aot(pairs), LN2),
+        (losses.discopop(pairs), 0.5 * LN2 + 0.5),
         (losses.exo_pair(pairs, label_smoothing=0.1), -LN2 - 0.5 * math.log(0.9 * 0.1)),
     ):
         assert_near(loss, want, rtol=1e-6)
@@ -329,7 +336,8 @@ def test_properties() -> None:
 def test_what_a_loss_needs(name: str) -> None:
     """A loss needs references, lengths, or both, and leaves alone what it does not need."""
     pairs, loss = make(), PAIR_LOSSES[name]
-    means, references = name in ("ipo", "orpo", "simpo"), name not in ("orpo", "simpo")
+    means = name in ("ipo", "sigmoid_norm", "orpo", "simpo")
+    references = name not in ("orpo", "simpo")
     for fields, needed in (
         (("ref_chosen", "ref_rejected"), references),
         (("chosen_lengths", "rejected_lengths"), means),

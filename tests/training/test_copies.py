@@ -333,8 +333,8 @@ def test_checkpoints_name_the_plain_class(tmp_path: Path) -> None:
 def test_log_probs_that_stay() -> None:
     """Without a trainer `add_linear_logp` lasts; only copies of the model are without it."""
     model = make()
-    with pytest.raises(NotImplementedError):
-        add_linear_logp(model, outputs=("log_sum_sq_probs",))
+    with pytest.raises(ValueError, match="outputs has 'logits'"):
+        add_linear_logp(model, outputs=("logits",))
     check_own(model)
     add_linear_logp(model)
     assert isinstance(model, PLAIN)

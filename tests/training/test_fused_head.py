@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from crossfade.ops import native
 from crossfade.training import add_linear_logp
-from crossfade.training.fused_head import Logits
+from crossfade.training.fused_head import FIELDS
+from crossfade.training.logits import Logits
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from trained_models import make
@@ -37,13 +38,14 @@ def test_every_field(name: str) -> None:
     z, targets = z / temperature, labels[:, 1:]
     log_p, mask = z.log_softmax(-1), targets != -100
     logp = log_p.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
-    add_linear_logp(model, temperature, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    add_linear_logp(model, temperature, outputs=FIELDS)
     found = model(input_ids=ids, labels=labels, fused_lm_head=True)
     expected = {
         "log_probs": logp,
         "entropy": -(log_p.exp() * log_p).sum(-1),
         "mean_logits": z.mean(-1),
         "is_top1": z.argmax(-1) == targets,
+        "log_sum_sq_probs": (2 * log_p).logsumexp(-1),
         "label_mask": mask,
     }
     for field, want in expected.items():
@@ -82,7 +84,7 @@ def test_own_calls_are_left(tmp_path: Path) -> None:
 def test_no_labels_at_all() -> None:
     """A microbatch may be without labels: its gradient is 0, and nothing fails."""
     model, ids = make(), ids_and_labels()[0]
-    add_linear_logp(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    add_linear_logp(model, outputs=FIELDS)
     found = model(input_ids=ids, labels=torch.full_like(ids, -100), fused_lm_head=True)
     found.loss.backward()
     assert found.loss.item() == 0
@@ -234,8 +236,8 @@ def test_modes_are_put_back() -> None:
 
 
 def test_fields_that_are_not_there() -> None:
-    with pytest.raises(NotImplementedError, match="log_sum_sq_probs"):
-        add_linear_logp(make(), outputs=("log_probs", "log_sum_sq_probs"))
+    with pytest.raises(ValueError, match="outputs has 'mean_logit'; it must be among log_probs"):
+        add_linear_logp(make(), outputs=("log_probs", "mean_logit"))
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0])

@@ -29,7 +29,14 @@ CHOSEN = [
     "dpo: sync_ref_model=True, ref_model_sync_steps=1",
     "dpo: LoRA, trained adapter",
     "dpo: LoRA on the head",  # both trainers refuse it
-    "dpo: use_weighting=True",  # our trainer alone refuses it
+    "dpo: use_weighting=True",
+    "dpo: use_weighting=True, soft cap",
+    "dpo: loss_type=['discopop'], label_smoothing=0.1, beta=0.3, by name",
+    "dpo: loss_type=['bco_pair'], label_smoothing=0.1, beta=0.3, by name",
+    "dpo: loss_type=['aot'], label_smoothing=0.1, beta=0.3, by name",
+    "dpo: loss_type=['aot_unpaired'], label_smoothing=0.1, beta=0.3, LoRA, by name",
+    "dpo: loss_type=['sigmoid_norm'], use_weighting=True, by name",
+    "dpo: loss_type=['aot'], use_weighting=True, by name",  # both trainers refuse it
     "kto: loss_type=apo_zero_unpaired, desirable_weight=0.5, beta=1.0",
     "kto: precompute_ref_log_probs=True, evaluated",
     "kto: gradient_accumulation_steps=3",
@@ -43,7 +50,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def test_losses_metrics_and_gradients_are_trls(tmp_path: Path, name: str) -> None:
     found = trl_parity.compare(CASES[name], tmp_path)
     assert found["ok"], found
-    assert ("refused" in found) == (name.endswith(("on the head", "use_weighting=True")))
+    both = name.endswith("on the head") or ("aot" in name and "use_weighting" in name)
+    assert ("refused" in found) == both
 
 
 @pytest.mark.parametrize("kind", trl_parity.KINDS)

@@ -18,12 +18,49 @@ are not checked.
 
 from __future__ import annotations
 
-from . import preferences, responses, values
+from collections.abc import Callable
+
+from torch import Tensor
+
+from . import batches, pairs, preferences, responses, values
+from .batches import *  # noqa: F403
+from .pairs import *  # noqa: F403
 from .preferences import *  # noqa: F403
 from .responses import *  # noqa: F403
 from .values import *  # noqa: F403
 
-__all__ = [*preferences.__all__, *responses.__all__, *values.__all__]
+# The losses that take pairs and numbers alone, by the names that TRL has for them. A file of
+# settings names its loss, so that no code comes out of a file.
+PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {
+    loss.__name__: loss
+    for loss in (
+        preferences.sigmoid,
+        preferences.sigmoid_norm,
+        preferences.ipo,
+        preferences.hinge,
+        preferences.robust,
+        preferences.discopop,
+        preferences.apo_zero,
+        preferences.apo_down,
+        preferences.nca_pair,
+        preferences.exo_pair,
+        preferences.sppo_hard,
+        batches.bco_pair,
+        batches.aot,
+        batches.aot_unpaired,
+        preferences.orpo,
+        preferences.simpo,
+    )
+}
+
+__all__ = [
+    "PAIR_LOSSES",
+    *batches.__all__,
+    *pairs.__all__,
+    *preferences.__all__,
+    *responses.__all__,
+    *values.__all__,
+]
 
 
 def __dir__() -> list[str]:

@@ -1,33 +1,24 @@
-"""Losses of pairs of responses to the same prompt, one of which is preferred to the other."""
+"""Losses of pairs of responses to the same prompt, one of which is preferred to the other.
+
+The loss of a pair depends on this pair alone; `batches` has losses of which that is not so.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import (
-    FLOATS,
-    INTEGERS,
-    check_dtype,
-    check_place,
-    check_rows,
-    constant,
-    not_negative,
-    positive,
-    smoothing,
-    wide,
-)
+from .checks import FLOATS, check_dtype, check_place, constant, not_negative, positive, smoothing
+from .pairs import Pairs
 
 __all__ = [
-    "PAIR_LOSSES",
-    "Pairs",
     "apo_down",
     "apo_zero",
+    "discopop",
     "exo_pair",
     "hinge",
     "ipo",
@@ -36,71 +27,10 @@ __all__ = [
     "orpo",
     "robust",
     "sigmoid",
+    "sigmoid_norm",
     "simpo",
     "sppo_hard",
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Pairs of responses: how likely the policy and the reference find each.
-
-    Args:
-        chosen, rejected: ``[pairs]`` log-probs of the responses under the policy.
-        ref_chosen, ref_rejected: ``[pairs]`` log-probs of the responses under the reference. Losses
-            that have no reference (`orpo`, `simpo`) do not need them.
-        chosen_lengths, rejected_lengths: int64 or int32 ``[pairs]``, how many tokens each response
-            has, at least 1. Only losses of mean log-probs (`ipo`, `orpo`, `simpo`) need them.
-
-    Raises:
-        TypeError, ValueError: names the argument, what it was and what it must be.
-    """
-
-    chosen: Tensor
-    rejected: Tensor
-    ref_chosen: Tensor | None = None
-    ref_rejected: Tensor | None = None
-    chosen_lengths: Tensor | None = None
-    rejected_lengths: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        check_rows("chosen", self.chosen)
-        check_rows("rejected", self.rejected, like=self.chosen)
-        for name in ("ref_chosen", "ref_rejected"):
-            if getattr(self, name) is not None:
-                check_rows(name, getattr(self, name), like=self.chosen)
-        for name in ("chosen_lengths", "rejected_lengths"):
-            if getattr(self, name) is not None:
-                check_rows(name, getattr(self, name), INTEGERS, like=self.chosen)
-
-    @property
-    def log_ratios(self) -> tuple[Tensor, Tensor]:
-        """``s`` of the chosen and of the rejected responses, ``[pairs]`` each."""
-        chosen = wide(self.chosen) - constant(self._needed("ref_chosen"))
-        rejected = wide(self.rejected) - constant(self._needed("ref_rejected"))
-        return chosen, rejected
-
-    @property
-    def delta(self) -> Tensor:
-        """How much more than the reference the policy prefers the chosen response, ``[pairs]``."""
-        chosen, rejected = self.log_ratios
-        return chosen - rejected
-
-    @property
-    def means(self) -> tuple[Tensor, Tensor]:
-        """``l`` of the chosen and of the rejected responses, ``[pairs]`` each."""
-        chosen_lengths, rejected_lengths = self.lengths
-        return wide(self.chosen) / chosen_lengths, wide(self.rejected) / rejected_lengths
-
-    @property
-    def lengths(self) -> tuple[Tensor, Tensor]:
-        """Lengths of the chosen and of the rejected responses, ``[pairs]`` each."""
-        return self._needed("chosen_lengths"), self._needed("rejected_lengths")
-
-    def _needed(self, name: str) -> Tensor:
-        if getattr(self, name) is None:
-            raise ValueError(f"{name} is None; it must be given for this loss")
-        return getattr(self, name)
 
 
 def sigmoid(pairs: Pairs, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
@@ -117,6 +47,22 @@ def sigmoid(pairs: Pairs, beta: float = 0.1, label_smoothing: float = 0.0) -> Te
     return -(1 - eps) * F.logsigmoid(x) - eps * F.logsigmoid(-x)
 
 
+def sigmoid_norm(pairs: Pairs, beta: float = 5.0) -> Tensor:
+    """Length-normalised DPO: ``-log sigmoid(beta (m_chosen - m_rejected))``.
+
+    ``m = s / length`` is the mean log-ratio of a token, so that no response gains by being long.
+
+    Args:
+        beta: the scale of the mean log-ratios. It is larger than in DPO, because means are smaller
+            than sums; 5 is the paper's.
+
+    Source: Lambert et al. (Tulu 3), arXiv:2411.15124, section 5.
+    """
+    beta = positive("beta", beta)
+    chosen, rejected = pairs.mean_log_ratios
+    return -F.logsigmoid(beta * (chosen - rejected))
+
+
 def ipo(pairs: Pairs, beta: float = 0.1) -> Tensor:
     """IPO: ``(s_chosen / len_chosen - s_rejected / len_rejected - 1 / (2 beta))^2``.
 
@@ -130,8 +76,8 @@ def ipo(pairs: Pairs, beta: float = 0.1) -> Tensor:
     Source: Azar et al., arXiv:2310.12036, eq. 17.
     """
     margin = 1 / (2 * positive("beta", beta))
-    (chosen, rejected), (chosen_lengths, rejected_lengths) = pairs.log_ratios, pairs.lengths
-    return (chosen / chosen_lengths - rejected / rejected_lengths - margin).square()
+    chosen, rejected = pairs.mean_log_ratios
+    return (chosen - rejected - margin).square()
 
 
 def hinge(pairs: Pairs, beta: float = 0.1) -> Tensor:
@@ -161,6 +107,29 @@ def robust(pairs: Pairs, beta: float = 0.1, label_smoothing: float = 0.0) -> Ten
     eps = smoothing(label_smoothing)
     x = positive("beta", beta) * pairs.delta
     return (-(1 - eps) * F.logsigmoid(x) + eps * F.logsigmoid(-x)) / (1 - 2 * eps)
+
+
+def discopop(pairs: Pairs, beta: float = 0.1, tau: float = 0.05) -> Tensor:
+    """DiscoPOP: ``(1 - m) (-log sigmoid(x)) + m exp(-x)``, with ``x = beta delta``.
+
+    The share ``m = sigmoid(x / tau)`` leads from DPO's loss, of pairs that the policy has wrong, to
+    an exponential one, of pairs that it has right. The loss was found by a search over programs;
+    near x = 0 it is not convex.
+
+    Args:
+        beta: the strength of the KL penalty that keeps the policy near the reference.
+        tau: over which range of x the share changes, within (0, 1]. Above 1 the exponential would
+            outgrow the share, and the loss of a wrong pair would have no bound that floats hold.
+
+    Source: Lu et al., arXiv:2406.08414, eq. 5.
+    """
+    x = positive("beta", beta) * pairs.delta
+    tau = positive("tau", tau)
+    if tau > 1:
+        raise ValueError(f"tau is {tau}; it must be within (0, 1]")
+    # m exp(-x) is one exponential, because exp(-x) alone is infinite where m is 0
+    exponential = torch.exp(F.logsigmoid(x / tau) - x)
+    return -torch.sigmoid(-x / tau) * F.logsigmoid(x) + exponential
 
 
 def apo_zero(pairs: Pairs, beta: float = 0.1) -> Tensor:
@@ -286,26 +255,6 @@ def simpo(pairs: Pairs, beta: float = 2.0, gamma: float = 1.0) -> Tensor:
     beta, gamma = positive("beta", beta), not_negative("gamma", gamma)
     chosen, rejected = pairs.means
     return -F.logsigmoid(beta * (chosen - rejected) - gamma)
-
-
-# The losses that take pairs and numbers alone, by the names that TRL has for them. A file of
-# settings names its loss, so that no code comes out of a file.
-PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {
-    loss.__name__: loss
-    for loss in (
-        sigmoid,
-        ipo,
-        hinge,
-        robust,
-        apo_zero,
-        apo_down,
-        nca_pair,
-        exo_pair,
-        sppo_hard,
-        orpo,
-        simpo,
-    )
-}
 
 
 def modpo(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,59 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import did_you_mean
 from ..extras import require
 from ..models.after_head import after_head
 from ..ops import check
-from ..ops.logp import tiles as logp_tiles
 from ..ops.logp.api import all_results, temperature_of
 from ..ops.logp.tiles import Settings
+from .logits import Logits, log_sum_squares, mean_logits
 
 IGNORED = -100  # the label of a position that is not trained on
-FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1")
-
-
-@dataclass(frozen=True)
-class Logits:
-    """How a model turns the products x of its head into logits: ``c tanh(s x / c) / temperature``.
-
-    `scale` is s and `softcap` is c. Without a softcap (None), logits are ``s x / temperature``.
-    """
-
-    scale: float
-    softcap: float | None
-    temperature: float
-
-    @classmethod
-    def of(cls, config: Any, temperature: float) -> Logits:
-        """Read it from the config of a text model. Families have different names for the scale."""
-        scale = next(
-            (
-                getattr(config, name)
-                for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
-                if getattr(config, name, None) is not None
-            ),
-            None,
-        )
-        if scale is None and getattr(config, "logits_scaling", None) is not None:
-            multiplies = config.model_type == "hyperclovax"
-            scale = config.logits_scaling if multiplies else 1 / config.logits_scaling
-        scale = 1.0 if scale is None else float(scale)
-        if not 0 < scale < math.inf:
-            raise ValueError(f"the model scales its logits by {scale}; it must be above 0")
-        return cls(scale, getattr(config, "final_logit_softcapping", None) or None, temperature)
-
-    def without_temperature(self, products: Tensor) -> Tensor:
-        """Logits at temperature 1, as float64, of the head's products."""
-        x = self.scale * products.double()
-        return x if self.softcap is None else self.softcap * (x / self.softcap).tanh()
-
-    def settings(self) -> tuple[float, float]:
-        """The softcap (0 for none) and the temperature to call `linear_logp` with.
-
-        `linear_logp` has no scale, but ``c tanh(s x / c)`` equals ``s (c / s) tanh(x / (c / s))``:
-        a softcap of ``c / s``, and a temperature that is divided by s.
-        """
-        return (self.softcap or 0.0) / self.scale, self.temperature / self.scale
+FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
 
 
 @dataclass(frozen=True)
@@ -93,10 +49,11 @@ def add_linear_logp(
     states of the positions whose next token has a label, and returns TRL's `FusedCausalLMOutput`.
     All other calls are as before. The output has, for each position (``[batch, length - 1]``,
     float32, or float64 if the model is) and with 0 where there is no label: `log_probs`, the only
-    one with gradients, `entropy`, `mean_logits` (over the vocabulary), and `is_top1` (whether no
-    token has a larger logit). Products and sums are float32 even under autocast. Logits are stored
-    a tile at a time, see `linear_logp`. A head whose weight is in pieces (FSDP's DTensors, ZeRO-3)
-    is left to TRL's function, with a warning.
+    one with gradients, `entropy`, `mean_logits` (over the vocabulary), `is_top1` (whether no token
+    has a larger logit) and `log_sum_sq_probs` (of the squared probabilities of all tokens, see
+    `losses.wpo_weights`). Products and sums are float32 even under autocast. Logits are stored a
+    tile at a time, see `linear_logp`. A head whose weight is in pieces (FSDP's DTensors, ZeRO-3) is
+    left to TRL's function, with a warning.
 
     The model's class becomes a subclass of what it was. Copies and pickles of the model have the
     class from before. The trainers here do this only while they train.
@@ -111,10 +68,11 @@ def add_linear_logp(
         uniform: what `mean_only` was called before; it will be removed in the next release.
 
     Raises:
-        TypeError, ValueError: `temperature` is not a number above 0, `mean_only` is not a bool, or
-            the model scales its logits by a number that is not above 0.
-        NotImplementedError: the head is not a plain linear layer, its logits are not those of a
-            scaled or soft-capped product, or `outputs` has "log_sum_sq_probs".
+        TypeError, ValueError: `temperature` is not a number above 0, `mean_only` is not a bool,
+            `outputs` has a name that is no field, or the model scales its logits by a number that
+            is not above 0.
+        NotImplementedError: the head is not a plain linear layer, or its logits are not those of a
+            scaled or soft-capped product.
     """
     if uniform is not None:
         said = "add_linear_logp's uniform is now called mean_only; uniform will be removed"
@@ -134,12 +92,12 @@ def class_with_logp(
     require("trl.trainer.utils", "train")
     temperature = temperature_of(temperature)
     check.flag("mean_only", mean_only)
-    unknown = [name for name in outputs if name not in FIELDS]
-    if unknown:
-        raise NotImplementedError(
-            f"outputs has {unknown[0]!r}; it must be among {', '.join(FIELDS)}. TRL's own trainers "
-            "have the others"
-        )
+    for name in outputs:
+        if name not in FIELDS:
+            raise ValueError(
+                f"outputs has {name!r}; it must be among {', '.join(FIELDS)}"
+                f"{did_you_mean(name, FIELDS)}"
+            )
     logits = Logits.of(model.config.get_text_config(), temperature)
     _plain(model, _head(model))
     _check_logits(model, logits)
@@ -297,7 +255,7 @@ def _of_tokens(
     """The fields of the output, ``[tokens]`` each, all from one call of the op in `linear_logp`."""
     logits, outputs = asked.logits, asked.outputs
     settings = Settings(*logits.settings(), IGNORED)
-    logp, _, entropy, normaliser, *_ = all_results(
+    logp, lse, entropy, normaliser, *_ = all_results(
         hidden, weight, targets, bias, settings, mean_only=asked.mean_only
     )
     found = {"log_probs": logp}
@@ -306,33 +264,10 @@ def _of_tokens(
     if "is_top1" in outputs:
         found["is_top1"] = normaliser[2] >= normaliser[0]
     if "mean_logits" in outputs:
-        found["mean_logits"] = _mean_logits(hidden, weight, bias, logits)
+        found["mean_logits"] = mean_logits(hidden, weight, bias, logits)
+    if "log_sum_sq_probs" in outputs:
+        found["log_sum_sq_probs"] = log_sum_squares(hidden, weight, bias, lse, logits)
     return found
-
-
-@torch.no_grad()
-def _mean_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, logits: Logits) -> Tensor:
-    """The mean of each token's logits over the vocabulary.
-
-    Without a softcap it is one product with the mean of the head's rows. With one, all logits have
-    to be computed again, a tile at a time.
-    """
-    dtype = logp_tiles.compute_dtype(hidden.dtype)
-    hidden = hidden.to(dtype)
-    if logits.softcap is None:
-        x = hidden @ weight.mean(0, dtype=dtype)
-        x = x if bias is None else x + bias.mean(dtype=dtype)
-        return x * (logits.scale / logits.temperature)
-    total = hidden.new_zeros(len(hidden))
-    cap = logits.softcap / logits.scale
-    for i in range(0, len(hidden), logp_tiles.ROWS):
-        rows = slice(i, i + logp_tiles.ROWS)
-        for j in range(0, len(weight), logp_tiles.COLUMNS):
-            columns = slice(j, j + logp_tiles.COLUMNS)
-            x = hidden[rows] @ weight[columns].to(dtype).t()
-            x = x if bias is None else x + bias[columns].to(dtype)
-            total[rows] += (x / cap).tanh_().sum(1)
-    return total * (logits.softcap / logits.temperature / len(weight))
 
 
 def _load_balancing(config: Any, router_logits: Any, attention_mask: Tensor | None) -> Tensor:

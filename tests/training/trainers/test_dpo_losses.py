@@ -99,19 +99,83 @@ def test_modpo(tmp_path: Path) -> None:
 
 
 def test_weighting(tmp_path: Path) -> None:
-    with pytest.raises(NotImplementedError, match="use_weighting"):
-        trainer("dpo", tmp_path, use_weighting=True)
+    """The first loss, by hand: SimPO's of each pair, times the product of two mean likelihoods.
+
+    Each token's likelihood is over what the policy gives to its own draws, in expectation.
+    """
+    others = {"loss": "simpo", "loss_options": {"beta": 1.5, "gamma": 0.3}}
+    made = trainer("dpo", tmp_path, lora=False, others=others, use_weighting=True)
+    batch = next(iter(made.get_train_dataloader()))
+    with torch.no_grad():
+        z = made.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    log_p = z[:, :-1].double().log_softmax(-1)
+    mask = batch["completion_mask"][:, 1:]
+    level = (2 * log_p).logsumexp(-1)
+    likely = log_p.gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)
+    w = (((likely - level) * mask).sum(1) / mask.sum(1)).exp().view(2, -1).prod(0)
+    sums, lengths = pair_sums(made)
+    chosen, rejected = sums / lengths
+    want = (w * -F.logsigmoid(1.5 * (chosen - rejected) - 0.3)).mean()
+    torch.manual_seed(made.args.seed)
+    assert curve(made)[0]["loss"] == pytest.approx(float(want), rel=1e-4)
 
 
 @pytest.mark.parametrize(
     ("others", "options", "message"),
     [
-        ({"loss": "dpo"}, {}, "loss is 'dpo'; it must be among sigmoid, "),
+        ({"loss": "dpo"}, {}, "loss is 'dpo'; .* modpo; it is called 'sigmoid' here"),
+        ({"loss": "aot_pair"}, {}, "loss is 'aot_pair'; .*; it is called 'aot' here"),
+        ({"loss": "sigmiod"}, {}, "loss is 'sigmiod'; .*; did you mean 'sigmoid'"),
+        (
+            {"loss": "robust", "loss_options": {"label_smoothng": 0.1}},
+            {},
+            "the key 'label_smoothng'; for .*; did you mean 'label_smoothing'",
+        ),
         ({"loss_options": {"beta": 1.0}}, {}, "loss is None"),
-        ({"loss": "simpo", "loss_options": {"lam": 1.0}}, {}, "'lam'; for simpo it may have beta"),
+        (
+            {"loss": "simpo", "loss_options": {"lam": 1.0}},
+            {},
+            "'lam'; for loss='simpo' it may have beta",
+        ),
         ({"loss": "simpo", "loss_options": {"beta": -1.0}}, {}, "beta is -1.0"),
-        ({"loss": "sigmoid"}, {"beta": 0.5}, "args.beta is 0.5"),
-        ({"loss": "sigmoid"}, {"loss_type": "ipo"}, r"args.loss_type is \['ipo'\]"),
+        (
+            {"loss": "sigmoid"},
+            {"beta": 0.5},
+            "args.beta is 0.5, .* loss_options={'beta': 0.5}",
+        ),
+        ({"loss": "orpo"}, {"beta": 0.5}, "args.beta is 0.5, .* has no such option, but lam"),
+        (
+            {"loss": "discopop"},
+            {"discopop_tau": 0.5},
+            "args.discopop_tau is 0.5, .* give loss_options={'tau': 0.5}",
+        ),
+        (
+            {"loss": "simpo"},
+            {"label_smoothing": 0.1},
+            "args.label_smoothing is 0.1, .* no such option, but beta, gamma",
+        ),
+        ({"loss": "sigmoid"}, {"loss_type": "ipo"}, r"args.loss_type is \['ipo'\], .* leave out"),
+        ({"loss": "sigmoid"}, {"ld_alpha": 0.5}, "args.ld_alpha is 0.5, .* discounts the tokens"),
+        (
+            {"loss": "sigmoid"},
+            {"f_divergence_type": "js_divergence"},
+            "args.f_divergence_type is 'js_divergence', .* another divergence",
+        ),
+        (
+            {"loss": "sigmoid"},
+            {"f_alpha_divergence_coef": 0.3},
+            "args.f_alpha_divergence_coef is 0.3, .* belongs to an f-divergence",
+        ),
+        (
+            {"loss": "sigmoid"},
+            {"loss_weights": [2.0]},
+            r"args.loss_weights is \[2.0\], .* weighs several losses",
+        ),
+        (
+            {"loss": "aot"},
+            {"use_weighting": True},
+            "use_weighting is True, .* sorts the batch",
+        ),
         ({"loss": "simpo"}, {"precompute_ref_log_probs": True}, "has no reference"),
         ({"loss": "modpo"}, {}, "no 'weight'"),
         (

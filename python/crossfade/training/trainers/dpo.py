@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import losses
+from ...checks import did_you_mean
 from ...extras import require
 from ..fused_head import IGNORED
 from .base import LogpTrainer, NoReference, are_ids, check_some, columns_of, listed
@@ -19,18 +20,30 @@ from .base import LogpTrainer, NoReference, are_ids, check_some, columns_of, lis
 trl = require("trl", "train")
 PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {**losses.PAIR_LOSSES, "modpo": losses.modpo}
 WITHOUT_REFERENCE = ("orpo", "simpo")
-# Arguments of DPOConfig that losses of crossfade do not read: they have options of their own.
-DPO_OPTIONS = (
-    "beta",
-    "discopop_tau",
-    "f_alpha_divergence_coef",
-    "f_divergence_type",
-    "label_smoothing",
-    "ld_alpha",
-    "loss_type",
-    "loss_weights",
-    "use_weighting",
-)
+# Arguments of DPOConfig that belong to `args.loss_type`, which a loss of crossfade stands in for,
+# and what each of them does. Those of the second kind are options of losses here.
+OF_LOSS_TYPES = {
+    "loss_type": "names losses of TRL",
+    "loss_weights": "weighs several losses of args.loss_type",
+    "ld_alpha": "discounts the tokens by which one response is longer",
+    "f_divergence_type": "chooses another divergence than the KL",
+    "f_alpha_divergence_coef": "belongs to an f-divergence",
+}
+AS_OPTIONS = {"beta": "beta", "label_smoothing": "label_smoothing", "discopop_tau": "tau"}
+# Losses of the literature by names that others have for them.
+OTHER_NAMES = {
+    "aot_pair": "aot",
+    "bco": "bco_pair",
+    "cdpo": "sigmoid",
+    "dpo": "sigmoid",
+    "dpo_norm": "sigmoid_norm",
+    "exo": "exo_pair",
+    "nca": "nca_pair",
+    "rdpo": "robust",
+    "slic": "hinge",
+    "sppo": "sppo_hard",
+}
+WITHOUT_WEIGHTS = ("aot", "aot_unpaired")
 
 
 class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
@@ -47,9 +60,12 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
             takes its `margins` from the dataset's column of that name, which holds for each row the
             list of the margins of all other objectives.
 
+    With ``args.use_weighting=True`` each pair counts by `losses.wpo_weights`, in the sampled
+    alignment, with any loss but "aot" and "aot_unpaired". That computes the head's product once
+    more.
+
     Raises:
         ValueError, TypeError: a loss or an option is not known, or does not fit the others.
-        NotImplementedError: `args.use_weighting` is True: `linear_logp` cannot give its weights.
     """
 
     _trls = trl.DPOTrainer
@@ -69,11 +85,6 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
         self._needs_margins = loss == "modpo"
         self._without_reference = loss in WITHOUT_REFERENCE
         self._reward_scale = beta_of(loss, loss_options)
-        if args is not None and args.use_weighting:
-            raise NotImplementedError(
-                "args.use_weighting is True; it must be False, as linear_logp does not give the "
-                "sums of squared probabilities that its weights are made of. trl.DPOTrainer does"
-            )
         if self._without_reference:
             check_no_reference(loss, ref_model, args)
             ref_model = NoReference()
@@ -138,7 +149,12 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
             *mask.sum(1).clamp(min=1).chunk(2),
         )
         extra = {"margins": inputs["margins"]} if self._needs_margins else {}
-        loss = self._pair_loss(pairs, **extra).mean()
+        loss = self._pair_loss(pairs, **extra)
+        if self.use_weighting:
+            # these are 0 outside of responses, as log-probs are
+            levels = outputs.log_sum_sq_probs[:, -length:].sum(1).chunk(2)
+            loss = loss * losses.wpo_weights(pairs, *levels)
+        loss = loss.mean()
         metrics = {"logps/chosen": chosen, "logps/rejected": rejected}
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss
@@ -211,27 +227,26 @@ def pair_loss(
             raise ValueError("loss_options is given, and loss is None; it must be a name")
         return None
     if name not in PAIR_LOSSES:
-        raise ValueError(f"loss is {name!r}; it must be among {', '.join(PAIR_LOSSES)}")
+        meant = {other: f"it is called {ours!r} here" for other, ours in OTHER_NAMES.items()}
+        raise ValueError(
+            f"loss is {name!r}; it must be among {', '.join(PAIR_LOSSES)}"
+            f"{did_you_mean(name, PAIR_LOSSES, meant)}"
+        )
     loss = PAIR_LOSSES[name]
     options = dict(options or {})
     known = [p for p in inspect.signature(loss).parameters if p not in ("pairs", "margins")]
     for key in options:
         if key not in known:
-            raise ValueError(f"loss_options has {key!r}; for {name} it may have {', '.join(known)}")
+            raise ValueError(
+                f"loss_options has the key {key!r}; for loss={name!r} it may have "
+                f"{', '.join(known)}{did_you_mean(key, known)}"
+            )
     needed = ("weight", "other_weights") if name == "modpo" else ()
     for key in needed:
         if key not in options:
             raise ValueError(f"loss_options has no {key!r}, which modpo must have")
     if args is not None:
-        fields = {field.name: field for field in dataclasses.fields(args)}
-        for key in DPO_OPTIONS:
-            factory = fields[key].default_factory
-            plain = fields[key].default if factory is dataclasses.MISSING else factory()
-            if getattr(args, key) != plain:
-                raise ValueError(
-                    f"args.{key} is {getattr(args, key)!r}; with loss={name!r} it must be left at "
-                    "its default, and what the loss takes be in loss_options"
-                )
+        _check_arguments(name, known, args)
     bound: Callable[..., Tensor] = functools.partial(loss, **options)
     one = torch.zeros(1)
     empty = losses.Pairs(one, one, one, one, one.long() + 1, one.long() + 1)
@@ -240,6 +255,33 @@ def pair_loss(
     # one call, so that the loss checks its options
     bound(empty, **({"margins": torch.zeros(1, width)} if name == "modpo" else {}))
     return bound
+
+
+def _check_arguments(name: str, known: Collection[str], args: Any) -> None:
+    """Refuse arguments of `DPOConfig` that a loss of crossfade would not heed, each by its name."""
+    fields = {field.name: field for field in dataclasses.fields(args)}
+    for key in (*OF_LOSS_TYPES, *AS_OPTIONS):
+        factory = fields[key].default_factory
+        plain = fields[key].default if factory is dataclasses.MISSING else factory()
+        if getattr(args, key) == plain:
+            continue
+        given = f"args.{key} is {getattr(args, key)!r}, and loss is {name!r}"
+        if key in OF_LOSS_TYPES:
+            raise ValueError(
+                f"{given}; it {OF_LOSS_TYPES[key]}, which goes with args.loss_type alone: leave "
+                f"out one of args.{key} and loss"
+            )
+        option = AS_OPTIONS[key]
+        there = f"give loss_options={{{option!r}: {getattr(args, key)!r}}}"
+        none = f"this loss has no such option, but {', '.join(known)}"
+        raise ValueError(
+            f"{given}; it belongs to args.loss_type: {there if option in known else none}"
+        )
+    if args.use_weighting and name in WITHOUT_WEIGHTS:
+        raise ValueError(
+            f"args.use_weighting is True, and loss is {name!r}; it must be False, as this loss "
+            "sorts the batch, so that its entries are not of one pair"
+        )
 
 
 def beta_of(name: str | None, options: Mapping[str, Any] | None) -> float:
