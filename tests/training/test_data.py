@@ -28,7 +28,7 @@ def words(prompts: list[Any], responses: list[str]) -> list[float]:
 
 
 def first(prompts: list[Any], responses: list[str]) -> list[float]:
-    return [float(len(p[0]["content"])) for p in prompts]
+    return [float(len(p if isinstance(p, str) else p[0]["content"])) for p in prompts]
 
 
 def sample(base: Any, path: Path, prompts: list[Any] = CHATS, **options: Any) -> Any:
@@ -192,6 +192,46 @@ def test_pairs_leave_out_ties_and_cut_responses() -> None:
     assert data.pairs([row([2])], "gold") == []
     found = data.pairs([row([9, 1, 2], [False, True, True])], "gold")
     assert [(p["chosen_ids"], p["rejected_ids"]) for p in found] == [([2], [1])]
+
+
+def test_pairs_say_what_became_of_each_response(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        row([9, 8, 1, 2, 5], [True, False, True, True, True]),  # 9-1 a pair, 5-2 spare, 8 cut
+        row([2, 2, 2]),  # two are tied, and the third has no partner
+        row([1, 1.5]),
+        row([4]),
+    ]
+    rows[3]["responses"][0]["ids"] = []
+    found = data.pairs(rows, "gold", margin=1)
+    assert len(found) == 1
+    assert found.responses == 11
+    assert found.left_out == {"failed": 1, "cut": 1, "tied": 2, "close": 2, "spare": 3}
+    assert 2 * len(found) + sum(found.left_out.values()) == found.responses
+    assert caplog.messages == [f"pairs by gold: {found.summary()}"]
+    assert found.summary().startswith("1 rows of 2 of 11 responses; of the others 1 failed, ")
+    caplog.clear()
+    assert data.pairs([row([3, 1])], "gold").summary() == "1 rows of 2 of 2 responses"
+    assert caplog.messages == []
+
+
+def test_what_failed_is_no_row(base: cf.Model, tmp_path: Path, caplog: Any) -> None:
+    """A prompt that is too long has no response, so there is nothing to train on."""
+    prompts = ["the film was", "the film " * 300]
+    with pytest.warns(RuntimeWarning, match="request 1 was not decoded: its prompt has 600"):
+        rows = sample(base, tmp_path / "a.jsonl", prompts, n=2)
+    made = data.values(rows, "words")
+    assert len(made) == 2
+    assert made.left_out == {"failed": 2}
+    assert caplog.messages == [
+        "values by words: 2 rows of 2 of 4 responses; of the others 2 failed, and have no tokens"
+    ]
+    assert data.pairs(rows, "words").left_out["failed"] == 2
+
+
+@pytest.mark.parametrize("margin", [-0.1, float("nan"), "1"])
+def test_margins_that_cannot_be(margin: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"^margin is "):
+        data.pairs([row([1, 2])], "gold", margin=margin)
 
 
 def test_rows_of_values_and_of_chats() -> None:

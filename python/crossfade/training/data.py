@@ -8,6 +8,8 @@ other ids.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,15 @@ WITHOUT_EFFECT = {
     *("engine", "streamer", "kl_to", "return_kl_to_base", "return_term_logprobs", "return_cache"),
 }
 RewardFn = Callable[[list[Any], list[str]], Sequence[float]]
+# Why `pairs` and `values` leave responses out, as what they log says it.
+REASONS = {
+    "failed": "failed, and have no tokens",
+    "cut": "were cut by a limit before they ended",
+    "tied": "have the same reward as the other of their pair",
+    "close": "have a reward within the margin of the other's",
+    "spare": "have no partner, or their prompt has its pairs",
+}
+logger = logging.getLogger(__name__)
 
 
 def rollouts(
@@ -62,7 +73,8 @@ def rollouts(
         A row for each prompt, in order, with ``index``, ``prompt``, ``run`` (see
         `crossfade.identity`), ``prompt_ids`` (as the first term of the blend reads the prompt) and
         ``responses``. Each response has ``text``, ``ids`` (with EOS), ``finished`` (False if a
-        limit cut it) and ``rewards`` by name.
+        limit cut it) and ``rewards`` by name. A prompt that was too long for a model has responses
+        without ids, after a warning that names it.
 
     Raises:
         ValueError: the file holds something else, and is left as it is; n is not positive; a reward
@@ -159,36 +171,76 @@ def _scores(name: str, scores: Any, count: int) -> list[float]:
     return found
 
 
+class Rows(list[dict[str, Any]]):
+    """Rows of training data, and what became of the responses that they were made of.
+
+    Attributes:
+        responses: how many responses there were.
+        left_out: how many of them are in no row, for each reason: "failed" (without tokens), and
+            in `pairs` "cut" (a limit cut them), "tied" (the other of their pair has the same
+            reward), "close" (the rewards differ by no more than the margin) and "spare" (no partner
+            was left, or their prompt had its `per_prompt` pairs).
+    """
+
+    def __init__(
+        self, rows: Iterable[dict[str, Any]], responses: int, left_out: Mapping[str, int]
+    ) -> None:
+        super().__init__(rows)
+        self.responses, self.left_out = responses, dict(left_out)
+
+    def summary(self) -> str:
+        """What is left out and why, as a sentence."""
+        parts = [f"{count} {REASONS[why]}" for why, count in self.left_out.items() if count]
+        left = sum(self.left_out.values())
+        what = f"{len(self)} rows of {self.responses - left} of {self.responses} responses"
+        return f"{what}; of the others {', '.join(parts)}" if parts else what
+
+
 def pairs(
     rows: Sequence[Mapping[str, Any]], reward: str, *, margin: float = 0.0, per_prompt: int = 1
-) -> list[dict[str, Any]]:
+) -> Rows:
     """Pairs of responses to the same prompt whose rewards differ by more than `margin`.
 
     The best response is paired with the worst, the second best with the second worst, and so on. No
     response is in two pairs. Responses that a limit cut are left out, because their end was not the
-    model's choice.
+    model's choice. How many are left out for which reason is in `Rows.left_out`, and is logged
+    where responses failed, were cut or tied.
 
     Args:
         rows: as `rollouts` gives them.
         reward: the name of the reward to compare by.
-        margin: by how much the better reward must be larger.
+        margin: by how much the better reward must be larger, 0 or more.
         per_prompt: how many pairs a prompt gives at most.
 
     Returns:
-        Rows with ``prompt, chosen, rejected`` in TRL's format (lists of messages if the prompt is a
-        chat), ``prompt_ids, chosen_ids, rejected_ids``, and ``chosen_reward, rejected_reward``.
+        A list of rows with ``prompt, chosen, rejected`` in TRL's format (lists of messages if the
+        prompt is a chat), ``prompt_ids, chosen_ids, rejected_ids``, and ``chosen_reward,
+        rejected_reward``: what `DPOTrainer` takes.
 
     Raises:
-        ValueError: the rows do not have the reward, or `per_prompt` is not positive.
+        ValueError: the rows do not have the reward, `margin` is below 0, or `per_prompt` is not
+            positive.
+        TypeError: a row is not as `rollouts` gives it; `margin` is not a number.
     """
     _check_positive("per_prompt", per_prompt)
-    found = []
+    if check_number("margin", margin) < 0:
+        raise ValueError(f"margin is {margin}; it must be 0 or more")
+    found: list[dict[str, Any]] = []
+    count, left_out = 0, Counter(dict.fromkeys(REASONS, 0))
     for row, responses in _rewarded(rows, reward):
-        whole = [(score, r) for score, r in responses if r["finished"]]
+        count += len(responses)
+        whole = [(score, r) for score, r in responses if r["finished"] and r["ids"]]
+        left_out["failed"] += sum(not r["ids"] for _, r in responses)
+        left_out["cut"] += sum(not r["finished"] for _, r in responses if r["ids"])
+        left_out["spare"] += len(whole) % 2
         ranked = sorted(whole, key=lambda x: x[0], reverse=True)
-        couples = zip(ranked, reversed(ranked), strict=True)
-        for (high, best), (low, worst) in list(couples)[: len(ranked) // 2][:per_prompt]:
-            if high - low > margin:
+        couples = list(zip(ranked, reversed(ranked), strict=True))[: len(ranked) // 2]
+        for k, ((high, best), (low, worst)) in enumerate(couples):
+            if high - low <= margin:
+                left_out["close" if high > low else "tied"] += 2
+            elif k >= per_prompt:
+                left_out["spare"] += 2
+            else:
                 found.append(
                     {
                         "prompt": row["prompt"],
@@ -201,24 +253,33 @@ def pairs(
                         "rejected_reward": low,
                     }
                 )
-    return found
+    made = Rows(found, count, left_out)
+    if any(left_out[why] for why in ("failed", "cut", "tied")):
+        logger.warning("pairs by %s: %s", reward, made.summary())
+    return made
 
 
-def values(rows: Sequence[Mapping[str, Any]], reward: str) -> list[dict[str, Any]]:
+def values(rows: Sequence[Mapping[str, Any]], reward: str) -> Rows:
     """A row for each response, as `ValueTrainer` takes them.
+
+    Responses that failed, and so have no tokens, are left out. How many there are is in
+    `Rows.left_out`, and is logged. Those that a limit cut are there, with ``finished`` False:
+    `ValueConfig.unfinished` says what becomes of them.
 
     Args:
         rows: as `rollouts` gives them.
         reward: the name of the reward to learn.
 
     Returns:
-        Rows with ``prompt, completion``, ``prompt_ids, completion_ids``, ``reward`` and
+        A list of rows with ``prompt, completion``, ``prompt_ids, completion_ids``, ``reward`` and
         ``finished``.
 
     Raises:
-        ValueError: as in `pairs`.
+        ValueError: the rows do not have the reward.
+        TypeError: a row is not as `rollouts` gives it.
     """
-    return [
+    scored = [(row, x) for row, responses in _rewarded(rows, reward) for x in responses]
+    found = [
         {
             "prompt": row["prompt"],
             "completion": _message(row["prompt"], r["text"]),
@@ -227,9 +288,13 @@ def values(rows: Sequence[Mapping[str, Any]], reward: str) -> list[dict[str, Any
             "reward": score,
             "finished": r["finished"],
         }
-        for row, responses in _rewarded(rows, reward)
-        for score, r in responses
+        for row, (score, r) in scored
+        if r["ids"]
     ]
+    made = Rows(found, len(scored), {"failed": len(scored) - len(found)})
+    if made.left_out["failed"]:
+        logger.warning("values by %s: %s", reward, made.summary())
+    return made
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

@@ -305,6 +305,27 @@ def check_tokens(dataset: Any, name: str, vocabulary: int) -> None:
                 )
 
 
+def lengths(dataset: Any) -> list[int]:
+    """How many tokens each row of an encoded dataset has.
+
+    That of a pair is the length of the prompt with the longer response.
+    """
+    compute = require("pyarrow.compute", "train")
+    counts: dict[str, list[int]] = {
+        key: [
+            count
+            for chunk in _chunks(dataset.with_format("arrow")[key])
+            for count in compute.list_value_length(chunk).to_pylist()
+        ]
+        for key in (*IDS, "input_ids")
+        if key in dataset.column_names
+    }
+    if "input_ids" in counts:
+        return counts["input_ids"]
+    prompts = counts.pop("prompt_ids")
+    return [sum(x) for x in zip(prompts, map(max, zip(*counts.values(), strict=True)), strict=True)]
+
+
 def _chunks(column: Any) -> Any:
     return column.chunks if hasattr(column, "chunks") else [column]
 

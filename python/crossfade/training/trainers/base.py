@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import logging
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from .. import rows
 from ..fused_head import class_with_logp, seated
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -125,7 +128,7 @@ class LogpTrainer:
     ) -> Any:
         """As in TRL, with errors for chats that do not fit the template, and for no rows left.
 
-        The last of `rest` is the dataset's name.
+        The last of `rest` is the dataset's name; for SFT the first one is whether rows are packed.
         """
         given = (dataset, processing_class, args, *rest)
         try:
@@ -134,7 +137,8 @@ class LogpTrainer:
             if type(error).__module__.startswith("jinja2"):
                 rows.check_template(dataset, processing_class, f"the {rest[-1]} dataset")
             raise
-        check_some(f"the {rest[-1]} dataset", prepared, args)
+        packed = self._kind == "sft" and bool(rest[0])
+        tell_lengths(f"the {rest[-1]} dataset", dataset, prepared, args, packed=packed)
         return prepared
 
     def _send_telemetry(self) -> None:
@@ -179,12 +183,45 @@ def listed(columns: set[str]) -> str:
     return ", ".join(sorted(columns)) or "of an empty dataset"
 
 
-def check_some(name: str, dataset: Any, args: Any) -> None:
-    """Require a row in a dataset of which rows were left out because they are too long."""
-    if hasattr(dataset, "__len__") and len(dataset) == 0:
+def tell_lengths(name: str, given: Any, prepared: Any, args: Any, *, packed: bool = False) -> None:
+    """Log how many rows `args.max_length` cuts or leaves out, and require that one is left.
+
+    Args:
+        name: what messages call the dataset.
+        given, prepared: the dataset before and after it was prepared. Of streams nothing is known.
+        packed: whether rows were joined, so that they cannot be counted any more.
+    """
+    if not hasattr(prepared, "__len__"):
+        return
+    if len(prepared) == 0:
         raise ValueError(
             f"{name} has no row left: none has a token to train on within args.max_length, "
             f"{args.max_length} tokens"
+        )
+    if packed or args.max_length is None or args.process_index > 0:
+        return
+    unpaired = "chosen" in given.column_names and "completion_ids" in prepared.column_names
+    before = len(given) * (2 if unpaired else 1)  # KTO makes two rows of a pair
+    if before > len(prepared):
+        logger.warning(
+            "%s: %d of %d rows are left out, as args.max_length, %d tokens, leaves nothing of what "
+            "they would train",
+            name,
+            before - len(prepared),
+            before,
+            args.max_length,
+        )
+    # rows of SFT are cut already
+    cut = "input_ids" in prepared.column_names
+    reach = sum(n + cut > args.max_length for n in rows.lengths(prepared))
+    if reach:
+        logger.warning(
+            "%s: %d of %d rows have %s args.max_length, %d tokens; the rest of them is cut off",
+            name,
+            reach,
+            len(prepared),
+            "at least" if cut else "more than",
+            args.max_length,
         )
 
 

@@ -15,7 +15,7 @@ from ... import losses
 from ...checks import did_you_mean
 from ...extras import require
 from ..fused_head import IGNORED
-from .base import LogpTrainer, NoReference, are_ids, check_some, columns_of, listed
+from .base import LogpTrainer, NoReference, are_ids, columns_of, listed, tell_lengths
 
 trl = require("trl", "train")
 PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {**losses.PAIR_LOSSES, "modpo": losses.modpo}
@@ -111,11 +111,12 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
             )
         if not ids:
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        kept = dataset
         if args.max_length is not None and args.truncation_mode == "keep_start":
             # as TRL does with texts: nothing but the prompt would be left of these rows
-            dataset = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
-        check_some(name, dataset, args)
-        return dataset
+            kept = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
+        tell_lengths(name, dataset, kept, args)
+        return kept
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

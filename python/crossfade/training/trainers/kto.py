@@ -15,7 +15,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from ...extras import require
-from .base import LogpTrainer, are_ids, check_some, columns_of, listed
+from .base import LogpTrainer, are_ids, columns_of, listed, tell_lengths
 
 trl = require("trl", "train")
 CHUNK = 64  # how many batches of a stream are read at a time to find pairs in
@@ -49,14 +49,16 @@ class KTOTrainer(LogpTrainer, trl.KTOTrainer):  # type: ignore[name-defined]
                 f"{name} has the columns {listed(columns)}; it must have prompt, completion and "
                 "label, prompt_ids, completion_ids and label, or chosen and rejected"
             )
+        kept = dataset
         if not ids:
-            dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        elif args.max_length is not None:
-            dataset = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
-        check_some(name, dataset, args)
+            kept = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        else:
+            if args.max_length is not None:
+                kept = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
+            tell_lengths(name, dataset, kept, args)
         if not self.calculate_KL:
-            return dataset
-        return with_kl_responses(dataset, args.per_device_train_batch_size, name)
+            return kept
+        return with_kl_responses(kept, args.per_device_train_batch_size, name)
 
 
 def with_kl_responses(dataset: Any, size: int, name: str) -> Any:
