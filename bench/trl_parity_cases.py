@@ -160,6 +160,9 @@ LOSSES = [
 ]  # fmt: skip
 
 
+SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")
+
+
 def dpo_cases() -> Iterator[Case]:
     for loss in LOSSES:
         options: dict[str, Any] = {"loss_type": [loss]}
@@ -169,7 +172,9 @@ def dpo_cases() -> Iterator[Case]:
             yield Case("dpo", options)
         yield Case("dpo", {**options, "ld_alpha": 0.4, "label_smoothing": 0.1})
         if loss != "sft":  # which is SFTTrainer's here
-            named = {**options, "label_smoothing": 0.1, "beta": 0.3}
+            named = {**options, "beta": 0.3}
+            # TRL's sigmoid does not read label_smoothing; ours has that of conservative DPO
+            named |= {"label_smoothing": 0.1} if loss in SMOOTHED else {}
             yield Case("dpo", named, by_name=True)
             yield Case("dpo", named, adapter="LoRA", by_name=True)
         yield Case("dpo", {**options, "use_weighting": True, "label_smoothing": 0.1})

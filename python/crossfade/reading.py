@@ -74,6 +74,17 @@ def parse_json_lines(lines: Sequence[str], where: str) -> list[dict[str, Any]]:
 class _Loader(yaml.SafeLoader):
     """Reads YAML of plain data. 1e-4 is a number here; YAML 1.1 takes it for a text."""
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """As in PyYAML, but refuse a key that is there twice, as one of the two would be lost."""
+        if isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    said = f"the key {key.value!r} is there twice"
+                    raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("+-0123456789")
@@ -86,12 +97,25 @@ def parse_yaml(text: str, where: str) -> Any:
         value = yaml.load(text, _Loader)  # which is safe, as _Loader is a SafeLoader
     except RecursionError:
         raise _too_deep(where) from None
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(f"{where} is not YAML: {_marked(error, text)}") from None
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
         # PyYAML raises the last four at `!!int x`, `!!bool x`, `!!timestamp x` and 2024-13-01.
         raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
     check_depth(value, where)
     check_unicode(value, where)
     return value
+
+
+def _marked(error: yaml.MarkedYAMLError, text: str) -> str:
+    """What a YAML error says, and the line of the text that it is about."""
+    mark = error.problem_mark or error.context_mark
+    said = " ".join(str(error.problem or error.context).split())
+    if mark is None:
+        return said
+    lines = text.splitlines() or [""]
+    line = lines[min(mark.line, len(lines) - 1)].strip()
+    return f"{said} (line {mark.line + 1}, column {mark.column + 1}: {line!r:.60})"
 
 
 def check_depth(value: Any, where: str) -> None:

@@ -25,7 +25,7 @@ from trained_models import make, texts
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
 def test_adapter(base: str, tmp_path: Path, kind: str, capsys: Any) -> None:
     """An adapter is trained and saved, and ``base=PATH@OUT`` decodes with it."""
     given = settings(base, tmp_path, kind)
@@ -187,13 +187,16 @@ def test_second_ctrl_c() -> None:
 def test_overrides(base: str, tmp_path: Path) -> None:
     """1e-4 is a number here; YAML 1.1 would read it as a text."""
     file = tmp_path / "a.yaml"
-    file.write_text("model: m\ndata: d.jsonl\narguments: {output_dir: o, learning_rate: 2e-5}\n")
+    data, other = (tmp_path / name for name in ("d.jsonl", "x.jsonl"))
+    for path in (data, other):
+        path.touch()
+    file.write_text(f"model: m\ndata: {data}\narguments: {{output_dir: o, learning_rate: 2e-5}}\n")
     read = config.read("dpo", file)
     assert read.arguments["learning_rate"] == 2e-5
-    sets = ["arguments.learning_rate=1e-4", "lora.r=8", "seed=3", "loss=simpo", "data=x.jsonl"]
+    sets = ["arguments.learning_rate=1e-4", "lora.r=8", "seed=3", "loss=simpo", f"data={other}"]
     read = config.read("dpo", file, sets)
     assert read.arguments == {"output_dir": "o", "learning_rate": 1e-4}
-    assert (read.lora, read.seed, read.loss, read.data) == ({"r": 8}, 3, "simpo", "x.jsonl")
+    assert (read.lora, read.seed, read.loss, read.data) == ({"r": 8}, 3, "simpo", str(other))
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")  # TRL's own

@@ -341,11 +341,15 @@ def test_any_rows_to_build_from(found: list[Any]) -> None:
     )
 )
 def test_any_settings(tmp_path_factory: pytest.TempPathFactory, found: dict[str, Any]) -> None:
-    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    folder = tmp_path_factory.getbasetemp()
+    file = folder / "any.yaml"
+    if isinstance(found.get("data"), str):
+        found["data"] = str(folder / "any.jsonl")
+        Path(found["data"]).touch()
     file.write_text(json.dumps(found))  # YAML reads JSON
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(ValueError, TypeError, FileNotFoundError):
         read = config.read("dpo", file)
-        config.lora_config(read.lora or {})
+        config.lora_config(read)
         config.trainer_config(trl.DPOConfig, read)
 
 

@@ -31,10 +31,10 @@ CHOSEN = [
     "dpo: LoRA on the head",  # both trainers refuse it
     "dpo: use_weighting=True",
     "dpo: use_weighting=True, soft cap",
-    "dpo: loss_type=['discopop'], label_smoothing=0.1, beta=0.3, by name",
-    "dpo: loss_type=['bco_pair'], label_smoothing=0.1, beta=0.3, by name",
-    "dpo: loss_type=['aot'], label_smoothing=0.1, beta=0.3, by name",
-    "dpo: loss_type=['aot_unpaired'], label_smoothing=0.1, beta=0.3, LoRA, by name",
+    "dpo: loss_type=['discopop'], beta=0.3, by name",
+    "dpo: loss_type=['bco_pair'], beta=0.3, by name",
+    "dpo: loss_type=['aot'], beta=0.3, label_smoothing=0.1, by name",
+    "dpo: loss_type=['aot_unpaired'], beta=0.3, label_smoothing=0.1, LoRA, by name",
     "dpo: loss_type=['sigmoid_norm'], use_weighting=True, by name",
     "dpo: loss_type=['aot'], use_weighting=True, by name",  # both trainers refuse it
     "kto: loss_type=apo_zero_unpaired, desirable_weight=0.5, beta=1.0",

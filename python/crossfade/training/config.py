@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import math
+import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ import torch
 from .. import reading
 from ..checks import did_you_mean
 from ..extras import require
+from . import keys
 
-KINDS = ("sft", "dpo", "value")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
@@ -27,11 +29,12 @@ class Settings:
     """What a run of training is. All but `kind` are keys of the settings file.
 
     Args:
-        kind: "sft", "dpo" or "value".
+        kind: "sft", "dpo", "kto" or "value".
         model: a folder, an id on the Hugging Face hub, or "smollm2".
-        data: a .jsonl file of rows in the format of the trainer.
-        arguments: of the trainer's config, which is TRL's `SFTConfig` or `DPOConfig`, or
-            `ValueConfig`. `output_dir` must be among them. By default nothing is reported to
+        data: a .jsonl file of rows in the format of the trainer. Relative paths, here and in all
+            other keys, begin at the current folder, as those of a command line do.
+        arguments: of the trainer's config, which is TRL's `SFTConfig`, `DPOConfig` or `KTOConfig`,
+            or `ValueConfig`. `output_dir` must be among them. By default nothing is reported to
             trackers, and bfloat16 autocast is on if there is a GPU that has it.
         dtype: of the weights: "float32", "bfloat16", "float16", or "auto" for what they were saved
             in.
@@ -84,10 +87,22 @@ class Settings:
 
 
 def read(kind: str, file: Path, overrides: Sequence[str] = ()) -> Settings:
-    """The settings of a YAML file, with overrides such as ``arguments.learning_rate=1e-4``."""
+    """The settings of a YAML file, with overrides such as ``arguments.learning_rate=1e-4``.
+
+    Raises:
+        ValueError, TypeError: the file is not such YAML, or a key is wrong; names it.
+        OSError: the file, or one that it names, is not there.
+    """
+    if not file.exists():
+        raise FileNotFoundError(f"--config is {str(file)!r}; there is no such file")
+    if file.is_dir():
+        raise IsADirectoryError(f"--config is {str(file)!r}, a folder; it must be a YAML file")
     found = reading.parse_yaml(reading.read_text(file), str(file))
+    needed = "it must have the keys model, data and arguments"
+    if found is None:
+        raise ValueError(f"{file} is empty; {needed}")
     if not isinstance(found, dict):
-        raise ValueError(f"{file} has {type(found).__name__} at its top; it must have keys")
+        raise ValueError(f"{file} has a {type(found).__name__} at its top; {needed}")
     for text in overrides:
         place, equals, value = text.partition("=")
         *outer, last = place.split(".")
@@ -101,22 +116,81 @@ def read(kind: str, file: Path, overrides: Sequence[str] = ()) -> Settings:
             if not isinstance(at, dict):
                 raise ValueError(f"--set is {text!r}; {name} is {at!r}, which has no keys")
         at[last] = reading.parse_yaml(value, f"--set {place}")
-    known = [f.name for f in dataclasses.fields(Settings) if f.name != "kind"]
+    known = [*keys.SETTINGS, *keys.KINDS[kind].own]
+    every = [f.name for f in dataclasses.fields(Settings) if f.name != "kind"]
     for key in found:
-        if key not in known:
-            raise ValueError(f"{file} has the key {key!r}; known ones are {', '.join(known)}")
+        if key not in every:
+            raise ValueError(
+                f"{file} has the key {key!r}; known ones are {', '.join(known)}"
+                f"{meant(kind, '', key, known)}"
+            )
     for key in ("model", "data", "arguments"):
         if key not in found:
-            raise ValueError(f"{file} has no key {key!r}, which it must have")
-    return Settings(kind, **found)
+            raise ValueError(f"{file} has no key {key!r}; {needed}")
+    settings = Settings(kind, **found)
+    for key in ("data", "eval_data"):
+        if (path := getattr(settings, key)) is not None:
+            _check_file(key, path, file)
+    return settings
+
+
+def _check_file(key: str, path: str, config: Path) -> None:
+    if Path(path).suffix != ".jsonl":
+        raise ValueError(f"{key} is {path!r}; it must be a .jsonl file")
+    if Path(path).is_file():
+        return
+    why = "there is no such file"
+    if not Path(path).is_absolute():
+        why += " in the folder that the command runs in, where relative paths begin"
+        if (beside := config.parent / path).is_file():
+            why += f"; did you mean {str(beside)!r}, which is beside {config.name}?"
+    raise FileNotFoundError(f"{key} is {path!r}; {why}")
+
+
+def config_of(kind: str) -> Any:
+    """The class of the trainer's config of a kind, whose fields are the keys of `arguments`."""
+    if kind == "value":
+        from .value.trainer import ValueConfig
+
+        return ValueConfig
+    trl = require("trl", "train")
+    return {"sft": trl.SFTConfig, "dpo": trl.DPOConfig, "kto": trl.KTOConfig}[kind]
+
+
+def names_in(config: Any) -> list[str]:
+    """The names of a config's fields that may be given."""
+    return [f.name for f in dataclasses.fields(config) if f.init]
+
+
+def meant(kind: str, level: str, key: Any, known: Collection[str]) -> str:
+    """The end of an error about an unknown key: where it belongs, or what it may have been.
+
+    Args:
+        level: the key that it was found under, or "" for the top of the file.
+        known: the keys that there are in this place.
+    """
+    places = {name: name for name in (*keys.SETTINGS, *keys.KINDS[kind].own)}
+    with contextlib.suppress(ImportError):  # that a package is missing is said at another time
+        places = {name: f"lora.{name}" for name in names_in(lora_class())} | places
+        places = {name: f"arguments.{name}" for name in names_in(config_of(kind))} | places
+    if kind == "value":
+        places |= {name: f"value.{name}" for name in keys.VALUE}
+    place = places.get(str(key), keys.ELSEWHERE.get(str(key), ""))
+    outer, _, name = place.rpartition(".")
+    if not place:
+        return did_you_mean(key, known)
+    if outer == level:
+        return f"; did you mean {name!r}?"
+    return f"; did you mean {place}?" if outer else f"; did you mean {name}, beside {level}?"
 
 
 def trainer_config(config: Any, s: Settings) -> Any:
     """The trainer's config: `arguments`, and defaults that suit a command line."""
-    _check_keys("arguments", s.arguments, config)
+    _check_keys(s.kind, "arguments", s.arguments, config)
     names = {f.name for f in dataclasses.fields(config)}
     on_cpu = s.arguments.get("use_cpu", not torch.accelerator.is_available())
     given = {"report_to": "none", "seed": s.seed, "use_cpu": on_cpu}
+    given["disable_tqdm"] = not sys.stderr.isatty()  # a bar would fill a log with its own lines
     if s.eval_data is not None:
         given["eval_strategy"] = "epoch"
     if not s.arguments.get("fp16"):
@@ -125,10 +199,28 @@ def trainer_config(config: Any, s: Settings) -> Any:
     return _made("arguments", config, given)
 
 
-def lora_config(options: Mapping[str, Any]) -> Any:
-    config = require("peft", "adapters").LoraConfig
-    _check_keys("lora", options, config)
-    return _made("lora", config, {"task_type": "CAUSAL_LM", **options})
+def lora_class() -> Any:
+    return require("peft", "adapters").LoraConfig
+
+
+def lora_config(s: Settings) -> Any:
+    """PEFT's config of `lora`; None without it."""
+    if s.lora is None:
+        return None
+    config = lora_class()
+    _check_keys(s.kind, "lora", s.lora, config)
+    return _made("lora", config, {"task_type": "CAUSAL_LM", **s.lora})
+
+
+def value_options(s: Settings) -> dict[str, Any]:
+    """The arguments of `value_model` that `value` gives, with the kind of head."""
+    for name in s.value:
+        if name not in keys.VALUE:
+            raise ValueError(
+                f"value has the key {name!r}; known ones are {', '.join(keys.VALUE)}"
+                f"{meant(s.kind, 'value', name, keys.VALUE)}"
+            )
+    return {"kind": "q", **s.value}
 
 
 def _made(key: str, config: Any, given: Mapping[str, Any]) -> Any:
@@ -139,7 +231,7 @@ def _made(key: str, config: Any, given: Mapping[str, Any]) -> Any:
         raise ValueError(f"{key}: {error}") from error
 
 
-def _check_keys(key: str, given: Mapping[str, Any], config: Any) -> None:
+def _check_keys(kind: str, key: str, given: Mapping[str, Any], config: Any) -> None:
     """Require that a config has all keys that are given, and takes values of their types."""
     known = {f.name: f for f in dataclasses.fields(config) if f.init}
     hints = typing.get_type_hints(config)
@@ -147,7 +239,7 @@ def _check_keys(key: str, given: Mapping[str, Any], config: Any) -> None:
         if name not in known:
             raise ValueError(
                 f"{key} has the key {name!r}, which {config.__name__} has not"
-                f"{did_you_mean(name, known)}"
+                f"{meant(kind, key, name, known)}"
             )
         if value != known[name].default and not _fits(value, hints[name]):
             wanted = getattr(hints[name], "__name__", None) or str(hints[name])

@@ -19,7 +19,7 @@ from ..extras import old_names, require
 from ..models.saved_value_heads import ADAPTER_FILES, SETTINGS, WEIGHTS
 from . import rows
 from .checkpoints import checkpoints, last_complete
-from .config import Settings, lora_config, trainer_config
+from .config import Settings, config_of, lora_config, trainer_config, value_options
 from .data import read_jsonl
 
 
@@ -40,7 +40,7 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
             `arguments` and `lora`, files, columns.
         KeyboardInterrupt: after Ctrl-C.
     """
-    make_trainer = {"sft": _sft, "dpo": _dpo, "value": _value}[s.kind]
+    make_trainer = {"sft": _sft, "dpo": _dpo, "kto": _kto, "value": _value}[s.kind]
     output = Path(s.arguments["output_dir"])
     last = _checkpoint(s, output) if resume else None
     if not resume and (there := checkpoints(output)):
@@ -122,31 +122,43 @@ class _StopAtStep(TrainerCallback):
 
 
 def _sft(s: Settings, data: Mapping[str, Any]) -> Any:
-    from .trainers.sft import SFTTrainer, trl
+    from .trainers.sft import SFTTrainer
 
-    return _trainer(SFTTrainer, s, data, trainer_config(trl.SFTConfig, s), _load(s))
+    return _trainer(SFTTrainer, s, data, trainer_config(config_of("sft"), s), _load(s))
 
 
 def _dpo(s: Settings, data: Mapping[str, Any]) -> Any:
-    from .trainers.dpo import WITHOUT_REFERENCE, DPOTrainer, trl
+    from .trainers.dpo import WITHOUT_REFERENCE, DPOTrainer
 
-    args = trainer_config(trl.DPOConfig, s)
+    args = trainer_config(config_of("dpo"), s)
     options: dict[str, Any] = {"loss": s.loss, "loss_options": s.loss_options}
-    if s.lora is None and s.loss not in WITHOUT_REFERENCE and not args.precompute_ref_log_probs:
-        # TRL would load the reference by itself, along with an adapter in the model's folder
-        options["ref_model"] = _load(s)[0]
+    if s.loss not in WITHOUT_REFERENCE:
+        options |= _reference(s, args)
     return _trainer(DPOTrainer, s, data, args, _load(s), **options)
+
+
+def _kto(s: Settings, data: Mapping[str, Any]) -> Any:
+    from .trainers.kto import KTOTrainer
+
+    args = trainer_config(config_of("kto"), s)
+    return _trainer(KTOTrainer, s, data, args, _load(s), **_reference(s, args))
+
+
+def _reference(s: Settings, args: Any) -> dict[str, Any]:
+    """The reference as an argument of a trainer, unless it is the model without its adapter.
+
+    TRL would load it by itself, along with an adapter that lies in the model's folder.
+    """
+    needed = s.lora is None and not args.precompute_ref_log_probs
+    return {"ref_model": _load(s)[0]} if needed else {}
 
 
 def _value(s: Settings, data: Mapping[str, Any]) -> Any:
     from ..models.value_heads import value_model
-    from .value.trainer import ValueConfig, ValueTrainer
+    from .value.trainer import ValueTrainer
 
-    args = trainer_config(ValueConfig, s)
-    value = {"kind": "q", **s.value}
-    for name in value:
-        if name not in ("kind", "rank"):
-            raise ValueError(f"value has the key {name!r}; known ones are kind, rank")
+    args = trainer_config(config_of("value"), s)
+    value = value_options(s)
     base, tokenizer = _load(s)
     base = base.to(args.device)
     torch.manual_seed(s.seed)
@@ -174,7 +186,7 @@ def _trainer(
         train_dataset=data["train"],
         eval_dataset=data.get("eval"),
         processing_class=tokenizer,
-        peft_config=None if s.lora is None else lora_config(s.lora),
+        peft_config=lora_config(s),
         **options,
     )
 
@@ -186,8 +198,6 @@ def _load(s: Settings) -> tuple[Any, Any]:
 
 def _rows(s: Settings, key: str, path: str) -> Any:
     """The rows of a .jsonl file, in the form that the trainer takes."""
-    if Path(path).suffix != ".jsonl":
-        raise ValueError(f"{key} is {path!r}; it must be a .jsonl file")
     found = read_jsonl(path)
     if not found:
         raise ValueError(f"{key} is {path!r}, which has no rows")
