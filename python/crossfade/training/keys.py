@@ -6,7 +6,6 @@ holds the defaults to those of the trainers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -26,15 +25,15 @@ class Kind:
 
     does: str
     trainer: str
-    arguments: Mapping[str, tuple[str, str]]
+    arguments: dict[str, tuple[str, str]]
     rows: tuple[str, ...]
     columns: str
     example: str
-    own: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    own: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 # For all kinds: the default of a key, "" where there is none, and what it means.
-SETTINGS = {
+SETTINGS: dict[str, tuple[str, str]] = {
     "model": ("", 'a folder, an id on the Hugging Face hub, or "smollm2"'),
     "data": ("", "a .jsonl file, one row a line"),
     "arguments": ("", "of the trainer, see below; output_dir must be among them"),

@@ -204,4 +204,7 @@ def _rows(s: Settings, key: str, path: str) -> Any:
     if s.kind == "value":
         return found
     rows.check_rows(s.kind, found, path, str(s.arguments.get("dataset_text_field", "text")))
-    return require("datasets", "train").Dataset.from_list(found)
+    datasets = require("datasets", "train")
+    if not sys.stderr.isatty():  # the bars of each step of preparing rows would fill a log
+        datasets.disable_progress_bars()
+    return datasets.Dataset.from_list(found)
