@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+# The Python that packages of extras need where it is later than what crossfade needs.
+NEEDS = {"trl": (3, 11)}
 
 
 def require(module: str, extra: str) -> Any:
@@ -16,9 +20,12 @@ def require(module: str, extra: str) -> Any:
     except ImportError as error:
         if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
             raise  # it is installed, but something that it imports is not
-        raise ImportError(
-            f'{module} is not installed; run: pip install "crossfade[{extra}]"', name=module
-        ) from error
+        how = f'run: pip install "crossfade[{extra}]"'
+        needed = NEEDS.get(module.split(".")[0], (3,))
+        if sys.version_info < needed:
+            had = sys.version_info
+            how = f"it needs Python {'.'.join(map(str, needed))}, and this is {had[0]}.{had[1]}"
+        raise ImportError(f"{module} is not installed; {how}", name=module) from error
 
 
 @contextmanager

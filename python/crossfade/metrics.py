@@ -14,9 +14,9 @@ def sentiment(texts: Sequence[str]) -> list[float]:
 
     VADER is a list of words with rules, which needs no network and is the same everywhere. It
     serves as a gold reward in small runs, and can be gamed, as any reward can. Needs the extra
-    "demo".
+    "metrics".
     """
-    analyzer = require("vaderSentiment.vaderSentiment", "demo").SentimentIntensityAnalyzer()
+    analyzer = require("vaderSentiment.vaderSentiment", "metrics").SentimentIntensityAnalyzer()
     return [float(analyzer.polarity_scores(text)["compound"]) for text in texts]
 
 

