@@ -208,9 +208,9 @@ def test_pairs_say_what_became_of_each_response(caplog: pytest.LogCaptureFixture
     assert found.left_out == {"failed": 1, "cut": 1, "tied": 2, "close": 2, "spare": 3}
     assert 2 * len(found) + sum(found.left_out.values()) == found.responses
     assert caplog.messages == [f"pairs by gold: {found.summary()}"]
-    assert found.summary().startswith("1 rows of 2 of 11 responses; of the others 1 failed, ")
+    assert found.summary().startswith("2 of 11 responses are in 1 rows; of the others, 1 failed")
     caplog.clear()
-    assert data.pairs([row([3, 1])], "gold").summary() == "1 rows of 2 of 2 responses"
+    assert data.pairs([row([3, 1])], "gold").summary() == "2 of 2 responses are in 1 rows"
     assert caplog.messages == []
 
 
@@ -223,7 +223,8 @@ def test_what_failed_is_no_row(base: cf.Model, tmp_path: Path, caplog: Any) -> N
     assert len(made) == 2
     assert made.left_out == {"failed": 2}
     assert caplog.messages == [
-        "values by words: 2 rows of 2 of 4 responses; of the others 2 failed, and have no tokens"
+        "values by words: 2 of 4 responses are in 2 rows; of the others, 2 failed, and have no "
+        "tokens"
     ]
     assert data.pairs(rows, "words").left_out["failed"] == 2
 

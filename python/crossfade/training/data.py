@@ -192,8 +192,8 @@ class Rows(list[dict[str, Any]]):
         """What is left out and why, as a sentence."""
         parts = [f"{count} {REASONS[why]}" for why, count in self.left_out.items() if count]
         left = sum(self.left_out.values())
-        what = f"{len(self)} rows of {self.responses - left} of {self.responses} responses"
-        return f"{what}; of the others {', '.join(parts)}" if parts else what
+        used = f"{self.responses - left} of {self.responses} responses are in {len(self)} rows"
+        return f"{used}; of the others, {', '.join(parts)}" if parts else used
 
 
 def pairs(

@@ -1,4 +1,4 @@
-"""What `max_length` does to rows is said: how many it leaves out, and how many it cuts."""
+"""What trainers do to rows: how many `max_length` leaves out or cuts is said; more is not read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from trained_models import texts
-from trainer_runs import OLD_NAMES, trainer
+from trainer_runs import OLD_NAMES, curve, trainer
 
 pytestmark = OLD_NAMES
 OUT = "the train dataset: {} of {} rows are left out, as args.max_length, 6 tokens, leaves nothing"
@@ -54,3 +54,11 @@ def test_rows_that_fit(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixtu
     packed = {"packing": True, "padding_free": False} if kind == "sft" else {}
     trainer(kind, tmp_path / "c", rows=texts(kind), **packed)
     assert said(caplog) == []
+
+
+@pytest.mark.parametrize("kind", RESPONSES)
+def test_columns_by_other_names_are_not_read(tmp_path: Path, kind: str) -> None:
+    rows = texts(kind)
+    more = [{**row, "note": f"w{i}", "score": 0.5 * i} for i, row in enumerate(rows)]
+    a, b = (curve(trainer(kind, tmp_path, rows=x)) for x in (rows, more))
+    assert [x["loss"] for x in a] == [x["loss"] for x in b]
