@@ -221,6 +221,15 @@ def test_defaults_give_way(base: str, tmp_path: Path) -> None:
         ({"seed": -1}, "seed is -1"),
         ({"lora": {"rank": 2}}, "lora has the key 'rank', which LoraConfig has not"),
         ({"lora": 3}, "lora is 3; it must be a mapping"),
+        (
+            {"lora": {"target_modules": ["q_prj", "v_proj"]}},
+            "lora.target_modules has 'q_prj', which is no layer of the model; it has "
+            "embed_tokens, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, "
+            "lm_head; did you mean 'q_proj'?",
+        ),
+        ({"arguments.loss_type": "sigmiod"}, "; did you mean 'sigmoid'?"),
+        ({"arguments.save_strategy": False}, "YAML reads no and yes as bools, unless quoted"),
+        ({"arguments.eval_strategy": "epoch"}, "is 'epoch', and there is no eval_data"),
         ({"loss": "simp"}, "loss is 'simp'; it must be among"),
         ({"value": {"kind": "q"}}, "value is given; it goes with value"),
         ({"arguments.learning_rat": 1}, "DPOConfig has not; did you mean 'learning_rate'"),
@@ -259,6 +268,7 @@ def test_set_mistakes(base: str, tmp_path: Path, option: str, message: str, caps
     ("lines", "message"),
     [
         (['{"prompt": "a", "completion": "b"}'], "must have prompt, chosen and rejected"),
+        (['{"prompt": "a", "chosen": "b", "reject": "c"}'], "; did you mean 'rejected'?"),
         (["{"], "line 1: not JSON"),
         (["[1]"], "line 1: must be an object"),
         (

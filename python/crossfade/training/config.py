@@ -193,6 +193,11 @@ def trainer_config(config: Any, s: Settings) -> Any:
     given["disable_tqdm"] = not sys.stderr.isatty()  # a bar would fill a log with its own lines
     if s.eval_data is not None:
         given["eval_strategy"] = "epoch"
+    elif s.arguments.get("eval_strategy") not in (None, False, "no"):
+        raise ValueError(
+            f"arguments.eval_strategy is {s.arguments['eval_strategy']!r}, and there is no "
+            "eval_data; it must be given, or eval_strategy left out"
+        )
     if not s.arguments.get("fp16"):
         given["bf16"] = not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     given = {name: x for name, x in given.items() if name in names} | s.arguments
@@ -244,7 +249,8 @@ def _check_keys(kind: str, key: str, given: Mapping[str, Any], config: Any) -> N
         if value != known[name].default and not _fits(value, hints[name]):
             wanted = getattr(hints[name], "__name__", None) or str(hints[name])
             wanted = str(hints[name]) if typing.get_origin(hints[name]) else wanted
-            raise TypeError(f"{key}.{name} is {value!r:.80}; it must be of type {wanted}")
+            hint = "; YAML reads no and yes as bools, unless quoted" if type(value) is bool else ""
+            raise TypeError(f"{key}.{name} is {value!r:.80}; it must be of type {wanted}{hint}")
 
 
 def _fits(x: Any, hint: Any) -> bool:

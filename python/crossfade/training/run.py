@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 from transformers.integrations import get_available_reporting_integrations
+from transformers.pytorch_utils import Conv1D
 from transformers.trainer import SCALER_NAME
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from .. import models
+from ..checks import did_you_mean
 from ..extras import old_names, require
 from ..models.saved_value_heads import ADAPTER_FILES, SETTINGS, WEIGHTS
 from . import rows
@@ -180,15 +182,37 @@ def _trainer(
     for name in args.report_to:
         if name not in get_available_reporting_integrations():
             raise ValueError(f"arguments.report_to is {name!r}, whose package is not installed")
+    adapter = lora_config(s)
+    if adapter is not None:
+        _check_layers(model, adapter.target_modules)
     return trainer(
         model,
         args=args,
         train_dataset=data["train"],
         eval_dataset=data.get("eval"),
         processing_class=tokenizer,
-        peft_config=lora_config(s),
+        peft_config=adapter,
         **options,
     )
+
+
+def _check_layers(model: Any, names: Any) -> None:
+    """Refuse names of layers that the model does not have: PEFT passes over them, if one is there.
+
+    Args:
+        names: `target_modules`, of which only several names are looked at, not a pattern.
+    """
+    if not isinstance(names, (set, list, tuple)):
+        return
+    layers = [name for name, _ in model.named_modules() if name]
+    kinds = torch.nn.Linear, torch.nn.Embedding, Conv1D
+    known = {n.rpartition(".")[2]: None for n, m in model.named_modules() if isinstance(m, kinds)}
+    for name in sorted(names):
+        if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
+            raise ValueError(
+                f"lora.target_modules has {name!r}, which is no layer of the model; it has "
+                f"{', '.join(known)}{did_you_mean(name, known)}"
+            )
 
 
 def _load(s: Settings) -> tuple[Any, Any]:

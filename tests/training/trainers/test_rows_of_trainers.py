@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,37 @@ def test_columns_by_other_names_are_not_read(tmp_path: Path, kind: str) -> None:
     more = [{**row, "note": f"w{i}", "score": 0.5 * i} for i, row in enumerate(rows)]
     a, b = (curve(trainer(kind, tmp_path, rows=x)) for x in (rows, more))
     assert [x["loss"] for x in a] == [x["loss"] for x in b]
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "hint"),
+    [
+        ("dpo", {"prompt": "w1", "chosen": "w2", "reject": "w3"}, "; did you mean 'rejected'?"),
+        (
+            "kto",
+            {"prompt": "w1", "completions": "w2", "label": True},
+            "; did you mean 'completion'",
+        ),
+        ("sft", {"promt": "w1", "completion": "w2"}, "; did you mean 'prompt'?"),
+        ("sft", {"body": "w1"}, "or input_ids"),
+    ],
+)
+def test_columns_that_are_misspelt(
+    tmp_path: Path, kind: str, row: dict[str, Any], hint: str
+) -> None:
+    with pytest.raises(ValueError, match=f"it must have .*{re.escape(hint)}"):
+        trainer(kind, tmp_path, rows=[row] * 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "hint"),
+    [
+        ("dpo", ["sigmoid", "ipo_pair"], "has 'ipo_pair'; .*, sigmoid_norm"),
+        ("kto", "kto_pair", "has 'kto_pair'; it must be among kto, apo_zero_unpaired"),
+        ("sft", "nl", "has 'nl'; it must be among nll, dft.*; did you mean 'nll'"),
+    ],
+)
+def test_losses_that_trl_does_not_have(tmp_path: Path, kind: str, loss: Any, hint: str) -> None:
+    """They are refused at once, and not in the first step."""
+    with pytest.raises(ValueError, match=f"args.loss_type {hint}"):
+        trainer(kind, tmp_path, loss_type=loss)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import logging
+import re
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from typing import Any
 from torch import nn
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from ...checks import did_you_mean
 from .. import rows
 from ..fused_head import class_with_logp, seated
 
@@ -46,17 +49,32 @@ class LogpTrainer:
 
     _trls: type
     _kind: str
+    _loss_types: tuple[str, ...] = ()  # those of TRL that its config does not name by itself
     _mean_only = False  # whether the loss is a sum or mean of the log-probs
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._classes = weakref.WeakKeyDictionary[nn.Module, type]()
         given = inspect.signature(self._trls).bind(*args, **kwargs)
+        if given.arguments.get("args") is not None:
+            self._check_loss_type(given.arguments["args"])
         self._look_at(given.arguments)
         with contextlib.ExitStack() as stack:
             stack.enter_context(own_heads(self._trls, functools.partial(self._add_head, stack)))
             super().__init__(*given.args, **given.kwargs)
         for name in ("train", "eval"):
             self._look_at_tokens(getattr(self, f"{name}_dataset"), f"the {name} dataset")
+
+    def _check_loss_type(self, args: Any) -> None:
+        """Refuse a loss that TRL does not have, which would fail at the first step only."""
+        (field,) = (f for f in dataclasses.fields(args) if f.name == "loss_type")
+        named = re.findall(r"`'(\w+)'`", field.metadata.get("help", ""))
+        known = dict.fromkeys((*named, *self._loss_types))
+        for name in [args.loss_type] if isinstance(args.loss_type, str) else args.loss_type:
+            if name not in known:
+                raise ValueError(
+                    f"args.loss_type has {name!r}; it must be among {', '.join(known)}"
+                    f"{did_you_mean(name, known)}"
+                )
 
     def _look_at(self, given: dict[str, Any]) -> None:
         """Check the rows of the datasets among the arguments of a trainer."""
@@ -178,9 +196,18 @@ def columns_of(dataset: Any) -> set[str]:
     return set(next(iter(dataset), {}))
 
 
-def listed(columns: set[str]) -> str:
-    """The columns as an error shows them."""
-    return ", ".join(sorted(columns)) or "of an empty dataset"
+def columns_error(name: str, columns: set[str], wanted: str) -> ValueError:
+    """The error of a dataset that lacks columns; it says which one may be misspelt.
+
+    Args:
+        wanted: the columns that there should be, as the error lists them.
+    """
+    known = set(re.findall(r"\w+", wanted)) - {"and", "or"}
+    hints = (did_you_mean(column, known - columns) for column in sorted(columns - known))
+    listed = ", ".join(sorted(columns)) or "of an empty dataset"
+    return ValueError(
+        f"{name} has the columns {listed}; it must have {wanted}{next(filter(None, hints), '')}"
+    )
 
 
 def tell_lengths(name: str, given: Any, prepared: Any, args: Any, *, packed: bool = False) -> None:

@@ -15,7 +15,7 @@ from ... import losses
 from ...checks import did_you_mean
 from ...extras import require
 from ..fused_head import IGNORED
-from .base import LogpTrainer, NoReference, are_ids, columns_of, listed, tell_lengths
+from .base import LogpTrainer, NoReference, are_ids, columns_error, columns_of, tell_lengths
 
 trl = require("trl", "train")
 PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {**losses.PAIR_LOSSES, "modpo": losses.modpo}
@@ -101,14 +101,10 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
         ids = are_ids(name, dataset, ("prompt_ids", "chosen_ids", "rejected_ids"))
         columns = columns_of(dataset)
         if not ids and not {"chosen", "rejected"} <= columns:
-            raise ValueError(
-                f"{name} has the columns {listed(columns)}; it must have prompt, chosen and "
-                "rejected, or prompt_ids, chosen_ids and rejected_ids"
-            )
+            wanted = "prompt, chosen and rejected, or prompt_ids, chosen_ids and rejected_ids"
+            raise columns_error(name, columns, wanted)
         if self._needs_margins and "margins" not in columns:
-            raise ValueError(
-                f"{name} has the columns {listed(columns)}; with loss='modpo' it must have margins"
-            )
+            raise columns_error(name, columns, "margins too, which loss='modpo' reads")
         if not ids:
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         kept = dataset

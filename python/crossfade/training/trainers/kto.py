@@ -15,7 +15,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from ...extras import require
-from .base import LogpTrainer, are_ids, columns_of, listed, tell_lengths
+from .base import LogpTrainer, are_ids, columns_error, columns_of, tell_lengths
 
 trl = require("trl", "train")
 CHUNK = 64  # how many batches of a stream are read at a time to find pairs in
@@ -31,6 +31,7 @@ class KTOTrainer(LogpTrainer, trl.KTOTrainer):  # type: ignore[name-defined]
 
     _trls = trl.KTOTrainer
     _kind = "kto"
+    _loss_types = ("kto", "apo_zero_unpaired")
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
@@ -45,10 +46,8 @@ class KTOTrainer(LogpTrainer, trl.KTOTrainer):  # type: ignore[name-defined]
         ids = are_ids(name, dataset, ("prompt_ids", "completion_ids"))
         paired = {"chosen", "rejected"} <= columns
         if not paired and not ("label" in columns and (ids or "completion" in columns)):
-            raise ValueError(
-                f"{name} has the columns {listed(columns)}; it must have prompt, completion and "
-                "label, prompt_ids, completion_ids and label, or chosen and rejected"
-            )
+            wanted = "prompt, completion and label, prompt_ids, completion_ids and label, or "
+            raise columns_error(name, columns, f"{wanted}prompt, chosen and rejected")
         kept = dataset
         if not ids:
             kept = super()._prepare_dataset(dataset, processing_class, args, dataset_name)

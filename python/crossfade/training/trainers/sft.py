@@ -8,7 +8,7 @@ from typing import Any
 
 from ...extras import require
 from ..fused_head import IGNORED
-from .base import LogpTrainer, are_ids, columns_of, listed
+from .base import LogpTrainer, are_ids, columns_error, columns_of
 
 trl = require("trl", "train")
 
@@ -38,11 +38,9 @@ class SFTTrainer(LogpTrainer, trl.SFTTrainer):  # type: ignore[name-defined]
             formatted = (rest[1] if len(rest) > 1 else options.get("formatting_func")) is not None
             text = args.dataset_text_field in columns or {"prompt", "completion"} <= columns
             if not formatted and not text:
-                raise ValueError(
-                    f"the dataset has the columns {listed(columns)}; it must have prompt and "
-                    f"completion, messages, {args.dataset_text_field}, prompt_ids and "
-                    "completion_ids, or input_ids"
-                )
+                wanted = f"prompt and completion, messages, {args.dataset_text_field}, prompt_ids "
+                wanted += "and completion_ids, or input_ids"
+                raise columns_error("the dataset", columns, wanted)
         mask = "input_ids" in columns and "completion_mask" in columns
         if "labels" not in columns and (ids or mask):
             if args.assistant_only_loss and "assistant_masks" not in columns:
