@@ -100,6 +100,9 @@ def test_a_bad_step_is_nan(base: PreTrainedModel, trio: list[PreTrainedModel]) -
     scores = cf.score(blend, [[5, 6], [7, 8]], [[9, 40, 3], [9, 10, 3]])
     assert scores.logprobs[0].isnan().tolist() == [False, False, True]
     assert scores.logprobs[1].isfinite().all()
+    assert (scores.ranks[0] == -1).tolist() == [False, False, True]
+    assert (scores.ranks[1] >= 0).all()
+    assert not scores.greedy[0]
 
 
 def test_responses_of_one_token(base: PreTrainedModel) -> None:
@@ -107,6 +110,39 @@ def test_responses_of_one_token(base: PreTrainedModel) -> None:
     scores = cf.score(base, [[5, 6], [7]], [[8], [9]])
     longer = cf.score(base, [[5, 6], [7]], [[8, 3], [9]])
     torch.testing.assert_close(scores.logprobs, longer.logprobs[:, :1])
+
+
+def test_ranks_are_places_in_the_order_of_the_blend(trio: list[PreTrainedModel]) -> None:
+    a, b, _ = map(cf.Model, trio)
+    blend = a + 0.5 * b
+    out = cf.generate(blend, [[5, 6], [7]], max_new_tokens=6, eos_token_id=None)
+    scores = cf.score(blend, [[5, 6], [7]], out.responses)
+    assert not scores.ranks.any()
+    assert scores.greedy.tolist() == [True, True]
+    # Of all tokens in one place, each has a rank of its own, and better tokens have lower ones.
+    scores = cf.score(blend, [[5, 6]] * VOCAB, [[token] for token in range(VOCAB)])
+    order = scores.ranks[:, 0].argsort()
+    assert scores.ranks[:, 0].sort().values.tolist() == list(range(VOCAB))
+    assert (scores.logprobs[order, 0].diff() <= 0).all()
+    assert scores.greedy.sum() == 1
+
+
+def test_of_equal_tokens_the_lower_id_comes_first_as_in_greedy_decoding() -> None:
+    model = make()
+    head = model.lm_head.weight.data
+    head[9] = head[8]
+    head[10:] = head[5]
+    found = set()
+    for prompt in range(5, VOCAB):
+        (written,) = cf.generate(model, [prompt], max_new_tokens=1, eos_token_id=None).responses
+        scores = cf.score(model, [[prompt]] * 4, [[5], [8], [9], [10]])
+        five, eight, nine, ten = scores.ranks[:, 0].tolist()
+        assert nine == eight + 1
+        assert ten == five + 1
+        assert (written == [8]) == (eight == 0)
+        assert (written == [5]) == (five == 0)
+        found |= {written[0]}
+    assert {5, 8} <= found
 
 
 TEXTS = [[7, 9, 30, 12, 8], [40, 6], [11, 12, 13, 14, 15, 16, 17, 18], [33, 6, 20, 21], [5, 9, 7]]

@@ -78,15 +78,24 @@ class Scores:
 
     Attributes:
         logprobs: ``[requests, tokens]`` float32, nats; 0 past the end; NaN where the blend is bad.
+        ranks: ``[requests, tokens]`` int64: how many tokens the blend prefers to each token, those
+            of a higher log-prob and those of an equal one with a lower id. So 0 is the token that
+            greedy decoding takes; 0 past the end, too; -1 where the blend is bad.
         lengths: ``[requests]`` int64: tokens of each response.
         term_logprobs: ``[requests, tokens, terms]`` float32: under each term alone; on demand.
         kl: ``[requests, tokens]`` float32, nats: KL(blend || `kl_to`) at each token; on demand.
     """
 
     logprobs: Tensor
+    ranks: Tensor
     lengths: Tensor
     term_logprobs: Tensor | None = None
     kl: Tensor | None = None
+
+    @property
+    def greedy(self) -> Tensor:
+        """``[requests]`` bool: whether greedy decoding writes the whole response."""
+        return (self.ranks == 0).all(dim=1)
 
     @property
     def totals(self) -> Tensor:

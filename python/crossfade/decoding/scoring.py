@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,22 +16,26 @@ from ..ops import check
 from ..reading import check_unicode
 from .call import Call
 from .engine.batching import Cost, batches, max_tokens
+from .engine.branches import Branches
+from .engine.modules import Unsupported
 from .engine.prefill import Prefill
 from .forms import Ids, tensor, token_ids
-from .inputs import Prompts, left_pad, read_requests
+from .inputs import left_pad, read_requests
 from .members import Members, references_of
 from .mixer import Mixer, Weights
 from .output import Scores
+from .settings import check_int
 from .simple.contexts import check_context
 from .simple.term_model import TermModel
 from .writing import Writing
 
 MAX_LOGITS = 1 << 27  # the most numbers of logits that are held at once, of all models together
+# The part of all tokens that must be saved for the engine to read what texts begin with alike once.
+WORTH_SHARING = 0.25
 # The most numbers of each model's logits that are blended at once.
 MAX_MIXED = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
-@torch.no_grad()
 def score(
     blend: Any,
     prompts: Any,
@@ -38,6 +43,7 @@ def score(
     *,
     tokenizer: Any = None,
     attention_mask: Tensor | None = None,
+    max_batch: int | None = None,
     return_term_logprobs: bool = False,
     kl_to: Any = None,
 ) -> Scores:
@@ -46,9 +52,11 @@ def score(
     They are the `logprobs` that `crossfade.generate` gives when it writes the same tokens, and
     serve perplexities, harnesses and importance weights. A list may be of any length. Requests of
     about one length share a forward, of so many that activations and logits ``[requests, tokens,
-    V]`` stay bounded; those of one request are held at once. A model whose rows depend on what is
-    beside them (by recurrent states, or RoPE frequencies that change with the length) reads each
-    row alone, a token of the response at a time, as it would write it.
+    V]`` stay bounded; those of one request are held at once. Where that saves a quarter of the
+    work, the engine reads a prompt of several responses, and what prompts begin with alike, only
+    once. A model whose rows depend on what is beside them (by recurrent states, or RoPE frequencies
+    that change with the length) reads each row alone, a token of the response at a time, as it
+    would write it.
 
     Args:
         blend: a `Blend`, a `Model` or a bare Hugging Face causal LM.
@@ -58,65 +66,133 @@ def score(
             and response together go on from the first term's prompt, without an EOS. Where a token
             would span the two, the prompt stays as it is, and the response is encoded as if after a
             character that it shares no token with. In a chat it is the content of an answer.
+        max_batch: how many requests share a forward, at most; None: as many as memory is meant for.
         tokenizer, attention_mask, return_term_logprobs, kl_to: as in `crossfade.generate`.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
     """
-    blend = as_blend(blend)
-    check.flag("return_term_logprobs", return_term_logprobs)
-    call = Call(blend, tokenizer, references_of(blend, kl_to))
-    members, models = call.members, call.models
-    requests = read_requests(
-        prompts, attention_mask, multimodal=is_multimodal(blend.terms[0].model)
+    scoring = Scoring(
+        blend,
+        prompts,
+        responses,
+        tokenizer=tokenizer,
+        attention_mask=attention_mask,
+        max_batch=max_batch,
+        return_term_logprobs=return_term_logprobs,
+        kl_to=kl_to,
     )
-    read = call.prompts(requests)
-    writing = call.writing(read)
-    written = _responses(responses, writing, len(requests), members.vocabulary)
-    for model, prompt in zip(models, read, strict=True):
-        check_context(model, prompt.mask.sum(dim=1), written)
-
-    readers = [_Reader(m, p, written) for m, p in zip(models, read, strict=True)]
-    mixing = _Mixing(blend, members, len(requests), models[0].device, return_term_logprobs)
-    found: dict[int, tuple[Tensor, ...]] = {}
-    for now in _batches(readers):
-        logits = [reader.logits(now) for reader in readers]
-        found |= zip(now, mixing.figures(now, logits, [written[i] for i in now]), strict=True)
-    each = zip(*(found[i] for i in range(len(written))), strict=True)
-    log_p, terms, kl = (pad_sequence(list(x), batch_first=True) for x in each)
+    found = dict(scoring.each())
+    each = zip(*(found[i] for i in range(len(found))), strict=True)
+    log_p, ranks, terms, kl = (pad_sequence(list(x), batch_first=True) for x in each)
     return Scores(
         logprobs=log_p,
-        lengths=torch.tensor([len(r) for r in written], device=log_p.device),
+        ranks=ranks,
+        lengths=torch.tensor([len(r) for r in scoring.responses], device=log_p.device),
         term_logprobs=terms if return_term_logprobs else None,
-        kl=kl if members.references else None,
+        kl=kl if scoring.members.references else None,
     )
+
+
+class Figures(NamedTuple):
+    """What is found of the n tokens of one response: the rows of `Scores`, without padding.
+
+    What was not asked for is ``[n, 0]``.
+    """
+
+    logprobs: Tensor
+    ranks: Tensor
+    term_logprobs: Tensor
+    kl: Tensor
+
+
+class Scoring:
+    """Requests whose responses are scored. `score` describes the arguments and their errors."""
+
+    def __init__(
+        self,
+        blend: Any,
+        prompts: Any,
+        responses: Any,
+        *,
+        tokenizer: Any = None,
+        attention_mask: Tensor | None = None,
+        max_batch: int | None = None,
+        return_term_logprobs: bool = False,
+        kl_to: Any = None,
+    ) -> None:
+        blend = as_blend(blend)
+        check.flag("return_term_logprobs", return_term_logprobs)
+        check_int("max_batch", max_batch, 1)
+        call = Call(blend, tokenizer, references_of(blend, kl_to))
+        self.members, self.models, self.max_batch = call.members, call.models, max_batch
+        requests = read_requests(
+            prompts, attention_mask, multimodal=is_multimodal(blend.terms[0].model)
+        )
+        read = call.prompts(requests)
+        writing = call.writing(read)
+        self.responses = _responses(responses, writing, len(requests), call.vocabulary)
+        for model, prompt in zip(self.models, read, strict=True):
+            check_context(model, prompt.mask.sum(dim=1), self.responses)
+        self.prompts = [*zip(*(p.unpadded() for p in read), strict=True)]
+        self.mixing = _Mixing(blend, self.members, len(requests), call.device, return_term_logprobs)
+
+    @torch.no_grad()
+    def each(self) -> Iterator[tuple[int, Figures]]:
+        """Yields the place of each request and its figures, as soon as it is read."""
+        for requests, logits in self._read():
+            responses = [self.responses[i] for i in requests]
+            yield from zip(requests, self.mixing.figures(requests, logits, responses), strict=True)
+
+    def _read(self) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
+        """Requests that are read together, and each model's logits ``[requests, tokens, V]`` before
+        each token of their responses, padded on the left."""
+        unread = dict.fromkeys(range(len(self.responses)))
+        branches = Branches(self.models, self.prompts, self.responses, self.max_batch)
+        if branches.saved >= WORTH_SHARING:
+            try:
+                for requests, logits in branches.read(MAX_LOGITS):
+                    yield requests, logits
+                    for i in requests:
+                        del unread[i]
+            except Unsupported:
+                pass  # A model that the engine cannot run reads each text whole.
+        yield from self._read_apart([*unread])
+
+    def _read_apart(self, requests: Sequence[int]) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
+        """What `_read` gives, where each text is read whole."""
+        readers = []
+        for k, model in enumerate(self.models):
+            texts = [[*self.prompts[i][k], *self.responses[i]] for i in requests]
+            readers.append(_Reader(model, texts, [len(self.prompts[i][k]) for i in requests]))
+        for now in batches(
+            *(Cost([*map(len, r.texts)], max_tokens(r.prefill.model.device)) for r in readers),
+            Cost([*map(sum, zip(*(r.numbers for r in readers), strict=True))], MAX_LOGITS),
+            Cost([1] * len(requests), self.max_batch or math.inf),
+        ):
+            yield [requests[i] for i in now], [reader.logits(now) for reader in readers]
 
 
 class _Reader:
-    """A model and the texts that it reads: its own prompts, each with the response after it."""
+    """A model and the texts that it reads: its own prompts, each with the response after it.
 
-    def __init__(self, model: TermModel, prompts: Prompts, responses: Sequence[Ids]) -> None:
+    Args:
+        firsts: where the response begins in each text.
+    """
+
+    def __init__(self, model: TermModel, texts: list[list[int]], firsts: list[int]) -> None:
         self.prefill = Prefill(model)
-        before = prompts.unpadded()
-        self.firsts = [len(p) for p in before]
-        self.texts = [[*p, *r] for p, r in zip(before, responses, strict=True)]
+        self.texts, self.firsts = texts, firsts
         self.numbers = [
             self.prefill.numbers(len(text), len(text) - first)
-            for text, first in zip(self.texts, self.firsts, strict=True)
+            for text, first in zip(texts, firsts, strict=True)
         ]
 
-    def logits(self, requests: Sequence[int]) -> Tensor:
-        """``[requests, tokens, V]`` before each token of the responses, padded on the left."""
-        texts = [self.texts[i] for i in requests]
-        return self.prefill.batch_logits(texts, [self.firsts[i] for i in requests])
-
-
-def _batches(readers: Sequence[_Reader]) -> Iterator[list[int]]:
-    """Which requests are read together: all models' logits of them are held at once."""
-    return batches(
-        *(Cost([*map(len, r.texts)], max_tokens(r.prefill.model.device)) for r in readers),
-        Cost([*map(sum, zip(*(r.numbers for r in readers), strict=True))], MAX_LOGITS),
-    )
+    def logits(self, texts: Sequence[int]) -> Tensor:
+        """``[texts, tokens, V]`` before each token of the responses, padded on the left."""
+        return self.prefill.batch_logits(
+            [self.texts[i] for i in texts], [self.firsts[i] for i in texts]
+        )
 
 
 class _Mixing:
@@ -139,10 +215,8 @@ class _Mixing:
 
     def figures(
         self, requests: Sequence[int], logits: Sequence[Tensor], responses: Sequence[Ids]
-    ) -> Iterator[tuple[Tensor, ...]]:
-        """What is asked of each request's n tokens: their log-probs ``[n]``, those under each term
-        ``[n, K]`` and the divergences ``[n]`` from the reference; ``[n, 0]`` if it is not wanted.
-        """
+    ) -> Iterator[Figures]:
+        """The figures of each request's response."""
         tokens = left_pad(responses).ids.to(self.device)
         shape, flat = tokens.shape, [z.flatten(0, 1) for z in logits]
         request_of = torch.tensor(requests, device=self.device).repeat_interleave(shape[1])
@@ -154,7 +228,7 @@ class _Mixing:
             parts.append(self._of_tokens(request_of[some], here, tokens.flatten()[some]))
         whole = [torch.cat(x).unflatten(0, shape) for x in zip(*parts, strict=True)]
         for i, response in enumerate(responses):
-            yield tuple(x[i, shape[1] - len(response) :] for x in whole)
+            yield Figures(*(x[i, shape[1] - len(response) :] for x in whole))
 
     def _of_tokens(
         self, requests: Tensor, logits: Sequence[Tensor], tokens: Tensor
@@ -166,13 +240,22 @@ class _Mixing:
         )
         mixer.references = list(zip(references, self.places, strict=True))
         at = tokens[:, None]
-        log_p = mixer.log_probs(logits).gather(1, at)
+        all_log_p = mixer.log_probs(logits)
+        log_p = all_log_p.gather(1, at)
         terms, kl = log_p[:, :0], log_p[:, :0]
         if self.terms:
             terms = torch.cat([p.gather(1, at) for p in mixer.term_log_probs(logits)], dim=1)
         if references:
             (kl,) = mixer.divergences(logits).unbind(1)
-        return log_p[:, 0], terms, kl
+        return log_p[:, 0], _ranks(all_log_p, at), terms, kl
+
+
+def _ranks(log_p: Tensor, tokens: Tensor) -> Tensor:
+    """How many tokens come before each of ``tokens [n, 1]`` in ``log_p [n, V]``; -1 at NaN."""
+    own = log_p.gather(1, tokens)
+    lower = torch.arange(log_p.shape[1], device=log_p.device) < tokens
+    before = (log_p > own) | ((log_p == own) & lower)
+    return before.sum(dim=1).masked_fill(own[:, 0].isnan(), -1)
 
 
 def _rows(weights: Weights, requests: Tensor) -> Weights:
