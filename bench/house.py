@@ -53,7 +53,7 @@ decoding.call decoding.results
 decoding.generation decoding.hook decoding.scoring
 decoding
 bulk
-training
+integrations training
 bench
 cli
 __main__

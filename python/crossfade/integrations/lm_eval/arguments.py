@@ -1,0 +1,64 @@
+"""The harness's ``--model_args``: a blend by paths and a formula, and settings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...checks import did_you_mean
+from ...loading import load_blend
+
+log = logging.getLogger("lm_eval.crossfade")
+
+LOADING = ("blend", "system", "dtype", "device")
+SETTINGS = (
+    *("batch_size", "max_batch_size", "max_length", "max_gen_toks", "add_bos_token"),
+    *("prefix_token_id", "chat_template_args", "think_end_token", "seed"),
+)
+
+
+def from_names(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `CrossfadeLM`, its blend loaded, of those that the harness has.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+    """
+    settings = {name: given[name] for name in SETTINGS if name in given}
+    paths = {n: x for n, x in given.items() if n not in (*SETTINGS, *LOADING)}
+    for name, path in paths.items():
+        if not isinstance(path, str):
+            raise TypeError(
+                f"model_args has {name}={path!r}; a name other than "
+                f"{', '.join((*LOADING, *SETTINGS))} is a model's, and must be its path"
+                + did_you_mean(name, (*LOADING, *SETTINGS))
+            )
+    if not paths:
+        raise ValueError(
+            "model_args has no model; they must have NAME=PATH, once for each model, and with "
+            'several models blend=FORMULA, such as base=PATH,tuned=PATH,blend="base + 0.8 * '
+            '(tuned - base)"'
+        )
+    system = given.get("system") or {}
+    if not isinstance(system, Mapping):
+        raise TypeError(f"system is {system!r:.80}; it must be a mapping of names to prompts")
+    blend, _ = load_blend(
+        [f"{name}={path}" for name, path in paths.items()],
+        given.get("blend"),
+        [f"{name}={text}" for name, text in system.items()],
+        device=_device(given.get("device")),
+        dtype=given.get("dtype", "auto"),
+    )
+    return {"blend": blend, **settings}
+
+
+def _device(given: str | None) -> str:
+    """Where models go. The harness says "cuda:0" where its user says nothing."""
+    if given is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if given.startswith("cuda") and not torch.cuda.is_available():
+        log.warning("There is no GPU for device %s: models go to the CPU.", given)
+        return "cpu"
+    return given
