@@ -92,6 +92,19 @@ def test_what_is_alike_is_read_once(monkeypatch: pytest.MonkeyPatch, forwards: l
     assert len(forwards) <= 2 + len(RESPONSES)
 
 
+def test_responses_that_differ_in_their_last_token_share_a_forward(forwards: list[int]) -> None:
+    """That token is not read. Choices of one token cost no more than the prompt."""
+    model = make("llama", 0)
+    responses = [[17], [18, 19], [20], [18, 21], [22]]
+    cf.score(model, [EXAMPLES] * 5, responses)
+    forwards.clear()
+    found = cf.score(model, [EXAMPLES] * 5, responses)
+    assert forwards == [len(EXAMPLES) - 1, 2, 1]
+    each = [cf.score(model, EXAMPLES, r).logprobs[0] for r in responses]
+    for row, own in zip(found.logprobs, each, strict=True):
+        torch.testing.assert_close(row[: len(own)], own)
+
+
 def test_it_is_done_only_where_it_saves_enough(forwards: list[int]) -> None:
     model = make("llama", 0)
     cf.score(model, [EXAMPLES, [5, *EXAMPLES[1:]]], [[17], [18]])

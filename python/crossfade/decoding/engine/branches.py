@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class Branches:
         before: tuple[Ids, ...] = ((),) * len(self.models)
         for prompt, requests in zip(self.prompts, self.requests, strict=True):
             alike = sum(common(a, b[:-1]) for a, b in zip(before, prompt, strict=True))
-            own = sum(len(self.responses[i]) for i in requests)
+            own = sum(len(ids) + 1 for ids in {tuple(self.responses[i][:-1]) for i in requests})
             yield sum(map(len, prompt)) - len(prompt) - alike + own * len(prompt)
             before = prompt
 
@@ -99,14 +100,24 @@ class Branches:
             runner.join(range(len(at)), [self.prompts[p] for p in at], [limit] * len(at))
             while runner.joining:
                 runner.read()
-            waiting = [
-                [(slot, p, i) for i in sorted(self.requests[p], key=self._length, reverse=True)]
-                for slot, p in enumerate(at)
-            ]
-            for reading in zip_longest(*waiting):  # one response for each prompt that has more
+            waiting = [self._branches(slot, p) for slot, p in enumerate(at)]
+            for reading in zip_longest(*waiting):  # one branch of each prompt that has more
                 found = [x for x in reading if x is not None]
                 for some in self._batches(found, most_logits):
-                    yield [i for _, _, i in some], self._logits(runner, some)
+                    requests = [i for branch in some for i in branch.requests]
+                    yield requests, self._logits(runner, some)
+
+    def _branches(self, slot: int, prompt: int) -> list[_Branch]:
+        """What is read after a prompt, the longest first.
+
+        The last token of a response is not read, so that those which differ in it alone share a
+        branch: so do all responses of one token.
+        """
+        found: dict[tuple[int, ...], list[int]] = {}
+        for i in self.requests[prompt]:
+            found.setdefault(tuple(self.responses[i][:-1]), []).append(i)
+        longest = sorted(found, key=len, reverse=True)
+        return [_Branch(slot, self.prompts[prompt], ids, found[ids]) for ids in longest]
 
     def _read_beginning(self, runner: EngineRunner) -> None:
         """Let all slots begin with what all prompts begin with, which the first slot reads."""
@@ -122,34 +133,50 @@ class Branches:
             runner.read()
         runner.fork([0] * runner.slots, [0] * runner.slots)
 
-    def _length(self, request: int) -> int:
-        return len(self.responses[request])
-
-    def _batches(
-        self, reading: Sequence[tuple[int, int, int]], most_logits: int
-    ) -> Iterator[list[tuple[int, int, int]]]:
-        lengths = [self._length(i) for _, _, i in reading]
+    def _batches(self, reading: Sequence[_Branch], most_logits: int) -> Iterator[list[_Branch]]:
+        lengths = [len(branch.ids) + 1 for branch in reading]
         columns = sum(m.vocabulary or 1 for m in self.models)
+        numbers = [
+            n * columns * len(branch.requests) for n, branch in zip(lengths, reading, strict=True)
+        ]
         for some in batches(
             Cost(lengths, max_tokens(self.models[0].device)),
-            Cost([n * columns for n in lengths], most_logits),
+            Cost(numbers, most_logits),
             Cost([1] * len(lengths), self.max_batch or math.inf),
         ):
             yield [reading[j] for j in some]
 
-    def _logits(self, runner: EngineRunner, some: Sequence[tuple[int, int, int]]) -> list[Tensor]:
-        """Each model's logits of some requests, given by slot, prompt and request."""
-        most = max(self._length(i) for _, _, i in some)
+    def _logits(self, runner: EngineRunner, some: Sequence[_Branch]) -> list[Tensor]:
+        """Each model's logits for all requests of these branches, in order."""
+        most = max(len(branch.ids) for branch in some) + 1
+        each_request = [j for j, branch in enumerate(some) for _ in branch.requests]
         found: dict[int, Tensor] = {}
         for group in runner.groups:
-            each = [(m, k, x) for m, k in enumerate(group.terms) for x in some]
-            rows = [m * runner.slots + slot for m, _, (slot, _, _) in each]
-            starts = [len(self.prompts[p][k]) - 1 for _, k, (_, p, _) in each]
-            ids = [[self.prompts[p][k][-1], *self.responses[i][:-1]] for _, k, (_, p, i) in each]
+            each = [(m, k, branch) for m, k in enumerate(group.terms) for branch in some]
+            rows = [m * runner.slots + branch.slot for m, _, branch in each]
+            starts = [len(branch.prompt[k]) - 1 for _, k, branch in each]
+            ids = [[branch.prompt[k][-1], *branch.ids] for _, k, branch in each]
             pieces: list[list[Tensor]] = [[] for _ in each]
             for j, z in over_caches(group, rows, starts, ids):
                 pieces[j].append(z)
             whole = [torch.cat(z) for z in pieces]
             padded = torch.stack([pad(z, (0, 0, most - len(z), 0)) for z in whole])
-            found |= zip(group.terms, padded.unflatten(0, (len(group.terms), -1)), strict=True)
+            of_terms = padded.unflatten(0, (len(group.terms), -1))
+            if len(each_request) > len(some):
+                of_terms = of_terms[:, each_request]
+            found |= zip(group.terms, of_terms, strict=True)
         return [found[k] for k in range(len(self.models))]
+
+
+class _Branch(NamedTuple):
+    """Tokens that are read after a prompt in a slot, for the responses that go on from them.
+
+    Attributes:
+        prompt: for each model.
+        ids: a response without its last token.
+    """
+
+    slot: int
+    prompt: tuple[Ids, ...]
+    ids: Ids
+    requests: list[int]
