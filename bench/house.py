@@ -27,7 +27,8 @@ TYPES_ALONE = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 # has no line of its own. It may import what stands in a line above its own, and nothing else but
 # itself: names of one line do not import each other.
 ORDER = """
-extras lazy progress reading identity checks
+checks elsewhere
+extras lazy progress reading identity
 ops
 metrics losses
 models
@@ -36,6 +37,7 @@ search
 presets
 loading
 decoding.forms decoding.memory decoding.streaming decoding.stats
+decoding.chats
 decoding.output decoding.inputs
 decoding.writing decoding.ends decoding.members
 decoding.job

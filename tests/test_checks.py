@@ -1,6 +1,14 @@
 """Checks that all parts of the package use."""
 
-from crossfade.checks import did_you_mean
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import crossfade as cf
+import numpy as np
+import pytest
+import torch
+from crossfade.checks import check_number, did_you_mean, explained
 
 
 def test_a_near_name_is_suggested() -> None:
@@ -15,3 +23,91 @@ def test_a_name_of_another_library_has_its_own_words() -> None:
     meant = {"max_tokens": "max_new_tokens is the limit here"}
     found = did_you_mean("max_tokens", ["max_time"], meant)
     assert found == "; max_new_tokens is the limit here"
+
+
+def test_capitals_do_not_matter() -> None:
+    assert did_you_mean("User", ["system", "user"]) == "; did you mean 'user'?"
+
+
+@explained({"colour": "here it is color"})
+def paint(color: str, size: int = 1, *, name: str | None = None) -> tuple[Any, ...]:
+    """Paints."""
+    return color, size, name
+
+
+@explained({"colour": "here it is color"})
+@dataclass(frozen=True)
+class Painted:
+    """Is painted."""
+
+    color: str
+    size: int = 1
+
+
+@explained({"colour": "here it is color"})
+def anything(color: str, **options: Any) -> dict[str, Any]:
+    return options
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (
+            lambda: paint("red", sise=2),
+            "paint got an unknown argument 'sise'; did you mean 'size'?",
+        ),
+        (
+            lambda: paint(colour="red"),
+            "paint got an unknown argument 'colour'; here it is color",
+        ),
+        (
+            lambda: paint("red", x=2),
+            "paint got an unknown argument 'x'; it has color, size, name",
+        ),
+        (
+            lambda: paint("red", 1, "me"),
+            "paint got 3 arguments by position; it takes 2, color and size; the others go by name: "
+            "name=",
+        ),
+        (
+            lambda: Painted("red", sise=2),
+            "Painted got an unknown argument 'sise'; did you mean 'size'?",
+        ),
+        (
+            lambda: Painted("red", 1, 2),
+            "Painted got 3 arguments by position; it takes 2, color and size",
+        ),
+        (
+            lambda: anything(colour="red"),
+            "anything got an unknown argument 'colour'; here it is color",
+        ),
+    ],
+)
+def test_wrong_arguments_are_explained(call: Any, says: str) -> None:
+    with pytest.raises(TypeError) as error:
+        call()
+    assert str(error.value) == says
+
+
+def test_explained_functions_are_what_they_were() -> None:
+    assert paint("red", 2, name="me") == ("red", 2, "me")
+    assert anything("red", colour=1) == {"colour": 1}
+    assert Painted("red", size=2) == Painted("red", 2)
+    assert [*signature(paint).parameters] == ["color", "size", "name"]
+    assert [*signature(Painted).parameters] == ["color", "size"]
+    assert (paint.__name__, paint.__doc__) == ("paint", "Paints.")
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'color'"):
+        paint()
+
+
+@pytest.mark.parametrize("x", [np.float32(0.5), np.array(0.5), torch.tensor(0.5), 0.5])
+def test_arrays_without_dimensions_are_numbers(x: Any) -> None:
+    assert check_number("x", x) == 0.5
+
+
+def test_attributes_of_the_package() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Modle'; did you mean 'Model'\\?"):
+        _ = cf.Modle  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="no attribute 'smolm2'; did you mean 'smollm2'\\?"):
+        _ = cf.models.smolm2  # type: ignore[attr-defined]
+    assert not hasattr(cf, "__wrapped__")

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import math
 import numbers
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def check_number(name: str, x: Any) -> float:
-    """`x` as a float. Raises an error that calls it `name` unless it is a finite number."""
+    """`x` as a float. Raises an error that calls it `name` unless it is a finite number.
+
+    An array or a tensor without dimensions is a number.
+    """
+    x = plain_number(x)
     if isinstance(x, bool) or not isinstance(x, numbers.Real):
         raise TypeError(f"{name} is {x!r:.80}; it must be a number")
     try:
@@ -22,6 +30,13 @@ def check_number(name: str, x: Any) -> float:
     return number
 
 
+def plain_number(x: Any) -> Any:
+    """What an array or a tensor without dimensions holds; anything else as it is."""
+    if getattr(x, "shape", None) == () and hasattr(x, "item") and not getattr(x, "is_meta", False):
+        return x.item()
+    return x
+
+
 def did_you_mean(name: Any, known: Iterable[str], meant: Mapping[str, str] | None = None) -> str:
     """The end of an error about an unknown name: what was probably meant, or nothing.
 
@@ -31,5 +46,52 @@ def did_you_mean(name: Any, known: Iterable[str], meant: Mapping[str, str] | Non
     """
     if meant is not None and name in meant:
         return f"; {meant[name]}"
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    lower = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(str(name).lower(), list(lower), n=1)
+    return f"; did you mean {lower[near[0]]!r}?" if near else ""
+
+
+def explained(meant: Mapping[str, str] | None = None) -> Callable[[F], F]:
+    """Let a function or a dataclass say more of wrong arguments than Python does.
+
+    An unknown one is answered by `did_you_mean`, and one too many by position with the names of
+    those that there are. The function itself is called with what it was given.
+
+    Args:
+        meant: as in `did_you_mean`.
+    """
+
+    def explain(f: F) -> F:
+        inner: Any = vars(f)["__init__"] if isinstance(f, type) else f
+        skipped = int(isinstance(f, type))
+        each = list(inspect.signature(inner).parameters.values())[skipped:]
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in each)
+        named = [p.name for p in each if p.kind is not p.VAR_KEYWORD]
+        places = [p.name for p in each if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        needed = [p.name for p in each if p.name in places and p.default is p.empty]
+        known, name = frozenset(named), f.__name__
+
+        @functools.wraps(inner)
+        def checked(*args: Any, **options: Any) -> Any:
+            count = len(args) - skipped
+            missing = any(n not in options for n in needed[count:])
+            for x in options:
+                # A function that takes any leaves those to others, while it has all that it needs.
+                if x not in known and (not takes_any or (missing and x in (meant or ()))):
+                    says = did_you_mean(x, named, meant) or f"; it has {', '.join(named)}"
+                    raise TypeError(f"{name} got an unknown argument {x!r}{says}")
+            if count > len(places):
+                others = [f"{n}=" for n in named if n not in places]
+                says = f"; the others go by name: {', '.join(others)}" if others else ""
+                raise TypeError(
+                    f"{name} got {count} arguments by position; it takes {len(places)}, "
+                    f"{' and '.join(places)}{says}"
+                )
+            return inner(*args, **options)
+
+        if not isinstance(f, type):
+            return checked  # type: ignore[return-value]
+        f.__init__ = checked  # type: ignore[misc]
+        return f
+
+    return explain

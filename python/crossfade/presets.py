@@ -16,7 +16,7 @@ from torch import nn
 
 from .blends.blend import Blend, Model, ValueHead, as_blend, as_term, power_mean
 from .blends.weights import Weight, check_sum, check_weight
-from .checks import check_number
+from .checks import check_number, did_you_mean, explained
 from .ops.types import Support
 from .search import ChunkBeamSearch, Recipe
 
@@ -37,6 +37,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
+@explained()
 def eft(base: Any, tuned: Any, ref: Any, beta: Weight = 1.0) -> Blend:
     """Emulated fine-tuning: ``base + beta * (tuned - ref)``.
 
@@ -50,6 +51,7 @@ def eft(base: Any, tuned: Any, ref: Any, beta: Weight = 1.0) -> Blend:
     return _blend(base, "base") + beta * (_blend(tuned, "tuned") - _blend(ref, "ref"))
 
 
+@explained()
 def proxy_tuning(base: Any, expert: Any, antiexpert: Any, alpha: Weight = 1.0) -> Blend:
     """Proxy-tuning and DExperts: ``base + alpha * (expert - antiexpert)``. Three forwards.
 
@@ -64,6 +66,7 @@ def proxy_tuning(base: Any, expert: Any, antiexpert: Any, alpha: Weight = 1.0) -
     )
 
 
+@explained()
 def dera(ref: Any, aligned: Any, lam: Weight) -> Blend:
     """Decoding-time realignment: ``(1 - lam) * ref + lam * aligned``. Two forwards.
 
@@ -77,6 +80,7 @@ def dera(ref: Any, aligned: Any, lam: Weight) -> Blend:
     return (1.0 - lam) * _blend(ref, "ref") + lam * _blend(aligned, "aligned")
 
 
+@explained()
 def mod(
     models: Sequence[Any], weights: Sequence[Weight], divergence: str | float = "reverse_kl"
 ) -> Blend:
@@ -98,6 +102,7 @@ def mod(
         if divergence not in known:
             raise ValueError(
                 f"divergence is {divergence!r}; it must be 'reverse_kl', 'forward_kl' or a number"
+                f"{did_you_mean(divergence, known)}"
             )
         alpha = known[divergence]
     else:
@@ -107,6 +112,7 @@ def mod(
     return blend
 
 
+@explained()
 def genarm(base: Any, arms: Sequence[Any], weights: Sequence[Weight]) -> Blend:
     """GenARM: ``base + sum_i weights[i] * arms[i]``; the arms are autoregressive reward models.
 
@@ -125,6 +131,7 @@ def genarm(base: Any, arms: Sequence[Any], weights: Sequence[Weight]) -> Blend:
     return blend
 
 
+@explained()
 def contrastive(expert: Any, amateur: Any, beta: Weight = 0.5, alpha: float = 0.1) -> Blend:
     """Contrastive decoding: ``(1 + beta) * expert - beta * amateur`` on the expert's likely tokens.
 
@@ -140,6 +147,7 @@ def contrastive(expert: Any, amateur: Any, beta: Weight = 0.5, alpha: float = 0.
     return blend.within(Support(term=0, min_p=check_number("alpha", alpha)))
 
 
+@explained()
 def cfg(
     model: Any,
     scale: Weight,
@@ -185,6 +193,7 @@ def cfg(
     return scale * cond + (1.0 - scale) * uncond
 
 
+@explained()
 def args(base: Any, value: Any, weight: Weight = 1.0, top_k: int = 10) -> Blend:
     """ARGS: ``base + weight * value`` on the base's `top_k` most likely tokens.
 
@@ -199,6 +208,7 @@ def args(base: Any, value: Any, weight: Weight = 1.0, top_k: int = 10) -> Blend:
     return blend + check_weight("weight", weight) * as_term("value", head, ValueHead)
 
 
+@explained()
 def ivg(
     base: Any,
     tuned: Any,

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from . import elsewhere
 from .blends.blend import Blend, as_blend
 from .blends.values import ValueSum, as_value
+from .checks import explained
 from .ops import check
 
 MOST_ROWS = 1024  # of one prompt: the selection kernels take no more
 
 
+@explained(elsewhere.SEARCH)
 @dataclass(frozen=True)
 class ChunkBeamSearch:
     """Chunk-level beam search: sample in chunks, keep the best rows by a value, fork them.
@@ -83,6 +86,7 @@ class ChunkBeamSearch:
         return self.width * self.samples
 
 
+@explained(elsewhere.SEARCH)
 def BestOfN(n: int, value: Any) -> ChunkBeamSearch:
     """Best of n: of n whole samples, the one that the value scores highest.
 
@@ -100,6 +104,7 @@ def sentence_end(text: str) -> bool:
     return text.rstrip(" \"')]\u2019\u201d").endswith((".", "!", "?", "\u2026", "\n"))
 
 
+@explained()
 @dataclass(frozen=True)
 class Recipe:
     """A blend and the search over it: what `generate` takes in place of a blend.

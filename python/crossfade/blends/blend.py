@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_number
+from .. import elsewhere
+from ..checks import check_number, explained
 from ..models.adapters import check_adapter
 from ..models.hf import check_language_model
 from ..ops.check import MAX_TERMS
@@ -24,6 +25,7 @@ from .weights import Weight, check_mean, is_zero, merge_weights, weight_rows
 T = TypeVar("T")
 
 
+@explained(elsewhere.TERM)
 @dataclass(frozen=True)
 class Model(Algebra):
     """A causal language model as a term: its next-token log-probs, given its own prompt.
@@ -87,6 +89,7 @@ class Model(Algebra):
         return Blend((self,), (1.0,))
 
 
+@explained(elsewhere.TERM)
 @dataclass(frozen=True)
 class ValueHead(Algebra):
     """A model with a Q-head: its ``model(...).logits`` are values of every next token.
@@ -322,6 +325,7 @@ def as_blend(x: Any, name: str = "blend") -> Blend:
     return blend
 
 
+@explained()
 def power_mean(models: Sequence[Any], weights: Sequence[Any], r: float) -> Blend:
     """The power mean of next-token distributions: ``pi ~ (sum_k w_k p_k^r)^(1/r)``.
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_number
+from .. import elsewhere
+from ..checks import check_number, explained
 from ..models.hf import check_language_model
 from ..ops import check
 from ..ops.check import WEIGHT_SUM_TOLERANCE
@@ -46,6 +47,7 @@ class Values(Sums["ValueSum"]):
         return ValueSum(x.values, tuple(scaled(w, factor, x, divide=divide) for w in x.weights))
 
 
+@explained(elsewhere.VALUE)
 @dataclass(frozen=True)
 class LogRatio(Values):
     """The implicit value: ``beta * sum_t [log p_tuned(y_t) - log p_ref(y_t)]`` of a response.
@@ -91,6 +93,7 @@ class LogRatio(Values):
         return f"LogRatio({', '.join([str(self.tuned), str(self.ref), *settings])})"
 
 
+@explained(elsewhere.VALUE)
 @dataclass(frozen=True)
 class RewardModel(Values):
     """A sequence-classification model that reads the prompt and the response so far as text.
@@ -142,6 +145,7 @@ class RewardModel(Values):
         return term_text(self)
 
 
+@explained(elsewhere.VALUE)
 @dataclass(frozen=True)
 class Reward(Values):
     """Any Python function of texts: ``fn(prompts, responses) -> scores``.

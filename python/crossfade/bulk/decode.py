@@ -165,7 +165,7 @@ def _jobs(
     items: list[Request] = []
 
     def job() -> Job:
-        requests = Requests(list(items), numbers=list(numbers), total=total)
+        requests = Requests(list(items), None, list(numbers), total, generation.chat)
         return generation.job(requests, [seed_of(seed, i) for i in numbers], alone=True)
 
     for i, prompt in enumerate(prompts):

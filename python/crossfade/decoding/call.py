@@ -13,6 +13,7 @@ from ..blends.blend import Blend, Model, as_blend
 from ..blends.vocabulary import check_vocabularies
 from ..search import ChunkBeamSearch, Recipe, check_search
 from . import settings
+from .chats import check_read
 from .each import Each
 from .inputs import Prompts, Requests, term_prompts
 from .job import Criteria, Job, weights_of
@@ -71,6 +72,11 @@ class Call:
             )
             model.check(prompts)
             found.append(prompts)
+        if requests.chat:
+            tokenizers = [m.tokenizer or self.tokenizer for m in self.members.all]
+            items = [p.items for p in found]
+            read = list(zip(self.members.names, tokenizers, items, strict=True))
+            check_read(requests.chat, read, list(map(requests.number, range(len(requests)))))
         return found
 
     def writing(self, prompts: Sequence[Prompts]) -> Writing | None:

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import did_you_mean
+from ..elsewhere import INPUTS, MESSAGE
+
+MEANT = {**INPUTS, **MESSAGE}  # what is said to keys of messages that are others'
 Ids = Sequence[int]
 Request = str | list[Any]  # a text, a chat (a list of messages) or a list of token ids
 
@@ -28,9 +32,11 @@ def request(name: str, item: Any) -> Request:
         return ids
     empty = isinstance(item, (Sequence, Tensor)) and not _length(item)
     what = "empty" if empty else repr(item)[:80]
+    nested = isinstance(item, (list, tuple)) and all(isinstance(x, str) for x in item)
+    says = "; texts stand in one list, ['...', '...']" if nested and not empty else ""
     raise TypeError(
         f"{name} is {what}; it must be a text, a chat (a list of messages with 'role' and "
-        "'content') or a list of token ids"
+        f"'content') or a list of token ids{says}"
     )
 
 
@@ -85,11 +91,8 @@ def is_numbers(x: Any) -> bool:
 
 
 def is_chat(x: Any) -> bool:
-    return (
-        isinstance(x, (list, tuple))
-        and bool(x)
-        and all(isinstance(m, Mapping) and "role" in m and "content" in m for m in x)
-    )
+    """Whether this is a list of messages, whatever keys they have: `request` checks these."""
+    return isinstance(x, (list, tuple)) and bool(x) and all(isinstance(m, Mapping) for m in x)
 
 
 def is_ids(x: Any) -> bool:
@@ -116,10 +119,24 @@ def _length(x: Any) -> int:
 def _chat(name: str, chat: Sequence[Mapping[str, Any]]) -> list[Any]:
     """A chat whose messages have a role, and a text or the parts of one."""
     for i, message in enumerate(chat):
-        where, role, content = f"{name}, message {i},", message["role"], message["content"]
+        where = f"{name}, message {i},"
+        calls = message.get("tool_calls")
+        for key in ("role", "content"):
+            if key not in message and (key == "role" or not calls):
+                others = [k for k in message if k not in ("role", "content", "tool_calls")]
+                says = next((s for k in others if (s := did_you_mean(k, [key], MEANT))), "")
+                raise TypeError(f"{where} has the keys {[*message]}; it must have {key!r}{says}")
+        role, content = message["role"], message.get("content")
         if not isinstance(role, str):
             raise TypeError(f"{where} has the role {role!r:.80}; it must be a text")
-        if content is None and len(message) > 2:
+        if calls is not None and not (
+            isinstance(calls, (list, tuple)) and all(isinstance(c, Mapping) for c in calls)
+        ):
+            raise TypeError(
+                f"{where} has the tool_calls {calls!r:.80}; it must be a list of "
+                "{'type': 'function', 'function': {'name': ..., 'arguments': {...}}}"
+            )
+        if content is None and len(message.keys() - {"role", "content"}) > 0:
             continue  # a message that calls tools has no content; the chat template reads the calls
         if isinstance(content, (list, tuple)):
             readable = all(_is_text(where, part) for part in content)

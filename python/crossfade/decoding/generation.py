@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from .. import elsewhere
+from ..checks import explained
 from ..models.hf import is_multimodal, underlying
 from ..ops import check
 from ..search import ChunkBeamSearch
 from . import settings
 from .call import Call, Seed, blend_and_search, seeds_and_streams
+from .chats import template_arguments
 from .driver import Driver
 from .each import stop_criterion, take_each
 from .ends import check_ids
@@ -28,6 +33,7 @@ from .results import output_of
 from .streaming import Stream
 
 
+@explained(elsewhere.GENERATE)
 def generate(
     blend: Any,
     inputs: Any,
@@ -49,6 +55,8 @@ def generate(
     cache: PrefixCache | None = None,
     return_cache: bool = False,
     search: ChunkBeamSearch | None = None,
+    tools: Sequence[Any] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     **arguments: Any,
 ) -> Output | Tensor:
     """Decode a blend, with the arguments of Hugging Face's ``model.generate``.
@@ -96,6 +104,10 @@ def generate(
         search: how rows are chosen by a value; see `ChunkBeamSearch` and `BestOfN`. It samples,
             ``width * samples`` rows a request, all of them counted by `max_batch`, and gives the
             `num_return_sequences` best.
+        tools: what a chat may call: functions with docstrings and type hints, or JSON schemas, as
+            ``apply_chat_template`` takes them. Every term's chat template gets them.
+        chat_template_kwargs: what else chat templates are given, such as
+            ``{"enable_thinking": False}``. What no template reads is refused.
         **arguments: the fields of ``GenerationConfig``. `temperature`, `top_k`, `top_p`, `min_p`,
             `max_new_tokens` and `stop_strings` may be lists with an entry for each request; stop
             strings then are lists of texts, or None. A row of temperature 0 is greedy.
@@ -119,6 +131,8 @@ def generate(
         kl_to=kl_to,
         return_kl_to_base=return_kl_to_base,
         search=search,
+        tools=tools,
+        chat_template_kwargs=chat_template_kwargs,
         arguments=arguments,
     )
     settings.check_int("max_batch", max_batch, 1)
@@ -159,6 +173,9 @@ def generate(
     return output if generation.as_dict else output.sequences
 
 
+ARGUMENTS = inspect.signature(generate).parameters.keys() - {"blend", "inputs", "arguments"}
+
+
 class Generation:
     """The arguments of `generate`, checked once, for any number of jobs.
 
@@ -167,6 +184,7 @@ class Generation:
         base: the first term's model; its Hugging Face methods turn the arguments into `config`.
         config: Hugging Face's generation config of the call.
         each: what requests have of their own.
+        chat: what chat templates are given besides a chat.
         as_dict: whether an `Output` is wanted, or its sequences alone.
     """
 
@@ -184,6 +202,8 @@ class Generation:
         kl_to: Any = None,
         return_kl_to_base: bool = False,
         search: ChunkBeamSearch | None = None,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         arguments: dict[str, Any],
     ) -> None:
         """The arguments are those of `generate`; `arguments` has all those without a name there."""
@@ -202,6 +222,7 @@ class Generation:
                 "Face's"
             )
         self.call = Call(mixed, tokenizer, references_of(mixed, kl_to, return_kl_to_base))
+        self.chat = template_arguments(tools, chat_template_kwargs)
         self.term_logprobs = return_term_logprobs
         self.streamer = streamer
         self.logits_processor = list(logits_processor or ())
@@ -222,7 +243,9 @@ class Generation:
                 "it must be a Hugging Face model with generate, other modules can be later terms"
             )
         self.each = take_each(arguments)
-        config = settings.resolve(self.base, generation_config, arguments, self.each.table)
+        config = settings.resolve(
+            self.base, generation_config, arguments, self.each.table, ARGUMENTS
+        )
         asked_ends = getattr(generation_config, "eos_token_id", None)
         check_ids(
             config,
@@ -247,7 +270,8 @@ class Generation:
         config = self.config
         eos = [] if config._eos_token_tensor is None else config._eos_token_tensor.tolist()
         pad = None if config._pad_token_tensor is None else self._pad
-        return read_requests(inputs, attention_mask, pad, eos, is_multimodal(self.base))
+        found = read_requests(inputs, attention_mask, pad, eos, is_multimodal(self.base))
+        return replace(found, chat=self.chat)
 
     @property
     def _pad(self) -> int:

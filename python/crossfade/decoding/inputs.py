@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checks import did_you_mean
+from ..elsewhere import INPUTS
 from ..reading import check_unicode
+from .chats import plain_text, render
 from .forms import Request, is_chat, is_ids, is_numbers, request, tensor, token_ids
 
 
@@ -19,11 +22,13 @@ class Prompts:
 
     Attributes:
         items: the texts and chats that the ids were made of; None where they came as ids.
+        chat: what chat templates are given besides a chat.
     """
 
     ids: Tensor
     mask: Tensor
     items: Sequence[Request] | None = None
+    chat: Mapping[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Prompts:
         return Prompts(self.ids.to(device), self.mask.to(device))
@@ -41,12 +46,14 @@ class Requests:
         padded: the tensors that they came in, if they did.
         numbers: the place of each in the caller's list. None: they are the whole list.
         total: how long the caller's list is; None if that is not known.
+        chat: what chat templates are given besides a chat.
     """
 
     items: list[Request]
     padded: Prompts | None = None
     numbers: Sequence[int] | None = None
     total: int | None = None
+    chat: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -124,13 +131,18 @@ def read_requests(
     """
     if isinstance(inputs, Mapping):
         if "input_ids" not in inputs:
-            raise ValueError(f"inputs has the keys {sorted(inputs)}; it must have 'input_ids'")
+            keys = [key for key in inputs if key != "attention_mask"]
+            says = did_you_mean(keys[0], ["input_ids"], INPUTS) if keys else ""
+            raise ValueError(
+                f"inputs has the keys {sorted(inputs)}; it must have 'input_ids'{says}"
+            )
         for key, value in inputs.items():
             known = key in ("input_ids", "attention_mask")
             if not known and not asks_nothing(key, value, multimodal):
+                says = did_you_mean(key, ["input_ids", "attention_mask"])
                 raise NotImplementedError(
                     f"inputs has {key!r}, which is not supported; only 'input_ids' and "
-                    "'attention_mask' are"
+                    f"'attention_mask' are{says}"
                 )
         if attention_mask is not None and inputs.get("attention_mask") is not None:
             raise ValueError("attention_mask is given twice: in inputs and as an argument")
@@ -185,19 +197,30 @@ def term_prompts(
     rows = []
     for i, item in enumerate(items):
         try:
-            rows.append(encode(item, tokenizer, term))
+            rows.append(encode(item, tokenizer, term, requests.chat))
         except ValueError as error:
             raise ValueError(f"request {requests.number(i)}: {error}") from error
         if not rows[-1]:
             where = f"the prompt of request {requests.number(i)}"
             raise ValueError(f"{where} has no tokens for {term}")
-    return replace(left_pad(rows, pad), items=items)
+    return replace(left_pad(rows, pad), items=items, chat=requests.chat)
 
 
-def encode(item: Request, tokenizer: Any, term: str, *, whole: bool = False) -> list[int]:
+def encode(
+    item: Request,
+    tokenizer: Any,
+    term: str,
+    chat: Mapping[str, Any] | None = None,
+    *,
+    whole: bool = False,
+) -> list[int]:
     """Token ids of a request; a chat goes through the chat template, as `render` says.
 
     A text that already begins with a BOS gets no second one from its tokenizer.
+
+    Args:
+        term: what errors call its reader.
+        chat: what the chat template is given besides.
     """
     if is_ids(item):
         return list(item)
@@ -210,7 +233,7 @@ def encode(item: Request, tokenizer: Any, term: str, *, whole: bool = False) -> 
     check_unicode(item, term)
     if not isinstance(item, str):
         try:
-            text = render(item, tokenizer, whole=whole)
+            text = render(item, tokenizer, chat, whole=whole)
         except Exception as error:  # A template is a program, which may raise whatever it likes.
             raise ValueError(
                 f"the chat template of {term} cannot take the chat {item!r:.200}: {error}"
@@ -220,39 +243,6 @@ def encode(item: Request, tokenizer: Any, term: str, *, whole: bool = False) -> 
     ids = list(tokenizer(item)["input_ids"])
     bos = getattr(tokenizer, "bos_token_id", None)
     return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
-
-
-def render(chat: list[Any], tokenizer: Any, *, whole: bool = False) -> str:
-    """A chat as a text, made by the tokenizer's chat template.
-
-    A chat whose last message is the assistant's stays open, so that decoding goes on with that
-    message, as in pipelines of transformers; with `whole` it is closed. Any other chat is followed
-    by the start of an answer.
-    """
-    answering = chat[-1]["role"] != "assistant"
-
-    def text_of(chat: list[Any]) -> str:
-        return tokenizer.apply_chat_template(
-            chat,
-            tokenize=False,
-            add_generation_prompt=answering,
-            continue_final_message=not answering and not whole,
-        )
-
-    text = text_of(chat)
-    # A template that does not know contents in parts prints their list as Python would. Such
-    # contents are given to it again, as one text each.
-    printed = [isinstance(m["content"], list) and str(m["content"]) in text for m in chat]
-    if any(printed):
-        return text_of([{**m, "content": plain_text(m["content"])} for m in chat])
-    return text
-
-
-def plain_text(content: Any) -> Any:
-    """The content of a message as one text, if it is a list of parts; else as it is."""
-    if isinstance(content, (list, tuple)):
-        return "".join(part if isinstance(part, str) else part["text"] for part in content)
-    return content
 
 
 def _padded(ids: Tensor, mask: Any, pad: int | None, eos: Sequence[int]) -> Requests:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .. import elsewhere
 from ..blends.blend import Blend, as_blend
+from ..checks import explained
 from ..models.hf import is_multimodal
 from ..ops import check
 from ..reading import check_unicode
 from .call import Call
+from .chats import template_arguments
 from .engine.batching import Cost, batches, max_tokens
 from .engine.branches import Branches
 from .engine.modules import Unsupported
@@ -36,6 +40,7 @@ WORTH_SHARING = 0.25
 MAX_MIXED = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
+@explained(elsewhere.SCORE)
 def score(
     blend: Any,
     prompts: Any,
@@ -46,6 +51,8 @@ def score(
     max_batch: int | None = None,
     return_term_logprobs: bool = False,
     kl_to: Any = None,
+    tools: Sequence[Any] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Scores:
     """Teacher-forced log-probs of `responses` after `prompts` under a blend at temperature 1.
 
@@ -67,7 +74,8 @@ def score(
             would span the two, the prompt stays as it is, and the response is encoded as if after a
             character that it shares no token with. In a chat it is the content of an answer.
         max_batch: how many requests share a forward, at most; None: as many as memory is meant for.
-        tokenizer, attention_mask, return_term_logprobs, kl_to: as in `crossfade.generate`.
+        tokenizer, attention_mask, return_term_logprobs, kl_to, tools, chat_template_kwargs: as in
+            `crossfade.generate`.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -81,6 +89,8 @@ def score(
         max_batch=max_batch,
         return_term_logprobs=return_term_logprobs,
         kl_to=kl_to,
+        tools=tools,
+        chat_template_kwargs=chat_template_kwargs,
     )
     found = dict(scoring.each())
     each = zip(*(found[i] for i in range(len(found))), strict=True)
@@ -120,6 +130,8 @@ class Scoring:
         max_batch: int | None = None,
         return_term_logprobs: bool = False,
         kl_to: Any = None,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         blend = as_blend(blend)
         check.flag("return_term_logprobs", return_term_logprobs)
@@ -129,7 +141,8 @@ class Scoring:
         requests = read_requests(
             prompts, attention_mask, multimodal=is_multimodal(blend.terms[0].model)
         )
-        read = call.prompts(requests)
+        chat = template_arguments(tools, chat_template_kwargs)
+        read = call.prompts(replace(requests, chat=chat))
         writing = call.writing(read)
         self.responses = _responses(responses, writing, len(requests), call.vocabulary)
         for model, prompt in zip(self.models, read, strict=True):

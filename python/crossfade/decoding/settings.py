@@ -16,6 +16,8 @@ from transformers.generation.stopping_criteria import (
     MaxTimeCriteria,
 )
 
+from ..checks import did_you_mean
+from ..elsewhere import GENERATE
 from ..ops import check
 from ..reading import check_unicode
 from ..search import ChunkBeamSearch
@@ -83,11 +85,11 @@ NEUTRAL = {
 }
 # What to do instead of setting a field that is not supported.
 INSTEAD = {
-    "guidance_scale": "presets.cfg is classifier-free guidance",
+    "guidance_scale": GENERATE["guidance_scale"],
     "output_scores": "logprobs are always returned, return_term_logprobs=True adds each term's",
     "output_logits": "logprobs are always returned, return_term_logprobs=True adds each term's",
     "remove_invalid_values": "a row without a finite score is reported and ended",
-    "num_beams": "there is no beam search; leave it out, or search=ChunkBeamSearch(...) by a value",
+    "num_beams": GENERATE["num_beams"],
     "use_cache": "each term has a cache of its own; leave it out, Engine(simple=True) is the plain "
     "path of Hugging Face",
     "cache_implementation": "each term has a cache of its own; leave it out",
@@ -121,6 +123,7 @@ def resolve(
     generation_config: GenerationConfig | None,
     arguments: dict[str, Any],
     lists: Collection[str] = (),
+    others: Collection[str] = (),
 ) -> GenerationConfig:
     """The config of a call. `arguments` come before `generation_config`, and that before the
     model's own config and Hugging Face's defaults.
@@ -129,6 +132,7 @@ def resolve(
 
     Args:
         lists: the settings of which each request has its own value. They are off in the config.
+        others: the arguments that the caller has besides, for errors about unknown ones.
 
     Raises:
         TypeError: an argument is unknown or of the wrong type.
@@ -141,9 +145,11 @@ def resolve(
             del arguments[name]
             continue
         if name in UNSUPPORTED_ARGUMENTS:
-            raise NotImplementedError(f"{name} is not supported by crossfade.generate")
+            says = f"; {GENERATE[name]}" if name in GENERATE else ""
+            raise NotImplementedError(f"{name} is not supported by crossfade.generate{says}")
         if name not in fields or name.startswith("_"):
-            raise TypeError(f"crossfade.generate got an unknown argument {name!r}")
+            says = did_you_mean(name, [*SUPPORTED, *others], GENERATE)
+            raise TypeError(f"crossfade.generate got an unknown argument {name!r}{says}")
     if generation_config is not None and not isinstance(generation_config, GenerationConfig):
         raise TypeError(
             f"generation_config is a {type(generation_config).__name__}; it must be a "

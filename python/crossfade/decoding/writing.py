@@ -8,11 +8,12 @@ decodes a response alone: it is always read after its prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .chats import render
 from .forms import Ids, Request, is_ids
-from .inputs import Prompts, render
+from .inputs import Prompts
 
 # A response is decoded after the last tokens of its prompt, so many of them, and encoded after the
 # last characters of its prompt.
@@ -93,18 +94,18 @@ def as_text(ids: Sequence[Any], tokenizer: Any) -> str:
     return tokenizer.decode(ids[1:] if added else ids)
 
 
-def answer_lead(tokenizer: Any, chat: list[Any], prompt: str) -> str:
+def answer_lead(tokenizer: Any, chat: list[Any], prompt: str, arguments: Mapping[str, Any]) -> str:
     """The white space that a chat template puts between the start of an answer and its content.
 
-    `prompt` is the text that the template makes of the chat. White space after it belongs to the
-    template, as in ``[/INST] Hello``, where the content of the answer is ``Hello``.
+    `prompt` is the text that the template makes of the chat and its other `arguments`. White space
+    after it belongs to the template, as in ``[/INST] Hello``, where the answer is ``Hello``.
     """
     if chat[-1]["role"] == "assistant":
         return ""
     content = "crossfade"
     try:
         whole = tokenizer.apply_chat_template(
-            [*chat, {"role": "assistant", "content": content}], tokenize=False
+            [*chat, {"role": "assistant", "content": content}], tokenize=False, **arguments
         )
     except Exception:  # A template may raise anything at an answer that it does not expect.
         return ""
@@ -126,6 +127,7 @@ class Writing:
     def __init__(self, tokenizer: Any, prompts: Prompts) -> None:
         self.tokenizer, self.prompts = tokenizer, prompts.unpadded()
         self.items: Sequence[Request] = prompts.items or self.prompts
+        self.chat = prompts.chat
         self._openings: dict[int, Opening] = {}
 
     def texts(
@@ -157,8 +159,12 @@ class Writing:
             if is_ids(item):
                 opening = Opening(as_text(item, self.tokenizer), "", "")
             else:
-                text = item if isinstance(item, str) else render(item, self.tokenizer)
-                lead = "" if isinstance(item, str) else answer_lead(self.tokenizer, item, text)
+                text = item if isinstance(item, str) else render(item, self.tokenizer, self.chat)
+                lead = (
+                    ""
+                    if isinstance(item, str)
+                    else answer_lead(self.tokenizer, item, text, self.chat)
+                )
                 end = text[len(text.rstrip()) :]
                 kept = self.tokenizer.decode(ids[-TOKENS:], skip_special_tokens=True) if end else ""
                 opening = Opening(text, lead, lead if kept[-1:].isspace() else end + lead)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..checks import did_you_mean
 from .hf import underlying
 
 # PEFT's types of adapters that change the output of a layer at a token by what the layer reads at
@@ -81,7 +82,7 @@ def check_adapter(model: Any, adapter: Any, term: str | None = None) -> None:
         if adapter not in configs:
             raise ValueError(
                 f"{whose} is {adapter!r}, which the {type(model).__name__} does not have; it must "
-                f"be {_choices(configs)}"
+                f"be {_choices(configs)}{did_you_mean(adapter, configs)}"
             )
         if not any(has_adapter(x, adapter) for x in adapter_layers(model)):
             raise ValueError(

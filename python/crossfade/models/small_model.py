@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ..checks import did_you_mean
 from ..extras import require
 from . import saved
 
@@ -103,7 +104,9 @@ def guide(name: str) -> Path:
         ValueError: there is no guide of that name.
     """
     if name not in GUIDES:
-        raise ValueError(f"name is {name!r}; it must be one of {', '.join(GUIDES)}")
+        raise ValueError(
+            f"name is {name!r}; it must be one of {', '.join(GUIDES)}{did_you_mean(name, GUIDES)}"
+        )
     return Path(__file__).parents[1] / "guides" / name
 
 

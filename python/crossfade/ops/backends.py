@@ -10,6 +10,8 @@ from types import ModuleType
 
 import torch
 
+from ..checks import did_you_mean
+
 NAMES = ("native", "triton", "reference")  # the fastest first
 
 
@@ -50,7 +52,10 @@ def select(name: str | None, device: torch.device) -> ModuleType:
     if name is None:
         return _fastest(device)
     if name not in NAMES:
-        raise ValueError(f"backend is {name!r}; it must be None or one of {sorted(NAMES)}")
+        raise ValueError(
+            f"backend is {name!r}; it must be None or one of {sorted(NAMES)}"
+            f"{did_you_mean(name, NAMES)}"
+        )
     reason = why_not(name, device)
     if reason is not None:
         raise ValueError(f"backend is {name!r}, which cannot run on {device}: {reason}")

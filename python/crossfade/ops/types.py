@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import elsewhere
+from ..checks import explained
 from . import check
 
 
+@explained(elsewhere.SUPPORT)
 @dataclass(frozen=True)
 class Support:
     """The tokens that one term of a blend allows, cut from its own distribution at temperature 1.

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from ... import elsewhere
+from ...checks import explained
 
+
+@explained(elsewhere.ENGINE)
 @dataclass(frozen=True)
 class Engine:
     """What the engine may do to be fast. The tokens are the same with every option on and off.

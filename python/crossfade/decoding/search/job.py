@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,9 @@ from ...blends.blend import Blend, Model, ValueHead
 from ...blends.values import LogRatio, Reward, RewardModel
 from ...blends.vocabulary import check_vocabularies, vocabulary
 from ...search import ChunkBeamSearch
+from ..chats import plain_text
 from ..forms import Ids, Request, is_ids
-from ..inputs import Prompts, Requests, encode, left_pad, plain_text, term_prompts
+from ..inputs import Prompts, Requests, encode, left_pad, term_prompts
 from ..job import Row
 from ..simple.term_model import TermModel
 from ..writing import Writing, as_text
@@ -115,7 +116,7 @@ class SearchJob:
         if own is None or self.tokenizer is None or _same(own, self.tokenizer):
             own = None
         prompts = term_prompts(
-            self.requests if own is None else Requests(self.texts),
+            self.requests if own is None else Requests(self.texts, chat=self.requests.chat),
             term=name,
             tokenizer=tokenizer,
             system=getattr(member, "system", None),
@@ -135,7 +136,7 @@ class SearchJob:
         """A reward model, which reads prompt and response as one text."""
 
         def whole(request: int, response: str) -> Ids:
-            return _whole(value, name, self.texts[request], response)
+            return _whole(value, name, self.texts[request], response, self.requests.chat)
 
         prompts = left_pad([whole(r, "") for r in range(len(self.texts))], 0)
         model = self._model(value, name)
@@ -182,18 +183,20 @@ class Source:
         return [[*self.prompts[r], *ids] for r, ids in zip(requests, responses, strict=True)]
 
 
-def _whole(value: RewardModel, name: str, prompt: Request, response: str) -> Ids:
-    """A prompt and its response as a reward model reads them."""
+def _whole(
+    value: RewardModel, name: str, prompt: Request, response: str, chat: Mapping[str, Any]
+) -> Ids:
+    """A prompt and its response as a reward model reads them, `chat` with its chat template."""
     if value.template is not None:
         return encode(value.template(prompt, response), value.tokenizer, name)
     if isinstance(prompt, str):
         return encode(prompt + response, value.tokenizer, name)
     *turns, last = prompt
     if last["role"] == "assistant":
-        answer = {**last, "content": plain_text(last["content"]) + response}
+        answer = {**last, "content": (plain_text(last.get("content")) or "") + response}
     else:
         turns, answer = prompt, {"role": "assistant", "content": response}
-    return encode([*turns, answer], value.tokenizer, name, whole=True)
+    return encode([*turns, answer], value.tokenizer, name, chat, whole=True)
 
 
 def _same(a: Any, b: Any) -> bool:
