@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from .blends.blend import Blend, Model, ValueHead, as_blend, as_term, power_mean
-from .blends.weights import Weight, check_sum, check_weight
+from .blends.weights import Weight, check_sum, check_weight, weight_list
 from .checks import check_number, did_you_mean, explained
 from .ops.types import Support
 from .search import ChunkBeamSearch, Recipe
@@ -120,9 +120,9 @@ def genarm(base: Any, arms: Sequence[Any], weights: Sequence[Weight]) -> Blend:
 
     Source: Xu et al., arXiv:2410.08193.
     """
-    for name, x in (("arms", arms), ("weights", weights)):
-        if not isinstance(x, (list, tuple)):
-            raise TypeError(f"{name} is a {type(x).__name__}; it must be a list")
+    if not isinstance(arms, (list, tuple)):
+        raise TypeError(f"arms is a {type(arms).__name__}; it must be a list")
+    weights = weight_list("weights", weights)
     if len(weights) != len(arms):
         raise ValueError(f"weights has {len(weights)} members; it must have {len(arms)}, as arms")
     blend = _blend(base, "base")

@@ -37,7 +37,8 @@ class ChunkBeamSearch:
         width: how many rows of a prompt stay after a chunk.
         samples: how many times each of them is continued.
         chunk_length: the most tokens that a chunk has; None samples up to the end.
-        value: what chooses: a `LogRatio`, `ValueHead`, `RewardModel` or `Reward`, or a sum of them.
+        value: what chooses: a `LogRatio`, `ValueHead`, `RewardModel` or `Reward`, a function that
+            is made a `Reward`, or a sum of them.
         chunk_end: a function of the text of a row's chunk so far, such as `sentence_end`, which is
             called after each token and ends the chunk where it returns true. The rows of a prompt
             wait for each other.
@@ -61,18 +62,17 @@ class ChunkBeamSearch:
     def __post_init__(self) -> None:
         for name in ("width", "samples", "chunk_length"):
             number = getattr(self, name)
-            if number is None and name == "chunk_length":
-                continue
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"{name} is {number!r}; it must be an int")
-            if number < 1:
-                raise ValueError(f"{name} is {number}; it must be at least 1")
+            if number is not None or name != "chunk_length":
+                _check_count(name, number)
         if self.rows > MOST_ROWS:
             raise ValueError(
                 f"width * samples is {self.rows}; it must be at most {MOST_ROWS} rows a prompt"
             )
         if self.value is None:
-            raise TypeError("value is None; a search must have one to choose by")
+            raise TypeError(
+                "value is None; a search must have one to choose by: a LogRatio, a RewardModel, or "
+                "a function of prompts and responses"
+            )
         object.__setattr__(self, "value", as_value(self.value))
         if self.chunk_end is not None and not callable(self.chunk_end):
             raise TypeError(
@@ -96,7 +96,15 @@ def BestOfN(n: int, value: Any) -> ChunkBeamSearch:
         n: how many rows are sampled for each prompt.
         value: as in `ChunkBeamSearch`.
     """
+    _check_count("n", n)
     return ChunkBeamSearch(width=n, samples=1, chunk_length=None, value=value)
+
+
+def _check_count(name: str, number: Any) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} is {number!r}; it must be an int")
+    if number < 1:
+        raise ValueError(f"{name} is {number}; it must be at least 1")
 
 
 def sentence_end(text: str) -> bool:
@@ -129,4 +137,7 @@ class Recipe:
 def check_search(search: Any) -> None:
     """Raise a TypeError unless `search` is one that `generate` knows."""
     if not isinstance(search, ChunkBeamSearch):
-        raise TypeError(f"search is a {type(search).__name__}; it must be a ChunkBeamSearch")
+        raise TypeError(
+            f"search is a {type(search).__name__}; it must be a ChunkBeamSearch, as "
+            "ChunkBeamSearch(value=...) or BestOfN(n, value) gives it"
+        )

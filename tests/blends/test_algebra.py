@@ -40,6 +40,8 @@ class TestAlgebra:
             (A + B - (A + C) / 2, {"a": 0.5, "b": 1, "c": -0.5}),
             (sum([A, B]), {"a": 1, "b": 1}),
             (np.float32(0.5) * A, {"a": 0.5}),
+            (np.array(0.5) * A, {"a": 0.5}),
+            (A * torch.tensor(0.5, requires_grad=True), {"a": 0.5}),
             (A * np.int64(3), {"a": 3}),
         ],
     )
@@ -96,12 +98,21 @@ class TestAlgebra:
             (None, TypeError, "NoneType"),
             (B, TypeError, "Model"),
             (A + B, TypeError, "Blend|Model"),
-            (np.ones(2), TypeError, "ndarray"),
+            (np.ones((2, 2)), ValueError, r"has \[1.0, 1.0\] among its entries"),
+            (np.array(["1"]), TypeError, r"weight(s\[0\])?\[0\] is '1'; it must be a number"),
+            (["1"], TypeError, r"\[0\] is '1'"),
+            ([0.5, None], TypeError, r"\[1\] is None"),
+            ([0.5, math.nan], ValueError, r"\[1\] is nan; it must be finite"),
+            ([True, 0.5], TypeError, r"\[0\] is True"),
+            ([], ValueError, "is empty; it must have a number for each request"),
+            ([[0.5, 0.5]], ValueError, r"\[0.5, 0.5\] among"),
+            ({"a": 1}, TypeError, "dict"),
             (float("nan"), ValueError, "nan"),
             (-math.inf, ValueError, "inf"),
             (10**400, ValueError, "inf"),
             (torch.ones(2, 2), ValueError, r"\[2, 2\]"),
-            (torch.tensor(0.5), ValueError, r"\[\]"),
+            (torch.tensor(True), TypeError, "bool"),
+            (torch.tensor(math.nan), ValueError, "nan"),
             (torch.ones(2, dtype=torch.bool), TypeError, "bool"),
             (torch.ones(2, dtype=torch.complex64), TypeError, "complex"),
         ],
@@ -110,6 +121,30 @@ class TestAlgebra:
         for f in (lambda: A * bad, lambda: bad * A, lambda: Blend((A,), (bad,))):
             with pytest.raises(error, match=match):
                 f()
+
+    @pytest.mark.parametrize(
+        ("bad", "says"),
+        [
+            (1.0, "multiplied by numbers: a \\+ 0.5"),
+            (torch.ones(2), "multiplied by numbers"),
+            ("tuned", "once it is loaded"),
+            ([B], "one by one"),
+            (len, "a search chooses by it: .*BestOfN"),
+            (None, "a NoneType cannot be added"),
+        ],
+    )
+    def test_what_to_do_instead(self, bad, says):
+        for f in (lambda: A + bad, lambda: bad + A, lambda: A - bad, lambda: bad - A):
+            with pytest.raises(TypeError, match=f"cannot be added to a blend; .*{says}|NoneType"):
+                f()
+
+    def test_models_do_not_multiply(self):
+        for other in (B, A + B, Q, LMS[1]):
+            for f in (lambda x: A * x, lambda x: x * A, lambda x: (A + B) * x):
+                with pytest.raises(TypeError, match="models and values are added, as in a"):
+                    f(other)
+            with pytest.raises(TypeError, match=r"divisor is a .*log-probs are subtracted"):
+                A / other
 
     @pytest.mark.parametrize("bad", [0, "2", True, torch.ones(2), B, float("inf")])
     def test_bad_divisors(self, bad):
@@ -181,7 +216,10 @@ class TestPowerMeanAndSupport:
             ([A, B], [1.5, -0.5], 1, ValueError, "-0.5"),
             ([A, B], [1.0], 1, ValueError, "weights has 1"),
             ([A, B], 0.5, 1, TypeError, "weights is a float"),
-            ([A, B], torch.ones(2), 1, TypeError, "weights is a Tensor"),
+            ([A, B], torch.ones(2), 1, ValueError, "weights sum to 2"),
+            ([A, B], torch.ones(3), 1, ValueError, "weights has 3 members"),
+            ([A, B], torch.ones(2, 2, 2), 1, TypeError, "weights is a Tensor"),
+            ([A, B], {"a": 1}, 1, TypeError, "weights is a dict"),
             (A, [1], 1, TypeError, "models is a Model"),
             ([], [], 1, ValueError, "models is empty"),
             ([A, Q], [0.5, 0.5], 1, TypeError, r"models\[1\]"),

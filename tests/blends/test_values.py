@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import crossfade as cf
 import pytest
 import torch
 from crossfade.blends.values import as_value, formula_value
+from crossfade.training import value_model
 from tiny_models import make, make_tokenizer
+from transformers import LlamaForSequenceClassification
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +88,24 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda m: cf.Reward(3), TypeError, "fn is a int; it must be a function"),
     (lambda m: cf.LogRatio(m[0], m[1]) + 1, TypeError, "a int cannot be added to a value"),
     (lambda m: cf.LogRatio(m[0], m[1]) + m[0], TypeError, "cannot be added to a value"),
-    (lambda m: cf.LogRatio(m[0], m[1]) + cf.Model(m[0]), TypeError, "a blend of log-probs"),
+    (lambda m: cf.LogRatio(m[0], m[1], beta=[1, 2]), TypeError, "beta is .1, 2.; .* is a weight"),
+    (lambda m: cf.LogRatio(m[0], m[1]) + None, TypeError, "a NoneType cannot be added"),
     (lambda m: cf.ChunkBeamSearch(value=m[0]), TypeError, "value is a bare LlamaForCausalLM"),
-    (lambda m: cf.ChunkBeamSearch(value=cf.Model(m[0])), TypeError, "a blend of log-probs"),
+    (lambda m: cf.ChunkBeamSearch(value=cf.Model(m[0])), TypeError, r"such as LogRatio\(model0, r"),
+    (
+        lambda m: cf.BestOfN(4, 0.5 * (cf.Model(m[0], name="a") - cf.Model(m[1], name="b"))),
+        TypeError,
+        r"value is 0.5\*a - 0.5\*b, .* such as LogRatio\(a, b, beta=0.5\)",
+    ),
+    (lambda m: cf.BestOfN(4, "length"), TypeError, "value is 'length'; it must be"),
+    (lambda m: cf.BestOfN(4, cf.Reward), TypeError, "value is the class Reward"),
+    (lambda m: cf.BestOfN(4, classifier(m[0])), TypeError, r"RewardModel\(model, tokenizer\)"),
+    (
+        lambda m: cf.BestOfN(4, SimpleNamespace(model=m[0], tokenizer=None)),
+        TypeError,
+        r"RewardModel\(x.model, x.tokenizer\)",
+    ),
+    (lambda m: cf.BestOfN(cf.Reward(length), 4), TypeError, r"n is Reward\(length\); it must be"),
     (lambda m: cf.ChunkBeamSearch(), TypeError, "value is None"),
     (lambda m: cf.ChunkBeamSearch(value=0 * cf.Reward(length)), ValueError, "value has no part"),
     (lambda m: cf.ChunkBeamSearch(0, 4, 5, cf.Reward(length)), ValueError, "width is 0"),
@@ -94,7 +113,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda m: cf.ChunkBeamSearch(4, 4, 0, cf.Reward(length)), ValueError, "chunk_length is 0"),
     (lambda m: cf.ChunkBeamSearch(64, 64, 5, cf.Reward(length)), ValueError, "is 4096; it must"),
     (lambda m: cf.ChunkBeamSearch(4, 4, 5, cf.Reward(length), "."), TypeError, "chunk_end is a"),
-    (lambda m: cf.BestOfN(0, cf.Reward(length)), ValueError, "width is 0"),
+    (lambda m: cf.BestOfN(0, cf.Reward(length)), ValueError, "n is 0"),
     (lambda m: cf.Recipe(m[0], 3), TypeError, "search is a int"),
     (lambda m: cf.RewardModel(m[0], 3), TypeError, "tokenizer is a int"),
     (lambda m: cf.RewardModel(m[0], make_tokenizer()), ValueError, "label is None"),
@@ -109,6 +128,49 @@ def test_what_is_wrong_is_named(
 ) -> None:
     with pytest.raises(error, match=message):
         make_it(models)
+
+
+def classifier(model: Any) -> Any:
+    config = model.config.__class__(**{**model.config.to_dict(), "num_labels": 1})
+    return LlamaForSequenceClassification(config)
+
+
+def test_functions_are_rewards() -> None:
+    for value in (length, partial(length), Length().scores):
+        assert cf.BestOfN(4, value).value.values == (cf.Reward(value),)
+    assert str(0.5 * cf.Reward(length) + length) == "1.5*length"
+
+
+class Length:
+    def scores(self, prompts: list[Any], texts: list[str]) -> list[float]:
+        return length(prompts, texts)
+
+
+def test_what_scores_texts_is_no_part_of_a_blend(models: list[Any]) -> None:
+    base = cf.Model(models[0], name="base")
+    ratio = cf.LogRatio(models[1], models[2])
+    reward = cf.RewardModel(classifier(models[0]), make_tokenizer(), name="judge")
+    blends = (base, 0.5 * base, base + cf.ValueHead(models[3]))
+    for value, says in (
+        (cf.Reward(length), "length scores what"),
+        (0.5 * cf.Reward(length), "0.5\\*length scores what"),
+        (torch.ones(2) * reward, "judge scores what"),
+        (ratio, "log_ratio scores what"),
+        (ratio + cf.ValueHead(models[3], name="q"), "log_ratio \\+ q scores what"),
+    ):
+        for blend in blends:
+            for f in (lambda b, v: b + v, lambda b, v: v + b, lambda b, v: b - v):
+                with pytest.raises(TypeError, match=f"{says}.*search=BestOfN") as error:
+                    f(blend, value)
+                assert ("add the log-probs" in str(error.value)) == ("log_ratio" in says)
+
+
+def test_a_head_of_one_number_is_no_part_of_a_blend(models: list[Any]) -> None:
+    base, head = cf.Model(models[0]), cf.ValueHead(value_model(make("llama", 5), "scalar"))
+    for f in (lambda: base + head, lambda: 2 * head + base, lambda: base - 0.5 * head):
+        with pytest.raises(TypeError, match=r"one number for a text.*search=BestOfN"):
+            f()
+    assert as_value(0.5 * head).values == (head,)
 
 
 def test_best_of_n_is_a_search_of_one_chunk() -> None:

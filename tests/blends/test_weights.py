@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from crossfade import presets
 from crossfade.blends.blend import Blend, power_mean
-from small_terms import A, B, Q
+from crossfade.blends.values import Reward
+from small_terms import A, B, C, Q
 
 
 class TestTensorWeights:
@@ -16,6 +19,24 @@ class TestTensorWeights:
             assert blend.weights[0].dtype == torch.float32
         assert torch.equal((self.w * A).weights[0], self.w)
         assert torch.equal((-(A * self.w) / 2).weights[0], -self.w / 2)
+
+    @pytest.mark.parametrize(
+        "w", [[0.5, 2], (0.5, 2.0), np.array([0.5, 2.0]), [torch.tensor(0.5), np.float32(2.0)]]
+    )
+    def test_lists_and_arrays(self, w):
+        for blend in (w * A, A * w, -(w * -A), Blend((A,), (w,)), power_mean([A], [w], r=0)):
+            assert torch.equal(blend.weights[0], self.w)
+            assert blend.weights[0].dtype == torch.float32
+        value = w * Reward(len)
+        assert torch.equal(value.weights[0], self.w)
+        assert torch.equal(presets.eft(A, B, B, beta=w).weights[1], 0 * self.w)
+
+    def test_weights_of_all_terms_as_one_array(self):
+        for each in (np.array([0.25, 0.75]), torch.tensor([0.25, 0.75])):
+            assert power_mean([A, B], each, r=1).weights == (0.25, 0.75)
+            assert presets.genarm(A, [B, C], each).weights == (1.0, 0.25, 0.75)
+        rows = torch.tensor([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]])
+        assert torch.equal(presets.mod([A, B], rows).row_weights(3, "cpu"), rows)
 
     def test_merging(self):
         blend = A + self.w * (B - A) + self.w * B

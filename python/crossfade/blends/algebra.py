@@ -62,11 +62,19 @@ class Sums(Generic[S]):
         return NotImplemented if x is None else self._plus(x, -self)
 
     def __mul__(self, weight: Any) -> S:
+        if isinstance(weight, (Sums, nn.Module)):
+            raise TypeError(
+                f"weight is a {type(weight).__name__}; it must be a number: models and values are "
+                "added, as in a + 0.8 * (b - c)"
+            )
         return self._times(self._sum(), check_weight("weight", weight))
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: Any) -> S:
+        if isinstance(divisor, (Sums, nn.Module)):
+            kind = type(divisor).__name__
+            raise TypeError(f"divisor is a {kind}; it must be a number: log-probs are subtracted")
         d = check_number("divisor", divisor)
         if d == 0:
             raise ValueError("divisor is 0; it must be another number")
@@ -102,15 +110,23 @@ class Algebra(Sums["Blend"]):
     def _operand(self, x: Any) -> Blend | None:
         if isinstance(x, Algebra):
             return x._blend()
-        if isinstance(x, (numbers.Real, Tensor)):
-            raise TypeError(
-                f"a {type(x).__name__} cannot be added to a blend; terms, values and blends can"
-            )
+        if isinstance(x, Sums):  # A value, whose own operator says why the two cannot be added.
+            return None
+        kind = type(x).__name__
         if isinstance(x, nn.Module):
-            raise TypeError(
-                f"a bare {type(x).__name__} cannot be added to a blend; wrap it in Model"
+            raise TypeError(f"a bare {kind} cannot be added to a blend; wrap it in Model")
+        instead = "terms, values and blends can"
+        if isinstance(x, (numbers.Real, Tensor)):
+            instead = "terms, values and blends can, multiplied by numbers: a + 0.5 * b"
+        elif isinstance(x, (list, tuple)):
+            instead = "its members can, one by one, as in sum([a, b])"
+        elif isinstance(x, str):
+            instead = "a model can, once it is loaded: Model(model)"
+        elif callable(x):
+            instead = (
+                "a search chooses by it: generate(blend, inputs, search=BestOfN(16, function))"
             )
-        return None
+        raise TypeError(f"a {kind} cannot be added to a blend; {instead}")
 
     def _plus(self, a: Blend, b: Blend) -> Blend:
         for x, other in ((a, b), (b, a)):

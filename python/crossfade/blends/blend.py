@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from .. import elsewhere
 from ..checks import check_number, explained
 from ..models.adapters import check_adapter
-from ..models.hf import check_language_model
+from ..models.hf import check_language_model, is_scalar
 from ..ops.check import MAX_TERMS
 from ..ops.types import Support
 from .algebra import Algebra
 from .printing import blend_text, term_text
 from .saving import check_saved, loaded_support, loaded_weight, plain_prompt, plain_weight
 from .terms import Costs, check_name, costs, default_name, distinct_names
-from .weights import Weight, check_mean, is_zero, merge_weights, weight_rows
+from .weights import Weight, check_mean, is_zero, merge_weights, weight_list, weight_rows
 
 T = TypeVar("T")
 
@@ -174,6 +174,12 @@ class Blend(Algebra):
                 raise ValueError(f"{name} are {len(kept)}; they must be at most {MAX_TERMS}")
         if power != 0:
             check_mean(tuple(total.values()))
+        for v in gains if total else ():
+            if is_scalar(v.model):
+                raise TypeError(
+                    f"{v} has one number for a text, and a blend adds a value of every next token; "
+                    "let a search choose by it: generate(blend, inputs, search=BestOfN(16, value))"
+                )
 
         put = object.__setattr__  # the dataclass is frozen
         put(self, "terms", tuple(total))
@@ -334,8 +340,8 @@ def power_mean(models: Sequence[Any], weights: Sequence[Any], r: float) -> Blend
 
     Args:
         models: `Model` terms or bare Hugging Face models.
-        weights: a number or a tensor ``[requests]`` a model. With ``r != 0`` none may be negative
-            and they must sum to 1.
+        weights: a number or a tensor ``[requests]`` a model, or all of them as an array. With
+            ``r != 0`` none may be negative and they must sum to 1.
         r: any finite number.
 
     Raises:
@@ -344,9 +350,9 @@ def power_mean(models: Sequence[Any], weights: Sequence[Any], r: float) -> Blend
     Source: MOD's decoding rules for f-divergences (Shi et al., arXiv:2406.18853). Every model reads
     every token; ``r != 0`` reads the logits twice.
     """
-    for name, x in (("models", models), ("weights", weights)):
-        if not isinstance(x, (list, tuple)):
-            raise TypeError(f"{name} is a {type(x).__name__}; it must be a list")
+    if not isinstance(models, (list, tuple)):
+        raise TypeError(f"models is a {type(models).__name__}; it must be a list")
+    weights = weight_list("weights", weights)
     if not models:
         raise ValueError("models is empty; it must have at least one model")
     terms = tuple(as_term(f"models[{k}]", m, Model) for k, m in enumerate(models))

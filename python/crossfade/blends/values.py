@@ -6,7 +6,6 @@ term of a blend besides.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +21,7 @@ from ..ops import check
 from ..ops.check import WEIGHT_SUM_TOLERANCE
 from .algebra import Algebra, Sums, scaled
 from .blend import Blend, Model, ValueHead, as_term
-from .printing import settings_text, sum_text, term_text
+from .printing import settings_text, sum_text, term_text, weight_text
 from .terms import check_name, default_name, distinct_names
 from .weights import Weight, is_zero, merge_weights, weight_rows
 
@@ -34,11 +33,18 @@ class Values(Sums["ValueSum"]):
         return ValueSum((self,), (1.0,))
 
     def _operand(self, x: Any) -> ValueSum | None:
-        if isinstance(x, (Values, Algebra)):
+        if isinstance(x, Algebra) and x._blend().terms:
+            blend, value = x._blend(), self._sum()
+            ratio = any(isinstance(v, LogRatio) for v in value.values)
+            also = "; or add the log-probs themselves: base + 0.5 * (tuned - ref)" if ratio else ""
+            raise TypeError(
+                f"{value} scores what was written, and {blend} has log-probs of next tokens, so "
+                "they cannot be added; let a search choose by the value: generate(blend, inputs, "
+                f"search=BestOfN(16, value)){also}"
+            )
+        if isinstance(x, (Values, Algebra)) or is_function(x):
             return as_value(x)
-        if isinstance(x, (numbers.Real, Tensor, nn.Module)):
-            raise TypeError(f"a {type(x).__name__} cannot be added to a value; values can")
-        return None
+        raise TypeError(f"a {type(x).__name__} cannot be added to a value; values can")
 
     def _plus(self, a: ValueSum, b: ValueSum) -> ValueSum:
         return ValueSum(a.values + b.values, a.weights + b.weights)
@@ -82,6 +88,11 @@ class LogRatio(Values):
         put = object.__setattr__  # the dataclass is frozen
         put(self, "tuned", as_term("tuned", self.tuned, Model))
         put(self, "ref", as_term("ref", self.ref, Model))
+        if isinstance(self.beta, (list, tuple)) or getattr(self.beta, "shape", None):
+            raise TypeError(
+                f"beta is {self.beta!r:.80}; it must be a number: a scale for each request is a "
+                "weight, as in [0.5, 1.0] * LogRatio(tuned, ref)"
+            )
         put(self, "beta", check_number("beta", self.beta))
         check.flag("normalize", self.normalize)
         check_name(self.name)
@@ -164,7 +175,10 @@ class Reward(Values):
 
     def __post_init__(self) -> None:
         if not callable(self.fn):
-            raise TypeError(f"fn is a {type(self.fn).__name__}; it must be a function")
+            raise TypeError(
+                f"fn is a {type(self.fn).__name__}; it must be a function of two lists, prompts "
+                "and responses, that returns a list of scores"
+            )
         check_name(self.name)
 
     def __repr__(self) -> str:
@@ -222,6 +236,8 @@ class ValueSum(Values):
 def as_value(x: Any) -> ValueSum:
     """`x` as a value that can guide a search: a value, a sum of them, or a `ValueHead`.
 
+    A plain function becomes a `Reward`.
+
     Raises:
         TypeError: it is none of these.
         ValueError: the weights of all its parts are 0.
@@ -230,18 +246,48 @@ def as_value(x: Any) -> ValueSum:
         blend: Blend = x._blend()
         if blend.terms:
             raise TypeError(
-                f"value is {blend}, a blend of log-probs; it must be a value, such as LogRatio"
+                f"value is {blend}, a blend of log-probs; it must be a value, such as "
+                f"{_ratio_text(blend)}"
             )
         x = ValueSum(blend.values, blend.value_weights)
+    if is_function(x):
+        x = Reward(x)
     if not isinstance(x, Values):
-        what = f"a bare {type(x).__name__}" if isinstance(x, nn.Module) else type(x).__name__
+        what, instead = f"a {type(x).__name__}", ""
+        if isinstance(x, nn.Module):
+            what = f"a bare {type(x).__name__}"
+            instead = "; LogRatio(tuned, ref) compares two, ValueHead(model) is for value heads"
+            if "SequenceClassification" in type(x).__name__:
+                instead = "; RewardModel(model, tokenizer) reads texts with it"
+        elif isinstance(x, type):
+            what = f"the class {x.__name__}"
+        elif isinstance(getattr(x, "model", None), nn.Module):  # a pipeline of transformers
+            instead = "; RewardModel(x.model, x.tokenizer) reads texts with its model"
+        elif isinstance(x, (str, int, float)):
+            what = repr(x)[:80]
         raise TypeError(
-            f"value is {what}; it must be a LogRatio, ValueHead, RewardModel, Reward, or a sum"
+            f"value is {what}; it must be a LogRatio, ValueHead, RewardModel, Reward, a function "
+            f"of prompts and responses, or a sum{instead}"
         )
     value = x._sum()
     if not value.values:
         raise ValueError("value has no part whose weight is not 0")
     return value
+
+
+def is_function(x: Any) -> bool:
+    """Whether this is a function of the caller's, or an object that is called like one."""
+    own = isinstance(x, (type, nn.Module, Values, Algebra)) or hasattr(x, "model")
+    return callable(x) and not own
+
+
+def _ratio_text(blend: Blend) -> str:
+    """The `LogRatio` that was probably meant by a blend in its place."""
+    names = blend.names
+    if len(names) == 2 and [w < 0 for w in blend.weights if not isinstance(w, Tensor)] == [0, 1]:
+        beta = weight_text(blend.weights[0])
+        return f"LogRatio({names[0]}, {names[1]}{'' if beta == '1' else f', beta={beta}'})"
+    return f"LogRatio({names[0]}, ref), which compares two models"
 
 
 def formula_value(formula: Blend) -> ValueSum:

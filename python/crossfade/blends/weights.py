@@ -1,4 +1,8 @@
-"""Weights of terms. A weight is a number, or a tensor `[requests]` with a number a request."""
+"""Weights of terms. A weight is a number, or a number for each request: a tensor `[requests]`.
+
+A list, a tuple or an array stands for such a tensor. A tensor or an array without dimensions is a
+number.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +13,29 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from ..checks import check_number
+from ..checks import check_number, plain_number
 from ..ops.check import WEIGHT_SUM_TOLERANCE
 
 Weight: TypeAlias = "float | Tensor"
 T = TypeVar("T")
+KINDS = "a number, or a list or tensor [requests] of numbers"
 
 
 def check_weight(name: str, w: Any) -> Weight:
     """A weight as a float, or as a float32 tensor `[requests]`.
 
-    The tensor is a copy, so that the caller may change the one that was given.
+    The tensor is a copy, so that the caller may change the one that was given. Numbers are looked
+    at; the contents of a tensor are not, as that would wait for its device.
+
+    Raises:
+        TypeError, ValueError: calls the weight `name`, and says what it was and must be.
     """
+    w = plain_number(w)
     if not isinstance(w, Tensor):
+        if isinstance(w, (list, tuple)) or is_array(w):
+            return _of_requests(name, w)
         if isinstance(w, bool) or not isinstance(w, numbers.Real):
-            raise TypeError(
-                f"{name} is a {type(w).__name__}; it must be a number or a tensor [requests]"
-            )
+            raise TypeError(f"{name} is a {type(w).__name__}; it must be {KINDS}")
         return check_number(name, w)
     if w.dtype == torch.bool or w.is_complex():
         raise TypeError(f"{name} has dtype {w.dtype}; it must be a float tensor [requests]")
@@ -34,6 +44,44 @@ def check_weight(name: str, w: Any) -> Weight:
             f"{name} has shape {list(w.shape)}; it must be [requests], or a number for all"
         )
     return w.detach().to(torch.float32, copy=True)
+
+
+def _of_requests(name: str, w: Any) -> Tensor:
+    """A list or an array with a number for each request, as a tensor."""
+    each = w.tolist() if is_array(w) else w
+    if not each:
+        raise ValueError(f"{name} is empty; it must have a number for each request")
+    nested = [x for x in each if isinstance(x, (list, tuple)) or getattr(x, "shape", None)]
+    if nested:
+        raise ValueError(
+            f"{name} has {nested[0]!r:.80} among its entries; it must be {KINDS}: a number for "
+            "each request"
+        )
+    numbers = [check_number(f"{name}[{i}]", x) for i, x in enumerate(each)]
+    return torch.tensor(numbers, dtype=torch.float32, device="cpu")
+
+
+def is_array(x: Any) -> bool:
+    """Whether this is an array as numpy makes them, with a dimension at least."""
+    return hasattr(x, "tolist") and bool(getattr(x, "shape", None)) and not isinstance(x, Tensor)
+
+
+def weight_list(name: str, weights: Any) -> list[Any]:
+    """Weights of several terms as a list: given as one, or as an array or a tensor.
+
+    An array is ``[terms]``, or ``[requests, terms]`` where each request has its own.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if is_array(weights):
+        weights = torch.as_tensor(weights, device="cpu")
+    if isinstance(weights, Tensor) and weights.dim() in (1, 2):
+        return list(weights.unbind(-1))
+    if not isinstance(weights, (list, tuple)):
+        kind = type(weights).__name__
+        raise TypeError(f"{name} is a {kind}; it must be a list with a weight for each model")
+    return list(weights)
 
 
 def is_zero(w: Weight) -> bool:

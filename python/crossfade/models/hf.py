@@ -32,6 +32,14 @@ def is_multimodal(model: Any) -> bool:
     return config is not None and text_config(underlying(model)) is not config
 
 
+def is_scalar(model: Any) -> bool:
+    """Whether a value head gives one number for a token, and not one for each next token."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None:
+        return getattr(head, "out_features", None) == 1
+    return getattr(model.config, "num_labels", None) == 1
+
+
 def check_language_model(model: Any, *, head: bool) -> None:
     """Raise an error if `model` cannot be decoded.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...blends.blend import Blend, Model, ValueHead
 from ...blends.values import LogRatio, Reward, RewardModel
 from ...blends.vocabulary import check_vocabularies, vocabulary
+from ...models.hf import is_scalar
 from ...search import ChunkBeamSearch
 from ..chats import plain_text
 from ..forms import Ids, Request, is_ids
@@ -76,7 +77,7 @@ class SearchJob:
                     )
             elif isinstance(value, ValueHead):
                 source = self._source(value, name, value.tokenizer)
-                question = scalar() if _is_scalar(source.model.bare) else q_value()
+                question = scalar() if is_scalar(source.model.bare) else q_value()
                 others.append((question, [source]))
             elif isinstance(value, RewardModel):
                 others.append((scalar(value.label), [self._reward(value, name)]))
@@ -202,14 +203,6 @@ def _whole(
 def _same(a: Any, b: Any) -> bool:
     """Whether two tokenizers have one vocabulary."""
     return a is b or vocabulary(a).digest == vocabulary(b).digest
-
-
-def _is_scalar(model: Any) -> bool:
-    """Whether a value head gives one number for a token, and not one for each next token."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if head is not None:
-        return getattr(head, "out_features", None) == 1
-    return getattr(model.config, "num_labels", None) == 1
 
 
 def search_of(row: Row) -> SearchJob:
