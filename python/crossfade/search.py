@@ -8,6 +8,7 @@ from typing import Any
 
 from . import elsewhere
 from .blends.blend import Blend, as_blend
+from .blends.printing import settings_text
 from .blends.values import ValueSum, as_value
 from .checks import explained
 from .ops import check
@@ -79,6 +80,13 @@ class ChunkBeamSearch:
                 f"chunk_end is a {type(self.chunk_end).__name__}; it must be a function or None"
             )
         check.flag("duplicate_finished", self.duplicate_finished)
+
+    def __repr__(self) -> str:
+        others = settings_text(self, skip=["width", "samples", "chunk_length", "value"])
+        if self.samples == 1 and self.chunk_length is None:
+            return f"BestOfN({', '.join([str(self.width), f'value={self.value}', *others])})"
+        sizes = [f"{n}={getattr(self, n)}" for n in ("width", "samples", "chunk_length")]
+        return f"ChunkBeamSearch({', '.join([*sizes, f'value={self.value}', *others])})"
 
     @property
     def rows(self) -> int:

@@ -14,6 +14,20 @@ if TYPE_CHECKING:
     from .blend import Blend
 
 
+def short(n: float) -> str:
+    """A count with three digits and the prefix of a unit: ``135 M``, ``8.19 k``, ``7 ``."""
+    for unit in ("", " k", " M", " G"):
+        if n < 1000:
+            return f"{n:.3g}{unit or ' '}" if unit else f"{n:.0f} "
+        n /= 1000
+    return f"{n:.3g} T"
+
+
+def cut(text: str, most: int = 60) -> str:
+    """A text as Python writes it, in quotes, with no more than its first characters."""
+    return repr(text) if len(text) <= most else f"{text[:most]!r}..."
+
+
 def weight_text(w: float | Tensor) -> str:
     """A weight as text: a number with twelve digits, a tensor by its first four numbers.
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..models.hf import underlying
+from .printing import short
 
 
 def check_name(name: Any) -> None:
@@ -108,14 +109,6 @@ def costs(names: Sequence[str], models: Sequence[Any]) -> Costs:
 def _work(cost: ModelCost) -> str:
     plural = "" if cost.forwards == 1 else "s"
     return (
-        f"{cost.forwards} forward{plural} a token, {_short(cost.parameters)} parameters "
-        f"({_short(cost.bytes)}B)"
+        f"{cost.forwards} forward{plural} a token, {short(cost.parameters)} parameters "
+        f"({short(cost.bytes)}B)"
     )
-
-
-def _short(n: float) -> str:
-    for unit in ("", " k", " M", " G"):
-        if n < 1000:
-            return f"{n:.3g}{unit or ' '}" if unit else f"{n:.0f} "
-        n /= 1000
-    return f"{n:.3g} T"

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor
 
+from ..blends.printing import cut
 from .stats import Stats
 
 if TYPE_CHECKING:
     from .engine.prefix import PrefixCache
+
+ROWS = 8  # so many rows are shown where an output is printed
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _more(rows: int) -> list[str]:
+    return [f"... and {rows - ROWS} more"] if rows > ROWS else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +76,34 @@ class Output:
     values: Tensor | None = None
     value_parts: Tensor | None = None
 
+    def __repr__(self) -> str:
+        """For people: what was written, cut after some rows and characters, and why it ended."""
+        lines = []
+        for i, tokens in enumerate(self.responses[:ROWS]):
+            count = _count(len(tokens), "token")
+            written = f"ids {tokens[:12]}" + "..." * (len(tokens) > 12)
+            written = cut(self.text[i]) if self.text is not None else written
+            value = "" if self.values is None else f", value {self.values.flatten()[i]:.4g}"
+            lines.append(f"{i}: {count}, {self._why_over(i)}{value}: {written}")
+        lines += _more(len(self.lengths))
+        rows = _count(len(self.lengths), "row")
+        return "\n  ".join([f"Output({rows}, {self.stats.summary})", *lines])
+
+    def _why_over(self, row: int) -> str:
+        """Why a row has no more tokens, for people."""
+        if self.failed[row]:
+            return "failed"
+        if self.finished[row]:
+            return "finished"
+        return "at its limit" if self.ended[row] else "cut short"
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        """There are no items: a tensor of tokens, as Hugging Face's `generate` gives, has them."""
+        raise TypeError(
+            f"an Output has no item {key!r}: sequences[i] are the tokens of row i, text[i] is its "
+            "text, responses[i] are its new tokens"
+        )
+
     @property
     def responses(self) -> list[list[int]]:
         """The new tokens of each row, EOS included, without padding."""
@@ -91,6 +130,21 @@ class Scores:
     lengths: Tensor
     term_logprobs: Tensor | None = None
     kl: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """For people: the log-prob of each response, cut after some of them."""
+        lines = [
+            f"{i}: {_count(n, 'token')}, log-prob {total:.4g}, perplexity {perplexity:.4g}"
+            for i, (n, total, perplexity) in enumerate(
+                zip(*(x[:ROWS].tolist() for x in self._figures), strict=True)
+            )
+        ]
+        lines += _more(len(self.lengths))
+        return "\n  ".join([f"Scores({_count(len(self.lengths), 'response')})", *lines])
+
+    @property
+    def _figures(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.lengths, self.totals, self.perplexity
 
     @property
     def greedy(self) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..blends.printing import short
+
 
 @dataclass(frozen=True)
 class ModelStats:
@@ -44,6 +46,28 @@ class Stats:
     peak_bytes: int
     notes: tuple[str, ...] = ()
     interrupted: bool = False
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens a second, of all rows together; 0.0 where no time has passed."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def summary(self) -> str:
+        """The tokens, the seconds and what the two make, for people."""
+        rate = (
+            f"{self.tokens} tokens in {self.seconds:.3g} s, {self.tokens_per_second:.3g} tokens/s"
+        )
+        return f"{rate}, interrupted" if self.interrupted else rate
+
+    def __repr__(self) -> str:
+        memory = f"caches {short(self.cache_bytes)}B, peak {short(self.peak_bytes)}B"
+        read = [
+            f"{', '.join(m.names)}: {m.forwards} forwards, {m.tokens} tokens read"
+            for m in self.models
+        ]
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n  ".join([f"Stats({self.summary}; {memory})", *read, *notes])
 
 
 def summed(each: Iterable[ModelStats]) -> tuple[ModelStats, ...]:
