@@ -19,7 +19,7 @@ from ..ops.types import Support
 from .algebra import Algebra
 from .printing import blend_text, term_text
 from .saving import check_saved, loaded_support, loaded_weight, plain_prompt, plain_weight
-from .terms import Costs, check_name, costs, default_name, distinct_names
+from .terms import Costs, check_name, costs, default_names, distinct_names
 from .weights import Weight, check_mean, is_zero, merge_weights, weight_list, weight_rows
 
 T = TypeVar("T")
@@ -196,15 +196,9 @@ class Blend(Algebra):
 
     @cached_property
     def _all_names(self) -> tuple[str, ...]:
-        names: list[str] = []
-        for i, member in enumerate(self._members):
-            name = member.name
-            if name is None and isinstance(member, Model):
-                name = default_name(member.model, member.adapter, f"model{i}")
-            elif name is None:
-                name = default_name(member.model, None, f"value{i - len(self.terms)}")
-            names.append(name)
-        return distinct_names(names)
+        otherwise = [f"model{i}" for i in range(len(self.terms))]
+        otherwise += [f"value{i}" for i in range(len(self.values))]
+        return distinct_names(default_names(self._members, otherwise))
 
     @property
     def names(self) -> tuple[str, ...]:

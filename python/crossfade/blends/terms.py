@@ -5,10 +5,15 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..models.hf import underlying
 from .printing import short
+
+CHECKPOINT = re.compile(r"(checkpoint|step|epoch|global_step)[-_]?\d+")
+# A hash of at least eight digits, one of them no letter, with a version after it or not.
+HASH = re.compile(r"[-_.](?=[a-f]*\d)[0-9a-f]{8,64}([-_.]v\d+)?$")
 
 
 def check_name(name: Any) -> None:
@@ -20,17 +25,55 @@ def check_name(name: Any) -> None:
 
 
 def default_name(model: Any, adapter: str | None, otherwise: str) -> str:
-    """A term's name if none is given: its adapter's, or the last part of the model's path.
+    """A term's name if none is given: its adapter's, or what its model was loaded from.
 
     What an identifier cannot have becomes an underscore. `otherwise` is the name where nothing is
     left.
     """
     path = str(getattr(model.config, "name_or_path", "") or "")
-    source = adapter if adapter not in (None, "active") else path.rstrip("/").rsplit("/", 1)[-1]
+    source = adapter if adapter not in (None, "active") else source_name(path)
     name = re.sub(r"\W+", "_", str(source)).strip("_")
     if name[:1].isdigit():
         name = f"_{name}"
     return name if name.isidentifier() and not keyword.iskeyword(name) else otherwise
+
+
+def source_name(path: str) -> str:
+    """What a model is called that was loaded from a path or from an id on the hub.
+
+    It is the last part: the model's name of a folder in the hub's cache, whose own last part is a
+    hash; of a trainer's ``checkpoint-500`` with the run's folder before it; and without a hash at
+    its end.
+    """
+    parts = [part for part in re.split(r"[/\\]+", path) if part]
+    for part in parts:
+        if part.startswith("models--"):
+            return part.split("--", 2)[-1]
+    if not parts:
+        return ""
+    if parts[-1] in (".", "..") or (len(parts) == 1 and CHECKPOINT.fullmatch(parts[0])):
+        parts = list(Path(path).resolve().parts)
+    name = HASH.sub("", parts[-1])
+    return "_".join([*parts[-2:-1], name]) if CHECKPOINT.fullmatch(name) else name
+
+
+def default_names(members: Sequence[Any], otherwise: Sequence[str]) -> list[str]:
+    """The names of terms and values: their own, or `default_name` with an adapter of theirs.
+
+    Where two that have none are of one source in different dtypes, these are part of the names.
+    """
+    names = [
+        default_name(m.model, getattr(m, "adapter", None), other) if m.name is None else m.name
+        for m, other in zip(members, otherwise, strict=True)
+    ]
+    dtypes: dict[str, set[str]] = {}
+    own = [str(getattr(m.model, "dtype", "")).removeprefix("torch.") for m in members]
+    for name, dtype in zip(names, own, strict=True):
+        dtypes.setdefault(name, set()).add(dtype)
+    return [
+        f"{name}_{dtype}" if m.name is None and len(dtypes[name]) > 1 else name
+        for m, name, dtype in zip(members, names, own, strict=True)
+    ]
 
 
 def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
