@@ -47,7 +47,7 @@ decoding.simple
 decoding.engine
 decoding.mixer
 decoding.rows
-decoding.watch
+decoding.watch decoding.strays
 decoding.loop
 decoding.search
 decoding.driver

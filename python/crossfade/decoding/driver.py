@@ -32,6 +32,7 @@ from .search.valuer import Valuer
 from .simple.runner import SimpleRunner
 from .simple.term_model import TermModel
 from .stats import ModelStats
+from .strays import Strays
 
 ROWS = {"cpu": 32, "cuda": 64}  # how many are decoded at a time by default, if they come and go
 TOKEN_BYTES = 16  # the least that is kept of a token: its id and two log-probs
@@ -84,6 +85,7 @@ class Driver:
         self.interrupted = False
         self.on_rows: Callable[[int], object] | None = None  # is told how many rows have ended
         self.notes: list[str] = []
+        self.strays = Strays(blend, vocabulary)
         self.loop: Loop | None = None  # the one that is running
         self._models: list[ModelStats] = []  # of the loops before it
         self._cache_bytes = self._peak_bytes = 0
@@ -347,6 +349,7 @@ class Driver:
             "aligned": (job.rows() if self._slot_is_index else rows) if self._same_step else None,
             "stepper": Stepper(engine.cuda_graph and not self._host_acts),
             "every": self._steps_between_looks(limit, chunk),
+            "strays": self.strays if self.strays.possible else None,
         }
         if not self.simple:
             self._note_left_out(runner)

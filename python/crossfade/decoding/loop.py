@@ -20,6 +20,7 @@ from .mixer import Mixer
 from .rows import Slots, Written
 from .runner import PromptIds, Runner
 from .stats import ModelStats
+from .strays import Strays
 from .watch import Watch
 
 
@@ -48,6 +49,7 @@ class Loop:
         stepper: calls steps, as they are or as a captured graph.
         every: how many steps pass before the host looks at what the device has done.
         tells: whether `Happened` has the tokens that rows got.
+        strays: looks at some tokens, where the blend may leave what its terms would write.
 
     Attributes:
         waiting: rows that have joined and have no slot yet.
@@ -66,7 +68,9 @@ class Loop:
         stepper: Stepper | None = None,
         every: int = 1,
         tells: bool = False,
+        strays: Strays | None = None,
     ) -> None:
+        self.strays = strays
         self.runner, self.mixer, self.slots = runner, mixer, slots
         self.stepper, self.every = stepper or Stepper(capture=False), every
         self.watch = Watch(slots, aligned)
@@ -224,6 +228,10 @@ class Loop:
 
     def _look(self, logits: list[Tensor]) -> None:
         """Wait for the device, and let the rows leave that have ended or have no more time."""
+        if self.strays is not None and self.strays.due(self.every):
+            terms = self.runner.apart(logits)
+            if terms is not None:
+                self.strays.look(terms, self.slots)
         self.watch.look()
         self._after_step()
         if self.tells:

@@ -71,6 +71,12 @@ class Runner(Protocol):
         Rows that are not `live` are fed as well, but do not keep what they were fed.
         """
 
+    def apart(self, logits: Sequence[Tensor]) -> Sequence[Tensor] | None:
+        """The logits of each model alone, ``[slots, V]``, of the step that gave `logits`.
+
+        None where they cannot be told from what the step gave.
+        """
+
     def stats(self, drawn: int, rows: int) -> list[ModelStats]:
         """What each model did for so many rows that drew so many tokens in all."""
 

@@ -40,6 +40,7 @@ class Head:
             hidden states are blended before it. None: the states of each term go through it.
         some_columns: whether columns that nobody reads are left out.
         wanted: what is read of the logits of the forward under way.
+        hidden: where terms share the head, the states ``[terms * slots, 1, H]`` of the last step.
 
     Args:
         terms: the places of this model's terms among those of the blend.
@@ -55,6 +56,7 @@ class Head:
         self.some_columns = False
         self.terms = torch.tensor(terms, device=device)
         self.wanted = Wanted()
+        self.hidden: Tensor | None = None
 
     @property
     def replacements(self) -> dict[Any, Forward]:
@@ -92,6 +94,7 @@ class Head:
         if not wanted.logits:  # What comes after the head gets zeros of the right shape.
             return hidden.new_zeros(*hidden.shape[:-1], len(head.weight))
         if self.weights is not None:  # sum_k w_k (W h_k) = W (sum_k w_k h_k)
+            self.hidden = None if torch.compiler.is_compiling() else hidden
             hidden = mix(hidden, self.weights.to(hidden.device)[:, self.terms])
         if wanted.columns is None or not self.some_columns:
             return ops.linear(hidden, head.weight, head.bias, backend=self.backend)
@@ -100,6 +103,13 @@ class Head:
         logits = hidden.new_zeros(*hidden.shape[:-1], len(head.weight))
         logits[..., wanted.columns] = ops.linear(hidden, few, bias, backend=self.backend)
         return logits
+
+    def of_each(self) -> Tensor | None:
+        """``[terms * slots, V]`` of the last step, of each term that shares the head; None if its
+        states were not kept, as in compiled steps."""
+        if self.hidden is None:
+            return None
+        return ops.linear(self.hidden, self.module.weight, None, backend=self.backend)[:, 0]
 
 
 class ScoreHead(Head):

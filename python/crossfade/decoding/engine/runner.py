@@ -259,6 +259,23 @@ class EngineRunner:
                 each.update(((k,), z) for k, z in zip(group.terms, parts, strict=True))
         return [each[c] for c in self.models_of_logits]
 
+    def apart(self, logits: Sequence[Tensor]) -> Sequence[Tensor] | None:
+        """As of `Runner`: the logits of each model alone. A shared head is run again, for each."""
+        each: dict[int, Tensor] = {}
+        for models, z in zip(self.models_of_logits, logits, strict=True):
+            if len(models) == 1:
+                each[models[0]] = z
+        for group in self.groups:
+            if group.head.weights is None:
+                continue
+            plain = contract.after_head_of(group.models[0]).is_nothing
+            alone = group.head.of_each() if plain else None
+            if alone is None:
+                return None
+            parts = alone.to(self.device).chunk(len(group.terms))
+            each.update(zip(group.terms, parts, strict=True))
+        return [each[k] for k in sorted(each)]
+
     def reserve(self) -> bool:
         """The host's part of a step; True if buffers moved, so that a captured step is void."""
         for group in self.plan.stepped:

@@ -162,6 +162,10 @@ class SimpleRunner:
             each.update(zip(ks, z.to(self.device).chunk(len(ks)), strict=True))
         return [each[k] for k in range(len(self.models))]
 
+    def apart(self, logits: Sequence[Tensor]) -> Sequence[Tensor] | None:
+        """As of `Runner`: the logits of each model alone, which a step gives here."""
+        return logits
+
     def stats(self, drawn: int, rows: int) -> list[ModelStats]:
         """What each model did for `rows` that drew so many tokens in all. A row's last token is not
         read."""
