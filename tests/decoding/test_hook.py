@@ -8,13 +8,15 @@ import crossfade as cf
 import pytest
 import torch
 from crossfade.decoding.settings import Sampling, split_processors
-from tiny_models import make
+from tiny_models import make, make_letters, make_tokenizer
 from transformers import (
     DynamicCache,
+    GenerationConfig,
     LogitNormalization,
     LogitsProcessorList,
     MinPLogitsWarper,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -23,6 +25,10 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput
 
 Batch = dict[str, torch.Tensor]
+CHATS: list[Any] = [
+    [{"role": "user", "content": "the film"}],
+    [{"role": "user", "content": "a very dull plot"}],
+]
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +100,213 @@ def test_returns_what_generate_returns(
     assert isinstance(out, GenerateDecoderOnlyOutput)
     plain = base.generate(**batch, custom_generate=cf.decode, blend=blend, max_new_tokens=3)
     assert torch.equal(out.sequences, plain)
+    assert out.text is out.kl is out.search_values is out.scores is None
+    assert out.stats.tokens == 12
+
+
+def test_the_dict_has_the_fields_of_an_output(
+    blend: cf.Blend, base: PreTrainedModel, batch: Batch, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    asked: dict[str, Any] = {"return_term_logprobs": True, "kl_to": base, "return_kl_to_base": True}
+    arguments = {**asked, "do_sample": True, "seed": 5, "top_k": 0, "num_return_sequences": 2}
+    theirs = base.generate(
+        **batch,
+        custom_generate=cf.decode,
+        blend=blend,
+        blend_tokenizer=tokenizer,
+        return_dict_in_generate=True,
+        max_new_tokens=6,
+        **arguments,
+    )
+    ours = cf.generate(blend, batch, tokenizer=tokenizer, max_new_tokens=6, **arguments)
+    for name in ("sequences", "lengths", "logprobs", "sampled_logprobs", "finished", "failed"):
+        assert torch.equal(theirs[name], getattr(ours, name))
+    for name in ("term_logprobs", "kl", "kl_to_base"):
+        assert torch.allclose(theirs[name], getattr(ours, name), atol=1e-5)
+    assert theirs.text == ours.text
+
+
+def test_values_of_a_search_are_one_a_row(base: PreTrainedModel, batch: Batch) -> None:
+    value = 2.0 * cf.Reward(lambda prompts, texts: [float(len(t)) for t in texts])
+    arguments: dict[str, Any] = {
+        "search": cf.ChunkBeamSearch(2, 2, 2, value),
+        "do_sample": True,
+        "seed": 1,
+        "top_k": 0,
+        "num_return_sequences": 2,
+        "max_new_tokens": 4,
+    }
+    blend = cf.Model(base, tokenizer=make_tokenizer())
+    theirs = base.generate(
+        **batch,
+        custom_generate=cf.decode,
+        blend=blend,
+        return_dict_in_generate=True,
+        **arguments,
+    )
+    ours = cf.generate(blend, batch, **arguments)
+    assert torch.equal(theirs.sequences, ours.sequences)
+    assert torch.equal(theirs.search_values, ours.values.flatten())
+    assert torch.equal(theirs.search_value_parts, ours.value_parts.flatten(0, 1))
+
+
+class Kept:
+    """A streamer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.told.append(value.tolist())
+
+    def end(self) -> None:
+        self.told.append("end")
+
+
+def test_what_hugging_face_drops(
+    base: PreTrainedModel, batch: Batch, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A function gets none of these, whatever the names of its parameters: ours are others."""
+    arrived: dict[str, Any] = {}
+
+    def keep(model: Any, input_ids: torch.Tensor, *, tokenizer=None, streamer=None, **others: Any):
+        arrived.update(others, tokenizer=tokenizer, streamer=streamer)
+        return input_ids
+
+    kept = Kept()
+    dropped = {"streamer": kept, "tokenizer": tokenizer, "synced_gpus": False}
+    dropped |= {"assistant_model": base, "assistant_tokenizer": tokenizer}
+    base.generate(**batch, custom_generate=keep, max_new_tokens=3, **dropped)
+    assert all(arrived.get(name) is None for name in dropped)
+    assert kept.told == [batch["input_ids"].tolist()]  # and no end
+    with pytest.raises(ValueError, match="we could not locate a tokenizer"):
+        base.generate(**batch, custom_generate=keep, stop_strings=["a"], max_new_tokens=3)
+
+
+def test_a_streamer_that_arrives(blend: cf.Blend, base: PreTrainedModel, batch: Batch) -> None:
+    theirs, ours = Kept(), Kept()
+    base.generate(
+        **batch, custom_generate=cf.decode, blend=blend, blend_streamer=theirs, max_new_tokens=4
+    )
+    cf.generate(blend, batch, streamer=ours, max_new_tokens=4)
+    assert theirs.told == ours.told
+    assert theirs.told[-1] == "end"
+
+
+@pytest.mark.parametrize("stops", ["a", ["ab", "nd"], [["e"], None, "ad", ["n", "t"]]])
+def test_stop_strings_that_arrive(
+    stops: Any, blend: cf.Blend, base: PreTrainedModel, batch: Batch
+) -> None:
+    arguments: dict[str, Any] = {"do_sample": True, "seed": 2, "top_k": 0, "max_new_tokens": 40}
+    theirs = base.generate(
+        **batch,
+        custom_generate=cf.decode,
+        blend=blend,
+        blend_tokenizer=make_letters(),
+        blend_stop_strings=stops,
+        **arguments,
+    )
+    ours = cf.generate(blend, batch, tokenizer=make_letters(), stop_strings=stops, **arguments)
+    assert torch.equal(theirs, ours.sequences)
+    plain = cf.generate(blend, batch, **arguments)
+    assert ours.lengths.sum() < plain.lengths.sum()
+
+
+def test_a_config_and_a_limit_of_time(blend: cf.Blend, base: PreTrainedModel, batch: Batch) -> None:
+    config = GenerationConfig(max_new_tokens=5, do_sample=True, top_k=0, pad_token_id=0)
+    hook: dict[str, Any] = {"custom_generate": cf.decode, "blend": blend, "seed": 4}
+    theirs = base.generate(**batch, generation_config=config, **hook)
+    ours = cf.generate(blend, batch, generation_config=config, seed=4)
+    assert torch.equal(theirs, ours.sequences)
+    cut = base.generate(**batch, **hook, max_new_tokens=5, max_time=-1.0)
+    assert cut.shape[1] == 10  # The time is looked at after a token.
+
+
+class TestBlendInputs:
+    """Terms with system prompts read the texts or chats that the ids were made of."""
+
+    @pytest.fixture
+    def ids(self, tokenizer: PreTrainedTokenizerFast) -> Batch:
+        return tokenizer.apply_chat_template(
+            CHATS,
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+            padding=True,
+        )
+
+    def test_it_is_generate(
+        self, base: PreTrainedModel, ids: Batch, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        plain = cf.Model(base, tokenizer=tokenizer)
+        kind = cf.Model(base, tokenizer=tokenizer, system="great")
+        arguments: dict[str, Any] = {"do_sample": True, "seed": 3, "top_k": 0, "max_new_tokens": 7}
+        blend = 0.4 * plain + 0.6 * kind
+        theirs = base.generate(
+            **ids,
+            custom_generate=cf.decode,
+            blend=blend,
+            blend_inputs=CHATS,
+            **arguments,
+        )
+        ours = cf.generate(blend, CHATS, **arguments)
+        assert torch.equal(theirs, ours.sequences)
+        alone = cf.generate(plain, CHATS, **arguments)
+        assert not torch.equal(theirs[:, : alone.sequences.shape[1]], alone.sequences)
+
+    def test_each_copy_reads_its_request(
+        self, base: PreTrainedModel, ids: Batch, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        kind = cf.Model(base, tokenizer=tokenizer, system="great")
+        blend = cf.Model(base, tokenizer=tokenizer) + kind
+        arguments: dict[str, Any] = {"do_sample": True, "seed": 3, "num_return_sequences": 2}
+        arguments |= {"top_k": 0, "max_new_tokens": 5}
+        theirs = base.generate(
+            **ids,
+            custom_generate=cf.decode,
+            blend=blend,
+            blend_inputs=CHATS,
+            **arguments,
+        )
+        assert torch.equal(theirs, cf.generate(blend, CHATS, **arguments).sequences)
+
+    def test_refusals(
+        self, base: PreTrainedModel, ids: Batch, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        kind = cf.Model(base, tokenizer=tokenizer, system="great", name="kind")
+        blend = cf.Model(base, tokenizer=tokenizer, name="plain") + kind
+        hook: dict[str, Any] = {"custom_generate": cf.decode, "blend": blend, "max_new_tokens": 2}
+        with pytest.raises(ValueError, match=r"system of kind is set.* pass blend_inputs="):
+            base.generate(**ids, **hook)
+        with pytest.raises(ValueError, match=r"system of kl_to\.kind is set"):
+            base.generate(
+                **ids,
+                **{**hook, "blend": base, "kl_to": kind},
+                return_dict_in_generate=True,
+            )
+        with pytest.raises(ValueError, match="blend_inputs has 1 entries; it must have 2"):
+            base.generate(**ids, **hook, blend_inputs=CHATS[:1])
+        with pytest.raises(ValueError, match=r"blend_inputs of request 1 has .* differ from token"):
+            base.generate(**ids, **hook, blend_inputs=[CHATS[0], "something else"])
+        with pytest.raises(ValueError, match=r"request 0 has .* as kind, the first term, reads it"):
+            base.generate(**ids, **{**hook, "blend": kind}, blend_inputs=CHATS)
+
+    def test_a_prompt_of_its_own(
+        self, base: PreTrainedModel, batch: Batch, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        """Later terms may have one. The sequences begin with the first term's: it must be the ids,
+        else the limit of new tokens and the ids that are returned would be of another prompt."""
+        other = cf.Model(base, prompt=[5, 6], name="other")
+        blend = cf.Model(base) + other
+        hook: dict[str, Any] = {"custom_generate": cf.decode, "max_new_tokens": 4}
+        theirs = base.generate(**batch, **hook, blend=blend)
+        assert torch.equal(theirs, cf.generate(blend, batch, max_new_tokens=4).sequences)
+        with pytest.raises(ValueError, match="prompt of other is set, and it is the first term"):
+            base.generate(**batch, **hook, blend=other)
+        with_system = cf.Model(base, prompt="a film", system="great", tokenizer=tokenizer)
+        blend = cf.Model(base) + with_system
+        theirs = base.generate(**batch, **hook, blend=blend)
+        assert torch.equal(theirs, cf.generate(blend, batch, max_new_tokens=4).sequences)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +320,13 @@ def test_returns_what_generate_returns(
         ({"blend": None}, TypeError, "blend is None"),
         ({"blend": 7}, TypeError, "blend is a int"),
         ({"seed": -2}, ValueError, "seed is -2"),
+        ({"kl_to": 7, "return_dict_in_generate": True}, TypeError, "kl_to is a int"),
+        ({"return_term_logprobs": True}, ValueError, "pass return_dict_in_generate=True"),
+        ({"return_kl_to_base": 1}, TypeError, "return_kl_to_base is 1"),
+        ({"engine": "simple"}, TypeError, "engine is a str"),
+        ({"blend_streamer": print}, TypeError, "blend_streamer is a builtin"),
+        ({"blend_stop_strings": ["."]}, ValueError, "no term has a tokenizer; pass blend_tok"),
+        ({"blend_stop_strings": 3}, TypeError, "blend_stop_strings is a int"),
     ],
 )
 def test_refusals(

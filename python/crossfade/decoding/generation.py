@@ -23,14 +23,14 @@ from .chats import template_arguments
 from .driver import Driver
 from .each import stop_criterion, take_each
 from .ends import check_ids
-from .engine.options import Engine
+from .engine.options import Engine, check_engine
 from .engine.prefix import PrefixCache
 from .inputs import Requests, read_requests
 from .job import Job
 from .members import references_of
 from .output import Output
 from .results import output_of
-from .streaming import Stream
+from .streaming import Stream, check_streamer
 
 
 @explained(elsewhere.GENERATE)
@@ -141,8 +141,7 @@ def generate(
     check.flag("return_cache", return_cache)
     if cache is not None and not isinstance(cache, PrefixCache):
         raise TypeError(f"cache is a {type(cache).__name__}; it must be the cache of an Output")
-    if engine is not None and not isinstance(engine, Engine):
-        raise TypeError(f"engine is a {type(engine).__name__}; it must be a crossfade.Engine")
+    check_engine(engine)
     requests = generation.read(inputs, attention_mask)
     job = generation.job(requests, seed)
     whole = cache is not None or return_cache
@@ -216,11 +215,7 @@ class Generation:
         ):
             if x is not None and not isinstance(x, (list, tuple)):
                 raise TypeError(f"{name} is a {type(x).__name__}; it must be a list or None")
-        if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
-            raise TypeError(
-                f"streamer is a {type(streamer).__name__}; it must have put and end, as Hugging "
-                "Face's"
-            )
+        check_streamer(streamer, self.search)
         self.call = Call(mixed, tokenizer, references_of(mixed, kl_to, return_kl_to_base))
         self.chat = template_arguments(tools, chat_template_kwargs)
         self.term_logprobs = return_term_logprobs
@@ -228,13 +223,9 @@ class Generation:
         self.logits_processor = list(logits_processor or ())
         self.stopping_criteria = list(stopping_criteria or ())
         self.prefix_allowed_tokens_fn = prefix_allowed_tokens_fn
-        if self.search is not None:
-            if settings.stated("do_sample", arguments, generation_config) is None:
-                arguments["do_sample"] = True  # A search samples, whatever the saved config says.
-            if streamer is not None:
-                raise NotImplementedError(
-                    "streamer is set; a search knows its rows at the end alone"
-                )
+        asked = settings.stated("do_sample", arguments, generation_config)
+        if self.search is not None and asked is None:
+            arguments["do_sample"] = True  # A search samples, whatever the saved config says.
         base: Any = underlying(mixed.terms[0].model)
         self.base = base
         if not hasattr(self.base, "_prepare_generation_config"):

@@ -2,27 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from ..blends.blend import Blend, Model
 from ..models.hf import is_multimodal, underlying
+from ..ops import check
 from ..search import ChunkBeamSearch
 from . import settings
 from .call import Call, Seed, blend_and_search, seeds_and_streams
 from .driver import Driver
+from .each import Each, stop_criterion, take_each
 from .ends import check_ids
-from .engine.options import Engine
-from .inputs import asks_nothing, read_requests
+from .engine.options import Engine, check_engine
+from .inputs import Prompts, Requests, asks_nothing, read_requests
+from .members import Members, references_of
+from .output import Output
 from .results import output_of
 from .simple.own_loop import tensors_in
 from .simple.term_model import positions_of
+from .stats import Stats
+from .streaming import Stream, check_streamer
 
 # The arguments that Hugging Face hands over by itself. They are looked at, or have no effect here.
 OWN = {"attention_mask", "past_key_values", "position_ids", "use_cache", "logits_to_keep"}
 OWN |= {"cache_params"}  # This is the cache of models that have no keys and values.
+
+
+@dataclass
+class BlendDecoderOnlyOutput(GenerateDecoderOnlyOutput):
+    """What ``generate(..., custom_generate=crossfade.decode, return_dict_in_generate=True)`` gives.
+
+    It has Hugging Face's `sequences`, and the fields of `Output` with their meaning there. The
+    values of a search, `Output.values` and `Output.value_parts`, have other names here, as Hugging
+    Face's outputs are mappings with a method `values`, and are ``[rows]`` and ``[rows, parts]``.
+    What was not asked for is None.
+    """
+
+    lengths: Tensor | None = None
+    text: list[str] | None = None
+    logprobs: Tensor | None = None
+    sampled_logprobs: Tensor | None = None
+    finished: Tensor | None = None
+    failed: Tensor | None = None
+    term_logprobs: Tensor | None = None
+    kl: Tensor | None = None
+    kl_to_base: Tensor | None = None
+    search_values: Tensor | None = None
+    search_value_parts: Tensor | None = None
+    stats: Stats | None = None
+
+    @classmethod
+    def of(cls, output: Output, device: Any) -> BlendDecoderOnlyOutput:
+        """The fields of `output`, with its tensors on a device."""
+        shared = {f.name for f in fields(cls)} & {f.name for f in fields(output)}
+        found: dict[str, Any] = {name: getattr(output, name) for name in shared}
+        if output.values is not None and output.value_parts is not None:
+            found["search_values"] = output.values.flatten()
+            found["search_value_parts"] = output.value_parts.flatten(0, -2)
+        for name, x in found.items():
+            found[name] = x.to(device) if isinstance(x, Tensor) else x
+        return cls(**found)
 
 
 def decode(
@@ -33,8 +78,16 @@ def decode(
     stopping_criteria: Any,
     generation_config: GenerationConfig,
     blend: Any = None,
+    blend_inputs: Any = None,
+    blend_tokenizer: Any = None,
+    blend_streamer: Any = None,
+    blend_stop_strings: str | Sequence[Any] | None = None,
     search: ChunkBeamSearch | None = None,
     seed: Seed = None,
+    return_term_logprobs: bool = False,
+    kl_to: Any = None,
+    return_kl_to_base: bool = False,
+    engine: Engine | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Decode a blend from inside Hugging Face: the value of ``custom_generate``.
@@ -43,19 +96,32 @@ def decode(
 
     Temperature, top-k, top-p and min-p are taken out of the processor list and done by the kernel;
     other processors run as in `crossfade.generate`. Hugging Face's own defaults hold, such as a
-    top-k of 50. It hands over neither streamer nor tokenizer: a streamer sees the prompt alone,
-    and `stop_strings` raise there. `crossfade.generate` takes both.
+    top-k of 50.
+
+    Hugging Face drops `streamer`, `tokenizer`, `assistant_model`, `assistant_tokenizer` and
+    `synced_gpus` without a word before it calls a function (the streamer is told the prompt and
+    then waits for ever), and `stop_strings` raise there as it has no tokenizer. Pass
+    `blend_streamer`, `blend_tokenizer` and `blend_stop_strings`, which arrive.
 
     Args:
         model: one of the blend's models, whose ``generate`` was called.
         input_ids, logits_processor, stopping_criteria, generation_config: from Hugging Face.
         blend: what to decode, passed to ``generate`` beside `custom_generate`.
+        blend_inputs: the texts or chats that `input_ids` were made of, in any form that
+            `crossfade.generate` takes. Terms with a system prompt need them, as a chat template
+            cannot read token ids. What the first term reads must be `input_ids`.
+        blend_tokenizer: for terms that have none, for `blend_stop_strings` and for texts; by
+            default the first one that a term has.
+        blend_streamer: a streamer of Hugging Face's, as `streamer` in `crossfade.generate`.
+        blend_stop_strings: as `stop_strings` in `crossfade.generate`.
         search: as in `crossfade.generate`; ``do_sample=True`` must be passed with it.
-        seed: as in `crossfade.generate`.
+        seed, engine: as in `crossfade.generate`.
+        return_term_logprobs, kl_to, return_kl_to_base: as in `crossfade.generate`; they need
+            ``return_dict_in_generate=True``.
 
     Returns:
         What ``generate`` returns: sequences, or with ``return_dict_in_generate=True`` a
-        `GenerateDecoderOnlyOutput` that holds them.
+        `BlendDecoderOnlyOutput`, which is a `GenerateDecoderOnlyOutput` with more fields.
 
     Raises:
         TypeError, ValueError: names the argument. NotImplementedError: what is not supported.
@@ -63,25 +129,46 @@ def decode(
     if blend is None:
         raise TypeError("blend is None; pass it to generate: custom_generate=decode, blend=...")
     blend, search = blend_and_search(blend, search)
+    check_engine(engine)
+    check_streamer(blend_streamer, search, "blend_streamer")
     terms = [*blend.terms, *blend.values]
     if all(underlying(t.model) is not underlying(model) for t in terms):
         raise ValueError(
             f"generate was called on a {type(model).__name__} that is no term of the blend "
             f"{blend}; call it on one that is"
         )
+    as_dict = bool(generation_config.return_dict_in_generate)
+    for name, on in (
+        ("return_term_logprobs", check.flag("return_term_logprobs", return_term_logprobs)),
+        ("return_kl_to_base", check.flag("return_kl_to_base", return_kl_to_base)),
+        ("kl_to", kl_to is not None),
+    ):
+        if on and not as_dict:
+            raise ValueError(
+                f"{name} is set, and sequences alone are returned; pass "
+                "return_dict_in_generate=True with it"
+            )
     settings.check_supported(generation_config, model.generation_config)
     copies = generation_config.num_return_sequences
     mask = _mask(model, input_ids, model_kwargs)
-    requests = read_requests(input_ids[::copies], mask[::copies])  # Copies of a request are equal.
+    # Copies of a request are equal.
+    given = Prompts(input_ids[::copies].long(), mask[::copies])
     stated = generation_config._pad_token_tensor
     pad = 0 if stated is None else int(stated)
 
-    call = Call(blend)
+    call = Call(blend, blend_tokenizer, references_of(blend, kl_to, return_kl_to_base))
+    requests = _requests(given, call.members, blend_inputs)
+    each, stops = _stops(blend_stop_strings, call.tokenizer, len(requests))
+    if stops and each.stop_strings is None:
+        stopping_criteria = [*stopping_criteria, stop_criterion(stops, call.tokenizer)]
+    generation_config.stop_strings = stops or None
     ends_asked = generation_config.eos_token_id != model.generation_config.eos_token_id
     check_ids(generation_config, call.vocabulary, blend, call.tokenizer, ends_asked=ends_asked)
     sample = bool(generation_config.do_sample)
     prompts = call.prompts(requests, pad)
-    search_job = call.search_job(search, requests, call.writing(prompts), sample, copies)
+    prompts[0] = _first_prompt(given, prompts[0], blend, from_ids=blend_inputs is None)
+    writing = call.writing(prompts)
+    search_job = call.search_job(search, requests, writing, sample, copies)
     if search_job is not None:
         copies = search_job.settings.rows
     job = call.job(
@@ -92,15 +179,93 @@ def decode(
         stopping_criteria,
         seeds_and_streams(seed, len(requests), copies, sample, call.device),
         do_sample=sample,
+        each=each,
         search=search_job,
+        term_logprobs=return_term_logprobs,
         pad=pad,
+        writing=writing if as_dict else None,
+        streamer=None if blend_streamer is None else Stream(blend_streamer),
     )
-    driver = Driver(blend, call.models, call.vocabulary, Engine(), len(job))
-    output = output_of(job, list(driver.decode([job])), driver)
-    sequences = output.sequences.to(input_ids.device)
-    if generation_config.return_dict_in_generate:
-        return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]
-    return sequences
+    driver = Driver(blend, call.models, call.vocabulary, engine or Engine(), len(job))
+    written = list(driver.decode([job]))
+    output = output_of(job, written, driver, term_logprobs=return_term_logprobs)
+    if as_dict:
+        return BlendDecoderOnlyOutput.of(output, input_ids.device)
+    return output.sequences.to(input_ids.device)
+
+
+def _requests(given: Prompts, members: Members, inputs: Any) -> Requests:
+    """What the terms read: the ids that Hugging Face gives, or the texts that they were made of."""
+    if inputs is None:
+        for name, term in zip(members.names, members.all, strict=True):
+            if isinstance(term, Model) and term.system is not None and term.prompt is None:
+                raise ValueError(
+                    f"system of {name} is set, and generate hands over token ids, which no chat "
+                    "template can join it to; pass blend_inputs=, the texts or chats that the ids "
+                    "were made of, or call crossfade.generate with them"
+                )
+        return read_requests(given.ids, given.mask)
+    requests = read_requests(inputs)
+    if len(requests) != len(given.ids):
+        raise ValueError(
+            f"blend_inputs has {len(requests)} entries; it must have {len(given.ids)}, one for "
+            "each row of input_ids"
+        )
+    return requests
+
+
+def _first_prompt(given: Prompts, read: Prompts, blend: Blend, *, from_ids: bool) -> Prompts:
+    """The prompt of the first term, padded as `input_ids` are, with which the sequences begin."""
+    name = blend.names[0]
+    for i, (ids, own) in enumerate(zip(given.unpadded(), read.unpadded(), strict=True)):
+        if ids == own:
+            continue
+        if from_ids:
+            raise ValueError(
+                f"prompt of {name} is set, and it is the first term, with whose prompt sequences "
+                "begin; generate returns input_ids there: put a term first that reads these, or "
+                "call crossfade.generate"
+            )
+        at = next(
+            (n for n, (a, b) in enumerate(zip(ids, own, strict=False)) if a != b),
+            min(len(ids), len(own)),
+        )
+        raise ValueError(
+            f"blend_inputs of request {i} has {len(own)} tokens as {name}, the first term, reads "
+            f"it, and input_ids has {len(ids)}, which differ from token {at} on; input_ids must be "
+            "what the first term reads, with its system prompt and the chat template's own tokens"
+        )
+    return Prompts(given.ids, given.mask, read.items)
+
+
+def _stops(texts: Any, tokenizer: Any, requests: int) -> tuple[Each, list[str]]:
+    """The stop strings of each request, if these have their own, and those of all requests.
+
+    Raises:
+        TypeError, ValueError: names what is wrong with `blend_stop_strings`.
+    """
+    if texts is None:
+        return Each(), []
+    if not isinstance(texts, (str, list, tuple)):
+        raise TypeError(
+            f"blend_stop_strings is a {type(texts).__name__}; it must be a text or a list of texts"
+        )
+    if tokenizer is None:
+        raise ValueError(
+            f"blend_stop_strings is {texts!r:.80}, and no term has a tokenizer; pass "
+            "blend_tokenizer= with it"
+        )
+    arguments: dict[str, Any] = {"stop_strings": texts}
+    each = take_each(arguments)
+    if each.stop_strings is not None and len(each.stop_strings) != requests:
+        raise ValueError(
+            f"blend_stop_strings has {len(each.stop_strings)} entries; it must have {requests}, "
+            "one a request"
+        )
+    found = arguments["stop_strings"] or []
+    found = [found] if isinstance(found, str) else list(found)
+    settings.check_stop_strings(found)
+    return each, found
 
 
 def _mask(model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:

@@ -26,3 +26,20 @@ class Stream:
 
     def end(self) -> None:
         self.streamer.end()
+
+
+def check_streamer(streamer: Any, search: Any, name: str = "streamer") -> None:
+    """Refuse, by `name`, what is no streamer, and a streamer for a search.
+
+    Raises:
+        TypeError: it lacks a method of Hugging Face's streamers.
+        NotImplementedError: a search cannot tell it anything before its end.
+    """
+    if streamer is None:
+        return
+    if not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise TypeError(
+            f"{name} is a {type(streamer).__name__}; it must have put and end, as Hugging Face's"
+        )
+    if search is not None:
+        raise NotImplementedError(f"{name} is set; a search knows its rows at the end alone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from ... import elsewhere
 from ...checks import explained
@@ -60,3 +61,9 @@ class Engine:
                     raise ValueError(f"Engine.sync_every is {value}; it must be at least 1")
             elif not isinstance(value, bool):
                 raise TypeError(f"Engine.{f.name} is {value!r}; it must be a bool")
+
+
+def check_engine(engine: Any) -> None:
+    """Raise a TypeError unless `engine` is an `Engine` or None."""
+    if engine is not None and not isinstance(engine, Engine):
+        raise TypeError(f"engine is a {type(engine).__name__}; it must be a crossfade.Engine")
