@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -297,6 +298,71 @@ class Blend(Algebra):
             tuple(loaded_weight(v["weight"]) for v in d["values"]),
             d["power"],
             loaded_support(d["support"]),
+        )
+
+    def save(
+        self, path: str | os.PathLike[str], *, sources: Mapping[str, Any] | None = None
+    ) -> None:
+        """Save the blend as a JSON file that `load` reads: `to_dict`, and its models' sources.
+
+        Models are named by where they came from, and their weights are not saved: a folder, an id
+        on the Hugging Face hub with its revision, or a model or guide of crossfade's. A folder
+        below the file's own is written relative to the file, so that both can be moved together,
+        any other as an absolute path. A model whose weights are not those of its source any more is
+        refused, as far as the first rows of each tensor show it. An adapter that is "active" is
+        saved by its name.
+
+        Args:
+            path: the file, which by custom ends in ``.json``.
+            sources: the sources that are not known or not right, by the name of the first term or
+                value that a model computes, such as ``{"base": FOLDER}``, and of an adapter as
+                ``{"base@kind": FOLDER}``. None for a model says that `load` will be given it.
+
+        Raises:
+            TypeError: as in `to_dict`.
+            ValueError: a model, adapter or tokenizer has no known source, or has other weights than
+                there; names it. OSError: a source or the file's folder is not there.
+        """
+        from . import file_format, file_writer
+
+        members = [
+            file_format.Member(name, member.model, member.tokenizer, isinstance(member, ValueHead))
+            for name, member in zip(self._all_names, self._members, strict=True)
+        ]
+        file_writer.write(path, self.to_dict(), members, sources)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        models: Mapping[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Blend:
+        """The blend that `save` saved, with its models and tokenizers, which are loaded.
+
+        They are loaded as `crossfade.models.load` does: from safetensors alone, without code that
+        comes with a model. Terms that shared a model share it again.
+
+        Args:
+            path: the file. Relative folders in it begin at its own folder.
+            models: models that are loaded already, by the names in the file's ``models``: bare
+                models, or `Model` and `ValueHead` terms where there is a tokenizer. They must have
+                the adapters that terms name.
+            device: where loaded models go; None leaves them on the CPU.
+            dtype: of loaded models; None is the one that they had when the blend was saved.
+
+        Raises:
+            ValueError: the file is no saved blend (names the key), or a model is not as it was.
+            OSError: the file or a source is not there. TypeError: one of `models` is no model.
+        """
+        from . import file_reader
+
+        d, members = file_reader.read(path, models, device, dtype)
+        kinds = {False: Model, True: ValueHead}
+        return cls.from_dict(
+            d, **{m.name: kinds[m.is_value](m.model, tokenizer=m.tokenizer) for m in members}
         )
 
     def __repr__(self) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_number
+from ..checks import check_number, did_you_mean
 from ..ops.types import Support
 from .weights import Weight
 
 SAVED = "it must be what Blend.to_dict gives"  # the end of errors
 TERM = {"name", "weight", "adapter", "system", "prompt"}  # the keys of a saved term
 VALUE = {"name", "weight"}  # the keys of a saved value
+BLEND = {"terms", "values", "power", "support"}  # the keys of a saved blend
 
 
 def plain_weight(w: Weight) -> float | list[float]:
@@ -42,50 +43,60 @@ def plain_prompt(name: str, prompt: Any) -> Any:
         raise TypeError(f"the prompt of {name} cannot be saved as JSON: {e}") from e
 
 
-def check_saved(d: Any) -> None:
+def check_saved(d: Any, root: str = "d", saved: str = SAVED) -> None:
     """Check that `d` is a saved blend, as `Blend.to_dict` makes it.
+
+    Args:
+        root: what errors call `d`.
+        saved: how they say what it must be.
 
     Raises:
         ValueError: it is not; names the key, what it was and what it must be.
     """
-    _keys("d", d, {"terms", "values", "power", "support"})
+    check_keys(root, d, BLEND, saved)
     for key in ("terms", "values"):
         if not isinstance(d[key], list):
-            raise ValueError(f"d[{key!r}] is {_shown(d[key])}; {SAVED}, a list")
+            raise ValueError(f"{root}[{key!r}] is {shown(d[key])}; {saved}, a list")
     if not d["terms"] and not d["values"]:
-        raise ValueError(f"d has neither terms nor values; {SAVED}")
+        raise ValueError(f"{root} has neither terms nor values; {saved}")
     names: set[str] = set()
     for key, wanted in (("terms", TERM), ("values", VALUE)):
         for i, member in enumerate(d[key]):
-            where = f"d[{key!r}][{i}]"
-            _keys(where, member, wanted)
+            where = f"{root}[{key!r}][{i}]"
+            check_keys(where, member, wanted, saved)
             _check_name(where, member["name"], names)
             _check_weight(f"{where}['weight']", member["weight"])
             for setting in ("adapter", "system"):
                 x = member.get(setting)
                 if x is not None and not isinstance(x, str):
-                    raise ValueError(
-                        f"{where}[{setting!r}] is {_shown(x)}; it must be text or None"
-                    )
+                    raise ValueError(f"{where}[{setting!r}] is {shown(x)}; it must be text or None")
             _check_prompt(f"{where}['prompt']", member.get("prompt"))
-    _check_number("d['power']", d["power"])
+    _check_number(f"{root}['power']", d["power"])
     if d["support"] is not None:
-        _check_support(d["support"], len(d["terms"]))
+        _check_support(f"{root}['support']", d["support"], len(d["terms"]), saved)
 
 
-def _keys(where: str, x: Any, wanted: set[str]) -> None:
-    """Raise an error unless `x` is a dict with the keys `wanted` and no others."""
+def check_keys(where: str, x: Any, wanted: set[str], saved: str) -> None:
+    """Raise an error unless `x` is a dict with the keys `wanted` and no others.
+
+    Args:
+        where: what the error calls `x`.
+        saved: how it says what `x` must be.
+    """
     if not isinstance(x, dict):
-        raise ValueError(f"{where} is {_shown(x)}; {SAVED}, a dict")
-    if missing := sorted(wanted - x.keys()):
-        raise ValueError(f"{where} has no {missing[0]!r}; {SAVED}")
-    if unknown := [k for k in x if k not in wanted]:
-        raise ValueError(f"{where} has the key {_shown(unknown[0])}; {SAVED}: {sorted(wanted)}")
+        raise ValueError(f"{where} is {shown(x)}; {saved}, a dict")
+    unknown = [k for k in x if k not in wanted]
+    meant = did_you_mean(unknown[0], wanted) if unknown else ""
+    if (missing := sorted(wanted - x.keys())) and not meant:
+        raise ValueError(f"{where} has no {missing[0]!r}; {saved}")
+    if unknown:
+        keys = meant or f": {sorted(wanted)}"
+        raise ValueError(f"{where} has the key {shown(unknown[0])}; {saved}{keys}")
 
 
 def _check_name(where: str, name: Any, known: set[str]) -> None:
     if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"{where}['name'] is {_shown(name)}; it must be an identifier")
+        raise ValueError(f"{where}['name'] is {shown(name)}; it must be an identifier")
     if name in known:
         raise ValueError(f"{where}['name'] is {name!r}, as another one's; names must differ")
     known.add(name)
@@ -105,26 +116,26 @@ def _check_weight(where: str, w: Any) -> None:
 
 def _check_number(where: str, x: Any) -> None:
     if isinstance(x, bool) or not isinstance(x, numbers.Real):
-        raise ValueError(f"{where} is {_shown(x)}; it must be a number")
+        raise ValueError(f"{where} is {shown(x)}; it must be a number")
     check_number(where, x)
 
 
 def _check_prompt(where: str, prompt: Any) -> None:
     if prompt is not None and not isinstance(prompt, (str, list)):
-        raise ValueError(f"{where} is {_shown(prompt)}; it must be text, a list or None")
+        raise ValueError(f"{where} is {shown(prompt)}; it must be text, a list or None")
     if prompt == []:
         raise ValueError(f"{where} is []; it must have one prompt a request")
 
 
-def _check_support(s: Any, terms: int) -> None:
-    _keys("d['support']", s, set(Support.__dataclass_fields__))
+def _check_support(where: str, s: Any, terms: int, saved: str) -> None:
+    check_keys(where, s, set(Support.__dataclass_fields__), saved)
     try:
         support = Support(**s)
     except (TypeError, ValueError) as e:
-        raise ValueError(f"d['support']: {e}") from None
+        raise ValueError(f"{where}: {e}") from None
     if support.term >= terms:
-        raise ValueError(f"d['support']['term'] is {support.term}; it must be less than {terms}")
+        raise ValueError(f"{where}['term'] is {support.term}; it must be less than {terms}")
 
 
-def _shown(x: Any) -> str:
+def shown(x: Any) -> str:
     return f"{x!r:.80}"

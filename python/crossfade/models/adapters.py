@@ -77,7 +77,7 @@ def check_adapter(model: Any, adapter: Any, term: str | None = None) -> None:
         return
     late = {n for n, c in configs.items() if getattr(c, "alora_invocation_tokens", None)}
     if adapter == "active":
-        late &= _active(model) if late and term is not None else set()
+        late &= active_adapters(model) if late and term is not None else set()
     else:
         if adapter not in configs:
             raise ValueError(
@@ -97,7 +97,7 @@ def check_adapter(model: Any, adapter: Any, term: str | None = None) -> None:
         )
 
 
-def _active(model: nn.Module) -> set[str]:
+def active_adapters(model: nn.Module) -> set[str]:
     """The adapters that the model applies by itself."""
     layers = [x for x in adapter_layers(model) if not x._disable_adapters]
     return {name for x in layers for name in x.active_adapters}

@@ -62,10 +62,13 @@ def folder_of(name: str | os.PathLike[str]) -> Path:
     )
 
 
-def download(hub_id: str) -> Path:
+def download(hub_id: str, revision: str | None = None) -> Path:
     """The folder of a model in the local Hugging Face cache, downloaded or updated if possible.
 
     `HF_HUB_OFFLINE` is respected. Files of pickled weights are not downloaded.
+
+    Args:
+        revision: the commit, branch or tag; None is the newest.
 
     Raises:
         OSError: the model is not in the cache and cannot be downloaded.
@@ -74,7 +77,9 @@ def download(hub_id: str) -> Path:
 
     kept = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=kept, etag_timeout=5))
+        return Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=kept, etag_timeout=5)
+        )
     except Exception as error:  # the hub's client raises errors of many kinds
         reason = str(error).strip().splitlines() or [""]
         raise OSError(
@@ -130,7 +135,7 @@ def check_model_folder(folder: Path) -> None:
             raise ValueError(f"{str(folder)!r} is a {kind}; it must be a causal language model")
     if (folder / GENERATION).is_file():  # Transformers would ignore one that cannot be read
         read_object(folder / GENERATION)
-    _weight_files(folder)
+    weight_files(folder)
 
 
 def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
@@ -196,13 +201,13 @@ def _weights_alone(folder: Path) -> Iterator[Path]:
     an adapter that lies there, and even the base that the adapter's config names.
     """
     with tempfile.TemporaryDirectory(prefix="crossfade-") as view:
-        for name in [CONFIG, GENERATION, *_weight_files(folder)]:
+        for name in [CONFIG, GENERATION, *weight_files(folder)]:
             if (folder / name).is_file():
                 os.symlink((folder / name).resolve(), Path(view, name))
         yield Path(view)
 
 
-def _weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path) -> list[str]:
     """The names of the files with a model's weights, and of their index if there is one.
 
     Raises:

@@ -16,6 +16,8 @@ from .hf import is_peft
 from .saved import errors_of, expanded, read_object
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT names them
+# The attribute of an adapter's config that says which folder it was loaded from.
+LOADED_FROM = "crossfade_loaded_from"
 
 
 def with_adapters(model: Any, folders: Mapping[str, str | os.PathLike[str]]) -> Any:
@@ -73,6 +75,7 @@ def add_adapter(
         odd = _odd_tensor(model, name, path / ADAPTER)
     if odd is not None:
         raise ValueError(f"{where} is {str(folder)!r}, which has {odd}; {must}")
+    setattr(model.peft_config[name], LOADED_FROM, str(path.resolve()))
     return model
 
 

@@ -21,6 +21,8 @@ from .value_heads import DTYPES, KINDS, LowRankHead, value_head, value_model
 FORMAT = 1
 WEIGHTS, SETTINGS = "value_head.safetensors", "value_head.json"
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER)
+# The attribute of a value model that says which folder it was last saved in or loaded from.
+LOADED_FROM = "crossfade_loaded_from"
 
 
 def save_value_head(
@@ -64,6 +66,7 @@ def save_value_head(
     )
     settings = {"format": FORMAT, **_settings(model), "adapter": is_peft(model)}
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    _note(model, folder)
 
 
 def load_value_head(
@@ -112,7 +115,13 @@ def load_value_head(
     if settings["adapter"]:
         model = add_adapter(model, folder, "the value head's folder", trainable=True)
         value_head(model).requires_grad_(True)  # PEFT has frozen everything but the adapter
+    _note(model, folder)
     return model.eval()
+
+
+def _note(model: Any, folder: Path) -> None:
+    """Note at a value model where it is saved, so that a saved blend can name it."""
+    setattr(underlying(model), LOADED_FROM, str(folder.resolve()))
 
 
 def load_into(model: Any, folder: str | os.PathLike[str]) -> None:
