@@ -27,9 +27,9 @@ except ImportError:  # without it the readers can be called, but not fuzzed
 instrumented = nullcontext() if atheris is None else atheris.instrument_imports(["crossfade"])
 with instrumented:
     from crossfade import reading
-    from crossfade.blends.formula import evaluate
     from crossfade.bulk import records
     from crossfade.bulk.prompts import read_prompts
+    from crossfade.formula import evaluate
     from crossfade.loading import Spec
     from crossfade.models import saved_value_heads
     from crossfade.training import checkpoints, config, data, rows

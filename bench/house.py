@@ -35,6 +35,7 @@ models
 blends
 search
 presets
+formula
 loading
 decoding.forms decoding.memory decoding.streaming decoding.stats
 decoding.chats
@@ -63,7 +64,8 @@ __main__
 
 # Modules of older trees, and where what they hold is today.
 FORMER = """
-algebra blend formula printing saving terms values vocabulary weights: blends
+algebra blend printing saving terms values vocabulary weights: blends
+blends.formula: formula
 decoding.adapters decoding.contexts decoding.own_loop decoding.replica: decoding.simple
 decoding.simple_runner decoding.structure decoding.term_model: decoding.simple
 decoding.contract decoding.deltas decoding.engine_runner: decoding.engine

@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .blends.blend import ValueHead as ValueHead
     from .blends.blend import as_blend as as_blend
     from .blends.blend import power_mean as power_mean
-    from .blends.formula import parse as parse
     from .blends.values import LogRatio as LogRatio
     from .blends.values import Reward as Reward
     from .blends.values import RewardModel as RewardModel
@@ -30,6 +29,7 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .decoding import decode as decode
     from .decoding import generate as generate
     from .decoding import score as score
+    from .formula import parse as parse
     from .ops import Support as Support
     from .search import BestOfN as BestOfN
     from .search import ChunkBeamSearch as ChunkBeamSearch
@@ -57,7 +57,7 @@ _HOME = {
     "as_value": "blends.values",
     "decode": "decoding",
     "generate": "decoding",
-    "parse": "blends.formula",
+    "parse": "formula",
     "power_mean": "blends.blend",
     "score": "decoding",
     "sentence_end": "search",

@@ -16,8 +16,8 @@ from torch import nn
 
 from . import models, reading
 from .blends.blend import Blend, Model, ValueHead
-from .blends.formula import parse
 from .blends.values import ValueSum, formula_value
+from .formula import parse
 from .models import saved_adapters, saved_value_heads
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from crossfade.blends.blend import Blend, Model, ValueHead
-from crossfade.blends.formula import parse
+from crossfade.formula import names_in, parse
 from crossfade.ops import Support
 from hypothesis import given
 from hypothesis import strategies as st
-from small_terms import CONFIG
-from transformers import LlamaForCausalLM
+from tiny_models import make
 
-LMS = dict(zip(("base", "tuned", "ref"), (LlamaForCausalLM(CONFIG) for _ in range(3)), strict=True))
+LMS = {name: make("llama", seed) for seed, name in enumerate(("base", "tuned", "ref"))}
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,13 @@ def test_a_formula_for_a_power_mean_within_a_support():
 @pytest.mark.parametrize(
     ("formula", "problem", "column"),
     [
-        ("base + tunde", r"unknown name 'tunde' \(known: base, ref, tuned\)", 8),
+        (
+            "base + tunde",
+            r"'tunde' \(known: base, ref, tuned\); did you mean 'tuned'",
+            8,
+        ),
         ("base + tuned.weight", "only names, numbers", 8),
-        ("base + __import__('os')", "only names, numbers", 8),
+        ("base + __import__('os')", "unknown function '__import__'", 8),
         ("base[0]", "only names, numbers", 1),
         ("base ** 2", "only names, numbers", 1),
         ("base @ ref", "only names, numbers", 1),
@@ -124,9 +128,24 @@ def test_a_formula_for_a_power_mean_within_a_support():
         ("lambda: base", "only names, numbers", 1),
         ("base # + ref", "only names, numbers", 6),
         ("base < ref", "only names, numbers", 1),
-        ("power_mean(base)", "only names, numbers", 1),
-        ("power_mean([base], r=1)", "only names, numbers", 1),
-        ("power_mean([base], weights=[1], r=1, s=2)", "only names, numbers", 1),
+        ("power_mean(base)", r"missing a required argument: 'weights'; it must be power_mean\(", 1),
+        ("power_mean([base], r=1)", "missing a required argument: 'weights'", 1),
+        ("power_mean([base], weights=[1], r=1, s=2)", "unexpected keyword argument 's'", 1),
+        ("power_mean(base, weights=[1], r=1)", "models is a Model; it must be a list", 1),
+        ("power_mean([[base]], weights=[1], r=1)", "only names, numbers", 13),
+        (
+            "eft(base, tuned, ref, bta=2)",
+            r"eft\(.*, ref, beta=1.0\); did you mean 'beta'",
+            1,
+        ),
+        ("base + eff(base, tuned, ref)", "unknown function 'eff' .*; did you mean 'eft'", 8),
+        ("ivg(base, tuned, ref, base)", "ivg is a blend and a search; write eft", 1),
+        ("cfg(base, 1.5)", "one of them must be given", 1),
+        ("cfg(base, 1.5, **base)", "only names, numbers", 1),
+        ("cfg(*base)", "only names, numbers", 5),
+        ("cfg(base, scale=True)", "only names, numbers", 17),
+        ("cfg(base, 'much', negative_prompt='a')", "scale is a str", 1),
+        ("args(base, tuned)", "value has a Model", 1),
         ("power_mean([base], weights=[2], r=1)", "weights sum to 2", 1),
         ("power_mean([base], weights=[tuned], r=1)", "weights\\[0\\] is a", 1),
         ("ref + power_mean([base], weights=[1], r=1)", "cannot be added to", 7),
@@ -139,7 +158,7 @@ def test_a_formula_for_a_power_mean_within_a_support():
         ("base.within(Support(top_k=1 + 1))", "only names, numbers", 1),
         ("3 .within(Support())", "is no blend", 1),
         ("base.within(Support(top_k=2)).within(Support(top_k=2))", "already", 1),
-        ("exec(base)", "only names, numbers", 1),
+        ("exec(base)", "unknown function 'exec'", 1),
         ("base.parameters()", "only names, numbers", 1),
         ("base; ref", "", 5),
         ("base = ref", "", None),
@@ -196,3 +215,85 @@ def test_formulas_from_a_hostile_hand(formula, match):
 def test_formula_is_text():
     with pytest.raises(TypeError, match="formula is a int"):
         parse(3)
+
+
+@pytest.mark.parametrize(
+    ("formula", "printed"),
+    [
+        ("eft(base, tuned, ref, beta=0.8)", "base + 0.8*tuned - 0.8*ref"),
+        ("dera(ref, aligned=tuned, lam=w)", "0.25*ref + 0.75*tuned"),
+        ("0.5 * proxy_tuning(base, tuned, ref)", "0.5*base + 0.5*tuned - 0.5*ref"),
+        ("mod([base, ref], [w, 1 - w])", "0.75*base + 0.25*ref"),
+        (
+            "mod([base, ref], [0.5, 0.5], divergence='forward_kl')",
+            "power_mean([base, ref], weights=[0.5, 0.5], r=-1)",
+        ),
+        ("genarm(base, [tuned, ref], [1, 2 * w])", "base + tuned + 1.5*ref"),
+        (
+            "contrastive(base, ref, alpha=0.2)",
+            "(1.5*base - 0.5*ref).within(Support(term=0, min_p=0.2))",
+        ),
+        ("args(base, q, top_k=5)", "base.within(Support(term=0, top_k=5)) + q"),
+        ("cfg(base, 1.5, negative_system='Be rude.')", "1.5*base - 0.5*uncond"),
+    ],
+)
+def test_presets(formula, printed):
+    models = LMS | {"q": VALUE}
+    assert (
+        str(parse(formula, **models, **({"w": 0.75} if "w" in names_in(formula) else {})))
+        == printed
+    )
+
+
+def test_a_preset_takes_a_text():
+    blend = parse("cfg(base, 1.5, negative_system='Be rude.')", **LMS)
+    assert [t.system for t in blend.terms] == [None, "Be rude."]
+
+
+def test_a_fader_is_a_number_or_a_number_for_each_request():
+    assert str(parse("base + w * (tuned - ref) / (1 + v)", **LMS, w=0.8, v=1)) == (
+        "base + 0.4*tuned - 0.4*ref"
+    )
+    w, v = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 4.0])
+    blend = parse("-w * base / v + (1 - w) / v * ref + 3 * tuned", **LMS, w=w, v=v)
+    each = [[0, 1, 3], [-0.5, -0.25, 3]]
+    torch.testing.assert_close(blend.row_weights(2), torch.tensor(each))
+
+
+@pytest.mark.parametrize(
+    ("faders", "problem"),
+    [
+        ({}, "unknown name 'w'"),
+        ({"w": 0.8, "v": 1.0}, "the fader v is not in 'base \\+ w \\* ref'"),
+        ({"w": float("nan")}, "w is nan; it must be finite"),
+        ({"w": float("inf")}, "w is inf; it must be finite"),
+        ({"w": torch.tensor([1.0, float("nan")])}, "w has a number that is not finite"),
+        ({"w": torch.ones(2, 2)}, r"w has shape \[2, 2\]"),
+    ],
+)
+def test_faders_that_are_missing_unknown_or_not_finite(faders, problem):
+    with pytest.raises(ValueError, match=problem):
+        parse("base + w * ref", **LMS, **faders)
+
+
+@pytest.mark.parametrize(
+    ("formula", "problem"),
+    [("base / w", "division by zero"), ("1 / (1e-30 * w) / 1e30 * base", "division by zero")],
+)
+def test_a_fader_by_which_a_weight_is_not_finite(formula, problem):
+    with pytest.raises(ValueError, match=problem):
+        parse(formula, **LMS, w=torch.tensor([1.0, 0.0]))
+    with pytest.raises(ValueError, match="not finite"):
+        parse("w * 1e30 * base", **LMS, w=torch.tensor([1.0, 1e30]))
+
+
+def test_a_faders_own_rules():
+    with pytest.raises(ValueError, match=r"faders are w \[2\] and v \[3\]"):
+        parse("w * base + v * ref", **LMS, w=torch.ones(2), v=torch.ones(3))
+    guide = Model(LMS["tuned"], name="w") - Model(LMS["ref"], name="x")
+    with pytest.raises(ValueError, match="the fader w has the name of a term of w - x"):
+        parse("base + w * guide", base=LMS["base"], guide=guide, w=0.5)
+    with pytest.raises(ValueError, match=r"the fader wide is not in .*; did you mean 'width'"):
+        parse("width * base", **LMS, width=1.0, wide=1.0)
+    with pytest.raises(TypeError, match="w is a bool"):
+        parse("w * base", **LMS, w=True)

@@ -1,0 +1,268 @@
+"""Formulas: blends written as text, as the command line takes them and as blends print."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import numbers
+import operator
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from . import presets
+from .blends.algebra import Algebra
+from .blends.blend import Blend, Model, ValueHead, as_term, power_mean
+from .blends.weights import Weight, check_weight
+from .checks import did_you_mean
+from .ops.types import Support
+
+CUTS = {f.name for f in fields(Support)}
+LONGEST = 4096  # characters a formula may have; far more would exhaust the stack of the parser
+FORMS = "only names, numbers, + - * / and parentheses can stand"
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "power_mean": power_mean,
+    **{name: getattr(presets, name) for name in presets.__all__ if name != "ivg"},
+}
+
+
+def _divided(a: Any, b: Any) -> Any:
+    """``a / b``. A blend may be divided by a fader that has a number for each request."""
+    if not isinstance(b, Tensor):
+        return a / b
+    if not b.all():
+        raise ZeroDivisionError("division by zero")
+    return a * (1.0 / b)
+
+
+OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: _divided,
+}
+
+
+def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
+    """The value of a formula of numbers, names, ``+ - * /``, parentheses and presets.
+
+    The presets of `crossfade.presets` that give blends, and `power_mean`, are called as in Python:
+    ``cfg(base, 1.5, negative_system="Be rude.")``. Blends print one more form, which is read too:
+    ``(a + b).within(Support(term=0, top_k=5))``, where `term` counts the terms in the order in
+    which the text before it names them.
+
+    Python's parser makes a tree of the text, and only nodes of these forms are evaluated. There
+    are no other calls, no attributes and no indexing, so that a formula from a command line or a
+    file is safe to read.
+
+    Args:
+        formula: the text.
+        names: what each name stands for: a model, a blend, a number or a tensor ``[requests]``.
+
+    Raises:
+        TypeError: `formula` is no text.
+        ValueError: the formula has another form or an unknown name; shows the place.
+    """
+    if not isinstance(formula, str):
+        raise TypeError(f"formula is a {type(formula).__name__}; it must be a str")
+    if len(formula) > LONGEST:
+        raise ValueError(f"formula has {len(formula)} characters; it must have at most {LONGEST}")
+    text = " ".join(formula.split())
+    # Python's parser brings identifiers into this form of Unicode, so the names must be in it too.
+    names = {unicodedata.normalize("NFKC", name): x for name, x in names.items()}
+
+    def fail(column: int, problem: str) -> NoReturn:
+        raise ValueError(
+            f"formula: {problem} at column {column + 1}\n  {text}\n  {' ' * column}^"
+        ) from None
+
+    def column(node: ast.expr) -> int:
+        return len(text.encode()[: node.col_offset].decode())  # The parser counts bytes.
+
+    def apply(node: ast.expr, function: Callable[..., Any], *operands: Any, **options: Any) -> Any:
+        try:
+            found = function(*operands, **options)
+        except (TypeError, ValueError, ArithmeticError, NotImplementedError) as e:
+            fail(column(node), str(e))
+        if isinstance(found, Tensor) and not found.isfinite().all():
+            fail(column(node), "a weight is not finite")
+        return found
+
+    def value(node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=int() | float() as x) if not isinstance(x, bool):
+                return apply(node, float, x)
+            case ast.Name(id=name):
+                if name not in names:
+                    known = f"(known: {', '.join(sorted(names)) or 'none'})"
+                    meant = did_you_mean(name, names)
+                    fail(column(node), f"unknown name {name!r} {known}{meant}")
+                return names[name]
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return apply(operand, operator.neg, value(operand))
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+                return apply(right, OPERATORS[type(op)], value(left), value(right))
+            case ast.Call(func=ast.Name(id=name), args=given, keywords=options):
+                function = _function(name, lambda problem: fail(column(node), problem))
+                each = [argument(x) for x in given]
+                named = {str(k.arg): argument(k.value) for k in options if k.arg is not None}
+                if len(named) == len(options):  # and none is written as **options
+                    return apply(node, _call, name, function, each, named)
+            case ast.Call(
+                func=ast.Attribute(value=inner, attr="within"),
+                args=[ast.Call(func=ast.Name(id="Support"), args=[], keywords=options)],
+                keywords=[],
+            ) if all(k.arg in CUTS and isinstance(k.value, ast.Constant) for k in options):
+                cuts = {str(k.arg): ast.literal_eval(k.value) for k in options}
+                return apply(node, _within, value(inner), _named(inner, names), cuts)
+        fail(column(node), FORMS)
+
+    def argument(node: ast.expr) -> Any:
+        """What a preset is given: a value, a whole number, a text, or a list of values."""
+        match node:
+            case ast.List(elts=each):
+                return [value(x) for x in each]
+            case ast.Constant(value=int() | str() as x) if not isinstance(x, bool):
+                return x
+        return value(node)
+
+    # Python would skip a comment, and its older versions raise no SyntaxError for a zero byte.
+    for character in "#\0":
+        if character in text:
+            fail(text.index(character), FORMS)
+    try:
+        return value(ast.parse(text, mode="eval").body)
+    except SyntaxError as e:
+        end = len(text)  # An error without a place says that the text ends too early.
+        fail(min(e.offset - 1, end) if e.offset else end, e.msg)
+    except (RecursionError, MemoryError):
+        fail(0, "it is nested too deeply")
+
+
+def names_in(formula: str) -> set[str]:
+    """The names that a formula which can be read has, without those of its presets."""
+    tree = ast.parse(" ".join(formula.split()), mode="eval")
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called}
+
+
+def _function(name: str, fail: Callable[[str], NoReturn]) -> Callable[..., Any]:
+    if name == "ivg":
+        fail("ivg is a blend and a search; write eft(base, tuned, ref), and search by the value")
+    if name not in FUNCTIONS:
+        meant = did_you_mean(name, FUNCTIONS)
+        fail(f"unknown function {name!r} (known: {', '.join(FUNCTIONS)}){meant}")
+    return FUNCTIONS[name]
+
+
+def _call(
+    name: str, function: Callable[..., Any], given: Sequence[Any], options: Mapping[str, Any]
+) -> Any:
+    """The blend of a preset. A wrong number of arguments, or a wrong name, says what there are."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*given, **options)
+    except TypeError as error:
+        unknown = next((x for x in options if x not in signature.parameters), None)
+        meant = "" if unknown is None else did_you_mean(unknown, signature.parameters)
+        plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        form = str(signature.replace(parameters=plain, return_annotation=signature.empty))
+        raise TypeError(f"{error}; it must be {name}{form}{meant}") from None
+    return function(*given, **options)
+
+
+def _named(node: ast.AST, names: Mapping[str, Any]) -> list[Model]:
+    """The terms that a part of a formula names, in the order of the text."""
+    if isinstance(node, ast.Name):
+        x = names.get(node.id)
+        return list(x._blend().terms) if isinstance(x, Algebra) else []
+    called = node.func if isinstance(node, ast.Call) else None
+    inside = (child for child in ast.iter_child_nodes(node) if child is not called)
+    return [t for child in inside for t in _named(child, names)]
+
+
+def _within(x: Any, named: Sequence[Model], cuts: Mapping[str, Any]) -> Blend:
+    """``x.within(Support(**cuts))``, whose `term` counts the terms that the text names.
+
+    Among them may be one of weight 0, which the blend has left out; it is put back for the support.
+    """
+    if not isinstance(x, Algebra):
+        raise TypeError(f"{x} is no blend; only a blend can be within a support")
+    blend = x._blend()
+    if blend.support is not None:
+        raise ValueError(f"{blend} is within a support already, and one set is all it can have")
+    own = dict(zip(blend.terms, blend.weights, strict=True))
+    terms = tuple(dict.fromkeys([*blend.terms[:1], *named]))
+    return replace(
+        blend,
+        terms=terms,
+        weights=tuple(own.get(t, 0.0) for t in terms),
+        support=Support(**cuts),
+    )
+
+
+def parse(formula: str, /, **models: Any) -> Blend:
+    """The blend that a formula means: ``parse("base + w * (tuned - ref)", base=..., w=0.8)``.
+
+    A formula has names, numbers, ``+ - * /``, parentheses, and presets such as ``cfg(base, 1.5,
+    negative_system="Be rude.")``. It is never run as Python code. What a blend prints is a formula
+    that reads back as the same blend, if its weights are numbers.
+
+    Args:
+        formula: the text.
+        models: what the names stand for: bare Hugging Face models, `Model`, `ValueHead` or `Blend`.
+            A model or head takes its name in the formula as its own. Not all need be used. A number
+            or a tensor ``[requests]`` is a fader, which must be used.
+
+    Raises:
+        TypeError: one of `models` is none of these.
+        ValueError: the formula cannot be read; shows the place and what is wrong there. A fader is
+            not finite, is not in the formula, or has the name of a term.
+    """
+    names: dict[str, Any] = {}
+    faders: dict[str, Weight] = {}
+    for name, x in models.items():
+        if isinstance(x, numbers.Real) or hasattr(x, "tolist"):  # A tensor or an array has that.
+            faders[name] = names[name] = check_fader(name, x)
+        elif isinstance(x, Blend):
+            names[name] = x
+        else:
+            x = x if isinstance(x, ValueHead) else as_term(name, x, Model)
+            names[name] = replace(x, name=name)
+    lengths = {len(w): name for name, w in faders.items() if isinstance(w, Tensor)}
+    if len(lengths) > 1:
+        each = " and ".join(f"{name} [{length}]" for length, name in lengths.items())
+        raise ValueError(f"faders are {each}; they must have one length, one number a request")
+    blend = evaluate(formula, names)
+    check_faders(faders, formula)
+    for x in names.values():
+        for name in _term_names(x) & faders.keys():
+            raise ValueError(f"the fader {name} has the name of a term of {x}; it must differ")
+    if not isinstance(blend, Algebra):
+        raise ValueError(f"formula is {formula!r}, a number; it must have at least one model")
+    return blend._blend()
+
+
+def check_fader(name: str, x: Any) -> Weight:
+    """A fader's position as a weight: a finite number, or a tensor of such ``[requests]``."""
+    w = check_weight(name, x)
+    if isinstance(w, Tensor) and not torch.isfinite(w).all():
+        raise ValueError(f"{name} has a number that is not finite")
+    return w
+
+
+def check_faders(faders: Mapping[str, Any], *formulas: str) -> None:
+    """Raise a ValueError if a fader is in none of these formulas, which can be read."""
+    used: set[str] = set().union(*map(names_in, formulas))
+    for name in faders:
+        if unicodedata.normalize("NFKC", name) not in used:
+            where = " and ".join(map(repr, formulas))
+            raise ValueError(f"the fader {name} is not in {where}{did_you_mean(name, used)}")
+
+
+def _term_names(x: Any) -> set[str]:
+    return {*x.names, *x.value_names} if isinstance(x, Blend) else set()
