@@ -288,10 +288,25 @@ def test_entries_for_each_request_need_the_number_of_prompts(base: PreTrainedMod
         list(decode(own, generator, **DRAW))
 
 
-@pytest.mark.parametrize("seed", ["x", None, 1.5, True, [1], -1], ids=str)
-def test_a_seed_is_one_number(seed: Any, base: PreTrainedModel) -> None:
+@pytest.mark.parametrize("seed", ["x", None, 1.5, True, -1], ids=str)
+def test_a_seed_is_a_number_or_one_for_each_prompt(seed: Any, base: PreTrainedModel) -> None:
     with pytest.raises((TypeError, ValueError), match="seed is"):
         decode(base, PROMPTS, seed=seed)
+    with pytest.raises((TypeError, ValueError), match=r"seed\[1\] is"):
+        decode(base, PROMPTS[:2], seed=[3, seed])
+    with pytest.raises(ValueError, match="seed has 1 entries; it must have 50, one a prompt"):
+        decode(base, PROMPTS, seed=[1])
+    with pytest.raises(ValueError, match="seed has an entry for each request"):
+        decode(base, iter(PROMPTS), seed=[1])
+
+
+def test_prompts_draw_by_seeds_of_their_own(base: PreTrainedModel) -> None:
+    """The place of a prompt does not matter then: equal prompts with equal seeds get one text."""
+    prompts, seeds = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]], [5, 5, 5, 6]
+    found = dict(decode(base, prompts, seed=seeds, max_batch=2, **DRAW))
+    expected = cf.generate(base, prompts, seed=seeds, **DRAW)
+    assert [found[i].responses[0] for i in range(4)] == expected.responses
+    assert expected.responses[0] == expected.responses[2] != expected.responses[3]
 
 
 def test_a_prompt_that_is_none_is_named(base: PreTrainedModel) -> None:

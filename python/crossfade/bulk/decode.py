@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container, Iterable, Iterator, Sized
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 from torch import Tensor
@@ -28,7 +28,7 @@ def decode(
     blend: Any,
     prompts: Iterable[Any],
     *,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     skip: Container[int] = (),
     max_batch: int | None = None,
     progress: Callable[[int], object] | None = None,
@@ -48,7 +48,8 @@ def decode(
     Args:
         blend: as in `crossfade.generate`.
         prompts: texts, chats or lists of token ids.
-        seed: prompt i draws by a seed that is made of this one and i.
+        seed: an int: prompt i draws by a seed that is made of this one and i. A list: each prompt
+            draws by its own.
         skip: the places in `prompts` of those that are not to be decoded.
         max_batch: rows decoded at a time, of which a prompt has `num_return_sequences`, or the
             rows of a search; as in `crossfade.generate`.
@@ -67,9 +68,7 @@ def decode(
         KeyboardInterrupt: after all outputs that were done by then have been given.
     """
     check_int("max_batch", max_batch, 1)
-    if seed is None:
-        raise TypeError("seed is None; it must be an int, from which each prompt's is made")
-    check_int("seed", seed, 0)
+    each_seed = _seeds(seed)
     if not isinstance(skip, Container):
         raise TypeError(f"skip is a {type(skip).__name__}; it must be a set or list of places")
     if isinstance(prompts, str) or not isinstance(prompts, Iterable):
@@ -87,15 +86,32 @@ def decode(
             raise NotImplementedError(f"{name} is not supported for prompts of any number")
     own = {name: generation.pop(name) for name in OWN & generation.keys()}
     checked = Generation(blend, **own, arguments=generation)
-    _check_length(checked, prompts)
-    return _decode(checked, prompts, seed, skip, max_batch, progress, engine or Engine())
+    _check_length(checked, prompts, seed)
+    return _decode(checked, prompts, each_seed, skip, max_batch, progress, engine or Engine())
 
 
-def _check_length(generation: Generation, prompts: Iterable[Any]) -> None:
+def _seeds(seed: Any) -> Callable[[int], int]:
+    """What gives the seed of each prompt by its place."""
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
+        for i, own in enumerate(seed):
+            _check_seed(f"seed[{i}]", own)
+        return lambda i: seed[i]
+    _check_seed("seed", seed)
+    return lambda i: seed_of(seed, i)
+
+
+def _check_seed(name: str, seed: Any) -> None:
+    if seed is None:
+        raise TypeError(f"{name} is None; it must be an int, from which each prompt's is made")
+    check_int(name, seed, 0)
+
+
+def _check_length(generation: Generation, prompts: Iterable[Any], seed: Any) -> None:
     """Refuse lists and tensors with an entry a request that do not have one for each prompt."""
     members = generation.call.members
     blends = [generation.call.blend, *(r.blend for r in members.references)]
-    each = {**generation.each.table, "stop_strings": generation.each.stop_strings}
+    seeds = seed if isinstance(seed, Sequence) else None
+    each = {**generation.each.table, "stop_strings": generation.each.stop_strings, "seed": seeds}
     given = [name for name, entries in each.items() if entries is not None]
     given += [
         f"the weight of {name}"
@@ -109,6 +125,10 @@ def _check_length(generation: Generation, prompts: Iterable[Any]) -> None:
     ]
     if isinstance(prompts, Sized):
         generation.each.check(len(prompts))
+        if seeds is not None and len(seeds) != len(prompts):
+            raise ValueError(
+                f"seed has {len(seeds)} entries; it must have {len(prompts)}, one a prompt"
+            )
         for blend in blends:
             blend.row_weights(len(prompts), "cpu")
             blend.row_value_weights(len(prompts), "cpu")
@@ -123,7 +143,7 @@ def _check_length(generation: Generation, prompts: Iterable[Any]) -> None:
 def _decode(
     generation: Generation,
     prompts: Iterable[Any],
-    seed: int,
+    seed: Callable[[int], int],
     skip: Container[int],
     max_batch: int | None,
     progress: Callable[[int], object] | None,
@@ -155,7 +175,7 @@ def _decode(
 def _jobs(
     generation: Generation,
     prompts: Iterable[Any],
-    seed: int,
+    seed: Callable[[int], int],
     skip: Container[int],
     size: int,
     total: int | None,
@@ -166,7 +186,7 @@ def _jobs(
 
     def job() -> Job:
         requests = Requests(list(items), None, list(numbers), total, generation.chat)
-        return generation.job(requests, [seed_of(seed, i) for i in numbers], alone=True)
+        return generation.job(requests, [seed(i) for i in numbers], alone=True)
 
     for i, prompt in enumerate(prompts):
         if i in skip:
