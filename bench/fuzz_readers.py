@@ -30,8 +30,8 @@ with instrumented:
     from crossfade.bulk import records
     from crossfade.bulk.prompts import read_prompts
     from crossfade.formula import evaluate
-    from crossfade.loading import Spec
     from crossfade.models import saved_value_heads
+    from crossfade.specs import Spec
     from crossfade.training import checkpoints, config, data, rows
     from crossfade.training.value.rollouts import Rollouts
 
@@ -41,8 +41,8 @@ FILE = FOLDER / "input.jsonl"
 
 
 def prompts(given: bytes) -> None:
-    for prompt in read_prompts([], str(FILE), chat=False):
-        records.Results(None).begin([prompt], "run")
+    for line in read_prompts([], str(FILE)):
+        records.Results(None).begin([line.sent(chat=False)], "run", [line.settings])
 
 
 def results(given: bytes) -> None:

@@ -35,7 +35,7 @@ models
 blends
 search
 presets
-formula
+formula rewards specs
 loading
 decoding.forms decoding.memory decoding.streaming decoding.stats
 decoding.chats

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from crossfade import models
-from crossfade.loading import Spec
+from crossfade.specs import Spec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

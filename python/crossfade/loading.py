@@ -1,134 +1,247 @@
-"""Models and blends as the command line names them: ``--model base=PATH --blend "base + ..."``."""
+"""Models, blends and values as options name them: ``--model base=PATH --blend "base + ..."``.
+
+`Plan` reads what options say and finds their mistakes before anything is loaded, and `Plan.load`
+gives what they name as `Loaded`.
+"""
 
 from __future__ import annotations
 
 import keyword
-import os
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
 
-from . import models, reading
+from . import formula, models, reading, rewards
+from .blends.algebra import Algebra
 from .blends.blend import Blend, Model, ValueHead
-from .blends.values import ValueSum, formula_value
-from .formula import parse
-from .models import saved_adapters, saved_value_heads
+from .blends.values import Reward, RewardModel, ValueSum, formula_value
+from .blends.weights import Weight
+from .checks import check_number, did_you_mean
+from .models import instruct, saved, saved_value_heads
+from .specs import Spec
+
+S = TypeVar("S", bound=Any)
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What an option ``--model`` says: ``NAME=PATH`` or ``NAME=PATH@GUIDE``.
+class Plan:
+    """What options say of models, blend and value, before any of the models is loaded.
 
     Attributes:
-        name: the term's name in formulas.
-        path: the model: a folder, an id on the Hugging Face hub, or "smollm2".
-        guide: the folder of an adapter or value head over the model, or None.
+        specs: the models, by the name of each.
+        blend: the formula of the blend.
+        faders: the positions of names in the formulas that are no models.
+        systems: the system prompts of terms.
+        value: the formula of the value that searches ask, or None.
+        rewards: Python functions in that formula.
+        labels: of each model that is a reward model the class whose log-prob is the value, or None
+            where the model has one output.
     """
 
-    name: str
-    path: str
-    guide: Path | None = None
+    specs: Mapping[str, Spec]
+    blend: str
+    faders: Mapping[str, float] = field(default_factory=dict)
+    systems: Mapping[str, str] = field(default_factory=dict)
+    value: str | None = None
+    rewards: Mapping[str, Reward] = field(default_factory=dict)
+    labels: Mapping[str, int | None] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, text: str, default_name: str | None = None) -> Spec:
-        """Read the text of an option. `default_name` is the name if the text has none."""
-        name, equals, path = text.partition("=")
-        if not equals:
-            if default_name is None:
-                raise ValueError(f"--model is {text!r}; it must be NAME=PATH")
-            name, path = default_name, text
-        if not name.isidentifier() or keyword.iskeyword(name):
-            raise ValueError(f"--model is {text!r}; the name before = must be an identifier")
-        path, guide = _parted(path)
-        if not path or guide == "":
-            raise ValueError(f"--model is {text!r}; it must be NAME=PATH or NAME=PATH@GUIDE")
-        return cls(name, path, None if guide is None else _guide_folder(guide))
+    def read(
+        cls,
+        model: Sequence[str],
+        blend: str | None = None,
+        *,
+        system: Sequence[str] = (),
+        fader: Sequence[str] = (),
+        value: str | None = None,
+        reward: Sequence[str] = (),
+    ) -> Plan:
+        """Read the texts of options.
+
+        Args:
+            model: each ``NAME=PATH`` or ``NAME=PATH@GUIDE``, or a single ``PATH``.
+            blend: a formula of these names; None if there is a single model.
+            system: each ``NAME=TEXT``, the system prompt of a term.
+            fader: each ``NAME=NUMBER``, for names in the formulas that are no models.
+            value: a formula of the value that searches ask; None is the only reward.
+            reward: each ``MODULE:FUNCTION`` or ``NAME=MODULE:FUNCTION``.
+
+        Raises:
+            ValueError: an option is malformed or does not fit the others. OSError: a model or
+                adapter is not there.
+        """
+        if not model:
+            raise ValueError("no model is given; it must be --model NAME=PATH, once for each model")
+        single = "model" if len(model) == 1 else None
+        specs = _by_name("--model", [Spec.read(text, single) for text in model])
+        functions = _by_name("--reward", [rewards.reward(text) for text in reward])
+        positions = [_fader(text) for text in fader]
+        twice = [*specs, *functions, *(name for name, _ in positions)]
+        for name in twice:
+            if twice.count(name) > 1:
+                raise ValueError(
+                    f"the name {name} is given twice, by --model, --reward or --fader; names must "
+                    "differ"
+                )
+        if blend is None:
+            if len(specs) > 1:
+                raise ValueError(
+                    f"--blend is missing; with {len(specs)} models it must be a formula of their "
+                    f"names, such as {' + '.join(specs)!r}"
+                )
+            blend = next(iter(specs))
+        if value is None and len(functions) > 1:
+            raise ValueError(
+                "--value is missing; with several rewards it must be a formula of them"
+            )
+        if value is None and functions:
+            value = next(iter(functions))
+        values = set() if value is None else _names("--value", value)
+        labels = {n: s.class_index() for n, s in specs.items() if s.is_reward_model(n in values)}
+        prompts = dict(_system(text, list(specs)) for text in system)
+        for name in prompts:
+            if name in labels or specs[name].is_value_head:
+                what = "a reward model" if name in labels else "a value head"
+                raise ValueError(f"--system names {name!r}, {what}; it must name a model")
+        return cls(specs, blend, dict(positions), prompts, value, functions, labels)
 
     @property
-    def is_value_head(self) -> bool:
-        return self.guide is not None and (self.guide / saved_value_heads.SETTINGS).is_file()
+    def formulas(self) -> dict[str, str]:
+        """The formulas by their options."""
+        both = {"--blend": self.blend, "--value": self.value}
+        return {option: text for option, text in both.items() if text is not None}
+
+    @cached_property
+    def names(self) -> dict[str, set[str]]:
+        """The names in each formula, by its option."""
+        return {option: _names(option, text) for option, text in self.formulas.items()}
+
+    @property
+    def free(self) -> set[str]:
+        """The names in the formulas that are no models and no rewards: those of faders."""
+        return set().union(*self.names.values()) - self.specs.keys() - self.rewards.keys()
+
+    def _check_names(self) -> None:
+        """Refuse a reward in the blend, and what no formula uses."""
+        for name in self.names["--blend"]:
+            if name in self.labels or name in self.rewards:
+                raise ValueError(
+                    f"--blend has {name!r}, a reward; it can be in --value, by which a search "
+                    "chooses"
+                )
+        used = set().union(*self.names.values())
+        for option, given in (
+            ("--model", self.specs),
+            ("--reward", self.rewards),
+            ("--fader", self.faders),
+        ):
+            for name in given:
+                if name not in used:
+                    where = " and ".join(f"{o} {text!r}" for o, text in self.formulas.items())
+                    verb = "does" if len(self.formulas) == 1 else "do"
+                    meant = did_you_mean(name, self.free) if option == "--fader" else ""
+                    raise ValueError(
+                        f"{option} {name}=... is given, but {where} {verb} not use it{meant}"
+                    )
+
+    def check(self, own: Mapping[str, float] | None = None) -> None:
+        """Raise the errors of the formulas, with positions of faders that a prompt has of its own.
+
+        Raises:
+            ValueError: a formula cannot be read, has a name that is not given, or lacks one that
+                is; `own` has a name that is no fader.
+        """
+        own = own or {}
+        for name in own:
+            if name not in self.free:
+                raise ValueError(
+                    f"weights has {name!r}; the faders are {', '.join(sorted(self.free)) or 'none'}"
+                    f"{did_you_mean(name, self.free)}"
+                )
+            if name in self.names.get("--value", ()):
+                raise ValueError(f"weights has {name!r}, which --value uses; it is one for all")
+        faders = {**self.faders, **own}
+        known = [*self.specs, *self.rewards, *faders]
+        for option, names in self.names.items():
+            for name in sorted(names.difference(known)):
+                meant = did_you_mean(name, known)
+                raise ValueError(
+                    f"{option} has the unknown name {name!r} (known: {', '.join(sorted(known))})"
+                    + (meant or f"; a fader is given as --fader {name}=NUMBER")
+                )
+        self._check_names()
+        terms: dict[str, Any] = {
+            name: (ValueHead if spec.is_value_head else Model)(_Unloaded())
+            for name, spec in self.specs.items()
+            if name not in self.labels
+        }
+        with _errors_of("--blend"):
+            _blend(self.blend, terms, faders)
+        if self.value is not None:
+            others = {n: Reward(max, name=n) for n in (*self.labels, *self.rewards)}
+            with _errors_of("--value"):
+                _value(self.value, {**terms, **others}, faders)
+
+    def load(self, device: str = "cpu", dtype: str = "auto") -> Loaded:
+        """Load the models. Terms over the same path share one.
+
+        Args:
+            device: where the models go.
+            dtype: of the models, or "auto" for what they were saved in.
+
+        Raises:
+            ValueError, OSError: a model is not there or cannot be loaded. ImportError: names what
+                is not installed.
+        """
+        terms: dict[str, Any] = {}
+        kept = [s for name, s in self.specs.items() if name not in self.labels]
+        for path in dict.fromkeys(spec.path for spec in kept):
+            same = [spec for spec in kept if spec.path == path]
+            terms |= _terms(path, same, device, dtype)
+        for name, text in self.systems.items():
+            terms[name] = replace(terms[name], system=text)
+        others: dict[str, Any] = dict(self.rewards)
+        for name, label in self.labels.items():
+            model, tokenizer = saved.load_classifier(self.specs[name].path, device, _dtype(dtype))
+            others[name] = RewardModel(model, tokenizer, label=label, name=name)
+        value = self.value and _value(self.value, {**terms, **others}, self.faders)
+        return Loaded(self.blend, terms, self.faders, value or None)
 
 
-def _parted(path: str) -> tuple[str, str | None]:
-    """The texts before and after the @ of a guide. Names of folders may contain an @ as well."""
-    if "@" not in path or os.path.exists(os.path.expanduser(path)):
-        return path, None
-    places = [i for i, character in enumerate(path) if character == "@"]
-    there = [i for i in places if os.path.exists(os.path.expanduser(path[:i]))]
-    at = max(there or places)
-    return path[:at], path[at + 1 :]
+@dataclass(frozen=True)
+class Loaded:
+    """What a `Plan` names: the formula of the blend, its terms, its faders and the value."""
 
+    formula: str
+    terms: Mapping[str, Model | ValueHead]
+    faders: Mapping[str, float]
+    value: ValueSum | None = None
 
-def _guide_folder(guide: str) -> Path:
-    """The folder of a guide, which is given as a path or as the name of one that ships."""
-    folder = Path(guide).expanduser()
-    if guide in models.GUIDES and not folder.is_dir():
-        return models.guide(guide)
-    if not (folder / saved_value_heads.SETTINGS).is_file():
-        if not (folder / saved_adapters.ADAPTER).is_file():
-            raise FileNotFoundError(
-                f"the guide is {guide!r}; it must be a folder with an {saved_adapters.ADAPTER} "
-                f"(pickled weights are not loaded) or a {saved_value_heads.SETTINGS}, or one that "
-                f"ships: {', '.join(models.GUIDES)}"
-            )
-        saved_adapters.check_adapter_folder(folder, "the guide")
-    return folder
+    def blend(self, own: Mapping[str, Weight] | None = None) -> Blend:
+        """The blend, with some faders at other positions: numbers, or tensors ``[requests]``."""
+        return _blend(self.formula, self.terms, {**self.faders, **(own or {})})
 
+    def answers_chats(self, blend: Blend) -> bool:
+        """Whether texts are best sent to this blend, of these terms, as chats.
 
-def load_blend(
-    model: Sequence[str],
-    blend: str | None,
-    system: Sequence[str] = (),
-    *,
-    value: str | None = None,
-    device: str = "cpu",
-    dtype: str = "auto",
-) -> tuple[Blend, ValueSum | None]:
-    """The blend and the value that options of the command line describe.
-
-    Terms over the same path share one model.
-
-    Args:
-        model: each ``NAME=PATH`` or ``NAME=PATH@GUIDE``, or a single ``PATH``.
-        blend: a formula of these names; None if there is a single model.
-        system: each ``NAME=TEXT``, the system prompt of a term.
-        value: a formula of the value that searches ask, or None.
-        device: where the models go.
-        dtype: of the models, or "auto" for what they were saved in.
-
-    Raises:
-        ValueError: an option is malformed or does not fit the others. OSError: a model or adapter
-            is not there. ImportError: names what is not installed.
-    """
-    if not model:
-        raise ValueError("no model is given; it must be --model NAME=PATH, once for each model")
-    specs = [Spec.read(text, "model" if len(model) == 1 else None) for text in model]
-    names = [spec.name for spec in specs]
-    repeated = next((n for n in names if names.count(n) > 1), None)
-    if repeated is not None:
-        raise ValueError(f"--model {repeated}=... is given twice; names must differ")
-    if blend is None:
-        if len(specs) > 1:
-            raise ValueError(f"--blend is missing; with {len(specs)} models it must be a formula")
-        blend = names[0]
-    prompts = dict(_system(text, names) for text in system)
-    _check_formulas({"--blend": blend, "--value": value}, specs)
-
-    terms: dict[str, Any] = {}
-    for path in dict.fromkeys(spec.path for spec in specs):
-        same = [spec for spec in specs if spec.path == path]
-        terms |= _terms(path, same, device, dtype)
-    for name, text in prompts.items():
-        if isinstance(terms[name], ValueHead):
-            raise ValueError(f"--system names {name!r}, a value head; it must name a model")
-        terms[name] = replace(terms[name], system=text)
-    return parse(blend, **terms), None if value is None else formula_value(parse(value, **terms))
+        They are if its first model was tuned to answer chats (see `models.instruct`), and all that
+        read the prompts have a chat template.
+        """
+        first = blend.terms[0]
+        readers: list[Any] = [t for t in self.terms.values() if isinstance(t, Model)]
+        values = [] if self.value is None else self.value.values
+        readers += [v for v in values if isinstance(v, RewardModel)]
+        return instruct.is_instruct(first.model, first.tokenizer) and all(
+            instruct.has_template(t.tokenizer) for t in readers
+        )
 
 
 class _Unloaded(nn.Module):
@@ -140,17 +253,55 @@ class _Unloaded(nn.Module):
         raise NotImplementedError
 
 
-def _check_formulas(formulas: dict[str, str | None], specs: Sequence[Spec]) -> None:
-    """Raise errors of formulas now, before models are loaded, which may take minutes."""
-    given = {option: formula for option, formula in formulas.items() if formula is not None}
-    terms = {s.name: (ValueHead if s.is_value_head else Model)(_Unloaded()) for s in specs}
-    for formula in given.values():
-        parse(formula, **terms)
-    for name in terms:
-        if not any(re.search(rf"\b{name}\b", formula) for formula in given.values()):
-            found = " and ".join(f"{option} {formula!r}" for option, formula in given.items())
-            verb = "does" if len(given) == 1 else "do"
-            raise ValueError(f"--model {name}=... is given, but {found} {verb} not use it")
+def _blend(text: str, terms: Mapping[str, Any], faders: Mapping[str, Any]) -> Blend:
+    used = formula.names_in(text)
+    return formula.parse(text, **terms, **{n: w for n, w in faders.items() if n in used})
+
+
+def _value(text: str, terms: Mapping[str, Any], faders: Mapping[str, Any]) -> ValueSum:
+    """The value that a formula means. In the algebra of blends a head stands for each reward."""
+    own = {name: x for name, x in terms.items() if not isinstance(x, Algebra)}
+    heads = {name: ValueHead(_Unloaded(), name=name) for name in own}
+    found = formula_value(_blend(text, {**terms, **heads}, faders))
+    meant = {head: own[name] for name, head in heads.items()}
+    return ValueSum(tuple(meant.get(v, v) for v in found.values), found.weights)
+
+
+@contextmanager
+def _errors_of(option: str) -> Iterator[None]:
+    """Let errors of a formula name the option that has it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{option}: {str(error).removeprefix('formula: ')}") from None
+
+
+def _names(option: str, text: str) -> set[str]:
+    """The names in a formula; whatever keeps it from being read is an error."""
+    try:
+        return formula.names_in(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        with _errors_of(option):
+            formula.evaluate(text, {})
+        raise
+
+
+def _by_name(option: str, given: Sequence[S]) -> dict[str, S]:
+    names = [x.name for x in given]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{option} {name}=... is given twice; names must differ")
+    return dict(zip(names, given, strict=True))
+
+
+def _fader(text: str) -> tuple[str, float]:
+    name, equals, number = text.partition("=")
+    if not (equals and name.isidentifier()) or keyword.iskeyword(name):
+        raise ValueError(f"--fader is {text!r}; it must be NAME=NUMBER")
+    try:
+        return unicodedata.normalize("NFKC", name), check_number(f"--fader {name}", float(number))
+    except ValueError:
+        raise ValueError(f"--fader is {text!r}; {number!r} must be a finite number") from None
 
 
 def _system(text: str, names: Sequence[str]) -> tuple[str, str]:
@@ -163,12 +314,14 @@ def _system(text: str, names: Sequence[str]) -> tuple[str, str]:
     return name, prompt
 
 
+def _dtype(name: str) -> Any:
+    return name if name == "auto" else getattr(torch, name)
+
+
 def _terms(path: str, specs: Sequence[Spec], device: str, dtype: str) -> dict[str, Any]:
     """All terms over one model: the model as it is, with adapters, and value heads over it."""
     loaded: Any
-    loaded, tokenizer = models.load(
-        models.folder_of(path), device, dtype if dtype == "auto" else getattr(torch, dtype)
-    )
+    loaded, tokenizer = models.load(models.folder_of(path), device, _dtype(dtype))
     terms: dict[str, Any] = {}
     heads = [spec for spec in specs if spec.is_value_head]
     for spec in heads:  # before adapters, because PEFT changes the model that it wraps

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from torch import Tensor
 from tqdm import tqdm
@@ -23,6 +24,14 @@ def progress_bar(total: int, unit: str) -> Any:
         dynamic_ncols=True,
         delay=DELAY,
     )
+
+
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """Print a line, by default on stdout, at once. A bar on the same terminal makes room for it."""
+    file = sys.stdout if file is None else file
+    shared = file.isatty() and sys.stderr.isatty()
+    with tqdm.external_write_mode(file=file) if shared else contextlib.nullcontext():
+        print(text, file=file, flush=True)
 
 
 class OnStep:

@@ -25,7 +25,7 @@ ROWS = st.dictionaries(st.sampled_from(["prompt", "messages", "response", "role"
 def read(file: Path, content: bytes) -> list[Any] | None:
     file.write_bytes(content)
     try:
-        return read_prompts([], str(file), chat=False)
+        return [line.prompt for line in read_prompts([], str(file))]
     except ValueError as error:
         assert "\n" not in str(error)  # noqa: PT017
         return None
@@ -55,4 +55,4 @@ def test_any_rows_are_prompts_or_an_error(tmp_path: Path, rows: list[Any]) -> No
 def test_a_closed_stdin_has_no_prompts(monkeypatch: pytest.MonkeyPatch, source: str | None) -> None:
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(ValueError, match=r"no prompts are given|stdin is closed"):
-        read_prompts([], source, chat=False)
+        read_prompts([], source)

@@ -12,8 +12,10 @@ import crossfade as cf
 import pytest
 from crossfade import cli
 from crossfade.bulk import records
+from crossfade.decoding.engine.group import Group
+from tiny_models import make, make_letters
 from transformers import PreTrainedTokenizerFast
-from word_models import PROMPTS, WORDS, loaded, trio
+from word_models import ANSWERS, PROMPTS, WORDS, loaded, save_model, trio
 
 
 def test_generate_writes_what_the_library_gives(paths, blend, run) -> None:
@@ -121,3 +123,111 @@ def test_memory_that_runs_out_is_said_in_a_line(
     assert len(said) == 1, "no bar is shown for what has failed at once"
     assert said[0].startswith("crossfade generate: error: ")
     assert "memory" in said[0]
+
+
+def test_n_texts_of_a_prompt_are_its_outputs(paths, blend, run) -> None:
+    argv = ["generate", *PROMPTS, *trio(paths), "--max-new-tokens", "6", "--n"]
+    found = run(*argv, "3", "--terms", "--logprobs")
+    ids = [[WORDS.index(w) for w in p.split()] for p in PROMPTS]
+    seeds = [records.seed_of(0, i) for i in range(4)]
+    out = cf.generate(
+        blend,
+        ids,
+        seed=seeds,
+        do_sample=True,
+        max_new_tokens=6,
+        num_return_sequences=3,
+        return_term_logprobs=True,
+    )
+    assert "text" not in found[0]
+    each = [text for record in found for text in record["outputs"]]
+    assert [e["tokens"] for e in each] == out.lengths.tolist()
+    assert [e["logprob"] for e in each] == pytest.approx(out.logprobs.sum(dim=1).tolist(), rel=1e-4)
+    assert [[t["id"] for t in e["logprobs"]] for e in each] == out.responses
+    for e, logprobs, terms in zip(each, out.logprobs, out.term_logprobs, strict=True):
+        n = e["tokens"]
+        assert [t["token"].strip() for t in e["logprobs"]] == [
+            WORDS[t["id"]] for t in e["logprobs"]
+        ]
+        assert [t["logprob"] for t in e["logprobs"]] == pytest.approx(
+            logprobs[:n].tolist(), rel=1e-4
+        )
+        assert e["terms"]["tuned"] == pytest.approx(float(terms[:, 1].sum()), rel=1e-4)
+        assert [t["terms"]["ref"] for t in e["logprobs"]] == pytest.approx(
+            terms[:n, 2].tolist(), rel=1e-4
+        )
+    (one,) = run(*argv[:1], PROMPTS[0], *argv[5:], "1")
+    assert len(one["outputs"]) == 1, "a list, however many there are"
+
+
+def test_the_best_texts_of_a_search(paths, run) -> None:
+    argv = ["generate", "a b", *trio(paths), "--value=tuned - ref", "--best-of=4"]
+    (several,) = run(*argv, "--n=4", "--max-new-tokens=5")
+    (best,) = run(*argv, "--max-new-tokens=5")
+    values = [e["value"] for e in several["outputs"]]
+    assert values == sorted(values, reverse=True)
+    assert several["outputs"][0]["text"] == best["text"]
+
+
+def test_text_prints_the_texts_alone(paths, run) -> None:
+    argv = ["generate", "a b", "c", *trio(paths), "--max-new-tokens=5", "--n=2"]
+    texts = [e["text"] for record in run(*argv) for e in record["outputs"]]
+    assert run(*argv, "--text", lines=False) == "\n\n".join(texts) + "\n"
+
+
+@pytest.mark.parametrize("how", [["--greedy"], ["--sample", "--seed=3"]])
+def test_stream_prints_the_text_that_the_line_has(paths, run, how: list[str]) -> None:
+    argv = ["generate", "a b", *trio(paths), "--max-new-tokens=12", *how]
+    (record,) = run(*argv)
+    assert run(*argv, "--stream", lines=False) == record["text"] + "\n"
+
+
+def test_stop_ends_texts(run, tmp_path: Path) -> None:
+    make("llama").save_pretrained(tmp_path / "m")
+    make_letters().save_pretrained(tmp_path / "m")
+    argv = ["generate", "ab", "ca", f"--model={tmp_path / 'm'}", "--sample", "--max-new-tokens=40"]
+    whole = [r["text"] for r in run(*argv)]
+    stops = [text[5:7] for text in whole]
+    found = run(*argv, *(f"--stop={stop}" for stop in stops))
+    for record, text in zip(found, whole, strict=True):
+        assert text.startswith(record["text"])
+        assert any(stop in record["text"] for stop in stops)
+        assert len(record["text"]) < len(text)
+        assert record["finished"]
+    (record,) = run(*argv[:2], *argv[3:], f"--stop={stops[0]}")
+    streamed = run(*argv[:2], *argv[3:], f"--stop={stops[0]}", "--stream", lines=False)
+    assert streamed == record["text"] + "\n"
+
+
+def test_an_interrupt_of_a_stream(paths, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, steps = Group.step, []
+
+    def interrupted(self: Group, *args: Any) -> Any:
+        steps.append(1)
+        if len(steps) > 9:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(Group, "step", interrupted)
+    assert cli.main(["generate", "a b", *trio(paths), "--stream", "--max-new-tokens=50"]) == 130
+    out, err = capsys.readouterr()
+    assert out.strip()
+    assert err == "interrupted\n"
+
+
+@pytest.mark.parametrize("option", [[], ["--chat"], ["--no-chat"]], ids=["", "chat", "plain"])
+def test_instruct_models_get_chats_by_default(
+    paths, run, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    tuned = save_model(tmp_path / "tuned", 1, template=ANSWERS)
+    models = [f"--model=tuned={tuned}", f"--model=base={paths['base']}", "--max-new-tokens=2"]
+    chat = [{"role": "user", "content": "a"}]
+    for blend, by_default in (("tuned + base", True), ("base + tuned", False)):
+        asked = {"--chat": True, "--no-chat": False}.get("".join(option), by_default)
+        assert cli.main(["generate", "a", *models, f"--blend={blend}", *option]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["prompt"] == (chat if asked else "a")
+        assert ("tuned is an instruct model" in err) == (by_default and not option)
+        assert ("--no-chat" in err) == (by_default and not option)
+    found = run("inspect", *models[:2], "--blend=tuned + base", "--json")
+    assert found[0]["chat"]

@@ -8,12 +8,35 @@ from string import Formatter
 
 import pytest
 from crossfade import cli, training
-from word_models import loaded
+from word_models import loaded, save_reward_model
 
 TWO = ["--model=a={base}", "--model=b={tuned}"]
+JUDGED = ["generate", "a", "--model=a={base}", "--blend=a", "--best-of=2"]
 MISTAKES = {
     "no model": (["generate", "a"], "no model is given"),
     "unknown name": (["generate", "a", *TWO, "--blend=a+d"], "unknown name 'd' (known: a, b)"),
+    "unknown names": (
+        ["generate", "a", *TWO, "--blend=a+wide*b", "--fader=wise=1"],
+        "--blend has the unknown name 'wide' (known: a, b, wise); did you mean 'wise'?",
+    ),
+    "no fader": (["generate", "a", *TWO, "--blend=a+w*b"], "a fader is given as --fader w=NUMBER"),
+    "unused fader": (
+        ["generate", "a", *TWO, "--blend=a+b", "--fader=w=1"],
+        "--fader w=... is given, but --blend 'a+b' does not use it",
+    ),
+    "fader of a model's name": (["inspect", *TWO, "--blend=a+b", "--fader=a=1"], "name a is given"),
+    "fader without number": (["inspect", *TWO, "--fader=w"], "it must be NAME=NUMBER"),
+    "fader of no number": (["inspect", *TWO, "--fader=w=x"], "'x' must be a finite number"),
+    "fader that is not finite": (["inspect", *TWO, "--fader=w=inf"], "must be a finite number"),
+    "preset": (
+        ["inspect", *TWO, "--blend=eff(a, b, b)"],
+        "--blend: unknown function 'eff'",
+    ),
+    "preset's argument": (
+        ["inspect", *TWO, "--blend=dera(a, b, lamb=1)"],
+        "it must be dera(ref, aligned, lam); did you mean 'lam'?",
+    ),
+    "formula": (["inspect", *TWO, "--blend=a+"], "--blend: invalid syntax at column 3"),
     "unused model": (["generate", "a", *TWO, "--blend=a"], "does not use it"),
     "no blend": (["generate", "a", *TWO], "--blend is missing"),
     "same name": (["generate", "a", "--model=a={base}", "--model=a={ref}"], "given twice"),
@@ -39,12 +62,19 @@ MISTAKES = {
     "empty prompts": (["generate", "--model={base}", "--prompts={empty}/e.txt"], "no prompts"),
     "empty prompt": (["generate", "", "--model={base}"], "prompt 0 is empty"),
     "not JSON": (["generate", "--model={base}", "--prompts={bad}"], "line 2: not JSON"),
-    "no key": (["generate", "--model={base}", "--prompts={file}"], '"prompt" or "messages"'),
+    "no key": (["generate", "--model={base}", "--prompts={empty}/k.jsonl"], '"prompt" or "mess'),
+    "another key": (
+        ["generate", "--model={base}", "--prompts={file}"],
+        "prompt 0 has the unknown key 'text'; did you mean \"prompt\"?",
+    ),
     "a number": (["generate", "--model={base}", "--prompts={number}"], "prompt 0 is 3"),
     "greedy draws": (["generate", "a", "--model={base}", "--greedy", "--top-k=3"], "--top-k"),
-    "temperature": (["generate", "a", "--model={base}", "--temperature=-1"], "temperature is -1.0"),
-    "top-p": (["generate", "a", "--model={base}", "--top-p=2"], "top_p is 2.0"),
-    "length": (["generate", "a", "--model={base}", "--max-new-tokens=0"], "max_new_tokens is 0"),
+    "temperature": (
+        ["generate", "a", "--model={base}", "--temperature=-1"],
+        "--temperature is -1",
+    ),
+    "top-p": (["generate", "a", "--model={base}", "--top-p=2"], "--top-p is 2.0"),
+    "length": (["generate", "a", "--model={base}", "--max-new-tokens=0"], "--max-new-tokens is 0"),
     "resume what": (["generate", "a", "--model={base}", "--resume"], "without --output"),
     "output exists": (["generate", "a", "--model={base}", "--output={file}"], "give --resume"),
     "not our file": (
@@ -78,7 +108,7 @@ MISTAKES = {
     "ids before texts": (["score", "{below}", "--model={base}"], "has id -1 for model"),
     "more than int64": (
         ["generate", "a", "--model={base}", "--max-new-tokens=99999999999999999999"],
-        "max_new_tokens is 99999999999999999999; it must be at most 9223372036854775807",
+        "--max-new-tokens is 99999999999999999999; it must be at most 9223372036854775807",
     ),
     "deep text": (["generate", "--model={base}", "--prompts={deep}"], "deep.jsonl, line 1 is nest"),
     "no prompts file's name": (["generate", "--model={base}", "--prompts="], "a directory"),
@@ -108,7 +138,7 @@ MISTAKES = {
     "demo seed": (["demo", "--seed=-1"], "seed is -1"),
     "search for what": (
         ["generate", "a", "--model={base}", "--best-of=2"],
-        "given without --value",
+        "--best-of is given without --value or --reward",
     ),
     "value for what": (
         ["generate", "a", *TWO, "--blend=a", "--value=b-a"],
@@ -117,6 +147,70 @@ MISTAKES = {
     "no reference": (
         ["generate", "a", *TWO, "--blend=a", "--value=b+a", "--best-of=2"],
         "less one reference",
+    ),
+    "stop": (["generate", "a", "--model={base}", "--stop="], "--stop has ''; it must be texts"),
+    "seed": (["generate", "a", "--model={base}", "--seed=-1"], "--seed is -1; it must be at least"),
+    "greedy texts": (
+        ["generate", "a", "--model={base}", "--greedy", "--n=2"],
+        "--greedy and --n 2 are both given; all texts would be equal",
+    ),
+    "more than the search keeps": (
+        ["generate", "a", *TWO, "--blend=a", "--value=b-a", "--best-of=2", "--n=3"],
+        "--n is 3; it must be at most 2, as --best-of keeps",
+    ),
+    "stream of many": (
+        ["generate", "a", "b", "--model={base}", "--stream"],
+        "--stream is given with 2 prompts; it is for one",
+    ),
+    "stream of several": (
+        ["generate", "a", "--model={base}", "--stream", "--n=2"],
+        "--stream and --n are both given; only one text can be streamed",
+    ),
+    "stream of a search": (
+        ["generate", "a", *TWO, "--blend=a", "--value=b-a", "--best-of=2", "--stream"],
+        "--stream and --best-of are both given",
+    ),
+    "stream with log-probs": (
+        ["generate", "a", "--model={base}", "--stream", "--logprobs"],
+        "--stream and --logprobs are both given",
+    ),
+    "text with terms": (
+        ["generate", "a", "--model={base}", "--text", "--terms"],
+        "--text and --terms are both given; JSON lines alone have room",
+    ),
+    "text to a file": (
+        ["generate", "a", "--model={base}", "--text", "--output=x"],
+        "--text prints to stdout, which > FILE puts into a file",
+    ),
+    "no chat with a system prompt": (
+        ["generate", "a", "--model=a={base}", "--no-chat", "--system=a=x"],
+        "--no-chat and --system are both given",
+    ),
+    "a result's own key": (["generate", "a", "--model={base}", "--keep=text"], "--keep is 'text'"),
+    "reward in the blend": (
+        ["inspect", "--model=a={base}", "--model=r={reward}", "--blend=a+r"],
+        "--blend has 'r', a reward; it can be in --value",
+    ),
+    "class of a reward model": (
+        [*JUDGED, "--model=r={classes}", "--value=r"],
+        "classes@good, say",
+    ),
+    "no class of a reward model": (
+        [*JUDGED, "--model=r={classes}@goods", "--value=r"],
+        "its classes are bad, good; did you mean 'good'?",
+    ),
+    "reward without a place": ([*JUDGED, "--reward=brevity"], "it must be MODULE:FUNCTION"),
+    "reward in a file": ([*JUDGED, "--reward=a.py:f"], "a module has no .py: a:f"),
+    "reward in no module": ([*JUDGED, "--reward=nowhere.here:f"], "there is no module 'nowhere'"),
+    "no such reward": ([*JUDGED, "--reward=json:dump_s"], "did you mean 'dumps'?"),
+    "reward of one list": ([*JUDGED, "--reward=os:fspath"], "it must take (prompts, responses)"),
+    "rewards without a value": (
+        [*JUDGED, "--reward=x=operator:add", "--reward=y=operator:sub"],
+        "--value is missing; with several rewards",
+    ),
+    "a blend as the value": (
+        [*JUDGED, "--value=a"],
+        "--value: value is a; it must be value heads, or weighted models less one reference",
     ),
     "greedy search": (
         ["generate", "a", *TWO, "--blend=a", "--value=b-a", "--best-of=2", "--greedy"],
@@ -148,6 +242,9 @@ def made(name: str, folder: Path, base: str) -> Path:
     if name == "empty":  # but for one file, which has no words
         path.mkdir()
         (path / "e.txt").write_text("\n \n")
+        (path / "k.jsonl").write_text('{"id": 3}')
+    elif name in ("reward", "classes"):
+        save_reward_model(path, ["bad", "good"] if name == "classes" else ["score"])
     elif name == "head":
         training.save_value_head(training.value_model(loaded(base)), path)
     else:
@@ -171,4 +268,4 @@ def test_a_mistake_gets_a_sentence_and_no_traceback(
     assert message in error
     assert "Traceback" not in error
     # A mistake in a formula is shown in the formula, with a mark under its place.
-    assert len(error.splitlines()) == (3 if "formula:" in error else 1)
+    assert len(error.splitlines()) == (3 if error.endswith("^\n") else 1)

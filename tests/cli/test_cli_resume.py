@@ -57,7 +57,7 @@ def test_resume_refuses_another_value_of_the_same_name(
 def test_a_second_run_on_a_file_is_refused_before_models_are_loaded(
     paths, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crossfade.loading.load_blend", None)
+    monkeypatch.setattr("crossfade.loading.Plan.load", None)
     file = tmp_path / "out.jsonl"
     argv = ["generate", "a", f"--model={paths['base']}", f"--output={file}", "--resume"]
     with records.Results(file):

@@ -8,11 +8,21 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = ["<pad>", "<eos>", "<unk>", "system", "user", "assistant", *"abcdefghijklmnopqrstuvwxyz"]
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
+)
+ANSWERS = (  # the template of an instruct model, which ends an answer with EOS
+    "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' ' }}"
+    "{% if m['role'] == 'assistant' %}{{ '<eos> ' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
 )
 PROMPTS = ["a b c", "d", "e f g h i j", "k l"]
@@ -45,10 +55,23 @@ def make_tokenizer(words: Sequence[str], template: str = TEMPLATE) -> PreTrained
     return tokenizer
 
 
-def save_model(folder: Path, seed: int, words: Sequence[str] = WORDS) -> str:
+def save_model(
+    folder: Path, seed: int, words: Sequence[str] = WORDS, template: str = TEMPLATE
+) -> str:
     """Save a random model and its tokenizer, and give back the folder as an option names it."""
     random_model(words, seed).save_pretrained(folder)
-    make_tokenizer(words).save_pretrained(folder)
+    make_tokenizer(words, template).save_pretrained(folder)
+    return str(folder)
+
+
+def save_reward_model(folder: Path, classes: Sequence[str] = ("score",)) -> str:
+    """Save a random sequence classifier and its tokenizer."""
+    torch.manual_seed(5)
+    config = random_model(WORDS).config
+    config.num_labels = len(classes)
+    config.id2label = dict(enumerate(classes))
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    make_tokenizer(WORDS).save_pretrained(folder)
     return str(folder)
 
 

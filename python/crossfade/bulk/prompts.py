@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import reading
+from ..checks import did_you_mean
+from .settings import SETTINGS, check_settings
+
+CARRIED = ("id", "metadata")  # keys of whoever made the file, which go into the results as they are
+MEANT = {  # what keys of other programs are called here
+    "text": 'did you mean "prompt"?',
+    "max_tokens": 'did you mean "max_new_tokens"?',
+    "max_length": 'did you mean "max_new_tokens"?',
+    "stop_strings": 'did you mean "stop"?',
+    "stop_sequences": 'did you mean "stop"?',
+    "n": "it is one for all prompts, given by --n",
+    "num_return_sequences": "it is one for all prompts, given by --n",
+    "blend": 'it is one for all prompts, given by --blend; "weights" sets its faders',
+}
 
 
 def read_lines(source: str) -> list[Any]:
@@ -38,29 +53,90 @@ def _read_stdin() -> str:
     return sys.stdin.read() if data is None else reading.decode(data.read(), "stdin")
 
 
-def read_prompts(texts: Sequence[str], source: str | None, *, chat: bool) -> list[Any]:
+@dataclass(frozen=True)
+class Line:
+    """A prompt, and what else its line says.
+
+    Attributes:
+        prompt: a text, a chat or token ids.
+        settings: how this one is decoded, by the names of `settings.SETTINGS`.
+        carried: what goes into its result as it is.
+    """
+
+    prompt: Any
+    settings: dict[str, Any] = field(default_factory=dict)
+    carried: dict[str, Any] = field(default_factory=dict)
+
+    def sent(self, *, chat: bool) -> Any:
+        """What the models read: if `chat`, a text becomes a user's message; a line's own system
+        prompt makes a chat of any text, and comes before other messages."""
+        system = self.settings.get("system")
+        if not isinstance(self.prompt, str):
+            chatting = self.prompt
+        elif chat or system is not None:
+            chatting = [{"role": "user", "content": self.prompt}]
+        else:
+            return self.prompt
+        return chatting if system is None else [{"role": "system", "content": system}, *chatting]
+
+
+def read_prompts(
+    texts: Sequence[str], source: str | None, *, keep: Sequence[str] = ()
+) -> list[Line]:
     """The prompts in `texts` or, if there are none, those of the file `source` or of stdin.
 
     Args:
         source: a file as `read_lines` takes it, whose objects have a ``"prompt"`` or the
             ``"messages"`` of a chat; None is stdin.
-        chat: whether a text becomes the user's message of a chat.
+        keep: keys of these objects that are carried along, as those of `CARRIED` are.
 
     Raises:
-        ValueError: prompts are given twice, or not at all, or one of them is no prompt.
+        ValueError: prompts are given twice, or not at all, or one of them is no prompt, or has an
+            unknown key or a setting that it must not have.
     """
     if texts and source is not None:
         raise ValueError("prompts are given both as arguments and by --prompts; it must be one")
     if not texts and source is None and (sys.stdin is None or sys.stdin.isatty()):
         raise ValueError("no prompts are given; pass them as arguments, by --prompts or on stdin")
     items = list(texts) or read_lines("-" if source is None else source)
-    prompts = [prompt_of(item, i, chat=chat) for i, item in enumerate(items)]
-    if not prompts:
+    lines = [line_of(item, i, keep=keep) for i, item in enumerate(items)]
+    if not lines:
         raise ValueError("there are no prompts: the input is empty")
-    return prompts
+    return lines
 
 
-def prompt_of(item: Any, index: int, *, chat: bool) -> Any:
+def line_of(
+    item: Any, index: int, *, keep: Sequence[str] = (), known: Collection[str] = SETTINGS
+) -> Line:
+    """What a line says, which is a text or a JSON object. Errors call it prompt `index`.
+
+    Args:
+        keep: as in `read_prompts`.
+        known: the settings that an object may have.
+    """
+    if not isinstance(item, dict):
+        return Line(prompt_of(item, index))
+    carried = {key: item[key] for key in (*CARRIED, *keep) if key in item}
+    found = {key: item[key] for key in known if key in item}
+    for key in item:
+        if key not in (*carried, *found, "prompt", "messages"):
+            near = did_you_mean(key, ("prompt", "messages", *known), MEANT)
+            what = near or '; what is not for the models goes under "metadata", or by --keep KEY'
+            raise ValueError(f"prompt {index} has the unknown key {key!r}{what}")
+    try:
+        settings = check_settings(found)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"prompt {index}: {error}") from None
+    line = Line(prompt_of(item, index), settings, carried)
+    if "system" in settings and not isinstance(line.prompt, str):
+        first = line.prompt[0]
+        if not isinstance(first, dict) or first.get("role") == "system":
+            what = "a system message" if isinstance(first, dict) else "token ids"
+            raise ValueError(f'prompt {index} has a "system" and {what}; it must have one of them')
+    return line
+
+
+def prompt_of(item: Any, index: int) -> Any:
     """The prompt that a line, or its JSON object, is. Errors call it prompt `index`."""
     if isinstance(item, dict):
         both = [item[key] for key in ("prompt", "messages") if item.get(key)]
@@ -73,7 +149,7 @@ def prompt_of(item: Any, index: int, *, chat: bool) -> Any:
         reading.check_unicode(item, f"prompt {index}")  # Arguments of a process may be any bytes.
         if not item.strip():
             raise ValueError(f"prompt {index} is empty")
-        return [{"role": "user", "content": item}] if chat else item
+        return item
     if not isinstance(item, list):
         raise ValueError(f"prompt {index} is {item!r:.80}; it must be a text, a chat or token ids")
     return item  # Chats and lists of ids are checked where they are encoded.

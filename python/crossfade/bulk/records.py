@@ -11,11 +11,12 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import reading
+from ..progress import print_line
 
 try:
     import fcntl
@@ -43,6 +44,7 @@ class Results:
     Args:
         path: the file; None is stdout.
         resume: whether the file may exist, and is then completed. Otherwise it must not exist.
+        form: what is printed of a result on stdout, if not a JSON line.
 
     Raises:
         BlockingIOError: another run is writing the file.
@@ -50,9 +52,16 @@ class Results:
         ValueError: it is a pipe or a device, which cannot be resumed.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        *,
+        resume: bool = False,
+        form: Callable[[dict[str, Any]], str] | None = None,
+    ) -> None:
         self.path = None if path is None else Path(path)
         self.resume = resume
+        self.form = form or _printable
         self.made = False
         self.file: BinaryIO | None = None
         self.waiting: dict[int, dict[str, Any]] = {}  # lines for stdout, by their index
@@ -86,7 +95,9 @@ class Results:
             self.path.unlink(missing_ok=True)  # Closing the file then drops the lock.
         self.file.close()
 
-    def begin(self, prompts: Sequence[Any], run: str) -> set[int]:
+    def begin(
+        self, prompts: Sequence[Any], run: str, own: Sequence[Mapping[str, Any]] | None = None
+    ) -> set[int]:
         """Read what the file has, and give back the indices of the prompts that are in it.
 
         If a crash has cut the last line, it is taken off the file, and so are the zeros that a file
@@ -94,12 +105,16 @@ class Results:
 
         Args:
             run: names the blend and all settings. Every line of the file must have the same name.
+            own: what the line of each prompt has after the prompt, such as settings of its own, by
+                names that are the same for all. It must be what the line of the file has.
 
         Raises:
             ValueError: the file has a line of another run; not a byte of the file is changed.
             TypeError, ValueError: names a prompt that cannot be written as JSON.
         """
-        starts = [_start(i, prompt) for i, prompt in enumerate(prompts)]
+        more = own or [{} for _ in prompts]
+        starts = [_start(i, *pair) for i, pair in enumerate(zip(prompts, more, strict=True))]
+        names = {name for each in more for name in each} | {"settings"}
         if self.file is None:
             return set()
         self.file.seek(0)
@@ -111,7 +126,7 @@ class Results:
             if not line.endswith(b"\n") and (found or written) and _is_cut(written, starts):
                 break
             if line.strip():
-                index = _index(line, where, starts, run)
+                index = _index(line, where, starts, names, run)
                 if index in found:
                     raise ValueError(f"{where}: has index {index}, as line {found[index]} has")
                 found[index] = number
@@ -137,9 +152,7 @@ class Results:
             self.flush()
 
     def _print(self, record: dict[str, Any]) -> None:
-        utf8 = "utf" in (sys.stdout.encoding or "utf-8").lower()
-        sys.stdout.write(json.dumps(record, ensure_ascii=not utf8) + "\n")
-        sys.stdout.flush()
+        print_line(self.form(record))
 
     def flush(self) -> None:
         """Bring all lines to the disk, so that not even a power cut loses them."""
@@ -200,10 +213,17 @@ def _json(x: Any) -> str:
     return json.dumps(x, ensure_ascii=False)
 
 
-def _start(index: int, prompt: Any) -> bytes:
-    """The beginning of the line of a prompt: its index and its text, which all runs write alike."""
+def _printable(x: Any) -> str:
+    """JSON that stdout can write, whatever its encoding."""
+    utf8 = "utf" in (sys.stdout.encoding or "utf-8").lower()
+    return json.dumps(x, ensure_ascii=not utf8)
+
+
+def _start(index: int, prompt: Any, own: Mapping[str, Any]) -> bytes:
+    """The beginning of the line of a prompt: its index, its text and what it has of its own, which
+    all runs write alike."""
     try:
-        return _json({"index": index, "prompt": prompt})[:-1].encode()
+        return _json({"index": index, "prompt": prompt, **own})[:-1].encode()
     except UnicodeEncodeError:
         raise ValueError(
             f"prompt {index} has half of a surrogate pair, which is no character: {prompt!a:.80}"
@@ -213,8 +233,10 @@ def _start(index: int, prompt: Any) -> bytes:
         raise TypeError(f"prompt {index} cannot be written as JSON: {reason}") from None
 
 
-def _index(line: bytes, where: str, starts: Sequence[bytes], run: str) -> int:
-    """The index in a line of the file.
+def _index(
+    line: bytes, where: str, starts: Sequence[bytes], names: Collection[str], run: str
+) -> int:
+    """The index in a line of the file. `names` are those that a prompt may have of its own.
 
     Raises:
         ValueError: the line is not of this run.
@@ -228,8 +250,10 @@ def _index(line: bytes, where: str, starts: Sequence[bytes], run: str) -> int:
         raise ValueError(f"{where}: has the index {index!r:.40}; it must be a whole number")
     if not 0 <= index < len(starts):
         differs = f"its index is {index!r:.40}, and there are {len(starts)} prompts"
-    elif _start(index, prompt) != starts[index]:
+    elif not starts[index].startswith(_start(index, prompt, {})):
         differs = f"its prompt is not prompt {index}"
+    elif _start(index, prompt, {k: x for k, x in record.items() if k in names}) != starts[index]:
+        differs = f"its prompt is the same, but not what prompt {index} has of its own"
     elif made_with != run:
         differs = "its prompt is the same, but not the blend or a setting"
     else:

@@ -3,68 +3,64 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .options import (
-    TEMPERATURE,
-    add_batch_options,
-    add_blend_options,
-    add_text_options,
-    check_output,
-    load,
-    positive,
-)
+from . import options
+from .texts import PlainTexts, Writer
 
 if TYPE_CHECKING:
-    from ..blends.blend import Blend
-    from ..bulk.records import Results
-    from ..decoding import Output
-    from ..search import ChunkBeamSearch
+    from ..bulk.prompts import Line
+    from ..loading import Plan
 
 HELP = "Let a blend of models answer prompts, and write a JSON line for each."
+USAGE = "[PROMPT ...] --model [NAME=]PATH [--model ...] [--blend FORMULA] [options]"
+EXAMPLES = """\
+A line of --prompts FILE.jsonl, and of JSON lines on stdin, has a "prompt" or the "messages" of a
+chat. It may have settings of its own, which go before those of the options:
+  "weights" ({"w": 0.8}, faders by name), "seed" (which is used as it is, so that equal lines give
+  equal texts), "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop" (a text or
+  several) and "system" (a system prompt for all models).
+"id" and "metadata" may be anything and are copied to the result. Other keys are refused, unless
+--keep names them.
+
+examples:
+  crossfade generate "Why is the sky blue?" --model smollm2 --stream
+  crossfade generate "Write a haiku." --model smollm2 --temperature 0.8 --n 3 --text
+  crossfade generate --prompts prompts.jsonl --model base=smollm2 --model kind=smollm2@sentiment \\
+      --blend "base + w * (kind - base)" --fader w=0.8 --output answers.jsonl --resume
+  crossfade generate "Tell me a story." --model smollm2 --reward rewards:brevity --best-of 8
+"""
+# Keys of results, which --keep must not name.
+RESULT = {"index", "prompt", "settings", "text", "tokens", "logprob", "finished", "failed", "value"}
+RESULT |= {"terms", "logprobs", "outputs", "blend", "run", "messages"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", nargs="*", help="prompts, if not by --prompts or on stdin")
-    parser.add_argument(
-        "--prompts",
-        metavar="FILE",
-        help='a file with a prompt on each line, or a .jsonl file with a "prompt" or the '
-        '"messages" of a chat on each line; - is stdin',
-    )
-    add_blend_options(parser)
-    add_batch_options(parser)
-    add_text_options(parser, max_new_tokens=128)
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--greedy", action="store_true", help="always take the likeliest token")
-    mode.add_argument(
-        "--sample",
-        action="store_true",
-        help="draw tokens at random; each of the next four options implies it",
-    )
-    parser.add_argument("--temperature", type=float, help=TEMPERATURE)
-    parser.add_argument("--top-k", type=int, help="draw from the TOP_K likeliest tokens only")
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        help="draw from the likeliest tokens only, as few as have the probability TOP_P together",
-    )
-    parser.add_argument(
-        "--min-p",
-        type=float,
-        help="draw only from tokens at least MIN_P times as likely as the likeliest",
-    )
-    parser.add_argument(
+    options.add_blend_options(parser)
+    options.add_sampling_options(parser, max_new_tokens=128)
+    search = parser.add_argument_group("search")
+    search.add_argument(
         "--value",
         metavar="FORMULA",
         help="what a search prefers: texts that one model finds likelier than another does, such "
-        'as "tuned - ref", or texts that value heads score highly, by their names',
+        'as "tuned - ref", or texts that value heads, reward models or functions of --reward '
+        "score highly, by their names. A reward model is a --model that is a sequence classifier; "
+        "if it has several classes, PATH@CLASS says whose log-prob counts",
     )
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--best-of", type=positive, metavar="N", help="write N texts, keep the best")
+    search.add_argument(
+        "--reward",
+        action="append",
+        default=[],
+        metavar="[NAME=]MODULE:FUNCTION",
+        help="a Python function (prompts, responses) -> scores, which --value may name; alone it "
+        "is the value. MODULE is looked for in the working directory too; prompts are as they are "
+        "sent, so that those of chats are lists of messages",
+    )
+    how = search.add_mutually_exclusive_group()
+    how.add_argument(
+        "--best-of", type=options.positive, metavar="N", help="write N texts, keep the best"
+    )
     how.add_argument(
         "--search",
         type=_search,
@@ -72,131 +68,126 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="keep W texts, continue each of them in N ways, and after every L tokens choose the W "
         "best again",
     )
-    parser.add_argument(
+    group = parser.add_argument_group("prompts and results")
+    group.add_argument(
+        "prompt", nargs="*", metavar="PROMPT", help="prompts, if not by --prompts or on stdin"
+    )
+    group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a file with a prompt on each line, or a .jsonl file with an object on each line, as "
+        "described below; - is stdin",
+    )
+    options.add_batch_options(group)
+    group.add_argument(
         "--resume",
         action="store_true",
         help="go on with the file of --output: keep its lines and write those that it lacks",
+    )
+    group.add_argument(
+        "--n",
+        type=options.positive,
+        metavar="N",
+        help='write N texts for each prompt, which its line has as "outputs"; those of a search '
+        "are its N best",
+    )
+    group.add_argument(
+        "--text",
+        action="store_true",
+        help="print the texts alone in place of JSON lines, with an empty line between two",
+    )
+    group.add_argument(
+        "--stream",
+        action="store_true",
+        help="print the text of the one prompt while it is written, in place of a JSON line",
+    )
+    group.add_argument(
+        "--logprobs",
+        action="store_true",
+        help='add "logprobs": for each token its id, text and log-prob under the blend',
+    )
+    group.add_argument(
+        "--terms",
+        action="store_true",
+        help='add "terms": the log-prob of the text, and with --logprobs of each token, under each '
+        "model of the blend alone",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     from ..bulk import prompts, records
 
-    drawing = _drawing(arguments)
-    check_output(arguments.output, arguments.resume)
-    texts = prompts.read_prompts(
-        arguments.prompt, arguments.prompts, chat=arguments.chat or bool(arguments.system)
-    )
-    with records.Results(arguments.output, resume=arguments.resume) as results:
-        blend, value = load(arguments, arguments.value)
-        write_texts(
-            blend,
-            texts,
-            results=results,
-            batch_size=arguments.batch_size,
-            seed=arguments.seed,
-            search=None if value is None else _make_search(arguments, value),
-            max_new_tokens=arguments.max_new_tokens,
-            **drawing,
-        )
+    several = (arguments.n or 1) > 1
+    common = options.writing(arguments, draws=several and not arguments.greedy)
+    _check(arguments)
+    options.check_output(arguments.output, arguments.resume)
+    lines = prompts.read_prompts(arguments.prompt, arguments.prompts, keep=arguments.keep)
+    plan = options.plan_of(arguments)
+    _check_lines(arguments, lines, plan)
+    form = PlainTexts() if arguments.text else None
+    with records.Results(arguments.output, resume=arguments.resume, form=form) as results:
+        loaded = options.load(arguments, plan)
+        writer = Writer(arguments, loaded, lines, common)
+        if arguments.stream:
+            writer.stream()
+        else:
+            writer.write(results)
     return 0
 
 
-def _drawing(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `generate` about how tokens are drawn, of which none contradicts another."""
-    names = ("temperature", "top_k", "top_p", "min_p")
-    given = {
-        name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None
-    }
-    if arguments.greedy and given:
-        option = "--" + next(iter(given)).replace("_", "-")
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse options that contradict each other."""
+    options.check_chat(arguments)
+    options.check_keep(arguments, RESULT)
+    searches = "--best-of" if arguments.best_of else "--search" if arguments.search else None
+    value = "--value" if arguments.value is not None else "--reward" if arguments.reward else None
+    if searches and value is None:
         raise ValueError(
-            f"--greedy and {option} are both given; {option} is for draws, which --greedy is not"
+            f"{searches} is given without --value or --reward, one of which must go with it"
         )
-    searches = arguments.best_of is not None or arguments.search is not None
-    if searches and arguments.value is None:
-        raise ValueError("--best-of or --search is given without --value, which must go with it")
-    if arguments.value is not None and not searches:
+    if value and searches is None:
         raise ValueError(
-            "--value is given without --best-of or --search, one of which must go with it"
+            f"{value} is given without --best-of or --search, one of which must go with it"
         )
     if searches and arguments.greedy:
         raise ValueError("--greedy is given with a search, which draws its texts at random")
-    if arguments.greedy or arguments.sample or given:
-        return {"do_sample": not arguments.greedy, **given}
-    return given  # the generation config of the model says whether tokens are drawn
+    if arguments.greedy and (arguments.n or 1) > 1:
+        raise ValueError(f"--greedy and --n {arguments.n} are both given; all texts would be equal")
+    width = arguments.best_of or (arguments.search or [None])[0]
+    if width and (arguments.n or 1) > width:
+        raise ValueError(f"--n is {arguments.n}; it must be at most {width}, as {searches} keeps")
+    lines = [o for o in ("--logprobs", "--terms") if getattr(arguments, o[2:])]
+    files = [o for o in ("--output", "--resume") if getattr(arguments, o[2:])]
+    plain = [o for o in ("--stream", "--text") if getattr(arguments, o[2:])]
+    if plain and lines:
+        raise ValueError(f"{plain[0]} and {lines[0]} are both given; JSON lines alone have room")
+    if plain and files:
+        raise ValueError(
+            f"{plain[0]} and {files[0]} are both given; {plain[0]} prints to stdout, which > FILE "
+            "puts into a file"
+        )
+    if arguments.stream and (searches or arguments.n):
+        raise ValueError(
+            f"--stream and {searches or '--n'} are both given; only one text can be streamed"
+        )
 
 
-def _make_search(arguments: argparse.Namespace, value: Any) -> Any:
-    from ..search import BestOfN, ChunkBeamSearch
-
-    if arguments.best_of is not None:
-        return BestOfN(arguments.best_of, value)
-    width, samples, chunk_length = arguments.search
-    return ChunkBeamSearch(width, samples, chunk_length, value)
-
-
-def write_texts(
-    blend: Blend,
-    prompts: Sequence[Any],
-    *,
-    results: Results,
-    batch_size: int,
-    seed: int,
-    search: ChunkBeamSearch | None = None,
-    **generation: Any,
-) -> None:
-    """Write a JSON line for each prompt that `results` lacks, and figures to stderr.
-
-    A line is written as soon as its text has ended. What is being decoded at an interrupt is lost.
-    """
-    from ..bulk.decode import decode
-    from ..identity import run_id
-    from ..progress import progress_bar
-
-    rows = 1 if search is None else search.rows
-    run = run_id(blend=blend, seed=seed, search=search, generation=generation)
-    finished = results.begin(prompts, run)
-    todo, tokens, start = len(prompts) - len(finished), 0, time.perf_counter()
-    with progress_bar(todo, "prompt") as bar:
-        for i, out in decode(
-            blend,
-            prompts,
-            seed=seed,
-            skip=finished,
-            max_batch=batch_size * rows,
-            progress=bar.update,
-            search=search,
-            **generation,
-        ):
-            record = {"index": i, "prompt": prompts[i], **_figures(out)}
-            results.write({**record, "blend": str(blend), "run": run})
-            tokens += out.stats.tokens
-    results.finish()
-    seconds = time.perf_counter() - start
-    kept = f" ({len(finished)} more were in the file)" if finished else ""
-    speed = f", {tokens / seconds:.1f} tokens/s" if tokens else ""
-    print(f"{todo} prompts{kept}, {tokens} tokens{speed}", file=sys.stderr)
-
-
-def _figures(out: Output) -> dict[str, Any]:
-    """What the line of a prompt says of the text that it got."""
-    from ..bulk.records import number
-
-    figures = {
-        "text": None if out.text is None else out.text[0],
-        "tokens": int(out.lengths[0]),
-        "logprob": number(out.logprobs[0].double().sum()),
-        "finished": bool(out.finished[0]),
-        "failed": bool(out.failed[0]),
-    }
-    if out.values is not None:
-        figures["value"] = number(out.values[0])
-    return figures
+def _check_lines(arguments: argparse.Namespace, lines: Sequence[Line], plan: Plan) -> None:
+    """Refuse lines that contradict the options, and formulas with the faders of each line."""
+    if arguments.stream and len(lines) > 1:
+        raise ValueError(
+            f"--stream is given with {len(lines)} prompts; it is for one. Without it, each line is "
+            "written as soon as its text has ended"
+        )
+    for i, line in enumerate(lines):
+        drawn = [name for name in options.SAMPLING if name in line.settings]
+        if arguments.greedy and drawn:
+            raise ValueError(f'--greedy is given, and prompt {i} has a "{drawn[0]}", for draws')
+    options.check_lines(arguments, lines, plan)
 
 
 def _search(text: str) -> tuple[int, ...]:
-    numbers = tuple(map(positive, text.split(",")))
+    numbers = tuple(map(options.positive, text.split(",")))
     if len(numbers) != 3:
         raise argparse.ArgumentTypeError(f"{text!r} must be three numbers W,N,L, such as 4,4,5")
     return numbers

@@ -1,7 +1,8 @@
 """``crossfade COMMAND``: which commands there are, and what their errors look like.
 
 The file of a command has `HELP`, which is one sentence about it, `add_options(parser)`, and
-`run(arguments)`, which gives the exit status. These files import torch, transformers and the rest
+`run(arguments)`, which gives the exit status. It may have a short `USAGE`, and `EXAMPLES` for the
+end of its --help. These files import torch, transformers and the rest
 of crossfade inside functions only, so that ``crossfade --help`` does not wait for them.
 """
 
@@ -10,12 +11,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from . import bench, demo, generate, info, inspect, score, train
+from . import bench, chat, demo, generate, info, inspect, score, train
+from .usage import Formatter, Parser
 
-COMMANDS = (demo, generate, score, train, inspect, bench, info)  # in the order of --help
+COMMANDS = (demo, generate, chat, score, train, inspect, bench, info)  # in the order of --help
+EXAMPLES = """\
+examples:
+  crossfade generate "Why is the sky blue?" --model smollm2 --stream
+  crossfade chat --model base=smollm2 --model kind=smollm2@sentiment \\
+      --blend "base + w * (kind - base)" --fader w=0.8
+
+smollm2 is a small model that is downloaded when it is first used. Each command has a --help.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         after Ctrl-C, and 1 if whoever reads stdout has closed it.
     """
     arguments = parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = partial(_show, arguments.command)
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
@@ -50,18 +68,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _show(command: str, message: Warning | str, *_: Any) -> None:
+    """Print a warning as a line, which shares none with a progress bar."""
+    from ..progress import print_line
+
+    print_line(f"crossfade {command}: warning: {message}", sys.stderr)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    top = argparse.ArgumentParser(
-        prog="crossfade", description="Decode with several language models at once."
+    top = Parser(
+        prog="crossfade",
+        description="Decode with several language models at once.",
+        epilog=EXAMPLES,
+        formatter_class=Formatter,
     )
     top.add_argument(
         "--version", action=_Version, nargs=0, help="show the version of crossfade and exit"
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands"
+    )
     for command in COMMANDS:
         name = command.__name__.rpartition(".")[2]
-        added = commands.add_parser(name, help=command.HELP, description=command.HELP)
+        usage = getattr(command, "USAGE", None)
+        added = commands.add_parser(
+            name,
+            help=command.HELP,
+            description=command.HELP,
+            usage=usage and f"crossfade {name} {usage}",
+            epilog=getattr(command, "EXAMPLES", None),
+            formatter_class=Formatter,
+        )
         added.add_argument(
             "--traceback",
             action="store_true",

@@ -4,39 +4,63 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-TEMPERATURE = "below 1 likely tokens become likelier still, above 1 less so"
+if TYPE_CHECKING:
+    from ..blends.blend import Blend
+    from ..bulk.prompts import Line
+    from ..loading import Loaded, Plan
+
+TEMPERATURE = "below 1 likely tokens become likelier still, above 1 less so; 0 is --greedy"
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+CHAT = (
+    "send each text as a user's message, in the form of the model's chat template; the default "
+    "where all models have one and the first model of the blend is an instruct model: its template "
+    "closes an answer with a token at which the model ends its texts"
+)
 
 
 def add_blend_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which models are loaded and how they are blended."""
-    parser.add_argument(
+    group = parser.add_argument_group("models and blend")
+    group.add_argument(
         "--model",
         action="append",
         default=[],
-        metavar="NAME=PATH[@GUIDE]",
+        metavar="[NAME=]PATH[@GUIDE]",
         help="a model and its name in the formula; give the option once for each model. PATH is "
         "the folder of a saved model, an id on the Hugging Face hub, or smollm2. GUIDE is the "
         "folder of a PEFT adapter or of a value head for that model; sentiment, brevity and "
         "sentiment_value, which are for smollm2, come with crossfade. A single model needs no NAME",
     )
-    parser.add_argument(
+    group.add_argument(
         "--blend",
         metavar="FORMULA",
-        help='how the models are blended, by their names, such as "base + 0.8 * (tuned - ref)"; '
-        "a single model needs none",
+        help='how the models are blended, by their names, such as "base + w * (tuned - ref)", or '
+        "by a preset, such as \"cfg(base, 1.5, negative_system='Be rude.')\" (eft, dera, "
+        "proxy_tuning, mod, genarm, contrastive, cfg and args, as in crossfade.presets); a single "
+        "model needs none",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--fader",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="where a fader stands: a name in the formula that is no model, such as w=0.8",
+    )
+    group.add_argument(
         "--system",
         action="append",
         default=[],
         metavar="NAME=TEXT",
         help="a system prompt that only this model reads; it makes prompts chats, as --chat does",
     )
-    add_device_option(parser)
-    parser.add_argument(
+    add_device_option(group)
+    group.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],
         default="auto",
@@ -44,7 +68,7 @@ def add_blend_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_device_option(parser: argparse.ArgumentParser) -> None:
+def add_device_option(parser: Any) -> None:
     parser.add_argument(
         "--device",
         help="where the models run, such as cpu or cuda:1; by default a GPU if torch finds one, "
@@ -52,36 +76,88 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_text_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+def add_text_options(parser: Any, *, max_new_tokens: int) -> None:
     """The options of commands that write texts; a text has at most `max_new_tokens` by default."""
     parser.add_argument(
         "--max-new-tokens",
         type=int,
+        metavar="N",
         default=max_new_tokens,
         help="how many tokens a text may have (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=int,
+        metavar="N",
         default=0,
         help="the same seed gives the same texts (default: %(default)s)",
     )
 
 
-def add_batch_options(parser: argparse.ArgumentParser) -> None:
-    """The options of commands that read many prompts and write a line for each."""
-    parser.add_argument(
-        "--chat",
-        action="store_true",
-        help="send each text as a user's message, in the form of the model's chat template",
+def add_sampling_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+    """The options that say how texts are written. The model's saved settings are the defaults."""
+    group = parser.add_argument_group(
+        "writing", "Whether tokens are drawn is as the first model's generation config says."
     )
-    parser.add_argument(
+    add_text_options(group, max_new_tokens=max_new_tokens)
+    mode = group.add_mutually_exclusive_group()
+    mode.add_argument("--greedy", action="store_true", help="always take the likeliest token")
+    mode.add_argument(
+        "--sample",
+        action="store_true",
+        help="draw tokens at random; each of the next four options implies it",
+    )
+    group.add_argument("--temperature", type=float, metavar="T", help=TEMPERATURE)
+    group.add_argument(
+        "--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only"
+    )
+    group.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest tokens only, as few as have the probability P together",
+    )
+    group.add_argument(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="draw only from tokens at least P times as likely as the likeliest",
+    )
+    group.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end a text where it has written TEXT, which stays in it; may be given several times",
+    )
+
+
+def add_batch_options(group: Any) -> None:
+    """The options of commands that read many prompts and write a line for each."""
+    chat = group.add_mutually_exclusive_group()
+    chat.add_argument("--chat", action="store_true", default=None, help=CHAT)
+    chat.add_argument(
+        "--no-chat",
+        action="store_false",
+        dest="chat",
+        default=None,
+        help="send texts as they are, which the models go on with",
+    )
+    group.add_argument(
         "--batch-size",
         type=positive,
+        metavar="N",
         default=8,
         help="how many prompts are worked on at a time (default: %(default)s)",
     )
-    parser.add_argument("--output", metavar="FILE", help="where results go; by default to stdout")
+    group.add_argument("--output", metavar="FILE", help="where results go; by default to stdout")
+    group.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="copy what a line of the input has under KEY to its result, as is done with id and "
+        "metadata; may be given several times",
+    )
 
 
 def positive(text: str) -> int:
@@ -119,20 +195,114 @@ def check_output(output: str | None, resume: bool | None = None) -> None:
         raise FileExistsError(f"--output is {output!r}, which exists; {ways} or name another file")
 
 
-def load(arguments: argparse.Namespace, value: str | None = None) -> tuple[Any, Any]:
-    """The blend that the options ask for, and the value of the formula `value` if there is one."""
-    from ..loading import load_blend
+def writing(arguments: argparse.Namespace, *, draws: bool = False) -> dict[str, Any]:
+    """The arguments of `generate` that `add_sampling_options` names, checked.
 
-    quiet()
-    device = device_of(arguments.device)
-    return load_blend(
+    Args:
+        draws: whether something else that is asked for needs texts to be drawn.
+    """
+    from ..bulk.settings import check_setting
+
+    given: dict[str, Any] = {}
+    for name in ("max_new_tokens", "seed", *SAMPLING, "stop"):
+        if getattr(arguments, name) is not None:
+            with option_errors(name):
+                given[name] = check_setting(name, getattr(arguments, name))
+    drawn = [name for name in SAMPLING if name in given]
+    if arguments.greedy and drawn:
+        option = "--" + drawn[0].replace("_", "-")
+        raise ValueError(
+            f"--greedy and {option} are both given; {option} is for draws, which --greedy is not"
+        )
+    if arguments.greedy or arguments.sample or drawn or draws:
+        given["do_sample"] = not arguments.greedy
+    del given["seed"]
+    return {"stop_strings" if name == "stop" else name: x for name, x in given.items()}
+
+
+@contextmanager
+def option_errors(name: str) -> Iterator[None]:
+    """Let errors about a setting name its option: ``temperature is -1`` by --temperature."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        option = "--" + name.replace("_", "-")
+        raise type(error)(str(error).replace(name, option, 1)) from None
+
+
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """What the options say of models, blend and value, read but not loaded."""
+    from ..loading import Plan
+
+    return Plan.read(
         arguments.model,
         arguments.blend,
-        arguments.system,
-        value=value,
-        device=device,
-        dtype=arguments.dtype,
+        system=arguments.system,
+        fader=arguments.fader,
+        value=getattr(arguments, "value", None),
+        reward=getattr(arguments, "reward", ()),
     )
+
+
+def load(arguments: argparse.Namespace, plan: Plan) -> Loaded:
+    """What a plan names, loaded where the options say."""
+    quiet()
+    return plan.load(device_of(arguments.device), arguments.dtype)
+
+
+def check_chat(arguments: argparse.Namespace) -> None:
+    """Refuse --no-chat where a system prompt makes prompts chats."""
+    if arguments.chat is False and arguments.system:
+        raise ValueError("--no-chat and --system are both given; a system prompt needs a chat")
+
+
+def check_keep(arguments: argparse.Namespace, own: Collection[str]) -> None:
+    """Refuse a --keep that results have themselves."""
+    for key in arguments.keep:
+        if key in own:
+            raise ValueError(f"--keep is {key!r}, which results have themselves; rename that key")
+
+
+def check_lines(arguments: argparse.Namespace, lines: Sequence[Line], plan: Plan) -> None:
+    """Check the formulas with the faders of each line, and refuse a line for chats by --no-chat."""
+    known: list[Any] = []
+    for i, line in enumerate(lines):
+        if arguments.chat is False and "system" in line.settings:
+            raise ValueError(f'--no-chat is given, and prompt {i} has a "system", for chats')
+        weights = line.settings.get("weights", {})
+        if weights in known:
+            continue
+        known.append(weights)
+        try:
+            plan.check(weights)
+        except ValueError as error:
+            if not weights:
+                raise
+            raise ValueError(f"prompt {i}: {error}") from None
+
+
+def sends_chats(
+    arguments: argparse.Namespace, loaded: Loaded, blend: Blend, lines: Sequence[Line]
+) -> bool:
+    """Whether texts are sent as chats: as the options say, or else if the blend answers chats.
+
+    Where the options do not say it, and there are texts, a note says what is done.
+    """
+    if arguments.chat is not None or arguments.system:
+        return arguments.chat is not False
+    found = loaded.answers_chats(blend)
+    if found and any(isinstance(x.prompt, str) and "system" not in x.settings for x in lines):
+        first = blend.names[0] if len(arguments.model) > 1 else arguments.model[0]
+        what = f"{first} is an instruct model: texts are sent as chats"
+        note(arguments, f"{what} (--no-chat sends them as they are)")
+    return found
+
+
+def note(arguments: argparse.Namespace, text: str) -> None:
+    """Say something on stderr that is no result."""
+    from ..progress import print_line
+
+    print_line(f"crossfade {arguments.command}: {text}", sys.stderr)
 
 
 def device_of(name: str | None) -> str:

@@ -7,13 +7,26 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .options import add_batch_options, add_blend_options, check_output, load
+from ..checks import did_you_mean
+from . import options
 
 if TYPE_CHECKING:
-    from ..blends.blend import Blend
+    from ..bulk.prompts import Line
     from ..bulk.records import Results
+    from ..loading import Loaded
 
 HELP = "Say how likely a blend of models finds given responses: log-probs and perplexities."
+USAGE = "FILE --model [NAME=]PATH [--model ...] [--blend FORMULA] [options]"
+EXAMPLES = """\
+A line of FILE has a "prompt" or the "messages" of a chat, and a "response"; it may also have
+"weights" ({"w": 0.8}, faders by name), "system" (a system prompt for all models), "id" and
+"metadata", which are copied to the result. Other keys are refused, unless --keep names them.
+
+example:
+  crossfade score answers.jsonl --model base=smollm2 --model kind=smollm2@sentiment \\
+      --blend "0.5 * base + 0.5 * kind" --terms
+"""
+RESULT = {"index", "logprob", "tokens", "perplexity", "terms", "response", "prompt", "messages"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +36,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help='a .jsonl file with a "prompt" or the "messages" of a chat, and a "response", on each '
         "line; - is stdin",
     )
-    add_blend_options(parser)
-    add_batch_options(parser)
-    parser.add_argument(
+    options.add_blend_options(parser)
+    group = parser.add_argument_group("prompts and results")
+    options.add_batch_options(group)
+    group.add_argument(
         "--terms",
         action="store_true",
         help="also give the log-prob under each model of the blend alone",
@@ -35,57 +49,68 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from ..bulk import prompts, records
 
-    check_output(arguments.output)
+    options.check_chat(arguments)
+    options.check_keep(arguments, RESULT)
+    options.check_output(arguments.output)
     items = prompts.read_lines(arguments.data)
-    with records.Results(arguments.output) as results:
-        write_scores(
-            load(arguments)[0],
-            items,
-            results=results,
-            batch_size=arguments.batch_size,
-            chat=arguments.chat or bool(arguments.system),
-            terms=arguments.terms,
+    if not items:
+        raise ValueError("there is nothing to score: the input is empty")
+    responses = [_response(item, i) for i, item in enumerate(items)]
+    lines = [
+        prompts.line_of(
+            {key: x for key, x in item.items() if key != "response"},
+            i,
+            keep=arguments.keep,
+            known=("weights", "system"),
         )
+        for i, item in enumerate(items)
+    ]
+    plan = options.plan_of(arguments)
+    options.check_lines(arguments, lines, plan)
+    with records.Results(arguments.output) as results:
+        write_scores(arguments, options.load(arguments, plan), lines, responses, results)
     return 0
 
 
+def _response(item: Any, index: int) -> str:
+    if not isinstance(item, dict) or not isinstance(item.get("response"), str):
+        meant = did_you_mean("response", item) if isinstance(item, dict) else ""
+        raise ValueError(f'prompt {index} has no "response", which must be a text{meant}')
+    if not item["response"]:
+        raise ValueError(f'prompt {index} has an empty "response"')
+    return item["response"]
+
+
 def write_scores(
-    blend: Blend,
-    items: Sequence[Any],
-    *,
+    arguments: argparse.Namespace,
+    loaded: Loaded,
+    lines: Sequence[Line],
+    responses: Sequence[str],
     results: Results,
-    batch_size: int,
-    chat: bool,
-    terms: bool,
 ) -> None:
     """Write a JSON line for each prompt and its response, and a summary to stderr."""
-    from ..bulk import records
-    from ..bulk.prompts import prompt_of
+    from ..bulk import records, settings
     from ..decoding import score
     from ..metrics import perplexity
     from ..progress import progress_bar
 
-    if not items:
-        raise ValueError("there is nothing to score: the input is empty")
-    for i, item in enumerate(items):
-        if not isinstance(item, dict) or not isinstance(item.get("response"), str):
-            raise ValueError(f'prompt {i} has no "response", which must be a text')
-        if not item["response"]:
-            raise ValueError(f'prompt {i} has an empty "response"')
-    prompts = [prompt_of(item, i, chat=chat) for i, item in enumerate(items)]
+    own = [line.settings for line in lines]
+    blend = loaded.blend(settings.positions(own, loaded.faders))
+    chat = options.sends_chats(arguments, loaded, blend, lines)
     total, tokens = 0.0, 0
-    with progress_bar(len(items), "response") as bar:
-        for batch in records.batches(range(len(items)), batch_size):
+    with progress_bar(len(lines), "response") as bar:
+        for batch in records.batches(range(len(lines)), arguments.batch_size):
             scores = score(
-                blend,
-                [prompts[i] for i in batch],
-                [items[i]["response"] for i in batch],
-                return_term_logprobs=terms,
+                loaded.blend(settings.positions([own[i] for i in batch], loaded.faders)),
+                [lines[i].sent(chat=chat) for i in batch],
+                [responses[i] for i in batch],
+                return_term_logprobs=arguments.terms,
             )
             for row, i in enumerate(batch):
                 logprob, length = float(scores.totals[row]), int(scores.lengths[row])
                 record: dict[str, Any] = {
                     "index": i,
+                    **lines[i].carried,
                     "logprob": records.number(logprob),
                     "tokens": length,
                     "perplexity": records.number(perplexity(logprob, length)),
@@ -97,7 +122,9 @@ def write_scores(
                 total, tokens = total + logprob, tokens + length
             results.flush()
             bar.update(len(batch))
+    plural = "" if len(lines) == 1 else "s"
     print(
-        f"{len(items)} responses, {tokens} tokens, perplexity {perplexity(total, tokens):.4g}",
+        f"{len(lines)} response{plural}, {tokens} tokens, perplexity "
+        f"{perplexity(total, tokens):.4g}",
         file=sys.stderr,
     )

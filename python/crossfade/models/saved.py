@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
@@ -18,7 +18,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging
 
 from .. import reading
@@ -29,16 +34,21 @@ CONFIG = "config.json"
 GENERATION = "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+KEPT = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # what is downloaded of a model
 FROM_DISK: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 # Classes of models that are no language models, even if they have all weights of one.
 CLASSIFIER = re.compile(r"For\w*(Classification|QuestionAnswering|MultipleChoice)$")
 
 
-def folder_of(name: str | os.PathLike[str]) -> Path:
+def folder_of(name: str | os.PathLike[str], files: Sequence[str] | None = None) -> Path:
     """The folder of a saved model that is named by its path, or by its id on the Hugging Face hub.
 
     A name is taken for an id, ``owner/name``, only if it is a str and there is no folder `owner`
     here; every other name is a path.
+
+    Args:
+        name: the path or the id.
+        files: patterns of the files that are needed, if it is an id; by default the whole model.
 
     Raises:
         OSError: there is no such model: a FileNotFoundError if the name was taken for a path.
@@ -50,7 +60,7 @@ def folder_of(name: str | os.PathLike[str]) -> Path:
         return folder
     if isinstance(name, str) and HUB_ID.fullmatch(name) and not os.path.lexists(folder.parent):
         try:
-            return download(name)
+            return download(name, files or KEPT)
         except OSError as error:
             raise OSError(
                 f"there is no folder {name!r}, and as an id on the hub: {error}"
@@ -62,23 +72,26 @@ def folder_of(name: str | os.PathLike[str]) -> Path:
     )
 
 
-def download(hub_id: str, revision: str | None = None) -> Path:
+def download(hub_id: str, revision: str | None = None, files: Sequence[str] = KEPT) -> Path:
     """The folder of a model in the local Hugging Face cache, downloaded or updated if possible.
 
     `HF_HUB_OFFLINE` is respected. Files of pickled weights are not downloaded.
 
     Args:
+        hub_id: the model, as ``owner/name``.
         revision: the commit, branch or tag; None is the newest.
+        files: patterns of the files that are needed.
 
     Raises:
         OSError: the model is not in the cache and cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
-    kept = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
     try:
         return Path(
-            snapshot_download(hub_id, revision=revision, allow_patterns=kept, etag_timeout=5)
+            snapshot_download(
+                hub_id, revision=revision, allow_patterns=list(files), etag_timeout=5
+            )
         )
     except Exception as error:  # the hub's client raises errors of many kinds
         reason = str(error).strip().splitlines() or [""]
@@ -114,6 +127,42 @@ def load(
     return model.to(device) if device is not None else model, tokenizer
 
 
+def load_classifier(
+    folder: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str = torch.float32,
+) -> tuple[Any, Any]:
+    """A saved sequence classifier, such as a reward model, and its tokenizer, as `load` gives them.
+
+    Raises:
+        OSError, ValueError: as `load`.
+    """
+    found = folder_of(folder)
+    _weight_files(found)
+    tokenizer = load_tokenizer(found)
+    model = _load(found, dtype, AutoModelForSequenceClassification)
+    return model.to(device) if device is not None else model, tokenizer
+
+
+def classes_of(name: str | os.PathLike[str]) -> list[str] | None:
+    """The names of the classes that a saved model tells apart; None if it is no such model.
+
+    Only its config is read, or downloaded where the name is an id on the hub.
+
+    Raises:
+        OSError, ValueError: as `folder_of`, or the config cannot be read.
+    """
+    folder = folder_of(name, [CONFIG])
+    found = read_object(folder / CONFIG)
+    if not any(
+        "ForSequenceClassification" in str(kind) for kind in found.get("architectures") or []
+    ):
+        return None
+    with errors_of(folder):
+        config = AutoConfig.from_pretrained(folder, **FROM_DISK)
+    return [str(config.id2label[i]) for i in range(config.num_labels)]
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder. It pads on the left, with EOS if it has no padding token."""
     with errors_of(folder):
@@ -146,12 +195,17 @@ def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
         ValueError: the folder holds no causal LM, or weights of another model than its config says.
     """
     check_model_folder(folder)
+    return _load(folder, dtype, AutoModelForCausalLM)
+
+
+def _load(folder: Path, dtype: torch.dtype | str, auto: Any) -> Any:
+    """The model that a class such as `AutoModelForCausalLM` makes of a folder, in eval mode."""
     with _weights_alone(folder) as view:
         with errors_of(folder, view=view):
             config = AutoConfig.from_pretrained(view, **FROM_DISK)
         _check_config(config, folder)
         with errors_of(folder, view=view), _quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto.from_pretrained(
                 view,
                 config=config,
                 dtype=dtype,

@@ -1,0 +1,166 @@
+"""``crossfade chat``: a conversation with a blend, whose faders move while it goes on."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import options
+from .conversation import Conversation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HELP = "Talk to a blend of models, and move its faders while you do."
+USAGE = "--model [NAME=]PATH [--model ...] [--blend FORMULA] [options]"
+COMMANDS = """\
+/w                  show the faders
+/w NAME NUMBER      move a fader: from the next answer on
+/again              answer the last message once more, as the faders stand now
+/undo               take back the last message and its answer
+/reset              begin a new conversation
+/system [TEXT]      set the system prompt, or remove it
+/seed NUMBER        draw other answers
+/save FILE          write the conversation to FILE, as a line that --prompts reads
+/help               show this
+/quit               leave; so does Ctrl-D, and Ctrl-C ends an answer
+"""
+EXAMPLES = f"""\
+A message is a line; one that ends in \\ goes on in the next. Lines that begin with / are commands:
+
+{COMMANDS}
+Answers go to stdout and all else to stderr, so that messages can come from a file:
+  crossfade chat --model smollm2 < messages.txt > answers.txt
+
+example:
+  crossfade chat --model base=smollm2 --model kind=smollm2@sentiment \\
+      --blend "base + w * (kind - base)" --fader w=0
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    options.add_blend_options(parser)
+    options.add_sampling_options(parser, max_new_tokens=512)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    writing = options.writing(arguments)
+    plan = options.plan_of(arguments)
+    plan.check()
+    conversation = Conversation(options.load(arguments, plan), arguments.seed, writing)
+    talk = _Talk(conversation)
+    say(f"{conversation}  (/help shows the commands, /quit leaves)")
+    while (message := read()) is not None:
+        try:
+            if not talk.take(message):
+                break
+        except (ValueError, TypeError, OSError) as error:  # A mistake does not end the chat.
+            say(f"error: {error}")
+        except KeyboardInterrupt:
+            say("interrupted: the message is taken back")
+    return 0
+
+
+def read() -> str | None:
+    """A message from stdin, without what is around it; None at its end."""
+    lines: list[str] = []
+    while True:
+        try:
+            line = input("... " if lines else "> ") if _interactive() else sys.stdin.readline()
+        except EOFError:
+            say("")
+            return None
+        except KeyboardInterrupt:
+            say("\n(/quit or Ctrl-D leaves)")
+            lines = []
+            continue
+        if not line and not _interactive():
+            return "\n".join(lines).strip() or None
+        lines.append(line.rstrip("\n"))
+        if lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            continue
+        return "\n".join(lines).strip()
+
+
+def say(text: str) -> None:
+    """Say something that is no answer."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _interactive() -> bool:
+    if not sys.stdin.isatty():
+        return False
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (with it, input() has a history)
+    return True
+
+
+class _Talk:
+    """What messages and commands do to a conversation."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+        self.commands: dict[str, Callable[[str], object]] = {
+            "/w": self.fader,
+            "/again": lambda _: self.conversation.again(),
+            "/undo": lambda _: self.conversation.undo(),
+            "/reset": lambda _: self.conversation.reset(),
+            "/system": self.system,
+            "/seed": self.seed,
+            "/save": self.save,
+            "/help": lambda _: say(COMMANDS.rstrip()),
+        }
+
+    def take(self, message: str) -> bool:
+        """Do what a message asks for. False ends the chat."""
+        from ..checks import did_you_mean
+
+        name, _, rest = message.partition(" ")
+        if name in ("/quit", "/exit"):
+            return False
+        if not message:
+            return True
+        if not message.startswith("/"):
+            self.conversation.answer(message)
+        elif name in self.commands:
+            self.commands[name](rest.strip())
+        else:
+            meant = did_you_mean(name, [*self.commands, "/quit"])
+            raise ValueError(f"there is no command {name}{meant or '; /help shows them'}")
+        return True
+
+    def fader(self, text: str) -> None:
+        faders = self.conversation.faders
+        if text:
+            name, _, number = text.replace("=", " ").partition(" ")
+            try:
+                position = float(number)
+            except ValueError:
+                raise ValueError(f"/w {text}: it must be /w NAME NUMBER") from None
+            self.conversation.move(name, position)
+        for name, position in faders.items():
+            say(f"{name} = {position:g}")
+        if not faders:
+            say("the formula has no faders: give --blend a name that is no model, and --fader")
+
+    def system(self, text: str) -> None:
+        self.conversation.set_system(text or None)
+
+    def seed(self, text: str) -> None:
+        if not text.isdigit() or int(text) >= 2**64:
+            raise ValueError(f"/seed {text}: it must be a whole number below 2**64")
+        self.conversation.seed = int(text)
+
+    def save(self, text: str) -> None:
+        if not text:
+            raise ValueError("/save needs the name of a file")
+        options.check_file("/save", text)
+        if Path(text).exists():
+            raise FileExistsError(f"/save {text}: it exists; name another file")
+        line = json.dumps({"messages": self.conversation.messages}, ensure_ascii=False)
+        Path(text).write_text(f"{line}\n", encoding="utf-8")
