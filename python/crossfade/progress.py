@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -13,8 +15,13 @@ from tqdm import tqdm
 DELAY = 1.0  # seconds before a bar is shown, so that short work, and work that fails, shows none
 
 
-def progress_bar(total: int, unit: str) -> Any:
-    """A tqdm bar on stderr. Where that is a file, such as a log, the bar writes rarely."""
+def progress_bar(total: int, unit: str, *, prints: bool = False) -> Any:
+    """A tqdm bar on stderr. Where that is a file, such as a log, the bar writes rarely.
+
+    Args:
+        prints: whether lines go to stdout meanwhile, by `print_line`. If that is a pipe, there is
+            no bar on a terminal, where whoever reads the pipe may print too.
+    """
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(
         total=total,
@@ -23,7 +30,15 @@ def progress_bar(total: int, unit: str) -> Any:
         mininterval=interval,
         dynamic_ncols=True,
         delay=DELAY,
+        disable=prints and sys.stderr.isatty() and _is_pipe(sys.stdout),
     )
+
+
+def _is_pipe(file: TextIO) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(file.fileno()).st_mode)
+    except (OSError, ValueError):  # It is no file of the system.
+        return False
 
 
 def print_line(text: str, file: TextIO | None = None) -> None:

@@ -98,7 +98,7 @@ def write_scores(
     blend = loaded.blend(settings.positions(own, loaded.faders))
     chat = options.sends_chats(arguments, loaded, blend, lines)
     total, tokens = 0.0, 0
-    with progress_bar(len(lines), "response") as bar:
+    with progress_bar(len(lines), "response", prints=arguments.output is None) as bar:
         for batch in records.batches(range(len(lines)), arguments.batch_size):
             scores = score(
                 loaded.blend(settings.positions([own[i] for i in batch], loaded.faders)),

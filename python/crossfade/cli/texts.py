@@ -77,7 +77,8 @@ class Writer:
         todo, tokens, start = len(self.prompts) - len(finished), 0, time.perf_counter()
         n = self.arguments.n or 1
         rows = n if self.search is None else self.search.rows
-        with progress_bar(todo * n, "prompt" if n == 1 else "text") as bar:
+        unit, prints = "prompt" if n == 1 else "text", self.arguments.output is None
+        with progress_bar(todo * n, unit, prints=prints) as bar:
             for i, out in decode(
                 self.blend,
                 self.prompts,
