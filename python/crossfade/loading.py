@@ -7,6 +7,7 @@ gives what they name as `Loaded`.
 from __future__ import annotations
 
 import keyword
+import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,6 +105,11 @@ class Plan:
             )
         if value is None and functions:
             value = next(iter(functions))
+        if value is not None and value not in {**specs, **functions} and os.path.isdir(value):
+            raise ValueError(
+                f"--value is {value!r}, a folder; it must be a formula: --model reward={value} "
+                "--value reward"
+            )
         values = set() if value is None else _names("--value", value)
         labels = {n: s.class_index() for n, s in specs.items() if s.is_reward_model(n in values)}
         prompts = dict(_system(text, list(specs)) for text in system)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import runpy
+import shlex
 import sys
+import warnings
 
 import pytest
 from crossfade import cli
+from crossfade.cli import info
+from crossfade.cli.main import COMMANDS, parser
 
 
 def test_the_module_runs_too(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
@@ -16,13 +20,68 @@ def test_the_module_runs_too(capsys: pytest.CaptureFixture[str], monkeypatch) ->
     assert "generate" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv", [["nope"], [], ["generate", "--batch-size=0"], ["bench", "x"]])
-def test_argparse_refuses_what_it_does_not_know(
-    argv: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("argv", "usage", "error"),
+    [
+        ([], "crossfade [-h]", "the following arguments are required: COMMAND"),
+        (["genrate", "a"], "crossfade [-h]", "'genrate' is none of demo, generate"),
+        (["genrate", "a"], "crossfade [-h]", "did you mean 'generate'?"),
+        (["--model=a", "generate"], "crossfade [-h]", "there is no option --model; see crossfade"),
+        (
+            ["generate", "a", "--temprature", "1"],
+            "crossfade generate [PROMPT ...]",
+            "there is no option --temprature; did you mean '--temperature'?\n",
+        ),
+        (
+            ["generate", "--max-tokens=3"],
+            "crossfade generate [PROMPT ...]",
+            "there is no option --max-tokens; did you mean '--max-new-tokens'?\n",
+        ),
+        (["generate", "--dtype=flot32"], "crossfade generate", "did you mean 'float32'?\n"),
+        (["generate", "--temperature=hot"], "crossfade generate", "argument --temperature: "),
+        (["generate", "--batch-size=0"], "crossfade generate", "argument --batch-size: '0' must"),
+        (["generate", "--chat", "--no-chat"], "crossfade generate", "--no-chat: not allowed with"),
+        (["chat", "hello"], "crossfade chat", "'hello' is one argument too many"),
+        (["score", "a.jsonl", "--greedy"], "crossfade score", "there is no option --greedy; see"),
+        (["bench", "x"], "crossfade bench", "'x' is none of ops"),
+    ],
+)
+def test_what_argparse_refuses_is_said_with_the_usage_of_the_command(
+    argv: list[str], usage: str, error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(argv)
-    assert "usage: crossfade" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"usage: {usage}")
+    assert error in err.splitlines(keepends=True)[-1]
+
+
+@pytest.mark.parametrize("command", ["", *(c.__name__.rpartition(".")[2] for c in COMMANDS)])
+def test_help_is_complete_and_its_examples_are_read(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"] if command else ["--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    examples = text.replace("\\\n", " ").splitlines()
+    for line in (x for x in examples if x.startswith("  crossfade ")):
+        argv = shlex.split(line.partition("<")[0])[1:]
+        assert parser().parse_args(argv).command == argv[0]
+
+
+def test_a_warning_is_a_line(
+    paths, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(_: object) -> int:
+        warnings.simplefilter("default")
+        warnings.warn("half of it", RuntimeWarning, stacklevel=2)
+        return 0
+
+    monkeypatch.setattr(info, "run", run)
+    assert cli.main(["info"]) == 0
+    assert capsys.readouterr().err == "crossfade info: warning: half of it\n"
 
 
 def test_a_traceback_is_shown_on_request(paths) -> None:

@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         name = name.partition("=")[0]
         if not name.startswith("-"):
             self.error(f"{name!r} is one argument too many; texts with spaces need quotes")
-        known = [x for x in self._option_string_actions if x.startswith("--")]
+        known = [x for x in self._option_string_actions if x.startswith("--") and x != "--help"]
         self.error(f"there is no option {name}{did_you_mean(name, known)}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
