@@ -27,6 +27,7 @@ examples:
       --blend "base + w * (kind - base)" --fader w=0.8
 
 smollm2 is a small model that is downloaded when it is first used. Each command has a --help.
+The exit status is 0, 2 after a mistake, 130 after Ctrl-C, and 1 if the reader of a pipe has left.
 """
 
 
