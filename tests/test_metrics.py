@@ -60,3 +60,34 @@ def test_mean_interval_of_one_and_of_none() -> None:
 def test_perplexity_of_a_uniform_choice_is_its_size() -> None:
     assert metrics.perplexity(3 * math.log(1 / 8), 3) == pytest.approx(8.0)
     assert math.isnan(metrics.perplexity(0.0, 0))
+
+
+def test_the_interval_of_a_perplexity_is_that_of_many_draws() -> None:
+    """About 95 of 100 intervals hold the perplexity of endless texts, of lengths that matter."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(3, 40, (400, 64))
+    logprobs = -sizes * (1.5 + 20 / sizes**1.5 * rng.random(sizes.shape))
+    endless = math.exp(-logprobs.sum() / sizes.sum())
+    held = 0
+    for p, n in zip(logprobs.tolist(), sizes.tolist(), strict=True):
+        found, half = metrics.perplexity_interval(p, n)
+        assert found == pytest.approx(metrics.perplexity(sum(p), sum(n)))
+        held += abs(found - endless) <= half
+    assert 0.91 < held / 400 < 0.98
+
+
+def test_the_interval_of_a_perplexity_by_hand() -> None:
+    # log-probs a token: -2 and -4 of one token each, so the mean is -3, and its deviation is 1
+    found, half = metrics.perplexity_interval([-2.0, -4.0], [1, 1])
+    assert found == pytest.approx(math.exp(3))
+    assert half == pytest.approx(1.96 * math.exp(3))
+    assert metrics.perplexity_interval([-2.0, -2.0], [1, 1])[1] == 0
+
+
+def test_the_interval_of_a_perplexity_of_one_and_of_none() -> None:
+    found, half = metrics.perplexity_interval([-2.0], [2])
+    assert found == pytest.approx(math.e)
+    assert math.isnan(half)
+    assert all(map(math.isnan, metrics.perplexity_interval([0.0, 0.0], [0, 0])))
+    with pytest.raises(ValueError, match="tokens are of 1 texts; logprobs are of 2"):
+        metrics.perplexity_interval([0.0, 0.0], [1])

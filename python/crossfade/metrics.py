@@ -53,3 +53,25 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 def perplexity(logprobs: float, tokens: int) -> float:
     """``exp(-logprobs / tokens)`` of a sum of natural log-probs over `tokens`; NaN for 0 tokens."""
     return math.exp(-logprobs / tokens) if tokens else math.nan
+
+
+def perplexity_interval(logprobs: Sequence[float], tokens: Sequence[int]) -> tuple[float, float]:
+    """The perplexity of several texts together, and half of its 95 % interval.
+
+    The interval takes the texts, not the tokens, for independent draws: it is that of a ratio of
+    two sums, by the delta method. It is NaN for a single text, and both are NaN without tokens.
+
+    Args:
+        logprobs: for each text, the sum of the natural log-probs of its tokens.
+        tokens: for each text, how many tokens it has.
+    """
+    if len(logprobs) != len(tokens):
+        raise ValueError(f"tokens are of {len(tokens)} texts; logprobs are of {len(logprobs)}")
+    all_tokens, texts = sum(tokens), len(tokens)
+    found = perplexity(math.fsum(logprobs), all_tokens)
+    if not all_tokens or texts < 2:
+        return found, math.nan
+    mean = math.fsum(logprobs) / all_tokens
+    squares = math.fsum((p - mean * n) ** 2 for p, n in zip(logprobs, tokens, strict=True))
+    deviation = math.sqrt(squares * texts / (texts - 1)) / all_tokens  # of the mean log-prob
+    return found, 1.96 * deviation * found
