@@ -60,7 +60,7 @@ def folder_of(name: str | os.PathLike[str], files: Sequence[str] | None = None) 
         return folder
     if isinstance(name, str) and HUB_ID.fullmatch(name) and not os.path.lexists(folder.parent):
         try:
-            return download(name, files or KEPT)
+            return download(name, files=files or KEPT)
         except OSError as error:
             raise OSError(
                 f"there is no folder {name!r}, and as an id on the hub: {error}"
@@ -89,9 +89,7 @@ def download(hub_id: str, revision: str | None = None, files: Sequence[str] = KE
 
     try:
         return Path(
-            snapshot_download(
-                hub_id, revision=revision, allow_patterns=list(files), etag_timeout=5
-            )
+            snapshot_download(hub_id, revision=revision, allow_patterns=list(files), etag_timeout=5)
         )
     except Exception as error:  # the hub's client raises errors of many kinds
         reason = str(error).strip().splitlines() or [""]
