@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="KIND",
         title="kinds",
-        description="crossfade train KIND --help shows the keys of the settings and a row of data",
+        description="each KIND has a --help, with the keys of the settings and a row of data",
     )
     for name, kind in keys.KINDS.items():
         added = kinds.add_parser(

@@ -136,7 +136,7 @@ def load_classifier(
         OSError, ValueError: as `load`.
     """
     found = folder_of(folder)
-    _weight_files(found)
+    weight_files(found)
     tokenizer = load_tokenizer(found)
     model = _load(found, dtype, AutoModelForSequenceClassification)
     return model.to(device) if device is not None else model, tokenizer

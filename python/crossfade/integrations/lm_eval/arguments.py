@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...checks import did_you_mean
-from ...loading import load_blend
+from ...loading import Plan
 
 log = logging.getLogger("lm_eval.crossfade")
 
@@ -44,14 +44,14 @@ def from_names(given: Mapping[str, Any]) -> dict[str, Any]:
     system = given.get("system") or {}
     if not isinstance(system, Mapping):
         raise TypeError(f"system is {system!r:.80}; it must be a mapping of names to prompts")
-    blend, _ = load_blend(
+    plan = Plan.read(
         [f"{name}={path}" for name, path in paths.items()],
         given.get("blend"),
-        [f"{name}={text}" for name, text in system.items()],
-        device=_device(given.get("device")),
-        dtype=given.get("dtype", "auto"),
+        system=[f"{name}={text}" for name, text in system.items()],
     )
-    return {"blend": blend, **settings}
+    plan.check()
+    loaded = plan.load(_device(given.get("device")), given.get("dtype", "auto"))
+    return {"blend": loaded.blend(), **settings}
 
 
 def _device(given: str | None) -> str:
