@@ -85,7 +85,7 @@ def test_an_interrupt_in_the_middle_keeps_the_rows_that_ended(
     with monkeypatch.context() as patch:
         patch.setattr(Group, "step", interrupted)
         patch.setattr(bar, "update", update)
-        patch.setattr(progress, "progress_bar", lambda *_: bar)
+        patch.setattr(progress, "progress_bar", lambda *_, **__: bar)
         assert cli.main(argv) == 130
     assert [json.loads(line)["index"] for line in file.read_text().splitlines()] == [0, 1]
     run(*argv, "--resume")

@@ -30,7 +30,7 @@ def test_a_path_is_read_without_a_question_to_the_network(
     path = name.format(home=copied)
     for guide in ("", "@tuned", "@head", "@./tuned", "@~/tuned"):
         specs, used = [f"a={path}{guide}", f"b={path}"], "b + 0.5 * a"
-        loading.load_blend(specs, used)
+        loading.Plan.read(specs, used).load()
     head = training.load_value_head("head", models.load(path)[0])
     assert head.value_kind == "q"
     assert asked == []
@@ -116,7 +116,9 @@ def test_pickles_beside_safetensors_are_not_loaded(copied: Path, trap: bytes) ->
         for name in ("pytorch_model.bin", "adapter_model.bin", "training_args.bin", "x.pth"):
             (copied / folder / name).write_bytes(trap)
     base = f"{copied / 'base'}"
-    loading.load_blend([f"a={base}@{copied / 'tuned'}", f"b={base}@{copied / 'head'}"], "a + b")
+    loading.Plan.read(
+        [f"a={base}@{copied / 'tuned'}", f"b={base}@{copied / 'head'}"], "a + b"
+    ).load()
 
 
 @pytest.mark.parametrize("where", ["base", "tuned", "head"])
@@ -124,11 +126,11 @@ def test_pickles_in_place_of_safetensors_are_refused(copied: Path, trap: bytes, 
     (file,) = (copied / where).glob("*.safetensors")
     file.write_bytes(trap)
     with pytest.raises(OSError, match="cannot be read"):
-        loading.load_blend(
+        loading.Plan.read(
             [f"a={copied / 'base'}@{copied / where}" if where != "base" else f"{copied / 'base'}"]
             + ([f"c={copied / 'base'}"] if where == "head" else []),
             "c + a" if where == "head" else None,
-        )
+        ).load()
 
 
 EVIL = {
@@ -269,7 +271,7 @@ def test_json_that_is_none_is_an_error_that_names_the_folder(
     guide = "" if file.startswith("base") else f"@{copied / Path(file).parts[0]}"
     specs = [f"a={copied / 'base'}{guide}", f"b={copied / 'base'}"]
     with pytest.raises((ValueError, OSError), match=Path(file).parts[0]) as error:
-        loading.load_blend(specs, "b + a")
+        loading.Plan.read(specs, "b + a").load()
     assert "\n" not in str(error.value)
 
 

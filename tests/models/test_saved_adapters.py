@@ -55,7 +55,7 @@ def test_an_adapter_that_lacks_a_file_is_not_looked_for_elsewhere(
     with pytest.raises(FileNotFoundError, match=ADAPTER):
         models.with_adapters(make(), {"a": folder})
     with pytest.raises(FileNotFoundError, match=ADAPTER):
-        loading.load_blend([f"a=base@{folder}"], None)
+        loading.Plan.read([f"a=base@{folder}"]).load()
     assert asked == []
 
 
