@@ -1,16 +1,15 @@
 """What the settings file of ``crossfade train`` may say, for people: keys, meanings, data rows.
 
-Nothing here imports torch or TRL, so that ``--help`` comes at once. `tests/training/test_keys.py`
-holds the defaults to those of the trainers.
+Nothing here imports torch or TRL, so that ``--help`` comes at once. The tests hold the defaults to
+those of the trainers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of training.
 
     Attributes:
@@ -25,11 +24,11 @@ class Kind:
 
     does: str
     trainer: str
+    own: dict[str, tuple[str, str]]
     arguments: dict[str, tuple[str, str]]
     rows: tuple[str, ...]
     columns: str
     example: str
-    own: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 # For all kinds: the default of a key, "" where there is none, and what it means.
@@ -106,6 +105,7 @@ KINDS = {
     "sft": Kind(
         does="Learn to write texts, or responses to prompts, as they are in the data.",
         trainer="SFTTrainer",
+        own={},
         arguments=_arguments(
             "2e-05",
             max_length=_LENGTH,
@@ -152,6 +152,7 @@ KINDS = {
     "kto": Kind(
         does="Learn from single responses, each of which is labelled good or bad.",
         trainer="KTOTrainer",
+        own={},
         arguments=_arguments(
             "1e-06",
             max_length=_LENGTH,
