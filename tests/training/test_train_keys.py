@@ -119,8 +119,10 @@ def test_lists(kind: str, what: str, said: str, capsys: pytest.CaptureFixture[st
     ("argv", "said"),
     [
         ([], "arguments are required: KIND"),
-        (["dop"], "'dop'"),
+        (["dop"], "'dop' is none of sft, dpo, kto, value; did you mean 'dpo'?"),
         (["dpo"], "usage: crossfade train dpo"),
+        (["dpo", "--config", "x.yaml", "--resum=1"], "usage: crossfade train dpo"),
+        (["dpo", "--config", "x.yaml", "--stet", "a=1"], "no option --stet; did you mean '--set'?"),
         (["dpo"], "arguments are required: --config"),
         (["kto", "--config", "x.yaml", "--list", "loss"], "--list"),
     ],

@@ -19,6 +19,7 @@ from .. import models
 from ..checks import did_you_mean
 from ..extras import old_names, require
 from ..models.saved_value_heads import ADAPTER_FILES, SETTINGS, WEIGHTS
+from ..progress import print_line
 from . import rows
 from .checkpoints import checkpoints, last_complete
 from .config import Settings, config_of, lora_config, trainer_config, value_options
@@ -61,7 +62,7 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
             result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         if _is_main_process():
-            print(f"saved {checkpoints(output)[0]}; --resume goes on from there", file=sys.stderr)
+            print_line(f"saved {checkpoints(output)[0]}; --resume goes on from there", sys.stderr)
         raise KeyboardInterrupt
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
@@ -88,7 +89,7 @@ def _checkpoint(s: Settings, output: Path) -> Path:
         raise ValueError(f"--resume is given, but {error}") from None
     for path, why in damaged.items():
         if _is_main_process():
-            print(f"{path} is damaged ({why}): going on from {last.name}", file=sys.stderr)
+            print_line(f"{path} is damaged ({why}): going on from {last.name}", sys.stderr)
     return last
 
 
@@ -116,7 +117,7 @@ class _StopAtStep(TrainerCallback):
             raise KeyboardInterrupt
         self.asked = True
         if _is_main_process():
-            print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+            print_line("stopping after this step; Ctrl-C again stops at once", sys.stderr)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.asked:
