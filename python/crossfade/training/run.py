@@ -117,7 +117,7 @@ class _StopAtStep(TrainerCallback):
             raise KeyboardInterrupt
         self.asked = True
         if _is_main_process():
-            print_line("stopping after this step; Ctrl-C again stops at once", sys.stderr)
+            print_line("\nstopping after this step; Ctrl-C again stops at once", sys.stderr)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.asked:
