@@ -52,7 +52,7 @@ BAD_NUMBERS = [
 @pytest.mark.parametrize(("name", "option"), BAD_NUMBERS)
 def test_bad_numbers(name: str, option: str) -> None:
     pairs, loss = make(), PAIR_LOSSES[name]
-    for value in (None, "0.1", True, torch.tensor(0.1)):
+    for value in (None, "0.1", True, torch.tensor([0.1])):
         with pytest.raises(TypeError, match=f"^{option} is "):
             loss(pairs, **{option: value})
     wrong = [-0.1, math.inf, math.nan]
