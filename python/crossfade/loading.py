@@ -168,19 +168,19 @@ class Plan:
         own = own or {}
         for name in own:
             if name not in self.free:
-                raise ValueError(
-                    f"weights has {name!r}; the faders are {', '.join(sorted(self.free)) or 'none'}"
-                    f"{did_you_mean(name, self.free)}"
-                )
+                known = ", ".join(sorted(self.free))
+                what = f"the faders are {known}" if known else "the formula has no faders"
+                meant = did_you_mean(name, self.free)
+                raise ValueError(f"weights has {name!r}; {what}{meant}")
             if name in self.names.get("--value", ()):
                 raise ValueError(f"weights has {name!r}, which --value uses; it is one for all")
         faders = {**self.faders, **own}
-        known = [*self.specs, *self.rewards, *faders]
+        given = [*self.specs, *self.rewards, *faders]
         for option, names in self.names.items():
-            for name in sorted(names.difference(known)):
-                meant = did_you_mean(name, known)
+            for name in sorted(names.difference(given)):
+                meant = did_you_mean(name, given)
                 raise ValueError(
-                    f"{option} has the unknown name {name!r} (known: {', '.join(sorted(known))})"
+                    f"{option} has the unknown name {name!r} (known: {', '.join(sorted(given))})"
                     + (meant or f"; a fader is given as --fader {name}=NUMBER")
                 )
         self._check_names()

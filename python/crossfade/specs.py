@@ -102,7 +102,7 @@ def _guide_folder(guide: str) -> Path:
             raise FileNotFoundError(
                 f"the guide is {guide!r}; it must be a folder with an {saved_adapters.ADAPTER} "
                 f"(pickled weights are not loaded) or a {saved_value_heads.SETTINGS}, or one that "
-                f"ships: {', '.join(models.GUIDES)}"
+                f"ships: {', '.join(models.GUIDES)}{did_you_mean(guide, models.GUIDES)}"
             )
         saved_adapters.check_adapter_folder(folder, "the guide")
     return folder

@@ -86,6 +86,23 @@ MISTAKES = {
         "exists; remove it or name another file",
     ),
     "score what": (["score", "{file}", "--model={base}"], 'no "response"'),
+    "score what else": (
+        ["score", "{typo}", "--model={base}"],
+        "prompt 0 has the unknown key 'reponse'; did you mean 'response'?",
+    ),
+    "score with settings": (
+        ["score", "{hot}", "--model={base}"],
+        "prompt 0 has the unknown key 'temperature'",
+    ),
+    "weights without faders": (
+        ["generate", "--model={base}", "--prompts={weights}"],
+        "prompt 0: weights has 'w'; the formula has no faders",
+    ),
+    "nearly a guide": (
+        ["inspect", "--model={base}@sentimen"],
+        "sentiment_value; did you mean 'sentiment'?",
+    ),
+    "nearly the small model": (["inspect", "--model=smolm2"], "; did you mean 'smollm2'?"),
     "score nothing": (["score", "{empty}/e.txt", "--model={base}"], "nothing to score"),
     "vocabularies": (
         ["inspect", *["--model=a={base}", "--model=b={ref}"], "--blend=a/b"],
@@ -228,6 +245,9 @@ FILES = {  # by what a mistake calls them
     "huge": ("huge.jsonl", f'{{"prompt": [{2**64}]}}\n'.encode()),
     "below": ("below.jsonl", b'{"prompt": [-1], "response": "a"}\n'),
     "deep": ("deep.jsonl", b"[" * 100_000),
+    "typo": ("typo.jsonl", b'{"prompt": "a", "reponse": "b"}'),
+    "hot": ("hot.jsonl", b'{"prompt": "a", "response": "b", "temperature": 1}'),
+    "weights": ("weights.jsonl", b'{"prompt": "a", "weights": {"w": 1}}'),
     "number": ("number.jsonl", b'{"prompt": 3}\n{"prompt": 4}\n'),
 }
 

@@ -265,14 +265,15 @@ def check_keep(arguments: argparse.Namespace, own: Collection[str]) -> None:
 
 def check_lines(arguments: argparse.Namespace, lines: Sequence[Line], plan: Plan) -> None:
     """Check the formulas with the faders of each line, and refuse a line for chats by --no-chat."""
-    known: list[Any] = []
+    known: set[tuple[Any, ...]] = set()
     for i, line in enumerate(lines):
         if arguments.chat is False and "system" in line.settings:
             raise ValueError(f'--no-chat is given, and prompt {i} has a "system", for chats')
         weights = line.settings.get("weights", {})
-        if weights in known:
+        key = tuple(sorted(weights.items()))
+        if key in known:
             continue
-        known.append(weights)
+        known.add(key)
         try:
             plan.check(weights)
         except ValueError as error:

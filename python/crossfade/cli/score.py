@@ -74,8 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _response(item: Any, index: int) -> str:
     if not isinstance(item, dict) or not isinstance(item.get("response"), str):
-        meant = did_you_mean("response", item) if isinstance(item, dict) else ""
-        raise ValueError(f'prompt {index} has no "response", which must be a text{meant}')
+        for key in item if isinstance(item, dict) and "response" not in item else ():
+            if meant := did_you_mean(key, ["response"]):
+                raise ValueError(f"prompt {index} has the unknown key {key!r}{meant}")
+        raise ValueError(f'prompt {index} has no "response", which must be a text')
     if not item["response"]:
         raise ValueError(f'prompt {index} has an empty "response"')
     return item["response"]

@@ -150,7 +150,12 @@ def get(
 
 def folder_of(source: str) -> Path:
     """The folder of a model by its path, its id on the Hugging Face hub, or as "smollm2"."""
-    return get() if source == SMALL_MODEL else saved.folder_of(source)
+    if source == SMALL_MODEL:
+        return get()
+    try:
+        return saved.folder_of(source)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}{did_you_mean(source, [SMALL_MODEL])}") from None
 
 
 def verify(folder: str | os.PathLike[str]) -> None:
