@@ -7,10 +7,12 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from torch import Tensor
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DELAY = 1.0  # seconds before a bar is shown, so that short work, and work that fails, shows none
 
