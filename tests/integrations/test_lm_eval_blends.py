@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import crossfade as cf
@@ -62,13 +63,45 @@ def test_scores_are_those_of_a_direct_computation() -> None:
     assert rolling == pytest.approx(answer(a + 0.8 * (b - c), "hello")[0], abs=1e-4)
 
 
-def test_the_shortest_context_counts() -> None:
+class Bad(torch.nn.Module):
+    """A value head that has no values after the first token of " dull"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = model_of("bytes", 1)
+        self.config = self.model.config
+
+    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        output = self.model(input_ids=input_ids, **kwargs)
+        output.logits[input_ids == TOKENIZER.encode(" dull")[0]] = float("nan")
+        return output
+
+
+def test_what_the_blend_cannot_score_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "propagate", True)
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    lm = CrossfadeLM(term(0) + cf.ValueHead(Bad(), tokenizer=TOKENIZER))
+    pairs = [("The film was", " dull, very dull"), ("hello there", " world")]
+    found = lm.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
+    assert [total != total for total, _ in found] == [True, False]
+    assert not found[0][1]
+    assert "NaN for 1 of 2 requests" in caplog.text
+
+
+def test_the_shortest_context_counts(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "propagate", True)
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
     long, short = term(0), cf.Model(model_of("bytes", 1, context=16), tokenizer=TOKENIZER)
     assert CrossfadeLM(long).max_length == 512
     lm = CrossfadeLM(long + 0.5 * short)
     assert lm.max_length == 16
     asked = requests("loglikelihood", [("hello world, " * 9, " yes")])
     assert lm.loglikelihood(asked, disable_tqdm=True)[0][0] < 0
+    assert "1 of 1 contexts are too long" in caplog.text
 
 
 def test_a_system_prompt_is_joined_to_the_context(chat: Any) -> None:
@@ -122,6 +155,9 @@ def test_samples_follow_their_seed() -> None:
 
     assert written(seed=1) == written(seed=1, batch_size=1) != written(seed=2)
     assert len(set(written(seed=1))) == 3  # The harness repeats a request to have more samples.
+    other = [requests("generate_until", [("hello", {**settings, "top_k": k})])[0] for k in (0, 300)]
+    found = CrossfadeLM(term(0), seed=1).generate_until(other, True)
+    assert found[0] != found[1]  # Where settings differ, the draws do too.
     torch.manual_seed(5)
     first, second = written(), written()
     torch.manual_seed(5)

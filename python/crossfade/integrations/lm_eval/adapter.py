@@ -19,6 +19,7 @@ from ...extras import require
 from ...progress import progress_bar
 from .arguments import from_names
 
+require("lm_eval", "lm-eval")  # Its error says how to get it.
 TemplateLM: Any = require("lm_eval.api.model", "lm-eval").TemplateLM
 register_model: Any = require("lm_eval.api.registry", "lm-eval").register_model
 harness: Any = require("lm_eval.utils", "lm-eval")
@@ -232,24 +233,25 @@ class CrossfadeLM(TemplateLM):
         return before, after
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[Pair], disable_tqdm: bool = False, **kwargs: Any
+        self, requests: Sequence[Pair], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         asked = [i for i, (_, _, after) in enumerate(requests) if after]
-        prompts, responses = [], []
-        for i in asked:
-            arguments, before, after = requests[i]
+        responses = [requests[i][2] for i in asked]
+        for i, after in zip(asked, responses, strict=True):
             if len(after) > self.max_length:
                 raise ValueError(
                     f"request {i} has a continuation of {len(after)} tokens; max_length is "
                     f"{self.max_length}"
                 )
-            prompts.append(self._prompt(arguments, before, self.max_length + 1 - len(after)))
-            responses.append(after)
         if asked:
             scoring = Scoring(
                 self.blend,
-                prompts,
+                self._prompts(
+                    [requests[i][0] for i in asked],
+                    [requests[i][1] for i in asked],
+                    [self.max_length + 1 - len(after) for after in responses],
+                ),
                 responses,
                 tokenizer=self.tokenizer,
                 max_batch=self.max_batch,
@@ -267,17 +269,25 @@ class CrossfadeLM(TemplateLM):
             log.warning("The blend gave NaN for %d of %d requests.", bad, len(requests))
         return found
 
-    def _prompt(self, arguments: Any, context: list[int], room: int) -> Any:
-        """What all terms read of a context: its last tokens, or a text or chat if one needs it."""
-        if not self._reads_text:
-            if len(context) > room:
-                log.warning("A context of %d tokens is cut to its last %d.", len(context), room)
-            return context[-room:]
+    def _prompts(
+        self, arguments: Sequence[Any], contexts: Sequence[list[int]], rooms: Sequence[int]
+    ) -> list[Any]:
+        """What all terms read before a response: the last tokens of each context, as many as there
+        is room for, or its text or chat where a term needs that."""
+        if self._reads_text:
+            return [self._text(given) for given in arguments]
+        both = list(zip(contexts, rooms, strict=True))
+        cut = sum(len(context) > room for context, room in both)
+        if cut:
+            log.warning("%d of %d contexts are too long: their last tokens count.", cut, len(both))
+        return [context[-room:] for context, room in both]
+
+    def _text(self, arguments: Any) -> Any:
         text = arguments[0] if arguments is not None else ""
         if not text.strip():
             raise NotImplementedError(
                 f"{' and '.join(self._reads_text)} has a system prompt or makes its own of a "
-                "text: there are no log-likelihoods of texts without a context"
+                "text: a text without a context has neither log-likelihood nor continuation"
             )
         return self._chats.get(text, text.rstrip())
 
@@ -312,19 +322,19 @@ class CrossfadeLM(TemplateLM):
             groups.setdefault(repr(settings), []).append(i)
         found = [""] * len(requests)
         with _bar("texts", len(requests), disable_tqdm) as bar:
-            for places in groups.values():
+            for group, places in enumerate(groups.values()):
                 asked = [requests[i].args for i in places]
-                for place, text in self._written([c for c, _ in asked], asked[0][1]):
+                for place, text in self._written(asked, group):
                     found[places[place]] = text
                     self.cache_hook.add_partial("generate_until", asked[place], text)
                     bar.update()
         return found
 
     def _written(
-        self, contexts: Sequence[str], asked: Mapping[str, Any]
+        self, asked: Sequence[tuple[str, Mapping[str, Any]]], group: int
     ) -> Iterator[tuple[int, str]]:
         """The place of each context and the text after it, where all have the same settings."""
-        settings = dict(rules.normalize_gen_kwargs(dict(asked), self.max_gen_toks))
+        settings = dict(rules.normalize_gen_kwargs(dict(asked[0][1]), self.max_gen_toks))
         eos = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
         until = rules.handle_stop_sequences(settings.pop("until"), eos=eos)
         limit = settings.pop("max_gen_toks")
@@ -341,21 +351,18 @@ class CrossfadeLM(TemplateLM):
         settings |= self.generation
         seed = settings.pop("seed", self.seed)
         if seed is None:
-            seed = _drawn_seed()
-        room = self.max_length - limit
+            seed = int(torch.randint(2**31, (), device="cpu"))
+        contexts = [self.tok_encode(c) or [self.prefix_token_id] for c, _ in asked]
         outputs = decode(
             self.blend,
-            [self._prompt((c,), self._context(c), room) for c in contexts],
+            self._prompts(asked, contexts, [self.max_length - limit] * len(asked)),
             tokenizer=self.tokenizer,
             max_batch=self.max_batch,
-            seed=seed,
+            seed=seed + group,
             **settings,
         )
         for place, output in outputs:
             yield place, self._answer(output.responses[0], until)
-
-    def _context(self, context: str) -> list[int]:
-        return self.tok_encode(context) or [self.prefix_token_id]
 
     def _ends(self, until: Sequence[str]) -> tuple[list[int], list[str]]:
         """The tokens that end a text, and the texts that do. The first are never in a text."""
@@ -389,10 +396,6 @@ def _rows(batch_size: int | str, most: int | None) -> int | None:
     if isinstance(batch_size, bool) or not text.isdecimal() or int(text) < 1:
         raise ValueError(f'batch_size is {batch_size!r}; it must be an int from 1 on, or "auto"')
     return int(text)
-
-
-def _drawn_seed() -> int:
-    return int(torch.randint(2**31, (), device="cpu"))
 
 
 @contextmanager
