@@ -26,6 +26,7 @@ from .engine.prefill import Prefill
 from .forms import Ids, tensor, token_ids
 from .inputs import left_pad, read_requests
 from .members import Members, references_of
+from .memory import is_out_of_memory
 from .mixer import Mixer, Weights
 from .output import Scores
 from .settings import check_int
@@ -170,6 +171,9 @@ class Scoring:
                         del unread[i]
             except Unsupported:
                 pass  # A model that the engine cannot run reads each text whole.
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise  # Caches take memory that whole texts do not.
         yield from self._read_apart([*unread])
 
     def _read_apart(self, requests: Sequence[int]) -> Iterator[tuple[Sequence[int], list[Tensor]]]:

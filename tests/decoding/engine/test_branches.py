@@ -11,6 +11,7 @@ from crossfade.decoding import scoring
 from crossfade.decoding.engine import branches, prefill
 from crossfade.decoding.engine.group import Group
 from crossfade.decoding.engine.prefill import Prefill
+from crossfade.decoding.engine.runner import EngineRunner
 from tiny_models import VOCAB, doubled, lora, make
 
 # PEFT 0.21 uses a name that Transformers 5.23 has changed.
@@ -119,6 +120,25 @@ def test_a_model_that_the_engine_cannot_run_reads_each_text_whole() -> None:
     each = [cf.score(model, EXAMPLES, r).logprobs[0] for r in ([17], [18, 19])]
     torch.testing.assert_close(found.logprobs[0, :1], each[0])
     torch.testing.assert_close(found.logprobs[1], each[1])
+
+
+def test_where_memory_runs_out_what_is_left_is_read_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make("llama", 0)
+    expected = score(model, 2.0, monkeypatch)
+    own, count = EngineRunner.join, iter(range(9))
+
+    def join(self: EngineRunner, *args: Any) -> None:
+        if next(count) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        own(self, *args)
+
+    monkeypatch.setattr(EngineRunner, "join", join)
+    monkeypatch.setitem(branches.MAX_CACHED, "cpu", 1)  # one prompt at a time
+    found = score(model, 0.0, monkeypatch)
+    assert next(count) == 3
+    torch.testing.assert_close(found.logprobs, expected.logprobs, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("saved", [0.0, 2.0])

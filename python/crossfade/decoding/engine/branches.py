@@ -27,7 +27,7 @@ from .runner import EngineRunner
 
 ROWS = 32  # how many prompts are in the caches at a time, at most
 # The most tokens that the caches of a model have places for. This bounds their memory.
-MAX_CACHED = {"cpu": 1 << 13, "cuda": 1 << 15}
+MAX_CACHED = {"cpu": 1 << 13, "cuda": 1 << 14}
 
 
 class Branches:
