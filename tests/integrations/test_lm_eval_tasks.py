@@ -154,6 +154,12 @@ def test_one_model_needs_no_formula(folders: dict[str, str]) -> None:
     assert lm.get_model_info()["model_dtype"] == "torch.bfloat16"
 
 
+def test_numbers_are_faders(folders: dict[str, str]) -> None:
+    args = {**folders, "blend": "base + w * (tuned - base)", "w": 0.25}
+    lm = CrossfadeLM.create_from_arg_obj(args)
+    assert lm.blend.weights == pytest.approx((0.75, 0.25))
+
+
 def test_system_prompts_by_name(folders: dict[str, str]) -> None:
     args = {"a": folders["base"], "b": folders["base"], "blend": "a + 0.5 * b"}
     lm = CrossfadeLM.create_from_arg_obj({**args, "system": {"b": "Be kind."}})

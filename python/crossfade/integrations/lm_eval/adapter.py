@@ -129,7 +129,7 @@ class CrossfadeLM(TemplateLM):
                 * `device`: where they go,
                 * `system`: a mapping of names to system prompts,
                 * any other name: the path of the model that the formula calls so, as in
-                  ``crossfade generate --model NAME=PATH``.
+                  ``crossfade generate --model NAME=PATH``, or the number of a fader in it.
             additional_config: what the harness adds, such as `batch_size` and `device`.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,13 +28,16 @@ def from_names(given: Mapping[str, Any]) -> dict[str, Any]:
         TypeError, ValueError: names the argument, what it was and what it must be.
     """
     settings = {name: given[name] for name in SETTINGS if name in given}
-    paths = {n: x for n, x in given.items() if n not in (*SETTINGS, *LOADING)}
-    for name, path in paths.items():
-        if not isinstance(path, str):
+    names = {n: x for n, x in given.items() if n not in (*SETTINGS, *LOADING)}
+    paths = {n: x for n, x in names.items() if isinstance(x, str)}
+    faders = {n: x for n, x in names.items() if n not in paths}
+    for name, x in faders.items():
+        used = re.search(rf"\b{re.escape(name)}\b", str(given.get("blend", "")))
+        if isinstance(x, bool) or not isinstance(x, (int, float)) or not used:
             raise TypeError(
-                f"model_args has {name}={path!r}; a name other than "
-                f"{', '.join((*LOADING, *SETTINGS))} is a model's, and must be its path"
-                + did_you_mean(name, (*LOADING, *SETTINGS))
+                f"model_args has {name}={x!r}; a name other than "
+                f"{', '.join((*LOADING, *SETTINGS))} is a model's, and must be its path, or a "
+                f"fader's in blend, and must be a number{did_you_mean(name, (*LOADING, *SETTINGS))}"
             )
     if not paths:
         raise ValueError(
@@ -48,6 +52,7 @@ def from_names(given: Mapping[str, Any]) -> dict[str, Any]:
         [f"{name}={path}" for name, path in paths.items()],
         given.get("blend"),
         system=[f"{name}={text}" for name, text in system.items()],
+        fader=[f"{name}={x}" for name, x in faders.items()],
     )
     plan.check()
     loaded = plan.load(_device(given.get("device")), given.get("dtype", "auto"))
