@@ -114,6 +114,7 @@ def test_others_say_what_was_meant(f: Any, arguments: dict[str, Any], says: str)
         ([{"role": "User", "content": "the"}], "role 'User', .*did you mean 'user'"),
         ([{"role": "human", "content": "the"}], "role 'human', .*who asks is 'user'"),
         ([["the film"], ["a plot"]], "texts stand in one list"),
+        ([("user", "the film")], "a message is {'role'"),
     ],
 )
 def test_keys_of_inputs(inputs: Any, says: str, base: PreTrainedModel) -> None:

@@ -10,6 +10,7 @@ import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+MANY = 8  # arguments that an error does not list
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -63,7 +64,7 @@ def explained(meant: Mapping[str, str] | None = None) -> Callable[[F], F]:
 
     def explain(f: F) -> F:
         inner: Any = vars(f)["__init__"] if isinstance(f, type) else f
-        skipped = int(isinstance(f, type))
+        skipped = int(isinstance(f, type) or next(iter(inspect.signature(f).parameters)) == "self")
         each = list(inspect.signature(inner).parameters.values())[skipped:]
         takes_any = any(p.kind is p.VAR_KEYWORD for p in each)
         named = [p.name for p in each if p.kind is not p.VAR_KEYWORD]
@@ -82,7 +83,8 @@ def explained(meant: Mapping[str, str] | None = None) -> Callable[[F], F]:
                     raise TypeError(f"{name} got an unknown argument {x!r}{says}")
             if count > len(places):
                 others = [f"{n}=" for n in named if n not in places]
-                says = f"; the others go by name: {', '.join(others)}" if others else ""
+                few = f": {', '.join(others)}" if len(others) <= MANY else ""
+                says = f"; the others go by name{few}" if others else ""
                 raise TypeError(
                     f"{name} got {count} arguments by position; it takes {len(places)}, "
                     f"{' and '.join(places)}{says}"

@@ -127,9 +127,7 @@ SCORE: dict[str, str] = {
         ("return_logprobs", "logprobs"),
         "Scores.logprobs is always given, return_term_logprobs=True adds each term's",
     ),
-    **_each(
-        ("batch_size", "max_batch"), "as many texts are read at a time as memory is meant to hold"
-    ),
+    "batch_size": "how many texts are read at a time is max_batch",
 }
 
 # Arguments of `Model` and the other terms and values over a model.
@@ -183,6 +181,12 @@ SUPPORT: dict[str, str] = {
     **_each(("alpha", "threshold"), "contrastive decoding's alpha is min_p"),
     **_each(("model", "by"), "here it is term, the place of a term in the blend"),
 }
+
+# Arguments of a blend's `within`.
+WITHIN: dict[str, str] = _each(
+    ("term", "top_k", "top_p", "min_p"),
+    "within(crossfade.Support(min_p=0.1)) takes it in a Support",
+)
 
 # Keys of inputs that are a mapping.
 INPUTS: dict[str, str] = {

@@ -144,6 +144,11 @@ class Recipe:
 
 def check_search(search: Any) -> None:
     """Raise a TypeError unless `search` is one that `generate` knows."""
+    if isinstance(search, Recipe):
+        raise TypeError(
+            "search is a Recipe, which has a blend too; it takes the blend's place: "
+            "generate(recipe, inputs)"
+        )
     if not isinstance(search, ChunkBeamSearch):
         raise TypeError(
             f"search is a {type(search).__name__}; it must be a ChunkBeamSearch, as "

@@ -27,7 +27,7 @@ class TestTensorWeights:
         for blend in (w * A, A * w, -(w * -A), Blend((A,), (w,)), power_mean([A], [w], r=0)):
             assert torch.equal(blend.weights[0], self.w)
             assert blend.weights[0].dtype == torch.float32
-        value = w * Reward(len)
+        value = w * Reward(max)
         assert torch.equal(value.weights[0], self.w)
         assert torch.equal(presets.eft(A, B, B, beta=w).weights[1], 0 * self.w)
 

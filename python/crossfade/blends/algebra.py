@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from ..checks import check_number
+from ..checks import check_number, explained
+from ..elsewhere import WITHIN
 from ..ops.types import Support
 from .printing import support_text
 from .weights import Weight, check_weight
@@ -154,6 +155,7 @@ class Algebra(Sums["Blend"]):
             value_weights=tuple(scaled(w, factor, x, divide=divide) for w in x.value_weights),
         )
 
+    @explained(WITHIN)
     def within(self, support: Support | None) -> Blend:
         """This blend with the tokens outside `support` removed before blending; None lifts it.
 

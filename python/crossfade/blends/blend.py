@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from .. import elsewhere
 from ..checks import check_number, explained
 from ..models.adapters import check_adapter
-from ..models.hf import check_language_model, is_scalar
+from ..models.hf import check_language_model, check_tokenizer, instead_of_model, is_scalar
 from ..ops.check import MAX_TERMS
 from ..ops.types import Support
-from .algebra import Algebra
+from .algebra import Algebra, Sums
 from .printing import blend_text, term_text
 from .saving import check_saved, loaded_support, loaded_weight, plain_prompt, plain_weight
 from .terms import Costs, check_name, costs, default_names, distinct_names
@@ -67,6 +67,7 @@ class Model(Algebra):
 
     def __post_init__(self) -> None:
         check_language_model(self.model, head=True)
+        check_tokenizer(self.tokenizer)
         check_adapter(self.model, self.adapter)
         check_name(self.name)
         if self.system is not None and not isinstance(self.system, str):
@@ -112,6 +113,7 @@ class ValueHead(Algebra):
 
     def __post_init__(self) -> None:
         check_language_model(self.model, head=False)
+        check_tokenizer(self.tokenizer)
         check_adapter(self.model, "active")
         check_name(self.name)
 
@@ -160,7 +162,10 @@ class Blend(Algebra):
         values = tuple(as_term("values", v, ValueHead) for v in self.values)
         s = self.support
         if s is not None and not isinstance(s, Support):
-            raise TypeError(f"support is a {type(s).__name__}; it must be a Support or None")
+            raise TypeError(
+                f"support is a {type(s).__name__}; it must be a Support, such as "
+                "Support(min_p=0.1), or None"
+            )
         if s is not None and s.term >= len(terms):
             raise ValueError(f"support.term is {s.term}; the blend has terms 0 to {len(terms) - 1}")
         power = check_number("power", self.power)
@@ -382,8 +387,16 @@ def as_blend(x: Any, name: str = "blend") -> Blend:
     if isinstance(x, nn.Module):
         x = Model(x)
     if not isinstance(x, Algebra):
+        instead = instead_of_model(x)
+        if isinstance(x, Sums) or (callable(x) and not instead):
+            instead = (
+                "; a search chooses by a value: generate(blend, inputs, search=BestOfN(16, x))"
+            )
+        elif isinstance(x, (list, tuple)) and not instead:
+            instead = "; several are added with weights: 0.5 * a + 0.5 * b"
         raise TypeError(
             f"{name} is a {type(x).__name__}; it must be a Blend, a Model or a Hugging Face model"
+            f"{instead}"
         )
     blend = x._blend()
     if not blend.terms:

@@ -6,6 +6,7 @@ term of a blend besides.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -179,6 +180,14 @@ class Reward(Values):
                 f"fn is a {type(self.fn).__name__}; it must be a function of two lists, prompts "
                 "and responses, that returns a list of scores"
             )
+        try:
+            inspect.signature(self.fn).bind([], [])
+        except TypeError as error:
+            raise TypeError(
+                f"fn is called as fn(prompts, responses), with two lists, and cannot be: {error}"
+            ) from None
+        except ValueError:  # What is not written in Python may have no signature.
+            pass
         check_name(self.name)
 
     def __repr__(self) -> str:

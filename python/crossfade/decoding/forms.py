@@ -34,6 +34,8 @@ def request(name: str, item: Any) -> Request:
     what = "empty" if empty else repr(item)[:80]
     nested = isinstance(item, (list, tuple)) and all(isinstance(x, str) for x in item)
     says = "; texts stand in one list, ['...', '...']" if nested and not empty else ""
+    if nested and len(item) == 2 and item[0].lower() in ("system", "user", "assistant", "human"):
+        says = "; a message is {'role': ..., 'content': ...}"
     raise TypeError(
         f"{name} is {what}; it must be a text, a chat (a list of messages with 'role' and "
         f"'content') or a list of token ids{says}"

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from .. import elsewhere
+from ..blends.algebra import Algebra
 from ..checks import explained
 from ..models.hf import is_multimodal, underlying
 from ..ops import check
@@ -119,6 +120,10 @@ def generate(
         TypeError, ValueError: names the argument, what it was and what it must be.
         NotImplementedError: names what is not supported.
     """
+    if isinstance(inputs, (Algebra, nn.Module)):
+        raise TypeError(
+            f"inputs is a {type(inputs).__name__}; the blend comes first: generate(blend, inputs)"
+        )
     generation = Generation(
         blend,
         tokenizer=tokenizer,
@@ -140,7 +145,10 @@ def generate(
         check.flag("progress", progress)
     check.flag("return_cache", return_cache)
     if cache is not None and not isinstance(cache, PrefixCache):
-        raise TypeError(f"cache is a {type(cache).__name__}; it must be the cache of an Output")
+        raise TypeError(
+            f"cache is a {type(cache).__name__}; it must be the cache of an Output, which "
+            "return_cache=True gives"
+        )
     check_engine(engine)
     requests = generation.read(inputs, attention_mask)
     job = generation.job(requests, seed)
@@ -214,7 +222,9 @@ class Generation:
             ("stopping_criteria", stopping_criteria),
         ):
             if x is not None and not isinstance(x, (list, tuple)):
-                raise TypeError(f"{name} is a {type(x).__name__}; it must be a list or None")
+                raise TypeError(
+                    f"{name} is a {type(x).__name__}; it must be a list, also of one, or None"
+                )
         check_streamer(streamer, self.search)
         self.call = Call(mixed, tokenizer, references_of(mixed, kl_to, return_kl_to_base))
         self.chat = template_arguments(tools, chat_template_kwargs)
@@ -334,6 +344,11 @@ class Generation:
     def _criteria(self, config: GenerationConfig) -> Sequence[Any]:
         """Hugging Face's list of what ends rows."""
         tokenizer = self.call.tokenizer
+        if tokenizer is None and (config.stop_strings or self.each.stop_strings):
+            raise ValueError(
+                "tokenizer is None, and stop_strings are texts; give Model(..., tokenizer=...) or "
+                "tokenizer=..."
+            )
         try:
             return self.base._get_stopping_criteria(
                 generation_config=config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -153,10 +154,13 @@ def resolve(
     if generation_config is not None and not isinstance(generation_config, GenerationConfig):
         raise TypeError(
             f"generation_config is a {type(generation_config).__name__}; it must be a "
-            "GenerationConfig or None"
+            "GenerationConfig or None; GenerationConfig(**fields) makes one of a dict"
         )
     asked = {**vars(generation_config or GenerationConfig()), **arguments}
     _check_numbers(asked)
+    _check_greedy(
+        arguments, stated("do_sample", arguments, generation_config, model.generation_config)
+    )
     config, _ = model._prepare_generation_config(generation_config, **arguments)
     if stated("top_k", arguments, generation_config, model.generation_config) is None:
         config.top_k = None
@@ -183,6 +187,36 @@ def resolve(
             value = check.setting(name, getattr(config, name), 1, torch.device("cpu"))
             setattr(config, name, value if name == "top_k" else float(value))
     return config
+
+
+def _check_greedy(arguments: dict[str, Any], do_sample: Any) -> None:
+    """Say what greedy decoding, the default, makes of arguments that are for sampling.
+
+    Those of `SAMPLING` change nothing in it. Where the caller has not said that it is greedy, this
+    is warned of, as in Hugging Face.
+    """
+    if do_sample or any(arguments.get(name) is not None for name in MODE):
+        return  # Ways of decoding that are neither are refused by their own names.
+    rows = arguments.get("num_return_sequences") or 1
+    if rows > 1:
+        raise ValueError(
+            f"num_return_sequences is {rows} and do_sample is {do_sample}; it must be True, or all "
+            "rows would be equal"
+        )
+    neutral = {
+        "temperature": (None, 0, 1),
+        "top_k": (None, 0),
+        "top_p": (None, 1),
+        "min_p": (None, 0),
+    }
+    asked = [n for n in SAMPLING if n in arguments and arguments[n] not in neutral[n]]
+    if asked and do_sample is None:
+        warnings.warn(
+            f"{asked[0]} is {arguments[asked[0]]} and changes nothing, as do_sample is not set: "
+            "decoding is greedy; pass do_sample=True to sample",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def check_search(search: ChunkBeamSearch, do_sample: bool, returned: int) -> None:

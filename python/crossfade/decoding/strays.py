@@ -22,7 +22,7 @@ from .rows import Slots
 FAR = 3.0  # nats: on average the blend's tokens are twenty times as likely as under any term
 MOST = 10.0  # of one token, so that a few alone do not count as many
 ENOUGH = 8  # tokens that are judged together
-AT_FIRST, LATER = 2, 32  # steps from one look to the next: until there are enough, and from then on
+AT_FIRST, LATER = 2, 64  # steps from one look to the next: until there are enough, and from then on
 
 
 class Strays:

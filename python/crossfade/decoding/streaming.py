@@ -39,7 +39,8 @@ def check_streamer(streamer: Any, search: Any, name: str = "streamer") -> None:
         return
     if not (hasattr(streamer, "put") and hasattr(streamer, "end")):
         raise TypeError(
-            f"{name} is a {type(streamer).__name__}; it must have put and end, as Hugging Face's"
+            f"{name} is a {type(streamer).__name__}; it must have put and end, as Hugging Face's: "
+            "transformers.TextStreamer(tokenizer)"
         )
     if search is not None:
         raise NotImplementedError(f"{name} is set; a search knows its rows at the end alone")

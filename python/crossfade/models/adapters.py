@@ -82,7 +82,11 @@ def check_adapter(model: Any, adapter: Any, term: str | None = None) -> None:
         if adapter not in configs:
             raise ValueError(
                 f"{whose} is {adapter!r}, which the {type(model).__name__} does not have; it must "
-                f"be {_choices(configs)}{did_you_mean(adapter, configs)}"
+                f"be {_choices(configs)}"
+                + (
+                    did_you_mean(adapter, configs)
+                    or "; crossfade.models.with_adapters(model, {name: folder}) adds adapters"
+                )
             )
         if not any(has_adapter(x, adapter) for x in adapter_layers(model)):
             raise ValueError(

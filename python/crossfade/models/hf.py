@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import torch
 from torch import nn
+
+from ..checks import did_you_mean
+
+DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
 
 def is_peft(model: Any) -> bool:
@@ -40,6 +46,43 @@ def is_scalar(model: Any) -> bool:
     return getattr(model.config, "num_labels", None) == 1
 
 
+def instead_of_model(x: Any) -> str:
+    """What to do instead of passing `x` as a model: the end of an error, or nothing."""
+    if isinstance(x, (str, os.PathLike)):
+        load = "smollm2()" if x == "smollm2" else f"load({str(x)!r})"
+        return f"; a name is loaded first: model, tokenizer = crossfade.models.{load}"
+    if isinstance(x, type):
+        return "; it is a class: from_pretrained loads a model of it"
+    if isinstance(x, tuple) and x and isinstance(x[0], nn.Module):
+        return "; a model and its tokenizer are Model(model, tokenizer=tokenizer)"
+    if hasattr(x, "terms") or hasattr(x, "adapter"):
+        return "; it is a term or a blend already"
+    if isinstance(getattr(x, "model", None), nn.Module):  # a pipeline of transformers
+        return "; its model is x.model: Model(x.model, tokenizer=x.tokenizer)"
+    return ""
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raise an error unless this is a dtype of weights, by itself or by its name, or "auto"."""
+    if isinstance(dtype, torch.dtype) or dtype in DTYPES:
+        return
+    kind = TypeError if not isinstance(dtype, str) else ValueError
+    says = did_you_mean(dtype, DTYPES)
+    raise kind(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}{says}")
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise a TypeError if a tokenizer is a name or a model."""
+    if isinstance(tokenizer, (str, os.PathLike)):
+        raise TypeError(
+            f"tokenizer is {str(tokenizer)!r}; it must be a Hugging Face tokenizer: "
+            f"AutoTokenizer.from_pretrained({str(tokenizer)!r})"
+        )
+    if isinstance(tokenizer, nn.Module):
+        kind = type(tokenizer).__name__
+        raise TypeError(f"tokenizer is a {kind}; it must be a Hugging Face tokenizer")
+
+
 def check_language_model(model: Any, *, head: bool) -> None:
     """Raise an error if `model` cannot be decoded.
 
@@ -54,7 +97,7 @@ def check_language_model(model: Any, *, head: bool) -> None:
     ):
         raise TypeError(
             f"model is a {kind}; it must be a loaded Hugging Face model: an nn.Module with a "
-            "config and a forward"
+            f"config and a forward{instead_of_model(model)}"
         )
     base = underlying(model)
     if getattr(base.config, "is_encoder_decoder", False):

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging
 
 from .. import reading
+from .hf import check_dtype
 
 logger = getLogger(__name__)
 
@@ -192,6 +193,7 @@ def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
         OSError: weights are missing, in another format, or cannot be read.
         ValueError: the folder holds no causal LM, or weights of another model than its config says.
     """
+    check_dtype(dtype)
     check_model_folder(folder)
     return _load(folder, dtype, AutoModelForCausalLM)
 

@@ -66,4 +66,7 @@ class Engine:
 def check_engine(engine: Any) -> None:
     """Raise a TypeError unless `engine` is an `Engine` or None."""
     if engine is not None and not isinstance(engine, Engine):
-        raise TypeError(f"engine is a {type(engine).__name__}; it must be a crossfade.Engine")
+        raise TypeError(
+            f"engine is a {type(engine).__name__}; it must be a crossfade.Engine, such as "
+            "Engine(simple=True)"
+        )

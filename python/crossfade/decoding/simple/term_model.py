@@ -98,7 +98,7 @@ class TermModel:
             row, column = outside.nonzero()[0].tolist()
             raise ValueError(
                 f"the prompt of row {row} has id {int(prompts.ids[row, column])} for {self.name}; "
-                f"ids must be within [0, {self.vocabulary})"
+                f"ids must be within [0, {self.vocabulary}), those of its own tokenizer"
             )
 
 
