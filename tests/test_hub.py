@@ -39,7 +39,8 @@ def run(model: Any, **arguments: Any) -> Any:
 
 
 def test_a_formula() -> None:
-    theirs = run(BASE, formula="base + 0.8 * (tuned - ref)", terms={"tuned": TUNED, "ref": REF})
+    terms = {"tuned": TUNED, "ref": REF, "w": 0.8}
+    theirs = run(BASE, formula="base + w * (tuned - ref)", terms=terms)
     blend = cf.Model(BASE) + 0.8 * (cf.Model(TUNED) - cf.Model(REF))
     assert torch.equal(theirs, cf.generate(blend, IDS, **GENERATION).sequences)
 
@@ -99,6 +100,7 @@ def test_what_a_function_does_not_get_arrives_here() -> None:
         ({"blend": BASE, "terms": {}}, TypeError, "terms are given without a formula"),
         ({"formula": "base", "terms": {"base": TUNED}}, ValueError, "'base', which is the model"),
         ({"formula": "a", "terms": {"a": "gpt2"}}, TypeError, "'gpt2'; it must be a loaded model"),
+        ({"formula": "base", "terms": {"w": 0.8}}, ValueError, "the fader w is not in 'base'"),
         ({"formula": "base + tune"}, ValueError, "unknown name 'tune'"),
         ({"formula": "base", "assistant_model": BASE}, NotImplementedError, "assistant_model is"),
         ({"formula": "base", "synced_gpus": True}, NotImplementedError, "synced_gpus is not"),

@@ -40,9 +40,10 @@ def generate(
     Args:
         model: the model whose `generate` was called. In the formula it is ``base``, without its
             adapters, and each adapter that it has is a term under the adapter's name.
-        formula: the blend, such as ``"base + 0.8 * (tuned - ref)"``.
-        terms: what the other names of the formula stand for: loaded models, or `crossfade.Model`
-            and `crossfade.ValueHead` terms.
+        formula: the blend, such as ``"base + w * (tuned - ref)"``.
+        terms: what the other names of the formula stand for: loaded models, `crossfade.Model` and
+            `crossfade.ValueHead` terms, and numbers, such as ``{"w": 0.8}``, or tensors with a
+            number for each request.
         blend: in place of a formula, a `crossfade.Blend` or a `crossfade.Recipe`.
         tokenizer, streamer, stop_strings, generation_config: as in Hugging Face.
         arguments: of Hugging Face's `generate`, or named parameters of `crossfade.decode`, such as
@@ -57,7 +58,7 @@ def generate(
     if arguments.pop("synced_gpus", None):
         raise NotImplementedError("synced_gpus is not supported with a blend; leave it out")
     if (formula is None) == (blend is None):
-        raise TypeError('give a formula, such as formula="base + 0.8 * (tuned - ref)", or a blend')
+        raise TypeError('give a formula, such as formula="base + w * (tuned - ref)", or a blend')
     if formula is not None:
         blend = crossfade.parse(formula, **_names(model, terms or {}))
     elif terms is not None:
