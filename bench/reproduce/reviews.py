@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from crossfade import metrics
-from crossfade.cli.fader import QUESTION
 
+QUESTION = "In one sentence: what did you think of the movie, {}?"
 TRAINED = (
     (
         "a western",

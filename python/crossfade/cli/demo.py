@@ -1,4 +1,4 @@
-"""``crossfade demo``: moves a fader between two guides that compete, and plots what it does."""
+"""``crossfade demo``: moves a fader between two moods of a small model, and shows what it does."""
 
 from __future__ import annotations
 
@@ -6,33 +6,46 @@ import argparse
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..extras import require
 from .options import TEMPERATURE, add_device_option, add_text_options, check_file, device_of, quiet
 
-HELP = "Fade a small model from praise to brevity, and plot what that does to its texts."
+if TYPE_CHECKING:
+    from .fader import Settings
+
+OWN_SAMPLES = 16  # texts at each position to each prompt of the user's own
+HELP = "Fade a small model from gloomy to cheerful, and show what that does to its texts."
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    positions = (0.0, 0.25, 0.5, 0.75, 1.0)
+    positions = (-2.0, -1.0, 0.0, 1.0, 2.0)
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="a prompt of your own, in place of those of the demo; may be given several times",
+    )
     parser.add_argument(
         "--weights",
         type=float,
         nargs="+",
         default=positions,
         metavar="W",
-        help="positions of the fader: 0 is praise, 1 is brevity (default: 0 0.25 0.5 0.75 1)",
+        help="positions of the fader: below 0 is gloomy, above 0 cheerful, and 0 the model itself, "
+        "which is always shown (default: -2 -1 0 1 2)",
     )
     parser.add_argument(
         "--samples",
         type=int,
-        default=8,
-        help="how many texts to write about each of 8 movies (default: %(default)s)",
+        help="how many texts to write to each prompt at each position (default: 6, or "
+        f"{OWN_SAMPLES} to each --prompt)",
     )
     add_text_options(parser, max_new_tokens=40)
     parser.add_argument(
-        "--temperature", type=float, default=0.7, help=f"{TEMPERATURE} (default: %(default)s)"
+        "--temperature", type=float, default=0.5, help=f"{TEMPERATURE} (default: %(default)s)"
     )
     parser.add_argument(
         "--output",
@@ -48,47 +61,61 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Decode, print and plot. After Ctrl-C, do so with the positions that are finished."""
-    from dataclasses import asdict
-
     from .. import models
-    from . import fader
-    from .fader_report import plot, side_by_side, table
+    from ..progress import print_line, progress_bar
+    from . import fader, fader_report
 
-    settings = fader.Settings(
-        tuple(arguments.weights),
-        arguments.samples,
-        arguments.max_new_tokens,
-        arguments.temperature,
-        arguments.seed,
-    )
+    settings = _settings(arguments)
     if arguments.output.suffix != ".png":
         raise ValueError(f"--output is {str(arguments.output)!r}; it must end in .png")
     check_file("--output", arguments.output)
     quiet()
     require("vaderSentiment", "demo")  # what is missing is said before the work
     require("matplotlib", "demo")
-    require("peft", "demo")
+    if not arguments.json:
+        print(fader_report.plan(settings), flush=True)
     model, tokenizer = models.smollm2(device_of(arguments.device))
     found: list[fader.Position] = []
     interrupted = False
+    steps = settings.max_new_tokens
     try:
-        for position in fader.positions(model, tokenizer, settings):
-            found.append(position)  # noqa: PERF402 (after Ctrl-C `found` must hold what is finished)
+        with progress_bar(len(settings.positions) * steps, "step") as bar:
+            for position in fader.positions(model, tokenizer, settings, bar.update):
+                found.append(position)
+                bar.update(len(found) * steps - bar.n)  # the steps that no text needed any more
+                if len(found) == 1 and not arguments.json:
+                    print_line(fader_report.first_answer(position, settings))
     except KeyboardInterrupt:
         interrupted = True
         print(
-            f"interrupted after {len(found)} of {len(settings.weights)} positions", file=sys.stderr
+            f"interrupted after {len(found)} of {len(settings.positions)} positions",
+            file=sys.stderr,
         )
     if found:
-        plot(found, arguments.output)
+        found.sort(key=lambda position: position.weight)
+        fader_report.plot(found, settings, arguments.output)
         if arguments.json:
-            figures = [asdict(p) for p in found]
-            print(json.dumps({"settings": asdict(settings), "positions": figures}, indent=2))
+            print(json.dumps(fader_report.report(found, settings), indent=2))
         else:
             width = max(80, min(200, shutil.get_terminal_size((110, 50)).columns))
-            print(f"{side_by_side(found, width=width)}\n{fader.FORMULA}\n\n{table(found)}")
-            print(f"\n± is a 95 % interval over {len(found[0].texts)} texts of a position.")
+            print(fader_report.results(found, settings, width))
         print(
             f"plot: {arguments.output.resolve()}", file=sys.stderr if arguments.json else sys.stdout
         )
     return 130 if interrupted else 0
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    from .fader import Settings
+
+    settings = Settings(
+        weights=tuple(arguments.weights),
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+    )
+    if arguments.prompt is not None:
+        settings = replace(settings, prompts=tuple(arguments.prompt), samples=OWN_SAMPLES)
+    if arguments.samples is not None:
+        settings = replace(settings, samples=arguments.samples)
+    return settings

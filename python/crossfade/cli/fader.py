@@ -1,7 +1,7 @@
 """What `crossfade demo` decodes and measures: texts at several positions of one fader.
 
-The fader stands between two adapters of a small model, both of which ship with crossfade. One was
-trained to praise movies, the other to be short; they compete, because praise takes words.
+The fader moves a small model between two moods of its own. Each mood is nothing but a system prompt
+that one more term of the blend reads; at 0 the fader leaves the model as it is.
 """
 
 from __future__ import annotations
@@ -11,35 +11,46 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .. import metrics, models
+from .. import metrics
 from ..blends.blend import Blend, Model
 from ..decoding import generate
-from ..progress import OnStep, progress_bar
+from ..progress import OnStep
 
-FORMULA = "(1 - w) * sentiment + w * brevity"
-GUIDES = ("sentiment", "brevity")
-QUESTION = "In one sentence: what did you think of the movie, {}?"
-MOVIES = (  # the guides were trained on none of these
-    "a heist film your friend recommended",
-    "a wedding comedy from the sixties",
-    "a fairy tale with the strange title",
-    "a boxing drama in black and white",
-    "a spy thriller with the big budget",
-    "a film about a jazz band from the festival",
-    "a robot story that made the news",
-    "a silent comedy your grandmother likes",
+FORMULA = "base + w * (cheerful - gloomy)"
+MOODS = {  # the system prompts
+    "cheerful": "You are cheerful. You love everything and praise it warmly.",
+    "gloomy": "You are gloomy. You hate everything and complain about it bitterly.",
+}
+QUESTION = "How was the {}? Answer in one sentence."
+SUBJECTS = (  # the moods and positions were chosen on other ones: see bench/reproduce/moods.py
+    "museum",
+    "coffee shop",
+    "bus ride",
+    "jazz festival",
+    "beach",
+    "village fair",
+    "cooking class",
+    "football match",
 )
+PROMPTS = tuple(QUESTION.format(subject) for subject in SUBJECTS)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the demo decodes. All positions draw with the same random numbers, from `seed`."""
+    """What the demo decodes. All positions draw with the same random numbers, from `seed`.
 
-    weights: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    samples: int = 8  # texts about each movie at each position
+    Attributes:
+        weights: the positions of the fader. Position 0, the base, is always added.
+        samples: how many texts are written to each prompt at each position.
+        prompts: what the user asks; each is a chat of its own.
+    """
+
+    weights: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
+    samples: int = 6
     max_new_tokens: int = 40
-    temperature: float = 0.7
+    temperature: float = 0.5
     seed: int = 0
+    prompts: tuple[str, ...] = PROMPTS
 
     def __post_init__(self) -> None:
         if not self.weights:
@@ -51,6 +62,13 @@ class Settings:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed is {self.seed}; it must be within [0, 2**64)")
+        if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
+            raise ValueError(f"prompts are {self.prompts}; each must have a word")
+
+    @property
+    def positions(self) -> tuple[float, ...]:
+        """The weights, the base's first and none twice: the order in which they are decoded."""
+        return tuple(dict.fromkeys((0.0, *self.weights)))
 
 
 @dataclass(frozen=True)
@@ -58,13 +76,17 @@ class Position:
     """The texts at one position of the fader, and what was measured of them.
 
     Attributes:
-        weight: the position.
+        weight: the position. At 0 stands the base.
         sentiment: the mean over the texts of VADER's compound score, which is within [-1, 1].
         words: the mean number of words of a text.
+        perplexity: of all texts together, under the base at temperature 1.
         kl: the mean over the texts of KL(blend || base) at temperature 1, in nats a token.
-        sentiment_interval, words_interval, kl_interval: half of the 95 % interval of that mean.
-        perplexity: of all texts together, under the base.
+        sentiment_interval, words_interval, perplexity_interval, kl_interval: half of the 95 %
+            interval of that figure.
         distinct_2: the number of different word pairs over the number of all word pairs.
+        seconds: how long the decoding took.
+        texts: those to the first prompt, then those to the second, and so on. "…" ends one that was
+            cut at the limit of tokens.
     """
 
     weight: float
@@ -72,33 +94,29 @@ class Position:
     sentiment_interval: float
     words: float
     words_interval: float
+    perplexity: float
+    perplexity_interval: float
     kl: float
     kl_interval: float
-    perplexity: float
     distinct_2: float
     tokens: int
-    tokens_per_second: float
+    seconds: float
     texts: tuple[str, ...]
 
 
 def terms(model: Any, tokenizer: Any) -> tuple[Model, Model, Model]:
-    """The base, the sentiment guide and the brevity guide, which share the weights of `model`."""
-    wrapped = models.with_adapters(model, {name: models.guide(name) for name in GUIDES})
-    base, sentiment, brevity = (
-        Model(wrapped, tokenizer=tokenizer, adapter=name, name=name or "base")
-        for name in (None, *GUIDES)
+    """The base, and the same model in its two moods. They share the weights of `model`."""
+    base = Model(model, tokenizer=tokenizer, name="base")
+    cheerful, gloomy = (
+        Model(model, tokenizer=tokenizer, system=system, name=name)
+        for name, system in MOODS.items()
     )
-    return base, sentiment, brevity
+    return base, cheerful, gloomy
 
 
-def fade(base: Model, sentiment: Model, brevity: Model, w: float) -> Blend:
-    """`FORMULA`, with the base as a first term of weight 0: divergences are from the first term."""
-    return 0 * base + (1 - w) * sentiment + w * brevity
-
-
-def chats() -> list[list[dict[str, str]]]:
-    """The prompts: a message about each movie."""
-    return [[{"role": "user", "content": QUESTION.format(movie)}] for movie in MOVIES]
+def fade(base: Model, cheerful: Model, gloomy: Model, w: float) -> Blend:
+    """`FORMULA` at one position."""
+    return base + w * (cheerful - gloomy)
 
 
 def measure(
@@ -112,7 +130,7 @@ def measure(
     """
     out: Any = generate(
         blend,
-        chats(),
+        [[{"role": "user", "content": prompt}] for prompt in settings.prompts],
         num_return_sequences=settings.samples,
         max_new_tokens=settings.max_new_tokens,
         do_sample=True,
@@ -126,36 +144,38 @@ def measure(
         text.strip() if finished else f"{text.strip()}…"
         for text, finished in zip(out.text, out.finished.tolist(), strict=True)
     ]
-    kls = (out.kl_to_base.sum(dim=1) / out.lengths).tolist()
     sentiment, sentiment_interval = metrics.mean_interval(metrics.sentiment(texts))
     words, words_interval = metrics.mean_interval([float(len(text.split())) for text in texts])
-    kl, kl_interval = metrics.mean_interval(kls)
+    perplexity, perplexity_interval = metrics.perplexity_interval(
+        out.term_logprobs[:, :, 0].double().sum(dim=1).tolist(), out.lengths.tolist()
+    )
+    kl, kl_interval = metrics.mean_interval((out.kl_to_base.sum(dim=1) / out.lengths).tolist())
     return Position(
         weight=weight,
         sentiment=sentiment,
         sentiment_interval=sentiment_interval,
         words=words,
         words_interval=words_interval,
+        perplexity=perplexity,
+        perplexity_interval=perplexity_interval,
         kl=kl,
         kl_interval=kl_interval,
-        perplexity=metrics.perplexity(
-            float(out.term_logprobs[:, :, 0].double().sum()), out.stats.tokens
-        ),
         distinct_2=metrics.distinct_n(texts, 2),
         tokens=out.stats.tokens,
-        tokens_per_second=out.stats.tokens / out.stats.seconds,
+        seconds=out.stats.seconds,
         texts=tuple(texts),
     )
 
 
-def positions(model: Any, tokenizer: Any, settings: Settings) -> Iterator[Position]:
-    """The positions of `settings`, one after the other, with a progress bar on stderr."""
-    base, sentiment, brevity = terms(model, tokenizer)
-    steps = settings.max_new_tokens
-    with progress_bar(steps * len(settings.weights), "step") as bar:
-        for i, weight in enumerate(settings.weights):
-            bar.set_description(f"w = {weight:g}")
-            blend = fade(base, sentiment, brevity, weight)
-            position = measure(blend, weight, settings, bar.update)
-            bar.update((i + 1) * steps - bar.n)  # the steps that no text needed any more
-            yield position
+def positions(
+    model: Any, tokenizer: Any, settings: Settings, on_step: Callable[[], object]
+) -> Iterator[Position]:
+    """The positions of `settings`, one after the other, the base first.
+
+    Args:
+        on_step: called after each step of the decoding, of which a position has at most
+            `settings.max_new_tokens`.
+    """
+    base, cheerful, gloomy = terms(model, tokenizer)
+    for weight in settings.positions:
+        yield measure(fade(base, cheerful, gloomy, weight), weight, settings, on_step)
