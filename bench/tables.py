@@ -67,6 +67,7 @@ PAGES: dict[str, dict[str, Section]] = {
         "dpo": of(dpo.render, "dpo"),
         "trl-parity": of(trl_parity.render, "trl_parity"),
         "demo": of(demo.render, "demo"),
+        "moods": of(demo.moods, "moods"),
         "ivg": of(ivg.render, "ivg"),
         "families": of(families.totals, "families"),
         "before": of(before.render, "before"),
