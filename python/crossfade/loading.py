@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from . import formula, models, reading, rewards
+from .blends import file_reader
 from .blends.algebra import Algebra
 from .blends.blend import Blend, Model, ValueHead
 from .blends.values import Reward, RewardModel, ValueSum, formula_value
@@ -44,6 +45,8 @@ class Plan:
         rewards: Python functions in that formula.
         labels: of each model that is a reward model the class whose log-prob is the value, or None
             where the model has one output.
+        file: the file that the blend was saved in, or None if it is a formula of `specs`.
+        outline: the blend in that file, with models that are not loaded.
     """
 
     specs: Mapping[str, Spec]
@@ -53,6 +56,8 @@ class Plan:
     value: str | None = None
     rewards: Mapping[str, Reward] = field(default_factory=dict)
     labels: Mapping[str, int | None] = field(default_factory=dict)
+    file: str | None = None
+    outline: Blend | None = None
 
     @classmethod
     def read(
@@ -69,7 +74,8 @@ class Plan:
 
         Args:
             model: each ``NAME=PATH`` or ``NAME=PATH@GUIDE``, or a single ``PATH``.
-            blend: a formula of these names; None if there is a single model.
+            blend: a formula of these names; None if there is a single model. Or a file of
+                `Blend.save`, whose name ends in ``.json``, which names its models itself.
             system: each ``NAME=TEXT``, the system prompt of a term.
             fader: each ``NAME=NUMBER``, for names in the formulas that are no models.
             value: a formula of the value that searches ask; None is the only reward.
@@ -79,19 +85,26 @@ class Plan:
             ValueError: an option is malformed or does not fit the others. OSError: a model or
                 adapter is not there.
         """
-        if not model:
-            raise ValueError("no model is given; it must be --model NAME=PATH, once for each model")
+        file = blend if blend is not None and blend.strip().endswith(".json") else None
+        outline = None if file is None else _outline(file)
+        if not model and outline is None:
+            raise ValueError(
+                "no model is given; it must be --model NAME=PATH, once for each model, or --blend "
+                "FILE.json with a saved blend"
+            )
         single = "model" if len(model) == 1 else None
         specs = _by_name("--model", [Spec.read(text, single) for text in model])
         functions = _by_name("--reward", [rewards.reward(text) for text in reward])
         positions = [_fader(text) for text in fader]
-        twice = [*specs, *functions, *(name for name, _ in positions)]
+        twice = [*specs, *functions, *(name for name, _ in positions), *_members(outline)]
         for name in twice:
             if twice.count(name) > 1:
                 raise ValueError(
-                    f"the name {name} is given twice, by --model, --reward or --fader; names must "
-                    "differ"
+                    f"the name {name} is given twice, by --model, --reward, --fader or the file of "
+                    "--blend; names must differ"
                 )
+        if outline is not None:
+            blend = str(outline)
         if blend is None:
             if len(specs) > 1:
                 raise ValueError(
@@ -117,7 +130,8 @@ class Plan:
             if name in labels or specs[name].is_value_head:
                 what = "a reward model" if name in labels else "a value head"
                 raise ValueError(f"--system names {name!r}, {what}; it must name a model")
-        return cls(specs, blend, dict(positions), prompts, value, functions, labels)
+        plan = cls(specs, blend, dict(positions), prompts, value, functions, labels)
+        return replace(plan, file=file, outline=outline)
 
     @property
     def formulas(self) -> dict[str, str]:
@@ -133,7 +147,8 @@ class Plan:
     @property
     def free(self) -> set[str]:
         """The names in the formulas that are no models and no rewards: those of faders."""
-        return set().union(*self.names.values()) - self.specs.keys() - self.rewards.keys()
+        given = {*self.specs, *self.rewards, *_members(self.outline)}
+        return set().union(*self.names.values()) - given
 
     def _check_names(self) -> None:
         """Refuse a reward in the blend, and what no formula uses."""
@@ -175,7 +190,7 @@ class Plan:
             if name in self.names.get("--value", ()):
                 raise ValueError(f"weights has {name!r}, which --value uses; it is one for all")
         faders = {**self.faders, **own}
-        given = [*self.specs, *self.rewards, *faders]
+        given = [*self.specs, *self.rewards, *faders, *_members(self.outline)]
         for option, names in self.names.items():
             for name in sorted(names.difference(given)):
                 meant = did_you_mean(name, given)
@@ -189,6 +204,7 @@ class Plan:
             for name, spec in self.specs.items()
             if name not in self.labels
         }
+        terms |= _members(self.outline)
         with _errors_of("--blend"):
             _blend(self.blend, terms, faders)
         if self.value is not None:
@@ -214,25 +230,37 @@ class Plan:
             terms |= _terms(path, same, device, dtype)
         for name, text in self.systems.items():
             terms[name] = replace(terms[name], system=text)
+        blend = None
+        if self.file is not None:
+            number = None if dtype == "auto" else _dtype(dtype)
+            blend = Blend.load(self.file, device=device, dtype=number)
+            terms |= _members(blend)
         others: dict[str, Any] = dict(self.rewards)
         for name, label in self.labels.items():
             model, tokenizer = saved.load_classifier(self.specs[name].path, device, _dtype(dtype))
             others[name] = RewardModel(model, tokenizer, label=label, name=name)
         value = self.value and _value(self.value, {**terms, **others}, self.faders)
-        return Loaded(self.blend, terms, self.faders, value or None)
+        return Loaded(self.blend, terms, self.faders, value or None, blend)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a `Plan` names: the formula of the blend, its terms, its faders and the value."""
+    """What a `Plan` names: the formula of the blend, its terms, its faders and the value.
+
+    Attributes:
+        saved: the blend of a file, whose weights are not rounded as those of a formula may be.
+    """
 
     formula: str
     terms: Mapping[str, Model | ValueHead]
     faders: Mapping[str, float]
     value: ValueSum | None = None
+    saved: Blend | None = None
 
     def blend(self, own: Mapping[str, Weight] | None = None) -> Blend:
         """The blend, with some faders at other positions: numbers, or tensors ``[requests]``."""
+        if self.saved is not None:  # It has no faders.
+            return self.saved
         return _blend(self.formula, self.terms, {**self.faders, **(own or {})})
 
     def answers_chats(self, blend: Blend) -> bool:
@@ -257,6 +285,33 @@ class _Unloaded(nn.Module):
 
     def forward(self) -> NoReturn:
         raise NotImplementedError
+
+
+def _outline(file: str) -> Blend:
+    """The blend of a file, with models that are not loaded.
+
+    Raises:
+        ValueError: the file is no saved blend, or has weights for each request.
+    """
+    _, _, d = file_reader.described(file)
+    members = [*d["terms"], *d["values"]]
+    for member in members:
+        if isinstance(member["weight"], list):
+            raise ValueError(
+                f"--blend is {file!r}, in which {member['name']} has {len(member['weight'])} "
+                "weights, one a request; on the command line each must be a number"
+            )
+    for term in d["terms"]:
+        term["adapter"] = "active"  # The adapters are not loaded either.
+    return Blend.from_dict(d, **{member["name"]: _Unloaded() for member in members})
+
+
+def _members(blend: Blend | None) -> dict[str, Any]:
+    """The terms and the values of a blend by their names."""
+    if blend is None:
+        return {}
+    names = (*blend.names, *blend.value_names)
+    return dict(zip(names, (*blend.terms, *blend.values), strict=True))
 
 
 def _blend(text: str, terms: Mapping[str, Any], faders: Mapping[str, Any]) -> Blend:

@@ -17,6 +17,13 @@ from ..models.sources import Source
 from .file_format import AUTO, DTYPES, Member, check
 
 
+def described(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """A file, what it holds, and the part of it that `Blend.to_dict` gave. Nothing is loaded."""
+    file = saved.expanded(path)
+    whole = reading.parse_json(reading.read_text(file), str(file))
+    return file, whole, check(whole, str(file))
+
+
 def read(
     path: str | os.PathLike[str],
     given: Mapping[str, Any] | None = None,
@@ -29,9 +36,7 @@ def read(
         given: loaded models, by the keys of the file's ``models``: bare, or with a tokenizer as a
             `Model` or a `ValueHead`.
     """
-    file = saved.expanded(path)
-    whole = reading.parse_json(reading.read_text(file), str(file))
-    d = check(whole, str(file))
+    file, whole, d = described(path)
     given = dict(given or {})
     for key in given:
         known = sorted({*whole["models"], *(v["name"] for v in d["values"])})

@@ -39,11 +39,11 @@ def add_blend_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--blend",
-        metavar="FORMULA",
+        metavar="FORMULA|FILE",
         help='how the models are blended, by their names, such as "base + w * (tuned - ref)", or '
         "by a preset, such as \"cfg(base, 1.5, negative_system='Be rude.')\" (eft, dera, "
         "proxy_tuning, mod, genarm, contrastive, cfg and args, as in crossfade.presets); a single "
-        "model needs none",
+        "model needs none. Or a .json file that Blend.save wrote, which names its models itself",
     )
     group.add_argument(
         "--fader",
@@ -293,7 +293,8 @@ def sends_chats(
         return arguments.chat is not False
     found = loaded.answers_chats(blend)
     if found and any(isinstance(x.prompt, str) and "system" not in x.settings for x in lines):
-        first = blend.names[0] if len(arguments.model) > 1 else arguments.model[0]
+        single = len(arguments.model) == 1 and loaded.saved is None
+        first = arguments.model[0] if single else blend.names[0]
         what = f"{first} is an instruct model: texts are sent as chats"
         note(arguments, f"{what} (--no-chat sends them as they are)")
     return found
