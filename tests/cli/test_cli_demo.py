@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,17 +228,19 @@ def test_json_has_the_figures_and_the_settings(
     )
 
 
-class Terminal:
-    """A stream that says that a person is watching."""
+class Terminal(io.StringIO):
+    """A stream that says that a person is watching, and keeps what is written with the others."""
 
-    def __init__(self, write: Callable[[str], object]) -> None:
-        self.write = write
+    def __init__(self, written: list[str]) -> None:
+        super().__init__()
+        self.written = written
 
     def isatty(self) -> bool:
         return True
 
-    def flush(self) -> None:
-        pass
+    def write(self, text: str) -> int:
+        self.written.append(text)
+        return len(text)
 
 
 def test_output_shares_no_line_with_the_bar(
@@ -246,7 +248,7 @@ def test_output_shares_no_line_with_the_bar(
 ) -> None:
     written: list[str] = []
     for stream in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, stream, Terminal(written.append))
+        monkeypatch.setattr(sys, stream, Terminal(written))
     monkeypatch.setattr("crossfade.progress.DELAY", 0.0)
     assert cli.main([*tiny_demo, str(tmp_path / "plot.png")]) == 0
     screen = shown("".join(written))

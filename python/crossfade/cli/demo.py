@@ -79,7 +79,9 @@ def run(arguments: argparse.Namespace) -> int:
     interrupted = False
     steps = settings.max_new_tokens
     try:
-        with progress_bar(len(settings.positions) * steps, "step") as bar:
+        with progress_bar(
+            len(settings.positions) * steps, "step", prints=not arguments.json
+        ) as bar:
             for position in fader.positions(model, tokenizer, settings, bar.update):
                 found.append(position)
                 bar.update(len(found) * steps - bar.n)  # the steps that no text needed any more
