@@ -53,7 +53,7 @@ def test_stop_strings(base: PreTrainedModel) -> None:
     arguments.pop("tokenizer")
     named = cf.generate(cf.Model(base, tokenizer=letters), prompts, **arguments)
     assert torch.equal(named.sequences, out.sequences)
-    with pytest.raises(ValueError, match="stop strings"):
+    with pytest.raises(ValueError, match="stop_strings are texts"):
         cf.generate(base, prompts, **arguments)
 
 
