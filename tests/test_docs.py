@@ -57,6 +57,10 @@ def test_examples_print_what_their_page_says(page: str, monkeypatch: pytest.Monk
             assert found == said, example.code
 
 
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
 def test_every_page_begins_with_an_example() -> None:
     """All but those that are tables made from results, and the two that walk through the code."""
     others = {"docs/README.md", "docs/architecture.md", "docs/families.md", "docs/mistakes.md"}
