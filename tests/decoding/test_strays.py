@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -64,6 +65,7 @@ def test_what_it_measures(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     how: dict[str, Any] = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False}
     judged: list[float] = []
     monkeypatch.setattr(Strays, "_judge", lambda self, far: judged.append(far))
+    monkeypatch.setattr(strays, "NEAR", -math.inf)  # all eight tokens are looked at
     out = cf.generate(blend, PROMPTS, return_term_logprobs=True, **how)
     each = out.logprobs - out.term_logprobs.amax(dim=2)
     judged.clear()

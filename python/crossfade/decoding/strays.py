@@ -22,6 +22,7 @@ from .rows import Slots
 FAR = 3.0  # nats: on average the blend's tokens are twenty times as likely as under any term
 MOST = 10.0  # of one token, so that a few alone do not count as many
 ENOUGH = 8  # tokens that are judged together
+NEAR, FEW = 1.0, 3  # nats: a few tokens whose mean is below this are looked at no further
 AT_FIRST, LATER = 2, 64  # steps from one look to the next: until there are enough, and from then on
 
 
@@ -63,7 +64,8 @@ class Strays:
         far_in_all, tokens = sums.tolist()
         self.far += far_in_all
         self.tokens += int(tokens)
-        enough = self.tokens >= ENOUGH
+        near = self.tokens >= FEW and self.far < NEAR * self.tokens
+        enough = near or self.tokens >= ENOUGH
         self.next = self.steps + (LATER if enough else AT_FIRST)
         if enough:
             self._judge(self.far / self.tokens)
