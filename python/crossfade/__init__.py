@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .blends.blend import Model as Model
     from .blends.blend import ValueHead as ValueHead
     from .blends.blend import as_blend as as_blend
-    from .blends.blend import power_mean as power_mean
+    from .blends.power_mean import power_mean as power_mean
     from .blends.values import LogRatio as LogRatio
     from .blends.values import Reward as Reward
     from .blends.values import RewardModel as RewardModel
@@ -58,7 +58,7 @@ _HOME = {
     "decode": "decoding",
     "generate": "decoding",
     "parse": "formula",
-    "power_mean": "blends.blend",
+    "power_mean": "blends.power_mean",
     "score": "decoding",
     "sentence_end": "search",
 }

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from . import presets
 from .blends.algebra import Algebra
-from .blends.blend import Blend, Model, ValueHead, as_term, power_mean
+from .blends.blend import Blend, Model, ValueHead, as_term
+from .blends.power_mean import power_mean
 from .blends.weights import Weight, check_weight
 from .checks import did_you_mean
 from .ops.types import Support

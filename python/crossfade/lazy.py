@@ -7,8 +7,6 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .checks import did_you_mean
-
 
 def attribute(
     package: str, name: str, homes: Mapping[str, str], modules: Collection[str] = ()
@@ -25,6 +23,8 @@ def attribute(
     if name in modules:
         return importlib.import_module(f".{name}", package)
     if name not in homes:
+        from .checks import did_you_mean  # here, since most imports meet no unknown name
+
         says = "" if name.startswith("_") else did_you_mean(name, [*homes, *modules])
         raise AttributeError(f"module {package!r} has no attribute {name!r}{says}")
     value = getattr(importlib.import_module(f".{homes[name]}", package), name)

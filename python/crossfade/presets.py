@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from .blends.blend import Blend, Model, ValueHead, as_blend, as_term, power_mean
+from .blends.blend import Blend, Model, ValueHead, as_blend, as_term
+from .blends.power_mean import power_mean
 from .blends.weights import Weight, check_sum, check_weight, weight_list
 from .checks import check_number, did_you_mean, explained
 from .ops.types import Support

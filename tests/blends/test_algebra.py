@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from crossfade.blends.blend import Blend, Model, power_mean
+from crossfade.blends.blend import Blend, Model
+from crossfade.blends.power_mean import power_mean
 from crossfade.ops import Support
 from hypothesis import given
 from hypothesis import strategies as st

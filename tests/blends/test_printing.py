@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from crossfade.blends.blend import Model, ValueHead, power_mean
+from crossfade.blends.blend import Model, ValueHead
+from crossfade.blends.power_mean import power_mean
 from crossfade.ops import Support
 from small_terms import LMS, A, B, C, Q, llama, lora
 

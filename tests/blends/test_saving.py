@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from crossfade.blends.blend import Blend, Model, as_blend, power_mean
+from crossfade.blends.blend import Blend, Model, as_blend
+from crossfade.blends.power_mean import power_mean
 from crossfade.ops import Support
 from hypothesis import given, settings
 from hypothesis import strategies as st

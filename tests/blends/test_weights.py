@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from crossfade import presets
-from crossfade.blends.blend import Blend, power_mean
+from crossfade.blends.blend import Blend
+from crossfade.blends.power_mean import power_mean
 from crossfade.blends.values import Reward
 from small_terms import A, B, C, Q
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -19,9 +19,9 @@ from ..ops.check import MAX_TERMS
 from ..ops.types import Support
 from .algebra import Algebra, Sums
 from .printing import blend_text, term_text
-from .saving import check_saved, loaded_support, loaded_weight, plain_prompt, plain_weight
+from .saving import check_saved, loaded_support, loaded_weight, plain_blend
 from .terms import Costs, check_name, costs, default_names, distinct_names
-from .weights import Weight, check_mean, is_zero, merge_weights, weight_list, weight_rows
+from .weights import Weight, check_mean, is_zero, merge_weights, weight_rows
 
 T = TypeVar("T")
 
@@ -246,23 +246,7 @@ class Blend(Algebra):
         Raises:
             TypeError: a term's prompt is a function or not JSON; names the term.
         """
-        terms = [
-            {
-                "name": name,
-                "weight": plain_weight(w),
-                "adapter": term.adapter,
-                "system": term.system,
-                "prompt": plain_prompt(name, term.prompt),
-            }
-            for name, term, w in zip(self.names, self.terms, self.weights, strict=True)
-        ]
-        values = [
-            {"name": name, "weight": plain_weight(w)}
-            for name, w in zip(self.value_names, self.value_weights, strict=True)
-        ]
-        s = self.support
-        support = None if s is None else {f.name: getattr(s, f.name) for f in fields(s)}
-        return {"terms": terms, "values": values, "power": self.power, "support": support}
+        return plain_blend(self)
 
     @classmethod
     def from_dict(cls, d: dict[str, Any], /, **models: Any) -> Blend:
@@ -402,34 +386,6 @@ def as_blend(x: Any, name: str = "blend") -> Blend:
     if not blend.terms:
         raise ValueError(f"{name} is {blend}, values alone; it must have at least one Model")
     return blend
-
-
-@explained()
-def power_mean(models: Sequence[Any], weights: Sequence[Any], r: float) -> Blend:
-    """The power mean of next-token distributions: ``pi ~ (sum_k w_k p_k^r)^(1/r)``.
-
-    ``r = 1`` is the mixture, ``r = -1`` the harmonic mean, and ``r = 0`` the geometric blend
-    ``sum_k w_k log p_k``, an ordinary blend. With ``r != 0`` only values can be added to it.
-
-    Args:
-        models: `Model` terms or bare Hugging Face models.
-        weights: a number or a tensor ``[requests]`` a model, or all of them as an array. With
-            ``r != 0`` none may be negative and they must sum to 1.
-        r: any finite number.
-
-    Raises:
-        TypeError, ValueError: names the argument, what it was and what it must be.
-
-    Source: MOD's decoding rules for f-divergences (Shi et al., arXiv:2406.18853). Every model reads
-    every token; ``r != 0`` reads the logits twice.
-    """
-    if not isinstance(models, (list, tuple)):
-        raise TypeError(f"models is a {type(models).__name__}; it must be a list")
-    weights = weight_list("weights", weights)
-    if not models:
-        raise ValueError("models is empty; it must have at least one model")
-    terms = tuple(as_term(f"models[{k}]", m, Model) for k, m in enumerate(models))
-    return Blend(terms, tuple(weights), power=check_number("r", r))
 
 
 def as_term(name: str, x: Any, kind: type[T]) -> T:

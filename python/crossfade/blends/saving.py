@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import numbers
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,10 +14,33 @@ from ..checks import check_number, did_you_mean
 from ..ops.types import Support
 from .weights import Weight
 
+if TYPE_CHECKING:
+    from .blend import Blend
+
 SAVED = "it must be what Blend.to_dict gives"  # the end of errors
 TERM = {"name", "weight", "adapter", "system", "prompt"}  # the keys of a saved term
 VALUE = {"name", "weight"}  # the keys of a saved value
 BLEND = {"terms", "values", "power", "support"}  # the keys of a saved blend
+
+
+def plain_blend(blend: Blend) -> dict[str, Any]:
+    """What `Blend.to_dict` gives."""
+    terms = [
+        {
+            "name": name,
+            "weight": plain_weight(w),
+            "adapter": term.adapter,
+            "system": term.system,
+            "prompt": plain_prompt(name, term.prompt),
+        }
+        for name, term, w in zip(blend.names, blend.terms, blend.weights, strict=True)
+    ]
+    values = [
+        {"name": name, "weight": plain_weight(w)}
+        for name, w in zip(blend.value_names, blend.value_weights, strict=True)
+    ]
+    support = None if blend.support is None else asdict(blend.support)
+    return {"terms": terms, "values": values, "power": blend.power, "support": support}
 
 
 def plain_weight(w: Weight) -> float | list[float]:
