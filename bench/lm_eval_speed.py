@@ -24,6 +24,7 @@ from crossfade.integrations.lm_eval import CrossfadeLM
 from lm_eval import __version__
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from reports.lm_eval import render
 from tqdm import tqdm
 
 WORDS = "the river walks slowly because old stone roads matter and light falls before rain comes"
@@ -99,6 +100,7 @@ def main() -> None:
         "CrossfadeLM": CrossfadeLM(cf.Model(model, tokenizer=tokenizer), batch_size=args.batch),
     }
     report: dict[str, Any] = {
+        "command": " ".join(["python bench/lm_eval_speed.py", *sys.argv[1:]]),
         "hardware": hardware("cpu"),
         "model": "SmolLM2-135M-Instruct",
         "lm_eval": __version__,
@@ -109,7 +111,7 @@ def main() -> None:
     asked = cases(args.questions, args.words, args.new)
     for name, (kind, given) in tqdm(asked.items(), desc="lm_eval", file=sys.stderr):
         report["cases"][name] = measure(lms, kind, given, args.rounds)
-    print(json.dumps(report, indent=1))
+    print(render(report))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
