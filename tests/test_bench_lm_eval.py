@@ -42,7 +42,7 @@ def test_both_answer_alike_and_the_figures_add_up(
     monkeypatch.setattr(sys, "argv", [*argv, f"--json={file}"])
     lm_eval_speed.main()
     found = json.loads(file.read_text())
-    assert json.loads(capsys.readouterr().out) == found
+    assert "| texts | 2 |" in capsys.readouterr().out
     assert [case["requests"] for case in found["cases"].values()] == [8, 8, 8, 8, 2]
     assert all(len(case["ratios"]) == 2 for case in found["cases"].values())
 

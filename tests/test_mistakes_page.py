@@ -1,0 +1,180 @@
+"""docs/mistakes.md quotes what is read after each mistake, which is made here."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import crossfade as cf
+import pytest
+import torch
+from crossfade import cli
+from tiny_models import lora, make, make_tokenizer
+from transformers import LlamaForSequenceClassification
+
+PAGE = (Path(__file__).parent.parent / "docs" / "mistakes.md").read_text()
+QUOTES = dict(
+    re.findall(r"(?m)^\| (.+?) \| (?:a warning: |the usage of .*?, and )?`(.*)` \|$", PAGE)
+)
+PAIR = ["--model=base=smollm2", "--model=kind=smollm2@sentiment"]
+CHAT = [{"role": "user", "content": "hi"}]
+
+
+def said(mistake: Callable[[], Any]) -> str:
+    """The message of the error, or of the warnings, that a mistake leads to."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            mistake()
+        except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
+            return str(error)
+    return " ".join(str(w.message) for w in caught)
+
+
+def check(typed: str, message: str) -> None:
+    """Require that the parts of the quotation between its dots are said, one after the other."""
+    at = 0
+    for part in QUOTES[typed].split("…"):
+        found = message.find(part.strip(" "), at)
+        assert found >= 0, f"{typed}: {part!r} is not in {message!r}"
+        at = found + len(part.strip(" "))
+
+
+def generate(**arguments: Any) -> Callable[[], Any]:
+    return lambda: cf.generate(make("llama", 0), [[5, 6]], max_new_tokens=2, **arguments)
+
+
+def asked(inputs: Any) -> Callable[[], Any]:
+    term = cf.Model(make("llama", 0), tokenizer=make_tokenizer())
+    return lambda: cf.generate(term, inputs, max_new_tokens=2)
+
+
+ARGUMENTS = {
+    "`cf.generate(..., max_tokens=64)`": {"max_tokens": 64},
+    "`temprature=0.7`": {"temprature": 0.7},
+    '`stop=["\\n"]`': {"stop": ["\n"]},
+    "`n=4`": {"n": 4},
+    "`num_beams=4`": {"num_beams": 4},
+    "`best_of=3`": {"best_of": 3},
+    "`stream=True`": {"stream": True},
+    "`logprobs=5`": {"logprobs": 5},
+    "`messages=[...]`": {"messages": CHAT},
+    "`temperature=0.7` without `do_sample=True`": {"temperature": 0.7},
+    "`generation_config={...}`": {"generation_config": {}},
+}
+
+
+@pytest.mark.parametrize("typed", ARGUMENTS)
+def test_arguments_of_generate(typed: str) -> None:
+    check(typed, said(generate(**ARGUMENTS[typed])))
+
+
+def base_and_others() -> list[cf.Model]:
+    return [cf.Model(make("llama", i), name=name) for i, name in enumerate(("base", "a", "b"))]
+
+
+def far_blend() -> Any:
+    base, a, b = base_and_others()
+    for term in (base, a, b):
+        with torch.no_grad():
+            term.model.get_output_embeddings().weight.mul_(6)
+    return cf.generate(base + 20 * (a - b), [[5, 6]] * 8, max_new_tokens=8, min_new_tokens=8)
+
+
+def hooked() -> Any:
+    model, tokenizer = make("llama", 0), make_tokenizer()
+    pirate = cf.Model(model, tokenizer=tokenizer, system="x", name="pirate")
+    plain = cf.Model(model, tokenizer=tokenizer, name="plain")
+    return model.generate(
+        torch.tensor([[5, 6]]), custom_generate=cf.decode, blend=plain + pirate, max_new_tokens=2
+    )
+
+
+def classifier() -> Any:
+    return LlamaForSequenceClassification(make("llama").config)
+
+
+def algebra(make_mistake: Callable[[Any, Any, Any], Any]) -> Callable[[], Any]:
+    return lambda: make_mistake(*base_and_others())
+
+
+def f(prompts: list[Any], responses: list[str]) -> list[float]:
+    return [-len(text) for text in responses]
+
+
+MISTAKES: dict[str, Callable[[], Any]] = {
+    '`{"role": "User", "content": ...}`': asked([{"role": "User", "content": "hi"}]),
+    '`{"role": "user", "text": ...}`': asked([{"role": "user", "text": "hi"}]),
+    "one message in place of a chat": asked({"role": "user", "content": "hi"}),
+    '`cf.Model("smollm2")`': lambda: cf.Model("smollm2"),
+    "`cf.Model(lm, tok)`": lambda: cf.Model(make(), make_tokenizer()),  # type: ignore[misc]
+    '`cf.Model(peft_model, adapter="sentment")`': lambda: cf.Model(
+        lora(0, make(), "sentiment"), adapter="sentment"
+    ),
+    "`cf.Modle`": lambda: cf.Modle,  # type: ignore[attr-defined]
+    "`a * b`": algebra(lambda base, a, b: a * b),
+    "`a + cf.Reward(f)`": algebra(lambda base, a, b: a + cf.Reward(f)),
+    "`cf.BestOfN(4, tuned - ref)`": algebra(
+        lambda base, a, b: cf.BestOfN(
+            4, cf.Model(a.model, name="tuned") - cf.Model(b.model, name="ref")
+        )
+    ),
+    "`cf.BestOfN(4, classifier)`": lambda: cf.BestOfN(4, classifier()),
+    "`cf.Reward(lambda r: 1.0)`": lambda: cf.Reward(lambda r: 1.0),  # type: ignore
+    "`base + 20 * (a - b)`": far_blend,
+    "`blend.save(...)` of a model made in memory": algebra(
+        lambda base, a, b: (base + a).save("nowhere.json")
+    ),
+    "`custom_generate=cf.decode` and a system prompt": hooked,
+    "`out[0]`": lambda: cf.generate(make(), [[5, 6]], max_new_tokens=1)[0],
+}
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("typed", MISTAKES)
+def test_mistakes_in_python(typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check(typed, said(MISTAKES[typed]))
+
+
+COMMANDS: dict[str, list[str]] = {
+    "`crossfade genrate`": ["genrate"],
+    "`generate --temprature 1`": ["generate", "hi", *PAIR[:1], "--temprature=1"],
+    "`--model smolm2`": ["generate", "hi", "--model=smolm2"],
+    "two models without `--blend`": ["generate", "hi", *PAIR],
+    '`--blend "base + w * (kind - bas)"`': [*PAIR, "--blend=base + w * (kind - bas)"],
+    "a fader without `--fader`": [*PAIR, "--blend=base + w * (kind - base)"],
+    '`--blend "dear(base, kind, 0.5)"`': [*PAIR, "--blend=dear(base, kind, 0.5)"],
+    "`--best-of 4` alone": ["generate", "hi", *PAIR[:1], "--best-of=4"],
+    "`--reward rewards:brevty`": [*PAIR[:1], "--reward=rewards:brevty", "--best-of=2"],
+    "`max_tokens` in a line of `--prompts`": [*PAIR[:1], "--prompts=p.jsonl"],
+}
+
+
+@pytest.mark.parametrize("typed", COMMANDS)
+def test_mistakes_on_the_command_line(
+    typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "rewards", raising=False)
+    Path("rewards.py").write_text("def brevity(prompts, responses):\n    return [0.0]\n")
+    Path("p.jsonl").write_text('{"prompt": "hi", "max_tokens": 3}\n')
+    argv = COMMANDS[typed]
+    if argv[0].startswith("--"):
+        argv = ["generate", *([] if "--prompts=p.jsonl" in argv else ["hi"]), *argv]
+    with contextlib.suppress(SystemExit):  # wrong options leave as argparse does
+        assert cli.main(argv) == 2
+    check(typed, capsys.readouterr().err)
+
+
+def test_every_mistake_of_the_page_is_made_here_or_where_training_is_tested() -> None:
+    made = {*ARGUMENTS, *MISTAKES, *COMMANDS}
+    assert made < set(QUOTES)
+    assert all(x.startswith(("`train`", "lm-eval")) for x in set(QUOTES) - made)
+    assert len(QUOTES) >= 30
