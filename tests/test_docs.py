@@ -33,7 +33,8 @@ def missing(names: list[str], beside: list[Path]) -> list[str]:
 def test_files_that_a_page_names_are_there(page: str) -> None:
     text = (ROOT / page).read_text()
     code = re.findall(rf"`({NAME})`", text)
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    prose = re.sub(r"(?ms)^```.*?^```$", "", text)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", prose)
     assert missing(code, []) == []
     assert missing(links, [(ROOT / page).parent]) == []
 
@@ -67,7 +68,7 @@ def test_every_page_begins_with_an_example() -> None:
     for page in set(DOCS) - others:
         first = re.search(r"(?m)^```(\w+)", (ROOT / page).read_text())
         assert first is not None, page
-        assert first[1] in ("python", "bash"), page
+        assert first[1] in ("python", "bash", "jsonl"), page
 
 
 def test_files_in_the_picture_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
