@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..checks import check_number, explained
 from ..elsewhere import WITHIN
+from ..models.hf import instead_of_model
 from ..ops.types import Support
 from .printing import support_text
 from .weights import Weight, check_weight
@@ -180,3 +181,13 @@ def _fixed(x: Blend) -> str | None:
     if x.power != 0:
         return f"a power mean with r = {x.power:g}, whose weights sum to 1"
     return None if x.support is None else "a blend within a support, which is set last"
+
+
+def instead_of_blend(x: Any) -> str:
+    """The end of an error about `x`, where a blend must be: what to do with it."""
+    instead = instead_of_model(x)
+    if isinstance(x, Sums) or (callable(x) and not instead):
+        return "; a search chooses by a value: generate(blend, inputs, search=BestOfN(16, x))"
+    if isinstance(x, (list, tuple)) and not instead:
+        return "; several are added with weights: 0.5 * a + 0.5 * b"
+    return instead

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from .. import elsewhere
 from ..checks import check_number, explained
 from ..models.adapters import check_adapter
-from ..models.hf import check_language_model, check_tokenizer, instead_of_model, is_scalar
+from ..models.hf import check_language_model, check_tokenizer, is_scalar
 from ..ops.check import MAX_TERMS
 from ..ops.types import Support
-from .algebra import Algebra, Sums
+from .algebra import Algebra, instead_of_blend
 from .printing import blend_text, term_text
 from .saving import check_saved, loaded_support, loaded_weight, plain_blend
 from .terms import Costs, check_name, costs, default_names, distinct_names
@@ -371,16 +371,9 @@ def as_blend(x: Any, name: str = "blend") -> Blend:
     if isinstance(x, nn.Module):
         x = Model(x)
     if not isinstance(x, Algebra):
-        instead = instead_of_model(x)
-        if isinstance(x, Sums) or (callable(x) and not instead):
-            instead = (
-                "; a search chooses by a value: generate(blend, inputs, search=BestOfN(16, x))"
-            )
-        elif isinstance(x, (list, tuple)) and not instead:
-            instead = "; several are added with weights: 0.5 * a + 0.5 * b"
         raise TypeError(
             f"{name} is a {type(x).__name__}; it must be a Blend, a Model or a Hugging Face model"
-            f"{instead}"
+            f"{instead_of_blend(x)}"
         )
     blend = x._blend()
     if not blend.terms:

@@ -17,7 +17,7 @@ from ...decoding.scoring import Scoring
 from ...decoding.settings import check_int
 from ...extras import require
 from ...progress import progress_bar
-from .arguments import from_names
+from .arguments import from_names, rows_at_a_time
 
 require("lm_eval", "lm-eval")  # Its error says how to get it.
 TemplateLM: Any = require("lm_eval.api.model", "lm-eval").TemplateLM
@@ -98,7 +98,7 @@ class CrossfadeLM(TemplateLM):
         self.tokenizer, self._vocabulary = call.tokenizer, call.vocabulary
         self._device = call.device
         self.batch_size = batch_size
-        self.max_batch = _rows(batch_size, max_batch_size)
+        self.max_batch = rows_at_a_time(batch_size, max_batch_size)
         lengths = [rules.resolve_max_length(m.bare.config, self.tokenizer) for m in call.models]
         self.max_length = max_length or min(
             [*lengths, *(m.context for m in call.models if m.context is not None)]
@@ -386,16 +386,6 @@ class CrossfadeLM(TemplateLM):
             stop=until,
             think_end_token=think if isinstance(think, str) else None,
         )
-
-
-def _rows(batch_size: int | str, most: int | None) -> int | None:
-    """How many rows share a forward, at most; None: as many as memory is meant for."""
-    text = str(batch_size)
-    if text.split(":")[0] == "auto":
-        return most
-    if isinstance(batch_size, bool) or not text.isdecimal() or int(text) < 1:
-        raise ValueError(f'batch_size is {batch_size!r}; it must be an int from 1 on, or "auto"')
-    return int(text)
 
 
 @contextmanager

@@ -67,3 +67,13 @@ def _device(given: str | None) -> str:
         log.warning("There is no GPU for device %s: models go to the CPU.", given)
         return "cpu"
     return given
+
+
+def rows_at_a_time(batch_size: int | str, most: int | None) -> int | None:
+    """How many rows share a forward, at most; None: as many as memory is meant for."""
+    text = str(batch_size)
+    if text.split(":")[0] == "auto":
+        return most
+    if isinstance(batch_size, bool) or not text.isdecimal() or int(text) < 1:
+        raise ValueError(f'batch_size is {batch_size!r}; it must be an int from 1 on, or "auto"')
+    return int(text)
