@@ -74,13 +74,21 @@ def test_stats() -> None:
 
 
 def test_scores() -> None:
-    x = cf.Scores(torch.full((2, 2), -1.0), torch.tensor([2, 2]))
+    x = cf.Scores(
+        logprobs=torch.full((2, 2), -1.0),
+        ranks=torch.zeros(2, 2, dtype=torch.int64),
+        lengths=torch.tensor([2, 2]),
+    )
     assert repr(x).splitlines() == [
         "Scores(2 responses)",
         "  0: 2 tokens, log-prob -2, perplexity 2.718",
         "  1: 2 tokens, log-prob -2, perplexity 2.718",
     ]
-    many = cf.Scores(torch.full((20, 2), -1.0), torch.full((20,), 2))
+    many = cf.Scores(
+        logprobs=torch.full((20, 2), -1.0),
+        ranks=torch.zeros(20, 2, dtype=torch.int64),
+        lengths=torch.full((20,), 2),
+    )
     assert repr(many).endswith("... and 12 more")
 
 
