@@ -7,8 +7,11 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
+from crossfade.blends.blend import as_blend
 from crossfade.decoding import scoring
+from crossfade.decoding.call import Call
 from crossfade.decoding.engine import branches, prefill
+from crossfade.decoding.engine.branches import Branches
 from crossfade.decoding.engine.group import Group
 from crossfade.decoding.engine.prefill import Prefill
 from crossfade.decoding.engine.runner import EngineRunner
@@ -104,6 +107,23 @@ def test_responses_that_differ_in_their_last_token_share_a_forward(forwards: lis
     each = [cf.score(model, EXAMPLES, r).logprobs[0] for r in responses]
     for row, own in zip(found.logprobs, each, strict=True):
         torch.testing.assert_close(row[: len(own)], own)
+
+
+@pytest.mark.parametrize(
+    "responses", [[[i] for i in range(40)], [[17, 18, 19, 20], [5], *RESPONSES]]
+)
+def test_requests_that_share_logits_get_them_a_few_at_a_time(responses: list[list[int]]) -> None:
+    """Also beside a longer response, as which they are padded."""
+    asked = [*responses, *[[i] for i in range(20)]]
+    models = Call(as_blend(make("llama", 0)), None).models
+    prompts = [(EXAMPLES,) if i < len(responses) else (PROMPTS[0],) for i in range(len(asked))]
+    read = Branches(models, prompts, asked)
+    most, places = 8 * VOCAB, []
+    for requests, (logits,) in read.read(most):
+        places += requests
+        assert logits.numel() <= most
+        assert len(logits) == len(requests)
+    assert sorted(places) == list(range(len(asked)))
 
 
 def test_it_is_done_only_where_it_saves_enough(forwards: list[int]) -> None:

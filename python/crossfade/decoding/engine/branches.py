@@ -75,8 +75,8 @@ class Branches:
         """Read all texts.
 
         Args:
-            most_logits: how many numbers of logits are held at a time, of all models together,
-                unless one request has more.
+            most_logits: how many numbers of logits are given at a time, of all models together,
+                unless one request has more. As many are held besides, where requests share them.
 
         Yields:
             Some requests, in any order, and each model's logits ``[requests, tokens, V]`` before
@@ -104,8 +104,7 @@ class Branches:
             for reading in zip_longest(*waiting):  # one branch of each prompt that has more
                 found = [x for x in reading if x is not None]
                 for some in self._batches(found, most_logits):
-                    requests = [i for branch in some for i in branch.requests]
-                    yield requests, self._logits(runner, some)
+                    yield from _of_requests(some, self._logits(runner, some), most_logits)
 
     def _branches(self, slot: int, prompt: int) -> list[_Branch]:
         """What is read after a prompt, the longest first.
@@ -136,9 +135,7 @@ class Branches:
     def _batches(self, reading: Sequence[_Branch], most_logits: int) -> Iterator[list[_Branch]]:
         lengths = [len(branch.ids) + 1 for branch in reading]
         columns = sum(m.vocabulary or 1 for m in self.models)
-        numbers = [
-            n * columns * len(branch.requests) for n, branch in zip(lengths, reading, strict=True)
-        ]
+        numbers = [n * columns for n in lengths]
         for some in batches(
             Cost(lengths, max_tokens(self.models[0].device)),
             Cost(numbers, most_logits),
@@ -147,9 +144,8 @@ class Branches:
             yield [reading[j] for j in some]
 
     def _logits(self, runner: EngineRunner, some: Sequence[_Branch]) -> list[Tensor]:
-        """Each model's logits for all requests of these branches, in order."""
+        """Each model's logits ``[branches, tokens, V]``, padded on the left."""
         most = max(len(branch.ids) for branch in some) + 1
-        each_request = [j for j, branch in enumerate(some) for _ in branch.requests]
         found: dict[int, Tensor] = {}
         for group in runner.groups:
             each = [(m, k, branch) for m, k in enumerate(group.terms) for branch in some]
@@ -161,10 +157,7 @@ class Branches:
                 pieces[j].append(z)
             whole = [torch.cat(z) for z in pieces]
             padded = torch.stack([pad(z, (0, 0, most - len(z), 0)) for z in whole])
-            of_terms = padded.unflatten(0, (len(group.terms), -1))
-            if len(each_request) > len(some):
-                of_terms = of_terms[:, each_request]
-            found |= zip(group.terms, of_terms, strict=True)
+            found |= zip(group.terms, padded.unflatten(0, (len(group.terms), -1)), strict=True)
         return [found[k] for k in range(len(self.models))]
 
 
@@ -180,3 +173,17 @@ class _Branch(NamedTuple):
     prompt: tuple[Ids, ...]
     ids: Ids
     requests: list[int]
+
+
+def _of_requests(
+    some: Sequence[_Branch], logits: list[Tensor], most_logits: int
+) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """The requests of these branches, and for each its branch's logits, so many at a time."""
+    each = [(j, i) for j, branch in enumerate(some) for i in branch.requests]
+    if len(each) == len(some):
+        yield [i for _, i in each], logits
+        return
+    size = max(1, most_logits // sum(z[0].numel() for z in logits))
+    for start in range(0, len(each), size):
+        at, requests = zip(*each[start : start + size], strict=True)
+        yield [*requests], [z[[*at]] for z in logits]
