@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,67 @@ class TestWeightsThatHaveChanged:
         shutil.rmtree(home / "base")
         with pytest.raises(OSError, match=r"'a' of .*no folder .*; pass models=\{'a': ...\}"):
             cf.Blend.load(home / "blend.json")
+
+    def test_numbers_and_integers_among_the_weights(self, home: Path) -> None:
+        """A tensor without dimensions has no rows, and one of integers has no dtype to take."""
+        model = models.load(home / "base")[0]
+        model.register_buffer("scale", torch.tensor(1.5))
+        model.register_buffer("places", torch.arange(3))
+        model.save_pretrained(home / "more")
+        blend = cf.Model(model, name="a").within(None)
+        blend.save(home / "blend.json", sources={"a": home / "more"})
+        for name in ("scale", "places"):
+            getattr(model, name).add_(1)
+            with pytest.raises(ValueError, match=f"model of a has another {name} than"):
+                blend.save(home / "blend.json", sources={"a": home / "more"})
+            getattr(model, name).sub_(1)
+
+
+def test_what_could_not_be_read_again_is_not_written(home: Path) -> None:
+    """And the file that was there stays."""
+    base = models.load(home / "base")[0]
+    good, file = cf.Model(base, name="a").within(None), home / "blend.json"
+    good.save(file)
+    before = file.read_text()
+    other = cf.Model(base, name="b", system="be\ud83d")
+    with pytest.raises(ValueError, match=r"blend\.json: .* has half of a surrogate pair"):
+        (good + other).save(file)
+    weights = torch.tensor([1.0, math.nan])
+    with pytest.raises(ValueError, match=r"\['terms'\]\[0\]\['weight'\]\[1\] is nan"):
+        (weights * good).save(file)
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
+def test_other_dtypes(dtype: torch.dtype, home: Path) -> None:
+    model = make("llama", 0).to(dtype)
+    cf.Model(model, name="a").within(None).save(home / "blend.json", sources={"a": None})
+    loaded = cf.Blend.load(home / "blend.json", models={"a": model})
+    assert loaded.terms[0].model is model
+    if dtype is torch.float64:
+        model.save_pretrained(home / "double")
+        model = models.saved.load_model(home / "double", dtype)
+        cf.Model(model, name="a").within(None).save(home / "blend.json")
+        assert cf.Blend.load(home / "blend.json").terms[0].model.dtype is dtype
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"sources": ["a"]}, TypeError, "sources is a list; it must be a mapping"),
+        ({"sources": {"a": 3}}, TypeError, r"sources\['a'\] is a int; it must be a path"),
+        ({"models": ["a"]}, TypeError, "models is a list; it must be a mapping"),
+        ({"dtype": "bf16"}, ValueError, "^dtype is 'bf16'; .*did you mean 'bfloat16'"),
+    ],
+)
+def test_arguments(
+    arguments: dict[str, Any], error: type[Exception], match: str, home: Path
+) -> None:
+    blend, file = cf.Model(models.load(home / "base")[0], name="a").within(None), home / "b.json"
+    blend.save(file)
+    do = blend.save if "sources" in arguments else cf.Blend.load
+    with pytest.raises(error, match=match):
+        do(file, **arguments)
 
 
 def test_functions_are_refused(home: Path) -> None:

@@ -15,15 +15,21 @@ from typing import Any
 
 import torch
 
-from ..models import GUIDES, SMALL_MODEL
+from ..models import GUIDES, SMALL_MODEL, value_heads
 from ..models.saved import HUB_ID
 from ..models.sources import KINDS
 from .saving import BLEND, TERM, VALUE, check_keys, check_saved, shown
 
 FORMAT = 1
 WRITTEN = "it must be what Blend.save writes"  # the end of errors
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-AUTO = "auto"  # the dtype of a model whose weights have several: as they are saved
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+HEAD_DTYPES = sorted(name for name, dtype in DTYPES.items() if dtype in value_heads.DTYPES)
+AUTO = "auto"  # the dtype of a model whose weights have several or another: as they are saved
 MODEL = {"source", "class", "dtype", "adapters"}  # the keys of a model
 OF_A_TERM = {"model", "tokenizer"}  # the keys that a file adds to those of a term
 OF_A_VALUE = {"model", "tokenizer", "head", "head_dtype"}  # the keys that it adds to a value's
@@ -72,7 +78,7 @@ def check(whole: Any, where: str) -> dict[str, Any]:
                     _one_of(f"{at}['adapter']", member["adapter"], names)
             elif member["head"] is not None:
                 _check_source(f"{at}['head']", member["head"])
-                _one_of(f"{at}['head_dtype']", member["head_dtype"], sorted(DTYPES))
+                _one_of(f"{at}['head_dtype']", member["head_dtype"], HEAD_DTYPES)
     for key in known:
         if key not in used:
             raise ValueError(f"{where}['models'] has {key!r}, which no term and no value names")

@@ -13,6 +13,7 @@ from torch import nn
 from .. import reading
 from ..checks import did_you_mean
 from ..models import saved, saved_value_heads, sources, with_adapters
+from ..models.hf import check_dtype
 from ..models.sources import Source
 from .file_format import AUTO, DTYPES, Member, check
 
@@ -36,6 +37,12 @@ def read(
         given: loaded models, by the keys of the file's ``models``: bare, or with a tokenizer as a
             `Model` or a `ValueHead`.
     """
+    if given is not None and not isinstance(given, Mapping):
+        raise TypeError(
+            f"models is a {type(given).__name__}; it must be a mapping, such as {{'base': model}}"
+        )
+    if dtype is not None:
+        check_dtype(dtype)
     file, whole, d = described(path)
     given = dict(given or {})
     for key in given:

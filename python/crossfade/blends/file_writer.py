@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from .. import reading
 from ..checks import did_you_mean
 from ..models import SMALL_MODEL, saved, saved_adapters, sources
 from ..models.adapters import active_adapters, adapter_configs
 from ..models.hf import underlying
 from ..models.sources import Source
 from ..models.value_heads import value_head
-from .file_format import AUTO, FORMAT, Member
+from .file_format import AUTO, DTYPES, FORMAT, Member, check
 
 
 class _Writer:
@@ -110,11 +111,12 @@ class _Writer:
 
     def _add(self, name: str, model: Any, source: Source | None) -> str:
         bare = self.objects[name] = underlying(model)
-        dtypes = {p.dtype for p in bare.parameters() if p.is_floating_point()}
+        dtypes = {_name_of(p.dtype) for p in bare.parameters() if p.is_floating_point()}
+        dtype = dtypes.pop() if len(dtypes) == 1 else AUTO
         self.models[name] = {
             "source": self._near(source),
             "class": type(bare).__name__,
-            "dtype": _name_of(dtypes.pop()) if len(dtypes) == 1 else AUTO,
+            "dtype": dtype if dtype in DTYPES else AUTO,
             "adapters": {},
         }
         return name
@@ -167,6 +169,11 @@ class _Writer:
         self.asked.add(name)
         if name in self.given:
             given = self.given[name]
+            if given is not None and not isinstance(given, (str, os.PathLike)):
+                raise TypeError(
+                    f"sources[{name!r}] is a {type(given).__name__}; it must be a path, a name or "
+                    "None"
+                )
             found = None if given is None else sources.named(given)
             if given is not None and found is None:
                 raise FileNotFoundError(
@@ -214,7 +221,14 @@ def write(
 ) -> None:
     """Write a blend, as `Blend.to_dict` gives it, and the sources of its models."""
     file = saved.expanded(path)
+    if given is not None and not isinstance(given, Mapping):
+        raise TypeError(
+            f"sources is a {type(given).__name__}; it must be a mapping, such as {{'base': FOLDER}}"
+        )
     whole = _Writer(file, given or {}).write(d, members)
+    # What could not be read again is not written, and a file that is there stays as it is.
+    check(whole, str(file))
+    reading.check_unicode(whole, str(file))
     file.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

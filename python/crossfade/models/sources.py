@@ -132,16 +132,19 @@ def on_disk(source: Source) -> Path | None:
 def changed_weight(model: Any, folder: Path) -> str | None:
     """A weight of a model that is not as in the folder that it came from; None if all seem to be.
 
-    The first rows of each tensor are compared, in the model's dtype. Adapters are not looked at.
+    The first rows of each tensor are compared, those of floats in the model's dtype. Adapters are
+    not looked at.
     """
     own = {_plain(name): x for name, x in underlying(model).state_dict().items()}
     for name, shape, rows in _saved_rows(folder):
         x = own.get(name)
         if not isinstance(x, Tensor) or x.is_meta:
             continue
-        if list(x.shape) != shape or not x.is_floating_point():
+        if list(x.shape) != shape:
             return name
-        if not torch.equal(x[:ROWS].cpu() if shape else x.cpu(), rows().to(x.dtype)):
+        y = rows()
+        alike = x.is_floating_point() == y.is_floating_point()
+        if not (alike and torch.equal((x[:ROWS] if shape else x).cpu(), y.to(x.dtype))):
             return name
     return None
 
@@ -186,4 +189,8 @@ def _saved_rows(folder: Path) -> Iterator[tuple[str, list[int], Any]]:
             for name in opened.keys():  # noqa: SIM118  (it is no mapping)
                 part = opened.get_slice(name)
                 shape = list(part.get_shape())
-                yield name, shape, lambda part=part, shape=shape: part[:ROWS] if shape else part[:]
+
+                def rows(name: str = name, part: Any = part, shape: list[int] = shape) -> Tensor:
+                    return part[:ROWS] if shape else opened.get_tensor(name)
+
+                yield name, shape, rows
