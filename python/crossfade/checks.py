@@ -64,7 +64,8 @@ def explained(meant: Mapping[str, str] | None = None) -> Callable[[F], F]:
 
     def explain(f: F) -> F:
         inner: Any = vars(f)["__init__"] if isinstance(f, type) else f
-        skipped = int(isinstance(f, type) or next(iter(inspect.signature(f).parameters)) == "self")
+        first = next(iter(inspect.signature(f).parameters))
+        skipped = int(isinstance(f, type) or first in ("self", "cls"))
         each = list(inspect.signature(inner).parameters.values())[skipped:]
         takes_any = any(p.kind is p.VAR_KEYWORD for p in each)
         named = [p.name for p in each if p.kind is not p.VAR_KEYWORD]

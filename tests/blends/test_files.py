@@ -297,6 +297,8 @@ def test_other_dtypes(dtype: torch.dtype, home: Path) -> None:
     [
         ({"sources": ["a"]}, TypeError, "sources is a list; it must be a mapping"),
         ({"sources": {"a": 3}}, TypeError, r"sources\['a'\] is a int; it must be a path"),
+        ({"source": {}}, TypeError, "unknown argument 'source'; did you mean 'sources'"),
+        ({"model": {}}, TypeError, "load got an unknown argument 'model'; did you mean 'models'"),
         ({"models": ["a"]}, TypeError, "models is a list; it must be a mapping"),
         ({"dtype": "bf16"}, ValueError, "^dtype is 'bf16'; .*did you mean 'bfloat16'"),
     ],
@@ -306,7 +308,7 @@ def test_arguments(
 ) -> None:
     blend, file = cf.Model(models.load(home / "base")[0], name="a").within(None), home / "b.json"
     blend.save(file)
-    do = blend.save if "sources" in arguments else cf.Blend.load
+    do = blend.save if "source" in next(iter(arguments)) else cf.Blend.load
     with pytest.raises(error, match=match):
         do(file, **arguments)
 

@@ -289,6 +289,7 @@ class Blend(Algebra):
             loaded_support(d["support"]),
         )
 
+    @explained()
     def save(
         self, path: str | os.PathLike[str], *, sources: Mapping[str, Any] | None = None
     ) -> None:
@@ -296,10 +297,9 @@ class Blend(Algebra):
 
         Models are named by where they came from, and their weights are not saved: a folder, an id
         on the Hugging Face hub with its revision, or a model or guide of crossfade's. A folder
-        below the file's own is written relative to the file, so that both can be moved together,
-        any other as an absolute path. A model whose weights are not those of its source any more is
-        refused, as far as the first rows of each tensor show it. An adapter that is "active" is
-        saved by its name.
+        below the file's own is written relative to the file, so that both can be moved together.
+        A model whose weights are not those of its source any more is refused, as far as the first
+        rows of each tensor show it. An adapter that is "active" is saved by its name.
 
         Args:
             path: the file, which by custom ends in ``.json``.
@@ -308,9 +308,9 @@ class Blend(Algebra):
                 ``{"base@kind": FOLDER}``. None for a model says that `load` will be given it.
 
         Raises:
-            TypeError: as in `to_dict`.
-            ValueError: a model, adapter or tokenizer has no known source, or has other weights than
-                there; names it. OSError: a source or the file's folder is not there.
+            TypeError: as in `to_dict`, or `sources` is no mapping to paths.
+            ValueError: a model, adapter or tokenizer has no known source, or other weights than
+                there, or `load` could not read the file; names it. OSError: a source is not there.
         """
         from . import file_format, file_writer
 
@@ -321,6 +321,7 @@ class Blend(Algebra):
         file_writer.write(path, self.to_dict(), members, sources)
 
     @classmethod
+    @explained()
     def load(
         cls,
         path: str | os.PathLike[str],
