@@ -43,6 +43,28 @@ def read(output: Any, tokenizer: Any) -> str:
     return tokenizer.decode(output.sequences[0, : output.prompt_length])
 
 
+def test_they_reach_the_hook(model: PreTrainedModel, knowing: PreTrainedTokenizerFast) -> None:
+    given: dict[str, Any] = {"tools": [PLOT], "chat_template_kwargs": {"style": "bright"}}
+    ids = knowing.apply_chat_template(
+        [CHAT],
+        tools=[PLOT],
+        style="bright",
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    kind = cf.Model(model, tokenizer=knowing, system="great")
+    blend = cf.Model(model, tokenizer=knowing) + kind
+    how: dict[str, Any] = {"max_new_tokens": 5, "return_dict_in_generate": True, **given}
+    hook: dict[str, Any] = {"custom_generate": cf.decode, "blend": blend, **how}
+    theirs = model.generate(**ids, **hook, blend_inputs=CHAT)
+    ours = cf.generate(blend, CHAT, **how)
+    assert torch.equal(theirs.sequences, ours.sequences)
+    assert theirs.text == ours.text
+    with pytest.raises(ValueError, match=r"tools are given, and .* pass blend_inputs="):
+        model.generate(**ids, **{**hook, "blend": model})
+
+
 def test_every_terms_template_gets_them(
     model: PreTrainedModel, knowing: PreTrainedTokenizerFast
 ) -> None:

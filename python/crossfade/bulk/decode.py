@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..decoding.driver import ROWS, Driver
-from ..decoding.engine.options import Engine
+from ..decoding.engine.options import Engine, check_engine
 from ..decoding.forms import Request, request
 from ..decoding.generation import Generation
 from ..decoding.inputs import Requests
@@ -78,8 +78,7 @@ def decode(
         )
     if progress is not None and not callable(progress):
         raise TypeError(f"progress is a {type(progress).__name__}; it must be a function or None")
-    if engine is not None and not isinstance(engine, Engine):
-        raise TypeError(f"engine is a {type(engine).__name__}; it must be a crossfade.Engine")
+    check_engine(engine)
     for name in ("streamer", "cache", "return_cache", "attention_mask"):
         given = generation.pop(name, None)
         if given is not None and given is not False:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from ..ops import check
 from ..search import ChunkBeamSearch
 from . import settings
 from .call import Call, Seed, blend_and_search, seeds_and_streams
+from .chats import template_arguments
 from .driver import Driver
 from .each import Each, stop_criterion, take_each
 from .ends import check_ids
@@ -88,6 +89,8 @@ def decode(
     kl_to: Any = None,
     return_kl_to_base: bool = False,
     engine: Engine | None = None,
+    tools: Sequence[Any] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Decode a blend from inside Hugging Face: the value of ``custom_generate``.
@@ -118,6 +121,8 @@ def decode(
         seed, engine: as in `crossfade.generate`.
         return_term_logprobs, kl_to, return_kl_to_base: as in `crossfade.generate`; they need
             ``return_dict_in_generate=True``.
+        tools, chat_template_kwargs: what chat templates are given besides the chats of
+            `blend_inputs`, as in `crossfade.generate`.
 
     Returns:
         What ``generate`` returns: sequences, or with ``return_dict_in_generate=True`` a
@@ -157,7 +162,8 @@ def decode(
     pad = 0 if stated is None else int(stated)
 
     call = Call(blend, blend_tokenizer, references_of(blend, kl_to, return_kl_to_base))
-    requests = _requests(given, call.members, blend_inputs)
+    chat = template_arguments(tools, chat_template_kwargs)
+    requests = _requests(given, call.members, blend_inputs, chat)
     each, stops = _stops(blend_stop_strings, call.tokenizer, len(requests))
     if stops and each.stop_strings is None:
         stopping_criteria = [*stopping_criteria, stop_criterion(stops, call.tokenizer)]
@@ -194,9 +200,15 @@ def decode(
     return output.sequences.to(input_ids.device)
 
 
-def _requests(given: Prompts, members: Members, inputs: Any) -> Requests:
+def _requests(given: Prompts, members: Members, inputs: Any, chat: Mapping[str, Any]) -> Requests:
     """What the terms read: the ids that Hugging Face gives, or the texts that they were made of."""
     if inputs is None:
+        if chat:
+            what = "tools are" if "tools" in chat else "chat_template_kwargs is"
+            raise ValueError(
+                f"{what} given, and generate hands over token ids, which go through no chat "
+                "template; pass blend_inputs=, the chats that the ids were made of"
+            )
         for name, term in zip(members.names, members.all, strict=True):
             if isinstance(term, Model) and term.system is not None and term.prompt is None:
                 raise ValueError(
@@ -211,7 +223,7 @@ def _requests(given: Prompts, members: Members, inputs: Any) -> Requests:
             f"blend_inputs has {len(requests)} entries; it must have {len(given.ids)}, one for "
             "each row of input_ids"
         )
-    return requests
+    return replace(requests, chat=chat)
 
 
 def _first_prompt(given: Prompts, read: Prompts, blend: Blend, *, from_ids: bool) -> Prompts:
@@ -235,7 +247,7 @@ def _first_prompt(given: Prompts, read: Prompts, blend: Blend, *, from_ids: bool
             f"it, and input_ids has {len(ids)}, which differ from token {at} on; input_ids must be "
             "what the first term reads, with its system prompt and the chat template's own tokens"
         )
-    return Prompts(given.ids, given.mask, read.items)
+    return replace(read, ids=given.ids, mask=given.mask)
 
 
 def _stops(texts: Any, tokenizer: Any, requests: int) -> tuple[Each, list[str]]:
