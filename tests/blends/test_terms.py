@@ -56,6 +56,7 @@ class TestNames:
             ("/cache/smollm2-135m-instruct-b179c952-v1", "smollm2_135m_instruct"),
             ("org/llama-3.1-8b", "llama_3_1_8b"),
             ("org/gpt-decade", "gpt_decade"),
+            ("runs/kind-20240131", "kind_20240131"),
             ("", "model0"),
             ("/", "model0"),
             ("org/7b", "_7b"),

@@ -12,8 +12,9 @@ from ..models.hf import underlying
 from .printing import short
 
 CHECKPOINT = re.compile(r"(checkpoint|step|epoch|global_step)[-_]?\d+")
-# A hash of at least eight digits, one of them no letter, with a version after it or not.
-HASH = re.compile(r"[-_.](?=[a-f]*\d)[0-9a-f]{8,64}([-_.]v\d+)?$")
+# A hash of at least eight hexadecimal digits, with a version after it or not. It has letters and
+# numbers: what has letters alone is a word, and what has numbers alone is a date.
+HASH = re.compile(r"[-_.](?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{8,64}([-_.]v\d+)?$")
 
 
 def check_name(name: Any) -> None:
