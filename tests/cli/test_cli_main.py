@@ -59,12 +59,13 @@ def test_what_argparse_refuses_is_said_with_the_usage_of_the_command(
 
 @pytest.mark.parametrize("command", ["", *(c.__name__.rpartition(".")[2] for c in COMMANDS)])
 def test_help_is_complete_and_its_examples_are_read(
-    command: str, capsys: pytest.CaptureFixture[str]
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"] if command else ["--help"])
     text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 80
     examples = text.replace("\\\n", " ").splitlines()
     for line in (x for x in examples if x.startswith("  crossfade ")):
         argv = shlex.split(line.partition("<")[0])[1:]

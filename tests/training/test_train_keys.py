@@ -87,13 +87,18 @@ def test_rows_and_examples(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_help_shows_all_keys(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_all_keys(
+    kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit, match="0"):
         cli.main(["train", kind, "--help"])
     told = capsys.readouterr().out
     for name in (*keys.SETTINGS, *keys.KINDS[kind].own, *keys.KINDS[kind].arguments, *keys.LORA):
         assert f"\n  {name} " in told
-    assert all(row in told for row in keys.KINDS[kind].rows)
+    rows = [f"  {row}" for row in keys.KINDS[kind].rows]
+    assert set(rows) <= set(told.splitlines())
+    assert all(len(line) <= 80 for line in told.splitlines() if line not in rows)
     assert ("\n  simpo " in told) == (kind == "dpo")
     assert ("\n  rank " in told) == (kind == "value")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HELP = "Talk to a blend of models, and move its faders while you do."
-USAGE = "--model [NAME=]PATH [--model ...] [--blend FORMULA] [options]"
+USAGE = "--model [NAME=]PATH ... [options]"
 COMMANDS = """\
 /w                  show the faders
 /w NAME NUMBER      move a fader: from the next answer on
@@ -25,15 +25,17 @@ COMMANDS = """\
 /reset              begin a new conversation
 /system [TEXT]      set the system prompt, or remove it
 /seed NUMBER        draw other answers
-/save FILE          write the conversation to FILE, as a line that --prompts reads
+/save FILE          write the conversation to FILE, as --prompts reads it
 /help               show this
 /quit               leave; so does Ctrl-D, and Ctrl-C ends an answer
 """
 EXAMPLES = f"""\
-A message is a line; one that ends in \\ goes on in the next. Lines that begin with / are commands:
+A message is a line; one that ends in \\ goes on in the next. Lines that begin
+with / are commands:
 
 {COMMANDS}
-Answers go to stdout and all else to stderr, so that messages can come from a file:
+Answers go to stdout and all else to stderr, so that messages can come from a
+file:
   crossfade chat --model smollm2 < messages.txt > answers.txt
 
 example:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .fader import Settings
 
 OWN_SAMPLES = 16  # texts at each position to each prompt of the user's own
-HELP = "Fade a small model from gloomy to cheerful, and show what that does to its texts."
+HELP = "Fade a small model from gloomy to cheerful, and show how its texts change."
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -14,22 +14,27 @@ if TYPE_CHECKING:
     from ..loading import Plan
 
 HELP = "Let a blend of models answer prompts, and write a JSON line for each."
-USAGE = "[PROMPT ...] --model [NAME=]PATH [--model ...] [--blend FORMULA] [options]"
+USAGE = "[PROMPT ...] --model [NAME=]PATH ... [options]"
 EXAMPLES = """\
-A line of --prompts FILE.jsonl, and of JSON lines on stdin, has a "prompt" or the "messages" of a
-chat. It may have settings of its own, which go before those of the options:
-  "weights" ({"w": 0.8}, faders by name), "seed" (which is used as it is, so that equal lines give
-  equal texts), "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop" (a text or
-  several) and "system" (a system prompt for all models).
-"id" and "metadata" may be anything and are copied to the result. Other keys are refused, unless
---keep names them.
+A line of --prompts FILE.jsonl, and of JSON lines on stdin, has a "prompt" or
+the "messages" of a chat. It may have settings of its own, which go before those
+of the options:
+  "weights" ({"w": 0.8}, faders by name), "seed" (which is used as it is, so
+  that equal lines give equal texts), "max_new_tokens", "temperature", "top_k",
+  "top_p", "min_p", "stop" (a text or several) and "system" (a system prompt for
+  all models).
+"id" and "metadata" may be anything and are copied to the result. Other keys are
+refused, unless --keep names them.
 
 examples:
   crossfade generate "Why is the sky blue?" --model smollm2 --stream
-  crossfade generate "Write a haiku." --model smollm2 --temperature 0.8 --n 3 --text
-  crossfade generate --prompts prompts.jsonl --model base=smollm2 --model kind=smollm2@sentiment \\
-      --blend "base + w * (kind - base)" --fader w=0.8 --output answers.jsonl --resume
-  crossfade generate "Tell me a story." --model smollm2 --reward rewards:brevity --best-of 8
+  crossfade generate "Write a haiku." --model smollm2 --n 3 --text
+  crossfade generate --prompts prompts.jsonl \\
+      --model base=smollm2 --model kind=smollm2@sentiment \\
+      --blend "base + w * (kind - base)" --fader w=0.8 \\
+      --output answers.jsonl --resume
+  crossfade generate "Tell me a story." --model smollm2 \\
+      --reward rewards:brevity --best-of 8
 """
 # Keys of results, which --keep must not name.
 RESULT = {"index", "prompt", "settings", "text", "tokens", "logprob", "finished", "failed", "value"}

@@ -8,7 +8,7 @@ import json
 from . import options
 
 HELP = "Show the formula of a blend, and the models that it runs for every token."
-USAGE = "--model [NAME=]PATH [--model ...] [--blend FORMULA] [options]"
+USAGE = "--model [NAME=]PATH ... [options]"
 EXAMPLES = """\
 example:
   crossfade inspect --model base=smollm2 --model kind=smollm2@sentiment \\

@@ -26,8 +26,9 @@ examples:
   crossfade chat --model base=smollm2 --model kind=smollm2@sentiment \\
       --blend "base + w * (kind - base)" --fader w=0.8
 
-smollm2 is a small model that is downloaded when it is first used. Each command has a --help.
-The exit status is 0, 2 after a mistake, 130 after Ctrl-C, and 1 if the reader of a pipe has left.
+smollm2 is a small model that is downloaded when it is first used. Each command
+has a --help. The exit status is 0, 2 after a mistake, 130 after Ctrl-C, and 1
+if the reader of a pipe has left.
 """
 
 

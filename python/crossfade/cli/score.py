@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from ..bulk.records import Results
     from ..loading import Loaded
 
-HELP = "Say how likely a blend of models finds given responses: log-probs and perplexities."
-USAGE = "FILE --model [NAME=]PATH [--model ...] [--blend FORMULA] [options]"
+HELP = "Say how likely a blend finds given responses: log-probs and perplexities."
+USAGE = "FILE --model [NAME=]PATH ... [options]"
 EXAMPLES = """\
-A line of FILE has a "prompt" or the "messages" of a chat, and a "response"; it may also have
-"weights" ({"w": 0.8}, faders by name), "system" (a system prompt for all models), "id" and
-"metadata", which are copied to the result. Other keys are refused, unless --keep names them.
+A line of FILE has a "prompt" or the "messages" of a chat, and a "response". It
+may also have "weights" ({"w": 0.8}, faders by name), "system" (a system prompt
+for all models), and "id" and "metadata", which are copied to the result. Other
+keys are refused, unless --keep names them.
 
 example:
-  crossfade score answers.jsonl --model base=smollm2 --model kind=smollm2@sentiment \\
+  crossfade score answers.jsonl \\
+      --model base=smollm2 --model kind=smollm2@sentiment \\
       --blend "0.5 * base + 0.5 * kind" --terms
 """
 RESULT = {"index", "logprob", "tokens", "perplexity", "terms", "response", "prompt", "messages"}

@@ -16,7 +16,7 @@ from ..training import keys
 from .options import quiet
 
 HELP = "Train an adapter, a model or a value function, with the settings of a file."
-WIDTH = 96  # of the texts at the end of --help
+WIDTH = 80  # of the texts at the end of --help, whose rows of data alone may be longer
 LISTED = {
     "arguments": "every key of arguments, with its default",
     "lora": "every key of lora",

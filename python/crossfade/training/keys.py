@@ -146,8 +146,8 @@ KINDS = {
         ),
         columns="With loss: modpo each row also has margins, such as [0.5, -1.0]: by how much the "
         "reward of each other objective is higher for chosen.",
-        example="loss: sigmoid\nloss_options: {beta: 0.1}\narguments: {output_dir: tuned, "
-        "learning_rate: 1e-4, precompute_ref_log_probs: true}",
+        example="loss: sigmoid\nloss_options: {beta: 0.1}\n"
+        "arguments: {output_dir: tuned, learning_rate: 1e-4}",
     ),
     "kto": Kind(
         does="Learn from single responses, each of which is labelled good or bad.",
