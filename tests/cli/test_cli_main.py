@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import runpy
 import shlex
 import sys
@@ -83,6 +84,31 @@ def test_a_warning_is_a_line(
     monkeypatch.setattr(info, "run", run)
     assert cli.main(["info"]) == 0
     assert capsys.readouterr().err == "crossfade info: warning: half of it\n"
+
+
+def test_closed_streams_lose_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_: object) -> int:
+        print("a result", flush=True)
+        print(sys.stdout.encoding, file=sys.stderr)
+        return 0
+
+    monkeypatch.setattr(info, "run", run)
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(["info"]) == 0
+    assert sys.stdout is None
+
+
+def test_what_stdout_cannot_write_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_: object) -> int:
+        print("\N{SNOWMAN}", flush=True)
+        return 0
+
+    written = io.BytesIO()
+    monkeypatch.setattr(info, "run", run)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert cli.main(["info"]) == 0
+    assert written.getvalue() == b"\\u2603\n"
 
 
 def test_a_traceback_is_shown_on_request(paths) -> None:

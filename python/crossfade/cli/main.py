@@ -9,10 +9,12 @@ of crossfade inside functions only, so that ``crossfade --help`` does not wait f
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,9 +42,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         after Ctrl-C, and 1 if whoever reads stdout has closed it.
     """
     arguments = parser().parse_args(argv)
-    with warnings.catch_warnings():
+    with _open_streams(), warnings.catch_warnings():
         warnings.showwarning = partial(_show, arguments.command)
         return _run(arguments)
+
+
+@contextlib.contextmanager
+def _open_streams() -> Iterator[None]:
+    """Let printing work where stdout or stderr is closed, as by ``>&-``: what is printed is lost.
+
+    Characters that the encoding of stdout does not have are escaped, as they are on stderr.
+    """
+    with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
+        if sys.stdout is None:
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        if sys.stderr is None:
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")
+        yield
 
 
 def _run(arguments: argparse.Namespace) -> int:
