@@ -171,6 +171,18 @@ MISTAKES = {
         ["generate", "a", "--model={base}", "--greedy", "--n=2"],
         "--greedy and --n 2 are both given; all texts would be equal",
     ),
+    "texts without a draw": (
+        ["generate", "a", "--model={base}", "--temperature=0", "--n=2"],
+        "--temperature 0 and --n 2 are both given; all texts would be equal",
+    ),
+    "search without a draw": (
+        ["generate", "a", *TWO, "--blend=a", "--value=b-a", "--best-of=2", "--temperature=0"],
+        "--temperature 0 is given with a search, which draws",
+    ),
+    "line without a draw": (
+        ["generate", "--model={base}", "--prompts={cold}", "--n=2"],
+        'prompt 0 has the "temperature" 0, and several texts are drawn',
+    ),
     "more than the search keeps": (
         ["generate", "a", *TWO, "--blend=a", "--value=b-a", "--best-of=2", "--n=3"],
         "--n is 3; it must be at most 2, as --best-of keeps",
@@ -247,6 +259,7 @@ FILES = {  # by what a mistake calls them
     "deep": ("deep.jsonl", b"[" * 100_000),
     "typo": ("typo.jsonl", b'{"prompt": "a", "reponse": "b"}'),
     "hot": ("hot.jsonl", b'{"prompt": "a", "response": "b", "temperature": 1}'),
+    "cold": ("cold.jsonl", b'{"prompt": "a", "temperature": 0}'),
     "weights": ("weights.jsonl", b'{"prompt": "a", "weights": {"w": 1}}'),
     "number": ("number.jsonl", b'{"prompt": 3}\n{"prompt": 4}\n'),
 }

@@ -122,9 +122,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from ..bulk import prompts, records
 
-    several = (arguments.n or 1) > 1
-    common = options.writing(arguments, draws=several and not arguments.greedy)
     _check(arguments)
+    common = options.writing(arguments, draws=(arguments.n or 1) > 1)
     options.check_output(arguments.output, arguments.resume)
     lines = prompts.read_prompts(arguments.prompt, arguments.prompts, keep=arguments.keep)
     plan = options.plan_of(arguments)
@@ -154,10 +153,13 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{value} is given without --best-of or --search, one of which must go with it"
         )
-    if searches and arguments.greedy:
-        raise ValueError("--greedy is given with a search, which draws its texts at random")
-    if arguments.greedy and (arguments.n or 1) > 1:
-        raise ValueError(f"--greedy and --n {arguments.n} are both given; all texts would be equal")
+    greedy = "--greedy" if arguments.greedy else None
+    if arguments.temperature == 0:
+        greedy = "--temperature 0"
+    if searches and greedy:
+        raise ValueError(f"{greedy} is given with a search, which draws its texts at random")
+    if greedy and (arguments.n or 1) > 1:
+        raise ValueError(f"{greedy} and --n {arguments.n} are both given; all texts would be equal")
     width = arguments.best_of or (arguments.search or [None])[0]
     if width and (arguments.n or 1) > width:
         raise ValueError(f"--n is {arguments.n}; it must be at most {width}, as {searches} keeps")
@@ -184,10 +186,13 @@ def _check_lines(arguments: argparse.Namespace, lines: Sequence[Line], plan: Pla
             f"--stream is given with {len(lines)} prompts; it is for one. Without it, each line is "
             "written as soon as its text has ended"
         )
+    draws = arguments.best_of or arguments.search or (arguments.n or 1) > 1
     for i, line in enumerate(lines):
         drawn = [name for name in options.SAMPLING if name in line.settings]
         if arguments.greedy and drawn:
             raise ValueError(f'--greedy is given, and prompt {i} has a "{drawn[0]}", for draws')
+        if draws and line.settings.get("temperature") == 0:
+            raise ValueError(f'prompt {i} has the "temperature" 0, and several texts are drawn')
     options.check_lines(arguments, lines, plan)
 
 
