@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from crossfade import cli
 from crossfade.bulk.records import seed_of
 from crossfade.cli import chat
+from crossfade.cli.main import parser
 from crossfade.cli.streaming import Printer
 from crossfade.decoding import generation
 from transformers import PreTrainedTokenizerFast
@@ -24,7 +26,8 @@ FADED = ["--blend=base + w * (tuned - ref)", "--fader=w=0.5", "--max-new-tokens=
 def talk(
     paths: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    """Gives messages to a chat, and gives back what it prints and says, and all its outputs."""
+    """Gives messages to a chat, typed at a terminal or not, and gives back what it prints and says,
+    and all its outputs."""
     outputs: list[cf.Output] = []
     generate = generation.generate
 
@@ -34,12 +37,17 @@ def talk(
 
     monkeypatch.setattr("crossfade.decoding.generate", kept)
 
-    def call(*messages: str, options: tuple[str, ...] = tuple(FADED)) -> Any:
+    def call(
+        *messages: str, options: tuple[str, ...] = tuple(FADED), typed: bool = True, status: int = 0
+    ) -> Any:
         outputs.clear()
-        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{m}\n" for m in messages)))
-        assert cli.main(["chat", *trio(paths)[:3], *options]) == 0
+        stdin = io.StringIO("".join(f"{m}\n" for m in messages))
+        stdin.isatty = lambda: typed  # type: ignore[method-assign]
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert cli.main(["chat", *trio(paths)[:3], *options]) == status
         out, err = capsys.readouterr()
-        return out, err.splitlines()[1:], list(outputs)
+        said = re.sub(r"> |\.\.\. ", "", err).splitlines()[1:]  # without the prompts
+        return out, [line for line in said if line], list(outputs)
 
     return call
 
@@ -107,6 +115,7 @@ def test_commands_change_the_conversation(talk, paths, tmp_path: Path) -> None:
         ("/again", "error: there is no answer yet"),
         ("/undo", "error: there is no message to take back"),
         ("/seed x", "error: /seed x: it must be a whole number below 2**64"),
+        ("/seed \u00b2", "error: /seed \u00b2: it must be a whole number below 2**64"),
         ("/save", "error: /save needs the name of a file"),
         ("/save /not/here/x", "error: /save is '/not/here/x': there is no folder '/not/here'"),
         ("/quiz", "error: there is no command /quiz; did you mean '/quit'?"),
@@ -147,9 +156,69 @@ def test_an_interrupt_ends_an_answer(talk, monkeypatch: pytest.MonkeyPatch, at: 
     assert whole[1].startswith(found[1])
     assert len(found[1]) < len(whole[1])
     assert bool(found[1]) == bool(at)
-    assert said == ([] if at else ["interrupted: the message is taken back"])
+    assert said == ([] if at else ["interrupted: the conversation is as it was before"])
     read = outputs[2].stats.models[0].tokens - outputs[2].stats.tokens
     assert read < outputs[2].prompt_length - 4, "the cache of the first answer is gone on from"
+
+
+def test_a_mistake_in_a_file_of_messages_is_told_by_the_status(talk) -> None:
+    out, said, _ = talk("/w v 2", "a", typed=False, status=2)
+    assert said == ["error: there is no fader 'v'; the faders are w"]
+    assert len(out.splitlines()) == 1
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_an_interrupt_ends_a_file_of_messages(
+    talk, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    put, puts = Printer.put, []
+
+    def interrupted(self: Printer, tokens: Any) -> None:
+        puts.append(self)
+        if len(puts) == at + 1:
+            raise KeyboardInterrupt
+        put(self, tokens)
+
+    monkeypatch.setattr(Printer, "put", interrupted)
+    _, said, outputs = talk("a b c", "d", typed=False, status=130)
+    assert said == ["interrupted"]
+    assert len(outputs) == 1
+
+
+def test_an_interrupt_between_messages_of_a_pipe_ends_the_chat(monkeypatch) -> None:
+    stdin = io.StringIO()
+    monkeypatch.setattr("sys.stdin", stdin)
+
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stdin, "readline", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        chat.read(interactive=False)
+
+
+def test_nobody_who_reads_the_answers_ends_the_chat(paths, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\n"))
+
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Printer, "_print", closed)
+    with pytest.raises(BrokenPipeError):
+        chat.run(parser().parse_args(["chat", *trio(paths)[:3], *FADED]))
+
+
+def test_messages_in_a_file_are_utf8(talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = io.BytesIO("\ufeff/\N{SNOWMAN}\n".encode())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(data, encoding="ascii"))
+    assert not chat._interactive()
+    assert chat.read(interactive=False) == "/\N{SNOWMAN}"
+
+
+def test_a_closed_stdin(paths, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert cli.main(["chat", *trio(paths)]) == 2
+    assert "stdin is closed" in capsys.readouterr().err
 
 
 def test_a_model_without_a_template_cannot_chat(

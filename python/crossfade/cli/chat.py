@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -51,36 +52,53 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     writing = options.writing(arguments)
+    if sys.stdin is None:
+        raise ValueError("stdin is closed; messages must come from there")
     plan = options.plan_of(arguments)
     plan.check()
     conversation = Conversation(options.load(arguments, plan), arguments.seed, writing)
     talk = _Talk(conversation)
+    interactive = _interactive()
     say(f"{conversation}  (/help shows the commands, /quit leaves)")
-    while (message := read()) is not None:
+    status = 0
+    while (message := read(interactive)) is not None:
         try:
             if not talk.take(message):
                 break
+        except BrokenPipeError:  # Nobody reads the answers any more.
+            raise
         except (ValueError, TypeError, OSError) as error:  # A mistake does not end the chat.
             say(f"error: {error}")
+            status = 0 if interactive else 2
         except KeyboardInterrupt:
-            say("interrupted: the message is taken back")
-    return 0
+            if not interactive:
+                raise
+            say("interrupted: the conversation is as it was before")
+        if conversation.interrupted and not interactive:
+            raise KeyboardInterrupt
+    return status
 
 
-def read() -> str | None:
-    """A message from stdin, without what is around it; None at its end."""
+def read(interactive: bool) -> str | None:
+    """A message from stdin, without what is around it; None at its end.
+
+    Args:
+        interactive: whether it is typed at a terminal, where Ctrl-C begins it anew.
+    """
     lines: list[str] = []
     while True:
         try:
-            line = input("... " if lines else "> ") if _interactive() else sys.stdin.readline()
+            line = ask("... " if lines else "> ") if interactive else sys.stdin.readline()
         except EOFError:
             say("")
             return None
         except KeyboardInterrupt:
+            if not interactive:
+                raise
             say("\n(/quit or Ctrl-D leaves)")
             lines = []
             continue
-        if not line and not _interactive():
+        if not line and not interactive:
             return "\n".join(lines).strip() or None
         lines.append(line.rstrip("\n"))
         if lines[-1].endswith("\\"):
@@ -89,17 +107,35 @@ def read() -> str | None:
         return "\n".join(lines).strip()
 
 
+def ask(prompt: str) -> str:
+    """A line that is typed at the terminal. `input` would put the prompt among the answers.
+
+    Raises:
+        EOFError: after Ctrl-D.
+    """
+    if sys.stdout.isatty():
+        return input(prompt)
+    print(prompt, end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line
+
+
 def say(text: str) -> None:
     """Say something that is no answer."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _interactive() -> bool:
-    if not sys.stdin.isatty():
-        return False
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 (with it, input() has a history)
-    return True
+    """Whether messages are typed at a terminal. If not, they are read as UTF-8."""
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 (with it, input() has a history)
+        return True
+    if isinstance(sys.stdin, io.TextIOWrapper):  # as files are read, whatever the locale says
+        sys.stdin.reconfigure(encoding="utf-8-sig")
+    return False
 
 
 class _Talk:
@@ -154,7 +190,7 @@ class _Talk:
         self.conversation.set_system(text or None)
 
     def seed(self, text: str) -> None:
-        if not text.isdigit() or int(text) >= 2**64:
+        if not text.isdecimal() or len(text) > 20 or int(text) >= 2**64:
             raise ValueError(f"/seed {text}: it must be a whole number below 2**64")
         self.conversation.seed = int(text)
 

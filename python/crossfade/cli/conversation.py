@@ -25,6 +25,7 @@ class Conversation:
     Attributes:
         messages: the conversation so far.
         faders: where each fader stands.
+        interrupted: whether Ctrl-C has cut the last answer.
 
     Raises:
         ValueError: a model of the blend has no chat template.
@@ -37,6 +38,7 @@ class Conversation:
         self.faders = dict(loaded.faders)
         self.messages: list[dict[str, str]] = []
         self.cache: Any = None
+        self.interrupted = False
         self.keeps = True  # whether what was read is kept
         for name, term in loaded.terms.items():
             if not has_template(term.tokenizer):
@@ -117,7 +119,8 @@ class Conversation:
         sys.stdout.flush()
         if bool(out.failed[0]):
             raise ValueError("there is no answer; /undo or /reset makes the conversation shorter")
-        if out.stats.interrupted and not out.text[0]:
+        self.interrupted = out.stats.interrupted
+        if self.interrupted and not out.text[0]:
             raise KeyboardInterrupt
         self.cache = self.cache if out.cache is None else out.cache  # An interrupt leaves none.
         self.messages.append({"role": "assistant", "content": out.text[0]})
