@@ -62,6 +62,12 @@ def test_perplexity_of_a_uniform_choice_is_its_size() -> None:
     assert math.isnan(metrics.perplexity(0.0, 0))
 
 
+def test_a_perplexity_beyond_floats_is_infinite() -> None:
+    assert metrics.perplexity(-2000.0, 2) == math.inf
+    assert metrics.perplexity_interval([-2000.0, -1000.0], [2, 2])[0] > 1e300
+    assert metrics.perplexity_interval([-2000.0, -2000.0], [2, 2])[0] == math.inf
+
+
 def test_the_interval_of_a_perplexity_is_that_of_many_draws() -> None:
     """About 95 of 100 intervals hold the perplexity of endless texts, of lengths that matter."""
     rng = np.random.default_rng(0)

@@ -51,8 +51,14 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def perplexity(logprobs: float, tokens: int) -> float:
-    """``exp(-logprobs / tokens)`` of a sum of natural log-probs over `tokens`; NaN for 0 tokens."""
-    return math.exp(-logprobs / tokens) if tokens else math.nan
+    """``exp(-logprobs / tokens)`` of a sum of natural log-probs over `tokens`; NaN for 0 tokens.
+
+    It is infinite where a float cannot hold it, which steep blends reach.
+    """
+    try:
+        return math.exp(-logprobs / tokens) if tokens else math.nan
+    except OverflowError:
+        return math.inf
 
 
 def perplexity_interval(logprobs: Sequence[float], tokens: Sequence[int]) -> tuple[float, float]:

@@ -37,7 +37,7 @@ class Writer:
         self.search = None if loaded.value is None else _make_search(arguments, loaded.value)
         saved = self.blend.terms[0].model.generation_config
         drawn = common if self.search is None else {"do_sample": True, **common}
-        self.generation = settings.arguments(own, drawn, saved) if own else drawn
+        self.generation = settings.arguments(own, drawn, saved)
         self.seeds = settings.seeds(own, arguments.seed)
         self.formulas: dict[tuple[Any, ...], str] = {}
 
