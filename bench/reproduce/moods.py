@@ -19,6 +19,7 @@ from typing import Any
 
 import crossfade as cf
 from crossfade.cli import fader
+from crossfade.cli.fader_report import LIMIT
 
 SUBJECTS = (
     "hotel",
@@ -45,7 +46,6 @@ PAIRS = {  # what the model is told for its cheerful and for its gloomy end
 }
 REACHES = (1.0, 2.0)  # the fader's ends, on both sides of the base
 TEMPERATURES = (0.5, 0.3, 0.7)  # the others than the first are tried on one candidate alone
-LIMIT = 2.0  # times the perplexity of the base's own texts
 Candidate = tuple[str, float, float, Callable[[], cf.Blend]]
 
 

@@ -126,13 +126,13 @@ def test_a_figure_of_one_text_has_no_interval(tiny) -> None:
 
 
 def test_every_column_is_explained(found: list[fader.Position]) -> None:
-    printed = fader_report.results(found, SMALL)
+    printed = fader_report.results(found, SMALL, width=80)
     for column in fader_report.TABLE.split():
         assert re.search(rf"^{column} +[A-Z]", printed, re.MULTILINE)
     plan = fader_report.plan(SMALL)
     for name in re.findall(r"[a-z]{2,}", fader.FORMULA):
         assert re.search(rf"^{name} +the model", plan, re.MULTILINE)
-    assert max(map(len, f"{plan}\n{printed}".splitlines())) <= 110
+    assert max(map(len, f"{plan}\n{printed}".splitlines())) <= 80
 
 
 def test_labels_lie_within_the_picture_and_name_the_base(

@@ -13,10 +13,10 @@ from ..extras import require
 from .fader import FORMULA, MOODS, PROMPTS, Position, Settings
 
 LIMIT = 2.0  # times the perplexity of the base's own texts: a line of the plot
-PROSE = 96  # characters of a line
+PROSE = 80  # characters of a line
 SLOWER = 2.0  # times the base's seconds: what a position of three terms takes
 SHOWN = 3  # prompts, or answers to a single one, that are printed side by side
-TABLE = f"{'':<21}{'mood':>9}{'words':>16}{'surprise':>16}{'variety':>19}"
+TABLE = f"{'':<21}{'mood':>9}{'words':>16}{'surprise':>16}{'variety':>18}"
 MEANINGS = {
     "mood": "How positive the words are, from -1 to 1, by VADER, a list of words with rules.",
     "words": "How many words a text has.",
@@ -112,7 +112,7 @@ def table(found: Sequence[Position]) -> str:
         + _figure(p.sentiment, p.sentiment_interval, "+.2f")
         + _figure(p.words, p.words_interval, ".1f")
         + _figure(p.perplexity, p.perplexity_interval, ".1f")
-        + _figure(p.distinct_2, math.nan, ".2f").rstrip().rjust(12)
+        + _figure(p.distinct_2, math.nan, ".2f").rstrip().rjust(11)
         for p in found
     ]
     return "\n".join(lines)
