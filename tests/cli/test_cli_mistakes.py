@@ -94,6 +94,10 @@ MISTAKES = {
         ["score", "{hot}", "--model={base}"],
         "prompt 0 has the unknown key 'temperature'",
     ),
+    "limit for scores": (  # whose name where texts are written would be refused too
+        ["score", "{limit}", "--model={base}"],
+        "prompt 0 has the unknown key 'max_tokens'; what is not for the models goes under",
+    ),
     "weights without faders": (
         ["generate", "--model={base}", "--prompts={weights}"],
         "prompt 0: weights has 'w'; the formula has no faders",
@@ -259,6 +263,7 @@ FILES = {  # by what a mistake calls them
     "deep": ("deep.jsonl", b"[" * 100_000),
     "typo": ("typo.jsonl", b'{"prompt": "a", "reponse": "b"}'),
     "hot": ("hot.jsonl", b'{"prompt": "a", "response": "b", "temperature": 1}'),
+    "limit": ("limit.jsonl", b'{"prompt": "a", "response": "b", "max_tokens": 1}'),
     "cold": ("cold.jsonl", b'{"prompt": "a", "temperature": 0}'),
     "weights": ("weights.jsonl", b'{"prompt": "a", "weights": {"w": 1}}'),
     "number": ("number.jsonl", b'{"prompt": 3}\n{"prompt": 4}\n'),

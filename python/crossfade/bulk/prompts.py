@@ -12,15 +12,18 @@ from ..checks import did_you_mean
 from .settings import SETTINGS, check_settings
 
 CARRIED = ("id", "metadata")  # keys of whoever made the file, which go into the results as they are
-MEANT = {  # what keys of other programs are called here
+# What to say of keys that other programs have.
+MEANT = {
     "text": 'did you mean "prompt"?',
+    "blend": 'it is one for all prompts, given by --blend; "weights" sets its faders',
+}
+MEANT_OF_WRITING = {  # where texts are written
     "max_tokens": 'did you mean "max_new_tokens"?',
     "max_length": 'did you mean "max_new_tokens"?',
     "stop_strings": 'did you mean "stop"?',
     "stop_sequences": 'did you mean "stop"?',
     "n": "it is one for all prompts, given by --n",
     "num_return_sequences": "it is one for all prompts, given by --n",
-    "blend": 'it is one for all prompts, given by --blend; "weights" sets its faders',
 }
 
 
@@ -120,7 +123,8 @@ def line_of(
     found = {key: item[key] for key in known if key in item}
     for key in item:
         if key not in (*carried, *found, "prompt", "messages"):
-            near = did_you_mean(key, ("prompt", "messages", *known), MEANT)
+            meant = MEANT | (MEANT_OF_WRITING if "max_new_tokens" in known else {})
+            near = did_you_mean(key, ("prompt", "messages", *known), meant)
             what = near or '; what is not for the models goes under "metadata", or by --keep KEY'
             raise ValueError(f"prompt {index} has the unknown key {key!r}{what}")
     try:
