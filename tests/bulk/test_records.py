@@ -158,6 +158,14 @@ def test_a_link_is_written_through(tmp_path: Path) -> None:
     assert begin(link) == {0}
     assert link.is_symlink()
     assert path.read_bytes() == line(0)
+    with records.Results(link, resume=True) as results:
+        results.begin(PROMPTS, RUN)
+        for i in (2, 1, 3):
+            results.write(json.loads(line(i)))
+        results.finish()
+    assert link.is_symlink()
+    assert path.read_bytes() == b"".join(map(line, range(4)))
+    assert sorted(tmp_path.iterdir()) == [link, path]
 
 
 @pytest.mark.parametrize("other", ["out.jsonl", "link", "./out.jsonl"])

@@ -172,14 +172,15 @@ class Results:
         ordered = sorted(lines, key=lambda line: json.loads(line)["index"])
         if ordered == lines:
             return
-        beside = self.path.with_name(f".{self.path.name}.ordered")
+        path = self.path.resolve()  # so that a link stays one
+        beside = path.with_name(f".{path.name}.ordered")
         with open(beside, "wb") as file:
             file.write(before)
             file.writelines(ordered)
             file.flush()
             os.fsync(file.fileno())
-        shutil.copymode(self.path, beside)
-        os.replace(beside, self.path)  # The file is whole, whenever the process ends.
+        shutil.copymode(path, beside)
+        os.replace(beside, path)  # The file is whole, whenever the process ends.
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
