@@ -8,7 +8,8 @@ import crossfade as cf
 import numpy as np
 import pytest
 import torch
-from crossfade.checks import check_number, did_you_mean, explained
+from crossfade.checks import check_number, did_you_mean, explained, warn
+from tiny_models import make
 
 
 def test_a_near_name_is_suggested() -> None:
@@ -111,3 +112,19 @@ def test_attributes_of_the_package() -> None:
     with pytest.raises(AttributeError, match="no attribute 'smolm2'; did you mean 'smollm2'\\?"):
         _ = cf.models.smolm2  # type: ignore[attr-defined]
     assert not hasattr(cf, "__wrapped__")
+
+
+def test_a_warning_is_of_the_line_outside_of_crossfade() -> None:
+    names: dict[str, Any] = {"__name__": "crossfade.somewhere", "warn": warn}
+    code = "def f():\n    warn('far')\ndef g():\n    f()\n"
+    exec(compile(code, "somewhere.py", "exec"), names)
+    with pytest.warns(UserWarning, match="far") as caught:
+        names["g"]()
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_call_warns_at_its_own_line() -> None:
+    with pytest.warns(UserWarning, match="temperature is 0.7 and changes nothing") as caught:
+        cf.generate(make(), [[5, 6]], max_new_tokens=1, temperature=0.7)
+    assert caught[0].filename == __file__

@@ -297,3 +297,8 @@ def test_a_faders_own_rules():
         parse("width * base", **LMS, width=1.0, wide=1.0)
     with pytest.raises(TypeError, match="w is a bool"):
         parse("w * base", **LMS, w=True)
+
+
+def test_a_product_without_its_sign() -> None:
+    with pytest.raises(ValueError, match=r"a product has a \*, as in 0.5 \* \(a - b\), which is"):
+        parse("a + 0.5(a - b)", a=Model(make(seed=0)), b=Model(make(seed=1)))

@@ -7,6 +7,8 @@ import functools
 import inspect
 import math
 import numbers
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -98,3 +100,13 @@ def explained(meant: Mapping[str, str] | None = None) -> Callable[[F], F]:
         return f
 
     return explain
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called crossfade, or Hugging Face's generate, so that its author sees
+    which it is."""
+    inside = {__name__.partition(".")[0], "torch", "transformers", "contextlib"}
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in inside:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

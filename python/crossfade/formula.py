@@ -120,6 +120,8 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
             ) if all(k.arg in CUTS and isinstance(k.value, ast.Constant) for k in options):
                 cuts = {str(k.arg): ast.literal_eval(k.value) for k in options}
                 return apply(node, _within, value(inner), _named(inner, names), cuts)
+            case ast.Call(func=ast.Constant() | ast.BinOp()):
+                fail(column(node), "a product has a *, as in 0.5 * (a - b), which is missing")
         fail(column(node), FORMS)
 
     def argument(node: ast.expr) -> Any:

@@ -30,6 +30,7 @@ from .models import instruct, saved, saved_value_heads
 from .specs import Spec
 
 S = TypeVar("S", bound=Any)
+SINGLE = "model"  # the name of a single model that is given without one
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Plan:
                 "no model is given; it must be --model NAME=PATH, once for each model, or --blend "
                 "FILE.json with a saved blend"
             )
-        single = "model" if len(model) == 1 else None
+        single = SINGLE if len(model) == 1 else None
         specs = _by_name("--model", [Spec.read(text, single) for text in model])
         functions = _by_name("--reward", [rewards.reward(text) for text in reward])
         positions = [_fader(text) for text in fader]
@@ -173,6 +174,13 @@ class Plan:
                         f"{option} {name}=... is given, but {where} {verb} not use it{meant}"
                     )
 
+    def _instead_of(self, name: str) -> str:
+        """The end of an error about a name in a formula that nothing has."""
+        single = next(iter(self.specs.values())) if len(self.specs) == 1 else None
+        if single is not None and single.name == SINGLE:
+            return f"; a single model without a name is called {SINGLE}"
+        return f"; a fader is given as --fader {name}=NUMBER"
+
     def check(self, own: Mapping[str, float] | None = None) -> None:
         """Raise the errors of the formulas, with positions of faders that a prompt has of its own.
 
@@ -196,7 +204,7 @@ class Plan:
                 meant = did_you_mean(name, given)
                 raise ValueError(
                     f"{option} has the unknown name {name!r} (known: {', '.join(sorted(given))})"
-                    + (meant or f"; a fader is given as --fader {name}=NUMBER")
+                    + (meant or self._instead_of(name))
                 )
         self._check_names()
         terms: dict[str, Any] = {
@@ -367,6 +375,8 @@ def _fader(text: str) -> tuple[str, float]:
 
 def _system(text: str, names: Sequence[str]) -> tuple[str, str]:
     name, equals, prompt = text.partition("=")
+    if len(names) == 1 and not name.strip().isidentifier():
+        name, equals, prompt = names[0], "=", text  # the only model needs no name
     if not equals:
         raise ValueError(f"--system is {text!r}; it must be NAME=TEXT")
     if name not in names:

@@ -17,9 +17,14 @@ def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file, without the byte order mark that some editors put before it.
 
     Raises:
-        ValueError: the file is not UTF-8. OSError: it cannot be read.
+        ValueError: the file is not UTF-8. OSError: it is not there, or cannot be read.
     """
-    return decode(Path(path).read_bytes(), str(path))
+    try:
+        return decode(Path(path).read_bytes(), str(path))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {str(path)!r}") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{str(path)!r} is a folder; it must be a file") from None
 
 
 def decode(data: bytes, where: str) -> str:

@@ -39,7 +39,10 @@ class Spec:
             name, path = default_name, text
         name = unicodedata.normalize("NFKC", name)  # as it is in formulas
         if not name.isidentifier() or keyword.iskeyword(name):
-            raise ValueError(f"--model is {text!r}; the name before = must be an identifier")
+            raise ValueError(
+                f"--model is {text!r}; the name before = must be an identifier, "
+                "of letters, digits and _"
+            )
         path, guide = _parted(path)
         if not path or guide == "":
             raise ValueError(f"--model is {text!r}; it must be NAME=PATH or NAME=PATH@GUIDE")

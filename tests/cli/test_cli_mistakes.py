@@ -55,6 +55,15 @@ MISTAKES = {
         "names 'model', a value head",
     ),
     "system of none": (["generate", "a", "--model=a={base}", "--system=b=x"], "names 'b'"),
+    "a GPU by another name": (["generate", "a", "--model={base}", "--device=gpu"], "mean 'cuda'"),
+    "the path of a single model as its name": (
+        ["generate", "a", "--model={base}", "--blend=cfg(base, 2, negative_system='x')"],
+        "'base' (known: model); a single model without a name is called model",
+    ),
+    "prompts that are not there": (
+        ["generate", "--prompts=missing.txt", "--model={base}"],
+        "there is no file 'missing.txt'",
+    ),
     "no system text": (["generate", "a", "--model=a={base}", "--system=a"], "must be NAME=TEXT"),
     "device": (["generate", "a", "--model={base}", "--device=nope"], "--device is 'nope'"),
     "no prompts file": (["generate", "--model={base}", "--prompts=/not/here"], "/not/here"),
@@ -132,7 +141,7 @@ MISTAKES = {
         "--max-new-tokens is 99999999999999999999; it must be at most 9223372036854775807",
     ),
     "deep text": (["generate", "--model={base}", "--prompts={deep}"], "deep.jsonl, line 1 is nest"),
-    "no prompts file's name": (["generate", "--model={base}", "--prompts="], "a directory"),
+    "no prompts file's name": (["generate", "--model={base}", "--prompts="], "is a folder"),
     "JSON": (
         ["generate", "--model={base}", "--prompts=x.json"],
         "x.json is JSON; it must be a .jsonl file",

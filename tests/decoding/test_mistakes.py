@@ -130,3 +130,9 @@ def test_rewards_are_called_with_prompts_and_responses() -> None:
         told(r"fn is called as fn\(prompts, responses\)", lambda bad=bad: cf.Reward(bad))
         told(r"fn is called as fn\(prompts, responses\)", lambda bad=bad: cf.BestOfN(4, bad))
     assert cf.Reward(max).fn is max  # It does not say what it takes.
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", "hot"), ("top_p", 2), ("top_k", 0.5)])
+def test_settings_of_sampling_are_checked_in_greedy_calls_too(name: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"{name} is "):
+        cf.generate(make(), [[5, 6]], max_new_tokens=1, **{name: value})

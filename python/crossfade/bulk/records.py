@@ -10,12 +10,12 @@ import os
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import reading
+from ..checks import warn
 from ..progress import print_line
 
 try:
@@ -198,10 +198,9 @@ def _lock(file: BinaryIO, path: Path) -> None:
         free = False
     except OSError as error:
         reason = error.strerror
-        warnings.warn(
+        warn(
             f"{str(path)!r} cannot be locked here ({reason}); no other run may write it meanwhile",
             RuntimeWarning,
-            stacklevel=3,
         )
         free = True
     if not free:

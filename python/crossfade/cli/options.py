@@ -56,7 +56,7 @@ def add_blend_options(parser: argparse.ArgumentParser) -> None:
         "--system",
         action="append",
         default=[],
-        metavar="NAME=TEXT",
+        metavar="[NAME=]TEXT",
         help="a system prompt that only this model reads; it makes prompts chats, as --chat does",
     )
     add_device_option(group)
@@ -317,6 +317,8 @@ def device_of(name: str | None) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # torch raises either, by the kind of device
         reason = str(error).splitlines()[0]
+        if name.lower().startswith(("gpu", "nvidia")):
+            reason = "did you mean 'cuda'?"
         raise ValueError(f"--device is {name!r}, which torch cannot use: {reason}") from None
     return name
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from ..blends.blend import Blend
+from ..checks import warn
 from ..progress import progress_bar
 from .engine.graph import Stepper
 from .engine.lazy import Lazy
@@ -192,10 +192,9 @@ class Driver:
     def _refused(self, row: Row) -> Written:
         """Let a row fail whose prompt is longer than a model's context; the others go on."""
         if row.sample == 0:
-            warnings.warn(
+            warn(
                 f"{row.request_name} was not decoded: {row.job.context_room.why(row.request)}",
                 RuntimeWarning,
-                stacklevel=4,
             )
         return self._unwritten(row, failed=True)
 
@@ -227,11 +226,10 @@ class Driver:
             if self.on_rows is not None:
                 self.on_rows(1)
             if not (written.finished or written.failed) and row.limit < row.asked_limit:
-                warnings.warn(
+                warn(
                     f"{row} was ended at its token {len(written)}: "
                     f"{row.job.context_room.why(row.request)}",
                     RuntimeWarning,
-                    stacklevel=4,
                 )
 
     def _batches(self) -> Iterator[Written]:

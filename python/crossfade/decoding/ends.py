@@ -7,13 +7,13 @@ it must be told.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from transformers import GenerationConfig
 
 from ..blends.blend import Blend
+from ..checks import warn
 from ..models.hf import text_config, underlying
 
 # Fields of GenerationConfig that name tokens to be written, kept back or biased.
@@ -69,11 +69,10 @@ def check_ids(
         added: dict[str, int] = tokenizer.get_added_vocab() if tokenizer is not None else {}
         token = added.get(text, 0)
         if token >= vocabulary:
-            warnings.warn(
+            warn(
                 f"stop_strings has {text!r}, token {token}, which no row can write: all models of "
                 f"the blend share {vocabulary:,} tokens. It ends a row that spells it otherwise",
                 RuntimeWarning,
-                stacklevel=4,
             )
     if len(within) < len(ends):
         config.eos_token_id = within or None
@@ -95,12 +94,11 @@ def _warn_of_ends(config: GenerationConfig, vocabulary: int, blend: Blend, token
             if token >= vocabulary:
                 found.setdefault(token, name)
     for token, name in found.items():
-        warnings.warn(
+        warn(
             f"{name} ends texts by token {token}, which no row can write: all models of the blend "
             f"share {vocabulary:,} tokens. Pass eos_token_id= or stop_strings= with an end that "
             "they share, or give the other models that token (resize_token_embeddings)",
             RuntimeWarning,
-            stacklevel=5,
         )
 
 

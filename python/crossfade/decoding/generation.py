@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from .. import elsewhere
 from ..blends.algebra import Algebra
-from ..checks import explained
+from ..checks import explained, warn
 from ..models.hf import is_multimodal, underlying
 from ..ops import check
 from ..search import ChunkBeamSearch
@@ -173,9 +172,7 @@ def generate(
     written = list(driver.decode([job]))
     if driver.interrupted:
         ended = sum(w.ended for w in written)
-        warnings.warn(
-            f"interrupted when {ended} of {len(job)} rows had ended", RuntimeWarning, stacklevel=2
-        )
+        warn(f"interrupted when {ended} of {len(job)} rows had ended", RuntimeWarning)
     output = output_of(job, written, driver, term_logprobs=return_term_logprobs)
     return output if generation.as_dict else output.sequences
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..checks import warn
 from ..ops import BlendSample
 from .engine.graph import Stepper
 from .job import DRAW, Row
@@ -320,10 +320,9 @@ class Loop:
         fault.
         """
         why = self.mixer.why_bad(slot, logits, [m.name for m in self.runner.models])
-        warnings.warn(
+        warn(
             f"{self.seated[slot]} was ended at its token {int(self.slots.new[slot])}: {why}",
             RuntimeWarning,
-            stacklevel=2,
         )
 
 

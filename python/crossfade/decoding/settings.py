@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from transformers.generation.stopping_criteria import (
     MaxTimeCriteria,
 )
 
-from ..checks import did_you_mean
+from ..checks import did_you_mean, warn
 from ..elsewhere import GENERATE
 from ..ops import check
 from ..reading import check_unicode
@@ -158,6 +157,9 @@ def resolve(
         )
     asked = {**vars(generation_config or GenerationConfig()), **arguments}
     _check_numbers(asked)
+    for name in SAMPLING:
+        if arguments.get(name) is not None and name not in lists:
+            check.setting(name, arguments[name], 1, torch.device("cpu"))
     _check_greedy(
         arguments, stated("do_sample", arguments, generation_config, model.generation_config)
     )
@@ -211,11 +213,10 @@ def _check_greedy(arguments: dict[str, Any], do_sample: Any) -> None:
     }
     asked = [n for n in SAMPLING if n in arguments and arguments[n] not in neutral[n]]
     if asked and do_sample is None:
-        warnings.warn(
+        warn(
             f"{asked[0]} is {arguments[asked[0]]} and changes nothing, as do_sample is not set: "
             "decoding is greedy; pass do_sample=True to sample",
             UserWarning,
-            stacklevel=2,
         )
 
 

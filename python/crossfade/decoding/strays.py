@@ -10,13 +10,13 @@ nat, and blends that write sense stay below two.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..blends.blend import Blend
+from ..checks import warn
 from .rows import Slots
 
 FAR = 3.0  # nats: on average the blend's tokens are twenty times as likely as under any term
@@ -75,13 +75,12 @@ class Strays:
         if far < FAR:
             return
         self.warned = True
-        warnings.warn(
+        warn(
             f"{self.blend} has left what its terms would write: its tokens are "
             f"{math.exp(far):.0f} times as likely under it as under any term (the mean of "
             f"{self.tokens} tokens); make its weights smaller, or keep it to tokens that a term "
             "finds likely: blend.within(crossfade.Support(min_p=0.1))",
             UserWarning,
-            stacklevel=2,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ...blends.blend import Model
 from ...blends.values import LogRatio, Reward
+from ...checks import warn
 from ..engine.modules import Unsupported
 from ..engine.options import Engine
 from ..forms import Ids
@@ -118,12 +118,11 @@ class Reading:
                 row = candidates.rows[i]
                 if row not in self.full:
                     self.full.add(row)
-                    warnings.warn(
+                    warn(
                         f"{row} has no value from its token {len(candidates.tokens[i])} on: "
                         f"{model.name} would read {len(text)} tokens, and its context is "
                         f"{model.context}",
                         RuntimeWarning,
-                        stacklevel=2,
                     )
             texts[k] = [text[:most] for text in texts[k]]
         return texts, full
