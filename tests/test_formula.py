@@ -248,6 +248,8 @@ def test_presets(formula, printed):
 def test_a_preset_takes_a_text():
     blend = parse("cfg(base, 1.5, negative_system='Be rude.')", **LMS)
     assert [t.system for t in blend.terms] == [None, "Be rude."]
+    blend = parse("cfg(base,\n  1.5, negative_system='a  b #1')", **LMS)
+    assert [t.system for t in blend.terms] == [None, "a  b #1"]
 
 
 def test_a_fader_is_a_number_or_a_number_for_each_request():

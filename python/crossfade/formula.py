@@ -6,6 +6,7 @@ import ast
 import inspect
 import numbers
 import operator
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -72,7 +73,7 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
         raise TypeError(f"formula is a {type(formula).__name__}; it must be a str")
     if len(formula) > LONGEST:
         raise ValueError(f"formula has {len(formula)} characters; it must have at most {LONGEST}")
-    text = " ".join(formula.split())
+    text = _one_line(formula)
     # Python's parser brings identifiers into this form of Unicode, so the names must be in it too.
     names = {unicodedata.normalize("NFKC", name): x for name, x in names.items()}
 
@@ -133,12 +134,14 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
                 return x
         return value(node)
 
-    # Python would skip a comment, and its older versions raise no SyntaxError for a zero byte.
-    for character in "#\0":
-        if character in text:
-            fail(text.index(character), FORMS)
+    if "\0" in text:  # Older versions of Python raise no SyntaxError for it.
+        fail(text.index("\0"), FORMS)
     try:
-        return value(ast.parse(text, mode="eval").body)
+        tree = ast.parse(text, mode="eval")
+        comment = _comment(text, tree)
+        if comment is not None:  # Python would skip it.
+            fail(comment, FORMS)
+        return value(tree.body)
     except SyntaxError as e:
         end = len(text)  # An error without a place says that the text ends too early.
         fail(min(e.offset - 1, end) if e.offset else end, e.msg)
@@ -146,9 +149,25 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
         fail(0, "it is nested too deeply")
 
 
+def _one_line(formula: str) -> str:
+    """A formula of several lines as one. Spaces stay, since texts in it may have them."""
+    return re.sub(r"\s", " ", formula).strip()
+
+
+def _comment(text: str, tree: ast.AST) -> int | None:
+    """Where a formula that `tree` was made of has a comment: at the first # in none of its texts."""
+    whole = text.encode()  # The parser counts bytes.
+    texts = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    for found in re.finditer(b"#", whole):
+        at = found.start()
+        if not any(n.col_offset <= at < (n.end_col_offset or 0) for n in texts):
+            return len(whole[:at].decode())
+    return None
+
+
 def names_in(formula: str) -> set[str]:
     """The names that a formula which can be read has, without those of its presets."""
-    tree = ast.parse(" ".join(formula.split()), mode="eval")
+    tree = ast.parse(_one_line(formula), mode="eval")
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called}
 
