@@ -155,7 +155,7 @@ def _one_line(formula: str) -> str:
 
 
 def _comment(text: str, tree: ast.AST) -> int | None:
-    """Where a formula that `tree` was made of has a comment: at the first # in none of its texts."""
+    """The place of the first # outside the texts of a formula, of which `tree` was made."""
     whole = text.encode()  # The parser counts bytes.
     texts = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     for found in re.finditer(b"#", whole):

@@ -43,11 +43,9 @@ def reward(text: str) -> Reward:
         what = "has no" if fn is None else "has no function"
         raise ValueError(f"{said}; {module} {what} {function!r}{did_you_mean(function, known)}")
     try:
-        inspect.signature(fn).bind([], [])
+        Reward(fn)
     except TypeError as error:
-        raise ValueError(f"{said}; it must take (prompts, responses): {error}") from None
-    except ValueError:
-        pass  # A function written in C may have no signature.
+        raise ValueError(f"{said}; {error}") from None
     return Reward(_named(fn, name), name=name)
 
 

@@ -245,7 +245,10 @@ MISTAKES = {
     "reward in a file": ([*JUDGED, "--reward=a.py:f"], "a module has no .py: a:f"),
     "reward in no module": ([*JUDGED, "--reward=nowhere.here:f"], "there is no module 'nowhere'"),
     "no such reward": ([*JUDGED, "--reward=json:dump_s"], "did you mean 'dumps'?"),
-    "reward of one list": ([*JUDGED, "--reward=os:fspath"], "it must take (prompts, responses)"),
+    "reward of one list": (
+        [*JUDGED, "--reward=os:fspath"],
+        "fn is called as fn(prompts, responses)",
+    ),
     "rewards without a value": (
         [*JUDGED, "--reward=x=operator:add", "--reward=y=operator:sub"],
         "--value is missing; with several rewards",

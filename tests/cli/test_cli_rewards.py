@@ -128,7 +128,7 @@ def test_resume_knows_the_code_of_a_reward(
         ("my_rewards:short", "short returned 1 scores; it must return"),
         ("my_rewards:scor", "my_rewards has no 'scor'; did you mean 'score'?"),
         ("my_rewards:number", "my_rewards has no function 'number'"),
-        ("my_rewards:one", "it must take (prompts, responses): too many positional arguments"),
+        ("my_rewards:one", "with two lists, and cannot be: too many positional arguments"),
         ("needs:score", "needs cannot be imported: No module named 'not_installed'"),
         ("wrong:score", "wrong cannot be imported: SyntaxError"),
     ],
