@@ -33,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_file_in_place_of_a_formula(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(home / "blend.json")
-    plan = Plan.read([], file)
+    plan = Plan.read([], f" {file} ")
     plan.check()
     loaded = plan.load()
     assert loaded.formula == "(0.2*base + 0.8*tuned).within(Support(term=0, top_k=9))"
@@ -60,6 +60,7 @@ def test_a_value_names_the_files_terms(home: Path) -> None:
         ("blend.json", {"fader": ["w=1"]}, "--fader w=... is given, but --blend .* does not use"),
         ("blend.json", {"fader": ["base=1"]}, "the name base is given twice"),
         ("blend.json", {"model": ["base=smollm2"]}, "the name base is given twice"),
+        ("blend.json", {"system": ["base=x"]}, "--system names 'base'; a saved blend has its own"),
         ("base/config.json", {}, r"config\.json has"),
     ],
 )

@@ -27,6 +27,7 @@ from .blends.values import Reward, RewardModel, ValueSum, formula_value
 from .blends.weights import Weight
 from .checks import check_number, did_you_mean
 from .models import instruct, saved, saved_value_heads
+from .models.hf import check_dtype
 from .specs import Spec
 
 S = TypeVar("S", bound=Any)
@@ -86,7 +87,7 @@ class Plan:
             ValueError: an option is malformed or does not fit the others. OSError: a model or
                 adapter is not there.
         """
-        file = blend if blend is not None and blend.strip().endswith(".json") else None
+        file = blend.strip() if file_reader.is_file(blend) else None
         outline = None if file is None else _outline(file)
         if not model and outline is None:
             raise ValueError(
@@ -380,12 +381,14 @@ def _system(text: str, names: Sequence[str]) -> tuple[str, str]:
     if not equals:
         raise ValueError(f"--system is {text!r}; it must be NAME=TEXT")
     if name not in names:
-        raise ValueError(f"--system names {name!r}; the models are {', '.join(names)}")
+        known = f"the models are {', '.join(names)}" if names else "a saved blend has its own"
+        raise ValueError(f"--system names {name!r}; {known}{did_you_mean(name, names)}")
     reading.check_unicode(prompt, f"--system {name}")
     return name, prompt
 
 
 def _dtype(name: str) -> Any:
+    check_dtype(name)
     return name if name == "auto" else getattr(torch, name)
 
 

@@ -160,6 +160,19 @@ def test_numbers_are_faders(folders: dict[str, str]) -> None:
     assert lm.blend.weights == pytest.approx((0.75, 0.25))
 
 
+def test_a_saved_blend(folders: dict[str, str], tmp_path: Path) -> None:
+    args = {**folders, "blend": "base + 0.5 * (tuned - base)"}
+    blend = CrossfadeLM.create_from_arg_obj(args).blend
+    blend.save(tmp_path / "blend.json")
+    lm = CrossfadeLM.create_from_arg_obj({"blend": str(tmp_path / "blend.json")})
+    assert str(lm.blend) == str(blend)
+
+
+def test_dtypes_are_checked(folders: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"dtype is 'bf16'; .* did you mean 'bfloat16'"):
+        CrossfadeLM.create_from_arg_obj({"a": folders["base"], "dtype": "bf16"})
+
+
 def test_system_prompts_by_name(folders: dict[str, str]) -> None:
     args = {"a": folders["base"], "b": folders["base"], "blend": "a + 0.5 * b"}
     lm = CrossfadeLM.create_from_arg_obj({**args, "system": {"b": "Be kind."}})

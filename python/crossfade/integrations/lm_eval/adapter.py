@@ -124,7 +124,8 @@ class CrossfadeLM(TemplateLM):
         Args:
             arg_dict: the arguments of this class by name, except `tokenizer` and `generation`, and
 
-                * `blend`: a formula of names; it may be missing where there is one model,
+                * `blend`: a formula of names, or the file of a saved blend, whose name ends in
+                  ``.json``; it may be missing where there is one model,
                 * `dtype`: of the models; by default what they were saved in,
                 * `device`: where they go,
                 * `system`: a mapping of names to system prompts,

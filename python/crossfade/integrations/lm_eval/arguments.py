@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...blends.file_reader import is_file
 from ...checks import did_you_mean
 from ...loading import Plan
 
@@ -39,11 +40,11 @@ def from_names(given: Mapping[str, Any]) -> dict[str, Any]:
                 f"{', '.join((*LOADING, *SETTINGS))} is a model's, and must be its path, or a "
                 f"fader's in blend, and must be a number{did_you_mean(name, (*LOADING, *SETTINGS))}"
             )
-    if not paths:
+    if not paths and not is_file(given.get("blend")):
         raise ValueError(
             "model_args has no model; they must have NAME=PATH, once for each model, and with "
             'several models blend=FORMULA, such as base=PATH,tuned=PATH,blend="base + 0.8 * '
-            '(tuned - base)"'
+            '(tuned - base)", or blend=FILE.json with a saved blend'
         )
     system = given.get("system") or {}
     if not isinstance(system, Mapping):
