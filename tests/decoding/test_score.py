@@ -78,6 +78,9 @@ def test_bad_responses(
 ) -> None:
     with pytest.raises(error, match=match):
         cf.score(base, [[5, 6], [7]], responses)
+    for prompts, problem in (([], " is empty"), (3, " is a int"), ([[5], 3], r"\[1\] is 3")):
+        with pytest.raises((TypeError, ValueError), match=f"^prompts{problem}"):
+            cf.score(base, prompts, [[7]])
     with pytest.raises(TypeError, match="return_term_logprobs is 2"):
         cf.score(base, [5], [6], return_term_logprobs=2)
 

@@ -217,7 +217,7 @@ def _requests(given: Prompts, members: Members, inputs: Any, chat: Mapping[str, 
                     "were made of, or call crossfade.generate with them"
                 )
         return read_requests(given.ids, given.mask)
-    requests = read_requests(inputs)
+    requests = read_requests(inputs, name="blend_inputs")
     if len(requests) != len(given.ids):
         raise ValueError(
             f"blend_inputs has {len(requests)} entries; it must have {len(given.ids)}, one for "

@@ -122,30 +122,29 @@ def read_requests(
     pad: int | None = None,
     eos: Sequence[int] = (),
     multimodal: bool = False,
+    name: str = "inputs",
 ) -> Requests:
     """The requests in `inputs`, in any of the forms that `crossfade.generate` takes.
 
     A tensor that comes without a mask counts as padded where it holds `pad`, unless `pad` is one
     of `eos`, as in Hugging Face. `multimodal` says whether the inputs are for a model that can also
-    read other things than text.
+    read other things than text. `name` is what errors call them.
     """
     if isinstance(inputs, Mapping):
         if "input_ids" not in inputs:
             keys = [key for key in inputs if key != "attention_mask"]
             says = did_you_mean(keys[0], ["input_ids"], INPUTS) if keys else ""
-            raise ValueError(
-                f"inputs has the keys {sorted(inputs)}; it must have 'input_ids'{says}"
-            )
+            raise ValueError(f"{name} has the keys {[*inputs]}; it must have 'input_ids'{says}")
         for key, value in inputs.items():
             known = key in ("input_ids", "attention_mask")
             if not known and not asks_nothing(key, value, multimodal):
                 says = did_you_mean(key, ["input_ids", "attention_mask"])
                 raise NotImplementedError(
-                    f"inputs has {key!r}, which is not supported; only 'input_ids' and "
+                    f"{name} has {key!r}, which is not supported; only 'input_ids' and "
                     f"'attention_mask' are{says}"
                 )
         if attention_mask is not None and inputs.get("attention_mask") is not None:
-            raise ValueError("attention_mask is given twice: in inputs and as an argument")
+            raise ValueError(f"attention_mask is given twice: in {name} and as an argument")
         if attention_mask is None:
             attention_mask = inputs.get("attention_mask")
         inputs = inputs["input_ids"]
@@ -154,7 +153,7 @@ def read_requests(
 
     if hasattr(inputs, "tolist"):  # It is an array of texts or of rows.
         inputs = inputs.tolist()
-    one = isinstance(inputs, str) or is_chat(inputs) or token_ids("inputs", inputs) is not None
+    one = isinstance(inputs, str) or is_chat(inputs) or token_ids(name, inputs) is not None
     if one:
         inputs = [inputs]
         if attention_mask is not None:
@@ -162,15 +161,15 @@ def read_requests(
             attention_mask = mask[None] if mask.dim() == 1 else mask
     if not isinstance(inputs, Sequence) or isinstance(inputs, (bytes, bytearray)):
         raise TypeError(
-            f"inputs is a {type(inputs).__name__}; it must be a text, a chat, token ids, a list of "
+            f"{name} is a {type(inputs).__name__}; it must be a text, a chat, token ids, a list of "
             "one of these, a tensor, or a mapping with input_ids and attention_mask"
         )
     if not inputs:
-        raise ValueError("inputs is empty; it must have at least one request")
-    items = [request(f"inputs[{i}]", item) for i, item in enumerate(inputs)]
+        raise ValueError(f"{name} is empty; it must have at least one request")
+    items = [request(f"{name}[{i}]", item) for i, item in enumerate(inputs)]
     if attention_mask is not None:
         if not all(is_ids(item) for item in items):
-            raise ValueError("attention_mask is set, but inputs has texts or chats; it is for ids")
+            raise ValueError(f"attention_mask is set, but {name} has texts or chats; it is for ids")
         return _padded(tensor("input_ids", items), attention_mask, pad, eos)
     return Requests(items)
 

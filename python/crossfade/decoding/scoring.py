@@ -140,7 +140,10 @@ class Scoring:
         call = Call(blend, tokenizer, references_of(blend, kl_to))
         self.members, self.models, self.max_batch = call.members, call.models, max_batch
         requests = read_requests(
-            prompts, attention_mask, multimodal=is_multimodal(blend.terms[0].model)
+            prompts,
+            attention_mask,
+            multimodal=is_multimodal(blend.terms[0].model),
+            name="prompts",
         )
         chat = template_arguments(tools, chat_template_kwargs)
         read = call.prompts(replace(requests, chat=chat))
