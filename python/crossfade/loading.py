@@ -87,7 +87,7 @@ class Plan:
             ValueError: an option is malformed or does not fit the others. OSError: a model or
                 adapter is not there.
         """
-        file = blend.strip() if file_reader.is_file(blend) else None
+        file = blend.strip() if blend is not None and file_reader.is_file(blend) else None
         outline = None if file is None else _outline(file)
         if not model and outline is None:
             raise ValueError(

@@ -18,9 +18,9 @@ from ..models.sources import Source
 from .file_format import AUTO, DTYPES, Member, check
 
 
-def is_file(blend: str | None) -> bool:
+def is_file(blend: str) -> bool:
     """Whether the text of an option is a file of a saved blend, not a formula."""
-    return blend is not None and blend.strip().endswith(".json")
+    return blend.strip().endswith(".json")
 
 
 def described(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], dict[str, Any]]:

@@ -40,7 +40,7 @@ def from_names(given: Mapping[str, Any]) -> dict[str, Any]:
                 f"{', '.join((*LOADING, *SETTINGS))} is a model's, and must be its path, or a "
                 f"fader's in blend, and must be a number{did_you_mean(name, (*LOADING, *SETTINGS))}"
             )
-    if not paths and not is_file(given.get("blend")):
+    if not paths and not is_file(str(given.get("blend", ""))):
         raise ValueError(
             "model_args has no model; they must have NAME=PATH, once for each model, and with "
             'several models blend=FORMULA, such as base=PATH,tuned=PATH,blend="base + 0.8 * '
