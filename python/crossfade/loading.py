@@ -6,9 +6,7 @@ gives what they name as `Loaded`.
 
 from __future__ import annotations
 
-import keyword
 import os
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,16 +17,16 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import nn
 
-from . import formula, models, reading, rewards
+from . import formula, models, rewards
 from .blends import file_reader
 from .blends.algebra import Algebra
 from .blends.blend import Blend, Model, ValueHead
 from .blends.values import Reward, RewardModel, ValueSum, formula_value
 from .blends.weights import Weight
-from .checks import check_number, did_you_mean
+from .checks import did_you_mean
 from .models import instruct, saved, saved_value_heads
 from .models.hf import check_dtype
-from .specs import Spec
+from .specs import Spec, fader_of, system_of
 
 S = TypeVar("S", bound=Any)
 SINGLE = "model"  # the name of a single model that is given without one
@@ -97,7 +95,7 @@ class Plan:
         single = SINGLE if len(model) == 1 else None
         specs = _by_name("--model", [Spec.read(text, single) for text in model])
         functions = _by_name("--reward", [rewards.reward(text) for text in reward])
-        positions = [_fader(text) for text in fader]
+        positions = [fader_of(text) for text in fader]
         twice = [*specs, *functions, *(name for name, _ in positions), *_members(outline)]
         for name in twice:
             if twice.count(name) > 1:
@@ -127,7 +125,7 @@ class Plan:
             )
         values = set() if value is None else _names("--value", value)
         labels = {n: s.class_index() for n, s in specs.items() if s.is_reward_model(n in values)}
-        prompts = dict(_system(text, list(specs)) for text in system)
+        prompts = dict(system_of(text, list(specs)) for text in system)
         for name in prompts:
             if name in labels or specs[name].is_value_head:
                 what = "a reward model" if name in labels else "a value head"
@@ -362,29 +360,6 @@ def _by_name(option: str, given: Sequence[S]) -> dict[str, S]:
         if names.count(name) > 1:
             raise ValueError(f"{option} {name}=... is given twice; names must differ")
     return dict(zip(names, given, strict=True))
-
-
-def _fader(text: str) -> tuple[str, float]:
-    name, equals, number = text.partition("=")
-    if not (equals and name.isidentifier()) or keyword.iskeyword(name):
-        raise ValueError(f"--fader is {text!r}; it must be NAME=NUMBER")
-    try:
-        return unicodedata.normalize("NFKC", name), check_number(f"--fader {name}", float(number))
-    except ValueError:
-        raise ValueError(f"--fader is {text!r}; {number!r} must be a finite number") from None
-
-
-def _system(text: str, names: Sequence[str]) -> tuple[str, str]:
-    name, equals, prompt = text.partition("=")
-    if len(names) == 1 and not name.strip().isidentifier():
-        name, equals, prompt = names[0], "=", text  # the only model needs no name
-    if not equals:
-        raise ValueError(f"--system is {text!r}; it must be NAME=TEXT")
-    if name not in names:
-        known = f"the models are {', '.join(names)}" if names else "a saved blend has its own"
-        raise ValueError(f"--system names {name!r}; {known}{did_you_mean(name, names)}")
-    reading.check_unicode(prompt, f"--system {name}")
-    return name, prompt
 
 
 def _dtype(name: str) -> Any:

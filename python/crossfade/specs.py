@@ -1,15 +1,16 @@
-"""Models as options name them: ``--model NAME=PATH``, with an adapter or a value head over it."""
+"""What single options say: ``--model NAME=PATH``, ``--fader NAME=NUMBER``, ``--system TEXT``."""
 
 from __future__ import annotations
 
 import keyword
 import os
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import models
-from .checks import did_you_mean
+from . import models, reading
+from .checks import check_number, did_you_mean
 from .models import saved, saved_adapters, saved_value_heads
 
 
@@ -109,3 +110,28 @@ def _guide_folder(guide: str) -> Path:
             )
         saved_adapters.check_adapter_folder(folder, "the guide")
     return folder
+
+
+def fader_of(text: str) -> tuple[str, float]:
+    """The name and the position that an option ``--fader NAME=NUMBER`` gives."""
+    name, equals, number = text.partition("=")
+    if not (equals and name.isidentifier()) or keyword.iskeyword(name):
+        raise ValueError(f"--fader is {text!r}; it must be NAME=NUMBER")
+    try:
+        return unicodedata.normalize("NFKC", name), check_number(f"--fader {name}", float(number))
+    except ValueError:
+        raise ValueError(f"--fader is {text!r}; {number!r} must be a finite number") from None
+
+
+def system_of(text: str, names: Sequence[str]) -> tuple[str, str]:
+    """The name and the prompt of ``--system NAME=TEXT``; a single model needs no name."""
+    name, equals, prompt = text.partition("=")
+    if len(names) == 1 and not name.strip().isidentifier():
+        name, equals, prompt = names[0], "=", text  # the only model needs no name
+    if not equals:
+        raise ValueError(f"--system is {text!r}; it must be NAME=TEXT")
+    if name not in names:
+        known = f"the models are {', '.join(names)}" if names else "a saved blend has its own"
+        raise ValueError(f"--system names {name!r}; {known}{did_you_mean(name, names)}")
+    reading.check_unicode(prompt, f"--system {name}")
+    return name, prompt
