@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import runpy
 import shlex
 import sys
@@ -11,7 +12,7 @@ import warnings
 import pytest
 from crossfade import cli
 from crossfade.cli import info
-from crossfade.cli.main import COMMANDS, parser
+from crossfade.cli.main import COMMANDS, parser, share_cores
 
 
 def test_the_module_runs_too(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
@@ -116,3 +117,20 @@ def test_a_traceback_is_shown_on_request(paths) -> None:
         cli.main(
             ["inspect", "--traceback", *(f"--model={n}={paths[n]}" for n in ("base", "tuned"))]
         )
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_waiting_threads_sleep_unless_torch_has_started_them(
+    loaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "modules", {"torch": None} if loaded else {})
+    monkeypatch.setattr(os, "environ", {})
+    share_cores()
+    assert os.environ == ({} if loaded else {"OMP_WAIT_POLICY": "passive"})
+
+
+def test_a_wait_policy_of_the_caller_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "modules", {})
+    monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "active"})
+    share_cores()
+    assert os.environ == {"OMP_WAIT_POLICY": "active"}

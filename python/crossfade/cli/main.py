@@ -42,9 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         after Ctrl-C, and 1 if whoever reads stdout has closed it.
     """
     arguments = parser().parse_args(argv)
+    if arguments.command != "bench":  # which measures threads as they are
+        share_cores()
     with _open_streams(), warnings.catch_warnings():
         warnings.showwarning = partial(_show, arguments.command)
         return _run(arguments)
+
+
+def share_cores() -> None:
+    """Let threads that wait for others sleep, where torch, which starts them, is not loaded yet.
+
+    By default OpenMP's threads keep their core busy while they wait. Two processes on the same
+    cores then hold up each other at every layer, and both come to a crawl.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @contextlib.contextmanager
