@@ -130,8 +130,8 @@ class Plan:
             if name in labels or specs[name].is_value_head:
                 what = "a reward model" if name in labels else "a value head"
                 raise ValueError(f"--system names {name!r}, {what}; it must name a model")
-        plan = cls(specs, blend, dict(positions), prompts, value, functions, labels)
-        return replace(plan, file=file, outline=outline)
+        faders = dict(positions)
+        return cls(specs, blend, faders, prompts, value, functions, labels, file, outline)
 
     @property
     def formulas(self) -> dict[str, str]:

@@ -181,6 +181,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _check_lines(arguments: argparse.Namespace, lines: Sequence[Line], plan: Plan) -> None:
     """Refuse lines that contradict the options, and formulas with the faders of each line."""
+    from ..bulk.settings import SAMPLING
+
     if arguments.stream and len(lines) > 1:
         raise ValueError(
             f"--stream is given with {len(lines)} prompts; it is for one. Without it, each line is "
@@ -188,7 +190,7 @@ def _check_lines(arguments: argparse.Namespace, lines: Sequence[Line], plan: Pla
         )
     draws = arguments.best_of or arguments.search or (arguments.n or 1) > 1
     for i, line in enumerate(lines):
-        drawn = [name for name in options.SAMPLING if name in line.settings]
+        drawn = [name for name in SAMPLING if name in line.settings]
         if arguments.greedy and drawn:
             raise ValueError(f'--greedy is given, and prompt {i} has a "{drawn[0]}", for draws')
         if draws and line.settings.get("temperature") == 0:

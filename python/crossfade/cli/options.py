@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..loading import Loaded, Plan
 
 TEMPERATURE = "below 1 likely tokens become likelier still, above 1 less so; 0 is --greedy"
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 CHAT = (
     "send each text as a user's message, in the form of the model's chat template; the default "
     "where all models have one and the first model of the blend is an instruct model: its template "
@@ -201,7 +200,7 @@ def writing(arguments: argparse.Namespace, *, draws: bool = False) -> dict[str, 
     Args:
         draws: whether something else that is asked for needs texts to be drawn.
     """
-    from ..bulk.settings import check_setting
+    from ..bulk.settings import SAMPLING, check_setting
 
     given: dict[str, Any] = {}
     for name in ("max_new_tokens", "seed", *SAMPLING, "stop"):

@@ -216,7 +216,6 @@ def _check_greedy(arguments: dict[str, Any], do_sample: Any) -> None:
         warn(
             f"{asked[0]} is {arguments[asked[0]]} and changes nothing, as do_sample is not set: "
             "decoding is greedy; pass do_sample=True to sample",
-            UserWarning,
         )
 
 

@@ -80,7 +80,6 @@ class Strays:
             f"{math.exp(far):.0f} times as likely under it as under any term (the mean of "
             f"{self.tokens} tokens); make its weights smaller, or keep it to tokens that a term "
             "finds likely: blend.within(crossfade.Support(min_p=0.1))",
-            UserWarning,
         )
 
 
