@@ -57,6 +57,7 @@ decoding.generation decoding.hook decoding.scoring
 decoding
 bulk
 integrations training
+policies
 bench
 cli
 __main__

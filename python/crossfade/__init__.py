@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from . import metrics as metrics
     from . import models as models
     from . import ops as ops
+    from . import policies as policies
     from . import presets as presets
     from . import training as training
     from .blends.blend import Blend as Blend
@@ -31,6 +32,8 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .decoding import score as score
     from .formula import parse as parse
     from .ops import Support as Support
+    from .policies.self_judge import Judge as Judge
+    from .policies.self_judge import JudgeTemplate as JudgeTemplate
     from .search import BestOfN as BestOfN
     from .search import ChunkBeamSearch as ChunkBeamSearch
     from .search import Recipe as Recipe
@@ -43,6 +46,8 @@ _HOME = {
     "Blend": "blends.blend",
     "ChunkBeamSearch": "search",
     "Engine": "decoding",
+    "Judge": "policies.self_judge",
+    "JudgeTemplate": "policies.self_judge",
     "LogRatio": "blends.values",
     "Model": "blends.blend",
     "Output": "decoding",
@@ -62,7 +67,7 @@ _HOME = {
     "score": "decoding",
     "sentence_end": "search",
 }
-_MODULES = ("losses", "metrics", "models", "ops", "presets", "training")
+_MODULES = ("losses", "metrics", "models", "ops", "policies", "presets", "training")
 
 __all__ = sorted([*_HOME, *_MODULES])
 

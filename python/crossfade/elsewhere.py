@@ -167,6 +167,20 @@ SEARCH: dict[str, str] = {
     ),
 }
 
+# Arguments of `crossfade.Judge`.
+JUDGE: dict[str, str] = {
+    **_each(
+        ("system", "system_prompt", "question", "prefix", "labels", "noun"),
+        "it belongs to the template: template=JudgeTemplate(...)",
+    ),
+    **_each(
+        ("temperature", "top_p", "top_k", "do_sample", "max_new_tokens", "generation_config"),
+        "a judge generates nothing: it compares the probabilities of two labels",
+    ),
+    **_each(("criteria", "aspects", "objectives", "rubric"), "aspects to judge are principles"),
+    **_each(("batch_size", "per_device_eval_batch_size"), "here it is max_batch"),
+}
+
 # Arguments of `Engine`.
 ENGINE: dict[str, str] = {
     **_each(

@@ -28,13 +28,15 @@ WITHOUT_EFFECT = {
     *("engine", "streamer", "kl_to", "return_kl_to_base", "return_term_logprobs", "return_cache"),
 }
 RewardFn = Callable[[list[Any], list[str]], Sequence[float]]
-# Why `pairs` and `values` leave responses out, as what they log says it.
+# Why rows leave responses out, as what is logged says it.
 REASONS = {
     "failed": "failed, and have no tokens",
     "cut": "were cut by a limit before they ended",
     "tied": "have the same reward as the other of their pair",
     "close": "have a reward within the margin of the other's",
     "spare": "have no partner, or their prompt has its pairs",
+    "empty": "are empty, or their partner is",
+    "same": "are the same text as their partner",
 }
 logger = logging.getLogger(__name__)
 
@@ -179,7 +181,7 @@ class Rows(list[dict[str, Any]]):
         left_out: how many of them are in no row, for each reason: "failed" (without tokens), and
             in `pairs` "cut" (a limit cut them), "tied" (the other of their pair has the same
             reward), "close" (the rewards differ by no more than the margin) and "spare" (no partner
-            was left, or their prompt had its `per_prompt` pairs).
+            was left, or their prompt had its `per_prompt` pairs). `REASONS` says what each is.
     """
 
     def __init__(
@@ -226,7 +228,8 @@ def pairs(
     if check_number("margin", margin) < 0:
         raise ValueError(f"margin is {margin}; it must be 0 or more")
     found: list[dict[str, Any]] = []
-    count, left_out = 0, Counter(dict.fromkeys(REASONS, 0))
+    whys = ("failed", "cut", "tied", "close", "spare")
+    count, left_out = 0, Counter(dict.fromkeys(whys, 0))
     for row, responses in _rewarded(rows, reward):
         count += len(responses)
         whole = [(score, r) for score, r in responses if r["finished"] and r["ids"]]

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ... import reading
 from ...checks import check_number
-from ...decoding.inputs import encode, left_pad, right_pad
-from ...decoding.writing import Writing
+from ...decoding.inputs import right_pad
+from ..encoding import encoded
 from ..fused_head import IGNORED
-from ..rows import check_ids, check_message
+from ..rows import check_ids
 
 logger = logging.getLogger(__name__)
 
@@ -126,54 +124,11 @@ def _rollout(row: Any, tokenizer: Any, vocabulary: int, name: str) -> Rollout:
     if "prompt_ids" in row:
         written = row["prompt_ids"], row["completion_ids"]
     else:
-        written = _tokenised(row, tokenizer, finished, name)
+        if tokenizer is None:
+            raise ValueError(f"{name} is text and processing_class is None; it must be a tokenizer")
+        written = encoded(row["prompt"], row["completion"], tokenizer, finished, name)
     prompt, completion = (
         check_ids(ids, f"{key} of {name}", vocabulary)
         for key, ids in zip(columns, written, strict=True)
     )
     return Rollout(prompt, completion, reward, finished)
-
-
-def _tokenised(
-    row: Mapping[str, Any], tokenizer: Any, finished: bool, name: str
-) -> tuple[list[int], list[int]]:
-    """The ids of a prompt, which is a text or a chat, and of the completion that follows it.
-
-    They are the ids that `crossfade.score` would read, so that values are learned of the very
-    tokens that they will be asked about. A finished completion ends with EOS.
-    """
-    prompt, completion = row["prompt"], row["completion"]
-    if tokenizer is None:
-        raise ValueError(f"{name} is text and processing_class is None; it must be a tokenizer")
-    if isinstance(completion, (list, tuple)):
-        if (
-            len(completion) != 1
-            or not isinstance(completion[0], Mapping)
-            or completion[0].get("role") != "assistant"
-        ):
-            raise ValueError(
-                f"completion of {name} is {completion!r:.80}; it must be one message of the "
-                "assistant"
-            )
-        completion = completion[0].get("content")
-    chat = isinstance(prompt, (list, tuple))
-    if not isinstance(completion, str) or not (isinstance(prompt, str) or (chat and prompt)):
-        raise TypeError(
-            f"{name} has the prompt {prompt!r:.80} and the completion {completion!r:.80}; they "
-            "must be texts or lists of messages"
-        )
-    reading.check_unicode([prompt, completion], name)
-    if chat:
-        prompt = list(prompt)
-        for i, message in enumerate(prompt):
-            check_message(message, f"message {i} in prompt of {name}")
-    before = encode(prompt, tokenizer, name)
-    prompts = replace(left_pad([before]), items=[prompt])
-    (after,) = Writing(tokenizer, prompts).tokens([0], [completion])
-    eos = getattr(tokenizer, "eos_token_id", None)
-    if finished:
-        if eos is None:
-            raise ValueError(f"{name} is finished, and the tokenizer has no EOS; give token ids")
-        if after[-1:] != [eos]:
-            after.append(eos)
-    return before, after

@@ -1,0 +1,145 @@
+"""What a judge says of pairs of answers, and how far its order sways it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...decoding.stats import Stats
+from ...metrics import mean_interval
+
+ROWS = 8  # so many pairs are shown where judgments are printed
+
+
+@dataclass(frozen=True, eq=False)
+class Judgments:
+    """The judgments of n pairs of answers (a, b) by P principles. NaN where a pair has failed.
+
+    Attributes:
+        orders: ``[n, P, 2, 2]`` float64: the probabilities of both labels, first with a under the
+            first label and b under the second, then the other way round. They are of the whole
+            vocabulary: what two labels lack to 1, other tokens have.
+        principles: the names of the principles; (None,) is the template's own question.
+        failed: ``[n]`` bool: which pairs could not be judged; a RuntimeWarning said why.
+        stats: what it cost.
+    """
+
+    orders: Tensor
+    principles: tuple[str | None, ...]
+    failed: Tensor
+    stats: Stats
+
+    def __len__(self) -> int:
+        return len(self.failed)
+
+    @cached_property
+    def by_principle(self) -> Tensor:
+        """``[n, P, 2]`` float64: ``s_a = (p(A | a, b) + p(B | b, a)) / 2`` and ``s_b = (p(B | a, b)
+        + p(A | b, a)) / 2`` of each principle."""
+        (a_first, b_second), (b_first, a_second) = (
+            (x[..., 0], x[..., 1]) for x in self.orders.unbind(dim=2)
+        )
+        return torch.stack([(a_first + a_second) / 2, (b_second + b_first) / 2], dim=-1)
+
+    @property
+    def first(self) -> Tensor:
+        """``[n]`` float64: s_a, the mean over the principles."""
+        return self.by_principle[..., 0].mean(dim=1)
+
+    @property
+    def second(self) -> Tensor:
+        """``[n]`` float64: s_b, the mean over the principles."""
+        return self.by_principle[..., 1].mean(dim=1)
+
+    @property
+    def votes(self) -> Tensor:
+        """``[n]`` int64: how many more principles prefer a than b."""
+        a, b = self.by_principle.unbind(dim=-1)
+        return ((a > b).long() - (a < b).long()).sum(dim=1)
+
+    @property
+    def first_wins(self) -> Tensor:
+        """``[n]`` bool: whether a beats b: by the majority of the principles, where they tie by the
+        mean score, and where this ties too, a does. False where a pair has failed."""
+        decided = torch.where(self.votes == 0, self.first - self.second, self.votes.double())
+        return decided >= 0
+
+    @property
+    def preference(self) -> Tensor:
+        """``[n]`` float64: how probable it is that a is better, ``s_a / (s_a + s_b)``.
+
+        Of several principles it is the mean over those of the majority, or over all where they tie.
+        So it is above 0.5 where a wins, below where b does, and 0.5 where they tie exactly.
+        """
+        a, b = self.by_principle.unbind(dim=-1)
+        votes = self.votes[:, None]
+        sides = torch.where(votes > 0, a > b, torch.where(votes < 0, a < b, True))
+        share = torch.where(a == b, 0.5, a / (a + b))
+        tied = (votes[:, 0] == 0) & (self.by_principle.shape[1] > 1)
+        mean = torch.where(sides, share, 0.0).sum(dim=1) / sides.sum(dim=1)
+        whole = torch.where(self.first == self.second, 0.5, self.first / (self.first + self.second))
+        return torch.where(self.failed, math.nan, torch.where(tied, whole, mean))
+
+    @property
+    def position_bias(self) -> float:
+        """How often the order alone decides: the share of judgments in which the same label is the
+        likelier one in both orders. NaN without a judgment."""
+        return self._share(self._same_label.abs())
+
+    @property
+    def toward_first(self) -> float:
+        """The share of judgments in which the first label is the likelier one in both orders."""
+        return self._share((self._same_label > 0).double())
+
+    @property
+    def _same_label(self) -> Tensor:
+        """``[n, P]``: 1 where both orders prefer the first label, -1 the second, 0 neither."""
+        signs = (self.orders[..., 0] - self.orders[..., 1]).sign()
+        return torch.where(signs[..., 0] == signs[..., 1], signs[..., 0], 0.0)
+
+    def _share(self, each: Tensor) -> float:
+        found = each[~self.failed]
+        return float(found.mean()) if found.numel() else math.nan
+
+    def accuracy(self, first_is_better: Sequence[Any] | Tensor) -> tuple[float, float]:
+        """How often the judge agrees with labels, and half of the 95 % interval of that share.
+
+        An exact tie agrees by half. Pairs that failed are not counted.
+
+        Args:
+            first_is_better: for each pair whether a is the better answer.
+        """
+        labels = torch.as_tensor(first_is_better)
+        if labels.shape != self.failed.shape:
+            raise ValueError(
+                f"first_is_better has the shape {list(labels.shape)}; it must be [{len(self)}], "
+                "one a pair"
+            )
+        preference = self.preference
+        agree = torch.where(preference == 0.5, 0.5, ((preference > 0.5) == labels.bool()).double())
+        found = agree[~self.failed].tolist()
+        return mean_interval(found) if found else (math.nan, math.nan)
+
+    def __repr__(self) -> str:
+        """For people: the scores of each pair, cut after some of them."""
+        lines = []
+        for i in range(min(len(self), ROWS)):
+            scores = "failed"
+            if not self.failed[i]:
+                wins = "a" if self.first_wins[i] else "b"
+                scores = f"{wins} wins, {float(self.first[i]):.4g} to {float(self.second[i]):.4g}"
+                if self.principles != (None,):
+                    each = zip(self.principles, self.by_principle[i].tolist(), strict=True)
+                    scores += f" ({', '.join(f'{p}: {a:.3g} to {b:.3g}' for p, (a, b) in each)})"
+            lines.append(f"{i}: {scores}")
+        if len(self) > ROWS:
+            lines.append(f"... and {len(self) - ROWS} more")
+        pairs = f"{len(self)} pair{'' if len(self) == 1 else 's'}"
+        bias = f"order alone decides {self.position_bias:.3g}"
+        return "\n  ".join([f"Judgments({pairs}, {bias}, {self.stats.seconds:.3g} s)", *lines])
