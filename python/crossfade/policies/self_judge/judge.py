@@ -81,7 +81,10 @@ class Judge:
         self.template = as_template(template)
         self._phrases = self.template.phrases(principles)
         self.principles = tuple(self._phrases)
-        self._contexts = [(str(t), context_of(t.model)) for t in members]
+        names = (*self.blend.names, *self.blend.value_names)
+        self._contexts = [
+            (name, context_of(t.model)) for name, t in zip(names, members, strict=True)
+        ]
         self._label_ids = {
             name: self.template.label_ids(self.tokenizer, self.prompt("a", "a", "b", name))
             for name in self.principles
@@ -197,9 +200,9 @@ class Reading:
             for each, bad in zip(prompts, failed, strict=True)
         ]
         return Judgments(
-            torch.tensor(orders, dtype=torch.float64, device="cpu"),
+            torch.tensor(orders, dtype=torch.float64, device="cpu").view(-1, len(principles), 2, 2),
             principles,
-            torch.tensor(failed, device="cpu"),
+            torch.tensor(failed, dtype=torch.bool, device="cpu"),
             replace(stats, seconds=time.perf_counter() - start),
         )
 
