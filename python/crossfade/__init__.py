@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .search import BestOfN as BestOfN
     from .search import ChunkBeamSearch as ChunkBeamSearch
     from .search import Recipe as Recipe
+    from .search import Tournament as Tournament
     from .search import sentence_end as sentence_end
 
 # The module that each public name comes from. It is imported when the name is first used, so that
@@ -56,6 +57,7 @@ _HOME = {
     "RewardModel": "blends.values",
     "Scores": "decoding",
     "Support": "ops",
+    "Tournament": "search",
     "ValueHead": "blends.blend",
     "ValueSum": "blends.values",
     "as_blend": "blends.blend",

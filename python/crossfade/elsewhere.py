@@ -95,6 +95,10 @@ GENERATE: dict[str, str] = {
         "a search takes it: search=crossfade.BestOfN(n, value)",
     ),
     **_each(
+        ("judge", "tournament", "self_rejection"),
+        "a search takes it: search=crossfade.Tournament(judge, n=16)",
+    ),
+    **_each(
         ("support", "plausibility"),
         "here it is part of the blend: blend.within(crossfade.Support(min_p=0.1))",
     ),
@@ -179,6 +183,36 @@ JUDGE: dict[str, str] = {
     ),
     **_each(("criteria", "aspects", "objectives", "rubric"), "aspects to judge are principles"),
     **_each(("batch_size", "per_device_eval_batch_size"), "here it is max_batch"),
+}
+
+# Arguments of `Tournament`.
+TOURNAMENT: dict[str, str] = {
+    **_each(
+        (
+            *("width", "samples", "num_samples", "rows", "N", "k", "size", "best_of"),
+            *("num_return_sequences", "num_generations"),
+        ),
+        "how many rows play is n",
+    ),
+    **_each(
+        ("chunk_length", "chunk_size", "chunk_end", "chunk", "duplicate_finished"),
+        "whole responses play; ChunkBeamSearch(value=...) samples in chunks",
+    ),
+    **_each(
+        (
+            *("value", "reward", "reward_fn", "reward_model", "score", "scorer", "fn"),
+            *("prefer", "preference", "model", "comparator", "referee"),
+        ),
+        "here it is judge",
+    ),
+    **_each(
+        ("tokenizer", "principles", "template", "labels"),
+        "the judge has it: Judge(model, tokenizer=..., principles=...)",
+    ),
+    **_each(
+        ("temperature", "top_k", "top_p", "max_new_tokens", "seed"),
+        "crossfade.generate takes it, beside search",
+    ),
 }
 
 # Arguments of `Engine`.

@@ -1,4 +1,4 @@
-"""Searches that a value guides, and recipes: what `generate` takes besides a blend."""
+"""Searches by a value or a judge, and recipes: what `generate` takes besides a blend."""
 
 from __future__ import annotations
 
@@ -6,19 +6,66 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from . import elsewhere
+from .blends.algebra import Algebra
 from .blends.blend import Blend, as_blend
 from .blends.printing import settings_text
-from .blends.values import ValueSum, as_value
+from .blends.values import Values, ValueSum, as_value, is_function
 from .checks import explained
 from .ops import check
 
 MOST_ROWS = 1024  # of one prompt: the selection kernels take no more
 
 
+class Search:
+    """What decoding asks of the settings of every search.
+
+    A search samples `rows` rows of each prompt in chunks. When all of them have stopped, it puts
+    them in order, keeps the best `width` and continues each of these `samples` times. What is said
+    here is what a search of whole samples says, which is over after its first chunk.
+    """
+
+    @property
+    def width(self) -> int:
+        """How many rows of a prompt stay after a chunk. So many can be returned."""
+        raise NotImplementedError
+
+    @property
+    def samples(self) -> int:
+        """How many times each of these is continued."""
+        return 1
+
+    @property
+    def chunk_length(self) -> int | None:
+        """The most tokens that a chunk has; None: chunks end where rows do."""
+        return None
+
+    @property
+    def chunk_end(self) -> Callable[[str], bool] | None:
+        """Says of the text of a chunk whether the chunk ends after it."""
+        return None
+
+    @property
+    def duplicate_finished(self) -> bool:
+        """Whether a row that has ended is continued as well, as copies of itself."""
+        return False
+
+    @property
+    def value(self) -> ValueSum | None:
+        """What scores the rows; None if nothing does."""
+        return None
+
+    @property
+    def rows(self) -> int:
+        """How many rows are decoded for each prompt."""
+        return self.width * self.samples
+
+
 @explained(elsewhere.SEARCH)
 @dataclass(frozen=True)
-class ChunkBeamSearch:
+class ChunkBeamSearch(Search):
     """Chunk-level beam search: sample in chunks, keep the best rows by a value, fork them.
 
     1. ``width * samples`` rows a prompt are sampled for a chunk. A row's chunk is shorter if the
@@ -65,10 +112,7 @@ class ChunkBeamSearch:
             number = getattr(self, name)
             if number is not None or name != "chunk_length":
                 _check_count(name, number)
-        if self.rows > MOST_ROWS:
-            raise ValueError(
-                f"width * samples is {self.rows}; it must be at most {MOST_ROWS} rows a prompt"
-            )
+        _check_rows("width * samples", self.rows)
         if self.value is None:
             raise TypeError(
                 "value is None; a search must have one to choose by: a LogRatio, a RewardModel, or "
@@ -88,11 +132,6 @@ class ChunkBeamSearch:
         sizes = [f"{n}={getattr(self, n)}" for n in ("width", "samples", "chunk_length")]
         return f"ChunkBeamSearch({', '.join([*sizes, f'value={self.value}', *others])})"
 
-    @property
-    def rows(self) -> int:
-        """How many rows are decoded for each prompt."""
-        return self.width * self.samples
-
 
 @explained(elsewhere.SEARCH)
 def BestOfN(n: int, value: Any) -> ChunkBeamSearch:
@@ -108,11 +147,115 @@ def BestOfN(n: int, value: Any) -> ChunkBeamSearch:
     return ChunkBeamSearch(width=n, samples=1, chunk_length=None, value=value)
 
 
+@explained(elsewhere.TOURNAMENT)
+@dataclass(frozen=True)
+class Tournament(Search):
+    """Self-rejection: n whole samples play a knock-out tournament, whose matches a judge decides.
+
+    1. n rows a prompt are sampled to their ends. If time is up before, they play with what is
+       written so far.
+    2. They are put in an order that depends on the seed of the prompt alone.
+    3. Neighbours play each other and the losers leave, until one row is left: n - 1 matches in
+       ``ceil(log2 n)`` rounds. Where a round has an odd number of rows, the last of those that had
+       the fewest byes has one. The matches of a round of all prompts that play are one call of the
+       judge.
+
+    Of two rows the judge prefers the one whose probability is above 0.5. At exactly 0.5, and where
+    the judge gives NaN, the row in the lower slot wins. Nothing is asked of a row that failed or
+    has no text: it loses against any other, and of two such rows the lower slot wins. Nothing is
+    asked of two rows with the same text either: their probability is 0.5.
+
+    `Output.bracket` has all matches, and ``num_return_sequences=k`` returns k rows in the order of
+    elimination: the winner, the loser of the final, and so on; those of one round in the order of
+    the rows that they lost to. `Output.values` is the mean probability of a row's matches.
+
+    Where a value judges, it scores all rows once, and the row with the higher score wins. The
+    winner is that of ``BestOfN(n, value)``, but for rows of one score. NaN is the worst, and
+    `Output.values` has the scores.
+
+    Args:
+        judge: compares texts: a `Judge`, or any object with a method ``prefer(contexts, firsts,
+            seconds)`` which gives, for each pair of responses, the probability that the first one
+            is preferred, as a list, an array or a tensor. Contexts are texts or chats as the caller
+            gave them, token ids decoded; responses are as in `Output.text`. If it has a method
+            ``keeping()`` too, a context manager, then what that gives is asked, all rounds of
+            prompts that play together the same one: it may keep what it has read, until they are
+            over, and its `stats`, a list of `ModelStats`, becomes a part of `Output.stats`.
+            Or a value, which scores each response alone, as in `ChunkBeamSearch`.
+        n: how many rows are sampled for each prompt.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+
+    Source: self-rejection of SELF-JUDGE (Lee et al., arXiv:2402.11253).
+    """
+
+    judge: Any
+    n: int = 16
+
+    def __post_init__(self) -> None:
+        _check_count("n", self.n)
+        _check_rows("n", self.n)
+        object.__setattr__(self, "judge", _as_judge(self.judge))
+
+    def __repr__(self) -> str:
+        judge = self.judge
+        if type(judge).__repr__ is object.__repr__:  # It would print a place in memory.
+            judge = type(judge).__name__
+        return f"Tournament({judge}, n={self.n})"
+
+    @property
+    def width(self) -> int:
+        return self.n
+
+    @property
+    def value(self) -> ValueSum | None:
+        """What scores the rows; None if the judge compares them."""
+        return self.judge if isinstance(self.judge, ValueSum) else None
+
+
+def _as_judge(x: Any) -> Any:
+    """`x` as what decides matches: an object with `prefer`, or a value."""
+    if callable(getattr(x, "prefer", None)) and not isinstance(x, type):
+        return x
+    terms = isinstance(x, Algebra) and x._blend().terms
+    if isinstance(x, (Values, Algebra)) and not terms:
+        return as_value(x)
+    what, instead = f"a {type(x).__name__}", ""
+    if is_function(x):
+        try:
+            return as_value(x)
+        except TypeError:
+            what = f"{getattr(x, '__name__', type(x).__name__)}, a function"
+            instead = (
+                " or a function of prompts and responses; what compares two responses is to be a "
+                "method prefer"
+            )
+    elif x is None or isinstance(x, (str, int, float)):
+        what = repr(x)[:80]
+    elif isinstance(x, type):
+        what, instead = f"the class {x.__name__}", f"; make one: {x.__name__}(...)"
+    elif isinstance(x, nn.Module) or terms:
+        what = f"a bare {type(x).__name__}" if isinstance(x, nn.Module) else f"{x}, a blend"
+        instead = "; Judge(model, tokenizer=...) lets a model compare"
+        if "SequenceClassification" in type(x).__name__:
+            instead = "; RewardModel(model, tokenizer) scores texts with it"
+    raise TypeError(
+        f"judge is {what}; it must be a Judge, an object with prefer(contexts, firsts, seconds), "
+        f"or a value such as a RewardModel{instead}"
+    )
+
+
 def _check_count(name: str, number: Any) -> None:
     if isinstance(number, bool) or not isinstance(number, int):
         raise TypeError(f"{name} is {number!r}; it must be an int")
     if number < 1:
         raise ValueError(f"{name} is {number}; it must be at least 1")
+
+
+def _check_rows(name: str, rows: int) -> None:
+    if rows > MOST_ROWS:
+        raise ValueError(f"{name} is {rows}; it must be at most {MOST_ROWS} rows a prompt")
 
 
 def sentence_end(text: str) -> bool:
@@ -127,18 +270,19 @@ class Recipe:
 
     Args:
         blend: a `Blend`, a `Model` or a bare Hugging Face causal LM.
-        search: a `ChunkBeamSearch`.
+        search: a `ChunkBeamSearch` or a `Tournament`.
     """
 
     blend: Blend
-    search: ChunkBeamSearch
+    search: Search
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blend", as_blend(self.blend))
         check_search(self.search)
 
     @property
-    def value(self) -> ValueSum:
+    def value(self) -> ValueSum | None:
+        """What scores the rows of the search; None if a judge compares them."""
         return self.search.value
 
 
@@ -149,8 +293,11 @@ def check_search(search: Any) -> None:
             "search is a Recipe, which has a blend too; it takes the blend's place: "
             "generate(recipe, inputs)"
         )
-    if not isinstance(search, ChunkBeamSearch):
+    if not isinstance(search, Search):
+        judges = callable(getattr(search, "prefer", None)) and not isinstance(search, type)
         raise TypeError(
-            f"search is a {type(search).__name__}; it must be a ChunkBeamSearch, as "
-            "ChunkBeamSearch(value=...) or BestOfN(n, value) gives it"
+            f"search is a {type(search).__name__}; it must be a search, as "
+            "ChunkBeamSearch(value=...), BestOfN(n, value) or Tournament(judge) gives it"
+            + "; a judge decides in search=Tournament(judge, n=16)"
+            * judges
         )

@@ -12,8 +12,7 @@ from crossfade.decoding.job import Job, Row
 from crossfade.decoding.loop import Loop
 from crossfade.decoding.mixer import Mixer
 from crossfade.decoding.rows import Slots, Written, kept
-from crossfade.decoding.search.loop import SearchLoop
-from crossfade.decoding.search.valuer import Valuer
+from crossfade.decoding.search.loops import search_loop
 
 
 class Open:
@@ -57,7 +56,7 @@ class Open:
         if search is None:
             self.loop = Loop(*common, **how)
         else:
-            self.loop = SearchLoop(Valuer(search, self.slots, limit, engine), *common, **how)
+            self.loop = search_loop(search, limit, engine, *common, **how)
         self.told: dict[Row, list[int]] = {}
         self.left: dict[Row, Written] = {}
 

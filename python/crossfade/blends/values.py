@@ -251,6 +251,11 @@ def as_value(x: Any) -> ValueSum:
         TypeError: it is none of these.
         ValueError: the weights of all its parts are 0.
     """
+    if callable(getattr(x, "prefer", None)) and not isinstance(x, (Values, type)):
+        raise TypeError(
+            f"value is a {type(x).__name__}, which compares two responses; a value must score one: "
+            "search=Tournament(judge, n=16) is the search by a judge"
+        )
     if isinstance(x, Algebra):
         blend: Blend = x._blend()
         if blend.terms:

@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList
 
 from ..blends.blend import Blend, Model, as_blend
 from ..blends.vocabulary import check_vocabularies
-from ..search import ChunkBeamSearch, Recipe, check_search
+from ..search import Recipe, Search, check_search
 from . import settings
 from .chats import check_read
 from .each import Each
@@ -85,7 +85,7 @@ class Call:
 
     def search_job(
         self,
-        search: ChunkBeamSearch | None,
+        search: Search | None,
         requests: Requests,
         writing: Writing | None,
         do_sample: bool,
@@ -205,7 +205,7 @@ class Call:
         return Room(each, len(prompts[0].ids), limit)
 
 
-def blend_and_search(blend: Any, search: Any) -> tuple[Blend, ChunkBeamSearch | None]:
+def blend_and_search(blend: Any, search: Any) -> tuple[Blend, Search | None]:
     """What is decoded, and how it is searched: a `Recipe` brings both."""
     if isinstance(blend, Recipe):
         if search is not None:

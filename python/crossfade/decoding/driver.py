@@ -27,8 +27,7 @@ from .memory import is_out_of_memory
 from .mixer import Mixer
 from .rows import Kept, Slots, Written, kept, unwritten
 from .runner import Runner
-from .search.loop import SearchLoop
-from .search.valuer import Valuer
+from .search.loops import search_loop
 from .simple.runner import SimpleRunner
 from .simple.term_model import TermModel
 from .stats import ModelStats
@@ -353,8 +352,8 @@ class Driver:
             self._note_left_out(runner)
         if search is None:
             return Loop(runner, mixer, slots, places, **how)
-        valuer = Valuer(search, slots, limit, replace(engine, simple=self.simple))
-        return SearchLoop(valuer, runner, mixer, slots, places, keep_cache=self.keep_cache, **how)
+        engine, how["keep_cache"] = replace(engine, simple=self.simple), self.keep_cache
+        return search_loop(search, limit, engine, runner, mixer, slots, places, **how)
 
     def _mixer(self, slots: Slots, runner: Runner) -> Mixer:
         """The arithmetic of the blend and its references, with the weights of the rows in slots."""

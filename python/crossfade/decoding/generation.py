@@ -16,7 +16,7 @@ from ..blends.algebra import Algebra
 from ..checks import explained, warn
 from ..models.hf import is_multimodal, underlying
 from ..ops import check
-from ..search import ChunkBeamSearch
+from ..search import Search
 from . import settings
 from .call import Call, Seed, blend_and_search, seeds_and_streams
 from .chats import template_arguments
@@ -54,7 +54,7 @@ def generate(
     engine: Engine | None = None,
     cache: PrefixCache | None = None,
     return_cache: bool = False,
-    search: ChunkBeamSearch | None = None,
+    search: Search | None = None,
     tools: Sequence[Any] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     **arguments: Any,
@@ -101,9 +101,9 @@ def generate(
         cache: `Output.cache` of an earlier call of the same models and rows: of each prompt, no
             model reads again what it read there. Prompts are given whole.
         return_cache: also give `Output.cache`. All rows are decoded at a time then.
-        search: how rows are chosen by a value; see `ChunkBeamSearch` and `BestOfN`. It samples,
-            ``width * samples`` rows a request, all of them counted by `max_batch`, and gives the
-            `num_return_sequences` best.
+        search: how rows are chosen by a value or a judge; see `ChunkBeamSearch`, `BestOfN` and
+            `Tournament`. It samples ``search.rows`` rows a request, all of them counted by
+            `max_batch`, and gives the `num_return_sequences` best.
         tools: what a chat may call: functions with docstrings and type hints, or JSON schemas, as
             ``apply_chat_template`` takes them. Every term's chat template gets them.
         chat_template_kwargs: what else chat templates are given, such as
@@ -205,7 +205,7 @@ class Generation:
         return_term_logprobs: bool = False,
         kl_to: Any = None,
         return_kl_to_base: bool = False,
-        search: ChunkBeamSearch | None = None,
+        search: Search | None = None,
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         arguments: dict[str, Any],

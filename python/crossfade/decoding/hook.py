@@ -13,7 +13,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from ..blends.blend import Blend, Model
 from ..models.hf import is_multimodal, underlying
 from ..ops import check
-from ..search import ChunkBeamSearch
+from ..search import Search
 from . import settings
 from .call import Call, Seed, blend_and_search, seeds_and_streams
 from .chats import template_arguments
@@ -23,7 +23,7 @@ from .ends import check_ids
 from .engine.options import Engine, check_engine
 from .inputs import Prompts, Requests, asks_nothing, read_requests
 from .members import Members, references_of
-from .output import Output
+from .output import Match, Output
 from .results import output_of
 from .simple.own_loop import tensors_in
 from .simple.term_model import positions_of
@@ -41,7 +41,8 @@ class BlendDecoderOnlyOutput(GenerateDecoderOnlyOutput):
 
     It has Hugging Face's `sequences`, and the fields of `Output` with their meaning there. The
     values of a search, `Output.values` and `Output.value_parts`, have other names here, as Hugging
-    Face's outputs are mappings with a method `values`, and are ``[rows]`` and ``[rows, parts]``.
+    Face's outputs are mappings with a method `values`, and are ``[rows]`` and ``[rows, parts]``;
+    `slots` are ``[rows]`` too.
     What was not asked for is None.
     """
 
@@ -56,6 +57,8 @@ class BlendDecoderOnlyOutput(GenerateDecoderOnlyOutput):
     kl_to_base: Tensor | None = None
     search_values: Tensor | None = None
     search_value_parts: Tensor | None = None
+    bracket: list[list[list[Match]]] | None = None
+    slots: Tensor | None = None
     stats: Stats | None = None
 
     @classmethod
@@ -63,9 +66,12 @@ class BlendDecoderOnlyOutput(GenerateDecoderOnlyOutput):
         """The fields of `output`, with its tensors on a device."""
         shared = {f.name for f in fields(cls)} & {f.name for f in fields(output)}
         found: dict[str, Any] = {name: getattr(output, name) for name in shared}
-        if output.values is not None and output.value_parts is not None:
+        if output.values is not None:
             found["search_values"] = output.values.flatten()
+        if output.value_parts is not None:
             found["search_value_parts"] = output.value_parts.flatten(0, -2)
+        if output.slots is not None:
+            found["slots"] = output.slots.flatten()
         for name, x in found.items():
             found[name] = x.to(device) if isinstance(x, Tensor) else x
         return cls(**found)
@@ -83,7 +89,7 @@ def decode(
     blend_tokenizer: Any = None,
     blend_streamer: Any = None,
     blend_stop_strings: str | Sequence[Any] | None = None,
-    search: ChunkBeamSearch | None = None,
+    search: Search | None = None,
     seed: Seed = None,
     return_term_logprobs: bool = False,
     kl_to: Any = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from torch import Tensor
 
@@ -22,6 +22,35 @@ def _count(n: int, what: str) -> str:
 
 def _more(rows: int) -> list[str]:
     return [f"... and {rows - ROWS} more"] if rows > ROWS else []
+
+
+class Match(NamedTuple):
+    """Two rows of a tournament that were compared.
+
+    Attributes:
+        a, b: the slots of the rows, which are numbered from 0 within their request; b is None where
+            a had a bye, and won without a match.
+        prob: the probability that a is preferred, in [0, 1]; NaN for a bye, and where the two could
+            not be compared.
+        winner: the slot of the row that stayed: a, b, or the lower one where `prob` is 0.5 or NaN.
+    """
+
+    a: int
+    b: int | None
+    prob: float
+    winner: int
+
+
+class Played(NamedTuple):
+    """A tournament of one request that is over.
+
+    Attributes:
+        rounds: the matches of each round.
+        order: the slots in the order of elimination, the winner first.
+    """
+
+    rounds: list[list[Match]]
+    order: list[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +84,14 @@ class Output:
         cache: for a call that goes on with these rows; on demand.
         values: of a search, ``[requests]`` float32: each response's value, as the search last saw
             it; ``[requests, n]``, the best first, where n are returned. NaN where none was chosen.
+            Of a tournament that a judge decides: the mean probability that the judge preferred the
+            response in its matches, of those that have one; NaN if none has.
         value_parts: of a search by a sum of values, ``[requests, parts]`` or ``[requests, n,
-            parts]``: each part before its weight, in the order of ``search.value.names``.
+            parts]``: each part before its weight, in the order of ``search.value.names``. None
+            where a judge decides.
+        bracket: of a tournament, for each request its rounds, each a list of `Match`; no rounds
+            where there was one row, or an interrupt came first.
+        slots: of a tournament, int64 as `values`: the slot that each response has in the bracket.
     """
 
     sequences: Tensor
@@ -75,6 +110,8 @@ class Output:
     cache: PrefixCache | None = None
     values: Tensor | None = None
     value_parts: Tensor | None = None
+    bracket: list[list[list[Match]]] | None = None
+    slots: Tensor | None = None
 
     def __repr__(self) -> str:
         """For people: what was written, cut after some rows and characters, and why it ended."""
@@ -83,7 +120,8 @@ class Output:
             count = _count(len(tokens), "token")
             written = f"ids {tokens[:12]}" + "..." * (len(tokens) > 12)
             written = cut(self.text[i]) if self.text is not None else written
-            value = "" if self.values is None else f", value {self.values.flatten()[i]:.4g}"
+            value = "" if self.slots is None else f", slot {self.slots.flatten()[i]}"
+            value += "" if self.values is None else f", value {self.values.flatten()[i]:.4g}"
             lines.append(f"{i}: {count}, {self._why_over(i)}{value}: {written}")
         lines += _more(len(self.lengths))
         rows = _count(len(self.lengths), "row")

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..search import Tournament
 from .driver import Driver
 from .job import Job
 from .output import Output
 from .rows import Written, column
+from .search.job import SearchJob
 from .stats import Stats, summed
 
 
@@ -39,12 +41,12 @@ def output_of(
         return torch.tensor(each, dtype=torch.bool, device=device)
 
     tokens: Any = column(rows, "tokens", job.pad)
-    values = None
+    divergences = column(rows, "kl")
+    others: dict[str, Any] = {}
     if job.search is not None:
-        values = torch.stack([w.values for w in rows])
-        if job.search.returned > 1:
-            values = values.unflatten(0, (-1, job.search.returned))
-    kl = column(rows, "kl")
+        others |= _of_search(job.search, rows)
+    if divergences is not None:
+        others |= {r.output: divergences[..., i] for i, r in enumerate(job.references)}
     lengths = [len(w) for w in rows]
     prompts = job.prompts[0].ids[requests].to(device)
     if alone:
@@ -73,7 +75,25 @@ def output_of(
         ),
         term_logprobs=column(rows, "term_logprobs") if term_logprobs else None,
         cache=driver.cache,
-        values=None if values is None else values[..., 0],
-        value_parts=None if values is None else values[..., 1:],
-        **{r.output: kl[..., i] for i, r in enumerate(job.references) if kl is not None},
+        **others,
     )
+
+
+def _of_search(search: SearchJob, rows: Sequence[Written]) -> dict[str, Any]:
+    """The fields of an `Output` that a search fills, from its rows that are returned."""
+
+    def each(x: Tensor) -> Tensor:
+        """``[rows, ...]`` as ``[requests, n, ...]``, if n > 1 rows of each are returned."""
+        return x.unflatten(0, (-1, search.returned)) if search.returned > 1 else x
+
+    values = each(torch.stack([w.values for w in rows]))
+    found: dict[str, Any] = {"values": values[..., 0]}
+    if search.parts:
+        found["value_parts"] = values[..., 1:]
+    if isinstance(search.settings, Tournament):
+        slots = [w.row.sample if w.played is None else w.played.order[w.row.sample] for w in rows]
+        found["slots"] = each(torch.tensor(slots, dtype=torch.int64, device=values.device))
+        found["bracket"] = [
+            [] if w.played is None else w.played.rounds for w in rows if w.row.sample == 0
+        ]
+    return found

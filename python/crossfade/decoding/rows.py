@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..ops import BlendSample
 from .job import Job, Row
+from .output import Played
 
 AHEAD = 256  # the tokens of a row that there is room for at first, at most
 
@@ -45,6 +46,7 @@ class Written:
         values: ``[value_size]``: in a search, the row's value, then the parts of this.
         finished, failed: as in `Output`.
         ended: whether the row is done: finished, failed or at its limit. False if it was cut.
+        played: the tournament that the rows of its request have played, if they have.
     """
 
     row: Row
@@ -55,6 +57,7 @@ class Written:
     finished: bool = False
     failed: bool = False
     ended: bool = False
+    played: Played | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -119,6 +122,7 @@ class Slots:
         written: ``[slots, capacity + 1, ...]`` of each name in `kinds`. The last column takes what
             is drawn for slots that write nothing.
         values: ``[slots, value_size]``: in a search, each row's value, then the parts of this.
+        played: of each slot, the tournament that the rows of its request have played.
 
     Args:
         count: how many slots there are.
@@ -159,6 +163,7 @@ class Slots:
             (count, value_size), float("nan"), dtype=torch.float32, device=device
         )
         self.capacity = min(limit, AHEAD)
+        self.played: list[Played | None] = [None] * count
         self.bound = 0  # No slot has written more tokens, as far as the host knows.
         self.written = self._buffers(self.capacity)
 
@@ -206,6 +211,8 @@ class Slots:
         for state in (self.tokens, self.new, self.finished, self.failed):
             state[at] = 0
         self.values[at] = float("nan")
+        for slot in slots:
+            self.played[slot] = None
         by_job: dict[Job, tuple[list[int], list[int]]] = {}
         for slot, row in zip(slots, rows, strict=True):
             here, there = by_job.setdefault(row.job, ([], []))
@@ -291,8 +298,9 @@ class Slots:
                 bool(finished[i]),
                 bool(failed[i]),
                 not cut,
+                self.played[slot],
             )
-            for i, row in enumerate(seated.values())
+            for i, (slot, row) in enumerate(seated.items())
         ]
         self.new[at] = 0  # What is gone needs no room any more.
         return written

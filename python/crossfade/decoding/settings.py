@@ -20,7 +20,7 @@ from ..checks import did_you_mean, warn
 from ..elsewhere import GENERATE
 from ..ops import check
 from ..reading import check_unicode
-from ..search import ChunkBeamSearch
+from ..search import Search
 from .inputs import asks_nothing
 
 LARGEST = 2**63 - 1  # the largest int64: tokens are counted in this type
@@ -219,7 +219,7 @@ def _check_greedy(arguments: dict[str, Any], do_sample: Any) -> None:
         )
 
 
-def check_search(search: ChunkBeamSearch, do_sample: bool, returned: int) -> None:
+def check_search(search: Search, do_sample: bool, returned: int) -> None:
     """Refuse settings of a call that its search cannot go with.
 
     Raises:
@@ -229,8 +229,8 @@ def check_search(search: ChunkBeamSearch, do_sample: bool, returned: int) -> Non
         raise ValueError(f"do_sample is False; a search of {search.rows} rows must sample")
     if returned > search.width:
         raise ValueError(
-            f"num_return_sequences is {returned}; it must be at most {search.width}, the search's "
-            "width"
+            f"num_return_sequences is {returned}; it must be at most {search.width}, as many rows "
+            "as the search keeps"
         )
 
 

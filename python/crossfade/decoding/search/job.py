@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ...blends.blend import Blend, Model, ValueHead
 from ...blends.values import LogRatio, Reward, RewardModel
 from ...blends.vocabulary import check_vocabularies, vocabulary
 from ...models.hf import is_scalar
-from ...search import ChunkBeamSearch
+from ...search import Search
 from ..chats import plain_text
 from ..forms import Ids, Request, is_ids
 from ..inputs import Prompts, Requests, encode, left_pad, term_prompts
@@ -38,7 +39,7 @@ class SearchJob:
             All jobs of a call share them.
     """
 
-    settings: ChunkBeamSearch
+    settings: Search
     blend: Blend
     requests: Requests
     tokenizer: Any
@@ -50,7 +51,16 @@ class SearchJob:
     @cached_property
     def weights(self) -> Tensor:
         """What each part of the value counts for each request: ``[requests, parts]`` float64."""
-        return self.settings.value.row_weights(len(self.requests))
+        value, count = self.settings.value, len(self.requests)
+        if value is None:
+            return torch.zeros(count, 0, dtype=torch.float64, device="cpu")
+        return value.row_weights(count)
+
+    @property
+    def parts(self) -> list[tuple[Any, str]]:
+        """The parts of the value, and their names."""
+        value = self.settings.value
+        return [] if value is None else list(zip(value.values, value.names, strict=True))
 
     @cached_property
     def questions(self) -> list[tuple[Question, list[Source]]]:
@@ -61,7 +71,7 @@ class SearchJob:
         """
         log_probs: dict[int, tuple[Question, list[Source]]] = {}
         others = []
-        for value, name in zip(self.settings.value.values, self.settings.value.names, strict=True):
+        for value, name in self.parts:
             if isinstance(value, LogRatio):
                 columns = check_vocabularies(value.tuned + value.ref)
                 own = value.tuned.tokenizer or value.ref.tokenizer
@@ -86,22 +96,23 @@ class SearchJob:
     def __post_init__(self) -> None:
         """Make what the value needs, so that an error in it is raised before decoding."""
         _ = self.weights, self.questions
-        needs_text = any(isinstance(v, Reward) for v in self.settings.value.values)
-        if needs_text or self.settings.chunk_end is not None:
+        needs_text = any(isinstance(value, Reward) for value, _ in self.parts)
+        if needs_text or self.settings.value is None or self.settings.chunk_end is not None:
             _ = self.texts
 
     @property
     def needs_term_logprobs(self) -> bool:
         """Whether a log-ratio needs log-probs of the blend's terms, which decoding then keeps."""
-        ratios = [v for v in self.settings.value.values if isinstance(v, LogRatio)]
+        ratios = [v for v, _ in self.parts if isinstance(v, LogRatio)]
         return any(m in self.blend.terms for v in ratios for m in (v.tuned, v.ref))
 
     @cached_property
     def texts(self) -> list[Request]:
         """The requests as texts and chats: those given as ids are decoded."""
         if self.tokenizer is None:
+            reader = "judge" if self.settings.value is None else "value"
             raise ValueError(
-                "tokenizer is None; the value reads texts: give Model(..., tokenizer=...) or "
+                f"tokenizer is None; the {reader} reads texts: give Model(..., tokenizer=...) or "
                 "tokenizer=..."
             )
         return [as_text(r, self.tokenizer) if is_ids(r) else r for r in self.requests.items]

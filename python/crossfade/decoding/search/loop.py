@@ -1,4 +1,4 @@
-"""Chunk-level beam search as a loop: sample a chunk, score, keep the best rows, fork them."""
+"""Searches as a loop: sample a chunk, put the rows in order, keep the best of them, fork them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ class SearchLoop(Loop):
     """Decodes each prompt in a group of ``width * samples`` neighbouring slots.
 
     A row stops at the end of its chunk. When all rows of a group have stopped, the group is at a
-    boundary: its rows are scored, and the best of them fork into its slots and go on. A group is
-    over when all rows that stay have ended.
+    boundary: its rows are put in order, and the best of them fork into its slots and go on. A group
+    is over when all rows that stay have ended.
+
+    The order is that of the rows' values: chunk-level beam search. A search that has another order
+    overrides `_ranked`.
 
     Args:
         valuer: scores what rows have written.
@@ -122,7 +125,7 @@ class SearchLoop(Loop):
         self._select(sorted({s // self.size for s in slots}), last=True)
 
     def _select(self, groups: list[int], *, last: bool = False) -> list[int]:
-        """Score groups and keep their best rows.
+        """Put the rows of groups in order, and keep the best ones.
 
         Where a group goes on, its best rows fork into its slots. Where it is over, as all are at
         the `last` boundary, they are put in order.
@@ -134,7 +137,7 @@ class SearchLoop(Loop):
             return []
         settings, size = self.settings, self.size
         slots = [g * size + j for g in groups for j in range(size)]
-        scores, ended = self._score(slots)
+        scores, ended = self._order(slots)
         finished = ended & (not settings.duplicate_finished)
         parents = ops.chunk_select(scores, finished, settings.width)
         kept = parents[:, :: settings.samples]
@@ -146,8 +149,11 @@ class SearchLoop(Loop):
         self._fork(groups, parents, over, going)
         return [s for s, done in zip(slots, over.expand(-1, size).flatten(), strict=True) if done]
 
-    def _score(self, slots: list[int]) -> tuple[Tensor, Tensor]:
-        """The value of each row, and whether it has ended: both ``[groups, size]``."""
+    def _order(self, slots: list[int]) -> tuple[Tensor, Tensor]:
+        """Scores by which the rows of groups are in order, and whether each has ended.
+
+        Both are ``[groups, size]``. The score of a slot without a candidate is NaN.
+        """
         here = self.slots
         new, failed = here.new[slots], here.failed[slots]
         ended = (here.finished[slots] | failed | (new >= here.limits[slots])).cpu()
@@ -166,11 +172,26 @@ class SearchLoop(Loop):
         parts = self.parts[slots]
         total = torch.where(weights == 0, 0.0, weights * parts).sum(dim=1)
         values = torch.cat([total[:, None], parts], dim=1).float()
+        scores, values = self._ranked(slots, values, failed.cpu())
         here.values[slots] = values.to(here.device)
         idle = torch.tensor([self.idle[s] for s in slots], device="cpu")
-        scores = values[:, 0].nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        scores = scores.masked_fill(failed.cpu(), -torch.inf).masked_fill(idle, NAN)
+        scores = scores.masked_fill(idle, NAN)
         return scores.view(-1, self.size), ended.view(-1, self.size)
+
+    def _ranked(self, slots: list[int], values: Tensor, failed: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores that put the rows in order, and the values that are kept of them.
+
+        Args:
+            slots: those of whole groups that are at a boundary.
+            values: ``[slots, 1 + parts]`` float32: the value of each row, then its parts. Without a
+                value there are no parts, and the first column says nothing.
+            failed: ``[slots]`` bool.
+
+        Returns:
+            ``[slots]`` float32, of which a higher one is better and none is NaN, and the values.
+        """
+        scores = values[:, 0].nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        return scores.masked_fill(failed, -torch.inf), values
 
     def _fork(
         self, groups: list[int], parents: Tensor, over: Tensor, going: Sequence[bool]

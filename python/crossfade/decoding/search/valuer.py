@@ -18,6 +18,7 @@ from ..forms import Ids
 from ..job import Row
 from ..rows import Slots
 from ..stats import ModelStats
+from .answers import numbers
 from .candidates import Candidates
 from .job import SearchJob, Source, search_of
 from .readers import Question, Reader, Rereader
@@ -163,12 +164,10 @@ class Valuer:
         answers: dict[Any, list[list[float]]] = {}
         for reading in self.readings:
             answers |= reading.read(candidates)
-        values = self.settings.value
-        parts = [
-            self._part(value, name, candidates, answers)
-            for value, name in zip(values.values, values.names, strict=True)
-        ]
-        return torch.tensor(parts, dtype=torch.float64, device="cpu").T
+        each = self.search.parts
+        parts = [self._part(value, name, candidates, answers) for value, name in each]
+        found = torch.tensor(parts, dtype=torch.float64, device="cpu")
+        return found.view(len(each), len(candidates.rows)).T
 
     def _part(
         self, value: Any, name: str, candidates: Candidates, answers: dict[Any, list[list[float]]]
@@ -198,19 +197,8 @@ class Valuer:
     def _reward(self, value: Reward, name: str, candidates: Candidates) -> list[float]:
         """What a function of prompts and responses gives for each candidate."""
         prompts = [search_of(row).texts[row.request] for row in candidates.rows]
-        scores: Any = value.fn(prompts, candidates.texts)
-        try:
-            found = [float(x) for x in scores]
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"{name} returned {scores!r:.80}; it must return a number for each response"
-            ) from error
-        if len(found) != len(prompts):
-            raise ValueError(
-                f"{name} returned {len(found)} scores; it must return {len(prompts)}, one a "
-                "response"
-            )
-        return found
+        scores = value.fn(prompts, candidates.texts)
+        return numbers(name, scores, len(prompts), "scores", "response")
 
     def stats(self) -> list[ModelStats]:
         """What the value's models did."""

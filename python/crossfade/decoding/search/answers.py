@@ -1,0 +1,45 @@
+"""Checks of the numbers that functions and judges of the caller give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def numbers(name: str, answer: Any, count: int, what: str, of_each: str) -> list[float]:
+    """What `name` returned, as so many numbers.
+
+    Args:
+        what: what the numbers are, such as "scores".
+        of_each: what each is of, such as "response".
+
+    Raises:
+        TypeError: it is no list of numbers.
+        ValueError: they are more or fewer.
+    """
+    try:
+        found = [float(x) for x in answer]
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's, for a row of several numbers
+        raise TypeError(
+            f"{name} returned {answer!r:.80}; it must return a number for each {of_each}"
+        ) from error
+    if len(found) != count:
+        raise ValueError(
+            f"{name} returned {len(found)} {what}; it must return {count}, one a {of_each}"
+        )
+    return found
+
+
+def probabilities(name: str, answer: Any, count: int, of_each: str) -> list[float]:
+    """The same for probabilities, which are within [0, 1] or NaN.
+
+    Raises:
+        TypeError, ValueError: as `numbers`, and where one is outside of [0, 1].
+    """
+    found = numbers(name, answer, count, "probabilities", of_each)
+    bad = next((p for p in found if p < 0 or p > 1), None)
+    if bad is not None:
+        raise ValueError(
+            f"{name} returned {bad} for a {of_each}; it must return probabilities, within [0, 1] "
+            "or NaN"
+        )
+    return found

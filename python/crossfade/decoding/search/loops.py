@@ -1,0 +1,36 @@
+"""The loop that a search's settings ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ...search import Tournament
+from ..engine.options import Engine
+from ..mixer import Mixer
+from ..rows import Slots
+from ..runner import Runner
+from .job import SearchJob
+from .loop import SearchLoop
+from .tournament import TournamentLoop
+from .valuer import Valuer
+
+
+def search_loop(
+    search: SearchJob,
+    limit: int,
+    engine: Engine,
+    runner: Runner,
+    mixer: Mixer,
+    slots: Slots,
+    places: Iterable[int],
+    **others: Any,
+) -> SearchLoop:
+    """A loop that searches as `search` and all other jobs of its call do.
+
+    Args:
+        limit, engine: as of `Valuer`.
+        others: as of `SearchLoop`.
+    """
+    kind = TournamentLoop if isinstance(search.settings, Tournament) else SearchLoop
+    return kind(Valuer(search, slots, limit, engine), runner, mixer, slots, places, **others)
