@@ -28,6 +28,7 @@ def test_no_argument_of_ours_is_answered_as_unknown() -> None:
         "SCORE": {*signature(cf.score).parameters},
         "TERM": {*signature(cf.Model).parameters},
         "SEARCH": {*signature(cf.ChunkBeamSearch).parameters},
+        "TOURNAMENT": {*signature(cf.Tournament).parameters},
         "ENGINE": {*signature(cf.Engine).parameters},
         "SUPPORT": {*signature(cf.Support).parameters},
     }

@@ -119,6 +119,7 @@ def same(ours: Written, theirs: Written, what: str = "") -> None:
         if name != "tokens":
             torch.testing.assert_close(column, theirs.columns[name], msg=f"{name} {what}")
     torch.testing.assert_close(ours.values, theirs.values, equal_nan=True)
+    assert str(ours.played) == str(theirs.played), what
 
 
 def begins(ours: Written, whole: Written, what: str = "") -> None:

@@ -226,7 +226,10 @@ def check_search(search: Search, do_sample: bool, returned: int) -> None:
         ValueError: names the setting.
     """
     if not do_sample and search.rows > 1:
-        raise ValueError(f"do_sample is False; a search of {search.rows} rows must sample")
+        raise ValueError(
+            f"do_sample is False; a search of {search.rows} rows must sample, at a temperature "
+            "above 0, or all of them would be equal"
+        )
     if returned > search.width:
         raise ValueError(
             f"num_return_sequences is {returned}; it must be at most {search.width}, as many rows "

@@ -14,10 +14,10 @@ import pytest
 import torch
 from crossfade import ops
 from scipy.stats import chisquare
-from searches import DRAW, EOS_IDS, PROMPTS, SIMPLE, TEXTS
+from searches import DRAW, EOS_IDS, PROMPTS, SIMPLE, TEXTS, few_words
 from tiny_models import EOS, SHAPES, VOCAB, lora, make, make_letters, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 # PEFT asks for an attribute that this version of Transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -185,16 +185,6 @@ def test_every_token_is_read_once() -> None:
 
 
 # ---- what a search finds
-
-
-def few_words(seed: int, words: int = 5) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=words, num_attention_heads=2, **sizes)).eval()
-    for weight in model.parameters():
-        if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=0.5)
-    return model
 
 
 @pytest.mark.parametrize(

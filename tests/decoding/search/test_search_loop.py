@@ -14,6 +14,7 @@ from crossfade.decoding.inputs import Requests
 from crossfade.decoding.job import Job, Row
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from judges import Keeper, words
 from loops import Open, same
 from tiny_models import EOS, VOCAB, make
 
@@ -22,7 +23,7 @@ PROMPTS = [torch.randint(5, VOCAB, (n,), generator=GENERATOR).tolist() for n in 
 LIMITS = [7, 12, 5, 10]
 WEIGHTS = [0.3, 1.0, -0.5, 0.8]
 GROUPS = 2  # searches that have places at a time
-KINDS = ("beams", "beams, support", "best of n")
+KINDS = ("beams", "beams, support", "best of n", "tournament")
 STEADY = settings(
     derandomize=True,
     database=None,
@@ -38,13 +39,15 @@ def generation(kind: str) -> Generation:
     base, tuned, ref = (cf.Model(make(s, i)) for i, s in enumerate(("llama", "gpt2", "qwen3")))
     blend = base + torch.tensor(WEIGHTS) * (tuned - ref)
     value = cf.LogRatio(cf.Model(make("llama", 5)), cf.Model(make("gpt2", 6)))
-    search: Any = cf.BestOfN(3, value=value)
-    if kind != "best of n":
-        search = cf.ChunkBeamSearch(width=2, samples=2, chunk_length=3, value=value)
+    search: Any = cf.ChunkBeamSearch(width=2, samples=2, chunk_length=3, value=value)
+    if kind == "best of n":
+        search = cf.BestOfN(3, value=value)
+    if kind == "tournament":
+        search = cf.Tournament(Keeper(lambda context, a, b: len(a) / len(a + b)), n=5)
     if kind == "beams, support":
         blend = blend.within(cf.Support(min_p=0.3))
     arguments = {"max_new_tokens": LIMITS, "eos_token_id": [EOS, 20, 30]}
-    return Generation(blend, search=search, arguments=arguments)
+    return Generation(blend, tokenizer=words(), search=search, arguments=arguments)
 
 
 def job(kind: str, request: int) -> Job:
@@ -69,6 +72,7 @@ def test_searches_alone_are_those_of_a_call(kind: str) -> None:
     out = cf.generate(
         of.call.blend,
         PROMPTS,
+        tokenizer=words(),
         search=of.search,
         seed=list(range(len(PROMPTS))),
         max_new_tokens=LIMITS,
@@ -78,13 +82,15 @@ def test_searches_alone_are_those_of_a_call(kind: str) -> None:
         best = alone(kind, i)[0]
         assert best.ids == out.responses[i]
         torch.testing.assert_close(best.values[0], out.values[i])
+        if kind == "tournament":
+            assert str(best.played.rounds) == str(out.bracket[i])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_searches_that_come_and_go(kind: str) -> None:
     """At every step a search may join, and one may be cancelled by one of its rows."""
 
-    @STEADY
+    @settings(STEADY, max_examples=4 if kind == "tournament" else 12)
     @given(
         st.lists(
             st.one_of(
