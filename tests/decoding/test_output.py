@@ -78,6 +78,7 @@ def test_scores() -> None:
         logprobs=torch.full((2, 2), -1.0),
         ranks=torch.zeros(2, 2, dtype=torch.int64),
         lengths=torch.tensor([2, 2]),
+        stats=Stats(4, 1.0, (), 0, 0),
     )
     assert repr(x).splitlines() == [
         "Scores(2 responses)",
@@ -88,6 +89,7 @@ def test_scores() -> None:
         logprobs=torch.full((20, 2), -1.0),
         ranks=torch.zeros(20, 2, dtype=torch.int64),
         lengths=torch.full((20,), 2),
+        stats=Stats(40, 1.0, (), 0, 0),
     )
     assert repr(many).endswith("... and 12 more")
 

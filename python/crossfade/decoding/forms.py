@@ -162,3 +162,18 @@ def _is_text(where: str, part: Any) -> bool:
             f"{where} has a part of the type {kind!r}, which is not supported"
         )
     return kind == "text" and isinstance(part.get("text"), str)
+
+
+def common(a: Ids, b: Ids) -> int:
+    """The length of the longest common prefix of two texts."""
+    if type(a) is not type(b):
+        a, b = list(a), list(b)
+    alike, unlike = 0, min(len(a), len(b)) + 1  # lengths of prefixes that are known to be so
+    middle = unlike - 1  # That all are alike is the usual case.
+    while alike < middle:
+        if a[alike:middle] == b[alike:middle]:  # Such comparisons are fast.
+            alike = middle
+        else:
+            unlike = middle
+        middle = (alike + unlike) // 2
+    return alike

@@ -159,6 +159,8 @@ class Scores:
             of a higher log-prob and those of an equal one with a lower id. So 0 is the token that
             greedy decoding takes; 0 past the end, too; -1 where the blend is bad.
         lengths: ``[requests]`` int64: tokens of each response.
+        stats: what it cost: of each model the forwards and the tokens that it read, without those
+            that several texts share and that are read once.
         term_logprobs: ``[requests, tokens, terms]`` float32: under each term alone; on demand.
         kl: ``[requests, tokens]`` float32, nats: KL(blend || `kl_to`) at each token; on demand.
     """
@@ -166,6 +168,7 @@ class Scores:
     logprobs: Tensor
     ranks: Tensor
     lengths: Tensor
+    stats: Stats
     term_logprobs: Tensor | None = None
     kl: Tensor | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from ..reading import check_unicode
 from .call import Call
 from .chats import template_arguments
 from .engine.batching import Cost, batches, max_tokens
-from .engine.branches import Branches
+from .engine.branches import Asked, Branches
 from .engine.modules import Unsupported
 from .engine.prefill import Prefill
 from .forms import Ids, tensor, token_ids
@@ -32,6 +33,7 @@ from .output import Scores
 from .settings import check_int
 from .simple.contexts import check_context
 from .simple.term_model import TermModel
+from .stats import ModelStats, Stats, since, summed
 from .writing import Writing
 
 MAX_LOGITS = 1 << 27  # the most numbers of logits that are held at once, of all models together
@@ -93,16 +95,84 @@ def score(
         tools=tools,
         chat_template_kwargs=chat_template_kwargs,
     )
-    found = dict(scoring.each())
-    each = zip(*(found[i] for i in range(len(found))), strict=True)
-    log_p, ranks, terms, kl = (pad_sequence(list(x), batch_first=True) for x in each)
-    return Scores(
-        logprobs=log_p,
-        ranks=ranks,
-        lengths=torch.tensor([len(r) for r in scoring.responses], device=log_p.device),
-        term_logprobs=terms if return_term_logprobs else None,
-        kl=kl if scoring.members.references else None,
-    )
+    return scoring.scores()
+
+
+class Scorer:
+    """A blend that scores several times, and keeps what it has read from one time to the next.
+
+    Prompts that begin like earlier ones are read on from there, so that a judge which is asked
+    round after round reads each context and each answer in its place once::
+
+        with Scorer(blend, tokenizer=tokenizer) as scorer:
+            first = scorer.score(prompts, responses)
+            second = scorer.score(other_prompts, other_responses)
+
+    What is kept are rows of the engine's caches, as many as memory is meant for, until the end of
+    the `with`. Outside of one nothing is kept, and each `score` is that of the module. Prompts may
+    be token ids, the same for all models, or texts and chats, of which each term makes its own.
+
+    Several responses to one prompt cost no more than one if they differ in their last token alone:
+    log-probs of the labels A and B after n prompts are ``scorer.score([p for p in prompts for _ in
+    "AB"], [[a], [b]] * n).logprobs[:, 0].view(n, 2)``, for which n rows go through the head.
+
+    Where a model's weights, hooks or active adapters have changed since the last time, what it has
+    read is forgotten, and a note in `Scores.stats` says so.
+
+    Args:
+        blend, tokenizer, max_batch, return_term_logprobs, kl_to: as in `score`.
+    """
+
+    def __init__(
+        self,
+        blend: Any,
+        *,
+        tokenizer: Any = None,
+        max_batch: int | None = None,
+        return_term_logprobs: bool = False,
+        kl_to: Any = None,
+    ) -> None:
+        self._arguments: dict[str, Any] = {
+            "tokenizer": tokenizer,
+            "max_batch": max_batch,
+            "return_term_logprobs": return_term_logprobs,
+            "kl_to": kl_to,
+        }
+        self.blend = blend
+        self._branches: Branches | None = None
+
+    def __enter__(self) -> Scorer:
+        self._branches = Branches(kept=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._branches = None
+
+    def score(
+        self,
+        prompts: Any,
+        responses: Any,
+        *,
+        attention_mask: Tensor | None = None,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Scores:
+        """The log-probs of responses, as `score` gives them.
+
+        Raises:
+            TypeError, ValueError: as `score`; or another call within the same `with` is under way.
+        """
+        scoring = Scoring(
+            self.blend,
+            prompts,
+            responses,
+            attention_mask=attention_mask,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+            branches=self._branches,
+            **self._arguments,
+        )
+        return scoring.scores()
 
 
 class Figures(NamedTuple):
@@ -118,7 +188,11 @@ class Figures(NamedTuple):
 
 
 class Scoring:
-    """Requests whose responses are scored. `score` describes the arguments and their errors."""
+    """Requests whose responses are scored. `score` describes the arguments and their errors.
+
+    Args:
+        branches: what reads on from what it has read for other requests; None: nothing is kept.
+    """
 
     def __init__(
         self,
@@ -133,6 +207,7 @@ class Scoring:
         kl_to: Any = None,
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        branches: Branches | None = None,
     ) -> None:
         blend = as_blend(blend)
         check.flag("return_term_logprobs", return_term_logprobs)
@@ -154,29 +229,71 @@ class Scoring:
         self.prompts = [*zip(*(p.unpadded() for p in read), strict=True)]
         self.mixing = _Mixing(blend, self.members, len(requests), call.device, return_term_logprobs)
 
+        self.branches = Branches() if branches is None else branches
+        self._stats: Stats | None = None
+
     @torch.no_grad()
     def each(self) -> Iterator[tuple[int, Figures]]:
         """Yields the place of each request and its figures, as soon as it is read."""
+        start, before = time.perf_counter(), self.branches.models_stats
+        self._apart: list[ModelStats] = []
+        self._notes: list[str] = []
+        size = 0
         for requests, logits in self._read():
             responses = [self.responses[i] for i in requests]
-            yield from zip(requests, self.mixing.figures(requests, logits, responses), strict=True)
+            for i, figures in zip(
+                requests, self.mixing.figures(requests, logits, responses), strict=True
+            ):
+                size += sum(x.nbytes for x in figures)
+                yield i, figures
+        runner, device = self.branches.runner, self.mixing.device
+        cached, peak = (0, 0) if runner is None else (runner.cache_bytes, runner.peak_bytes)
+        on_gpu = device.type == "cuda"
+        self._stats = Stats(
+            tokens=sum(map(len, self.responses)),
+            seconds=time.perf_counter() - start,
+            models=summed([*since(before, self.branches.models_stats), *self._apart]),
+            cache_bytes=cached,
+            peak_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else peak + size,
+            notes=(*self.branches.notes, *self._notes),
+        )
+
+    def scores(self) -> Scores:
+        """The figures of all requests."""
+        found = dict(self.each())
+        each = zip(*(found[i] for i in range(len(found))), strict=True)
+        log_p, ranks, terms, kl = (pad_sequence(list(x), batch_first=True) for x in each)
+        assert self._stats is not None
+        return Scores(
+            logprobs=log_p,
+            ranks=ranks,
+            lengths=torch.tensor([len(r) for r in self.responses], device=log_p.device),
+            stats=self._stats,
+            term_logprobs=terms if self.mixing.terms else None,
+            kl=kl if self.members.references else None,
+        )
 
     def _read(self) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
         """Requests that are read together, and each model's logits ``[requests, tokens, V]`` before
         each token of their responses, padded on the left."""
         unread = dict.fromkeys(range(len(self.responses)))
-        branches = Branches(self.models, self.prompts, self.responses, self.max_batch)
-        if branches.saved >= WORTH_SHARING:
+        asked = Asked(self.prompts, self.responses)
+        if self.branches.kept or asked.saved >= WORTH_SHARING:
             try:
-                for requests, logits in branches.read(MAX_LOGITS):
+                for requests, logits in self.branches.read(
+                    self.models, asked, MAX_LOGITS, self.max_batch
+                ):
                     yield requests, logits
                     for i in requests:
                         del unread[i]
-            except Unsupported:
-                pass  # A model that the engine cannot run reads each text whole.
+            except Unsupported as why:  # It reads each text whole.
+                self._notes.append(f"nothing is shared: {why}")
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
-                    raise  # Caches take memory that whole texts do not.
+                    raise
+                # Caches take memory that whole texts do not.
+                self._notes.append("memory ran out: what was left was read text by text")
+                self.branches.free()
         yield from self._read_apart([*unread])
 
     def _read_apart(self, requests: Sequence[int]) -> Iterator[tuple[Sequence[int], list[Tensor]]]:
@@ -191,6 +308,7 @@ class Scoring:
             Cost([1] * len(requests), self.max_batch or math.inf),
         ):
             yield [requests[i] for i in now], [reader.logits(now) for reader in readers]
+        self._apart = [s for r in readers if (s := r.prefill.stats()).forwards]
 
 
 class _Reader:

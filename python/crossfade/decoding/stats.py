@@ -28,7 +28,7 @@ class Stats:
     """What a call cost.
 
     Attributes:
-        tokens: how many tokens were generated, in all rows that are returned.
+        tokens: how many tokens were generated, in all rows that are returned, or scored.
         seconds: how long it took, from the first forward to the last token.
         models: an entry for each model and adapter, in the order of their first terms; then for
             those of a search's value. Rows that a search dropped are counted too.
@@ -49,7 +49,7 @@ class Stats:
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens a second, of all rows together; 0.0 where no time has passed."""
+        """Tokens a second, of all rows together; 0.0 where no time has passed."""
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
 
     @property
@@ -77,3 +77,9 @@ def summed(each: Iterable[ModelStats]) -> tuple[ModelStats, ...]:
         old = total.get(s.names, ModelStats(s.names, 0, 0))
         total[s.names] = ModelStats(s.names, old.forwards + s.forwards, old.tokens + s.tokens)
     return tuple(total.values())
+
+
+def since(before: Iterable[ModelStats], now: Iterable[ModelStats]) -> tuple[ModelStats, ...]:
+    """Each model's work between two moments, of models that did some."""
+    undone = (ModelStats(s.names, -s.forwards, -s.tokens) for s in before)
+    return tuple(s for s in summed([*now, *undone]) if s.forwards)

@@ -11,11 +11,11 @@ from crossfade.blends.blend import as_blend
 from crossfade.decoding import scoring
 from crossfade.decoding.call import Call
 from crossfade.decoding.engine import branches, prefill
-from crossfade.decoding.engine.branches import Branches
+from crossfade.decoding.engine.batching import MAX_TOKENS
+from crossfade.decoding.engine.branches import Asked, Branches
 from crossfade.decoding.engine.group import Group
 from crossfade.decoding.engine.prefill import Prefill
-from crossfade.decoding.engine.runner import EngineRunner
-from tiny_models import VOCAB, doubled, lora, make
+from tiny_models import VOCAB, lora, make
 
 # PEFT 0.21 uses a name that Transformers 5.23 has changed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -64,13 +64,15 @@ def score(blend: Any, saved: float, monkeypatch: pytest.MonkeyPatch, **options: 
 
 
 @pytest.mark.parametrize("kind", ["models and values", "adapters", "own prompts"])
-@pytest.mark.parametrize("most", [1 << 30, 40, 1])
+@pytest.mark.parametrize(("rows", "tokens"), [(256, 1024), (3, 8), (1, 5)])
 def test_the_figures_are_those_of_texts_that_are_read_whole(
-    kind: str, most: int, monkeypatch: pytest.MonkeyPatch, forwards: list[int]
+    kind: str, rows: int, tokens: int, monkeypatch: pytest.MonkeyPatch, forwards: list[int]
 ) -> None:
     """Also where few prompts fit in the caches, and where a forward takes few tokens."""
-    monkeypatch.setitem(branches.MAX_CACHED, "cpu", most)
-    monkeypatch.setattr(prefill, "MAX_LOGITS", min(most, 3 * VOCAB))
+    monkeypatch.setattr(branches, "ROWS", rows)
+    monkeypatch.setitem(branches.WORTH, "cpu", 2)
+    monkeypatch.setitem(MAX_TOKENS, "cpu", tokens)
+    monkeypatch.setattr(prefill, "MAX_LOGITS", 3 * VOCAB)
     blend = blend_of(kind)
     options: dict[str, Any] = {"return_term_logprobs": True, "kl_to": blend.terms[1]}
     apart = score(blend, 2.0, monkeypatch, **options)
@@ -87,13 +89,21 @@ def test_what_is_alike_is_read_once(monkeypatch: pytest.MonkeyPatch, forwards: l
     """The examples once in all, the rest of a prompt once, each response by itself."""
     cf.score(make("llama", 0), PROMPTS[0], RESPONSES[1])  # The engine compares itself before.
     model = make("llama", 0)
+    monkeypatch.setitem(branches.WORTH, "cpu", 1)
     score(model, 0.0, monkeypatch)
     forwards.clear()
-    score(model, 0.0, monkeypatch)
-    ends = sum(len(p) - len(EXAMPLES) for p in PROMPTS)
+    found = score(model, 0.0, monkeypatch)
+    begun = {tuple(p[:n]) for p in PROMPTS for n in range(1, len(p))}
     answers = sum(len(r) for _, r in ASKED)
-    assert sum(forwards) == len(EXAMPLES) - 1 + ends + answers
+    assert sum(forwards) == len(begun) + answers
     assert len(forwards) <= 2 + len(RESPONSES)
+    (stats,) = found.stats.models
+    assert (stats.names, stats.forwards, stats.tokens) == (
+        ("model0",),
+        len(forwards),
+        sum(forwards),
+    )
+    assert found.stats.tokens == answers
 
 
 def test_responses_that_differ_in_their_last_token_share_a_forward(forwards: list[int]) -> None:
@@ -103,7 +113,7 @@ def test_responses_that_differ_in_their_last_token_share_a_forward(forwards: lis
     cf.score(model, [EXAMPLES] * 5, responses)
     forwards.clear()
     found = cf.score(model, [EXAMPLES] * 5, responses)
-    assert forwards == [len(EXAMPLES) - 1, 2, 1]
+    assert forwards == [len(EXAMPLES) + 1, 1]
     each = [cf.score(model, EXAMPLES, r).logprobs[0] for r in responses]
     for row, own in zip(found.logprobs, each, strict=True):
         torch.testing.assert_close(row[: len(own)], own)
@@ -117,9 +127,8 @@ def test_requests_that_share_logits_get_them_a_few_at_a_time(responses: list[lis
     asked = [*responses, *[[i] for i in range(20)]]
     models = Call(as_blend(make("llama", 0)), None).models
     prompts = [(EXAMPLES,) if i < len(responses) else (PROMPTS[0],) for i in range(len(asked))]
-    read = Branches(models, prompts, asked)
     most, places = 8 * VOCAB, []
-    for requests, (logits,) in read.read(most):
+    for requests, (logits,) in Branches().read(models, Asked(prompts, asked), most):
         places += requests
         assert logits.numel() <= most
         assert len(logits) == len(requests)
@@ -135,8 +144,11 @@ def test_it_is_done_only_where_it_saves_enough(forwards: list[int]) -> None:
 
 
 def test_a_model_that_the_engine_cannot_run_reads_each_text_whole() -> None:
-    model = doubled()
+    model: Any = make("llama", 0)
+    model._supports_attention_backend = False
     found = cf.score(model, [EXAMPLES, EXAMPLES], [[17], [18, 19]])
+    (note,) = found.stats.notes
+    assert note.startswith("nothing is shared: ")
     each = [cf.score(model, EXAMPLES, r).logprobs[0] for r in ([17], [18, 19])]
     torch.testing.assert_close(found.logprobs[0, :1], each[0])
     torch.testing.assert_close(found.logprobs[1], each[1])
@@ -147,17 +159,19 @@ def test_where_memory_runs_out_what_is_left_is_read_whole(
 ) -> None:
     model = make("llama", 0)
     expected = score(model, 2.0, monkeypatch)
-    own, count = EngineRunner.join, iter(range(9))
+    own, count = Group.read_at, iter(range(9))
 
-    def join(self: EngineRunner, *args: Any) -> None:
+    def read_at(self: Group, *args: Any) -> Any:
         if next(count) == 2:
             raise torch.OutOfMemoryError("out of memory")
-        own(self, *args)
+        return own(self, *args)
 
-    monkeypatch.setattr(EngineRunner, "join", join)
-    monkeypatch.setitem(branches.MAX_CACHED, "cpu", 1)  # one prompt at a time
+    monkeypatch.setattr(Group, "read_at", read_at)
+    monkeypatch.setattr(branches, "ROWS", 1)  # one prompt at a time
     found = score(model, 0.0, monkeypatch)
     assert next(count) == 3
+    assert found.stats.notes == ("memory ran out: what was left was read text by text",)
+    assert sum(m.forwards for m in found.stats.models) > 2
     torch.testing.assert_close(found.logprobs, expected.logprobs, atol=1e-5, rtol=1e-4)
 
 

@@ -168,13 +168,14 @@ def test_caches_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = range(len(TEXTS))
     runner = EngineRunner([TermModel(model, "it")], [1], len(TEXTS), 9, Engine())
     found: dict[int, list[torch.Tensor]] = {}
-    for i, z in over_caches(runner.groups[0], rows, [0] * len(rows), TEXTS):
+    starts, lengths = [0] * len(rows), [*map(len, TEXTS)]
+    for i, z in over_caches(runner.groups[0], rows, starts, TEXTS, lengths):
         assert len(z) <= 3
         found.setdefault(i, []).append(z)
     for i, text in enumerate(TEXTS):
         theirs = model(torch.tensor([text])).logits[0]
         torch.testing.assert_close(torch.cat(found[i]), theirs, atol=1e-4, rtol=1e-4)
-    last = dict(over_caches(runner.groups[0], rows, [0] * len(rows), TEXTS, every=False))
+    last = dict(over_caches(runner.groups[0], rows, starts, TEXTS, [1] * len(rows)))
     for i in rows:
         torch.testing.assert_close(last[i], found[i][-1][-1:], atol=1e-4, rtol=1e-4)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...models.hf import text_config
-from ..forms import Ids
+from ..forms import Ids, common
 from ..simple.replica import Replica
 from ..simple.term_model import TermModel
 from .batching import MAX_LOGITS, Cost, batches, max_tokens
@@ -262,32 +262,34 @@ class Group:
         self,
         rows: Sequence[int],
         starts: Sequence[int],
-        ids: Sequence[Sequence[int]],
-        *,
-        every: bool,
+        ids: Sequence[Ids],
+        counts: Sequence[int],
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Feed the tokens `ids` at the positions from `starts` on, in place of what stood there.
 
-        `read` reads prompts for their caches alone; this gives logits too.
-
         As many rows share a forward as memory is meant for.
 
+        Args:
+            counts: after how many of its last tokens each row's logits are wanted.
+
         Yields:
-            Which of `rows` were read, as indices, and their logits: with `every`, those after each
-            token, ``[n, tokens, V]``, where those of shorter rows end in padding; else those after
-            each row's last token, ``[n, V]``.
+            Which of `rows` were read, as indices, and their logits ``[n, tokens, V]``. Those of
+            rows that want fewer begin with padding; where no row wants any they mean nothing.
         """
-        most = max_tokens(self.device)
-        if every:
-            most = min(most, MAX_LOGITS // self.config.vocab_size)
-        for now in batches(Cost([len(x) for x in ids], most)):
+        for now in batches(
+            Cost([len(x) for x in ids], max_tokens(self.device)),
+            Cost(counts, MAX_LOGITS // self.config.vocab_size),
+        ):
             for i in now:
                 self.bounds[rows[i]] = starts[i] + len(ids[i])
                 self.cache.rewind(rows[i], starts[i])
             at = torch.tensor([rows[i] for i in now], device=self.device)
             self.lengths[at] = torch.tensor([starts[i] for i in now], device=self.device)
-            last = torch.tensor([len(ids[i]) - 1 for i in now], device=self.device)
-            with self.head.reading(Wanted(every=True) if every else Wanted(last=last)):
+            most = max(counts[i] for i in now)
+            ends = torch.tensor([len(ids[i]) for i in now], device=self.device)
+            last = ends[:, None] - torch.arange(most, 0, -1, device=self.device)
+            wanted = Wanted(at=last.clamp(min=0)) if most else Wanted(logits=False)
+            with self.head.reading(wanted):
                 logits = self._append(
                     [rows[i] for i in now], [starts[i] for i in now], [ids[i] for i in now]
                 )
@@ -304,10 +306,10 @@ class Group:
         """
         if not rows:
             return None
-        last = torch.tensor([len(x) - 1 for x in ids], device=self.device)
-        with self.head.reading(Wanted(last=last, columns=columns)):
+        last = torch.tensor([[len(x) - 1] for x in ids], device=self.device)
+        with self.head.reading(Wanted(at=last, columns=columns)):
             starts = [self.bounds[r] - len(x) for r, x in zip(rows, ids, strict=True)]
-            logits = self._append(rows, starts, ids)
+            logits = self._append(rows, starts, ids)[:, 0]
         if len(rows) == len(self.lengths):
             return logits
         found = logits.new_zeros(len(self.lengths), logits.shape[1])
@@ -366,19 +368,6 @@ def forward(
         crossfade=forward_pass,
     )
     return head.logits(output)
-
-
-def common(a: Sequence[int], b: Sequence[int]) -> int:
-    """The length of the longest common prefix."""
-    n = min(len(a), len(b))
-    if a[:n] == b[:n]:  # This is the usual case, and such a comparison is fast.
-        return n
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
 
 
 def refuse_unsupported(model: TermModel, tokens: int) -> None:

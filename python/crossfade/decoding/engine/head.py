@@ -20,14 +20,12 @@ class Wanted:
 
     Attributes:
         logits: False where none are read, as when a prompt is read but for its last token.
-        every: whether those of every position are read.
-        last: ``[B]``: the last position of each row. None: all rows end in the last position.
+        at: ``[B, n]``: the positions of each row that are read. None: the last one of all rows.
         columns: the columns of the head that are read, where others may be left out; None: all.
     """
 
     logits: bool = True
-    every: bool = False
-    last: Tensor | None = None
+    at: Tensor | None = None
     columns: Tensor | None = None
 
 
@@ -75,22 +73,19 @@ class Head:
     @property
     def keep(self) -> int:
         """Hugging Face's `logits_to_keep`, where 0 means all positions."""
-        return 1 if self.wanted.last is None and not self.wanted.every else 0
+        return 1 if self.wanted.at is None else 0
 
     def logits(self, output: Any) -> Tensor:
-        """The logits ``[B, V]`` of a model's output; ``[B, n, V]`` where every position is read."""
-        last = self.wanted.last
-        if self.wanted.every:
-            return output.logits
-        if self.module is None and last is not None:
-            return take(output.logits, last)[:, 0]
-        return output.logits[:, -1]
+        """The logits ``[B, V]`` of a model's output, or ``[B, n, V]`` of the positions wanted."""
+        at = self.wanted.at
+        if at is None:
+            return output.logits[:, -1]
+        return take(output.logits, at) if self.module is None else output.logits
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Logits ``[B, 1, V]`` of hidden states ``[B, n, H]``, or those of all, ``[B, n, V]``."""
+        """Logits ``[B, n, V]`` of hidden states ``[B, tokens, H]``, of the positions wanted."""
         head, wanted = self.module, self.wanted
-        if not wanted.every:
-            hidden = hidden[:, -1:] if wanted.last is None else take(hidden, wanted.last)
+        hidden = hidden[:, -1:] if wanted.at is None else take(hidden, wanted.at)
         if not wanted.logits:  # What comes after the head gets zeros of the right shape.
             return hidden.new_zeros(*hidden.shape[:-1], len(head.weight))
         if self.weights is not None:  # sum_k w_k (W h_k) = W (sum_k w_k h_k)
@@ -120,10 +115,11 @@ class ScoreHead(Head):
         self.score = score
 
     def logits(self, output: Any) -> Tensor:
-        """``[B, labels]`` at each row's last position."""
-        hidden, last = output.last_hidden_state, self.wanted.last
-        hidden = hidden[:, -1:] if last is None else take(hidden, last)
-        return self.score(hidden)[:, 0] if self.wanted.logits else hidden[:, 0]
+        """``[B, labels]`` at the last position, or ``[B, n, labels]`` of the positions wanted."""
+        hidden, at = output.last_hidden_state, self.wanted.at
+        hidden = hidden[:, -1:] if at is None else take(hidden, at)
+        found = self.score(hidden) if self.wanted.logits else hidden
+        return found[:, 0] if at is None else found
 
 
 def split(model: Any, terms: Sequence[int], backend: str | None) -> tuple[Any, Head]:
@@ -145,8 +141,8 @@ def score_layer(model: Any) -> Any:
 
 
 def take(x: Tensor, at: Tensor) -> Tensor:
-    """``[B, 1, d]``: what each row of ``[B, n, d]`` has at its position, which ``at [B]`` gives."""
-    return x[torch.arange(len(x), device=x.device), at][:, None]
+    """``[B, n, d]``: what each row of ``[B, tokens, d]`` has at its positions ``at [B, n]``."""
+    return x[torch.arange(len(x), device=x.device)[:, None], at]
 
 
 def mix(hidden: Tensor, weights: Tensor) -> Tensor:

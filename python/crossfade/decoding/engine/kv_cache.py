@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
+from ..forms import common
 
 STEP = 64  # capacities are multiples of this
 
@@ -91,6 +92,27 @@ class KVCache:
         ops.fork_cache_(buffers, parents, start, end)
         for i, tokens in changed.items():
             self.held[i] = list(tokens)
+
+    def begin(self, rows: Sequence[int], parents: Sequence[int], lengths: Sequence[int]) -> None:
+        """Let `rows` hold so many of the first tokens of their parents, and nothing else.
+
+        All parents are taken as they are before. What a row has in common with its parent is not
+        copied.
+        """
+        taken = [self.held[p][:n] for p, n in zip(parents, lengths, strict=True)]
+        sources, starts, ends = list(range(self.rows)), [0] * self.rows, [0] * self.rows
+        for row, parent, tokens in zip(rows, parents, taken, strict=True):
+            alike = common(self.held[row], tokens)
+            if alike < len(tokens):
+                sources[row], starts[row], ends[row] = parent, alike, len(tokens)
+        for row in rows:
+            self.held[row] = []  # If an interrupt stops the copying, nobody knows what it holds.
+        if any(ends):
+            buffers = [b for pair in self.layers.values() for b in pair]
+            of_rows = torch.tensor([sources, starts, ends], device=buffers[0].device)
+            ops.fork_cache_(buffers, *of_rows)
+        for row, tokens in zip(rows, taken, strict=True):
+            self.held[row] = tokens
 
     @property
     def peak_bytes(self) -> int:

@@ -192,27 +192,37 @@ def over_caches(
     rows: Sequence[int],
     starts: Sequence[int],
     ids: Sequence[Ids],
-    *,
-    every: bool = True,
+    counts: Sequence[int],
 ) -> Iterator[tuple[int, Tensor]]:
     """Let rows of the engine read `ids`, which stand at their positions from `starts` on.
 
-    Where logits of every token are asked for, long texts are read in pieces.
+    Long texts are read in pieces.
+
+    Args:
+        counts: after how many of its last tokens each row's logits are wanted; 0: it only reads.
 
     Yields:
-        The index of a row in `rows`, and the logits ``[n, V]`` after its next n tokens; with
-        ``every=False``, those after its last token, ``[1, V]``.
+        The index of a row in `rows`, and the logits ``[n, V]`` after the next n of those tokens.
     """
-    most = max(1, MAX_LOGITS // group.config.vocab_size) if every else max(map(len, ids), default=0)
-    done, unread = 0, list(range(len(rows)))
+    most, most_logits = max_tokens(group.device), max(1, MAX_LOGITS // group.config.vocab_size)
+    done = [0] * len(rows)
+    unread = [i for i in range(len(rows)) if ids[i]]
     while unread:
-        pieces = [ids[i][done : done + most] for i in unread]
-        at = [starts[i] + done for i in unread]
-        for batch, logits in group.read_at([rows[i] for i in unread], at, pieces, every=every):
+        firsts = [max(done[i], len(ids[i]) - counts[i]) for i in unread]  # whose logits are wanted
+        ends = [
+            min(len(ids[i]), done[i] + most, first + most_logits)
+            for i, first in zip(unread, firsts, strict=True)
+        ]
+        pieces = [ids[i][done[i] : end] for i, end in zip(unread, ends, strict=True)]
+        wanted = [max(0, end - first) for end, first in zip(ends, firsts, strict=True)]
+        at = [starts[i] + done[i] for i in unread]
+        for batch, logits in group.read_at([rows[i] for i in unread], at, pieces, wanted):
             for j, z in zip(batch, logits, strict=True):
-                yield unread[j], z[: len(pieces[j])] if every else z[None]
-        done += most
-        unread = [i for i in unread if len(ids[i]) > done]
+                if wanted[j]:
+                    yield unread[j], z[len(z) - wanted[j] :]
+        for i, end in zip(unread, ends, strict=True):
+            done[i] = end
+        unread = [i for i in unread if done[i] < len(ids[i])]
 
 
 def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:

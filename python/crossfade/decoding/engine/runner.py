@@ -184,18 +184,23 @@ class EngineRunner:
         for slot, ids in zip(slots, prompts, strict=True):
             several.setdefault(id(ids), Joining(ids, [])).slots.append(slot)
         new = list(several.values())
+        each = list(zip(prompts, limits, strict=True))
+        self.extend([max(len(p[k]) + n for p, n in each) for k in range(len(self.models))])
         for group in self.groups:
-            rows, own = self._first_rows(group, new)
-            most = max(
-                len(ids[k]) + limit
-                for ids, limit in zip(prompts, limits, strict=True)
-                for k in group.terms
-            )
+            group.join(*self._first_rows(group, new))
+        self.joining += new
+
+    def extend(self, longest: Sequence[int]) -> None:
+        """Let rows of each model have so many tokens.
+
+        Raises:
+            Unsupported: the engine cannot run a model on rows of that length.
+        """
+        for group in self.groups:
+            most = max(longest[k] for k in group.terms)
             if most > group.most:
                 group.extend(most)
                 contract.check(group.models, group.most, group.deltas, self.engine.kernels)
-            group.join(rows, own)
-        self.joining += new
 
     def read(self, *, each: bool = False) -> list[int]:
         """As of `Runner`: every model reads on in the prompts of rows that joined."""

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine.group import Group, common
+from ..engine.group import Group
 from ..engine.options import Engine
 from ..engine.prefill import Prefill, over_caches, token_log_probs
 from ..engine.runner import EngineRunner
-from ..forms import Ids
+from ..forms import Ids, common
 from ..runner import PromptIds
 from ..simple.term_model import TermModel
 from ..stats import ModelStats
@@ -157,7 +157,8 @@ class Reader:
             x.text[start : len(x.text) - before] for x, start in zip(unread, starts, strict=True)
         ]
         answered = [x.known for x in unread]
-        for i, logits in over_caches(group, rows, starts, ids, every=every):
+        counts = [len(x) if every else 1 for x in ids]
+        for i, logits in over_caches(group, rows, starts, ids, counts):
             model, slot, _, text, _ = unread[i]
             if every:
                 asked = text[answered[i] : answered[i] + len(logits)]
