@@ -16,10 +16,10 @@ from ... import elsewhere
 from ...blends.blend import Blend, as_blend
 from ...checks import explained, warn
 from ...decoding.forms import is_chat, is_ids, request
-from ...decoding.scoring import score
+from ...decoding.scoring import Scorer
 from ...decoding.settings import check_int
 from ...decoding.simple.contexts import context_of
-from ...decoding.stats import ModelStats, Stats
+from ...decoding.stats import Stats
 from ...reading import check_unicode
 from .judgments import Judgments
 from .template import as_template, check_chats, encode_prompt
@@ -157,19 +157,15 @@ class Judge:
         The object that it gives is called as the judge is. What a prompt begins with as one did
         before is not read again until the block ends.
         """
-        yield Reading(self)
+        with Scorer(self.blend, max_batch=self.max_batch) as scorer:
+            yield Reading(self, scorer)
 
 
 class Reading:
-    """A judge at work, from its first pair to its last.
+    """A judge at work, from its first pair to its last."""
 
-    Attributes:
-        stats: what each model has read so far.
-    """
-
-    def __init__(self, judge: Judge) -> None:
-        self.judge = judge
-        self.stats: list[ModelStats] = []
+    def __init__(self, judge: Judge, scorer: Scorer) -> None:
+        self.judge, self._scorer = judge, scorer
 
     def prefer(
         self, contexts: Sequence[Any], firsts: Sequence[str], seconds: Sequence[str]
@@ -236,13 +232,13 @@ class Reading:
             asked: texts, each with the principle that it asks about.
         """
         judge = self.judge
-        ids = [encode_prompt(judge.tokenizer, text) for text in asked for _ in range(2)]
+        ids = [encode_prompt(judge.tokenizer, text) for text in asked]
         labels = [[label] for name in asked.values() for label in judge._label_ids[name]]
         if not asked:
             return {}, Stats(0, 0.0, (), 0, 0)
-        scores = score(judge.blend, ids, labels, max_batch=judge.max_batch)
-        log_p = scores.logprobs[:, 0].double().exp().view(-1, 2).tolist()
-        return dict(zip(asked, map(tuple, log_p), strict=True)), Stats(0, 0.0, (), 0, 0)
+        scores = self._scorer.score([prompt for prompt in ids for _ in range(2)], labels)
+        probs = scores.logprobs[:, 0].double().exp().view(-1, 2).tolist()
+        return dict(zip(asked, map(tuple, probs), strict=True)), scores.stats
 
 
 def _check_blend(blend: Blend) -> None:
