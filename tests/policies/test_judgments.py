@@ -18,9 +18,9 @@ NAN = math.nan
 def judgments(orders: Any, failed: Any = None) -> Judgments:
     """Judgments with the probabilities ``orders [n, P, 2, 2]``."""
     x = torch.tensor(orders, dtype=torch.float64)
-    bad = torch.zeros(len(x), dtype=torch.bool) if failed is None else torch.tensor(failed)
+    why = tuple("it failed" if bad else None for bad in failed or [False] * len(x))
     names = tuple(f"p{i}" for i in range(x.shape[1])) if x.shape[1] > 1 else (None,)
-    return Judgments(x, names, bad, Stats(0, 0.0, (), 0, 0))
+    return Judgments(x, names, why, Stats(0, 0.0, (), 0, 0))
 
 
 def scored(*pairs: tuple[float, float]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -142,9 +142,9 @@ class Judge:
         `Judgments.preference`; NaN where a pair has failed."""
         return self(contexts, firsts, seconds).preference
 
-    def _too_long(self, prompt: str) -> str | None:
-        """Why a prompt cannot be read, or None if it can."""
-        tokens = len(encode_prompt(self.tokenizer, prompt))
+    def _too_long(self, prompts: Iterable[str]) -> str | None:
+        """Why one of some prompts cannot be read, or None if all can."""
+        tokens = max(len(encode_prompt(self.tokenizer, prompt)) for prompt in prompts)
         for name, context in self._contexts:
             if context is not None and tokens > context:
                 return f"its prompt has {tokens} tokens, and the context of {name} is {context}"
@@ -180,25 +180,31 @@ class Reading:
         start, principles = time.perf_counter(), self.judge.principles
         pairs = _pairs(contexts, firsts, seconds)
         prompts = [self._prompts(pair) for pair in pairs]
-        failed = [self._is_failed(i, *x) for i, x in enumerate(zip(pairs, prompts, strict=True))]
+        reasons = [self._refused(*x) for x in zip(pairs, prompts, strict=True)]
         # What is read and its order depend on the two answers, not on which of them came first.
         asked = {
             text: name
-            for pair, each, bad in zip(pairs, prompts, failed, strict=True)
-            if not bad
+            for pair, each, why in zip(pairs, prompts, reasons, strict=True)
+            if why is None
             for name, (ab, ba) in zip(principles, each, strict=True)
             for text in ((ab, ba) if pair.first <= pair.second else (ba, ab))
         }
         found, stats = self._read(asked)
+        for i, each in enumerate(prompts):
+            read = [p for both in each for text in both for p in found.get(text, ())]
+            if reasons[i] is None and any(map(math.isnan, read)):
+                reasons[i] = "the probability of a label is not a number"
+            if reasons[i] is not None:
+                warn(f"pair {i} was not judged: {reasons[i]}", RuntimeWarning)
         nothing = (math.nan, math.nan)
         orders = [
-            [[nothing if bad else found[text] for text in both] for both in each]
-            for each, bad in zip(prompts, failed, strict=True)
+            [[nothing if why else found[text] for text in both] for both in each]
+            for each, why in zip(prompts, reasons, strict=True)
         ]
         return Judgments(
             torch.tensor(orders, dtype=torch.float64, device="cpu").view(-1, len(principles), 2, 2),
             principles,
-            torch.tensor(failed, dtype=torch.bool, device="cpu"),
+            tuple(reasons),
             replace(stats, seconds=time.perf_counter() - start),
         )
 
@@ -210,18 +216,12 @@ class Reading:
             for p in self.judge.principles
         ]
 
-    def _is_failed(self, index: int, pair: _Pair, prompts: Sequence[tuple[str, str]]) -> bool:
-        """Whether a pair cannot be judged, after a warning that says why."""
-        why = None
+    def _refused(self, pair: _Pair, prompts: Sequence[tuple[str, str]]) -> str | None:
+        """Why a pair is not read, or None."""
         for name, answer in (("first", pair.first), ("second", pair.second)):
             if not answer.strip():
-                why = f"its {name} answer is {answer!r:.80}, without a word"
-        if why is None:
-            longest = max((text for both in prompts for text in both), key=len)
-            why = self.judge._too_long(longest)
-        if why is not None:
-            warn(f"pair {index} was not judged: {why}", RuntimeWarning)
-        return why is not None
+                return f"its {name} answer is {answer!r:.80}, without a word"
+        return self.judge._too_long(text for both in prompts for text in both)
 
     def _read(
         self, asked: Mapping[str, str | None]

@@ -26,17 +26,22 @@ class Judgments:
             first label and b under the second, then the other way round. They are of the whole
             vocabulary: what two labels lack to 1, other tokens have.
         principles: the names of the principles; (None,) is the template's own question.
-        failed: ``[n]`` bool: which pairs could not be judged; a RuntimeWarning said why.
+        reasons: why each pair could not be judged, as a RuntimeWarning said; None where it was.
         stats: what it cost.
     """
 
     orders: Tensor
     principles: tuple[str | None, ...]
-    failed: Tensor
+    reasons: tuple[str | None, ...]
     stats: Stats
 
     def __len__(self) -> int:
-        return len(self.failed)
+        return len(self.reasons)
+
+    @cached_property
+    def failed(self) -> Tensor:
+        """``[n]`` bool: which pairs could not be judged."""
+        return torch.tensor([why is not None for why in self.reasons], dtype=torch.bool)
 
     @cached_property
     def by_principle(self) -> Tensor:

@@ -105,6 +105,11 @@ class JudgeTemplate:
         """
         if principles is None:
             return {None: self.principle}
+        if "principle" not in _places(self.question) + _places(self.prefix):
+            raise ValueError(
+                f"principles is {principles!r:.80}, and the template asks the same of all: its "
+                "question or its prefix must have {principle}"
+            )
         if isinstance(principles, str):
             principles = [principles]
         if isinstance(principles, Mapping):
