@@ -47,6 +47,7 @@ class Plan:
             where the model has one output.
         file: the file that the blend was saved in, or None if it is a formula of `specs`.
         outline: the blend in that file, with models that are not loaded.
+        judge: the formula of the blend that judges in a tournament, or None.
     """
 
     specs: Mapping[str, Spec]
@@ -58,6 +59,7 @@ class Plan:
     labels: Mapping[str, int | None] = field(default_factory=dict)
     file: str | None = None
     outline: Blend | None = None
+    judge: str | None = None
 
     @classmethod
     def read(
@@ -69,6 +71,7 @@ class Plan:
         fader: Sequence[str] = (),
         value: str | None = None,
         reward: Sequence[str] = (),
+        judge: str | None = None,
     ) -> Plan:
         """Read the texts of options.
 
@@ -80,6 +83,7 @@ class Plan:
             fader: each ``NAME=NUMBER``, for names in the formulas that are no models.
             value: a formula of the value that searches ask; None is the only reward.
             reward: each ``MODULE:FUNCTION`` or ``NAME=MODULE:FUNCTION``.
+            judge: a formula of the models that judge, most often a name.
 
         Raises:
             ValueError: an option is malformed or does not fit the others. OSError: a model or
@@ -105,39 +109,42 @@ class Plan:
                 )
         if outline is not None:
             blend = str(outline)
-        if blend is None:
-            if len(specs) > 1:
-                raise ValueError(
-                    f"--blend is missing; with {len(specs)} models it must be a formula of their "
-                    f"names, such as {' + '.join(specs)!r}"
-                )
-            blend = next(iter(specs))
         if value is None and len(functions) > 1:
             raise ValueError(
                 "--value is missing; with several rewards it must be a formula of them"
             )
         if value is None and functions:
             value = next(iter(functions))
-        if value is not None and value not in {**specs, **functions} and os.path.isdir(value):
-            raise ValueError(
-                f"--value is {value!r}, a folder; it must be a formula: --model reward={value} "
-                "--value reward"
-            )
-        values = set() if value is None else _names("--value", value)
-        labels = {n: s.class_index() for n, s in specs.items() if s.is_reward_model(n in values)}
+        deciding: set[str] = set()
+        for option, text, name in (("--value", value, "reward"), ("--judge", judge, "judge")):
+            if text is not None and text not in {**specs, **functions} and os.path.isdir(text):
+                raise ValueError(
+                    f"{option} is {text!r}, a folder; it must be a formula: --model {name}={text} "
+                    f"{option} {name}"
+                )
+            deciding |= set() if text is None else _names(option, text)
+        if blend is None:
+            if len(specs) > 1:
+                others = [name for name in specs if name not in deciding]
+                raise ValueError(
+                    f"--blend is missing; with {len(specs)} models it must be a formula of their "
+                    f"names, such as {' + '.join(others or specs)!r}"
+                )
+            blend = next(iter(specs))
+        labels = {n: s.class_index() for n, s in specs.items() if s.is_reward_model(n in deciding)}
         prompts = dict(system_of(text, list(specs)) for text in system)
         for name in prompts:
             if name in labels or specs[name].is_value_head:
                 what = "a reward model" if name in labels else "a value head"
                 raise ValueError(f"--system names {name!r}, {what}; it must name a model")
         faders = dict(positions)
-        return cls(specs, blend, faders, prompts, value, functions, labels, file, outline)
+        return cls(specs, blend, faders, prompts, value, functions, labels, file, outline, judge)
 
     @property
     def formulas(self) -> dict[str, str]:
         """The formulas by their options."""
-        both = {"--blend": self.blend, "--value": self.value}
-        return {option: text for option, text in both.items() if text is not None}
+        each = {"--blend": self.blend, "--value": self.value, "--judge": self.judge}
+        return {option: text for option, text in each.items() if text is not None}
 
     @cached_property
     def names(self) -> dict[str, set[str]]:
@@ -151,13 +158,14 @@ class Plan:
         return set().union(*self.names.values()) - given
 
     def _check_names(self) -> None:
-        """Refuse a reward in the blend, and what no formula uses."""
-        for name in self.names["--blend"]:
-            if name in self.labels or name in self.rewards:
-                raise ValueError(
-                    f"--blend has {name!r}, a reward; it can be in --value, by which a search "
-                    "chooses"
-                )
+        """Refuse a reward in the blend or the judge, and what no formula uses."""
+        for option, names in self.names.items():
+            for name in names if option != "--value" else ():
+                if name in self.labels or name in self.rewards:
+                    raise ValueError(
+                        f"{option} has {name!r}, a reward; it can be in --value, by which a search "
+                        "chooses"
+                    )
         used = set().union(*self.names.values())
         for option, given in (
             ("--model", self.specs),
@@ -173,11 +181,13 @@ class Plan:
                         f"{option} {name}=... is given, but {where} {verb} not use it{meant}"
                     )
 
-    def _instead_of(self, name: str) -> str:
+    def _instead_of(self, option: str, name: str) -> str:
         """The end of an error about a name in a formula that nothing has."""
         single = next(iter(self.specs.values())) if len(self.specs) == 1 else None
         if single is not None and single.name == SINGLE:
             return f"; a single model without a name is called {SINGLE}"
+        if option == "--judge":
+            return f"; a judge is a model: --model {name}=PATH"
         return f"; a fader is given as --fader {name}=NUMBER"
 
     def check(self, own: Mapping[str, float] | None = None) -> None:
@@ -194,8 +204,11 @@ class Plan:
                 what = f"the faders are {known}" if known else "the formula has no faders"
                 meant = did_you_mean(name, self.free)
                 raise ValueError(f"weights has {name!r}; {what}{meant}")
-            if name in self.names.get("--value", ()):
-                raise ValueError(f"weights has {name!r}, which --value uses; it is one for all")
+            for option, names in self.names.items():
+                if option != "--blend" and name in names:
+                    raise ValueError(
+                        f"weights has {name!r}, which {option} uses; it is one for all"
+                    )
         faders = {**self.faders, **own}
         given = [*self.specs, *self.rewards, *faders, *_members(self.outline)]
         for option, names in self.names.items():
@@ -203,7 +216,7 @@ class Plan:
                 meant = did_you_mean(name, given)
                 raise ValueError(
                     f"{option} has the unknown name {name!r} (known: {', '.join(sorted(given))})"
-                    + (meant or self._instead_of(name))
+                    + (meant or self._instead_of(option, name))
                 )
         self._check_names()
         terms: dict[str, Any] = {
@@ -214,6 +227,9 @@ class Plan:
         terms |= _members(self.outline)
         with _errors_of("--blend"):
             _blend(self.blend, terms, faders)
+        if self.judge is not None:
+            with _errors_of("--judge"):
+                _blend(self.judge, terms, faders)
         if self.value is not None:
             others = {n: Reward(max, name=n) for n in (*self.labels, *self.rewards)}
             with _errors_of("--value"):
@@ -235,6 +251,7 @@ class Plan:
         for path in dict.fromkeys(spec.path for spec in kept):
             same = [spec for spec in kept if spec.path == path]
             terms |= _terms(path, same, device, dtype)
+        judging = dict(terms)  # All that a judge reads is its own prompt.
         for name, text in self.systems.items():
             terms[name] = replace(terms[name], system=text)
         blend = None
@@ -242,12 +259,14 @@ class Plan:
             number = None if dtype == "auto" else _dtype(dtype)
             blend = Blend.load(self.file, device=device, dtype=number)
             terms |= _members(blend)
+            judging |= _members(blend)
         others: dict[str, Any] = dict(self.rewards)
         for name, label in self.labels.items():
             model, tokenizer = saved.load_classifier(self.specs[name].path, device, _dtype(dtype))
             others[name] = RewardModel(model, tokenizer, label=label, name=name)
         value = self.value and _value(self.value, {**terms, **others}, self.faders)
-        return Loaded(self.blend, terms, self.faders, value or None, blend)
+        judge = None if self.judge is None else _blend(self.judge, judging, self.faders)
+        return Loaded(self.blend, terms, self.faders, value or None, blend, judge)
 
 
 @dataclass(frozen=True)
@@ -256,6 +275,7 @@ class Loaded:
 
     Attributes:
         saved: the blend of a file, whose weights are not rounded as those of a formula may be.
+        judge: the blend that judges, of terms without the system prompts of options.
     """
 
     formula: str
@@ -263,6 +283,7 @@ class Loaded:
     faders: Mapping[str, float]
     value: ValueSum | None = None
     saved: Blend | None = None
+    judge: Blend | None = None
 
     def blend(self, own: Mapping[str, Weight] | None = None) -> Blend:
         """The blend, with some faders at other positions: numbers, or tensors ``[requests]``."""

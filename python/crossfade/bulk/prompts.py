@@ -14,7 +14,10 @@ from .settings import SETTINGS, check_settings
 CARRIED = ("id", "metadata")  # keys of whoever made the file, which go into the results as they are
 # What to say of keys that other programs have.
 MEANT = {
-    "text": 'did you mean "prompt"?',
+    **dict.fromkeys(
+        ("text", "context", "question", "query", "instruction", "input"), 'did you mean "prompt"?'
+    ),
+    **dict.fromkeys(("chat", "conversation", "history"), 'did you mean "messages"?'),
     "blend": 'it is one for all prompts, given by --blend; "weights" sets its faders',
 }
 MEANT_OF_WRITING = {  # where texts are written
@@ -109,16 +112,23 @@ def read_prompts(
 
 
 def line_of(
-    item: Any, index: int, *, keep: Sequence[str] = (), known: Collection[str] = SETTINGS
+    item: Any,
+    index: int,
+    *,
+    keep: Sequence[str] = (),
+    known: Collection[str] = SETTINGS,
+    noun: str = "prompt",
 ) -> Line:
     """What a line says, which is a text or a JSON object. Errors call it prompt `index`.
 
     Args:
         keep: as in `read_prompts`.
         known: the settings that an object may have.
+        noun: what errors call it in place of a prompt.
     """
+    where = f"{noun} {index}"
     if not isinstance(item, dict):
-        return Line(prompt_of(item, index))
+        return Line(prompt_of(item, where))
     carried = {key: item[key] for key in (*CARRIED, *keep) if key in item}
     found = {key: item[key] for key in known if key in item}
     for key in item:
@@ -126,34 +136,34 @@ def line_of(
             meant = MEANT | (MEANT_OF_WRITING if "max_new_tokens" in known else {})
             near = did_you_mean(key, ("prompt", "messages", *known), meant)
             what = near or '; what is not for the models goes under "metadata", or by --keep KEY'
-            raise ValueError(f"prompt {index} has the unknown key {key!r}{what}")
+            raise ValueError(f"{where} has the unknown key {key!r}{what}")
     try:
         settings = check_settings(found)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"prompt {index}: {error}") from None
-    line = Line(prompt_of(item, index), settings, carried)
+        raise ValueError(f"{where}: {error}") from None
+    line = Line(prompt_of(item, where), settings, carried)
     if "system" in settings and not isinstance(line.prompt, str):
         first = line.prompt[0]
         if not isinstance(first, dict) or first.get("role") == "system":
             what = "a system message" if isinstance(first, dict) else "token ids"
-            raise ValueError(f'prompt {index} has a "system" and {what}; it must have one of them')
+            raise ValueError(f'{where} has a "system" and {what}; it must have one of them')
     return line
 
 
-def prompt_of(item: Any, index: int) -> Any:
-    """The prompt that a line, or its JSON object, is. Errors call it prompt `index`."""
+def prompt_of(item: Any, where: str) -> Any:
+    """The prompt that a line, or its JSON object, is. Errors call it `where`."""
     if isinstance(item, dict):
         both = [item[key] for key in ("prompt", "messages") if item.get(key)]
         if len(both) != 1:
             raise ValueError(
-                f'prompt {index} has the keys {sorted(item)}; it must have a "prompt" or "messages"'
+                f'{where} has the keys {sorted(item)}; it must have a "prompt" or "messages"'
             )
         item = both[0]
     if isinstance(item, str):
-        reading.check_unicode(item, f"prompt {index}")  # Arguments of a process may be any bytes.
+        reading.check_unicode(item, where)  # Arguments of a process may be any bytes.
         if not item.strip():
-            raise ValueError(f"prompt {index} is empty")
+            raise ValueError(f"{where} is empty")
         return item
     if not isinstance(item, list):
-        raise ValueError(f"prompt {index} is {item!r:.80}; it must be a text, a chat or token ids")
+        raise ValueError(f"{where} is {item!r:.80}; it must be a text, a chat or token ids")
     return item  # Chats and lists of ids are checked where they are encoded.

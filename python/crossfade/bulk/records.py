@@ -96,7 +96,11 @@ class Results:
         self.file.close()
 
     def begin(
-        self, prompts: Sequence[Any], run: str, own: Sequence[Mapping[str, Any]] | None = None
+        self,
+        prompts: Sequence[Any],
+        run: str,
+        own: Sequence[Mapping[str, Any]] | None = None,
+        seen: Callable[[dict[str, Any]], object] | None = None,
     ) -> set[int]:
         """Read what the file has, and give back the indices of the prompts that are in it.
 
@@ -107,6 +111,7 @@ class Results:
             run: names the blend and all settings. Every line of the file must have the same name.
             own: what the line of each prompt has after the prompt, such as settings of its own, by
                 names that are the same for all. It must be what the line of the file has.
+            seen: is called with each line that the file has.
 
         Raises:
             ValueError: the file has a line of another run; not a byte of the file is changed.
@@ -126,10 +131,16 @@ class Results:
             if not line.endswith(b"\n") and (found or written) and _is_cut(written, starts):
                 break
             if line.strip():
-                index = _index(line, where, starts, names, run)
+                record = _record(line, where, starts, names, run)
+                index = record["index"]
                 if index in found:
                     raise ValueError(f"{where}: has index {index}, as line {found[index]} has")
                 found[index] = number
+                if seen is not None:
+                    try:
+                        seen(record)
+                    except (KeyError, TypeError):
+                        raise _not_ours(where) from None
             whole, ended = whole + len(line), line.endswith(b"\n")
         self.file.seek(whole)
         self.file.truncate()
@@ -233,10 +244,10 @@ def _start(index: int, prompt: Any, own: Mapping[str, Any]) -> bytes:
         raise TypeError(f"prompt {index} cannot be written as JSON: {reason}") from None
 
 
-def _index(
+def _record(
     line: bytes, where: str, starts: Sequence[bytes], names: Collection[str], run: str
-) -> int:
-    """The index in a line of the file. `names` are those that a prompt may have of its own.
+) -> dict[str, Any]:
+    """What a line of the file has. `names` are those that a prompt may have of its own.
 
     Raises:
         ValueError: the line is not of this run.
@@ -245,7 +256,7 @@ def _index(
         record = reading.parse_json(reading.decode(line, where), where)
         index, prompt, made_with = record["index"], record["prompt"], record["run"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{where}: is not a result that crossfade has written") from None
+        raise _not_ours(where) from None
     if type(index) is not int:
         raise ValueError(f"{where}: has the index {index!r:.40}; it must be a whole number")
     if not 0 <= index < len(starts):
@@ -257,11 +268,15 @@ def _index(
     elif made_with != run:
         differs = "its prompt is the same, but not the blend or a setting"
     else:
-        return index
+        return record
     raise ValueError(
         f"{where}: comes from other prompts, another blend or other settings ({differs}); a file "
         "must be resumed with those that it was begun with"
     )
+
+
+def _not_ours(where: str) -> ValueError:
+    return ValueError(f"{where}: is not a result that crossfade has written")
 
 
 def _is_cut(line: bytes, starts: Sequence[bytes]) -> bool:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from . import options
+from . import judges, options
 from .texts import PlainTexts, Writer
 
 if TYPE_CHECKING:
@@ -35,10 +35,14 @@ examples:
       --output answers.jsonl --resume
   crossfade generate "Tell me a story." --model smollm2 \\
       --reward rewards:brevity --best-of 8
+  crossfade generate "Tell me a story." --model smollm2 \\
+      --judge model --tournament 8
 """
 # Keys of results, which --keep must not name.
 RESULT = {"index", "prompt", "settings", "text", "tokens", "logprob", "finished", "failed", "value"}
-RESULT |= {"terms", "logprobs", "outputs", "blend", "run", "messages"}
+RESULT |= {"terms", "logprobs", "outputs", "blend", "run", "messages", "slot", "bracket"}
+
+SEARCHES = ("--best-of", "--search", "--tournament")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +66,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "is the value. MODULE is looked for in the working directory too; prompts are as they are "
         "sent, so that those of chats are lists of messages",
     )
+    search.add_argument(
+        "--judge",
+        metavar="FORMULA",
+        help="the model that compares texts in --tournament: the name of a --model, which may be "
+        "the one that writes, or a blend of several",
+    )
+    judges.add_judge_options(search)
     how = search.add_mutually_exclusive_group()
     how.add_argument(
         "--best-of", type=options.positive, metavar="N", help="write N texts, keep the best"
@@ -72,6 +83,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="W,N,L",
         help="keep W texts, continue each of them in N ways, and after every L tokens choose the W "
         "best again",
+    )
+    how.add_argument(
+        "--tournament",
+        type=options.positive,
+        metavar="N",
+        help="write N texts and let them play a knock-out tournament, whose matches --judge "
+        "decides, or --value or --reward",
     )
     group = parser.add_argument_group("prompts and results")
     group.add_argument(
@@ -84,11 +102,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "described below; - is stdin",
     )
     options.add_batch_options(group)
-    group.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the file of --output: keep its lines and write those that it lacks",
-    )
+    options.add_resume_option(group)
     group.add_argument(
         "--n",
         type=options.positive,
@@ -123,6 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..bulk import prompts, records
 
     _check(arguments)
+    question = judges.Question(arguments) if arguments.judge is not None else None
     common = options.writing(arguments, draws=(arguments.n or 1) > 1)
     options.check_output(arguments.output, arguments.resume)
     lines = prompts.read_prompts(arguments.prompt, arguments.prompts, keep=arguments.keep)
@@ -131,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
     form = PlainTexts() if arguments.text else None
     with records.Results(arguments.output, resume=arguments.resume, form=form) as results:
         loaded = options.load(arguments, plan)
-        writer = Writer(arguments, loaded, lines, common)
+        writer = Writer(arguments, loaded, lines, common, question)
         if arguments.stream:
             writer.stream()
         else:
@@ -143,16 +158,7 @@ def _check(arguments: argparse.Namespace) -> None:
     """Refuse options that contradict each other."""
     options.check_chat(arguments)
     options.check_keep(arguments, RESULT)
-    searches = "--best-of" if arguments.best_of else "--search" if arguments.search else None
-    value = "--value" if arguments.value is not None else "--reward" if arguments.reward else None
-    if searches and value is None:
-        raise ValueError(
-            f"{searches} is given without --value or --reward, one of which must go with it"
-        )
-    if value and searches is None:
-        raise ValueError(
-            f"{value} is given without --best-of or --search, one of which must go with it"
-        )
+    searches = _check_search(arguments)
     greedy = "--greedy" if arguments.greedy else None
     if arguments.temperature == 0:
         greedy = "--temperature 0"
@@ -160,7 +166,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{greedy} is given with a search, which draws its texts at random")
     if greedy and (arguments.n or 1) > 1:
         raise ValueError(f"{greedy} and --n {arguments.n} are both given; all texts would be equal")
-    width = arguments.best_of or (arguments.search or [None])[0]
+    width = arguments.best_of or arguments.tournament or (arguments.search or [None])[0]
     if width and (arguments.n or 1) > width:
         raise ValueError(f"--n is {arguments.n}; it must be at most {width}, as {searches} keeps")
     lines = [o for o in ("--logprobs", "--terms") if getattr(arguments, o[2:])]
@@ -179,6 +185,46 @@ def _check(arguments: argparse.Namespace) -> None:
         )
 
 
+def _check_search(arguments: argparse.Namespace) -> str | None:
+    """The option of a search, if one is given, with what decides in it and nothing else."""
+    searches = _search_of(arguments)
+    given = [o for o in ("--judge", "--value", "--reward") if _is_given(arguments, o)]
+    decides = given[0] if given else None
+    if decides == "--judge" and len(given) > 1:
+        raise ValueError(
+            f"--judge and {given[1]} are both given; one of them decides the matches of a "
+            "tournament"
+        )
+    if decides == "--judge" and searches != "--tournament":
+        other = f"with {searches}, which scores texts" if searches else "alone"
+        raise ValueError(
+            f"--judge is given {other}; it compares texts, and --tournament N must go with it"
+        )
+    asked = [o for o in ("--template", "--principle") if _is_given(arguments, o)]
+    if asked and decides != "--judge":
+        raise ValueError(f"{asked[0]} is given without --judge, whose prompt it belongs to")
+    if searches and decides is None:
+        judge = "--judge, " if searches == "--tournament" else ""
+        raise ValueError(
+            f"{searches} is given without {judge}--value or --reward, one of which must go with it"
+        )
+    if decides and searches is None:
+        raise ValueError(
+            f"{decides} is given without --best-of, --search or --tournament, one of which must go "
+            "with it"
+        )
+    return searches
+
+
+def _search_of(arguments: argparse.Namespace) -> str | None:
+    """The option of a search, if one is given."""
+    return next((o for o in SEARCHES if _is_given(arguments, o)), None)
+
+
+def _is_given(arguments: argparse.Namespace, option: str) -> bool:
+    return getattr(arguments, option[2:].replace("-", "_")) not in (None, [])
+
+
 def _check_lines(arguments: argparse.Namespace, lines: Sequence[Line], plan: Plan) -> None:
     """Refuse lines that contradict the options, and formulas with the faders of each line."""
     from ..bulk.settings import SAMPLING
@@ -188,7 +234,7 @@ def _check_lines(arguments: argparse.Namespace, lines: Sequence[Line], plan: Pla
             f"--stream is given with {len(lines)} prompts; it is for one. Without it, each line is "
             "written as soon as its text has ended"
         )
-    draws = arguments.best_of or arguments.search or (arguments.n or 1) > 1
+    draws = _search_of(arguments) or (arguments.n or 1) > 1
     for i, line in enumerate(lines):
         drawn = [name for name in SAMPLING if name in line.settings]
         if arguments.greedy and drawn:

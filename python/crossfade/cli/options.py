@@ -23,8 +23,12 @@ CHAT = (
 )
 
 
-def add_blend_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which models are loaded and how they are blended."""
+def add_blend_options(parser: argparse.ArgumentParser, *, system: bool = True) -> None:
+    """The options that say which models are loaded and how they are blended.
+
+    Args:
+        system: whether models may have system prompts.
+    """
     group = parser.add_argument_group("models and blend")
     group.add_argument(
         "--model",
@@ -51,13 +55,15 @@ def add_blend_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=NUMBER",
         help="where a fader stands: a name in the formula that is no model, such as w=0.8",
     )
-    group.add_argument(
-        "--system",
-        action="append",
-        default=[],
-        metavar="[NAME=]TEXT",
-        help="a system prompt that only this model reads; it makes prompts chats, as --chat does",
-    )
+    if system:
+        group.add_argument(
+            "--system",
+            action="append",
+            default=[],
+            metavar="[NAME=]TEXT",
+            help="a system prompt that only this model reads; it makes prompts chats, as --chat "
+            "does",
+        )
     add_device_option(group)
     group.add_argument(
         "--dtype",
@@ -130,23 +136,31 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, max_new_tokens: int
     )
 
 
-def add_batch_options(group: Any) -> None:
-    """The options of commands that read many prompts and write a line for each."""
-    chat = group.add_mutually_exclusive_group()
-    chat.add_argument("--chat", action="store_true", default=None, help=CHAT)
-    chat.add_argument(
-        "--no-chat",
-        action="store_false",
-        dest="chat",
-        default=None,
-        help="send texts as they are, which the models go on with",
-    )
+def add_batch_options(
+    group: Any, work: str = "prompts are worked on", *, chats: bool = True
+) -> None:
+    """The options of commands that read many prompts, or pairs, and write a line for each.
+
+    Args:
+        work: what is done with how many of them at a time.
+        chats: whether a text may be sent as a chat.
+    """
+    if chats:
+        chat = group.add_mutually_exclusive_group()
+        chat.add_argument("--chat", action="store_true", default=None, help=CHAT)
+        chat.add_argument(
+            "--no-chat",
+            action="store_false",
+            dest="chat",
+            default=None,
+            help="send texts as they are, which the models go on with",
+        )
     group.add_argument(
         "--batch-size",
         type=positive,
         metavar="N",
         default=8,
-        help="how many prompts are worked on at a time (default: %(default)s)",
+        help=f"how many {work} at a time (default: %(default)s)",
     )
     group.add_argument("--output", metavar="FILE", help="where results go; by default to stdout")
     group.add_argument(
@@ -156,6 +170,14 @@ def add_batch_options(group: Any) -> None:
         metavar="KEY",
         help="copy what a line of the input has under KEY to its result, as is done with id and "
         "metadata; may be given several times",
+    )
+
+
+def add_resume_option(group: Any) -> None:
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the file of --output: keep its lines and write those that it lacks",
     )
 
 
@@ -236,10 +258,11 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     return Plan.read(
         arguments.model,
         arguments.blend,
-        system=arguments.system,
+        system=getattr(arguments, "system", ()),
         fader=arguments.fader,
         value=getattr(arguments, "value", None),
         reward=getattr(arguments, "reward", ()),
+        judge=getattr(arguments, "judge", None),
     )
 
 

@@ -14,6 +14,7 @@ from . import options
 if TYPE_CHECKING:
     from ..bulk.prompts import Line
     from ..loading import Loaded
+    from .judges import Question
 
 
 class Writer:
@@ -25,6 +26,7 @@ class Writer:
         loaded: Loaded,
         lines: Sequence[Line],
         common: Mapping[str, Any],
+        question: Question | None = None,
     ) -> None:
         from ..bulk import settings
 
@@ -34,7 +36,10 @@ class Writer:
         self.blend = loaded.blend(self.positions)
         self.chat = options.sends_chats(arguments, loaded, self.blend, lines)
         self.prompts = [line.sent(chat=self.chat) for line in lines]
-        self.search = None if loaded.value is None else _make_search(arguments, loaded.value)
+        decides: Any = loaded.value
+        if question is not None and loaded.judge is not None:
+            decides = question.judge(loaded.judge, f"--judge {arguments.judge}")
+        self.search = None if decides is None else _make_search(arguments, decides)
         saved = self.blend.terms[0].model.generation_config
         drawn = common if self.search is None else {"do_sample": True, **common}
         self.generation = settings.arguments(own, drawn, saved)
@@ -124,8 +129,16 @@ class Writer:
 
     def _figures(self, out: Any) -> dict[str, Any]:
         """What the line of a prompt says of its text, or of each of its texts if --n is given."""
+        from ..bulk.records import number
+
         each = [self._text(out, row) for row in range(len(out.lengths))]
-        return each[0] if self.arguments.n is None else {"outputs": each}
+        found = each[0] if self.arguments.n is None else {"outputs": each}
+        if out.bracket is None:
+            return found
+        rounds = [
+            [[m.a, m.b, number(m.prob), m.winner] for m in matches] for matches in out.bracket[0]
+        ]
+        return {**found, "bracket": rounds}
 
     def _text(self, out: Any, row: int) -> dict[str, Any]:
         from ..bulk.records import number
@@ -140,6 +153,8 @@ class Writer:
         }
         if out.values is not None:
             figures["value"] = number(out.values.flatten()[row])
+        if out.slots is not None:
+            figures["slot"] = int(out.slots.flatten()[row])
         terms = None if out.term_logprobs is None else out.term_logprobs[row, :length].double()
         if terms is not None:
             figures["terms"] = self._by_term(terms.sum(dim=0).tolist())
@@ -188,10 +203,13 @@ def _own(line: Line) -> dict[str, Any]:
     return {**line.carried, **({"settings": settings} if settings else {})}
 
 
-def _make_search(arguments: argparse.Namespace, value: Any) -> Any:
-    from ..search import BestOfN, ChunkBeamSearch
+def _make_search(arguments: argparse.Namespace, decides: Any) -> Any:
+    """The search of the options. What decides in it is a value, or the judge of a tournament."""
+    from ..search import BestOfN, ChunkBeamSearch, Tournament
 
+    if arguments.tournament is not None:
+        return Tournament(decides, arguments.tournament)
     if arguments.best_of is not None:
-        return BestOfN(arguments.best_of, value)
+        return BestOfN(arguments.best_of, decides)
     width, samples, chunk_length = arguments.search
-    return ChunkBeamSearch(width, samples, chunk_length, value)
+    return ChunkBeamSearch(width, samples, chunk_length, decides)
