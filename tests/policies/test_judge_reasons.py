@@ -49,7 +49,7 @@ def test_each_pair_says_why() -> None:
         "its first answer is ' \\n', without a word",
         "the probability of a label is not a number",
         "its second answer is '', without a word",
-        "its prompt has 253 tokens, and the context of model is 90",
+        "its prompt has 253 tokens, and the context of model0 is 90",
     )
     assert found.failed.tolist() == [False, True, True, True, True]
     assert found.preference.isnan().tolist() == found.failed.tolist()
