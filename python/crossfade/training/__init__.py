@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .data import values as values
     from .fused_head import add_linear_logp as add_linear_logp
     from .trainers.dpo import DPOTrainer as DPOTrainer
+    from .trainers.jsft import JSFTTrainer as JSFTTrainer
     from .trainers.kto import KTOTrainer as KTOTrainer
     from .trainers.sft import SFTTrainer as SFTTrainer
     from .value.trainer import ValueConfig as ValueConfig
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
 # the modules need different packages, such as TRL, which may not be installed.
 _HOME = {
     "DPOTrainer": "trainers.dpo",
+    "JSFTTrainer": "trainers.jsft",
     "KTOTrainer": "trainers.kto",
     "SFTTrainer": "trainers.sft",
     "ValueConfig": "value.trainer",

@@ -24,9 +24,10 @@ class SFTTrainer(LogpTrainer, trl.SFTTrainer):  # type: ignore[name-defined]
 
     _trls = trl.SFTTrainer
     _kind = "sft"
+    _equal_weights = True  # whether all tokens count alike in the loss
 
     def __init__(self, model: Any, args: Any = None, *rest: Any, **options: Any) -> None:
-        self._mean_only = getattr(args, "loss_type", "nll") == "nll"
+        self._mean_only = self._equal_weights and getattr(args, "loss_type", "nll") == "nll"
         super().__init__(model, args, *rest, **options)
 
     def _prepare_dataset(
