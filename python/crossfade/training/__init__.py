@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .data import rollouts as rollouts
     from .data import values as values
     from .fused_head import add_linear_logp as add_linear_logp
+    from .ratings import rated_pairs as rated_pairs
     from .trainers.dpo import DPOTrainer as DPOTrainer
     from .trainers.jsft import JSFTTrainer as JSFTTrainer
     from .trainers.kto import KTOTrainer as KTOTrainer
@@ -34,6 +35,7 @@ _HOME = {
     "add_linear_logp": "fused_head",
     "load_value_head": ".models.saved_value_heads",
     "pairs": "data",
+    "rated_pairs": "ratings",
     "read_jsonl": "data",
     "rollouts": "data",
     "save_value_head": ".models.saved_value_heads",

@@ -37,6 +37,7 @@ REASONS = {
     "spare": "have no partner, or their prompt has its pairs",
     "empty": "are empty, or their partner is",
     "same": "are the same text as their partner",
+    "equal": "are of prompts that have no response rated worse than the best",
 }
 logger = logging.getLogger(__name__)
 
@@ -181,7 +182,9 @@ class Rows(list[dict[str, Any]]):
         left_out: how many of them are in no row, for each reason: "failed" (without tokens), and
             in `pairs` "cut" (a limit cut them), "tied" (the other of their pair has the same
             reward), "close" (the rewards differ by no more than the margin) and "spare" (no partner
-            was left, or their prompt had its `per_prompt` pairs). `REASONS` says what each is.
+            was left, or their prompt had its `per_prompt` pairs); in `rated_pairs` "equal" (their
+            prompt has no response that is rated worse than the best) and "spare" (their prompt has
+            its pair). `REASONS` says what each is.
     """
 
     def __init__(
@@ -228,8 +231,7 @@ def pairs(
     if check_number("margin", margin) < 0:
         raise ValueError(f"margin is {margin}; it must be 0 or more")
     found: list[dict[str, Any]] = []
-    whys = ("failed", "cut", "tied", "close", "spare")
-    count, left_out = 0, Counter(dict.fromkeys(whys, 0))
+    count, left_out = 0, Counter(failed=0, cut=0, tied=0, close=0, spare=0)
     for row, responses in _rewarded(rows, reward):
         count += len(responses)
         whole = [(score, r) for score, r in responses if r["finished"] and r["ids"]]
@@ -247,8 +249,8 @@ def pairs(
                 found.append(
                     {
                         "prompt": row["prompt"],
-                        "chosen": _message(row["prompt"], best["text"]),
-                        "rejected": _message(row["prompt"], worst["text"]),
+                        "chosen": message(row["prompt"], best["text"]),
+                        "rejected": message(row["prompt"], worst["text"]),
                         "prompt_ids": row["prompt_ids"],
                         "chosen_ids": best["ids"],
                         "rejected_ids": worst["ids"],
@@ -285,7 +287,7 @@ def values(rows: Sequence[Mapping[str, Any]], reward: str) -> Rows:
     found = [
         {
             "prompt": row["prompt"],
-            "completion": _message(row["prompt"], r["text"]),
+            "completion": message(row["prompt"], r["text"]),
             "prompt_ids": row["prompt_ids"],
             "completion_ids": r["ids"],
             "reward": score,
@@ -316,11 +318,11 @@ def _rewarded(
     """Each row of `rollouts`, with its responses and the reward of each."""
     for i, row in enumerate(rows):
         name = f"row {i} of rows"
-        _check_keys(row, name, {"prompt": (str, list), "prompt_ids": (list,), "responses": (list,)})
+        check_keys(row, name, {"prompt": (str, list), "prompt_ids": (list,), "responses": (list,)})
         scored = []
         for k, response in enumerate(row["responses"]):
             place = f"responses[{k}] of {name}"
-            _check_keys(response, place, RESPONSE)
+            check_keys(response, place, RESPONSE)
             if reward not in response["rewards"]:
                 raise ValueError(
                     f"reward is {reward!r}; it must be one of {sorted(response['rewards'])}, which "
@@ -334,7 +336,8 @@ def _rewarded(
 RESPONSE = {"text": (str,), "ids": (list,), "finished": (bool,), "rewards": (dict,)}
 
 
-def _check_keys(row: Any, name: str, keys: Mapping[str, tuple[type, ...]]) -> None:
+def check_keys(row: Any, name: str, keys: Mapping[str, tuple[type, ...]]) -> None:
+    """Require that a row has keys, each with a value of one of its types."""
     if not isinstance(row, Mapping):
         raise TypeError(f"{name} is {row!r:.80}; it must be a mapping, as rollouts gives")
     for key, kinds in keys.items():
@@ -344,5 +347,6 @@ def _check_keys(row: Any, name: str, keys: Mapping[str, tuple[type, ...]]) -> No
             raise TypeError(f"{key} of {name} is {found}; it must be a {wanted}")
 
 
-def _message(prompt: Any, text: str) -> Any:
+def message(prompt: Any, text: str) -> Any:
+    """A response in the form of its prompt: a text, or a list of one message."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
