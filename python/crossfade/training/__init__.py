@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .data import rollouts as rollouts
     from .data import values as values
     from .fused_head import add_linear_logp as add_linear_logp
+    from .on_policy import SelfJudgeConfig as SelfJudgeConfig
+    from .on_policy import SelfJudgeTrainer as SelfJudgeTrainer
     from .ratings import rated_pairs as rated_pairs
     from .trainers.dpo import DPOTrainer as DPOTrainer
     from .trainers.jsft import JSFTTrainer as JSFTTrainer
@@ -30,6 +32,8 @@ _HOME = {
     "JSFTTrainer": "trainers.jsft",
     "KTOTrainer": "trainers.kto",
     "SFTTrainer": "trainers.sft",
+    "SelfJudgeConfig": "on_policy",
+    "SelfJudgeTrainer": "on_policy",
     "ValueConfig": "value.trainer",
     "ValueTrainer": "value.trainer",
     "add_linear_logp": "fused_head",

@@ -11,6 +11,7 @@ from ..checks import check_number
 from ..extras import require
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids")
+PROMPTS = {"prompt": "written", "prompt_ids": "ids"}
 LONGEST = 1 << 63  # ids are int64
 
 
@@ -18,10 +19,12 @@ def keys_of(kind: str, columns: Collection[str], text_field: str = "text") -> di
     """The keys that a trainer reads, and the kind of value that each must hold (see `CHECKS`).
 
     Args:
-        kind: "sft", "dpo" or "kto".
+        kind: "sft", "dpo" or "kto", or "prompts" for prompts alone.
         columns: the keys of the first row. If there are ids, texts beside them are not read.
         text_field: for SFT, the key of whole texts.
     """
+    if kind == "prompts":
+        return {k: v for k, v in PROMPTS.items() if k in columns} or {"prompt": "written"}
     responses = ("chosen", "rejected") if "chosen" in columns else ("completion",)
     ids = [key for key in IDS if key in columns]
     found: dict[str, str] = {}

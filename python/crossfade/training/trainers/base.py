@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,22 @@ def own_heads(trainer: type, add: Callable[..., None]) -> Iterator[None]:
         module.add_fused_lm_head = trls
 
 
+@contextlib.contextmanager
+def use_cache_kept(model: Any) -> Iterator[None]:
+    """Keep what a model's config says of caches, which Transformers' Trainer sets to False.
+
+    Trainers ask for no cache at each call. The config's word would be saved with the model, whose
+    `generate` would then read all tokens anew for each one that it writes.
+    """
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "use_cache"):
+        yield
+        return
+    before = config.use_cache
+    yield
+    config.use_cache = before
+
+
 class NoReference(nn.Module):
     """Stands in for the reference of a loss that needs none, so that TRL does not load one."""
 
@@ -54,13 +70,15 @@ class LogpTrainer:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._classes = weakref.WeakKeyDictionary[nn.Module, type]()
+        self._tallies: dict[str, dict[str, tuple[float, float]]] = {"train": {}, "eval": {}}
         given = inspect.signature(self._trls).bind(*args, **kwargs)
         if given.arguments.get("args") is not None:
             self._check_loss_type(given.arguments["args"])
         self._look_at(given.arguments)
         with contextlib.ExitStack() as stack:
             stack.enter_context(own_heads(self._trls, functools.partial(self._add_head, stack)))
-            super().__init__(*given.args, **given.kwargs)
+            with use_cache_kept(given.arguments.get("model")):
+                super().__init__(*given.args, **given.kwargs)
         for name in ("train", "eval"):
             self._look_at_tokens(getattr(self, f"{name}_dataset"), f"the {name} dataset")
 
@@ -159,6 +177,22 @@ class LogpTrainer:
         tell_lengths(f"the {rest[-1]} dataset", dataset, prepared, args, packed=packed)
         return prepared
 
+    def _tally(self, mode: str, found: Mapping[str, tuple[float, float]]) -> None:
+        """Count figures that the next log tells of as means: a sum and a number of entries each."""
+        kept = self._tallies[mode]
+        for name, (x, n) in found.items():
+            before = kept.get(name, (0.0, 0.0))
+            kept[name] = before[0] + x, before[1] + n
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        """As in TRL, with the means of what was counted since the last log."""
+        mode = "train" if self.model.training else "eval"
+        for name, (x, n) in self._tallies[mode].items():
+            if n:
+                self._metrics[mode][name] = [x / n]
+        self._tallies[mode].clear()
+        super().log(logs, *args, **options)  # type: ignore[misc]
+
     def _send_telemetry(self) -> None:
         """Send nothing, where TRL would tell its makers that it was used."""
 
@@ -183,6 +217,7 @@ class LogpTrainer:
     accelerator: Any
     data_collator: Any
     _precompute_model_hash: Any
+    _metrics: dict[str, dict[str, list[float]]]
 
 
 def vocabulary_of(model: Any) -> int:

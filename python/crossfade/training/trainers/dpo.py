@@ -44,6 +44,11 @@ OTHER_NAMES = {
     "sppo": "sppo_hard",
 }
 WITHOUT_WEIGHTS = ("aot", "aot_unpaired")
+# The key of a batch that says how much each of its pairs counts.
+PAIR_WEIGHTS = "pair_weights"
+NO_INPUTS = (
+    *("completion_mask", "margins", "ref_chosen_logps", "ref_rejected_logps", PAIR_WEIGHTS),
+)
 
 
 class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
@@ -121,14 +126,13 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
 
     def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> Any:
         return super().compute_ref_log_probs(
-            model, {name: x for name, x in inputs.items() if name != "margins"}
+            model, {name: x for name, x in inputs.items() if name not in ("margins", PAIR_WEIGHTS)}
         )
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         if self._pair_loss is None:
             return super()._compute_loss(model, inputs, return_outputs)
-        no_inputs = ("completion_mask", "margins", "ref_chosen_logps", "ref_rejected_logps")
-        given = {name: x for name, x in inputs.items() if name not in no_inputs}
+        given = {name: x for name, x in inputs.items() if name not in NO_INPUTS}
         given["use_cache"] = False
         if self.aux_loss_enabled:
             given["output_router_logits"] = True
@@ -151,6 +155,9 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
             # these are 0 outside of responses, as log-probs are
             levels = outputs.log_sum_sq_probs[:, -length:].sum(1).chunk(2)
             loss = loss * losses.wpo_weights(pairs, *levels)
+        counted = inputs.get(PAIR_WEIGHTS)
+        if counted is not None:
+            loss = loss * counted
         loss = loss.mean()
         metrics = {"logps/chosen": chosen, "logps/rejected": rejected}
         if self.aux_loss_enabled:
@@ -160,7 +167,7 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
         good, bad = (self._reward_scale * x for x in rewards)
         metrics |= {"rewards/chosen": good, "rewards/rejected": bad}
         metrics |= {"rewards/margins": good - bad, "rewards/accuracies": (good > bad).float()}
-        self._record(metrics, outputs, mask, inputs["attention_mask"].sum())
+        self._record(metrics, outputs, mask, inputs["attention_mask"].sum(), counted)
         if not return_outputs:
             return loss
         with torch.no_grad():  # `compute_metrics` wants logits
@@ -174,13 +181,27 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
         return self.compute_ref_log_probs(self.ref_model or self.model, inputs)
 
     def _record(
-        self, metrics: dict[str, Tensor], outputs: Any, mask: Tensor, tokens: Tensor
+        self,
+        metrics: dict[str, Tensor],
+        outputs: Any,
+        mask: Tensor,
+        tokens: Tensor,
+        counted: Tensor | None,
     ) -> None:
-        """Log means over all processes: `metrics` over rows, `outputs` over tokens in `mask`."""
+        """Log means over all processes: `metrics` over rows, `outputs` over tokens in `mask`.
+
+        Args:
+            counted: the weight of each pair, where some have none; these are in no mean over rows.
+        """
         mode = "train" if self.model.training else "eval"
         kept = self._metrics[mode]
+        counted = None if counted is None else self.accelerator.gather(counted) > 0
         for name, x in metrics.items():
-            kept[name].append(self.accelerator.gather(x.detach()).mean().item())
+            each = self.accelerator.gather(x.detach())
+            if counted is not None and each.dim():
+                each = each[counted]
+            if each.numel():
+                kept[name].append(each.mean().item())
         # these are 0 outside of responses
         fields = outputs.entropy, outputs.is_top1, outputs.mean_logits
         chosen, rejected = (

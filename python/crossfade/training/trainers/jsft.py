@@ -63,7 +63,6 @@ class JSFTTrainer(SFTTrainer):
             raise ValueError(f"judge_weight is {judge_weight}; it must be above 0")
         self._equal_weights = self.judge_weight == 1
         self._mean_weight: Tensor | float = 1.0
-        self._counts: dict[str, Tensor | float] = {"train": 0.0, "eval": 0.0}
         self._check_arguments(args)
         super().__init__(model, args, *rest, **options)
         if not self._equal_weights and self.compute_loss_func is not None:
@@ -189,10 +188,8 @@ class JSFTTrainer(SFTTrainer):
 
         return super().compute_loss(weighted, inputs, return_outputs, num_items_in_batch)
 
-    # ---- figures
-
     def _count(self, outputs: Any, kinds: Tensor) -> None:
-        """Add the tokens of a batch to what the next log tells of, from all processes."""
+        """Add the tokens of a batch, of all processes, to what the next log tells of."""
         length = kinds.shape[1]
         mask, nll, hits = (
             x.detach()[:, -length:]
@@ -206,20 +203,10 @@ class JSFTTrainer(SFTTrainer):
         # batches of a step are fetched before the first is read, which gather_for_metrics ignores
         each = mode == "eval" and not self.padding_free
         gather = self.accelerator.gather_for_metrics if each else self.accelerator.gather
-        self._counts[mode] += gather(rows).cpu().double().sum(0)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As in TRL, with the figures of each kind of rows."""
-        mode = "train" if self.model.training else "eval"
-        counts, self._counts[mode] = self._counts[mode], 0.0
-        if isinstance(counts, Tensor):
-            for name, x, n in zip(COUNTED, *counts.view(2, -1).tolist(), strict=True):
-                if n:
-                    self._metrics[mode][name] = [x / n]
-        super().log(logs, start_time)
+        pairs = zip(*gather(rows).cpu().double().sum(0).view(2, -1).tolist(), strict=True)
+        self._tally(mode, dict(zip(COUNTED, pairs, strict=True)))
 
     compute_loss_func: Any
-    _metrics: dict[str, dict[str, list[float]]]
     _signature_columns: list[str]
 
 
