@@ -58,6 +58,7 @@ decoding
 bulk
 integrations training
 policies
+training.run
 bench
 cli
 __main__

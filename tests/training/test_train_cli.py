@@ -292,7 +292,7 @@ def test_resume_without_checkpoint(base: str, tmp_path: Path, capsys: Any) -> No
     assert "there is no checkpoint" in capsys.readouterr().err
     given = settings(base, tmp_path, "sft", loss="simpo")
     assert train("sft", tmp_path, given) == 2
-    assert "loss is given; it goes with dpo, not with sft" in capsys.readouterr().err
+    assert "loss is given; it goes with dpo and self-judge, not with sft" in capsys.readouterr().err
 
 
 def test_package_does_not_import_trl() -> None:

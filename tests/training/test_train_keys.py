@@ -70,13 +70,16 @@ def test_rows_and_examples(kind: str, tmp_path: Path) -> None:
     """Each row is accepted, and the file of settings can be read."""
     for text in keys.KINDS[kind].rows:
         row = json.loads(text.replace("...", '"content": "a"'))
-        if kind == "value":
+        if kind == "jsft":
+            assert "prompt" in row  # test_train_judge.py trains on rows of each form
+        elif kind == "value":
             ids = "prompt_ids" in row
             if ids:
                 assert len(Rollouts([row], None, 1 << 20, "drop", "rows")) == 1
         else:
-            rows.check_rows(kind, [row, row], "rows")
-            assert rows.keys_of(kind, row).keys() <= row.keys()
+            what = "prompts" if kind == "self-judge" else kind
+            rows.check_rows(what, [row, row], "rows")
+            assert rows.keys_of(what, row).keys() <= row.keys()
     data, file = tmp_path / "rows.jsonl", tmp_path / "train.yaml"
     data.touch()
     file.write_text(f"model: smollm2\ndata: {data}\nlora: {{r: 8}}\n{keys.KINDS[kind].example}\n")
@@ -99,7 +102,7 @@ def test_help_shows_all_keys(
     rows = [f"  {row}" for row in keys.KINDS[kind].rows]
     assert set(rows) <= set(told.splitlines())
     assert all(len(line) <= 80 for line in told.splitlines() if line not in rows)
-    assert ("\n  simpo " in told) == (kind == "dpo")
+    assert ("\n  simpo " in told) == (kind in ("dpo", "self-judge"))
     assert ("\n  rank " in told) == (kind == "value")
 
 
@@ -124,7 +127,7 @@ def test_lists(kind: str, what: str, said: str, capsys: pytest.CaptureFixture[st
     ("argv", "said"),
     [
         ([], "arguments are required: KIND"),
-        (["dop"], "'dop' is none of sft, dpo, kto, value; did you mean 'dpo'?"),
+        (["dop"], "'dop' is none of sft, dpo, kto, value, jsft, self-judge; did you mean 'dpo'?"),
         (["dpo"], "usage: crossfade train dpo"),
         (["dpo", "--config", "x.yaml", "--resum=1"], "usage: crossfade train dpo"),
         (["dpo", "--config", "x.yaml", "--stet", "a=1"], "no option --stet; did you mean '--set'?"),
@@ -178,9 +181,13 @@ HEAD = "model: m\ndata: ROWS\n"
         (
             "sft",
             HEAD + "loss: simpo\narguments: {output_dir: o}",
-            "loss is given; it goes with dpo",
+            "loss is given; it goes with dpo and self-judge, not with sft",
         ),
-        ("kto", HEAD + "loss: simpo\narguments: {output_dir: o}", "it goes with dpo, not with kto"),
+        (
+            "kto",
+            HEAD + "loss: simpo\narguments: {output_dir: o}",
+            "it goes with dpo and self-judge, not with kto",
+        ),
     ],
 )
 def test_mistakes_in_a_file(

@@ -62,7 +62,7 @@ def _add_options(parser: argparse.ArgumentParser, kind: str) -> None:
         "--resume", action="store_true", help="go on from the last checkpoint in output_dir"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    listed = [what for what in LISTED if what != "loss" or kind == "dpo"]
+    listed = [what for what in LISTED if what != "loss" or "loss" in keys.KINDS[kind].own]
     parser.add_argument(
         "--list",
         action=_List,
@@ -101,9 +101,9 @@ def _epilog(name: str, kind: keys.Kind) -> str:
     parts = [
         "keys of the file (relative paths begin at the folder that the command runs in):",
         _table(keys.SETTINGS | kind.own),
-        f"arguments, of crossfade.training.{kind.trainer}; --list arguments shows them all:",
+        f"arguments, of crossfade.training.{kind.trainer}; --list arguments for all:",
         _table(kind.arguments),
-        "lora, of PEFT's LoraConfig; --list lora shows them all:",
+        "lora, of PEFT's LoraConfig; --list lora for all:",
         _table(keys.LORA),
     ]
     if "value" in kind.own:

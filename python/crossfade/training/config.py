@@ -29,19 +29,22 @@ class Settings:
     """What a run of training is. All but `kind` are keys of the settings file.
 
     Args:
-        kind: "sft", "dpo", "kto" or "value".
-        model: a folder, an id on the Hugging Face hub, or "smollm2".
+        kind: "sft", "dpo", "kto", "value", "jsft" or "self-judge".
+        model: a folder, an id on the Hugging Face hub, or "smollm2". With ``@FOLDER`` behind it, an
+            adapter that is merged into its weights first.
         data: a .jsonl file of rows in the format of the trainer. Relative paths, here and in all
             other keys, begin at the current folder, as those of a command line do.
         arguments: of the trainer's config, which is TRL's `SFTConfig`, `DPOConfig` or `KTOConfig`,
-            or `ValueConfig`. `output_dir` must be among them. By default nothing is reported to
-            trackers, and bfloat16 autocast is on if there is a GPU that has it.
+            `ValueConfig` or `SelfJudgeConfig`. `output_dir` must be among them. By default nothing
+            is reported to trackers, and bfloat16 autocast is on if there is a GPU that has it.
         dtype: of the weights: "float32", "bfloat16", "float16", or "auto" for what they were saved
             in.
         eval_data: a file as `data`, to evaluate on: by default after each epoch.
         lora: arguments of PEFT's `LoraConfig`; None trains all weights.
         loss, loss_options: as in `DPOTrainer`; None leaves the loss to `arguments`.
         value: `kind` and `rank` of the head, as in `value_model`.
+        judge_weight: as in `JSFTTrainer`.
+        template, principles: as in `crossfade.Judge`.
         seed: of everything that is random.
 
     Raises:
@@ -58,6 +61,9 @@ class Settings:
     loss: str | None = None
     loss_options: dict[str, Any] | None = None
     value: dict[str, Any] = field(default_factory=dict)
+    judge_weight: float = 1.0
+    template: Any = "hh"
+    principles: Any = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,11 +85,13 @@ class Settings:
             )
         if "seed" in self.arguments:
             raise ValueError("arguments.seed is given; it must be the key seed, beside arguments")
-        for name in ("loss", "loss_options"):
-            if self.kind != "dpo" and getattr(self, name) is not None:
-                raise ValueError(f"{name} is given; it goes with dpo, not with {self.kind}")
-        if self.kind != "value" and self.value:
-            raise ValueError(f"value is given; it goes with value, not with {self.kind}")
+        unset = {"value": {}, "judge_weight": 1.0, "template": "hh"}
+        for name in dict.fromkeys(key for kind in keys.KINDS.values() for key in kind.own):
+            goes = [kind for kind, x in keys.KINDS.items() if name in x.own]
+            if self.kind not in goes and getattr(self, name) != unset.get(name):
+                raise ValueError(
+                    f"{name} is given; it goes with {' and '.join(goes)}, not with {self.kind}"
+                )
 
 
 def read(kind: str, file: Path, overrides: Sequence[str] = ()) -> Settings:
@@ -154,7 +162,12 @@ def config_of(kind: str) -> Any:
 
         return ValueConfig
     trl = require("trl", "train")
-    return {"sft": trl.SFTConfig, "dpo": trl.DPOConfig, "kto": trl.KTOConfig}[kind]
+    if kind == "self-judge":
+        from .on_policy import SelfJudgeConfig
+
+        return SelfJudgeConfig
+    configs = {"sft": trl.SFTConfig, "dpo": trl.DPOConfig, "kto": trl.KTOConfig}
+    return {**configs, "jsft": trl.SFTConfig}[kind]
 
 
 def names_in(config: Any) -> list[str]:

@@ -101,6 +101,15 @@ _LENGTH = ("1024", "tokens of a row, prompt and response; longer ones are cut")
 _BEFORE = ("false", "compute the reference's log-probs once, before training")
 _CHAT = '[{"role": "user", "content": "How was it?"}]'
 
+_JUDGE = {
+    "template": ("hh", "of the judge's prompt: hh, ultrafeedback, or a mapping of its fields"),
+    "principles": ("none", "aspects that are judged: names of the template, or {name: phrase}"),
+}
+_LOSS = {
+    "loss": ("none", "a loss below; none is arguments.loss_type, DPO by default"),
+    "loss_options": ("none", "options of this loss, such as {beta: 2.0, gamma: 1.0}"),
+}
+
 KINDS = {
     "sft": Kind(
         does="Learn to write texts, or responses to prompts, as they are in the data.",
@@ -126,10 +135,7 @@ KINDS = {
     "dpo": Kind(
         does="Learn from pairs of responses to a prompt, one of which is preferred.",
         trainer="DPOTrainer",
-        own={
-            "loss": ("none", "a loss below; none is arguments.loss_type, DPO by default"),
-            "loss_options": ("none", "options of this loss, such as {beta: 2.0, gamma: 1.0}"),
-        },
+        own=_LOSS,
         arguments=_arguments(
             "1e-06",
             max_length=_LENGTH,
@@ -192,6 +198,55 @@ KINDS = {
         ),
         columns="finished is false where a limit cut the response before its end.",
         example="value: {kind: q, rank: 16}\narguments: {output_dir: head, objective: fudge}",
+    ),
+    "jsft": Kind(
+        does="Learn to answer prompts, and to judge which of two answers is better.",
+        trainer="JSFTTrainer",
+        own={
+            "judge_weight": ("1.0", "how often the label of a judgment counts beside a token"),
+            **_JUDGE,
+        },
+        arguments=_arguments("2e-05", max_length=_LENGTH),
+        rows=(
+            '{"prompt": "How was it?", "chosen": " Great.", "rejected": " Bad."}',
+            f'{{"prompt": {_CHAT}, "chosen": [{{"role": "assistant", "content": "Great."}}], '
+            '"rejected": [{"role": "assistant", "content": "Bad."}]}',
+            '{"prompt": "How was it?", "chosen": " Great.", "rejected": " Bad.", '
+            '"principle": "honest", "rationale": "Assistant {chosen} says more."}',
+            '{"prompt": "How was it?", "responses": [{"text": " Great.", "ratings": {"a": 5}}, '
+            '{"text": " Bad.", "ratings": {"a": 1}}]}',
+            '{"prompt": "How was it?", "completion": " Great."}',
+        ),
+        columns="A file may mix these rows. Each pair gives two judgments. Of rated responses the "
+        "best is chosen, and a worse one at random is rejected. Answers are learnt of the rows "
+        "with a completion or, where there are none, of those that were chosen. The paper's "
+        "settings: one epoch, a rate of 2e-5 that falls as a cosine, batches of 16. Rows longer "
+        "than max_length are left out, not cut.",
+        example="judge_weight: 10\narguments: {output_dir: tuned, num_train_epochs: 1}",
+    ),
+    "self-judge": Kind(
+        does="Learn from a model's own responses, of which it judges itself which is better.",
+        trainer="SelfJudgeTrainer",
+        own={**_JUDGE, **_LOSS},
+        arguments=_arguments(
+            "5e-06",
+            lr_scheduler_type=("constant_with_warmup", "linear, cosine, constant, ..."),
+            warmup_steps=("0.1", "steps until the learning rate is reached; a share if below 1"),
+            temperature=("1.0", "of the responses that are sampled"),
+            top_p=("0.9", "the share of the probability that is sampled from"),
+            max_new_tokens=("256", "tokens of a response, at most"),
+            max_length=("1024", "tokens of a prompt and its response; longer ones are left out"),
+            beta=("0.1", "how strongly the model is held to the reference"),
+        ),
+        rows=(
+            '{"prompt": "How was it?"}',
+            f'{{"prompt": {_CHAT}}}',
+            '{"prompt_ids": [504, 28]}',
+        ),
+        columns="model is one that crossfade train jsft made: its folder, or BASE@FOLDER, where "
+        "the folder has an adapter, which is merged first. It judges, and is the reference, as it "
+        "is in the beginning. Rows of eval_data are pairs, as those of dpo.",
+        example="arguments: {output_dir: tuned, max_new_tokens: 128}",
     ),
 }
 # Keys of other tools and of other places, and where they belong in a settings file.

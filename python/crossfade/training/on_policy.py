@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,8 +109,9 @@ class SelfJudgeTrainer(DPOTrainer):
             response is preferred, ``[n]``: above 0.5 where it is, NaN where it could not say. The
             contexts are the prompts as they are in the dataset (texts or chats; of ids alone, what
             they decode to), the responses are texts. It must stay as it is while the policy
-            changes: under LoRA ``cf.Judge(cf.Model(model, tokenizer=..., adapter=None))`` over the
-            model that is trained is such a judge.
+            changes. Or a function that makes it of the model that is trained, once the adapter of
+            `peft_config` is there: under LoRA ``lambda policy: cf.Judge(cf.Model(policy,
+            tokenizer=tokenizer, adapter=None))`` is the model without it.
         train_dataset: rows with ``prompt``, a text or a chat, or ``prompt_ids``, or both: the ids
             then are what the policy reads, and the prompt is what the judge reads. `eval_dataset`
             has pairs, as in `DPOTrainer`.
@@ -133,11 +135,9 @@ class SelfJudgeTrainer(DPOTrainer):
         loss_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        if not callable(getattr(judge, "prefer", None)):
-            raise TypeError(
-                f"judge is a {type(judge).__name__}; it must have "
-                "prefer(contexts, firsts, seconds), as crossfade.Judge has"
-            )
+        makes = inspect.isfunction(judge) or isinstance(judge, functools.partial)
+        if not makes:
+            _check_judge("judge", judge)
         if not isinstance(args, SelfJudgeConfig):
             raise TypeError(f"args is a {type(args).__name__}; it must be a SelfJudgeConfig")
         if loss is None or loss in REFUSED_LOSSES:
@@ -151,10 +151,11 @@ class SelfJudgeTrainer(DPOTrainer):
                 "ref_model is None, and all weights are trained; it must be a copy of the model, "
                 "or peft_config must be given: the reference is then the model without the adapter"
             )
-        self.judge = judge
         super().__init__(
             model, ref_model, args, *rest, loss=loss, loss_options=loss_options, **options
         )
+        self.judge = judge(self.model) if makes else judge
+        _check_judge("what judge(model) gave", self.judge)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise NotImplementedError(
                 "FSDP and DeepSpeed spread the weights over processes, which decoding here does "
@@ -345,6 +346,14 @@ class OfPrompts:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return {"prompts": rows} if "prompt_index" in rows[0] else self.collator(rows)
+
+
+def _check_judge(name: str, judge: Any) -> None:
+    if not callable(getattr(judge, "prefer", None)) or isinstance(judge, type):
+        raise TypeError(
+            f"{name} is a {type(judge).__name__}; it must have prefer(contexts, firsts, seconds), "
+            "as crossfade.Judge has"
+        )
 
 
 def _encoded(row: Mapping[str, Any], index: int, tokenizer: Any) -> dict[str, Any]:

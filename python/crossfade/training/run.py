@@ -16,14 +16,18 @@ from transformers.trainer import SCALER_NAME
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from .. import models
+from ..blends.blend import Model
 from ..checks import did_you_mean
 from ..extras import old_names, require
 from ..models.saved_value_heads import ADAPTER_FILES, SETTINGS, WEIGHTS
+from ..policies.self_judge import Judge, jsft_rows
 from ..progress import print_line
+from ..specs import Spec
 from . import rows
 from .checkpoints import checkpoints, last_complete
 from .config import Settings, config_of, lora_config, trainer_config, value_options
 from .data import read_jsonl
+from .ratings import rated_pairs
 
 
 def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
@@ -43,7 +47,7 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
             `arguments` and `lora`, files, columns.
         KeyboardInterrupt: after Ctrl-C.
     """
-    make_trainer = {"sft": _sft, "dpo": _dpo, "kto": _kto, "value": _value}[s.kind]
+    make_trainer = MAKERS[s.kind]
     output = Path(s.arguments["output_dir"])
     last = _checkpoint(s, output) if resume else None
     if not resume and (there := checkpoints(output)):
@@ -171,6 +175,67 @@ def _value(s: Settings, data: Mapping[str, Any]) -> Any:
     return _trainer(ValueTrainer, s, data, args, (model, tokenizer), **given)
 
 
+def _jsft(s: Settings, data: Mapping[str, Any]) -> Any:
+    from .trainers.jsft import JSFTTrainer
+
+    model, tokenizer = _load(s)
+    read = {key: _of_judging(s, key, found, tokenizer) for key, found in data.items()}
+    args = trainer_config(config_of("jsft"), s)
+    return _trainer(JSFTTrainer, s, read, args, (model, tokenizer), judge_weight=s.judge_weight)
+
+
+def _of_judging(s: Settings, key: str, found: list[Any], tokenizer: Any) -> Any:
+    """The rows of answers and judgments that a file's rows of any kind give."""
+    answers = [row for row in found if "completion" in row or "completion_ids" in row]
+    rated = [row for row in found if "responses" in row]
+    pairs = [row for row in found if row not in answers and row not in rated]
+    pairs += rated_pairs(rated, seed=s.seed) if rated else []
+    made = jsft_rows(
+        pairs,
+        tokenizer,
+        s.template,
+        principles=s.principles,
+        sft=answers or "chosen",
+    )
+    if _is_main_process():
+        print_line(f"the {key} data: {made.summary()}", sys.stderr)
+    return _dataset(list(made))
+
+
+def _self_judge(s: Settings, data: Mapping[str, Any]) -> Any:
+    from .on_policy import SelfJudgeTrainer
+    from .trainers.dpo import WITHOUT_REFERENCE
+
+    args = trainer_config(config_of("self-judge"), s)
+    model, tokenizer = _load(s)
+    options: dict[str, Any] = {"loss": s.loss or "sigmoid", "loss_options": s.loss_options}
+    if s.loss is None:
+        options["loss_options"] = {"beta": args.beta, **(s.loss_options or {})}
+    as_judge = {"template": s.template, "principles": s.principles}
+    if s.lora is None:
+        frozen = _load(s)[0].to(args.device)
+        options["judge"] = Judge(frozen, tokenizer, **as_judge)
+        if s.loss not in WITHOUT_REFERENCE:
+            options["ref_model"] = frozen
+    else:
+
+        def judge(policy: Any) -> Judge:
+            return Judge(Model(policy, tokenizer=tokenizer, adapter=None), **as_judge)
+
+        options["judge"] = judge
+    return _trainer(SelfJudgeTrainer, s, data, args, (model, tokenizer), **options)
+
+
+MAKERS = {
+    "sft": _sft,
+    "dpo": _dpo,
+    "kto": _kto,
+    "value": _value,
+    "jsft": _jsft,
+    "self-judge": _self_judge,
+}
+
+
 def _trainer(
     trainer: Any,
     s: Settings,
@@ -217,8 +282,16 @@ def _check_layers(model: Any, names: Any) -> None:
 
 
 def _load(s: Settings) -> tuple[Any, Any]:
+    """The model and its tokenizer, with the adapter of ``BASE@FOLDER`` merged into the weights."""
     dtype = s.dtype if s.dtype == "auto" else getattr(torch, s.dtype)
-    return models.load(models.folder_of(s.model), dtype=dtype)
+    spec = Spec.read(s.model, "model")
+    model, tokenizer = models.load(models.folder_of(spec.path), dtype=dtype)
+    if spec.guide is not None:
+        if spec.is_value_head:
+            raise ValueError(f"model is {s.model!r}, whose guide is a value head; it must be none")
+        with old_names():
+            model = models.with_adapters(model, {"guide": spec.guide}).merge_and_unload()
+    return model, tokenizer
 
 
 def _rows(s: Settings, key: str, path: str) -> Any:
@@ -226,9 +299,14 @@ def _rows(s: Settings, key: str, path: str) -> Any:
     found = read_jsonl(path)
     if not found:
         raise ValueError(f"{key} is {path!r}, which has no rows")
-    if s.kind == "value":
+    if s.kind in ("value", "jsft"):
         return found
-    rows.check_rows(s.kind, found, path, str(s.arguments.get("dataset_text_field", "text")))
+    kind = {"eval_data": "dpo", "data": "prompts"}[key] if s.kind == "self-judge" else s.kind
+    rows.check_rows(kind, found, path, str(s.arguments.get("dataset_text_field", "text")))
+    return _dataset(found)
+
+
+def _dataset(found: list[Any]) -> Any:
     datasets = require("datasets", "train")
     if not sys.stderr.isatty():  # the bars of each step of preparing rows would fill a log
         datasets.disable_progress_bars()
