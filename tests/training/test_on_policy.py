@@ -127,7 +127,7 @@ def test_pairs_are_what_the_policy_samples_in_the_order_of_the_judge(tmp_path: P
             seed=[seeds[row["prompt_index"]]],
         )
         assert out.text is not None
-        assert (row["prompt"], *out.text) in judge.asked
+        assert not all(out.text) or (row["prompt"], *out.text) in judge.asked
         better = out.text.index(max(out.text))
         assert row["chosen_ids"] == out.responses[better]
         assert row["rejected_ids"] == out.responses[1 - better]
@@ -221,6 +221,28 @@ def test_equal_responses_are_not_judged(tmp_path: Path) -> None:
     assert {row["weight"] for row in train(made)} == {0.0}
     assert judge.asked == []
     assert figures(made)[0]["judge/ties"] == 1
+
+
+def test_a_response_without_a_word_loses_unasked(tmp_path: Path) -> None:
+    """Else a policy that writes nothing would never learn that this is worse."""
+    judge, model = Judge(), make()
+    with torch.no_grad():  # some responses end at once
+        model.lm_head.weight[tiny.EOS] = 1.2 * model.lm_head.weight[26]
+    options = {"max_steps": 3, "per_device_train_batch_size": 8, "learning_rate": 0.0}
+    made = trainer(tmp_path, judge, model=model, **options)
+    tokenizer = tiny.make_tokenizer()
+    empty = 0
+    for row in train(made):
+        chosen, rejected = (
+            tokenizer.decode(row[key], skip_special_tokens=True).strip()
+            for key in ("chosen_ids", "rejected_ids")
+        )
+        if bool(chosen) != bool(rejected):
+            empty += 1
+            assert chosen
+            assert row["weight"] == 1.0
+    assert empty > 2
+    assert all(text for asked in judge.asked for text in asked[1:])
 
 
 def test_a_prompt_that_fills_the_context_fails_alone(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ class SelfJudgeTrainer(DPOTrainer):
     prompt's place in the dataset alone. So a run that is resumed from a checkpoint ends in the same
     weights to the last bit, and several processes sample what one would.
 
+    A response without a word loses against any other, as in `Tournament`: the judge is not asked.
     A pair gives no gradient if its responses are equal, if the judge finds exactly 0.5, or if it
     failed: a response has no tokens, as the prompt is too long for the model, or the judge gave
     NaN. The loss is still the mean over all prompts of a batch.
@@ -238,10 +239,14 @@ class SelfJudgeTrainer(DPOTrainer):
             )
             ids = list(zip(out.responses[::2], out.responses[1::2], strict=True))
             texts = list(zip(out.text[::2], out.text[1::2], strict=True))
-            asked = [i for i, (a, b) in enumerate(ids) if a and b and a != b]
+            written = [tuple(bool(text.strip()) for text in both) for both in texts]
+            asked = [i for i, (a, b) in enumerate(ids) if all(written[i]) and a != b]
             contexts = [_context(prompts[i], self._tokenizer) for i in asked]
             found = self._prefer(contexts, [texts[i] for i in asked])
-        probs = [float("nan") if not (a and b) else 0.5 for a, b in ids]
+        probs = [
+            float("nan") if not (a and b) else 0.5 + (one - other) / 2
+            for (a, b), (one, other) in zip(ids, written, strict=True)
+        ]
         for i, p in zip(asked, found, strict=True):
             probs[i] = p
         self._tell(probs, out)
