@@ -103,6 +103,13 @@ def algebra(make_mistake: Callable[[Any, Any, Any], Any]) -> Callable[[], Any]:
     return lambda: make_mistake(*base_and_others())
 
 
+FORM = cf.JudgeTemplate(labels=("great", "awful"), principle="bright")
+
+
+def judge(**arguments: Any) -> cf.Judge:
+    return cf.Judge(make(), tokenizer=make_tokenizer(), **{"template": FORM, **arguments})
+
+
 def f(prompts: list[Any], responses: list[str]) -> list[float]:
     return [-len(text) for text in responses]
 
@@ -131,6 +138,18 @@ MISTAKES: dict[str, Callable[[], Any]] = {
         lambda base, a, b: (base + a).save("nowhere.json")
     ),
     "`custom_generate=cf.decode` and a system prompt": hooked,
+    "`cf.Judge(model)` without a tokenizer": lambda: cf.Judge(make()),
+    "`cf.Judge(..., temperature=0)`": lambda: judge(temperature=0),
+    '`cf.Judge(..., principles=["helpfull"])`': lambda: judge(
+        template="hh", principles=["helpfull"]
+    ),
+    '`JudgeTemplate(labels=("Text A", "Text B"))`': lambda: judge(
+        template=cf.JudgeTemplate(labels=("Text A", "Text B"))
+    ),
+    "`judge(chat, a, b)`": lambda: judge()(CHAT, ["the plot"], ["the cast"]),
+    '`judge(prompts, answers, [""])`': lambda: judge()(["the film"], ["the plot"], [""]),
+    "`cf.Tournament(model)`": lambda: cf.Tournament(make()),
+    "`search=judge`": lambda: generate(search=judge())(),
     "`out[0]`": lambda: cf.generate(make(), [[5, 6]], max_new_tokens=1)[0],
 }
 
@@ -153,6 +172,13 @@ COMMANDS: dict[str, list[str]] = {
     "`--best-of 4` alone": ["generate", "hi", *PAIR[:1], "--best-of=4"],
     "`--reward rewards:brevty`": [*PAIR[:1], "--reward=rewards:brevty", "--best-of=2"],
     "`max_tokens` in a line of `--prompts`": [*PAIR[:1], "--prompts=p.jsonl"],
+    "`--tournament 4` alone": [*PAIR[:1], "--tournament=4"],
+    "`--judge base` alone": [*PAIR[:1], "--judge=base"],
+    "`--judge bas --tournament 4`": [*PAIR[:1], "--judge=bas", "--tournament=4"],
+    "`--template HH`": ["judge", "pair.jsonl", *PAIR[:1], "--template=HH"],
+    "`judge`: `--principle polite`": ["judge", "pair.jsonl", *PAIR[:1], "--principle=polite"],
+    "`judge`: `response_a` in a line": ["judge", "named.jsonl", *PAIR[:1]],
+    "`judge`: `first` and `chosen` in a line": ["judge", "both.jsonl", *PAIR[:1]],
 }
 
 
@@ -165,6 +191,9 @@ def test_mistakes_on_the_command_line(
     monkeypatch.delitem(sys.modules, "rewards", raising=False)
     Path("rewards.py").write_text("def brevity(prompts, responses):\n    return [0.0]\n")
     Path("p.jsonl").write_text('{"prompt": "hi", "max_tokens": 3}\n')
+    Path("pair.jsonl").write_text('{"prompt": "a", "first": "b", "second": "c"}\n')
+    Path("named.jsonl").write_text('{"prompt": "a", "response_a": "b", "response_b": "c"}\n')
+    Path("both.jsonl").write_text('{"prompt": "a", "first": "b", "second": "c", "chosen": "b"}\n')
     argv = COMMANDS[typed]
     if argv[0].startswith("--"):
         argv = ["generate", *([] if "--prompts=p.jsonl" in argv else ["hi"]), *argv]

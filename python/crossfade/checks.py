@@ -74,6 +74,8 @@ def explained(meant: Mapping[str, str] | None = None) -> Callable[[F], F]:
         places = [p.name for p in each if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         needed = [p.name for p in each if p.name in places and p.default is p.empty]
         known, name = frozenset(named), f.__name__
+        if name == "__init__":  # People call it by its class.
+            name = f.__qualname__.split(".")[-2]
 
         @functools.wraps(inner)
         def checked(*args: Any, **options: Any) -> Any:
