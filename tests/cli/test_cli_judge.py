@@ -151,6 +151,7 @@ def test_figures_about_all_pairs(model, data, run, capsys, tmp_path: Path) -> No
     assert figures["position_bias"] == expected.position_bias
     assert figures["toward"]["A"] == expected.toward_first
     assert sum(figures["toward"].values()) == pytest.approx(expected.position_bias)
+    assert figures["tokens_read"] == sum(m.tokens for m in expected.stats.models) > 0
     accuracy, interval = labelled.accuracy([True] * 4)
     assert (figures["accuracy"], figures["accuracy_interval"]) == (accuracy, interval)
     assert run("judge", data, f"--model={model}", "--json")[0]["run"] == figures["run"]
