@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tests and measures the CUDA and Triton code on this machine's NVIDIA GPU, without a network.
-#   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|fork|logp|steps|search]
+#   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|fork|logp|steps|search|judge]
 #   (no argument: build, ops and decoding)
 # Needs torch, triton, transformers, pybind11, scikit-build-core, cmake, ninja, pytest and nvcc in
 # place. Each stage ends within 8 minutes and adds what it found to bench/results/<gpu>.json.
@@ -94,17 +94,23 @@ search() {
   python3 bench/search.py --json build/gpu_check_search.json --rounds 3 --limit 15
 }
 
-export -f build ops decoding sanitizer bench fork logp steps search
+# What judgments cost: a tournament of 16 answers and all their pairs, beside generate.
+judge() {
+  rm -f build/gpu_check_judge.json
+  python3 bench/judge.py --json build/gpu_check_judge.json --batch 8 64
+}
+
+export -f build ops decoding sanitizer bench fork logp steps search judge
 export site result
 for name in "${@:-build ops decoding}"; do
   for one in $name; do
     case $one in
-      build | ops | decoding | sanitizer | bench | fork | logp | steps | search)
+      build | ops | decoding | sanitizer | bench | fork | logp | steps | search | judge)
         stage "$one" bash -euo pipefail -c "$one"
         ;;
       *)
         echo "unknown stage '$one'; it must be one of build ops decoding sanitizer bench" \
-          "fork logp steps search" >&2
+          "fork logp steps search judge" >&2
         exit 2
         ;;
     esac
