@@ -103,3 +103,11 @@ def test_levels_are_nodes_around() -> None:
     leaves = [(range(i, i + 1), 2) for i in range(4)]
     assert found == [(range(4), 0), (range(2), 1), *leaves[:2], (range(2, 4), 1), *leaves[2:]]
     assert tree([], [], 1) == []
+
+
+def test_any_number_of_beginnings_may_lie_within_each_other() -> None:
+    """As where all beginnings of one text are scored."""
+    texts = [(list(range(n)),) for n in range(1, 1502)]
+    nodes = tree(texts, [(0,)] * len(texts), 0)
+    assert sum(node.tokens for node in nodes) == 1501
+    assert max(node.level for node in nodes) >= 1499

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -46,34 +47,55 @@ def tree(texts: Sequence[PromptIds], held: Sequence[Lengths], worth: float) -> l
     """
     if not texts:
         return []
-    alike = [shared(a, b) for a, b in pairwise(texts)]
-    least = worth * len(texts[0])
-
-    def grow(part: range, around: Lengths) -> list[_Branch]:
-        """What there is within a node that ends `around`, of these of its texts."""
-        if len(part) == 1:
-            return [_Branch(part, tuple(map(len, texts[part[0]])), [])]
-        between = alike[part.start : part.stop - 1]
-        end = tuple(map(min, zip(*between, strict=True)))
-        smallest = min(map(sum, between))
-        cuts = [part.start + i for i, x in enumerate(between, 1) if sum(x) == smallest]
-        inner = [
-            branch
-            for a, b in pairwise([part.start, *cuts, part.stop])
-            for branch in grow(range(a, b), end)
-        ]
-        unread = sum(end) - sum(_begun(around, held[part[0]], end))
-        whole = (len(inner) - 1) * unread >= least
-        return [_Branch(part, end, inner)] if whole else inner
-
-    def nodes(branches: Sequence[_Branch], around: Lengths, level: int) -> Iterator[Node]:
-        for branch in branches:
-            start = _begun(around, held[branch.texts[0]], branch.end)
-            yield Node(branch.texts, start, branch.end, level)
-            yield from nodes(branch.inner, branch.end, level + 1)
-
+    whole, least = _whole_tree(texts), worth * len(texts[0])
+    # From the leaves up, what there is right within a node: others take the place of one left out.
+    for branch, around in reversed(whole):
+        branch.inner = [x for inner in branch.inner for x in inner.stay]
+        unread = sum(branch.end) - sum(_begun(around, held[branch.texts[0]], branch.end))
+        worthy = (len(branch.inner) - 1) * unread >= least
+        branch.stay = [branch] if worthy or not branch.inner else branch.inner
     nothing = (0,) * len(texts[0])
-    return [*nodes(grow(range(len(texts)), nothing), nothing, 0)]
+    found: list[Node] = []
+    todo = [(branch, nothing, 0) for branch in reversed(whole[0][0].stay)]
+    while todo:
+        branch, around, level = todo.pop()
+        start = _begun(around, held[branch.texts[0]], branch.end)
+        found.append(Node(branch.texts, start, branch.end, level))
+        todo += [(inner, branch.end, level + 1) for inner in reversed(branch.inner)]
+    return found
+
+
+def _whole_tree(texts: Sequence[PromptIds]) -> list[tuple[_Branch, Lengths]]:
+    """All beginnings that sorted texts share and the texts themselves, each with the end of what is
+    right around it; those around come before those within.
+
+    Texts may share any number of beginnings, one within the other, so that nothing here recurs.
+    """
+    alike = [shared(a, b) for a, b in pairwise(texts)]
+    leaves = [_Branch(range(i, i + 1), tuple(map(len, text))) for i, text in enumerate(texts)]
+    # Beginnings that the next text may share too, the longest last, each with its tokens in all.
+    shareable: list[tuple[int, _Branch]] = []
+
+    def close(branch: _Branch, most: int) -> _Branch:
+        """The outermost beginning around `branch` that ends where only so many tokens go on."""
+        while shareable and shareable[-1][0] > most:
+            _, outer = shareable.pop()
+            outer.hold(branch)
+            branch = outer
+        return branch
+
+    for leaf, between in zip(leaves, alike, strict=False):
+        branch, tokens = close(leaf, sum(between)), sum(between)
+        if not shareable or shareable[-1][0] < tokens:
+            shareable.append((tokens, _Branch(range(0), between)))
+        shareable[-1][1].hold(branch, between)
+    whole = [(close(leaves[-1], -1), (0,) * len(texts[0]))]
+    for branch, _ in whole:  # which grows meanwhile
+        whole += [(inner, branch.end) for inner in branch.inner]
+    for branch, _ in reversed(whole):
+        if branch.inner:
+            branch.texts = range(branch.inner[0].texts[0], branch.inner[-1].texts[-1] + 1)
+    return whole
 
 
 def shared(a: PromptIds, b: PromptIds) -> Lengths:
@@ -81,12 +103,25 @@ def shared(a: PromptIds, b: PromptIds) -> Lengths:
     return tuple(common(x, y) for x, y in zip(a, b, strict=True))
 
 
-class _Branch(NamedTuple):
-    """A node whose place in the tree is not known yet, with what is right within it."""
+@dataclass(eq=False)
+class _Branch:
+    """A node that may be left out.
+
+    Attributes:
+        inner: what is right within it.
+        stay: what of it stays: itself, or what is right within it.
+    """
 
     texts: range
     end: Lengths
-    inner: list[_Branch]
+    inner: list[_Branch] = field(default_factory=list)
+    stay: list[_Branch] = field(default_factory=list)
+
+    def hold(self, inner: _Branch, between: Lengths | None = None) -> None:
+        """Have another branch within. It has all tokens that this one has, of each model."""
+        self.inner.append(inner)
+        for lengths in (inner.end, between or self.end):
+            self.end = tuple(map(min, self.end, lengths))
 
 
 def _begun(around: Lengths, held: Lengths, end: Lengths) -> Lengths:

@@ -19,7 +19,7 @@ from ...decoding.forms import is_chat, is_ids, request
 from ...decoding.scoring import Scorer
 from ...decoding.settings import check_int
 from ...decoding.simple.contexts import context_of
-from ...decoding.stats import Stats
+from ...decoding.stats import ModelStats, Stats, summed
 from ...reading import check_unicode
 from .judgments import Judgments
 from .template import as_template, check_chats, encode_prompt
@@ -162,10 +162,15 @@ class Judge:
 
 
 class Reading:
-    """A judge at work, from its first pair to its last."""
+    """A judge at work, from its first pair to its last.
+
+    Attributes:
+        stats: what its models have read so far.
+    """
 
     def __init__(self, judge: Judge, scorer: Scorer) -> None:
         self.judge, self._scorer = judge, scorer
+        self.stats: tuple[ModelStats, ...] = ()
 
     def prefer(
         self, contexts: Sequence[Any], firsts: Sequence[str], seconds: Sequence[str]
@@ -237,6 +242,7 @@ class Reading:
         if not asked:
             return {}, Stats(0, 0.0, (), 0, 0)
         scores = self._scorer.score([prompt for prompt in ids for _ in range(2)], labels)
+        self.stats = summed([*self.stats, *scores.stats.models])
         probs = scores.logprobs[:, 0].double().exp().view(-1, 2).tolist()
         return dict(zip(asked, map(tuple, probs), strict=True)), scores.stats
 
