@@ -85,12 +85,14 @@ class Settings:
             )
         if "seed" in self.arguments:
             raise ValueError("arguments.seed is given; it must be the key seed, beside arguments")
-        unset = {"value": {}, "judge_weight": 1.0, "template": "hh"}
-        for name in dict.fromkeys(key for kind in keys.KINDS.values() for key in kind.own):
-            goes = [kind for kind, x in keys.KINDS.items() if name in x.own]
-            if self.kind not in goes and getattr(self, name) != unset.get(name):
+        for known in dataclasses.fields(self):
+            goes = [kind for kind, x in keys.KINDS.items() if known.name in x.own]
+            made = known.default_factory
+            unset = known.default if made is dataclasses.MISSING else made()
+            if goes and self.kind not in goes and getattr(self, known.name) != unset:
                 raise ValueError(
-                    f"{name} is given; it goes with {' and '.join(goes)}, not with {self.kind}"
+                    f"{known.name} is given; it goes with {' and '.join(goes)}, not with "
+                    f"{self.kind}"
                 )
 
 

@@ -186,9 +186,14 @@ def _jsft(s: Settings, data: Mapping[str, Any]) -> Any:
 
 def _of_judging(s: Settings, key: str, found: list[Any], tokenizer: Any) -> Any:
     """The rows of answers and judgments that a file's rows of any kind give."""
-    answers = [row for row in found if "completion" in row or "completion_ids" in row]
-    rated = [row for row in found if "responses" in row]
-    pairs = [row for row in found if row not in answers and row not in rated]
+    answers, rated, pairs = [], [], []
+    for row in found:
+        if row.keys() & {"completion", "completion_ids"}:
+            answers.append(row)
+        elif "responses" in row:
+            rated.append(row)
+        else:
+            pairs.append(row)
     pairs += rated_pairs(rated, seed=s.seed) if rated else []
     made = jsft_rows(
         pairs,
