@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -66,6 +67,12 @@ def jsft_rows(
     found: list[dict[str, Any]] = []
     supervised: dict[tuple[tuple[int, ...], tuple[int, ...]], None] = {}
     left_out = Counter(dict.fromkeys(("empty", "same"), 0))
+
+    @functools.cache
+    def labels(phrase: str) -> tuple[int, int]:
+        """The tokens of both labels, which stand after the same prefix in all prompts."""
+        return form.label_ids(tokenizer, form.render(tokenizer, "a", "a", "b", phrase))
+
     for i, row in enumerate(pairs):
         pair = _pair(row, tokenizer, f"row {i} of pairs")
         if sft == "chosen":
@@ -76,7 +83,7 @@ def jsft_rows(
             left_out["empty" if "" in answers else "same"] += 2
             continue
         phrase = _phrase(row.get("principle"), phrases, f"row {i} of pairs")
-        found += _judgments(pair, tokenizer, form, phrase)
+        found += _judgments(pair, tokenizer, form, phrase, labels(phrase))
     others: Sequence[Any] = () if isinstance(sft, (str, type(None))) else sft
     for i, row in enumerate(others):
         ids = _completion(row, "completion", tokenizer, f"row {i} of sft")
@@ -98,14 +105,18 @@ class _Pair(NamedTuple):
 
 
 def _judgments(
-    pair: _Pair, tokenizer: Any, template: JudgeTemplate, phrase: str
+    pair: _Pair,
+    tokenizer: Any,
+    template: JudgeTemplate,
+    phrase: str,
+    labels: tuple[int, int],
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a pair's two judgments."""
+    """The rows of a pair's two judgments, whose `labels` are these tokens."""
     a, b = template.labels
     orders = ((pair.chosen, pair.rejected, a, b), (pair.rejected, pair.chosen, b, a))
     for place, (first, second, chosen, rejected) in enumerate(orders):
         prompt = template.render(tokenizer, pair.prompt, first, second, phrase)
-        completion = [template.label_ids(tokenizer, prompt)[place]]
+        completion = [labels[place]]
         if pair.rationale is not None:
             said = pair.rationale.replace("{chosen}", chosen).replace("{rejected}", rejected)
             begun = f"{prompt} {chosen}"
