@@ -54,11 +54,11 @@ class Question:
             ValueError: a label is not one token, the tokenizer has no chat template or this does
                 not take a system message, or a term has a prompt of its own.
         """
+        from ..decoding.members import tokenizer_of
         from ..models.instruct import has_template
         from ..policies.self_judge import Judge
 
-        members: Any = (*blend.terms, *blend.values)
-        tokenizer = next((t.tokenizer for t in members if t.tokenizer is not None), None)
+        tokenizer = tokenizer_of(blend)
         if not has_template(tokenizer):
             raise ValueError(
                 f"{option} is a model whose tokenizer has no chat template; a judge must have one, "

@@ -15,7 +15,8 @@ from torch import Tensor
 from ... import elsewhere
 from ...blends.blend import Blend, as_blend
 from ...checks import explained, warn
-from ...decoding.forms import is_chat, is_ids, request
+from ...decoding.forms import Ids, is_chat, is_ids, request
+from ...decoding.members import tokenizer_of
 from ...decoding.scoring import Scorer
 from ...decoding.settings import check_int
 from ...decoding.simple.contexts import context_of
@@ -71,16 +72,14 @@ class Judge:
     ) -> None:
         self.blend = as_blend(model)
         _check_blend(self.blend)
-        members: Any = (*self.blend.terms, *self.blend.values)
-        tokenizers = (t.tokenizer for t in members)
-        own = next((t for t in tokenizers if t is not None), None)
-        self.tokenizer = own if tokenizer is None else tokenizer
+        self.tokenizer = tokenizer_of(self.blend, tokenizer)
         check_chats(self.tokenizer)
         check_int("max_batch", max_batch, 1)
         self.max_batch = max_batch
         self.template = as_template(template)
         self._phrases = self.template.phrases(principles)
         self.principles = tuple(self._phrases)
+        members: Any = (*self.blend.terms, *self.blend.values)
         names = (*self.blend.names, *self.blend.value_names)
         self._contexts = [
             (name, context_of(t.model)) for name, t in zip(names, members, strict=True)
@@ -142,9 +141,9 @@ class Judge:
         `Judgments.preference`; NaN where a pair has failed."""
         return self(contexts, firsts, seconds).preference
 
-    def _too_long(self, prompts: Iterable[str]) -> str | None:
+    def _too_long(self, prompts: Iterable[Ids]) -> str | None:
         """Why one of some prompts cannot be read, or None if all can."""
-        tokens = max(len(encode_prompt(self.tokenizer, prompt)) for prompt in prompts)
+        tokens = max(map(len, prompts))
         for name, context in self._contexts:
             if context is not None and tokens > context:
                 return f"its prompt has {tokens} tokens, and the context of {name} is {context}"
@@ -185,7 +184,17 @@ class Reading:
         start, principles = time.perf_counter(), self.judge.principles
         pairs = _pairs(contexts, firsts, seconds)
         prompts = [self._prompts(pair) for pair in pairs]
-        reasons = [self._refused(*x) for x in zip(pairs, prompts, strict=True)]
+        reasons = [_wordless(pair) for pair in pairs]
+        ids = {
+            text: encode_prompt(self.judge.tokenizer, text)
+            for each, why in zip(prompts, reasons, strict=True)
+            if why is None
+            for both in each
+            for text in both
+        }
+        for i, each in enumerate(prompts):
+            if reasons[i] is None:
+                reasons[i] = self.judge._too_long(ids[text] for both in each for text in both)
         # What is read and its order depend on the two answers, not on which of them came first.
         asked = {
             text: name
@@ -194,7 +203,7 @@ class Reading:
             for name, (ab, ba) in zip(principles, each, strict=True)
             for text in ((ab, ba) if pair.first <= pair.second else (ba, ab))
         }
-        found, stats = self._read(asked)
+        found, stats = self._read(asked, ids)
         for i, each in enumerate(prompts):
             read = [p for both in each for text in both for p in found.get(text, ())]
             if reasons[i] is None and any(map(math.isnan, read)):
@@ -221,27 +230,19 @@ class Reading:
             for p in self.judge.principles
         ]
 
-    def _refused(self, pair: _Pair, prompts: Sequence[tuple[str, str]]) -> str | None:
-        """Why a pair is not read, or None."""
-        for name, answer in (("first", pair.first), ("second", pair.second)):
-            if not answer.strip():
-                return f"its {name} answer is {answer!r:.80}, without a word"
-        return self.judge._too_long(text for both in prompts for text in both)
-
     def _read(
-        self, asked: Mapping[str, str | None]
+        self, asked: Mapping[str, str | None], ids: Mapping[str, Ids]
     ) -> tuple[dict[str, tuple[float, float]], Stats]:
         """The probabilities of both labels after each text, and what reading them cost.
 
         Args:
             asked: texts, each with the principle that it asks about.
+            ids: of each text, its tokens.
         """
-        judge = self.judge
-        ids = [encode_prompt(judge.tokenizer, text) for text in asked]
-        labels = [[label] for name in asked.values() for label in judge._label_ids[name]]
+        labels = [[label] for name in asked.values() for label in self.judge._label_ids[name]]
         if not asked:
             return {}, Stats(0, 0.0, (), 0, 0)
-        scores = self._scorer.score([prompt for prompt in ids for _ in range(2)], labels)
+        scores = self._scorer.score([ids[text] for text in asked for _ in range(2)], labels)
         self.stats = summed([*self.stats, *scores.stats.models])
         probs = scores.logprobs[:, 0].double().exp().view(-1, 2).tolist()
         return dict(zip(asked, map(tuple, probs), strict=True)), scores.stats
@@ -274,6 +275,14 @@ class _Pair(NamedTuple):
     context: Any
     first: str
     second: str
+
+
+def _wordless(pair: _Pair) -> str | None:
+    """Why a pair is not read, where an answer has no word; or None."""
+    for name, answer in (("first", pair.first), ("second", pair.second)):
+        if not answer.strip():
+            return f"its {name} answer is {answer!r:.80}, without a word"
+    return None
 
 
 def _pairs(contexts: Any, firsts: Any, seconds: Any) -> list[_Pair]:

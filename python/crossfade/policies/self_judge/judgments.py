@@ -52,17 +52,17 @@ class Judgments:
         )
         return torch.stack([(a_first + a_second) / 2, (b_second + b_first) / 2], dim=-1)
 
-    @property
+    @cached_property
     def first(self) -> Tensor:
         """``[n]`` float64: s_a, the mean over the principles."""
         return self.by_principle[..., 0].mean(dim=1)
 
-    @property
+    @cached_property
     def second(self) -> Tensor:
         """``[n]`` float64: s_b, the mean over the principles."""
         return self.by_principle[..., 1].mean(dim=1)
 
-    @property
+    @cached_property
     def votes(self) -> Tensor:
         """``[n]`` int64: how many more principles prefer a than b."""
         a, b = self.by_principle.unbind(dim=-1)
@@ -75,7 +75,7 @@ class Judgments:
         decided = torch.where(self.votes == 0, self.first - self.second, self.votes.double())
         return decided >= 0
 
-    @property
+    @cached_property
     def preference(self) -> Tensor:
         """``[n]`` float64: how probable it is that a is better, ``s_a / (s_a + s_b)``.
 
