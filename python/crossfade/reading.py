@@ -36,15 +36,20 @@ def decode(data: bytes, where: str) -> str:
         raise ValueError(f"{where} is not UTF-8 text: {error.reason} in line {line}") from None
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str, *, unique: bool = False) -> Any:
     """The value of a JSON text. Errors begin with `where`, which names a file and a line, say.
+
+    Args:
+        unique: refuse a key that an object has twice, of which JSON keeps the last one.
 
     Raises:
         ValueError: the text is not JSON, or is nested more than `DEPTH` levels deep, or has a
             number with more digits than Python reads or a string that UTF-8 cannot write.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique if unique else None)
+    except _TwiceError as error:
+        raise ValueError(f"{where}: {error}") from None
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text else ""
         raise ValueError(f"{where}: not JSON ({error.msg} at {line}column {error.colno})") from None
@@ -57,6 +62,19 @@ def parse_json(text: str, where: str) -> Any:
     if "\\u" in text:  # only an escape can write half of a surrogate pair, such as "\ud83d"
         check_unicode(value, where)
     return value
+
+
+class _TwiceError(ValueError):
+    """An object has a key twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise _TwiceError(f"the key {twice!r:.80} is there twice")
+    return found
 
 
 def parse_json_lines(lines: Sequence[str], where: str) -> list[dict[str, Any]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from ...checks import did_you_mean, explained
-from ...decoding.chats import plain_text, render
+from ...decoding.chats import render
 from ...decoding.engine.group import common
-from ...decoding.forms import Request, request
+from ..turns import turns
 
 DASHES = "-----"
 
@@ -154,7 +154,7 @@ class JudgeTemplate:
             _filled(self.question, principle=phrase),
             "Context:",
             DASHES,
-            *_turns(request("context", context)),
+            *(f"{role}: {said}" for role, said in turns("context", context)),
             DASHES,
             f"{self.noun} {a}: {first.strip()}",
             f"{self.noun} {b}: {second.strip()}",
@@ -268,18 +268,6 @@ def check_chats(tokenizer: Any) -> None:
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a judge's prompt, whose special tokens the chat template has written."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _turns(context: Request) -> Iterator[str]:
-    """The lines of a context: a text is the user's."""
-    if isinstance(context, str):
-        yield f"User: {context}"
-        return
-    for message in context:
-        if not isinstance(message, Mapping):
-            raise TypeError("context is token ids; it must be a text or a chat")
-        content = plain_text(message.get("content")) or ""
-        yield f"{message['role'].capitalize()}: {content}"
 
 
 def _filled(text: str, **given: str) -> str:

@@ -1,0 +1,35 @@
+"""MetaAligner: a model that corrects answers toward any set of objectives, named in its prompt.
+
+Source: Yang et al., arXiv:2403.17141.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ... import lazy
+
+if TYPE_CHECKING:  # type checkers take `X as X` for a public name
+    from .objectives import OBJECTIVES as OBJECTIVES
+    from .objectives import read_objectives as read_objectives
+    from .objectives import resolve as resolve
+    from .objectives import resolve_each as resolve_each
+    from .template import AlignerTemplate as AlignerTemplate
+
+_HOME = {
+    "AlignerTemplate": "template",
+    "OBJECTIVES": "objectives",
+    "read_objectives": "objectives",
+    "resolve": "objectives",
+    "resolve_each": "objectives",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    return lazy.attribute(__name__, name, _HOME)
+
+
+def __dir__() -> list[str]:
+    return __all__
