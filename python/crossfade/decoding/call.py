@@ -165,7 +165,7 @@ class Call:
             prompts=prompts,
             copies=copies,
             table=table,
-            context_room=self._room(prompts, search, longest),
+            context_room=self._room(requests, prompts, search, longest),
             deadline=ends.deadline,
             processors=rest_of if rest else None,
             criteria=[*map(Criteria, ends.others), *own_criteria],
@@ -194,7 +194,13 @@ class Call:
                     found[name] = weights
         return found
 
-    def _room(self, prompts: Sequence[Prompts], search: SearchJob | None, limit: int) -> Room:
+    def _room(
+        self,
+        requests: Requests,
+        prompts: Sequence[Prompts],
+        search: SearchJob | None,
+        limit: int,
+    ) -> Room:
         """What is left of a limit of new tokens by the contexts of all models, a value's too."""
         each = list(map(ModelPrompts, self.models, prompts))
         for question, sources in () if search is None else search.questions:
@@ -202,7 +208,7 @@ class Call:
                 own_tokens = s.writing is not None or s.whole is not None
                 unread = None if own_tokens else int(question.predicted)
                 each.append(ModelPrompts(s.model, s.padded, unread))
-        return Room(each, len(prompts[0].ids), limit)
+        return Room(each, len(prompts[0].ids), limit, requests.refused)
 
 
 def blend_and_search(blend: Any, search: Any) -> tuple[Blend, Search | None]:

@@ -189,12 +189,11 @@ class Driver:
         return 0 if search is None else 1 + search.weights.shape[1]
 
     def _refused(self, row: Row) -> Written:
-        """Let a row fail whose prompt is longer than a model's context; the others go on."""
-        if row.sample == 0:
-            warn(
-                f"{row.request_name} was not decoded: {row.job.context_room.why(row.request)}",
-                RuntimeWarning,
-            )
+        """Let a row fail that is refused, or whose prompt is longer than a model's context; the
+        others go on."""
+        why = row.job.context_room.why(row.request)
+        if row.sample == 0 and why is not None:
+            warn(f"{row.request_name} was not decoded: {why}", RuntimeWarning)
         return self._unwritten(row, failed=True)
 
     def _unwritten(self, row: Row, *, failed: bool = False) -> Written:

@@ -139,16 +139,13 @@ def generate(
         chat_template_kwargs=chat_template_kwargs,
         arguments=arguments,
     )
-    settings.check_int("max_batch", max_batch, 1)
-    if progress is not None and not callable(progress):
-        check.flag("progress", progress)
+    check_running(max_batch, progress, engine)
     check.flag("return_cache", return_cache)
     if cache is not None and not isinstance(cache, PrefixCache):
         raise TypeError(
             f"cache is a {type(cache).__name__}; it must be the cache of an Output, which "
             "return_cache=True gives"
         )
-    check_engine(engine)
     requests = generation.read(inputs, attention_mask)
     job = generation.job(requests, seed)
     whole = cache is not None or return_cache
@@ -175,6 +172,14 @@ def generate(
         warn(f"interrupted when {ended} of {len(job)} rows had ended", RuntimeWarning)
     output = output_of(job, written, driver, term_logprobs=return_term_logprobs)
     return output if generation.as_dict else output.sequences
+
+
+def check_running(max_batch: Any = None, progress: Any = None, engine: Any = None) -> None:
+    """Check the arguments of `generate` that say how rows are run, and not what they are."""
+    settings.check_int("max_batch", max_batch, 1)
+    if progress is not None and not callable(progress):
+        check.flag("progress", progress)
+    check_engine(engine)
 
 
 ARGUMENTS = inspect.signature(generate).parameters.keys() - {"blend", "inputs", "arguments"}
@@ -264,7 +269,12 @@ class Generation:
         self.as_dict = as_dict is not False
 
     def read(self, inputs: Any, attention_mask: Any = None) -> Requests:
-        """The requests in `inputs`, which are all that the caller has."""
+        """The requests in `inputs`, which are all that the caller has.
+
+        They may be `Requests` already, which crossfade itself makes where some are refused.
+        """
+        if isinstance(inputs, Requests):
+            return replace(inputs, chat=self.chat)
         config = self.config
         eos = [] if config._eos_token_tensor is None else config._eos_token_tensor.tolist()
         pad = None if config._pad_token_tensor is None else self._pad

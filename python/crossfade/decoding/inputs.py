@@ -47,6 +47,8 @@ class Requests:
         numbers: the place of each in the caller's list. None: they are the whole list.
         total: how long the caller's list is; None if that is not known.
         chat: what chat templates are given besides a chat.
+        refused: the places among these of those that are not decoded. They fail, and whoever made
+            the requests has said why.
     """
 
     items: list[Request]
@@ -54,6 +56,7 @@ class Requests:
     numbers: Sequence[int] | None = None
     total: int | None = None
     chat: Mapping[str, Any] = field(default_factory=dict)
+    refused: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.items)

@@ -125,7 +125,8 @@ class Output:
             lines.append(f"{i}: {count}, {self._why_over(i)}{value}: {written}")
         lines += _more(len(self.lengths))
         rows = _count(len(self.lengths), "row")
-        return "\n  ".join([f"Output({rows}, {self.stats.summary})", *lines])
+        name = type(self).__name__
+        return "\n  ".join([f"{name}({rows}, {self.stats.summary})", *lines])
 
     def _why_over(self, row: int) -> str:
         """Why a row has no more tokens, for people."""

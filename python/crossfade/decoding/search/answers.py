@@ -1,8 +1,11 @@
-"""Checks of the numbers that functions and judges of the caller give."""
+"""The numbers that models give, and those of functions and judges of the caller, checked."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from ...blends.values import LogRatio
 
 
 def numbers(name: str, answer: Any, count: int, what: str, of_each: str) -> list[float]:
@@ -43,3 +46,13 @@ def probabilities(name: str, answer: Any, count: int, of_each: str) -> list[floa
             "or NaN"
         )
     return found
+
+
+def log_ratios(
+    value: LogRatio, tuned: Sequence[Sequence[float]], ref: Sequence[Sequence[float]]
+) -> list[float]:
+    """The log-ratio of each response, from the log-probs of its tokens under both models."""
+    return [
+        value.beta * (sum(a) - sum(b)) / (max(len(a), 1) if value.normalize else 1)
+        for a, b in zip(tuned, ref, strict=True)
+    ]

@@ -23,6 +23,11 @@ class Candidates:
     tokens: list[list[int]]
     finished: list[bool]
 
+    @property
+    def requests(self) -> list[int]:
+        """The number of each row's request in its job."""
+        return [row.request for row in self.rows]
+
     @cached_property
     def by_job(self) -> list[tuple[list[int], Candidates]]:
         """The candidates of each job, with the places that they have among these."""
@@ -59,7 +64,7 @@ class Candidates:
             writing = search_of(its.rows[0]).writing
             assert writing is not None  # `SearchJob.texts` has raised an error if there is none.
             from_each = None if starts is None else [starts[s] for s in its.slots]
-            found = writing.texts([row.request for row in its.rows], its.tokens, from_each)
+            found = writing.texts(its.requests, its.tokens, from_each)
             for i, text in zip(at, found, strict=True):
                 texts[i] = text
         return texts

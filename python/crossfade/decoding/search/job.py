@@ -25,6 +25,7 @@ from .readers import Question, log_prob, q_value, scalar
 
 if TYPE_CHECKING:
     from .candidates import Candidates
+    from .finished import Finished
 
 
 @dataclass(frozen=True)
@@ -178,9 +179,9 @@ class Source:
     def prompts(self) -> list[list[int]]:
         return self.padded.unpadded()
 
-    def texts(self, candidates: Candidates) -> list[Ids]:
+    def texts(self, candidates: Candidates | Finished) -> list[Ids]:
         """What it reads of each candidate. All are of its own job."""
-        requests = [row.request for row in candidates.rows]
+        requests = candidates.requests
         if self.whole is not None:
             return list(map(self.whole, requests, candidates.texts))
         responses: Sequence[Ids] = candidates.tokens

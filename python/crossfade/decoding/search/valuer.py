@@ -18,7 +18,7 @@ from ..forms import Ids
 from ..job import Row
 from ..rows import Slots
 from ..stats import ModelStats
-from .answers import numbers
+from .answers import log_ratios, numbers
 from .candidates import Candidates
 from .job import SearchJob, Source, search_of
 from .readers import Question, Reader, Rereader
@@ -181,10 +181,7 @@ class Valuer:
             answers[m] if m in answers else self._drawn(m, candidates)
             for m in (value.tuned, value.ref)
         )
-        return [
-            value.beta * (sum(a) - sum(b)) / (max(len(a), 1) if value.normalize else 1)
-            for a, b in zip(tuned, ref, strict=True)
-        ]
+        return log_ratios(value, tuned, ref)
 
     def _drawn(self, model: Model, candidates: Candidates) -> list[list[float]]:
         """The log-probs of the candidates' tokens under a term of the blend, from decoding."""

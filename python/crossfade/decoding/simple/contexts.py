@@ -70,14 +70,22 @@ class Room:
     Terms do not read the last token of a response, so a full context has room for one more.
 
     Attributes:
-        new: ``[requests]`` int64, on the CPU: at most `limit`, and 0 for prompts that do not fit.
+        new: ``[requests]`` int64, on the CPU: at most `limit`, and 0 for prompts that do not fit
+            and for requests that are refused.
 
     Args:
         each: every model that reads the requests, with what it reads of them.
         limit: the most new tokens that any row is asked for.
+        refused: as `Requests.refused`.
     """
 
-    def __init__(self, each: Sequence[ModelPrompts], requests: int, limit: int) -> None:
+    def __init__(
+        self,
+        each: Sequence[ModelPrompts],
+        requests: int,
+        limit: int,
+        refused: Sequence[int] = (),
+    ) -> None:
         self.new = torch.full((requests,), limit, dtype=torch.int64, device="cpu")
         # Of a request whose room is smaller: the model that says so, its context, its prompt.
         self._limits: dict[int, tuple[str, int, int]] = {}
@@ -90,10 +98,12 @@ class Room:
             for request in (room < self.new).nonzero()[:, 0].tolist():
                 self._limits[request] = (model.name, model.context, int(lengths[request]))
             self.new = torch.minimum(self.new, room)
+        self._refused = frozenset(refused)
+        self.new[[*refused]] = 0
 
     def why(self, request: int) -> str | None:
-        """Why a request has less room than the call's limit; None if it has not."""
-        if request not in self._limits:
+        """Why a request has less room than the call's limit; None if it has not, or is refused."""
+        if request in self._refused or request not in self._limits:
             return None
         name, context, prompt = self._limits[request]
         if prompt > context:
