@@ -32,6 +32,10 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .decoding import score as score
     from .formula import parse as parse
     from .ops import Support as Support
+    from .policies.metaaligner import AlignerTemplate as AlignerTemplate
+    from .policies.metaaligner import Corrections as Corrections
+    from .policies.metaaligner import MetaAligner as MetaAligner
+    from .policies.metaaligner import correct as correct
     from .policies.self_judge import Judge as Judge
     from .policies.self_judge import JudgeTemplate as JudgeTemplate
     from .search import BestOfN as BestOfN
@@ -43,13 +47,16 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
 # The module that each public name comes from. It is imported when the name is first used, so that
 # the kernels alone, or the help of the command line, do not wait for transformers.
 _HOME = {
+    "AlignerTemplate": "policies.metaaligner",
     "BestOfN": "search",
     "Blend": "blends.blend",
     "ChunkBeamSearch": "search",
+    "Corrections": "policies.metaaligner",
     "Engine": "decoding",
     "Judge": "policies.self_judge",
     "JudgeTemplate": "policies.self_judge",
     "LogRatio": "blends.values",
+    "MetaAligner": "policies.metaaligner",
     "Model": "blends.blend",
     "Output": "decoding",
     "Recipe": "search",
@@ -62,6 +69,7 @@ _HOME = {
     "ValueSum": "blends.values",
     "as_blend": "blends.blend",
     "as_value": "blends.values",
+    "correct": "policies.metaaligner",
     "decode": "decoding",
     "generate": "decoding",
     "parse": "formula",

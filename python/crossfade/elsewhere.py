@@ -215,6 +215,39 @@ TOURNAMENT: dict[str, str] = {
     ),
 }
 
+# Arguments of `crossfade.MetaAligner`.
+ALIGNER: dict[str, str] = {
+    **_each(("name", "template", "query_name"), "what prompts call the query is noun"),
+    **_each(("aspects", "principles", "criteria"), "here they are objectives"),
+    **_each(
+        ("temperature", "top_p", "top_k", "do_sample", "max_new_tokens", "generation_config"),
+        "crossfade.correct takes it",
+    ),
+    **_each(
+        ("adapter", "lora"),
+        "it belongs to a term: MetaAligner(crossfade.Model(model, adapter=...))",
+    ),
+}
+
+# Arguments of `crossfade.correct`, besides those of `crossfade.generate`.
+CORRECT: dict[str, str] = {
+    **_each(
+        ("answers", "responses", "policy", "texts", "drafts", "completions"),
+        "the answers, or the policy that writes them, are answers_or_policy, the third argument",
+    ),
+    **_each(
+        ("prompts", "inputs", "contexts", "questions", "messages"),
+        "what was answered are the queries, the second argument",
+    ),
+    **_each(("aspects", "principles", "criteria"), "here they are objectives"),
+    **_each(("steps", "iterations", "n_rounds", "num_rounds"), "here it is rounds"),
+    **_each(
+        ("value", "reward", "reward_fn", "reward_model"),
+        "search=crossfade.BestOfN(n, value) chooses by it, and accept=value keeps the old answer "
+        "unless the new one scores higher",
+    ),
+}
+
 # Arguments of `Engine`.
 ENGINE: dict[str, str] = {
     **_each(

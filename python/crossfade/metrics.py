@@ -38,6 +38,25 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float:
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
+def edit_distance(a: str, b: str) -> float:
+    """How far two texts are apart, from 0 for the same words to 1 where none of them stays.
+
+    It is the Levenshtein distance in words, the least number of words to insert, delete or replace,
+    over the number of words of the longer text. Words are split at white space.
+    """
+    first, second = a.split(), b.split()
+    longest = max(len(first), len(second))
+    while first and second and first[-1] == second[-1]:
+        first.pop()
+        second.pop()
+    row = list(range(len(second) + 1))  # from the words of `first` so far to each start of `second`
+    for i, word in enumerate(first, 1):
+        before, row = row, [i]
+        for j, other in enumerate(second, 1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (word != other)))
+    return row[-1] / longest if longest else 0.0
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean, and half of its 95 % interval by the normal approximation.
 

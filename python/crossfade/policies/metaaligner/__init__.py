@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ... import lazy
 
 if TYPE_CHECKING:  # type checkers take `X as X` for a public name
+    from .aligner import MetaAligner as MetaAligner
+    from .correction import correct as correct
+    from .corrections import Corrections as Corrections
     from .objectives import OBJECTIVES as OBJECTIVES
     from .objectives import read_objectives as read_objectives
     from .objectives import resolve as resolve
@@ -18,7 +21,10 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
 
 _HOME = {
     "AlignerTemplate": "template",
+    "Corrections": "corrections",
+    "MetaAligner": "aligner",
     "OBJECTIVES": "objectives",
+    "correct": "correction",
     "read_objectives": "objectives",
     "resolve": "objectives",
     "resolve_each": "objectives",
