@@ -65,12 +65,7 @@ def add_blend_options(parser: argparse.ArgumentParser, *, system: bool = True) -
             "does",
         )
     add_device_option(group)
-    group.add_argument(
-        "--dtype",
-        choices=["auto", "float32", "bfloat16", "float16"],
-        default="auto",
-        help="the number format of the weights; auto keeps the one that they were saved in",
-    )
+    add_dtype_option(group)
 
 
 def add_device_option(parser: Any) -> None:
@@ -78,6 +73,15 @@ def add_device_option(parser: Any) -> None:
         "--device",
         help="where the models run, such as cpu or cuda:1; by default a GPU if torch finds one, "
         "else the CPU",
+    )
+
+
+def add_dtype_option(parser: Any) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="the number format of the weights; auto keeps the one that they were saved in",
     )
 
 
