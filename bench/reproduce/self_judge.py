@@ -10,7 +10,8 @@ by each reward and by their mean. From these pairs:
 - `jsft`: the base, fine-tuned on the same answers and on judgments of all pairs, in both orders;
 - `dpo`: an adapter over `jsft`, by DPO of the pairs of the mean;
 - `self`: an adapter over `jsft`, by as many steps of DPO of its own pairs, which `jsft` judges;
-- self-rejection: of the answers of `self`, the winner of a tournament that `jsft` judges.
+- self-rejection: of the answers of `self`, and of `jsft`, which has not learned from its own
+  judgments, the winner of a tournament that `jsft` judges.
 
 Then the held-out prompts: how well the judge agrees with the annotator before and after its
 training, and the gold rewards of what every policy writes. The tournaments of 2, 4, 8 and 16 of a
@@ -68,6 +69,7 @@ SEEDS = (0, 1, 2)
 DTYPE = torch.bfloat16  # of the base's weights; adapters are float32
 NEW, TEMPERATURE, ROWS = 48, 0.7, 64  # rows are decoded at a time
 SAMPLES, HELD_OUT, POOL = 8, 2, 16  # answers to a prompt
+POOLS = ("jsft", f"self-{SEEDS[0]}")  # the policies whose answers tournaments reject
 LORA = {
     "r": 16,
     "lora_alpha": 32,
@@ -102,6 +104,7 @@ def settings() -> dict[str, Any]:
         "samples": SAMPLES,
         "held_out": HELD_OUT,
         "pool": POOL,
+        "pools": list(POOLS),
         "prompts": [len(reviews.prompts(split)) for split in (reviews.TRAINED, reviews.HELD_OUT)],
         "lora": LORA,
         "sft_rate": SFT_RATE,
@@ -147,11 +150,9 @@ class Judge:
         self.tokens = 0
 
     def __call__(self, contexts: Any, firsts: Any, seconds: Any) -> Any:
-        for pair in zip(contexts, firsts, seconds, strict=True):
-            text = self.judge.prompt(*pair)
-            ids = self.judge.tokenizer(text, add_special_tokens=False)["input_ids"]
-            self.tokens += 2 * len(ids)  # the other order is about as long
-        return self.judge(contexts, firsts, seconds)
+        found = self.judge(contexts, firsts, seconds)
+        self.tokens += sum(model.tokens for model in found.stats.models)
+        return found
 
     def prefer(self, contexts: Any, firsts: Any, seconds: Any) -> Any:
         return self(contexts, firsts, seconds).preference
@@ -358,12 +359,12 @@ def judge_pairs(work: Path, folder: Path, name: str) -> dict[str, int]:
     return {"judged": tokens}
 
 
-def tournament(work: Path, folder: Path) -> dict[str, int]:
-    """The tournament of each prompt of the pool: a line has its matches, and the winner of the
-    first 1, 2, 4, 8 and 16 answers."""
+def tournament(work: Path, folder: Path, pool: str) -> dict[str, int]:
+    """The tournament of each prompt of a pool: a line has its matches, and the winner of the first
+    1, 2, 4, 8 and 16 answers."""
     path, each = folder / "brackets.jsonl", 14
     have = len(path.read_text().splitlines()) if path.exists() else 0
-    rows = answers(work / "pool")
+    rows = answers(work / pool)
     judge = Judge(*policy(work, "jsft"))
     for start in range(have, len(rows), each):
         some = rows[start : start + each]
@@ -386,7 +387,7 @@ def tournament(work: Path, folder: Path) -> dict[str, int]:
             for bracket, won in zip(brackets, winners, strict=True):
                 matches = [[(m.a, m.b, m.prob) for m in played] for played in bracket.rounds]
                 file.write(json.dumps({"winners": won, "rounds": matches, "tokens": tokens}) + "\n")
-        print(f"tournament: {start + len(some)} of {len(rows)} prompts", flush=True)
+        print(f"{folder.name}: {start + len(some)} of {len(rows)} prompts", flush=True)
     return {"judged": sum(b["tokens"] for b in training.read_jsonl(path))}
 
 
@@ -413,9 +414,11 @@ def stages() -> dict[str, Stage]:
     policies = ["base", *[name for name in found if name != "pairs"]]
     held_out = partial(write, split=reviews.HELD_OUT)
     found |= {f"answers-{p}": partial(held_out, name=p, n=HELD_OUT, seed=1) for p in policies}
-    found["pool"] = partial(held_out, name=f"self-{SEEDS[0]}", n=POOL, seed=2)
     found |= {f"judge-{p}": partial(judge_pairs, name=p) for p in ("base", "jsft")}
-    return {**found, "tournament": tournament}
+    for p in POOLS:
+        found[f"pool-{p}"] = partial(held_out, name=p, n=POOL, seed=2)
+        found[f"tournament-{p}"] = partial(tournament, pool=f"pool-{p}")
+    return found
 
 
 def run(work: Path, name: str, stage: Stage) -> None:
@@ -454,8 +457,8 @@ def report(work: Path, command: str) -> dict[str, Any]:
         ],
         "policies": figures.policies(work, groups),
         "differences": figures.differences(work, groups),
-        "rejection": figures.rejection(work),
-        "matches": figures.matches(work),
+        "rejection": {p: figures.rejection(work, p) for p in POOLS},
+        "matches": {p: figures.matches(work, p) for p in POOLS},
         "costs": figures.costs(work, list(stages())),
     }
 

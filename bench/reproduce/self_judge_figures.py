@@ -127,10 +127,10 @@ def differences(work: Path, groups: Mapping[str, Sequence[str]]) -> list[Row]:
     return found
 
 
-def rejection(work: Path) -> list[Row]:
-    """Of the first N answers of the pool: the winner of the tournament, the best by the annotator,
+def rejection(work: Path, policy: str) -> list[Row]:
+    """Of the first N answers of a policy's pool: the winner of the tournament, the best by the annotator,
     and any, which is their mean."""
-    rows, played = _pool(work)
+    rows, played = _pool(work, policy)
     found = []
     for k in range(len(played[0]["winners"])):
         n = 2**k
@@ -153,18 +153,18 @@ def rejection(work: Path) -> list[Row]:
     return found
 
 
-def _pool(work: Path) -> tuple[list[Row], list[Row]]:
-    """The answers of the pool with their totals, and their tournaments."""
+def _pool(work: Path, policy: str) -> tuple[list[Row], list[Row]]:
+    """The answers of a policy's pool with their totals, and their tournaments."""
     _, annotator = annotated(work)
-    rows = answers(work / "pool")
+    rows = answers(work / f"pool-{policy}")
     add_total(rows, annotator)
-    return rows, read_jsonl(work / "tournament" / "brackets.jsonl")
+    return rows, read_jsonl(work / f"tournament-{policy}" / "brackets.jsonl")
 
 
-def matches(work: Path) -> Row:
-    """How often the judge agrees with the annotator on two different answers of its own policy: the
+def matches(work: Path, policy: str) -> Row:
+    """How often the judge agrees with the annotator on two different answers of a policy: the
     matches of the tournaments' first round."""
-    rows, played = _pool(work)
+    rows, played = _pool(work, policy)
     right: list[list[float]] = []
     for row, bracket in zip(rows, played, strict=True):
         rewards = [r["rewards"][TOTAL] for r in row["responses"]]
