@@ -5,8 +5,9 @@
 One context and 16 answers to it. A tournament has 15 matches in four rounds, each asked when the
 one before is known; or all 120 pairs are asked at once. A match is read in both orders. Contenders
 get texts and give probabilities, take turns, and agree before and after they are timed. Those that
-read each prompt by itself are timed on some of the 120 pairs and counted up. On a GPU the model has
-the shape of Llama 3 1B and random weights, and its tokenizer has a token a word.
+read each prompt by itself are timed on some of the 120 pairs and counted up. On a CPU seconds are
+those of the processor, on one thread, in which other work on the machine counts little. On a GPU
+the model has the shape of Llama 3 1B and random weights, and its tokenizer has a token a word.
 """
 
 from __future__ import annotations
@@ -70,6 +71,11 @@ class Judged(NamedTuple):
 Run = Callable[[Task], Judged]
 
 
+def seconds() -> float:
+    """A clock: the time of this process on a CPU, as it runs one thread; else that on the wall."""
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+
+
 def tournament(answers: int) -> list[Pairs]:
     """The rounds, where the first of two answers always wins."""
     left, rounds = [*range(answers)], []
@@ -108,20 +114,20 @@ def prompts_of(judge: cf.Judge, task: Task, pairs: Pairs) -> list[str]:
 
 
 def ours(judge: cf.Judge, task: Task) -> Judged:
-    start, probs, tokens = time.perf_counter(), [], 0
+    start, probs, tokens = seconds(), [], 0
     with judge.keeping() as reading:
         for pairs in task.rounds:
-            firsts, seconds = ([task.answers[p[x]] for p in pairs] for x in (0, 1))
-            found = reading([task.context] * len(pairs), firsts, seconds)
+            answers = ([task.answers[p[x]] for p in pairs] for x in (0, 1))
+            found = reading([task.context] * len(pairs), *answers)
             probs.append(found.orders[:, 0])
             tokens += sum(m.tokens for m in found.stats.models)
-    return Judged(torch.cat(probs), time.perf_counter() - start, tokens)
+    return Judged(torch.cat(probs), seconds() - start, tokens)
 
 
 @torch.inference_mode()
 def generated(judge: cf.Judge, model: Any, labels: Sequence[int], batch: int, task: Task) -> Judged:
     """The scores of one new token after prompts that are padded on the left."""
-    start, probs, tokens = time.perf_counter(), [], 0
+    start, probs, tokens = seconds(), [], 0
     judge.tokenizer.padding_side = "left"
     for pairs in task.rounds:
         texts = prompts_of(judge, task, pairs)
@@ -135,19 +141,19 @@ def generated(judge: cf.Judge, model: Any, labels: Sequence[int], batch: int, ta
             )  # fmt: skip
             probs.append(out.scores[0].float().softmax(-1)[:, labels].cpu())
             tokens += read.input_ids.numel()
-    return Judged(torch.cat(probs).view(-1, 2, 2), time.perf_counter() - start, tokens)
+    return Judged(torch.cat(probs).view(-1, 2, 2), seconds() - start, tokens)
 
 
 @torch.inference_mode()
 def plain(judge: cf.Judge, model: Any, labels: Sequence[int], task: Task) -> Judged:
-    start, probs, tokens = time.perf_counter(), [], 0
+    start, probs, tokens = seconds(), [], 0
     for pairs in task.rounds:
         for text in prompts_of(judge, task, pairs):
             ids = judge.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
             logits = model(ids.to(model.device)).logits
             probs.append(logits[0, -1].float().softmax(-1)[labels].cpu())
             tokens += ids.numel()
-    return Judged(torch.stack(probs).view(-1, 2, 2), time.perf_counter() - start, tokens)
+    return Judged(torch.stack(probs).view(-1, 2, 2), seconds() - start, tokens)
 
 
 def check(name: str, found: Judged, expected: Judged, tolerance: float) -> None:
@@ -238,7 +244,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--batch", type=int, nargs="+", default=[8], help="of `generate`")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(given)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as `seconds` counts them
+    try:
+        return bench(args, device, " ".join(["python bench/judge.py", *given]))
+    finally:
+        torch.set_num_threads(threads)
 
+
+def bench(args: argparse.Namespace, device: str, command: str) -> dict[str, Any]:
     model, tokenizer = model_of(device, args.quick)
     judge = cf.Judge(model, tokenizer=tokenizer)
     labels = [tokenizer(f" {x}", add_special_tokens=False)["input_ids"][-1] for x in "AB"]
@@ -253,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         name = "random weights of the shape of Llama 3 1B, bfloat16"
     rows: list[dict[str, Any]] = []
     report: dict[str, Any] = {
-        "command": " ".join(["python bench/judge.py", *given]),
+        "command": command,
         "machine": hardware(device),
         "versions": {p: metadata.version(p) for p in ("crossfade", "torch", "transformers")},
         "settings": {

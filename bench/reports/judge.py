@@ -19,7 +19,8 @@ def render(report: dict[str, Any]) -> str:
         f"{settings['answers']} answers of {settings['answer']} tokens to a context of "
         f"{settings['context']}, both orders; {machine(report['machine'])}; {settings['model']}; "
         f"torch {report['versions']['torch']}; `{report['command']}`, "
-        f"{len(report['rows'][0]['rounds_s'])} rounds in turns.",
+        f"{len(report['rows'][0]['rounds_s'])} rounds in turns. Seconds on a CPU are of the "
+        "processor.",
         *notes(report),
     )
 
