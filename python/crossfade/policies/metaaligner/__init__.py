@@ -13,6 +13,10 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .aligner import MetaAligner as MetaAligner
     from .correction import correct as correct
     from .corrections import Corrections as Corrections
+    from .data import AlignerRows as AlignerRows
+    from .data import AlignerStream as AlignerStream
+    from .data import metaaligner_rows as metaaligner_rows
+    from .data import metaaligner_stream as metaaligner_stream
     from .objectives import OBJECTIVES as OBJECTIVES
     from .objectives import read_objectives as read_objectives
     from .objectives import resolve as resolve
@@ -20,11 +24,15 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .template import AlignerTemplate as AlignerTemplate
 
 _HOME = {
+    "AlignerRows": "data",
+    "AlignerStream": "data",
     "AlignerTemplate": "template",
     "Corrections": "corrections",
     "MetaAligner": "aligner",
     "OBJECTIVES": "objectives",
     "correct": "correction",
+    "metaaligner_rows": "data",
+    "metaaligner_stream": "data",
     "read_objectives": "objectives",
     "resolve": "objectives",
     "resolve_each": "objectives",

@@ -82,8 +82,8 @@ class AlignerTemplate:
         return text
 
 
-def query_text(query: Any) -> str:
-    """A query as prompts write it.
+def query_text(query: Any, name: str = "query") -> str:
+    """A query as prompts write it; `name` is what errors call it.
 
     A text, or a chat that is one message of the user's, is its bare text. Another chat has a line
     for each turn, which begins with the role: "User: ...", "Assistant: ...", "System: ...".
@@ -91,7 +91,7 @@ def query_text(query: Any) -> str:
     Raises:
         TypeError, ValueError: it is neither a text nor a chat; says so.
     """
-    found = turns("query", query)
+    found = turns(name, query)
     if len(found) == 1 and found[0][0] == "User":
         return found[0][1]
     return "\n".join(f"{role}: {said}" for role, said in found)
