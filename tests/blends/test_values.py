@@ -33,6 +33,10 @@ def test_sums(models: list[Any]) -> None:
     assert str(sum([a, b])) == "log_ratio + length"
     assert str(-a) == "-log_ratio"
     assert (a - a + b).values == (b,)
+    for zero in (0.0 * a, 0.0 * cf.ValueHead(models[2])):
+        assert (zero + b).values == (b + zero).values == (b - zero).values == (b,)
+    with pytest.raises(ValueError, match="value has no part whose weight is not 0"):
+        cf.BestOfN(2, 0.0 * a)
 
 
 def test_value_heads_are_values_and_terms(models: list[Any]) -> None:

@@ -44,7 +44,7 @@ class Values(Sums["ValueSum"]):
                 f"search=BestOfN(16, value)){also}"
             )
         if isinstance(x, (Values, Algebra)) or is_function(x):
-            return as_value(x)
+            return _as_sum(x)
         raise TypeError(f"a {type(x).__name__} cannot be added to a value; values can")
 
     def _plus(self, a: ValueSum, b: ValueSum) -> ValueSum:
@@ -251,6 +251,14 @@ def as_value(x: Any) -> ValueSum:
         TypeError: it is none of these.
         ValueError: the weights of all its parts are 0.
     """
+    value = _as_sum(x)
+    if not value.values:
+        raise ValueError("value has no part whose weight is not 0")
+    return value
+
+
+def _as_sum(x: Any) -> ValueSum:
+    """The same, but that its parts may all have the weight 0: others can be added to it."""
     if callable(getattr(x, "prefer", None)) and not isinstance(x, (Values, type)):
         raise TypeError(
             f"value is a {type(x).__name__}, which compares two responses; a value must score one: "
@@ -283,10 +291,7 @@ def as_value(x: Any) -> ValueSum:
             f"value is {what}; it must be a LogRatio, ValueHead, RewardModel, Reward, a function "
             f"of prompts and responses, or a sum{instead}"
         )
-    value = x._sum()
-    if not value.values:
-        raise ValueError("value has no part whose weight is not 0")
-    return value
+    return x._sum()
 
 
 def is_function(x: Any) -> bool:
