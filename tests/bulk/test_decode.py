@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import itertools
 import weakref
@@ -80,6 +81,30 @@ def test_a_search_over_prompts_of_any_number(engine: Any, base: PreTrainedModel)
     found = dict(decode(base, PROMPTS[:12], seed=3, max_batch=8, engine=engine, **DRAW, **more))
     for i in range(12):
         theirs = alone(base, i, engine=engine, **more)
+        assert torch.equal(found[i].sequences, theirs.sequences)
+        torch.testing.assert_close(found[i].values, theirs.values, atol=1e-3, rtol=1e-3)
+
+
+def test_what_a_value_has_for_each_prompt(base: PreTrainedModel) -> None:
+    """The weights of its parts, and the prompts of its models, also of one with its own tokens."""
+    tokenizer, letters = make_tokenizer(), make_letters()
+    weights = torch.linspace(-1, 1, 12)
+    tuned = [cf.Model(make("gpt2", 1), prompt=[[9 + i] for i in range(12)])]
+    tuned += [cf.Model(make("qwen3", 3), prompt=["abc"[: 1 + i % 3] for i in range(12)])]
+    ref = cf.Model(make("qwen3", 2))
+
+    def search(i: int | None) -> cf.ChunkBeamSearch:
+        a, b = (m if i is None else dataclasses.replace(m, prompt=[m.prompt[i]]) for m in tuned)
+        b = dataclasses.replace(b, tokenizer=letters)
+        w = weights if i is None else float(weights[i])
+        value = w * cf.LogRatio(a, ref) + (1 - w) * cf.LogRatio(b, ref)
+        return cf.ChunkBeamSearch(width=2, samples=2, chunk_length=3, value=value)
+
+    more = {"tokenizer": tokenizer, "skip": {0, 3}, "search": search(None)}
+    found = dict(decode(base, PROMPTS[:12], seed=3, max_batch=8, **DRAW, **more))
+    assert found.keys() == set(range(12)) - {0, 3}
+    for i in (1, 4, 11):
+        theirs = alone(base, i, tokenizer=tokenizer, search=search(i))
         assert torch.equal(found[i].sequences, theirs.sequences)
         torch.testing.assert_close(found[i].values, theirs.values, atol=1e-3, rtol=1e-3)
 
@@ -283,6 +308,14 @@ def test_entries_for_each_request_need_the_number_of_prompts(base: PreTrainedMod
         ValueError, match=r"the weight of guide is a tensor \[3\]; it must be \[4\]"
     ):
         decode(weighed, PROMPTS[:4])
+    value = torch.ones(3) * cf.Reward(lambda prompts, texts: [1.0] * len(texts), name="brief")
+    more = {"search": cf.BestOfN(2, value), "tokenizer": make_tokenizer(), "do_sample": True}
+    with pytest.raises(ValueError, match="the weight of brief has an entry for each request"):
+        decode(base, generator, **more)
+    with pytest.raises(
+        ValueError, match=r"the weight of brief is a tensor \[3\]; it must be \[4\]"
+    ):
+        decode(base, PROMPTS[:4], **more)
     own = cf.Model(base, prompt=[[5], [6]], name="base")
     with pytest.raises(ValueError, match="prompt of base is a list with an entry a request"):
         list(decode(own, generator, **DRAW))

@@ -112,12 +112,14 @@ def _check_length(generation: Generation, prompts: Iterable[Any], seed: Any) -> 
     seeds = seed if isinstance(seed, Sequence) else None
     each = {**generation.each.table, "stop_strings": generation.each.stop_strings, "seed": seeds}
     given = [name for name, entries in each.items() if entries is not None]
+    value = None if generation.search is None else generation.search.value
+    values = [] if value is None else [value]
     given += [
         f"the weight of {name}"
-        for blend in blends
         for names, weights in (
-            (blend.names, blend.weights),
-            (blend.value_names, blend.value_weights),
+            *((blend.names, blend.weights) for blend in blends),
+            *((blend.value_names, blend.value_weights) for blend in blends),
+            *((value.names, value.weights) for value in values),
         )
         for name, w in zip(names, weights, strict=True)
         if isinstance(w, Tensor)
@@ -131,6 +133,8 @@ def _check_length(generation: Generation, prompts: Iterable[Any], seed: Any) -> 
         for blend in blends:
             blend.row_weights(len(prompts), "cpu")
             blend.row_value_weights(len(prompts), "cpu")
+        for value in values:
+            value.row_weights(len(prompts))
     elif given:
         name = "max_new_tokens" if given[0] == "limit" else given[0]
         raise ValueError(

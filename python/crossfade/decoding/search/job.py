@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +52,10 @@ class SearchJob:
     @cached_property
     def weights(self) -> Tensor:
         """What each part of the value counts for each request: ``[requests, parts]`` float64."""
-        value, count = self.settings.value, len(self.requests)
+        value, requests = self.settings.value, self.requests
         if value is None:
-            return torch.zeros(count, 0, dtype=torch.float64, device="cpu")
-        return value.row_weights(count)
+            return torch.zeros(len(requests), 0, dtype=torch.float64, device="cpu")
+        return requests.part_of(value.row_weights(requests.total or len(requests)))
 
     @property
     def parts(self) -> list[tuple[Any, str]]:
@@ -129,7 +129,7 @@ class SearchJob:
         if own is None or self.tokenizer is None or _same(own, self.tokenizer):
             own = None
         prompts = term_prompts(
-            self.requests if own is None else Requests(self.texts, chat=self.requests.chat),
+            self.requests if own is None else replace(self.requests, items=self.texts, padded=None),
             term=name,
             tokenizer=tokenizer,
             system=getattr(member, "system", None),
