@@ -119,6 +119,10 @@ def test_accept_keeps_the_answer_unless_the_new_one_scores_higher(rounds: int) -
         aligner, QUERIES, ANSWERS, SETS, accept=lambda p, r: [float("nan")] * len(r), **options
     )
     assert nothing.text == ANSWERS, "NaN is the worst"
+    nan = cf.Reward(lambda p, r: [float("nan")] * len(r))
+    weighed = torch.tensor([0.0, 1.0, 0.0, 1.0]) * nan + cf.Reward(always("new"))
+    some = cf.correct(aligner, QUERIES, ANSWERS, SETS, accept=weighed, **options)
+    assert some.text == [(plain.rounds[0], ANSWERS)[i % 2][i] for i in range(4)]
 
 
 def test_accept_scores_texts_as_models_read_them() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ...blends.values import LogRatio
 
 
@@ -56,3 +59,11 @@ def log_ratios(
         value.beta * (sum(a) - sum(b)) / (max(len(a), 1) if value.normalize else 1)
         for a, b in zip(tuned, ref, strict=True)
     ]
+
+
+def totals(weights: Tensor, parts: Tensor) -> Tensor:
+    """``[n]``: the values of rows, from the weights and the values of their parts ``[n, parts]``.
+
+    A part of the weight 0 counts nothing, even where it is NaN or infinite.
+    """
+    return torch.where(weights == 0, 0.0, weights * parts).sum(dim=1)

@@ -15,7 +15,7 @@ from ...checks import warn
 from ...search import BestOfN
 from ..inputs import Requests
 from ..writing import Writing
-from .answers import log_ratios, numbers
+from .answers import log_ratios, numbers, totals
 from .job import SearchJob, Source
 from .readers import Question, Rereader
 
@@ -68,7 +68,7 @@ class TextValuer:
             for value, name in zip(self.value.values, self.value.names, strict=True)
         ]
         of_parts = torch.tensor(parts, dtype=torch.float64, device="cpu").T
-        return (self.job.weights[given.requests] * of_parts).sum(dim=1)
+        return totals(self.job.weights[given.requests], of_parts)
 
     def _part(
         self, value: Any, name: str, given: Finished, answers: dict[Any, list[list[float]]]

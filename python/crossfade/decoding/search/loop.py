@@ -15,6 +15,7 @@ from ..mixer import Mixer
 from ..rows import Slots
 from ..runner import Runner
 from ..stats import ModelStats
+from .answers import totals
 from .candidates import Candidates
 from .valuer import Valuer
 
@@ -170,7 +171,7 @@ class SearchLoop(Loop):
 
         weights = self.valuer.weights([self.seated[s] for s in slots])
         parts = self.parts[slots]
-        total = torch.where(weights == 0, 0.0, weights * parts).sum(dim=1)
+        total = totals(weights, parts)
         values = torch.cat([total[:, None], parts], dim=1).float()
         scores, values = self._ranked(slots, values, failed.cpu())
         here.values[slots] = values.to(here.device)
