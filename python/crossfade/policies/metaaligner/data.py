@@ -13,7 +13,7 @@ from typing import Any
 from ...checks import check_number, did_you_mean, explained
 from .objectives import OBJECTIVES, resolve
 from .preferences import Answer, Pair, Reader
-from .template import AlignerTemplate, encode_answer, encode_prompt, query_text
+from .template import AlignerTemplate, encode_answers, encode_prompt, query_text
 
 # The stages of training, in their order, and the parts of the data.
 STAGES = ("warm-up", "equal", "better")
@@ -246,16 +246,19 @@ class _Builder:
     counts: Counts = field(default_factory=Counts)
 
     def rows(self, pairs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        for i, row in enumerate(pairs):
+        for i, element in enumerate(pairs):
             name = f"row {i} of pairs"
-            found = self.reader.pairs(row, name)
+            found = self.reader.pairs(element, name)
             self.counts.pairs += len(found)
-            for k, pair in self._kept(found, i):
-                self.counts.compared.update(pair.signs.keys())
-                split = self._split(pair.prompt)
-                for made in self._of_pair(pair, self._source(i, k), name):
-                    self.counts.rows[split][made["stage"]] += 1
-                    yield {**made, "split": split}
+            kept = self._kept(found, i)
+            if not kept:
+                continue
+            self.counts.compared.update(x for _, pair in kept for x in pair.signs)
+            made = [x for k, pair in kept for x in self._of_pair(pair, self._source(i, k))]
+            split = self._split(kept[0][1].prompt)
+            for row in self._encoded(made, name):
+                self.counts.rows[split][row["stage"]] += 1
+                yield {**row, "split": split}
 
     def _source(self, *place: int) -> random.Random:
         # A text as the seed gives the same numbers in all versions of Python.
@@ -276,7 +279,8 @@ class _Builder:
             kept = sorted(sorted(kept, key=lambda _: source.random())[: self.per_prompt])
         return kept
 
-    def _of_pair(self, pair: Pair, source: random.Random, name: str) -> Iterator[dict[str, Any]]:
+    def _of_pair(self, pair: Pair, source: random.Random) -> Iterator[tuple[str, str, Answer]]:
+        """The stage, the prompt and the target of each row of a pair."""
         warms_up = source.random() < self.warm_up
         order = sorted(pair.signs, key=lambda _: source.random())
         first, second = pair.first, pair.second
@@ -289,17 +293,22 @@ class _Builder:
             if not objectives:
                 continue
             prompt = self.template.prompt(pair.prompt, answer.text, objectives, goal)
-            ids = encode_prompt(self.tokenizer, prompt)
             if goal == "equal" and warms_up:
-                yield self._row("warm-up", ids, answer, name)
-            yield self._row(goal, ids, target, name)
+                yield "warm-up", prompt, answer
+            yield goal, prompt, target
 
-    def _row(self, stage: str, prompt: list[int], target: Answer, name: str) -> dict[str, Any]:
+    def _encoded(self, made: list[tuple[str, str, Answer]], name: str) -> Iterator[dict[str, Any]]:
+        """The rows as token ids. An answer, which many may have, is encoded once."""
+        targets = list(dict.fromkeys(target for *_, target in made))
+        texts, finished = [x.text for x in targets], [x.finished for x in targets]
         try:
-            ids = encode_answer(self.tokenizer, target.text, finished=target.finished)
+            answers = encode_answers(self.tokenizer, texts, finished)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        return {"prompt_ids": list(prompt), "completion_ids": ids, "stage": stage}
+        ids = dict(zip(targets, answers, strict=True))
+        for stage, prompt, target in made:
+            before = encode_prompt(self.tokenizer, prompt)
+            yield {"prompt_ids": before, "completion_ids": [*ids[target]], "stage": stage}
 
     def _split(self, prompt: Any) -> str:
         text = json.dumps([self.seed, query_text(prompt).strip()])
