@@ -58,6 +58,7 @@ decoding
 bulk
 integrations training
 policies
+training.stages
 training.run
 bench
 cli

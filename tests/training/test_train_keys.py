@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from crossfade import cli, reading
+from crossfade.policies.metaaligner import metaaligner_rows
 from crossfade.training import DPOTrainer, config, keys, rows
 from crossfade.training.trainers.dpo import PAIR_LOSSES
 from crossfade.training.value.rollouts import Rollouts
+from tokenizer_kinds import tokenizer_of
 from trainer_runs import OLD_NAMES
 
 pytestmark = OLD_NAMES
@@ -72,6 +74,8 @@ def test_rows_and_examples(kind: str, tmp_path: Path) -> None:
         row = json.loads(text.replace("...", '"content": "a"'))
         if kind == "jsft":
             assert "prompt" in row  # test_train_judge.py trains on rows of each form
+        elif kind == "metaaligner":
+            assert metaaligner_rows([row], tokenizer_of("bytes"))
         elif kind == "value":
             ids = "prompt_ids" in row
             if ids:
@@ -127,7 +131,7 @@ def test_lists(kind: str, what: str, said: str, capsys: pytest.CaptureFixture[st
     ("argv", "said"),
     [
         ([], "arguments are required: KIND"),
-        (["dop"], "'dop' is none of sft, dpo, kto, value, jsft, self-judge; did you mean 'dpo'?"),
+        (["dop"], "'dop' is none of sft, dpo, kto, value, jsft, self-judge, metaaligner; did you"),
         (["dpo"], "usage: crossfade train dpo"),
         (["dpo", "--config", "x.yaml", "--resum=1"], "usage: crossfade train dpo"),
         (["dpo", "--config", "x.yaml", "--stet", "a=1"], "no option --stet; did you mean '--set'?"),

@@ -29,7 +29,7 @@ class Settings:
     """What a run of training is. All but `kind` are keys of the settings file.
 
     Args:
-        kind: "sft", "dpo", "kto", "value", "jsft" or "self-judge".
+        kind: "sft", "dpo", "kto", "value", "jsft", "self-judge" or "metaaligner".
         model: a folder, an id on the Hugging Face hub, or "smollm2". With ``@FOLDER`` behind it, an
             adapter that is merged into its weights first.
         data: a .jsonl file of rows in the format of the trainer. Relative paths, here and in all
@@ -45,6 +45,10 @@ class Settings:
         value: `kind` and `rank` of the head, as in `value_model`.
         judge_weight: as in `JSFTTrainer`.
         template, principles: as in `crossfade.Judge`.
+        objectives, noun, margins, per_prompt, warm_up, validation: as in `metaaligner_rows`.
+        stages: the names of the stages to train; they are trained in the order "warm-up", "equal",
+            "better". None is all three. A mapping gives a stage arguments of its own, such as
+            ``{"equal": {"num_train_epochs": 1}}``, which go before those of `arguments`.
         seed: of everything that is random.
 
     Raises:
@@ -64,6 +68,13 @@ class Settings:
     judge_weight: float = 1.0
     template: Any = "hh"
     principles: Any = None
+    objectives: Any = None
+    noun: str = "context"
+    margins: Any = 0.0
+    per_prompt: int | None = None
+    warm_up: float = 1.0
+    validation: float = 0.0
+    stages: Any = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,6 +105,16 @@ class Settings:
                     f"{known.name} is given; it goes with {' and '.join(goes)}, not with "
                     f"{self.kind}"
                 )
+        if self.validation and self.eval_data is not None:
+            raise ValueError(
+                f"validation is {self.validation!r:.80}, and eval_data is given; it must be one of "
+                "both"
+            )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are rows to evaluate on."""
+        return self.eval_data is not None or bool(self.validation)
 
 
 def read(kind: str, file: Path, overrides: Sequence[str] = ()) -> Settings:
@@ -169,7 +190,7 @@ def config_of(kind: str) -> Any:
 
         return SelfJudgeConfig
     configs = {"sft": trl.SFTConfig, "dpo": trl.DPOConfig, "kto": trl.KTOConfig}
-    return {**configs, "jsft": trl.SFTConfig}[kind]
+    return {**configs, "jsft": trl.SFTConfig, "metaaligner": trl.SFTConfig}[kind]
 
 
 def names_in(config: Any) -> list[str]:
@@ -201,12 +222,12 @@ def meant(kind: str, level: str, key: Any, known: Collection[str]) -> str:
 
 def trainer_config(config: Any, s: Settings) -> Any:
     """The trainer's config: `arguments`, and defaults that suit a command line."""
-    _check_keys(s.kind, "arguments", s.arguments, config)
+    check_keys(s.kind, "arguments", s.arguments, config)
     names = {f.name for f in dataclasses.fields(config)}
     on_cpu = s.arguments.get("use_cpu", not torch.accelerator.is_available())
     given = {"report_to": "none", "seed": s.seed, "use_cpu": on_cpu}
     given["disable_tqdm"] = not sys.stderr.isatty()  # a bar would fill a log with its own lines
-    if s.eval_data is not None:
+    if s.evaluates:
         given["eval_strategy"] = "epoch"
     elif s.arguments.get("eval_strategy") not in (None, False, "no"):
         raise ValueError(
@@ -228,7 +249,7 @@ def lora_config(s: Settings) -> Any:
     if s.lora is None:
         return None
     config = lora_class()
-    _check_keys(s.kind, "lora", s.lora, config)
+    check_keys(s.kind, "lora", s.lora, config)
     return _made("lora", config, {"task_type": "CAUSAL_LM", **s.lora})
 
 
@@ -251,15 +272,20 @@ def _made(key: str, config: Any, given: Mapping[str, Any]) -> Any:
         raise ValueError(f"{key}: {error}") from error
 
 
-def _check_keys(kind: str, key: str, given: Mapping[str, Any], config: Any) -> None:
-    """Require that a config has all keys that are given, and takes values of their types."""
+def check_keys(kind: str, key: str, given: Mapping[str, Any], config: Any, level: str = "") -> None:
+    """Require that a config has all keys that are given, and takes values of their types.
+
+    Args:
+        key: what errors call them.
+        level: where keys of this config stand in a settings file, if not under `key`.
+    """
     known = {f.name: f for f in dataclasses.fields(config) if f.init}
     hints = typing.get_type_hints(config)
     for name, value in given.items():
         if name not in known:
             raise ValueError(
                 f"{key} has the key {name!r}, which {config.__name__} has not"
-                f"{meant(kind, key, name, known)}"
+                f"{meant(kind, level or key, name, known)}"
             )
         if value != known[name].default and not _fits(value, hints[name]):
             wanted = getattr(hints[name], "__name__", None) or str(hints[name])

@@ -248,6 +248,39 @@ KINDS = {
         "is in the beginning. Rows of eval_data are pairs, as those of dpo.",
         example="arguments: {output_dir: tuned, max_new_tokens: 128}",
     ),
+    "metaaligner": Kind(
+        does="Learn to correct answers toward any objectives, in three stages.",
+        trainer="SFTTrainer",
+        own={
+            "objectives": ("all", "what answers are compared by: names, or {name: description}"),
+            "margins": ("0.0", "rewards closer than this are equal; or {name: number}"),
+            "noun": ("context", "what the prompts call the query: context or query"),
+            "per_prompt": ("all", "how many pairs are drawn of a row's responses"),
+            "warm_up": ("1.0", "the share of equal rows that the warm-up reads"),
+            "validation": ("0.0", "the share of prompts that are evaluated on, not trained on"),
+            "stages": ("all", "some of [warm-up, equal, better], or {name: {arguments}}"),
+        },
+        arguments=_arguments("2e-05", max_length=_LENGTH),
+        rows=(
+            '{"prompt": "How was it?", "first": "Great.", "second": "It was a great film.", '
+            '"preferences": {"brevity": "better", "helpfulness": "worse", "humour": "equal"}}',
+            f'{{"prompt": {_CHAT}, "chosen": [{{"role": "assistant", "content": "Great."}}], '
+            '"rejected": [{"role": "assistant", "content": "Bad."}], '
+            '"preferences": {"positivity": "better"}}',
+            '{"prompt": "How was it?", "responses": [{"text": "Great.", "rewards": {"brevity": 5}}'
+            ', {"text": "It was great.", "rewards": {"brevity": 3}}]}',
+        ),
+        columns="A file may mix these rows. A preference says how the first answer, or the chosen "
+        "one, is beside the other. Of responses any two are a pair. Stages: warm-up copies an "
+        "answer, equal turns it into one that is as good, better into one that is better by the "
+        "objectives that its prompt names. Each has a folder of its own in output_dir, with its "
+        "checkpoints, begins with what the last one saved, and may have arguments of its own, "
+        "such as stages: {warm-up: {max_steps: 50}, equal: {}, better: {}}; --resume goes on in "
+        "the stage that was stopped. The paper's settings: two epochs, a rate of 1e-5 that falls "
+        "as a cosine, warmup_steps: 0.05, weight_decay: 1e-5, batches of 512.",
+        example="objectives: [brevity, helpfulness, humour]\n"
+        "arguments: {output_dir: tuned, learning_rate: 1e-4}",
+    ),
 }
 # Keys of other tools and of other places, and where they belong in a settings file.
 ELSEWHERE = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,14 @@ from .. import models
 from ..blends.blend import Model
 from ..checks import did_you_mean
 from ..extras import old_names, require
+from ..models.hf import is_peft
+from ..models.saved import load_tokenizer
+from ..models.saved_adapters import add_adapter
 from ..models.saved_value_heads import ADAPTER_FILES, SETTINGS, WEIGHTS
 from ..policies.self_judge import Judge, jsft_rows
 from ..progress import print_line
 from ..specs import Spec
-from . import rows
+from . import rows, stages
 from .checkpoints import checkpoints, last_complete
 from .config import Settings, config_of, lora_config, trainer_config, value_options
 from .data import read_jsonl
@@ -47,7 +52,25 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
             `arguments` and `lora`, files, columns.
         KeyboardInterrupt: after Ctrl-C.
     """
-    make_trainer = MAKERS[s.kind]
+    stop = _StopAtStep()
+    if s.kind == "metaaligner":
+        return _run_stages(s, stop, resume)
+
+    def make() -> Any:
+        data = {"train": _rows(s, "data", s.data)}
+        if s.eval_data is not None:
+            data["eval"] = _rows(s, "eval_data", s.eval_data)
+        return MAKERS[s.kind](s, data)
+
+    trainer, measured = _fit(s, make, stop, resume)
+    trainer.accelerator.end_training()
+    return measured if _is_main_process() else None
+
+
+def _fit(
+    s: Settings, make: Callable[[], Any], stop: _StopAtStep, resume: bool
+) -> tuple[Any, dict[str, Any]]:
+    """Make a trainer, train to the end and save; what it measured is given back beside it."""
     output = Path(s.arguments["output_dir"])
     last = _checkpoint(s, output) if resume else None
     if not resume and (there := checkpoints(output)):
@@ -55,12 +78,8 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
             f"arguments.output_dir is {str(output)!r}, which has {there[0].name} of another run; "
             "--resume goes on from it, else it must be another folder"
         )
-    data = {"train": _rows(s, "data", s.data)}
-    if s.eval_data is not None:
-        data["eval"] = _rows(s, "eval_data", s.eval_data)
-    stop = _StopAtStep()
     with old_names():
-        trainer = make_trainer(s, data)
+        trainer = make()
         trainer.add_callback(stop)
         with stop:
             result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -70,9 +89,41 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
         raise KeyboardInterrupt
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
-    measured = dict(result.metrics) if _is_main_process() else None
-    trainer.accelerator.end_training()
-    return measured
+    return trainer, dict(result.metrics)
+
+
+def _run_stages(s: Settings, stop: _StopAtStep, resume: bool) -> dict[str, Any] | None:
+    """Train an aligner stage after stage; each begins with the weights that the last one saved."""
+    planned = stages.plan(s, _tokenizer(s))
+    done = stages.finished(planned) if resume else {}
+    if not resume:
+        stages.refuse_others(Path(s.arguments["output_dir"]))
+    before, trainer = None, None
+    for i, stage in enumerate(planned):
+        if stage.name not in done:
+            if stop.asked:
+                if _is_main_process():
+                    told = f"the stage {planned[i - 1].name} is done; --resume goes on from there"
+                    print_line(told, sys.stderr)
+                raise KeyboardInterrupt
+            if _is_main_process():
+                print_line(f"stage {i + 1} of {len(planned)}: {stage.summary()}", sys.stderr)
+            goes_on = resume and (i == 0 or bool(checkpoints(stage.folder)))
+            make = functools.partial(_stage, stage, before)
+            trainer, done[stage.name] = _fit(stage.settings, make, stop, goes_on)
+            if _is_main_process():
+                stage.mark(done[stage.name])
+            trainer.accelerator.wait_for_everyone()
+        before = stage.folder
+    main = _is_main_process()
+    if main:
+        planned[-1].copy_to(Path(s.arguments["output_dir"]))
+    if trainer is not None:
+        trainer.accelerator.end_training()
+    if not main:
+        return None
+    figures = ("train_loss", "train_runtime")
+    return {f"{name}/{x.name}": done[x.name][name] for name in figures for x in planned}
 
 
 def _checkpoint(s: Settings, output: Path) -> Path:
@@ -207,6 +258,22 @@ def _of_judging(s: Settings, key: str, found: list[Any], tokenizer: Any) -> Any:
     return _dataset(list(made))
 
 
+def _stage(stage: stages.Stage, before: Path | None) -> Any:
+    """The trainer of an aligner's stage, after the one whose folder is given."""
+    from .trainers.sft import SFTTrainer
+
+    s = stage.settings
+    args = trainer_config(config_of(s.kind), s)
+    if before is not None and s.lora is None:
+        loaded = _load(dataclasses.replace(s, model=str(before)))
+    else:
+        loaded = _load(s)
+    if before is not None and s.lora is not None:
+        loaded = add_adapter(loaded[0], before, "the stage before", trainable=True), loaded[1]
+    data = {key: _dataset(found) for key, found in stage.data.items()}
+    return _trainer(SFTTrainer, s, data, args, loaded)
+
+
 def _self_judge(s: Settings, data: Mapping[str, Any]) -> Any:
     from .on_policy import SelfJudgeTrainer
     from .trainers.dpo import WITHOUT_REFERENCE
@@ -253,7 +320,7 @@ def _trainer(
     for name in args.report_to:
         if name not in get_available_reporting_integrations():
             raise ValueError(f"arguments.report_to is {name!r}, whose package is not installed")
-    adapter = lora_config(s)
+    adapter = None if is_peft(model) else lora_config(s)
     if adapter is not None:
         _check_layers(model, adapter.target_modules)
     return trainer(
@@ -297,6 +364,11 @@ def _load(s: Settings) -> tuple[Any, Any]:
         with old_names():
             model = models.with_adapters(model, {"guide": spec.guide}).merge_and_unload()
     return model, tokenizer
+
+
+def _tokenizer(s: Settings) -> Any:
+    """The model's tokenizer alone."""
+    return load_tokenizer(models.folder_of(Spec.read(s.model, "model").path))
 
 
 def _rows(s: Settings, key: str, path: str) -> Any:
