@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tests and measures the CUDA and Triton code on this machine's NVIDIA GPU, without a network.
-#   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|fork|logp|steps|search|judge]
+#   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|fork|logp|steps|search|judge|correct]
 #   (no argument: build, ops and decoding)
 # Needs torch, triton, transformers, pybind11, scikit-build-core, cmake, ninja, pytest and nvcc in
 # place. Each stage ends within 8 minutes and adds what it found to bench/results/<gpu>.json.
@@ -100,17 +100,23 @@ judge() {
   python3 bench/judge.py --json build/gpu_check_judge.json --batch 8 64
 }
 
-export -f build ops decoding sanitizer bench fork logp steps search judge
+# What corrections cost: 16 answers with objectives of their own, beside generate.
+correct() {
+  rm -f build/gpu_check_correct.json
+  python3 bench/correct.py --json build/gpu_check_correct.json
+}
+
+export -f build ops decoding sanitizer bench fork logp steps search judge correct
 export site result
 for name in "${@:-build ops decoding}"; do
   for one in $name; do
     case $one in
-      build | ops | decoding | sanitizer | bench | fork | logp | steps | search | judge)
+      build | ops | decoding | sanitizer | bench | fork | logp | steps | search | judge | correct)
         stage "$one" bash -euo pipefail -c "$one"
         ;;
       *)
         echo "unknown stage '$one'; it must be one of build ops decoding sanitizer bench" \
-          "fork logp steps search judge" >&2
+          "fork logp steps search judge correct" >&2
         exit 2
         ;;
     esac
