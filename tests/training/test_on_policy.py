@@ -227,11 +227,11 @@ def test_a_response_without_a_word_loses_unasked(tmp_path: Path) -> None:
     """Else a policy that writes nothing would never learn that this is worse."""
     judge, model = Judge(), make()
     with torch.no_grad():  # some responses end at once
-        model.lm_head.weight[tiny.EOS] = 1.2 * model.lm_head.weight[26]
+        model.lm_head.weight[tiny.EOS] = 2.5 * model.lm_head.weight[26]
     options = {"max_steps": 3, "per_device_train_batch_size": 8, "learning_rate": 0.0}
     made = trainer(tmp_path, judge, model=model, **options)
     tokenizer = tiny.make_tokenizer()
-    empty = 0
+    empty = neither = 0
     for row in train(made):
         chosen, rejected = (
             tokenizer.decode(row[key], skip_special_tokens=True).strip()
@@ -241,7 +241,13 @@ def test_a_response_without_a_word_loses_unasked(tmp_path: Path) -> None:
             empty += 1
             assert chosen
             assert row["weight"] == 1.0
+        elif not chosen:
+            neither += 1
+            assert row["weight"] == 0.0
     assert empty > 2
+    assert neither > 0
+    told = figures(made)
+    assert sum(each["judge/failed"] for each in told) * 8 == pytest.approx(neither), "as in brackets"
     assert all(text for asked in judge.asked for text in asked[1:])
 
 
@@ -447,16 +453,21 @@ def test_other_configs_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gives", "message"),
+    ("gives", "error", "message"),
     [
-        ([0.5], r"numbers of shape \[1\]; it must give 4"),
-        ([2.0] * 4, "gave 2.0; it must give prob"),
+        ([0.5], ValueError, "judge returned 1 probabilities; it must return 4, one a pair"),
+        ([2.0] * 4, ValueError, "judge returned 2.0 for a pair; it must return probabilities, wi"),
+        ([float("inf")] * 4, ValueError, "judge returned inf for a pair"),
+        (None, TypeError, "judge returned None; it must return a number for each pair"),
     ],
 )
-def test_judges_that_give_something_else(tmp_path: Path, gives: Any, message: str) -> None:
+def test_judges_that_give_something_else(
+    tmp_path: Path, gives: Any, error: type[Exception], message: str
+) -> None:
+    """They get the words that they get in a tournament."""
     class Other:
         def prefer(self, *_: Any) -> Any:
             return gives
 
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=message):
         trainer(tmp_path, Other(), max_steps=1).train()

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from ..blends.blend import Model
 from ..checks import check_number
 from ..decoding.generation import generate
 from ..decoding.inputs import encode
+from ..decoding.search.tournament import judged
 from ..extras import require
 from ..models.hf import is_peft, underlying
 from . import rows
@@ -91,10 +93,11 @@ class SelfJudgeTrainer(DPOTrainer):
     prompt's place in the dataset alone. So a run that is resumed from a checkpoint ends in the same
     weights to the last bit, and several processes sample what one would.
 
-    A response without a word loses against any other, as in `Tournament`: the judge is not asked.
-    A pair gives no gradient if its responses are equal, if the judge finds exactly 0.5, or if it
-    failed: a response has no tokens, as the prompt is too long for the model, or the judge gave
-    NaN. The loss is still the mean over all prompts of a batch.
+    As in a `Tournament`, the judge is not asked of a response that failed or has no word, which
+    loses against any other, nor of two with the same text, which tie. A pair gives no gradient if
+    it ties, as it does where the judge finds exactly 0.5, or if it fails: neither response has a
+    word, one has no tokens, as the prompt is too long for the model, or the judge gave NaN. The
+    loss is still the mean over all prompts of a batch.
 
     Beside the figures of `DPOTrainer`, whose rewards are of the pairs that count, it logs
     `judge/chosen`, the mean probability of chosen responses by the judge, `judge/ties` and
@@ -237,18 +240,11 @@ class SelfJudgeTrainer(DPOTrainer):
                 num_return_sequences=2,
                 progress=False,
             )
-            ids = list(zip(out.responses[::2], out.responses[1::2], strict=True))
-            texts = list(zip(out.text[::2], out.text[1::2], strict=True))
-            written = [tuple(bool(text.strip()) for text in both) for both in texts]
-            asked = [i for i, (a, b) in enumerate(ids) if all(written[i]) and a != b]
-            contexts = [_context(prompts[i], self._tokenizer) for i in asked]
-            found = self._prefer(contexts, [texts[i] for i in asked])
-        probs = [
-            float("nan") if not (a and b) else 0.5 + (one - other) / 2
-            for (a, b), (one, other) in zip(ids, written, strict=True)
-        ]
-        for i, p in zip(asked, found, strict=True):
-            probs[i] = p
+            contexts = [_context(row, self._tokenizer) for row in prompts for _ in range(2)]
+            referee = judged(self.judge, contexts, out.text, out.failed.tolist())
+            found = referee.probs([(i, i + 1) for i in range(0, len(contexts), 2)])
+        ids = list(zip(out.responses[::2], out.responses[1::2], strict=True))
+        probs = [p if a and b else math.nan for p, (a, b) in zip(found, ids, strict=True)]
         self._tell(probs, out)
         pairs = []
         for row, both, p in zip(prompts, ids, probs, strict=True):
@@ -256,24 +252,6 @@ class SelfJudgeTrainer(DPOTrainer):
             made = {"chosen_ids": chosen, "rejected_ids": rejected}
             pairs.append(Pair({"prompt_ids": row["prompt_ids"], **made}, float(abs(p - 0.5) > 0)))
         return pairs
-
-    def _prefer(self, contexts: list[Any], texts: list[tuple[str, str]]) -> list[float]:
-        """The judge's probabilities that the first response is preferred."""
-        if not contexts:
-            return []
-        firsts, seconds = ([each[k] for each in texts] for k in (0, 1))
-        found = torch.as_tensor(self.judge.prefer(contexts, firsts, seconds))
-        if found.shape != (len(contexts),):
-            raise ValueError(
-                f"judge.prefer gave numbers of shape {list(found.shape)}; it must give "
-                f"{len(contexts)}, one a pair"
-            )
-        bad = (found < 0) | (found > 1)
-        if bad.any():
-            raise ValueError(
-                f"judge.prefer gave {found[bad][0].item()}; it must give probabilities, or NaN"
-            )
-        return [float(p) for p in found]
 
     def _noise(self, index: int) -> int:
         """The seed of a prompt's responses at this step."""

@@ -48,6 +48,29 @@ class Referee:
         return 0.5 if self.texts is not None and self.texts[a] == self.texts[b] else None
 
 
+def judged(
+    judge: Any, contexts: Sequence[Any], texts: Sequence[str], failed: Sequence[bool]
+) -> Referee:
+    """A referee that asks a judge about the texts that rows have written.
+
+    Args:
+        judge: has ``prefer(contexts, firsts, seconds)``.
+        contexts: what each row answers.
+        failed: of each row, which is not compared then; nor is one without a word.
+    """
+
+    def compare(pairs: Pairs) -> list[float]:
+        answer = judge.prefer(
+            [contexts[a] for a, _ in pairs],
+            [texts[a] for a, _ in pairs],
+            [texts[b] for _, b in pairs],
+        )
+        return probabilities("judge", answer, len(pairs), "pair")
+
+    fit = [bool(text.strip()) and not bad for text, bad in zip(texts, failed, strict=True)]
+    return Referee(fit, compare, texts)
+
+
 class TournamentLoop(SearchLoop):
     """Decodes the rows of a request in neighbouring slots, and lets them play once they have ended.
 
@@ -95,30 +118,19 @@ class TournamentLoop(SearchLoop):
 
         What a judge keeps of them is gone afterwards.
         """
-        whole = [not bad for bad in failed.tolist()]
         if self.settings.value is not None:
             scores = values[:, 0].tolist()
-            fit = [ok and x == x for ok, x in zip(whole, scores, strict=True)]  # x is not NaN.
+            each = zip(failed.tolist(), scores, strict=True)
+            fit = [x == x and not bad for bad, x in each]  # x is not NaN.
             yield Referee(fit, lambda pairs: [_by_score(scores[a], scores[b]) for a, b in pairs])
             return
         settings: Any = self.settings
         candidates, judge = self._written(slots), settings.judge
-        texts = candidates.texts
         contexts = [search_of(row).texts[row.request] for row in candidates.rows]
-        fit = [ok and bool(t.strip()) for ok, t in zip(whole, texts, strict=True)]
         keeping = getattr(judge, "keeping", None)
         with nullcontext(judge) if keeping is None else keeping() as asked:
-
-            def compare(pairs: Pairs) -> list[float]:
-                answer = asked.prefer(
-                    [contexts[a] for a, _ in pairs],
-                    [texts[a] for a, _ in pairs],
-                    [texts[b] for _, b in pairs],
-                )
-                return probabilities("judge", answer, len(pairs), "pair")
-
             try:
-                yield Referee(fit, compare, texts)
+                yield judged(asked, contexts, candidates.texts, failed.tolist())
             finally:
                 if keeping is not None:
                     self._add(getattr(asked, "stats", None) or ())
