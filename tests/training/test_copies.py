@@ -177,12 +177,14 @@ def test_training_that_ends_early(tmp_path: Path, error: type[BaseException]) ->
 
 
 def test_trainer_that_is_not_made(tmp_path: Path) -> None:
-    """TRL refuses this pair of options after it has given the model its head."""
+    """TRL refuses this pair of options after it has given the model its head, and Transformers has
+    switched its caches off."""
     model = make()
     args = {"sync_ref_model": True, "precompute_ref_log_probs": True}
     with pytest.raises(ValueError, match="sync_ref_model"):
         trainer("dpo", model, tmp_path, args=args)
     check_own(model)
+    assert model.config.use_cache
 
 
 def test_trainer_over_a_copy(tmp_path: Path) -> None:

@@ -52,8 +52,10 @@ def use_cache_kept(model: Any) -> Iterator[None]:
         yield
         return
     before = config.use_cache
-    yield
-    config.use_cache = before
+    try:
+        yield
+    finally:
+        config.use_cache = before
 
 
 class NoReference(nn.Module):
