@@ -246,8 +246,8 @@ def test_a_response_without_a_word_loses_unasked(tmp_path: Path) -> None:
             assert row["weight"] == 0.0
     assert empty > 2
     assert neither > 0
-    told = figures(made)
-    assert sum(each["judge/failed"] for each in told) * 8 == pytest.approx(neither), "as in brackets"
+    failed = sum(told["judge/failed"] for told in figures(made))
+    assert failed * 8 == pytest.approx(neither), "as in a tournament"
     assert all(text for asked in judge.asked for text in asked[1:])
 
 
@@ -465,6 +465,7 @@ def test_judges_that_give_something_else(
     tmp_path: Path, gives: Any, error: type[Exception], message: str
 ) -> None:
     """They get the words that they get in a tournament."""
+
     class Other:
         def prefer(self, *_: Any) -> Any:
             return gives

@@ -1,7 +1,9 @@
-"""A chat as plain text, for prompts in which another conversation is quoted."""
+"""Chats and texts of others as plain text, for prompts in which they are quoted."""
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,3 +27,23 @@ def turns(name: str, context: Any) -> list[tuple[str, str]]:
     if not isinstance(asked[0], Mapping):
         raise TypeError(f"{name} is token ids; it must be a text or a chat")
     return [(m["role"].capitalize(), plain_text(m.get("content")) or "") for m in asked]
+
+
+def quoted(text: str, tokenizer: Any) -> str:
+    """A text that is read as it is spelled: no special token of the tokenizer stands in it.
+
+    Tokenizers take the spelling of a special token, such as ``<|im_end|>``, for the token itself,
+    wherever a text has it. So an answer could end the message in which a prompt quotes it, and go
+    on in another's name. Here such a spelling gets a space after its first character:
+    ``< |im_end|>``.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    special = {token.content for token in added if token.special}
+    special.update(getattr(tokenizer, "all_special_tokens", ()))
+    return _spelling(tuple(sorted(special))).sub(r"\1 ", text) if special else text
+
+
+@functools.lru_cache(maxsize=16)
+def _spelling(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds the first character of each place where one of some tokens is spelled."""
+    return re.compile(f"(?={'|'.join(map(re.escape, tokens))})(.)", re.DOTALL)

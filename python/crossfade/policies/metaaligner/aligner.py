@@ -11,6 +11,7 @@ from ...blends.blend import Blend, as_blend
 from ...blends.vocabulary import check_vocabularies
 from ...checks import explained
 from ...decoding.members import tokenizer_of
+from ..turns import quoted
 from .objectives import OBJECTIVES, resolve
 from .template import AlignerTemplate
 
@@ -76,6 +77,9 @@ class MetaAligner:
     def prompt(self, query: Any, answer: str, objectives: Any, goal: str = "better") -> str:
         """The very text that is read; the corrected answer follows it.
 
+        Where the query or the answer spells a special token of the tokenizer, a space is put into
+        it, so that it is read as text.
+
         Args:
             query: the text or chat that was answered.
             answer: what is to be edited.
@@ -85,7 +89,8 @@ class MetaAligner:
         Raises:
             TypeError, ValueError: names the argument, what it was and what it must be.
         """
-        return self.template.prompt(query, answer, resolve(objectives, self.objectives), goal)
+        found = resolve(objectives, self.objectives)
+        return quoted(self.template.prompt(query, answer, found, goal), self.tokenizer)
 
     def reading(self, prompts: Sequence[str], blend: Blend | None = None) -> Blend:
         """The aligner's blend, or another one, whose terms read these prompts: one a request.

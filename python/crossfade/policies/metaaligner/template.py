@@ -10,7 +10,7 @@ from ...checks import explained
 from ...decoding.inputs import encode
 from ...decoding.writing import tokens_after
 from ...reading import check_unicode
-from ..turns import turns
+from ..turns import quoted, turns
 from .objectives import heading, resolve
 
 END = " | Edit: "  # what every prompt ends in
@@ -99,8 +99,8 @@ def query_text(query: Any, name: str = "query") -> str:
 
 def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     """The tokens of a prompt, as `crossfade.generate` reads that text: with a BOS, where the
-    tokenizer puts one before texts."""
-    return encode(prompt, tokenizer, "the aligner")
+    tokenizer puts one before texts. No special token stands in it: see `quoted`."""
+    return encode(quoted(prompt, tokenizer), tokenizer, "the aligner")
 
 
 def encode_answer(tokenizer: Any, answer: str, *, finished: bool = False) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from ...checks import did_you_mean, explained
 from ...decoding.chats import render
 from ...decoding.engine.group import common
-from ..turns import turns
+from ..turns import quoted, turns
 
 DASHES = "-----"
 
@@ -177,11 +177,17 @@ class JudgeTemplate:
     ) -> str:
         """The text that a judge reads, special tokens and all, by the tokenizer's chat template.
 
+        Those are the chat template's: where the context or an answer spells one, a space is put
+        into it, as `quoted` does.
+
         Raises:
             ValueError: the tokenizer has no chat template, or it does not take the messages.
         """
         check_chats(tokenizer)
-        chat = self.chat(context, first, second, phrase)
+        chat = [
+            {**message, "content": quoted(message["content"], tokenizer)}
+            for message in self.chat(context, first, second, phrase)
+        ]
         try:
             return render(chat, tokenizer)
         except Exception as error:  # A template is a program, which may raise whatever it likes.
