@@ -114,7 +114,7 @@ def _epilog(name: str, kind: keys.Kind) -> str:
     parts += [
         "a row of data, in any one of these forms; other columns are not read:",
         "\n".join(f"  {row}" for row in kind.rows),
-        "\n".join(textwrap.wrap(f"Texts, chats, or token ids. {kind.columns}", WIDTH)),
+        "\n".join(textwrap.wrap(f"{kind.forms} {kind.columns}", WIDTH)),
         f"such as train.yaml, for crossfade train {name} --config train.yaml:",
         textwrap.indent(
             "model: smollm2\ndata: rows.jsonl\n"

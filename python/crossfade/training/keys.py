@@ -20,6 +20,7 @@ class Kind(NamedTuple):
         rows: a row of the data in each form that it may have.
         columns: what the columns of a row are.
         example: keys of a settings file, beside `model`, `data` and `arguments.output_dir`.
+        forms: what prompts and responses may be.
     """
 
     does: str
@@ -29,6 +30,7 @@ class Kind(NamedTuple):
     rows: tuple[str, ...]
     columns: str
     example: str
+    forms: str = "Texts, chats, or token ids."
 
 
 # For all kinds: the default of a key, "" where there is none, and what it means.
@@ -253,7 +255,7 @@ KINDS = {
         trainer="SFTTrainer",
         own={
             "objectives": ("all", "what answers are compared by: names, or {name: description}"),
-            "margins": ("0.0", "rewards closer than this are equal; or {name: number}"),
+            "margins": ("0.0", "rewards that differ by no more are equal; or {name: number}"),
             "noun": ("context", "what the prompts call the query: context or query"),
             "per_prompt": ("all", "how many pairs are drawn of a row's responses"),
             "warm_up": ("1.0", "the share of equal rows that the warm-up reads"),
@@ -280,6 +282,7 @@ KINDS = {
         "as a cosine, warmup_steps: 0.05, weight_decay: 1e-5, batches of 512.",
         example="objectives: [brevity, helpfulness, humour]\n"
         "arguments: {output_dir: tuned, learning_rate: 1e-4}",
+        forms="Texts or chats.",
     ),
 }
 # Keys of other tools and of other places, and where they belong in a settings file.

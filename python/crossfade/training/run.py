@@ -63,8 +63,9 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
         return MAKERS[s.kind](s, data)
 
     trainer, measured = _fit(s, make, stop, resume)
+    main = _is_main_process()  # nothing knows it once the processes have parted
     trainer.accelerator.end_training()
-    return measured if _is_main_process() else None
+    return measured if main else None
 
 
 def _fit(
