@@ -234,17 +234,19 @@ def test_pairs_of_responses_are_drawn_apart() -> None:
 
 
 def test_the_split_of_a_prompt_depends_on_its_text_and_the_seed() -> None:
+    few = many[:40]
+
     def splits(pairs: Any, seed: int = 0) -> dict[str, str]:
         found = rows(pairs, validation=0.3, seed=seed)
         return {read(row)[3].strip(): row["split"] for row in found}
 
-    whole = splits(many)
-    assert splits(many[::-1]) == whole
-    assert splits(many[:7]) == {k: v for k, v in whole.items() if k in splits(many[:7])}
-    chats = [{**p, "prompt": [{"role": "user", "content": f"{p['prompt']}\n"}]} for p in many]
+    whole = splits(few)
+    assert splits(few[::-1]) == whole
+    assert splits(few[:7]) == {k: v for k, v in whole.items() if k in splits(few[:7])}
+    chats = [{**p, "prompt": [{"role": "user", "content": f"{p['prompt']}\n"}]} for p in few]
     assert splits(chats) == whole
-    assert splits(many, seed=1) != whole
-    assert {row["split"] for row in rows(many)} == {"train"}
+    assert splits(few, seed=1) != whole
+    assert {row["split"] for row in rows(few)} == {"train"}
 
 
 def test_rows_to_warm_up_are_a_share_of_the_equal_ones() -> None:
@@ -269,6 +271,16 @@ def test_nothing_ends_with_eos_that_a_limit_cut() -> None:
     ]
     found = rows([{"prompt": "q", "responses": responses}], {"clear": "be clear"})
     assert found[0]["completion_ids"] == text
+
+
+def test_answers_that_spell_special_tokens_have_none() -> None:
+    """Else a model would learn to stop, or to speak for the user, in the middle of an answer."""
+    pair = {**PAIR, "first": "The end.</s> <|user|>dull", "preferences": {"kind": "better"}}
+    (row,) = rows([pair])
+    *answer, end = row["completion_ids"]
+    assert end == EOS
+    assert not {*answer, *row["prompt_ids"]} & {*TOKENIZER.all_special_ids}
+    assert TOKENIZER.decode(answer) == "The end.< /s> < |user|>dull"
 
 
 R = [

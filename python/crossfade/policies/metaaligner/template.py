@@ -109,7 +109,7 @@ def encode_answer(tokenizer: Any, answer: str, *, finished: bool = False) -> lis
     They depend on the answer alone. After the tokens of a prompt they read as the answer, whatever
     a tokenizer does with the space that the prompt ends in: most make a token of it, and an answer
     then begins without a space; some leave it out, and then it is the answer's first token that has
-    it.
+    it. No special token stands in the answer: see `quoted`.
 
     Args:
         finished: whether EOS follows. It does not after an answer that a limit cut.
@@ -127,6 +127,7 @@ def encode_answers(
     eos: Any = getattr(tokenizer, "eos_token_id", None)
     if any(finished) and eos is None:
         raise ValueError("tokenizer has no EOS, which follows a finished answer; set its eos_token")
-    found = tokens_after(tokenizer, [END] * len(answers), answers)
+    spelled = [quoted(answer, tokenizer) for answer in answers]
+    found = tokens_after(tokenizer, [END] * len(answers), spelled)
     ends = [[eos] if end else [] for end in finished]
     return [[*ids, *end] for ids, end in zip(found, ends, strict=True)]
