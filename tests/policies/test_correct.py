@@ -201,6 +201,9 @@ def test_models_of_a_search_read_the_query() -> None:
 
 
 def test_candidates_share_the_reading_of_their_prompt() -> None:
+    def short(prompts: list[Any], responses: list[str]) -> list[float]:
+        return [-float(len(r)) for r in responses]
+
     aligner = aligner_of()
     one, many = (
         cf.correct(
@@ -211,6 +214,9 @@ def test_candidates_share_the_reading_of_their_prompt() -> None:
     )  # fmt: skip
     assert one > 100
     assert many == one + 4 * 7, "of each copy, the prompt's last token alone is read again"
+    for search in (cf.BestOfN(8, short), cf.ChunkBeamSearch(2, 4, 1, short)):
+        out = cf.correct(aligner, QUERIES, ANSWERS, SETS, seed=1, search=search, max_new_tokens=1)
+        assert out.stats.models[0].tokens == many, "those of a search share it too"
 
 
 def test_a_divergence_is_to_what_reads_the_same_prompt() -> None:

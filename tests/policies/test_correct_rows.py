@@ -12,6 +12,7 @@ import torch
 from crossfade.decoding.engine.group import Group
 from crossfade.metrics import edit_distance
 from test_correct import ANSWERS, GREEDY, QUERIES, SETS, aligner_of
+from test_correct_ends import Words
 from tiny_models import EOS, make, make_tokenizer
 from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
 
@@ -29,23 +30,25 @@ def always(text: str) -> Callable[[list[Any], list[str]], list[float]]:
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_bad_rows_keep_their_answers_and_the_others_are_corrected(rounds: int) -> None:
     aligner = aligner_of()
-    queries = [*QUERIES, " ", "the plot", "the cast"]
-    answers = [*ANSWERS, "w1", "", "film " * 600]
+    chat = [{"role": "user", "content": " "}]
+    queries = [*QUERIES, " ", "the plot", "the cast", chat]
+    answers = [*ANSWERS, "w1", "", "film " * 600, "w2"]
     draw: dict[str, Any] = {"max_new_tokens": 7, "do_sample": True, "seed": 3, "rounds": rounds}
     with pytest.warns(RuntimeWarning) as seen:
-        out = cf.correct(aligner, queries, answers, [*SETS, *SETS[:3]], **draw)
+        out = cf.correct(aligner, queries, answers, [*SETS, *SETS], **draw)
     said = [str(w.message) for w in seen]
-    assert len(said) == 3, "each is named once, whatever the rounds"
+    assert len(said) == 4, "each is named once, whatever the rounds"
     assert said[0] == "query 4 was not corrected: its query is ' ', without a word"
-    assert said[1] == "query 5 was not corrected: its answer is '', without a word"
+    assert said[1] == f"query 7 was not corrected: its query is {chat}, without a word"
+    assert said[2] == "query 5 was not corrected: its answer is '', without a word"
     assert re.fullmatch(
         r"request 6 was not decoded: its prompt has \d+ tokens for model0, whose context is 512",
-        said[2],
+        said[3],
     )
-    assert out.failed.tolist() == [False] * 4 + [True] * 3
+    assert out.failed.tolist() == [False] * 4 + [True] * 4
     assert out.text[4:] == answers[4:]
     assert out.unchanged[4:].all()
-    assert out.lengths[4:].tolist() == [0, 0, 0]
+    assert out.lengths[4:].tolist() == [0, 0, 0, 0]
     alone = cf.correct(aligner, QUERIES, ANSWERS, SETS, **draw)
     assert [r[:4] for r in out.rounds] == alone.rounds, "the others draw as if alone"
     assert len(out.rounds) == rounds
@@ -219,7 +222,17 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"rounds": 0}, ValueError, "rounds is 0; it must be at least 1"),
     ({"rounds": None}, TypeError, "rounds is None; it must be an int"),
     ({"draft": "prompt"}, NotImplementedError, "draft is 'prompt', which is not supported yet"),
-    ({"accept": 3}, TypeError, "value is 3; it must be a LogRatio"),
+    ({"accept": 3}, TypeError, "accept is 3; it must be a LogRatio"),
+    ({"accept": make()}, TypeError, "accept is a bare LlamaForCausalLM; it must be a LogRatio"),
+    ({"queries": ["a", "\ud800", "b", "c"]}, ValueError, r"queries\[1\]: query: .* surrogate"),
+    ({"answers": ["a", "\ud800", "b", "c"]}, ValueError, r"answers_or_policy\[1\]: .* surrogate"),
+    (
+        {"queries": [[{"role": "user", "content": [{"type": "image"}]}], "a", "b", "c"]},
+        NotImplementedError,
+        r"queries\[0\]: query, message 0, has a part of the type 'image'",
+    ),
+    ({"streamer": 3, "rounds": 2}, TypeError, "streamer is a int; it must have put and end"),
+    ({"streamer": Words(), "rounds": 2, "max_batch": 3}, ValueError, "max_batch is 3; with a stre"),
     ({"seed": [1, 2]}, ValueError, "seed has 2 entries; it must have 4"),
     ({"tokenizer": make_tokenizer()}, NotImplementedError, "tokenizer is not supported by cross"),
     ({"return_cache": True}, NotImplementedError, "return_cache is not supported by crossfade.c"),

@@ -242,33 +242,33 @@ class ValueSum(Values):
         return sum_text(self.names, self.weights)
 
 
-def as_value(x: Any) -> ValueSum:
+def as_value(x: Any, name: str = "value") -> ValueSum:
     """`x` as a value that can guide a search: a value, a sum of them, or a `ValueHead`.
 
-    A plain function becomes a `Reward`.
+    A plain function becomes a `Reward`. `name` is what errors call it.
 
     Raises:
         TypeError: it is none of these.
         ValueError: the weights of all its parts are 0.
     """
-    value = _as_sum(x)
+    value = _as_sum(x, name)
     if not value.values:
-        raise ValueError("value has no part whose weight is not 0")
+        raise ValueError(f"{name} has no part whose weight is not 0")
     return value
 
 
-def _as_sum(x: Any) -> ValueSum:
+def _as_sum(x: Any, name: str = "value") -> ValueSum:
     """The same, but that its parts may all have the weight 0: others can be added to it."""
     if callable(getattr(x, "prefer", None)) and not isinstance(x, (Values, type)):
         raise TypeError(
-            f"value is a {type(x).__name__}, which compares two responses; a value must score one: "
+            f"{name} is a {type(x).__name__}, which compares two responses; it must score one: "
             "search=Tournament(judge, n=16) is the search by a judge"
         )
     if isinstance(x, Algebra):
         blend: Blend = x._blend()
         if blend.terms:
             raise TypeError(
-                f"value is {blend}, a blend of log-probs; it must be a value, such as "
+                f"{name} is {blend}, a blend of log-probs; it must be a value, such as "
                 f"{_ratio_text(blend)}"
             )
         x = ValueSum(blend.values, blend.value_weights)
@@ -288,7 +288,7 @@ def _as_sum(x: Any) -> ValueSum:
         elif isinstance(x, (str, int, float)):
             what = repr(x)[:80]
         raise TypeError(
-            f"value is {what}; it must be a LogRatio, ValueHead, RewardModel, Reward, a function "
+            f"{name} is {what}; it must be a LogRatio, ValueHead, RewardModel, Reward, a function "
             f"of prompts and responses, or a sum{instead}"
         )
     return x._sum()

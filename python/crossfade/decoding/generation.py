@@ -149,11 +149,7 @@ def generate(
     requests = generation.read(inputs, attention_mask)
     job = generation.job(requests, seed)
     whole = cache is not None or return_cache
-    together = "cache or return_cache" if whole else "a streamer" if streamer is not None else None
-    if together and max_batch is not None and max_batch < len(job):
-        raise ValueError(
-            f"max_batch is {max_batch}; with {together} it must be at least the {len(job)} rows"
-        )
+    check_together(len(job), max_batch, streamer, whole=whole)
     if whole and engine is not None and engine.simple:
         raise ValueError("engine is simple, which has no cache to keep; leave it out")
     driver = Driver(
@@ -172,6 +168,15 @@ def generate(
         warn(f"interrupted when {ended} of {len(job)} rows had ended", RuntimeWarning)
     output = output_of(job, written, driver, term_logprobs=return_term_logprobs)
     return output if generation.as_dict else output.sequences
+
+
+def check_together(rows: int, max_batch: int | None, streamer: Any, *, whole: bool = False) -> None:
+    """Refuse batches below all rows where a streamer, or a `whole` cache, needs these together."""
+    together = "cache or return_cache" if whole else "a streamer" if streamer is not None else None
+    if together and max_batch is not None and max_batch < rows:
+        raise ValueError(
+            f"max_batch is {max_batch}; with {together} it must be at least the {rows} rows"
+        )
 
 
 def check_running(max_batch: Any = None, progress: Any = None, engine: Any = None) -> None:

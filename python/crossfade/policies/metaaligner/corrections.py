@@ -19,17 +19,19 @@ class Corrections(Output):
     """Corrected answers: an `Output` of the last round.
 
     Its `text` has the answers that stand at the end. They are what was written in the last round,
-    but for rows that have failed or that `accept` refused, whose older answer stands.
+    but for rows that have failed, that `accept` refused or that Ctrl-C has cut, whose older answer
+    stands; `responses` has all that was written.
 
     Attributes:
         answers: the answers that were corrected, one a query: those given or the policy's.
-        rounds: of each round, the answers that stood after it. One a query, and in the last round
-            `num_return_sequences` a query.
+        rounds: of each round that was begun, the answers that stood after it. One a query, and in
+            the last round `num_return_sequences` a query. None where Ctrl-C came while a policy
+            wrote: the rest of the `Output` is the policy's then.
         unchanged: ``[rows]`` bool: whether `text` is the answer, white space around it aside.
         edit_distance: ``[rows]`` float32: how much of the answer was edited, from 0 to 1:
             `crossfade.metrics.edit_distance` of the answer and `text`, in words.
         scores: ``[rows, 2]`` float64: what `accept` says of the answer and of `text`, NaN where a
-            row has failed; None without `accept`.
+            row has failed or was not scored before Ctrl-C; None without `accept`.
     """
 
     answers: list[str]
@@ -47,6 +49,8 @@ def corrections_of(
     failed: Sequence[bool],
     stats: Sequence[Stats],
     scores: Tensor | None = None,
+    *,
+    interrupted: bool = False,
 ) -> Corrections:
     """The corrections of some queries.
 
@@ -75,7 +79,7 @@ def corrections_of(
             cache_bytes=stats[-1].cache_bytes,
             peak_bytes=max(s.peak_bytes for s in stats),
             notes=tuple(dict.fromkeys(n for s in stats for n in s.notes)),
-            interrupted=stats[-1].interrupted,
+            interrupted=interrupted,
         ),
     }
     return Corrections(

@@ -46,6 +46,7 @@ class AlignerTemplate:
     def __post_init__(self) -> None:
         if not isinstance(self.noun, str):
             raise TypeError(f"noun is {self.noun!r:.80}; it must be a text, such as 'query'")
+        check_unicode(self.noun, "noun")
         if not self.noun or self.noun != self.noun.strip():
             raise ValueError(
                 f"noun is {self.noun!r:.80}; it must be a word without white space around it, such "
@@ -71,15 +72,14 @@ class AlignerTemplate:
             raise TypeError(f"answer is {answer!r:.80}; it must be a text")
         if not answer.strip():
             raise ValueError(f"answer is {answer!r:.80}; it must not be empty")
+        check_unicode(answer, "answer")
         aspects = "; ".join(f"{heading(name)}: {x}" for name, x in resolve(objectives).items())
         noun = self.noun
-        text = (
+        return (
             f"You are an assistant to human. You will be provided with a {noun} and an answer. "
             f"Consider the {noun}, then edit the answer to {GOALS[goal]} considering these "
             f"aspects: {aspects} | {heading(noun)}: {query_text(query)} | Answer: {answer}{END}"
         )
-        check_unicode(text, "the prompt")
-        return text
 
 
 def query_text(query: Any, name: str = "query") -> str:
@@ -89,9 +89,11 @@ def query_text(query: Any, name: str = "query") -> str:
     for each turn, which begins with the role: "User: ...", "Assistant: ...", "System: ...".
 
     Raises:
-        TypeError, ValueError: it is neither a text nor a chat; says so.
+        TypeError, ValueError: it is neither a text nor a chat, or has half of a surrogate pair.
     """
     found = turns(name, query)
+    for _, said in found:
+        check_unicode(said, name)
     if len(found) == 1 and found[0][0] == "User":
         return found[0][1]
     return "\n".join(f"{role}: {said}" for role, said in found)
