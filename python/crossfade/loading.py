@@ -48,6 +48,7 @@ class Plan:
         file: the file that the blend was saved in, or None if it is a formula of `specs`.
         outline: the blend in that file, with models that are not loaded.
         judge: the formula of the blend that judges in a tournament, or None.
+        accept: the formula of the value that a correction must raise, or None.
     """
 
     specs: Mapping[str, Spec]
@@ -60,6 +61,7 @@ class Plan:
     file: str | None = None
     outline: Blend | None = None
     judge: str | None = None
+    accept: str | None = None
 
     @classmethod
     def read(
@@ -72,6 +74,7 @@ class Plan:
         value: str | None = None,
         reward: Sequence[str] = (),
         judge: str | None = None,
+        accept: str | None = None,
     ) -> Plan:
         """Read the texts of options.
 
@@ -84,6 +87,7 @@ class Plan:
             value: a formula of the value that searches ask; None is the only reward.
             reward: each ``MODULE:FUNCTION`` or ``NAME=MODULE:FUNCTION``.
             judge: a formula of the models that judge, most often a name.
+            accept: a formula of the value that a correction must raise.
 
         Raises:
             ValueError: an option is malformed or does not fit the others. OSError: a model or
@@ -109,14 +113,18 @@ class Plan:
                 )
         if outline is not None:
             blend = str(outline)
-        if value is None and len(functions) > 1:
+        if value is None and accept is None and len(functions) > 1:
             raise ValueError(
                 "--value is missing; with several rewards it must be a formula of them"
             )
-        if value is None and functions:
+        if value is None and len(functions) == 1:
             value = next(iter(functions))
         deciding: set[str] = set()
-        for option, text, name in (("--value", value, "reward"), ("--judge", judge, "judge")):
+        for option, text, name in (
+            ("--value", value, "reward"),
+            ("--judge", judge, "judge"),
+            ("--accept", accept, "reward"),
+        ):
             if text is not None and text not in {**specs, **functions} and os.path.isdir(text):
                 raise ValueError(
                     f"{option} is {text!r}, a folder; it must be a formula: --model {name}={text} "
@@ -138,13 +146,20 @@ class Plan:
                 what = "a reward model" if name in labels else "a value head"
                 raise ValueError(f"--system names {name!r}, {what}; it must name a model")
         faders = dict(positions)
-        return cls(specs, blend, faders, prompts, value, functions, labels, file, outline, judge)
+        return cls(
+            specs, blend, faders, prompts, value, functions, labels, file, outline, judge, accept
+        )
 
     @property
     def formulas(self) -> dict[str, str]:
         """The formulas by their options."""
-        each = {"--blend": self.blend, "--value": self.value, "--judge": self.judge}
+        each = {"--blend": self.blend, **self.values, "--judge": self.judge}
         return {option: text for option, text in each.items() if text is not None}
+
+    @property
+    def values(self) -> dict[str, str | None]:
+        """The formulas of values by their options."""
+        return {"--value": self.value, "--accept": self.accept}
 
     @cached_property
     def names(self) -> dict[str, set[str]]:
@@ -160,7 +175,7 @@ class Plan:
     def _check_names(self) -> None:
         """Refuse a reward in the blend or the judge, and what no formula uses."""
         for option, names in self.names.items():
-            for name in names if option != "--value" else ():
+            for name in names if option not in self.values else ():
                 if name in self.labels or name in self.rewards:
                     raise ValueError(
                         f"{option} has {name!r}, a reward; it can be in --value, by which a search "
@@ -230,10 +245,11 @@ class Plan:
         if self.judge is not None:
             with _errors_of("--judge"):
                 _blend(self.judge, terms, faders)
-        if self.value is not None:
-            others = {n: Reward(max, name=n) for n in (*self.labels, *self.rewards)}
-            with _errors_of("--value"):
-                _value(self.value, {**terms, **others}, faders)
+        others = {n: Reward(max, name=n) for n in (*self.labels, *self.rewards)}
+        for option, text in self.values.items():
+            if text is not None:
+                with _errors_of(option):
+                    _value(text, {**terms, **others}, faders)
 
     def load(self, device: str = "cpu", dtype: str = "auto") -> Loaded:
         """Load the models. Terms over the same path share one.
@@ -264,9 +280,12 @@ class Plan:
         for name, label in self.labels.items():
             model, tokenizer = saved.load_classifier(self.specs[name].path, device, _dtype(dtype))
             others[name] = RewardModel(model, tokenizer, label=label, name=name)
-        value = self.value and _value(self.value, {**terms, **others}, self.faders)
+        value, accept = (
+            None if text is None else _value(text, {**terms, **others}, self.faders)
+            for text in self.values.values()
+        )
         judge = None if self.judge is None else _blend(self.judge, judging, self.faders)
-        return Loaded(self.blend, terms, self.faders, value or None, blend, judge)
+        return Loaded(self.blend, terms, self.faders, value, blend, judge, accept)
 
 
 @dataclass(frozen=True)
@@ -276,6 +295,7 @@ class Loaded:
     Attributes:
         saved: the blend of a file, whose weights are not rounded as those of a formula may be.
         judge: the blend that judges, of terms without the system prompts of options.
+        accept: the value that a correction must raise.
     """
 
     formula: str
@@ -284,6 +304,7 @@ class Loaded:
     value: ValueSum | None = None
     saved: Blend | None = None
     judge: Blend | None = None
+    accept: ValueSum | None = None
 
     def blend(self, own: Mapping[str, Weight] | None = None) -> Blend:
         """The blend, with some faders at other positions: numbers, or tensors ``[requests]``."""

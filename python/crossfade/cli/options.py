@@ -48,13 +48,7 @@ def add_blend_options(parser: argparse.ArgumentParser, *, system: bool = True) -
         "proxy_tuning, mod, genarm, contrastive, cfg and args, as in crossfade.presets); a single "
         "model needs none. Or a .json file that Blend.save wrote, which names its models itself",
     )
-    group.add_argument(
-        "--fader",
-        action="append",
-        default=[],
-        metavar="NAME=NUMBER",
-        help="where a fader stands: a name in the formula that is no model, such as w=0.8",
-    )
+    add_fader_option(group)
     if system:
         group.add_argument(
             "--system",
@@ -66,6 +60,16 @@ def add_blend_options(parser: argparse.ArgumentParser, *, system: bool = True) -
         )
     add_device_option(group)
     add_dtype_option(group)
+
+
+def add_fader_option(parser: Any) -> None:
+    parser.add_argument(
+        "--fader",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="where a fader stands: a name in the formula that is no model, such as w=0.8",
+    )
 
 
 def add_device_option(parser: Any) -> None:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import options
+from . import options, searches
 
 if TYPE_CHECKING:
     from ..bulk.prompts import Line
@@ -36,10 +36,7 @@ class Writer:
         self.blend = loaded.blend(self.positions)
         self.chat = options.sends_chats(arguments, loaded, self.blend, lines)
         self.prompts = [line.sent(chat=self.chat) for line in lines]
-        decides: Any = loaded.value
-        if question is not None and loaded.judge is not None:
-            decides = question.judge(loaded.judge, f"--judge {arguments.judge}")
-        self.search = None if decides is None else _make_search(arguments, decides)
+        self.search = searches.make(arguments, loaded, question)
         saved = self.blend.terms[0].model.generation_config
         drawn = common if self.search is None else {"do_sample": True, **common}
         self.generation = settings.arguments(own, drawn, saved)
@@ -129,16 +126,11 @@ class Writer:
 
     def _figures(self, out: Any) -> dict[str, Any]:
         """What the line of a prompt says of its text, or of each of its texts if --n is given."""
-        from ..bulk.records import number
-
         each = [self._text(out, row) for row in range(len(out.lengths))]
         found = each[0] if self.arguments.n is None else {"outputs": each}
         if out.bracket is None:
             return found
-        rounds = [
-            [[m.a, m.b, number(m.prob), m.winner] for m in matches] for matches in out.bracket[0]
-        ]
-        return {**found, "bracket": rounds}
+        return {**found, "bracket": searches.bracket(out.bracket[0])}
 
     def _text(self, out: Any, row: int) -> dict[str, Any]:
         from ..bulk.records import number
@@ -201,15 +193,3 @@ def _own(line: Line) -> dict[str, Any]:
     """What a result has of its prompt's line."""
     settings = {k: x for k, x in line.settings.items() if k != "system"}  # which is in the prompt
     return {**line.carried, **({"settings": settings} if settings else {})}
-
-
-def _make_search(arguments: argparse.Namespace, decides: Any) -> Any:
-    """The search of the options. What decides in it is a value, or the judge of a tournament."""
-    from ..search import BestOfN, ChunkBeamSearch, Tournament
-
-    if arguments.tournament is not None:
-        return Tournament(decides, arguments.tournament)
-    if arguments.best_of is not None:
-        return BestOfN(arguments.best_of, decides)
-    width, samples, chunk_length = arguments.search
-    return ChunkBeamSearch(width, samples, chunk_length, decides)

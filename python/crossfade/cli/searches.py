@@ -1,0 +1,159 @@
+"""What commands that search share: the options of a search, their checks, and how it is made."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import judges, options
+
+if TYPE_CHECKING:
+    from ..loading import Loaded
+
+SEARCHES = ("--best-of", "--search", "--tournament")
+
+
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say how rows are searched, and by what."""
+    group = parser.add_argument_group("search")
+    group.add_argument(
+        "--value",
+        metavar="FORMULA",
+        help="what a search prefers: texts that one model finds likelier than another does, such "
+        'as "tuned - ref", or texts that value heads, reward models or functions of --reward '
+        "score highly, by their names. A reward model is a --model that is a sequence classifier; "
+        "if it has several classes, PATH@CLASS says whose log-prob counts",
+    )
+    group.add_argument(
+        "--reward",
+        action="append",
+        default=[],
+        metavar="[NAME=]MODULE:FUNCTION",
+        help="a Python function (prompts, responses) -> scores, which --value may name; alone it "
+        "is the value. MODULE is looked for in the working directory too; prompts are as they are "
+        "sent, so that those of chats are lists of messages",
+    )
+    group.add_argument(
+        "--judge",
+        metavar="FORMULA",
+        help="the model that compares texts in --tournament: the name of a --model, which may be "
+        "the one that writes, or a blend of several",
+    )
+    judges.add_judge_options(group)
+    how = group.add_mutually_exclusive_group()
+    how.add_argument(
+        "--best-of", type=options.positive, metavar="N", help="write N texts, keep the best"
+    )
+    how.add_argument(
+        "--search",
+        type=_search,
+        metavar="W,N,L",
+        help="keep W texts, continue each of them in N ways, and after every L tokens choose the W "
+        "best again",
+    )
+    how.add_argument(
+        "--tournament",
+        type=options.positive,
+        metavar="N",
+        help="write N texts and let them play a knock-out tournament, whose matches --judge "
+        "decides, or --value or --reward",
+    )
+
+
+def check(arguments: argparse.Namespace) -> str | None:
+    """Refuse options of a search, and of several texts, that do not go together.
+
+    Returns:
+        The option of the search; None if there is none.
+    """
+    searched = search_of(arguments)
+    _check_deciding(arguments, searched)
+    greedy = "--greedy" if arguments.greedy else None
+    if arguments.temperature == 0:
+        greedy = "--temperature 0"
+    if searched and greedy:
+        raise ValueError(f"{greedy} is given with a search, which draws its texts at random")
+    if greedy and (arguments.n or 1) > 1:
+        raise ValueError(f"{greedy} and --n {arguments.n} are both given; all texts would be equal")
+    width = arguments.best_of or arguments.tournament or (arguments.search or [None])[0]
+    if width and (arguments.n or 1) > width:
+        raise ValueError(f"--n is {arguments.n}; it must be at most {width}, as {searched} keeps")
+    return searched
+
+
+def _check_deciding(arguments: argparse.Namespace, searched: str | None) -> None:
+    """Refuse a search without one thing that decides in it, and that thing without a search."""
+    given = [o for o in ("--judge", "--value", "--reward") if _is_given(arguments, o)]
+    if getattr(arguments, "accept", None) and (searched is None or "--judge" in given):
+        given = [o for o in given if o != "--reward"]  # which --accept names
+    decides = given[0] if given else None
+    if decides == "--judge" and len(given) > 1:
+        raise ValueError(
+            f"--judge and {given[1]} are both given; one of them decides the matches of a "
+            "tournament"
+        )
+    if decides == "--judge" and searched != "--tournament":
+        other = f"with {searched}, which scores texts" if searched else "alone"
+        raise ValueError(
+            f"--judge is given {other}; it compares texts, and --tournament N must go with it"
+        )
+    asked = [o for o in ("--template", "--principle") if _is_given(arguments, o)]
+    if asked and decides != "--judge":
+        raise ValueError(f"{asked[0]} is given without --judge, whose prompt it belongs to")
+    if searched and decides is None:
+        judge = "--judge, " if searched == "--tournament" else ""
+        raise ValueError(
+            f"{searched} is given without {judge}--value or --reward, one of which must go with it"
+        )
+    if decides and searched is None:
+        raise ValueError(
+            f"{decides} is given without --best-of, --search or --tournament, one of which must go "
+            "with it"
+        )
+
+
+def search_of(arguments: argparse.Namespace) -> str | None:
+    """The option of a search, if one is given."""
+    return next((o for o in SEARCHES if _is_given(arguments, o)), None)
+
+
+def _is_given(arguments: argparse.Namespace, option: str) -> bool:
+    return getattr(arguments, option[2:].replace("-", "_")) not in (None, [])
+
+
+def _search(text: str) -> tuple[int, ...]:
+    numbers = tuple(map(options.positive, text.split(",")))
+    if len(numbers) != 3:
+        raise argparse.ArgumentTypeError(f"{text!r} must be three numbers W,N,L, such as 4,4,5")
+    return numbers
+
+
+def make(
+    arguments: argparse.Namespace, loaded: Loaded, question: judges.Question | None
+) -> Any | None:
+    """The search of the options, if there is one, by a value or by the judge of a tournament.
+
+    Args:
+        question: what the judge is asked; None if there is none.
+    """
+    from ..search import BestOfN, ChunkBeamSearch, Tournament
+
+    if search_of(arguments) is None:
+        return None
+    decides: Any = loaded.value
+    if question is not None and loaded.judge is not None:
+        decides = question.judge(loaded.judge, f"--judge {arguments.judge}")
+    if arguments.tournament is not None:
+        return Tournament(decides, arguments.tournament)
+    if arguments.best_of is not None:
+        return BestOfN(arguments.best_of, decides)
+    width, samples, chunk_length = arguments.search
+    return ChunkBeamSearch(width, samples, chunk_length, decides)
+
+
+def bracket(rounds: Sequence[Sequence[Any]]) -> list[list[list[Any]]]:
+    """A tournament as JSON has it: of each round the matches, each with a, b, prob and winner."""
+    from ..bulk.records import number
+
+    return [[[m.a, m.b, number(m.prob), m.winner] for m in matches] for matches in rounds]
