@@ -100,6 +100,19 @@ def test_where_rows_are_few_those_that_hold_something_are_read_first(
             assert found.stats.models[0].tokens == new
 
 
+def test_few_prompts_take_few_rows_and_more_of_them_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branches, "FEWEST", 6)
+    many = [[a, b, *TAIL] for a, b in permutations(range(30, 35), 2)]
+    with Scorer(make("llama", 0)) as scorer:
+        small, again, large, back = (
+            scorer.score(*labels(prompts)).stats for prompts in (many[:2], many[:2], many, many[:2])
+        )
+    assert small.cache_bytes == again.cache_bytes
+    assert large.cache_bytes == back.cache_bytes == small.cache_bytes / 6 * 2 * len(many)
+    for kept in (again, back):
+        assert kept.models[0].tokens == 2, "the last one of each prompt"
+
+
 def test_models_that_change_read_anew() -> None:
     model = make("llama", 0)
     with Scorer(model) as scorer:

@@ -20,8 +20,9 @@ from ..ops import check
 from ..reading import check_unicode
 from .call import Call
 from .chats import template_arguments
+from .engine.asked import Asked
 from .engine.batching import Cost, batches, max_tokens
-from .engine.branches import Asked, Branches
+from .engine.branches import Branches
 from .engine.modules import Unsupported
 from .engine.prefill import Prefill
 from .forms import Ids, tensor, token_ids

@@ -11,8 +11,9 @@ from crossfade.blends.blend import as_blend
 from crossfade.decoding import scoring
 from crossfade.decoding.call import Call
 from crossfade.decoding.engine import branches, prefill
+from crossfade.decoding.engine.asked import Asked
 from crossfade.decoding.engine.batching import MAX_TOKENS
-from crossfade.decoding.engine.branches import Asked, Branches
+from crossfade.decoding.engine.branches import Branches
 from crossfade.decoding.engine.group import Group
 from crossfade.decoding.engine.prefill import Prefill
 from tiny_models import VOCAB, lora, make

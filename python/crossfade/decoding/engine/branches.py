@@ -11,16 +11,15 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import groupby, zip_longest
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ...models.hf import text_config
-from ..forms import Ids
 from ..simple.term_model import TermModel
 from ..stats import ModelStats, summed
+from .asked import Asked, Branch, Text
 from .batching import Cost, batches
 from .options import Engine
 from .prefill import over_caches
@@ -35,49 +34,7 @@ ROWS = 256  # how many prompts are in the caches at a time, at most
 # The bytes that the caches of all models may take: so many, or half of what their weights take.
 MAX_BYTES = 1 << 30
 ROOM = 1.25  # how much longer texts may become until kept caches of full size have too many rows
-
-Text = list[list[int]]  # the ids that each model reads of a prompt before logits are wanted
-
-
-class Asked:
-    """Prompts, each with its responses.
-
-    Args:
-        prompts: the prompt of each request, for each model: ``prompts[i][k]``.
-        responses: the response of each request.
-
-    Attributes:
-        prompts: without repetition, sorted: those that begin alike come one after the other.
-        requests: of each of these prompts, which requests are of it.
-        texts: these prompts without their last tokens, which are read with the responses.
-        longest: tokens of the longest prompt that each model reads.
-        limit: tokens of the longest response.
-    """
-
-    def __init__(self, prompts: Sequence[tuple[Ids, ...]], responses: Sequence[Ids]) -> None:
-        self.responses = responses
-        each: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-        for i, prompt in enumerate(prompts):
-            each.setdefault(tuple(map(tuple, prompt)), []).append(i)
-        self.prompts = sorted(each)
-        self.requests = [each[prompt] for prompt in self.prompts]
-        self.texts: list[Text] = [[list(ids[:-1]) for ids in prompt] for prompt in self.prompts]
-        self.longest = [max(map(len, ids)) for ids in zip(*self.prompts, strict=True)]
-        self.limit = max(map(len, responses))
-
-    @property
-    def saved(self) -> float:
-        """The part of all tokens that need not be read."""
-        whole = least = 0
-        before: Text = [[] for _ in self.longest]
-        for text, requests in zip(self.texts, self.requests, strict=True):
-            once = sum(map(len, text))
-            whole += sum(once + len(self.responses[i]) * len(text) for i in requests)
-            ends = {tuple(self.responses[i][:-1]) for i in requests}
-            least += sum(len(ids) + 1 for ids in ends) * len(text)
-            least += once - sum(shared(before, text))
-            before = text
-        return 1 - least / whole
+FEWEST = 32  # how many rows kept caches have at least, if there is memory for them
 
 
 class Branches:
@@ -154,7 +111,7 @@ class Branches:
             self._read_shared(runner, texts, seats, [n for n in nodes if len(n.texts) > 1])
             starts = [n.start for n in nodes if len(n.texts) == 1]
             waiting = [
-                _branches(asked, i, seat, start)
+                asked.branches(i, seat, start)
                 for i, seat, start in zip(part, seats, starts, strict=True)
             ]
             for reading in zip_longest(*waiting):  # one branch of each prompt that has more
@@ -183,16 +140,20 @@ class Branches:
         each = zip(models, tokens, strict=True)
         bytes_of_a_row = sum(_bytes_of_a_token(model) * n for model, n in each)
         most = max(1, min(ROWS, _memory(models) // bytes_of_a_row))
+        prompts = len(asked.texts)
+        if (
+            self.kept
+        ):  # Those of earlier calls are kept as well, but a few take no more than needed.
+            slots = min(max(1, int(most / ROOM)), max(FEWEST, 2 * prompts))
+        else:
+            slots = min(most, prompts, max_batch or most)
         if self.runner is not None:
             if not self._runs(models):
                 self.notes.append("a model has changed since it was last asked: it reads anew")
                 self.free()
-            elif self.runner.slots > most:
-                self.free()  # Its rows would take too much memory.
+            elif self.runner.slots > most or self.runner.slots < min(slots, prompts):
+                self.free()  # Its rows would take too much memory, or are too few.
         if self.runner is None:
-            slots = min(most, len(asked.texts), max_batch or most)
-            if self.kept:
-                slots = max(1, int(most / ROOM))
             self.runner = EngineRunner(models, asked.longest, slots, asked.limit, Engine())
             self._fingerprints = fingerprints_of(self.runner) if self.kept else []
             self._used = [-1] * slots
@@ -295,41 +256,9 @@ def _order(runner: EngineRunner, texts: Sequence[Text]) -> range:
     return order[::-1] if last > first else order
 
 
-class _Branch(NamedTuple):
-    """What is read at the end of a prompt, for the responses that go on from it.
-
-    Attributes:
-        prompt: for each model.
-        start: how many of its tokens the slot's rows hold.
-        ids: a response without its last token.
-    """
-
-    slot: int
-    prompt: tuple[Ids, ...]
-    start: Lengths
-    ids: Ids
-    requests: list[int]
-
-
-def _branches(asked: Asked, i: int, slot: int, start: Lengths) -> list[_Branch]:
-    """What is read at the end of prompt i, the longest first: this also reads what is before.
-
-    The last token of a response is not read, so that those which differ in it alone share a
-    branch: so do all responses of one token.
-    """
-    found: dict[tuple[int, ...], list[int]] = {}
-    for request in asked.requests[i]:
-        found.setdefault(tuple(asked.responses[request][:-1]), []).append(request)
-    prompt, whole = asked.prompts[i], tuple(map(len, asked.texts[i]))
-    return [
-        _Branch(slot, prompt, whole if turn else start, ids, found[ids])
-        for turn, ids in enumerate(sorted(found, key=len, reverse=True))
-    ]
-
-
 def _batches(
-    runner: EngineRunner, reading: Sequence[_Branch], most_logits: int
-) -> Iterator[list[_Branch]]:
+    runner: EngineRunner, reading: Sequence[Branch], most_logits: int
+) -> Iterator[list[Branch]]:
     """Branches whose logits are held at once."""
     columns = sum(m.vocabulary or 1 for m in runner.models)
     counts = [len(branch.ids) + 1 for branch in reading]
@@ -337,7 +266,7 @@ def _batches(
         yield [reading[j] for j in some]
 
 
-def _logits(runner: EngineRunner, some: Sequence[_Branch]) -> list[Tensor]:
+def _logits(runner: EngineRunner, some: Sequence[Branch]) -> list[Tensor]:
     """Each model's logits ``[branches, tokens, V]``, padded on the left."""
     most = max(len(branch.ids) for branch in some) + 1
     found: dict[int, Tensor] = {}
@@ -357,7 +286,7 @@ def _logits(runner: EngineRunner, some: Sequence[_Branch]) -> list[Tensor]:
 
 
 def _of_requests(
-    some: Sequence[_Branch], logits: list[Tensor], most_logits: int
+    some: Sequence[Branch], logits: list[Tensor], most_logits: int
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
     """The requests of these branches, and for each its branch's logits, so many at a time."""
     each = [(j, i) for j, branch in enumerate(some) for i in branch.requests]
