@@ -8,7 +8,7 @@ import crossfade as cf
 import pytest
 from crossfade.policies.metaaligner.template import AlignerTemplate, encode_prompt
 from crossfade.policies.self_judge import jsft_rows
-from crossfade.policies.turns import quoted
+from crossfade.policies.turns import quoted, turns
 from judge_cases import TEMPLATE, make_judge
 from tiny_models import make, make_tokenizer
 from tokenizer_kinds import KINDS, tokenizer_of
@@ -27,6 +27,25 @@ def test_spellings_get_a_space_and_nothing_else_changes() -> None:
     assert quoted("<eo <eos<eos>>\n<pad>", tokenizer) == "<eo <eos< eos>>\n< pad>"
     for text in ("", "a < b > c", "<EOS>", "eos"):
         assert quoted(text, tokenizer) == text
+
+
+def test_a_chat_shows_which_tools_were_called() -> None:
+    called = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Zürich"}}}
+    as_text = {"function": {"name": "time", "arguments": '{"at": 1}'}}
+    chat: list[dict[str, Any]] = [
+        {"role": "user", "content": "How warm is it?"},
+        {"role": "assistant", "content": None, "tool_calls": [called, as_text]},
+        {"role": "tool", "content": "15"},
+        {"role": "assistant", "content": "I look.", "tool_calls": [{"name": "now"}, {"odd": 1}]},
+        {"role": "assistant", "reasoning_content": "Hm.", "content": None},
+    ]
+    assert turns("context", chat) == [
+        ("User", "How warm is it?"),
+        ("Assistant", 'weather({"city": "Zürich"})\ntime({"at": 1})'),
+        ("Tool", "15"),
+        ("Assistant", "I look.\nnow({})\n{'odd': 1}"),
+        ("Assistant", ""),
+    ]
 
 
 def test_tokens_that_were_added_are_special_too() -> None:

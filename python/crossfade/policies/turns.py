@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from ..decoding.forms import request
 
 def turns(name: str, context: Any) -> list[tuple[str, str]]:
     """The turns of a context, each as its role with a capital, and what is said in it.
+
+    Calls of tools stand after what is said, each in a line: ``weather({"city": "Paris"})``.
 
     Args:
         name: what errors call it.
@@ -26,7 +29,23 @@ def turns(name: str, context: Any) -> list[tuple[str, str]]:
         return [("User", asked)]
     if not isinstance(asked[0], Mapping):
         raise TypeError(f"{name} is token ids; it must be a text or a chat")
-    return [(m["role"].capitalize(), plain_text(m.get("content")) or "") for m in asked]
+    return [(m["role"].capitalize(), _said(m)) for m in asked]
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    text = plain_text(message.get("content")) or ""
+    return "\n".join([text] * bool(text) + list(map(_called, message.get("tool_calls") or ())))
+
+
+def _called(call: Mapping[str, Any]) -> str:
+    """A call of a tool, as chat templates take it, as a line."""
+    function = call.get("function", call)
+    if not isinstance(function, Mapping) or "name" not in function:
+        return str(function)
+    given = function.get("arguments") or {}
+    if not isinstance(given, str):
+        given = json.dumps(given, default=str, ensure_ascii=False)
+    return f"{function['name']}({given})"
 
 
 def quoted(text: str, tokenizer: Any) -> str:
