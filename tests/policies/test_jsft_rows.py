@@ -141,6 +141,8 @@ def test_labels_are_balanced_and_nothing_of_the_callers_changes(given: Any) -> N
         ({"prompt": "the", "chosen": "a", "rejcted": "b"}, {}, "did you mean 'rejected'"),
         ({**PAIR, "chosen": 3}, {}, "chosen of row 0 of pairs is 3; it must be a text"),
         ({**PAIR, "prompt": []}, {}, "prompt of row 0 of pairs is empty"),
+        ({**PAIR, "principle": ["plot"]}, {}, r"is \['plot'\]; it must be among plot, cast"),
+        ({**PAIR}, {"principles": []}, "principles is empty; it must have one at least"),
         ({**PAIR, "principle": "polt"}, {}, "must be among plot, cast, dull, or None: .* 'plot'"),
         ({**PAIR, "rationale": 3}, {}, "rationale of row 0 of pairs is 3"),
         ({**PAIR, "chosen_ids": [3]}, {}, "row 0 of pairs has no prompt_ids"),

@@ -144,6 +144,10 @@ def test_the_prompt_is_the_text_that_is_read() -> None:
     assert judge.labels == (" great", " awful")
     with pytest.raises(ValueError, match="principle is 'cast'; it must be among plot"):
         judge.prompt("the film", "great", "awful", "cast")
+    with pytest.raises(ValueError, match=r"principle is \['plot'\]; it must be among plot"):
+        judge.prompt("the film", "great", "awful", ["plot"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="second is None; it must be a text"):
+        judge.prompt("the film", "great", None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -153,6 +157,7 @@ def test_the_prompt_is_the_text_that_is_read() -> None:
         ({"template": 3}, "template is a int; it must be a JudgeTemplate"),
         ({"template": {"nuon": "x"}}, "did you mean 'noun'"),
         ({"principles": ["polt"]}, "principles has 'polt'; .* did you mean 'plot'"),
+        ({"principles": [["plot"]]}, r"principles has \['plot'\]; the template knows plot, cast"),
         ({"principles": []}, "principles is empty"),
         ({"principles": 3}, "principles is a int; it must be a list of names"),
         ({"max_batch": 0}, "max_batch is 0; it must be at least 1"),

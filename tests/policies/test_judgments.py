@@ -110,6 +110,14 @@ def test_accuracy_counts_ties_by_half() -> None:
     assert found.accuracy(torch.tensor([1, 0, 1]))[0] == pytest.approx(2.5 / 3)
     with pytest.raises(ValueError, match=r"first_is_better has the shape \[2\]; it must be \[3\]"):
         found.accuracy([True, False])
+    for labels, error, message in (
+        ([-1, 1, 1], ValueError, "first_is_better has -1; it must have True or 1"),
+        ([1.0, math.nan, 0.0], ValueError, "first_is_better has nan; it must have True or 1"),
+        (["a", "b", "a"], TypeError, "first_is_better is .* it must be a bool for each pair"),
+        ([True, None, False], TypeError, "first_is_better is .* it must be a bool for each pair"),
+    ):
+        with pytest.raises(error, match=message):
+            found.accuracy(labels)
 
 
 def test_judgments_print_for_people() -> None:

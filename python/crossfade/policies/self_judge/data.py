@@ -60,7 +60,7 @@ def jsft_rows(
     """
     form = as_template(template)
     check_chats(tokenizer)
-    phrases = form.phrases(principles or form.principles or None)
+    phrases = form.phrases(form.principles or None if principles is None else principles)
     phrases = {None: form.principle, **phrases}
     if isinstance(sft, (str, type(None))) and sft not in SFT:
         raise ValueError(f"sft is {sft!r}; it must be 'chosen', None, or a list of rows")
@@ -178,7 +178,7 @@ def _completion(
 
 
 def _phrase(principle: Any, phrases: Mapping[str | None, str], name: str) -> str:
-    if principle in phrases:
+    if principle in list(phrases):
         return phrases[principle]
     known = [p for p in phrases if p is not None]
     raise ValueError(

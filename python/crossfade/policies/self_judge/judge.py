@@ -108,9 +108,9 @@ class Judge:
         """
         if principle is None and None not in self._phrases:
             principle = self.principles[0]
-        if principle not in self._phrases:
+        if principle not in self.principles:
             known = ", ".join(map(str, self.principles))
-            raise ValueError(f"principle is {principle!r}; it must be among {known}")
+            raise ValueError(f"principle is {principle!r:.80}; it must be among {known}")
         return self.template.render(
             self.tokenizer, context, first, second, self._phrases[principle]
         )

@@ -118,13 +118,27 @@ class Judgments:
         An exact tie agrees by half. Pairs that failed are not counted.
 
         Args:
-            first_is_better: for each pair whether a is the better answer.
+            first_is_better: for each pair whether a is the better answer, as a bool, 1 or 0.
+
+        Raises:
+            TypeError, ValueError: it is something else, or there is not one a pair.
         """
-        labels = torch.as_tensor(first_is_better)
+        try:
+            labels = torch.as_tensor(first_is_better, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"first_is_better is {first_is_better!r:.80}; it must be a bool for each pair"
+            ) from error
         if labels.shape != self.failed.shape:
             raise ValueError(
                 f"first_is_better has the shape {list(labels.shape)}; it must be [{len(self)}], "
                 "one a pair"
+            )
+        odd = labels[(labels != 0) & (labels != 1)].tolist()
+        if odd:
+            raise ValueError(
+                f"first_is_better has {odd[0]}; it must have True or 1 where a is better, else "
+                "False or 0"
             )
         preference = self.preference
         agree = torch.where(preference == 0.5, 0.5, ((preference > 0.5) == labels.bool()).double())

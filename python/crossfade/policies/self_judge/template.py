@@ -118,7 +118,8 @@ class JudgeTemplate:
                 for name, phrase in principles.items()
             }
         elif isinstance(principles, Sequence):
-            found = {name: self._known(name) for name in principles}
+            phrases = list(map(self._known, principles))
+            found = dict(zip(principles, phrases, strict=True))
         else:
             raise TypeError(
                 f"principles is a {type(principles).__name__}; it must be a list of names, a "
@@ -129,7 +130,7 @@ class JudgeTemplate:
         return found
 
     def _known(self, name: Any) -> str:
-        if name in self.principles:
+        if isinstance(name, str) and name in self.principles:
             return self.principles[name]
         known = ", ".join(self.principles) or "none"
         raise ValueError(
@@ -147,7 +148,13 @@ class JudgeTemplate:
             first, second: the answers under the first and the second label; white space around
                 them is left out.
             phrase: what is asked about; None is `self.principle`.
+
+        Raises:
+            TypeError, ValueError: names the argument, what it was and what it must be.
         """
+        for name, answer in (("first", first), ("second", second)):
+            if not isinstance(answer, str):
+                raise TypeError(f"{name} is {answer!r:.80}; it must be a text")
         a, b = self.labels
         phrase = self.principle if phrase is None else phrase
         lines = [
