@@ -20,12 +20,9 @@ from crossfade.policies.metaaligner import metaaligner_rows
 from crossfade.training import SFTTrainer, stages
 from safetensors.torch import load_file
 from train_command import LORA, train
-from trainer_runs import OLD_NAMES
 
-pytestmark = [
-    OLD_NAMES,
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),  # PEFT's own
-]
+# PEFT's own
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 NAMES = {"kind": "be kind", "brief": "be brief"}
 PAIR = {
     "prompt": "the film",
@@ -204,6 +201,9 @@ def test_a_run_that_was_killed_goes_on_with_the_stages_that_it_lacks(
         assert message.format(out) in capsys.readouterr().err
     assert train("metaaligner", tmp_path, given) == 2
     assert "which has the stage 'warm-up' of another run; --resume" in capsys.readouterr().err
+    given["arguments"]["output_dir"] = str(out / "warm-up")
+    assert train("metaaligner", tmp_path, given) == 2
+    assert "which has checkpoint-2 of a run without stages; it must" in capsys.readouterr().err
 
 
 def test_all_weights_in_a_stage_alone_and_in_two(base: str, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import signal
 import sys
@@ -95,7 +94,8 @@ def _fit(
 
 def _run_stages(s: Settings, stop: _StopAtStep, resume: bool) -> dict[str, Any] | None:
     """Train an aligner stage after stage; each begins with the weights that the last one saved."""
-    planned = stages.plan(s, _tokenizer(s))
+    with old_names():
+        planned = stages.plan(s, _tokenizer(s))
     done = stages.finished(planned) if resume else {}
     if not resume:
         stages.refuse_others(Path(s.arguments["output_dir"]))
@@ -266,7 +266,7 @@ def _stage(stage: stages.Stage, before: Path | None) -> Any:
     s = stage.settings
     args = trainer_config(config_of(s.kind), s)
     if before is not None and s.lora is None:
-        loaded = _load(dataclasses.replace(s, model=str(before)))
+        loaded = models.load(before, dtype=_dtype(s))
     else:
         loaded = _load(s)
     if before is not None and s.lora is not None:
@@ -356,15 +356,18 @@ def _check_layers(model: Any, names: Any) -> None:
 
 def _load(s: Settings) -> tuple[Any, Any]:
     """The model and its tokenizer, with the adapter of ``BASE@FOLDER`` merged into the weights."""
-    dtype = s.dtype if s.dtype == "auto" else getattr(torch, s.dtype)
     spec = Spec.read(s.model, "model")
-    model, tokenizer = models.load(models.folder_of(spec.path), dtype=dtype)
+    model, tokenizer = models.load(models.folder_of(spec.path), dtype=_dtype(s))
     if spec.guide is not None:
         if spec.is_value_head:
             raise ValueError(f"model is {s.model!r}, whose guide is a value head; it must be none")
         with old_names():
             model = models.with_adapters(model, {"guide": spec.guide}).merge_and_unload()
     return model, tokenizer
+
+
+def _dtype(s: Settings) -> Any:
+    return s.dtype if s.dtype == "auto" else getattr(torch, s.dtype)
 
 
 def _tokenizer(s: Settings) -> Any:

@@ -136,13 +136,18 @@ def finished(planned: Sequence[Stage]) -> dict[str, dict[str, Any]]:
 
 
 def refuse_others(output: Path) -> None:
-    """Require that no stage of another run is in a folder."""
+    """Require that nothing of another run is in a folder."""
     for name in STAGES:
         if (output / name / MARK).exists() or checkpoints(output / name):
             raise ValueError(
                 f"arguments.output_dir is {str(output)!r}, which has the stage {name!r} of another "
                 "run; --resume goes on from it, else it must be another folder"
             )
+    if there := checkpoints(output):
+        raise ValueError(
+            f"arguments.output_dir is {str(output)!r}, which has {there[0].name} of a run without "
+            "stages; it must be another folder"
+        )
 
 
 def _own_arguments(s: Settings) -> dict[str, dict[str, Any]]:
