@@ -110,6 +110,12 @@ def judge(**arguments: Any) -> cf.Judge:
     return cf.Judge(make(), tokenizer=make_tokenizer(), **{"template": FORM, **arguments})
 
 
+def correct(answers: Any = ("the plot",), *, aligner: Any = None, **asked: Any) -> Any:
+    aligner = cf.MetaAligner(make(), make_tokenizer()) if aligner is None else aligner
+    asked = {"objectives": "brevity", "max_new_tokens": 2, **asked}
+    return cf.correct(aligner, ["the film"], answers, asked.pop("objectives"), **asked)
+
+
 def f(prompts: list[Any], responses: list[str]) -> list[float]:
     return [-len(text) for text in responses]
 
@@ -150,6 +156,16 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     '`judge(prompts, answers, [""])`': lambda: judge()(["the film"], ["the plot"], [""]),
     "`cf.Tournament(model)`": lambda: cf.Tournament(make()),
     "`search=judge`": lambda: generate(search=judge())(),
+    "`cf.MetaAligner(model)` without a tokenizer": lambda: cf.MetaAligner(make()),
+    '`cf.correct(model, queries, answers, "brevity")`': lambda: correct(aligner=make()),
+    '`cf.correct(..., objectives=["brevty"])`': lambda: correct(objectives=["brevty"]),
+    '`cf.correct(..., objectives=[["brevity"], ["humour"]])` of one query': lambda: correct(
+        objectives=[["brevity"], ["humour"]]
+    ),
+    "`cf.correct(aligner, queries, [None], ...)`": lambda: correct([None]),
+    '`cf.correct(aligner, queries, [""], ...)`': lambda: correct([""]),
+    "`cf.correct(..., accept=judge)`": lambda: correct(accept=judge()),
+    "`cf.correct(..., tokenizer=tokenizer)`": lambda: correct(tokenizer=make_tokenizer()),
     "`out[0]`": lambda: cf.generate(make(), [[5, 6]], max_new_tokens=1)[0],
 }
 
@@ -161,6 +177,7 @@ def test_mistakes_in_python(typed: str, tmp_path: Path, monkeypatch: pytest.Monk
     check(typed, said(MISTAKES[typed]))
 
 
+CORRECT = ["correct", "query.jsonl", "--aligner=smollm2"]
 COMMANDS: dict[str, list[str]] = {
     "`crossfade genrate`": ["genrate"],
     "`generate --temprature 1`": ["generate", "hi", *PAIR[:1], "--temprature=1"],
@@ -179,6 +196,16 @@ COMMANDS: dict[str, list[str]] = {
     "`judge`: `--principle polite`": ["judge", "pair.jsonl", *PAIR[:1], "--principle=polite"],
     "`judge`: `response_a` in a line": ["judge", "named.jsonl", *PAIR[:1]],
     "`judge`: `first` and `chosen` in a line": ["judge", "both.jsonl", *PAIR[:1]],
+    "`correct`: `--objective brevty`": [*CORRECT, "--objective=brevty"],
+    "`correct`: no `answer` in a line, no `--policy`": [*CORRECT, "--objective=brevity"],
+    "`correct`: `--accept rewards:brevity`": [
+        *CORRECT[:1],
+        "answered.jsonl",
+        *CORRECT[2:],
+        "--objective=brevity",
+        "--accept=rewards:brevity",
+    ],
+    "`correct`: `--reward rewards:brevity` alone": [*CORRECT, "--reward=rewards:brevity"],
 }
 
 
@@ -194,6 +221,8 @@ def test_mistakes_on_the_command_line(
     Path("pair.jsonl").write_text('{"prompt": "a", "first": "b", "second": "c"}\n')
     Path("named.jsonl").write_text('{"prompt": "a", "response_a": "b", "response_b": "c"}\n')
     Path("both.jsonl").write_text('{"prompt": "a", "first": "b", "second": "c", "chosen": "b"}\n')
+    Path("query.jsonl").write_text('{"prompt": "a"}\n')
+    Path("answered.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
     argv = COMMANDS[typed]
     if argv[0].startswith("--"):
         argv = ["generate", *([] if "--prompts=p.jsonl" in argv else ["hi"]), *argv]

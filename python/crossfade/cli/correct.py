@@ -195,7 +195,10 @@ def _objectives(given: Sequence[str], known: Mapping[str, str]) -> dict[str, str
     found: dict[str, str] = {}
     for text in given:
         name, equals, description = text.partition("=")
-        one = resolve({name: description} if equals else name, known, f"--objective {text!r}:")
+        try:
+            one = resolve({name: description} if equals else name, known, "--objective")
+        except ValueError as error:
+            raise ValueError(str(error).replace("{name: description}", "NAME=TEXT")) from None
         if not found.keys().isdisjoint(one):
             raise ValueError(f"--objective {name!r} is given twice; names must differ")
         found |= one
