@@ -203,6 +203,8 @@ class Plan:
             return f"; a single model without a name is called {SINGLE}"
         if option == "--judge":
             return f"; a judge is a model: --model {name}=PATH"
+        if option in self.values:
+            return f"; it is given as --model {name}=PATH or --reward {name}=MODULE:FUNCTION"
         return f"; a fader is given as --fader {name}=NUMBER"
 
     def check(self, own: Mapping[str, float] | None = None) -> None:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..checks import did_you_mean
 from . import judges, options, searches
 from .corrections import Query, Writer
 
@@ -39,6 +40,14 @@ examples:
 RESULT = {"index", "prompt", "messages", "answer", "objectives", "text", "rounds", "unchanged"}
 RESULT |= {"edit_distance", "scores", "tokens", "finished", "failed", "run", "outputs", "value"}
 RESULT |= {"slot", "bracket"}
+OWN = ("answer", "objectives")  # what lines have beside the query
+# What to say of keys that other programs have.
+MEANT = {
+    **dict.fromkeys(
+        ("response", "completion", "output", "reply", "draft"), 'did you mean "answer"?'
+    ),
+    **dict.fromkeys(("aspects", "criteria", "principles"), 'did you mean "objectives"?'),
+}
 PATH = "PATH is the folder of a saved model, an id on the Hugging Face hub, or smollm2; GUIDE is "
 PATH += "the folder of a PEFT adapter for it"
 
@@ -177,7 +186,11 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         raise ValueError("--value is missing; with several rewards it must be a formula of them")
     asked = ["--accept", "--judge", *(["--value"] if searched else [])]
     used = set().union(*(plan.names.get(option, ()) for option in asked))
-    for option, given in (("--model", plan.specs), ("--reward", plan.rewards)):
+    for option, given in (
+        ("--model", plan.specs),
+        ("--reward", plan.rewards),
+        ("--fader", plan.faders),
+    ):
         for name in given:
             if name not in own and name not in used:
                 raise ValueError(
@@ -218,12 +231,16 @@ def _query(
     where = f"line {index}"
     if not isinstance(item, dict):
         raise ValueError(f"{where} is {item!r:.80}; it must be an object of a .jsonl file")
+    for key in item:
+        meant = did_you_mean(key, OWN, MEANT)
+        if meant and key not in (*OWN, "prompt", "messages", "id", "metadata", *arguments.keep):
+            raise ValueError(f"{where} has the unknown key {key!r}{meant}")
     answer = item.get("answer")
     if not isinstance(answer, str) and (answer is not None or arguments.policy is None):
         raise ValueError(
             f'{where} has the "answer" {answer!r:.80}; it must be a text, or --policy be given'
         )
-    rest = {k: x for k, x in item.items() if k not in ("answer", "objectives")}
+    rest = {k: x for k, x in item.items() if k not in OWN}
     line = prompts.line_of(rest, index, keep=arguments.keep, known=(), noun="line")
     objectives = asked
     if "objectives" in item:
