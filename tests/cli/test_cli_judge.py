@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import struct
 import sys
 from pathlib import Path
@@ -240,13 +241,31 @@ def test_another_run_is_refused(
     assert out.read_bytes() == before
 
 
-def test_a_file_that_lost_what_the_figures_are_made_of(model, run, capsys, tmp_path: Path) -> None:
+LOST: dict[str, Any] = {
+    "orders": [(), None, "x", [[1]], [[[0.1, 0.2]] * 2] * 2, [[["a", "b"]] * 2]],
+    "failed": [(), "its first answer is ''", 3],
+}
+
+
+@pytest.mark.parametrize(("key", "x"), [(key, x) for key, each in LOST.items() for x in each])
+def test_a_file_that_lost_what_the_figures_are_made_of(
+    model, run, capsys, tmp_path: Path, key: str, x: Any
+) -> None:
+    """It is refused before anything is judged or written."""
     out = tmp_path / "out.jsonl"
     data = write(tmp_path / "pair.jsonl", [{"prompt": "a", "first": "b", "second": "c"}])
     run("judge", data, f"--model={model}", f"--output={out}")
-    out.write_text(out.read_text().replace('"orders"', '"other"'))
+    record = json.loads(out.read_text())
+    if x == ():
+        del record[key]
+    else:
+        record[key] = x
+    write(out, [record])
+    data = write(tmp_path / "pair.jsonl", [{"prompt": "a", "first": "b", "second": "c"}] * 2)
+    before = out.read_bytes()
     assert cli.main(["judge", data, f"--model={model}", f"--output={out}", "--resume"]) == 2
     assert "line 1: is not a result that crossfade has written" in capsys.readouterr().err
+    assert out.read_bytes() == before
 
 
 def test_the_bar_shares_a_terminal_with_lines(model, tmp_path, monkeypatch) -> None:
@@ -261,7 +280,10 @@ def test_the_bar_shares_a_terminal_with_lines(model, tmp_path, monkeypatch) -> N
         patch.setattr(sys, "stderr", terminal)
         assert cli.main(["judge", data, f"--model={model}", "--batch-size=2"]) == 0
         terminal.flush()
-        shown = os.read(main, 1 << 16).decode()
+        written = b""
+        while select.select([main], [], [], 0)[0]:  # A read gives a part of it.
+            written += os.read(main, 1 << 16)
+        shown = written.decode()
     os.close(main)
     assert "4/4" in shown
     lines = [piece for line in shown.splitlines() for piece in line.split("\r")]

@@ -139,7 +139,7 @@ class Results:
                 if seen is not None:
                     try:
                         seen(record)
-                    except (KeyError, TypeError):
+                    except (KeyError, TypeError, ValueError):
                         raise _not_ours(where) from None
             whole, ended = whole + len(line), line.endswith(b"\n")
         self.file.seek(whole)

@@ -108,7 +108,7 @@ class Writer:
         from ..progress import progress_bar
 
         given = self.arguments
-        kept = results.begin([p.prompt for p in self.pairs], self.run, self.own, self._keep)
+        kept = results.begin([p.prompt for p in self.pairs], self.run, self.own, self._take)
         todo, tokens, start = len(self.pairs) - len(kept), 0, time.perf_counter()
         prints = given.output is None and not given.json
         with progress_bar(todo, "pair", prints=prints) as bar:
@@ -166,6 +166,21 @@ class Writer:
     def _keep(self, record: Mapping[str, Any]) -> None:
         """Keep of a line what the figures are made of."""
         self.found[record["index"]] = record["orders"], record["failed"]
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        """Keep a line that the file has.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none that is written here.
+        """
+        import torch
+
+        orders, why = record["orders"], record["failed"]
+        given = torch.tensor([] if orders is None else orders, dtype=torch.float64)
+        whole = given.shape == (len(self.judge.principles), 2, 2) and bool(given.isfinite().all())
+        if not (whole and why is None) and not (orders is None and isinstance(why, str)):
+            raise ValueError("orders and failed do not go together")
+        self._keep(record)
 
     def _figures(self, kept: int, tokens: int, seconds: float) -> dict[str, Any]:
         """The figures about all pairs, those that the file had before among them."""
