@@ -205,6 +205,12 @@ def test_answers_of_every_kind(answer: Any) -> None:
     assert out.bracket[0][0][0].prob == float(answer[0])
 
 
+@pytest.mark.parametrize(("answer", "prob"), [(1.0000001, 1.0), (-1e-7, 0.0)])
+def test_rounding_of_sums_is_no_mistake(answer: float, prob: float) -> None:
+    out = cf.generate(writer(), PROMPTS[:1], search=cf.Tournament(Saying([answer]), 2), **EVEN)
+    assert out.bracket[0][0][0].prob == prob
+
+
 # ---- settings
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ...blends.values import LogRatio
 
+ROUNDING = 1e-5  # how far a sum of probabilities in float32 may be beside the true one
+
 
 def numbers(name: str, answer: Any, count: int, what: str, of_each: str) -> list[float]:
     """What `name` returned, as so many numbers.
@@ -39,16 +41,17 @@ def probabilities(name: str, answer: Any, count: int, of_each: str) -> list[floa
     """The same for probabilities, which are within [0, 1] or NaN.
 
     Raises:
-        TypeError, ValueError: as `numbers`, and where one is outside of [0, 1].
+        TypeError, ValueError: as `numbers`, and where one is outside of [0, 1] by more than
+            rounding explains.
     """
     found = numbers(name, answer, count, "probabilities", of_each)
-    bad = next((p for p in found if p < 0 or p > 1), None)
+    bad = next((p for p in found if p < -ROUNDING or p > 1 + ROUNDING), None)
     if bad is not None:
         raise ValueError(
             f"{name} returned {bad} for a {of_each}; it must return probabilities, within [0, 1] "
             "or NaN"
         )
-    return found
+    return [p if p != p else min(max(p, 0.0), 1.0) for p in found]
 
 
 def log_ratios(
