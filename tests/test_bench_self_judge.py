@@ -108,24 +108,26 @@ def test_stages_make_the_table_and_go_on(
     policies = {row["policy"]: row for row in found["policies"]}
     assert list(policies) == ["base", "jsft", "sft", "dpo", "self"]
     assert [len(row["seeds"]) for row in policies.values()] == [1, 1, 2, 2, 2]
-    assert {row["n"] for row in found["rejection"]} == {1, 2, 4}
-    for row in found["rejection"]:
-        assert row["best"]["total"][0] >= max(row[x]["total"][0] for x in ("judge", "any"))
-    assert found["rejection"][0]["gain"] == [0, 0]
+    assert list(found["rejection"]) == list(found["matches"]) == ["jsft", "self-0"]
+    for rows in found["rejection"].values():
+        assert [row["n"] for row in rows] == [1, 2, 4]
+        for row in rows:
+            assert row["best"]["total"][0] >= max(row[x]["total"][0] for x in ("judge", "any"))
+        assert rows[0]["gain"] == [0, 0]
     assert report.render(found) in said
     by_stage = {row["stage"]: row["tokens"] for row in found["costs"]}
     assert list(by_stage) == list(self_judge.stages())
     assert by_stage["self-0"].keys() == {"trained", "sampled", "judged"}
     assert all(tokens for row in by_stage.values() for tokens in row.values())
 
-    brackets = (work / "tournament" / "brackets.jsonl").read_text()
-    (work / "tournament" / "brackets.jsonl").write_text(brackets.split("\n")[0] + "\n")
-    (work / "tournament" / "log.json").unlink()
+    brackets = (work / "tournament-self-0" / "brackets.jsonl").read_text()
+    (work / "tournament-self-0" / "brackets.jsonl").write_text(brackets.split("\n")[0] + "\n")
+    (work / "tournament-self-0" / "log.json").unlink()
     (work / "judge-jsft" / "log.json").unlink()
     (work / "judge-jsft" / "total.json").unlink()
     again: Any = self_judge.main(arguments)
     assert capsys.readouterr().out.count("there already") == len(by_stage) - 2
-    played = figures.read_jsonl(work / "tournament" / "brackets.jsonl")
+    played = figures.read_jsonl(work / "tournament-self-0" / "brackets.jsonl")
     winners = [json.loads(line)["winners"] for line in brackets.splitlines()]
     assert [bracket["winners"] for bracket in played] == winners
     for name in ("judges", "rejection", "policies"):
@@ -139,7 +141,7 @@ def test_stages_make_the_table_and_go_on(
 
 def test_winners_of_a_pool_are_those_of_its_beginnings(work: Path) -> None:
     """The winner of the first 2, 4, ... answers comes of the matches among these alone."""
-    for bracket in figures.read_jsonl(work / "tournament" / "brackets.jsonl"):
+    for bracket in figures.read_jsonl(work / "tournament-self-0" / "brackets.jsonl"):
         assert bracket["winners"][0] == 0
         for played, before, after in zip(
             bracket["rounds"], bracket["winners"], bracket["winners"][1:], strict=False

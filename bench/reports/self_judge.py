@@ -24,9 +24,8 @@ def render(report: dict[str, Any]) -> str:
         _judges(report),
         f"{prompts} pairs of the base's answers to held-out prompts, ties by the annotator left "
         'out; "wide" is the half of them whose rewards differ most. Order decides: the same label '
-        "is the likelier one in both orders. On different answers of the self-judged policy, of "
-        f"seed {s['seeds'][0]}, the trained judge agrees with the annotator in "
-        f"{_share(report['matches']['accuracy'])} of {report['matches']['matches']:,} matches.",
+        "is the likelier one in both orders. On different answers of one policy the trained judge "
+        f"agrees with the annotator in {_matches(report)}.",
         _policies(report),
         f"{prompts} held-out prompts, {s['held_out']} answers a seed, up to {s['new']} tokens at "
         f"temperature {s['temperature']}; total: the mean of the four, each over its deviation in "
@@ -35,9 +34,9 @@ def render(report: dict[str, Any]) -> str:
         "Over all prompts and seeds, prompt by prompt. A difference is resolved if its interval "
         "excludes 0 and all seeds agree in its sign.",
         _rejection(report),
-        f"Of the first N of one pool of {s['pool']} answers a prompt, which the self-judged policy "
-        f"of seed {s['seeds'][0]} wrote, one seed. Any: the mean of the N. Share: the judge's gain "
-        "over the best's.",
+        f"Of the first N of one pool of {s['pool']} answers a prompt, which JSFT or the "
+        f"self-judged policy of seed {s['seeds'][0]} wrote. Any: the mean of the N. Share: the "
+        "judge's gain over the best's.",
         _costs(report),
         "Tokens read by training, sampled, and read by the judge, in thousands. Processor seconds "
         "are those of one core; the machine did other work beside, which the seconds hold.",
@@ -104,22 +103,37 @@ def resolved(mean: Sequence[float], seeds: Sequence[float]) -> bool:
 
 def _rejection(report: Mapping[str, Any]) -> str:
     rewards, lines = _rewards(report), []
-    for r in report["rejection"]:
-        gain, possible = r["gain"][0], r["best"]["total"][0] - r["any"]["total"][0]
-        one = r["n"] == 1
-        lines.append(
-            [
-                str(r["n"]),
-                *(_mean(r["judge"][name]) for name in (*rewards, "total")),
-                _mean(r["any"]["total"]),
-                _mean(r["best"]["total"]),
-                "-" if one else _mean(r["gain"]),
-                "-" if one else f"{gain / possible:.0%}" if possible else "-",
-                "-" if one else "yes" if resolved(r["gain"], []) else "not resolved",
-            ]
-        )
-    head = ["N", *rewards, "total", "any: total", "best by gold: total"]
+    for policy, rows in report["rejection"].items():
+        for r in rows:
+            gain, possible = r["gain"][0], r["best"]["total"][0] - r["any"]["total"][0]
+            one = r["n"] == 1
+            lines.append(
+                [
+                    _pool(policy),
+                    str(r["n"]),
+                    *(_mean(r["judge"][name]) for name in (*rewards, "total")),
+                    _mean(r["any"]["total"]),
+                    _mean(r["best"]["total"]),
+                    "-" if one else _mean(r["gain"]),
+                    "-" if one else f"{gain / possible:.0%}" if possible else "-",
+                    "-" if one else "yes" if resolved(r["gain"], []) else "not resolved",
+                ]
+            )
+    head = ["pool", "N", *rewards, "total", "any: total", "best by gold: total"]
     return "\n".join(table([*head, "judge - any", "share", "resolved"], lines))
+
+
+def _matches(report: Mapping[str, Any]) -> str:
+    each = [
+        f"{_share(r['accuracy'])} of {r['matches']:,} matches ({_pool(policy)})"
+        for policy, r in report["matches"].items()
+    ]
+    return " and ".join(each)
+
+
+def _pool(policy: str) -> str:
+    """A policy's name without its seed."""
+    return NAMES[policy.split("-")[0]]
 
 
 def _costs(report: Mapping[str, Any]) -> str:

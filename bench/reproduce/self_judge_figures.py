@@ -128,8 +128,8 @@ def differences(work: Path, groups: Mapping[str, Sequence[str]]) -> list[Row]:
 
 
 def rejection(work: Path, policy: str) -> list[Row]:
-    """Of the first N answers of a policy's pool: the winner of the tournament, the best by the annotator,
-    and any, which is their mean."""
+    """Of the first N answers of a policy's pool: the winner of the tournament, the best by the
+    annotator, and any, which is their mean."""
     rows, played = _pool(work, policy)
     found = []
     for k in range(len(played[0]["winners"])):
