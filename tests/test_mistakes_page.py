@@ -23,6 +23,7 @@ QUOTES = dict(
 )
 PAIR = ["--model=base=smollm2", "--model=kind=smollm2@sentiment"]
 CHAT = [{"role": "user", "content": "hi"}]
+TEXTS = ["the plot", "the cast"]
 
 
 def said(mistake: Callable[[], Any]) -> str:
@@ -155,6 +156,7 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "`judge(chat, a, b)`": lambda: judge()(CHAT, ["the plot"], ["the cast"]),
     '`judge(prompts, answers, [""])`': lambda: judge()(["the film"], ["the plot"], [""]),
     "`cf.Tournament(model)`": lambda: cf.Tournament(make()),
+    "`judgments.accuracy([-1, 1])`": lambda: judge()(TEXTS, TEXTS, TEXTS).accuracy([-1, 1]),
     "`search=judge`": lambda: generate(search=judge())(),
     "`cf.MetaAligner(model)` without a tokenizer": lambda: cf.MetaAligner(make()),
     '`cf.correct(model, queries, answers, "brevity")`': lambda: correct(aligner=make()),
