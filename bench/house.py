@@ -48,7 +48,7 @@ decoding.simple
 decoding.engine
 decoding.mixer
 decoding.rows
-decoding.watch decoding.strays
+decoding.watch decoding.strays decoding.figures
 decoding.loop
 decoding.search
 decoding.driver

@@ -7,7 +7,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade.decoding import scoring
+from crossfade.decoding import figures, scoring
 from crossfade.decoding.engine.prefill import Prefill
 from tiny_models import SHAPES, VOCAB, make
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -165,7 +165,7 @@ def test_long_lists_are_scored_in_batches(numbers: int, monkeypatch: pytest.Monk
         for w, p, r in zip(weights, prompts, responses, strict=True)
     ]
     monkeypatch.setattr(scoring, "MAX_LOGITS", numbers)
-    monkeypatch.setitem(scoring.MAX_MIXED, "cpu", 3 * VOCAB)
+    monkeypatch.setitem(figures.MAX_MIXED, "cpu", 3 * VOCAB)
     held = []
     own = Prefill.batch_logits
 

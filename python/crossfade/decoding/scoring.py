@@ -6,14 +6,14 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .. import elsewhere
-from ..blends.blend import Blend, as_blend
+from ..blends.blend import as_blend
 from ..checks import explained
 from ..models.hf import is_multimodal
 from ..ops import check
@@ -25,11 +25,11 @@ from .engine.batching import Cost, batches, max_tokens
 from .engine.branches import Branches
 from .engine.modules import Unsupported
 from .engine.prefill import Prefill
-from .forms import Ids, tensor, token_ids
-from .inputs import left_pad, read_requests
-from .members import Members, references_of
+from .figures import Figures, Mixing
+from .forms import tensor, token_ids
+from .inputs import read_requests
+from .members import references_of
 from .memory import is_out_of_memory
-from .mixer import Mixer, Weights
 from .output import Scores
 from .settings import check_int
 from .simple.contexts import check_context
@@ -40,8 +40,6 @@ from .writing import Writing
 MAX_LOGITS = 1 << 27  # the most numbers of logits that are held at once, of all models together
 # The part of all tokens that must be saved for the engine to read what texts begin with alike once.
 WORTH_SHARING = 0.25
-# The most numbers of each model's logits that are blended at once.
-MAX_MIXED = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
 @explained(elsewhere.SCORE)
@@ -176,18 +174,6 @@ class Scorer:
         return scoring.scores()
 
 
-class Figures(NamedTuple):
-    """What is found of the n tokens of one response: the rows of `Scores`, without padding.
-
-    What was not asked for is ``[n, 0]``.
-    """
-
-    logprobs: Tensor
-    ranks: Tensor
-    term_logprobs: Tensor
-    kl: Tensor
-
-
 class Scoring:
     """Requests whose responses are scored. `score` describes the arguments and their errors.
 
@@ -228,7 +214,7 @@ class Scoring:
         for model, prompt in zip(self.models, read, strict=True):
             check_context(model, prompt.mask.sum(dim=1), self.responses)
         self.prompts = [*zip(*(p.unpadded() for p in read), strict=True)]
-        self.mixing = _Mixing(blend, self.members, len(requests), call.device, return_term_logprobs)
+        self.mixing = Mixing(blend, self.members, len(requests), call.device, return_term_logprobs)
 
         self.branches = Branches() if branches is None else branches
         self._stats: Stats | None = None
@@ -332,74 +318,6 @@ class _Reader:
         return self.prefill.batch_logits(
             [self.texts[i] for i in texts], [self.firsts[i] for i in texts]
         )
-
-
-class _Mixing:
-    """What a blend and its references make of the logits of all models.
-
-    Args:
-        requests: how many the call has.
-        terms: whether the log-probs under each term are wanted.
-    """
-
-    def __init__(
-        self, blend: Blend, members: Members, requests: int, device: torch.device, terms: bool
-    ) -> None:
-        self.vocabulary, self.device, self.terms = members.vocabulary, device, terms
-        self.places = [r.places for r in members.references]
-        self.blends = [
-            (x, x.row_weights(requests, device), x.row_value_weights(requests, device))
-            for x in (blend, *(r.blend for r in members.references))
-        ]
-
-    def figures(
-        self, requests: Sequence[int], logits: Sequence[Tensor], responses: Sequence[Ids]
-    ) -> Iterator[Figures]:
-        """The figures of each request's response."""
-        tokens = left_pad(responses).ids.to(self.device)
-        shape, flat = tokens.shape, [z.flatten(0, 1) for z in logits]
-        request_of = torch.tensor(requests, device=self.device).repeat_interleave(shape[1])
-        most = max(1, MAX_MIXED.get(self.device.type, MAX_MIXED["cuda"]) // self.vocabulary)
-        parts = []
-        for at in range(0, len(request_of), most):
-            some = slice(at, at + most)
-            here = [z[some].to(self.device) for z in flat]
-            parts.append(self._of_tokens(request_of[some], here, tokens.flatten()[some]))
-        whole = [torch.cat(x).unflatten(0, shape) for x in zip(*parts, strict=True)]
-        for i, response in enumerate(responses):
-            yield Figures(*(x[i, shape[1] - len(response) :] for x in whole))
-
-    def _of_tokens(
-        self, requests: Tensor, logits: Sequence[Tensor], tokens: Tensor
-    ) -> tuple[Tensor, ...]:
-        """What `figures` gives, of tokens ``[n]``, each with its request and logits before it."""
-        mixer, *references = (
-            Mixer(blend, _rows(w, requests), _rows(v, requests), self.vocabulary)
-            for blend, w, v in self.blends
-        )
-        mixer.references = list(zip(references, self.places, strict=True))
-        at = tokens[:, None]
-        all_log_p = mixer.log_probs(logits)
-        log_p = all_log_p.gather(1, at)
-        terms, kl = log_p[:, :0], log_p[:, :0]
-        if self.terms:
-            terms = torch.cat([p.gather(1, at) for p in mixer.term_log_probs(logits)], dim=1)
-        if references:
-            (kl,) = mixer.divergences(logits).unbind(1)
-        return log_p[:, 0], _ranks(all_log_p, at), terms, kl
-
-
-def _ranks(log_p: Tensor, tokens: Tensor) -> Tensor:
-    """How many tokens come before each of ``tokens [n, 1]`` in ``log_p [n, V]``; -1 at NaN."""
-    own = log_p.gather(1, tokens)
-    lower = torch.arange(log_p.shape[1], device=log_p.device) < tokens
-    before = (log_p > own) | ((log_p == own) & lower)
-    return before.sum(dim=1).masked_fill(own[:, 0].isnan(), -1)
-
-
-def _rows(weights: Weights, requests: Tensor) -> Weights:
-    """The weights of tokens, each of its request."""
-    return weights[requests] if isinstance(weights, Tensor) else weights
 
 
 def _responses(
