@@ -309,6 +309,31 @@ def test_pairs_of_responses_are_compared_by_their_rewards() -> None:
     assert [read(row) for row in again] == found
 
 
+numbers = st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0])
+
+
+@settings(max_examples=20)
+@given(
+    st.lists(st.fixed_dictionaries(dict.fromkeys(NAMES, numbers)), min_size=2, max_size=4),
+    st.fixed_dictionaries(dict.fromkeys(NAMES, numbers)),
+)
+def test_rewards_give_the_rows_of_the_preferences_that_they_say(
+    rewards: list[dict[str, float]], margins: dict[str, float]
+) -> None:
+    responses = [{"text": f"a {i}", "rewards": x} for i, x in enumerate(rewards)]
+    pairs = []
+    for one, other in itertools.combinations(responses, 2):
+        said = {}
+        for name, margin in margins.items():
+            a, b = one["rewards"][name], other["rewards"][name]
+            said[name] = "better" if a > b + margin else "worse" if b > a + margin else "equal"
+        pairs.append(
+            {"prompt": "q", "first": one["text"], "second": other["text"], "preferences": said}
+        )
+    found = rows([{"prompt": "q", "responses": responses}], margins=margins)
+    assert [read(row) for row in found] == [*literal(pairs)]
+
+
 def test_a_difference_of_the_margin_is_a_tie() -> None:
     two = [{"text": x, "rewards": {"kind": y, "brief": 0}} for x, y in (("a", 1), ("b", 3))]
 
