@@ -148,7 +148,7 @@ def measure(
     aligner: cf.MetaAligner, task: Task, runs: dict[str, Run], rounds: int, tolerance: float
 ) -> Iterator[dict[str, Any]]:
     """The row of each contender's figures, from rounds in which each has its turn."""
-    few = Task(*(x[:2] for x in task[:3]), task.new)
+    few = Task(task.queries[:2], task.answers[:2], task.objectives[:2], task.new)
     truth = runs[LOOP](few)
     for name, run in runs.items():
         equal(name, aligner, few, run(few), truth, tolerance)

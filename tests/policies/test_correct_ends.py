@@ -28,7 +28,7 @@ class Words:
         self.ends += 1
 
 
-def interrupt_at(call: int) -> Callable[[Any], list[float]]:
+def interrupt_at(call: int) -> Callable[[list[Any], list[str]], list[float]]:
     """A reward that prefers new texts, and at one of its calls is interrupted."""
     calls = iter(range(1, 99))
 
@@ -110,8 +110,9 @@ def test_an_interrupt_before_there_is_anything_is_raised(monkeypatch: pytest.Mon
 
 
 def test_an_interrupt_while_a_policy_writes_keeps_its_answers() -> None:
-    policy, asked = make(seed=3), {"max_new_tokens": [2, 9, 2, 9]}
-    whole = cf.generate(aligner_of(policy).blend, QUERIES, tokenizer=aligner_of().tokenizer,
+    policy = make(seed=3)
+    asked: dict[str, Any] = {"max_new_tokens": [2, 9, 2, 9]}
+    whole: Any = cf.generate(aligner_of(policy).blend, QUERIES, tokenizer=aligner_of().tokenizer,
                         do_sample=False, **asked)  # fmt: skip
     with pytest.warns(RuntimeWarning, match="interrupted when 2 of 4 rows had ended"):
         out = cf.correct(
