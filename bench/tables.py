@@ -20,6 +20,7 @@ sys.path.append(str(ROOT / "python"))  # where crossfade is not installed
 from reports import (  # noqa: E402
     before,
     bulk,
+    correct,
     coupling,
     decode,
     demo,
@@ -67,6 +68,7 @@ PAGES: dict[str, dict[str, Section]] = {
         "session": of(session.render, "session"),
         "search": of(search.render, "search"),
         "judge": of(judge.render, "judge"),
+        "correct": of(correct.render, "correct"),
         "lm-eval": of(lm_eval.render, "lm_eval"),
         "logp": of(logp.render, "logp"),
         "dpo": of(dpo.render, "dpo"),
