@@ -53,7 +53,7 @@ import torch
 from crossfade import training
 from crossfade.bench import hardware
 from crossfade.decoding.search.bracket import Bracket
-from crossfade.decoding.search.tournament import Referee
+from crossfade.decoding.search.tournament import judged
 from crossfade.extras import old_names
 from crossfade.policies.self_judge import JudgeTemplate, jsft_rows
 from datasets import Dataset
@@ -374,8 +374,7 @@ def tournament(work: Path, folder: Path, pool: str) -> dict[str, int]:
         n = len(some[0]["responses"])
         brackets = [Bracket(range(n)) for _ in some]
         winners = [[0] for _ in some]
-        fit = [bool(text.strip()) for text in texts]
-        referee = Referee(fit, partial(compared, judge, contexts, texts), texts)
+        referee = judged(judge, contexts, texts, [False] * len(texts))
         while not brackets[0].over:
             pairs = [(g * n + a, g * n + b) for g, br in enumerate(brackets) for a, b in br.pairs]
             probs = iter(referee.probs(pairs))
@@ -389,12 +388,6 @@ def tournament(work: Path, folder: Path, pool: str) -> dict[str, int]:
                 file.write(json.dumps({"winners": won, "rounds": matches, "tokens": tokens}) + "\n")
         print(f"{folder.name}: {start + len(some)} of {len(rows)} prompts", flush=True)
     return {"judged": sum(b["tokens"] for b in training.read_jsonl(path))}
-
-
-def compared(judge: Judge, contexts: Any, texts: Any, pairs: Any) -> list[float]:
-    """The probability that the first of each pair of places is preferred."""
-    asked = [[x[p[k]] for p in pairs] for x, k in ((contexts, 0), (texts, 0), (texts, 1))]
-    return judge.prefer(*asked).tolist()
 
 
 # ---- the stages
