@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 HELP = "Let an aligner correct answers toward objectives, as a JSON line for each."
 USAGE = "FILE --aligner PATH --objective NAME[=TEXT] [options]"
 EXAMPLES = """\
-A line of FILE has a "prompt" or the "messages" of a chat, and an "answer"; where
-it has none, --policy writes it. It may have "objectives" of its own, in place of
-those of the options: a list of names, or {"name": "description"}. "id" and
-"metadata" are copied to the result. Other keys are refused, unless --keep names
-them.
+A line of FILE has a "prompt" or the "messages" of a chat, and an "answer";
+where it has none, --policy writes it. It may have "objectives" of its own, in
+place of those of the options: a list of names, or {"name": "description"}. "id"
+and "metadata" are copied to the result. Other keys are refused, unless --keep
+names them.
 
 A result has the corrected "text", the texts of each of the "rounds", whether it
 came back "unchanged", and the "edit_distance" in words, from 0 to 1; with
 --accept the "scores" of the answer and of the text, and with --n the texts of
-the last round as "outputs". A line that cannot be corrected keeps its answer and
-says why under "failed".
+the last round as "outputs". A line that cannot be corrected keeps its answer
+and says why under "failed".
 
 examples:
   crossfade correct answers.jsonl --aligner smollm2 --objective brevity
