@@ -53,7 +53,11 @@ def of(render: Callable[..., str], *results: str) -> Section:
 
 GPU = "nvidia-h200"
 PAGES: dict[str, dict[str, Section]] = {
-    "README.md": {"speed": of(speed.render, "cpu", "decode", "search", "logp", "dpo", GPU)},
+    "README.md": {
+        "speed": of(
+            speed.render, "cpu", "decode", "search", "judge", "correct", "logp", "dpo", GPU
+        ),
+    },
     "bench/RESULTS.md": {
         "bench": of(ops.render, "cpu"),
         "gpu-bench": of(gpu.kernels, GPU),

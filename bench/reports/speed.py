@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from . import OURS, decode, search
+from . import OURS, correct, decode, judge, search
 from .markdown import machine, table, text
 
 Report = dict[str, Any]
@@ -23,17 +23,20 @@ STEPS = {  # set and contender of decode.py, and what is said of them
         "a token of a base and two LoRA guides",
         "PEFT's mixed batch",
     ),
-    ("LoRA guides", "three forwards"): (
-        "a token of a base and two LoRA guides",
-        "a forward for each, adapters switched",
-    ),
     ("separate models", "three forwards"): ("a token of three models", "a forward for each"),
 }
 HEADS = {"dpo": "DPO's loss, head trained", "frozen": "mean log-prob, head frozen"}
 
 
 def render(
-    cpu: Report, steps: Report, searches: Report, logp: Report, dpo: Report, gpu: Report
+    cpu: Report,
+    steps: Report,
+    searches: Report,
+    judgments: Report,
+    corrections: Report,
+    logp: Report,
+    dpo: Report,
+    gpu: Report,
 ) -> str:
     """The table. `gpu` is of a GPU and unproven since, as the note says."""
     claims = [
@@ -41,6 +44,8 @@ def render(
         *of_steps(steps),
         *of_queue(steps),
         *of_searches(searches),
+        *of_judgments(judgments),
+        *of_corrections(corrections),
         *of_log_probs(logp),
         *of_training(dpo),
         *of_kernels(gpu["bench"]["figures"], ["bfloat16"], UNPROVEN),
@@ -145,6 +150,34 @@ def of_searches(report: Report) -> Iterator[Claim]:
             times([search.ratio(report["rows"], r["shape"], search.OFFICIAL) for r in mine]),
             where(report["machine"]),
         ]
+
+
+def of_judgments(report: Report) -> Iterator[Claim]:
+    """The tournament, against the fastest of the others."""
+    s, rows = report["settings"], [r for r in report["rows"] if r["task"] == "a tournament"]
+    ours, *others = rows
+    peer = min(others, key=lambda r: r["seconds"])
+    yield [
+        f"a tournament of {s['answers']} answers of {s['answer']} tokens to a context of "
+        f"{s['context']}, judged in both orders, {s['model']}",
+        f"{ours['seconds']:.1f} s",
+        f"{peer['contender']}: {peer['seconds']:.1f} s",
+        times([judge.ratio(rows, ours["task"], peer["contender"])]),
+        where(report["machine"]),
+    ]
+
+
+def of_corrections(report: Report) -> Iterator[Claim]:
+    s, rows = report["settings"], report["rows"]
+    ours, *others = rows
+    yield [
+        f"{ours['corrections']} corrections of {s['new_tokens']} tokens, toward objectives of "
+        f"their own, {s['model']}",
+        f"{ours['seconds']:.1f} s",
+        "; ".join(f"{peer['contender']}: {peer['seconds']:.1f} s" for peer in others),
+        "; ".join(times([correct.ratio(rows, peer["contender"])]) for peer in others),
+        where(report["machine"]),
+    ]
 
 
 def of_log_probs(report: Report) -> Iterator[Claim]:
