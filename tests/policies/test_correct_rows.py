@@ -218,6 +218,12 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"answers": 3}, TypeError, "answers_or_policy is a int; it must be a list of texts"),
     ({"queries": []}, ValueError, "queries is empty"),
     ({"queries": 3}, TypeError, "queries is a int; it must be a list of texts or chats"),
+    ({"queries": {"role": "user", "content": "a"}}, TypeError, r"is a dict; .*: \[message\]"),
+    (
+        {"queries": [None, "a", "b", "c"]},
+        TypeError,
+        r"query is None; it must be a text or a c",
+    ),
     ({"queries": [[1, 2], "a", "b", "c"]}, TypeError, r"queries\[0\]: query is token ids"),
     ({"rounds": 0}, ValueError, "rounds is 0; it must be at least 1"),
     ({"rounds": None}, TypeError, "rounds is None; it must be an int"),

@@ -17,8 +17,8 @@ Ids = Sequence[int]
 Request = str | list[Any]  # a text, a chat (a list of messages) or a list of token ids
 
 
-def request(name: str, item: Any) -> Request:
-    """One request, checked; `name` is what errors call it.
+def request(name: str, item: Any, *, words: bool = False) -> Request:
+    """One request, checked; `name` is what errors call it. With `words` it may not be token ids.
 
     Raises:
         TypeError, ValueError: it has another form. NotImplementedError: a chat shows a picture.
@@ -28,6 +28,8 @@ def request(name: str, item: Any) -> Request:
     if is_chat(item):
         return _chat(name, item)
     ids = token_ids(name, item)
+    if ids is not None and words:
+        raise TypeError(f"{name} is token ids; it must be a text or a chat")
     if ids is not None:
         return ids
     empty = isinstance(item, (Sequence, Tensor)) and not _length(item)
@@ -36,10 +38,9 @@ def request(name: str, item: Any) -> Request:
     says = "; texts stand in one list, ['...', '...']" if nested and not empty else ""
     if nested and len(item) == 2 and item[0].lower() in ("system", "user", "assistant", "human"):
         says = "; a message is {'role': ..., 'content': ...}"
-    raise TypeError(
-        f"{name} is {what}; it must be a text, a chat (a list of messages with 'role' and "
-        f"'content') or a list of token ids{says}"
-    )
+    chat = "a chat (a list of messages with 'role' and 'content')"
+    forms = f"a text or {chat}" if words else f"a text, {chat} or a list of token ids"
+    raise TypeError(f"{name} is {what}; it must be {forms}{says}")
 
 
 def token_ids(name: str, x: Any) -> list[int] | None:

@@ -24,11 +24,9 @@ def turns(name: str, context: Any) -> list[tuple[str, str]]:
     Raises:
         TypeError, ValueError: it is neither; names it.
     """
-    asked = request(name, context)
+    asked = request(name, context, words=True)
     if isinstance(asked, str):
         return [("User", asked)]
-    if not isinstance(asked[0], Mapping):
-        raise TypeError(f"{name} is token ids; it must be a text or a chat")
     return [(m["role"].capitalize(), _said(m)) for m in asked]
 
 

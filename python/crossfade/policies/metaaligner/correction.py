@@ -132,8 +132,10 @@ def _queries(queries: Any) -> list[Any]:
     if isinstance(queries, str) or is_chat(queries):
         return [queries]
     if not isinstance(queries, Sequence) or isinstance(queries, (bytes, bytearray)):
+        alone = isinstance(queries, Mapping) and "role" in queries
         raise TypeError(
             f"queries is a {type(queries).__name__}; it must be a list of texts or chats, or one"
+            + ("; a message alone is no chat; pass a list: [message]" if alone else "")
         )
     if not queries:
         raise ValueError("queries is empty; it must have at least one")
