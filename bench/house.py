@@ -40,9 +40,9 @@ loading
 decoding.forms decoding.memory decoding.streaming decoding.stats
 decoding.chats
 decoding.output decoding.inputs
-decoding.writing decoding.ends decoding.members
+decoding.writing decoding.ends decoding.members decoding.runner
 decoding.job
-decoding.settings decoding.runner
+decoding.settings
 decoding.each
 decoding.simple
 decoding.engine

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from .. import elsewhere
 from ..checks import check_number, explained
-from ..models.adapters import check_adapter
+from ..models.adapters import check_adapter, check_mix
 from ..models.hf import check_language_model, check_tokenizer, is_scalar
 from ..ops.check import MAX_TERMS
 from ..ops.types import Support
 from .algebra import Algebra, instead_of_blend
+from .mixes import Mix
 from .printing import blend_text, term_text
 from .saving import check_saved, loaded_support, loaded_weight, plain_blend
 from .terms import Costs, check_name, costs, default_names, distinct_names
@@ -40,8 +41,11 @@ class Model(Algebra):
         tokenizer: its tokenizer. Without one, its token ids are taken to mean what those of the
             other terms mean.
         adapter: a PEFT adapter's name, ``"active"`` for what the model would do by itself, or None
-            for the plain base. The model is asked for it again at each call, as adapters come and
-            go. Terms over one model share its weights.
+            for the plain base. Or a mix in weight space, ``{"a": 0.7, "b": 0.3}``: every layer has
+            the sum of the adapters' deltas with these weights, which are any finite numbers, or
+            tensors ``[requests]``, so that each request has a model of its own, all of them rows
+            of one forward. The model is asked for its adapters again at each call, as they come
+            and go. Terms over one model share its weights.
         system: a system prompt, joined to every request through the chat template.
         prompt: replaces the request's prompt for this term: one, a list of one a request, or a
             function of the request.
@@ -53,12 +57,13 @@ class Model(Algebra):
         ValueError: `adapter` is not an adapter of the model, or is None where the plain base is not
             there any more; `name` is not an identifier.
         NotImplementedError: the model is an encoder-decoder, or has an adapter of a kind that does
-            more than to change layers token by token (learned prompts, activated LoRA, X-LoRA).
+            more than to change layers token by token (learned prompts, activated LoRA, X-LoRA), or
+            a mix has one that is no plain LoRA (DoRA, modules that are trained whole).
     """
 
     model: Any
     tokenizer: Any = field(default=None, hash=False, kw_only=True)
-    adapter: str | None = field(default="active", kw_only=True)
+    adapter: str | Mapping[str, Weight] | Mix | None = field(default="active", kw_only=True)
     system: str | None = field(default=None, kw_only=True)
     prompt: str | Sequence[Any] | Callable[[Any], Any] | None = field(
         default=None, hash=False, kw_only=True
@@ -68,7 +73,12 @@ class Model(Algebra):
     def __post_init__(self) -> None:
         check_language_model(self.model, head=True)
         check_tokenizer(self.tokenizer)
-        check_adapter(self.model, self.adapter)
+        if isinstance(self.adapter, Mapping):
+            object.__setattr__(self, "adapter", Mix.of(self.adapter))
+        if isinstance(self.adapter, Mix):
+            check_mix(self.model, self.adapter.names)
+        else:
+            check_adapter(self.model, self.adapter)
         check_name(self.name)
         if self.system is not None and not isinstance(self.system, str):
             raise TypeError(f"system is a {type(self.system).__name__}; it must be a str or None")
@@ -272,6 +282,8 @@ class Blend(Algebra):
         for saved in d["terms"]:
             term = as_term(saved["name"], models[saved["name"]], Model)
             settings = {key: saved[key] for key in ("name", "adapter", "system", "prompt")}
+            if isinstance(settings["adapter"], dict):
+                settings["adapter"] = Mix.of(settings["adapter"])
             loaded = replace(term, **settings)
             if term not in (loaded, Model(term.model, tokenizer=term.tokenizer)):
                 raise ValueError(f"{saved['name']} is {term}; the settings in d say {loaded}")

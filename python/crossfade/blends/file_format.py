@@ -74,7 +74,10 @@ def check(whole: Any, where: str) -> dict[str, Any]:
             if part == "terms":
                 entry = known[member["model"]]
                 names = [None, "active", *entry["adapters"]]
-                if entry["source"] is not None:
+                if entry["source"] is not None and isinstance(member["adapter"], dict):
+                    for adapter in member["adapter"]:
+                        _one_of(f"{at}['adapter']", adapter, names[2:])
+                elif entry["source"] is not None:
                     _one_of(f"{at}['adapter']", member["adapter"], names)
             elif member["head"] is not None:
                 _check_source(f"{at}['head']", member["head"])

@@ -64,7 +64,9 @@ class _Writer:
                 )
             entry["adapter"] = active[0] if active else None
         if entry["adapter"] not in (None, "active"):
-            self._adapter(key, model, entry["adapter"])
+            mixed = isinstance(entry["adapter"], dict)
+            for adapter in entry["adapter"] if mixed else [entry["adapter"]]:
+                self._adapter(key, model, adapter)
         return key
 
     def _value(self, member: Member, entry: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..checks import check_number, did_you_mean
 from ..ops.types import Support
+from .mixes import Mix
 from .weights import Weight
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def plain_blend(blend: Blend) -> dict[str, Any]:
         {
             "name": name,
             "weight": plain_weight(w),
-            "adapter": term.adapter,
+            "adapter": term.adapter.plain() if isinstance(term.adapter, Mix) else term.adapter,
             "system": term.system,
             "prompt": plain_prompt(name, term.prompt),
         }
@@ -92,6 +93,9 @@ def check_saved(d: Any, root: str = "d", saved: str = SAVED) -> None:
             _check_weight(f"{where}['weight']", member["weight"])
             for setting in ("adapter", "system"):
                 x = member.get(setting)
+                if setting == "adapter" and isinstance(x, dict):
+                    _check_mix(f"{where}['adapter']", x)
+                    continue
                 if x is not None and not isinstance(x, str):
                     raise ValueError(f"{where}[{setting!r}] is {shown(x)}; it must be text or None")
             _check_prompt(f"{where}['prompt']", member.get("prompt"))
@@ -136,6 +140,15 @@ def _check_weight(where: str, w: Any) -> None:
         _check_number(f"{where}[{i}]", x)
     if not loaded_weight([float(x) for x in w]).isfinite().all():  # type: ignore[union-attr]
         raise ValueError(f"{where} has {max(w, key=abs)}; it must be finite as a float32")
+
+
+def _check_mix(where: str, mix: dict[str, Any]) -> None:
+    for name, w in mix.items():
+        _check_weight(f"{where}[{name!r}]", w)
+    try:
+        Mix.of(mix, where)
+    except TypeError as e:
+        raise ValueError(str(e)) from None
 
 
 def _check_number(where: str, x: Any) -> None:

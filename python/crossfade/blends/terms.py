@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..models.hf import underlying
+from .mixes import Mix
 from .printing import short
 
 CHECKPOINT = re.compile(r"(checkpoint|step|epoch|global_step)[-_]?\d+")
@@ -25,13 +26,15 @@ def check_name(name: Any) -> None:
         raise ValueError(f"name is {name!r}; it must be an identifier, as formulas need it")
 
 
-def default_name(model: Any, adapter: str | None, otherwise: str) -> str:
-    """A term's name if none is given: its adapter's, or what its model was loaded from.
+def default_name(model: Any, adapter: str | Mix | None, otherwise: str) -> str:
+    """A term's name if none is given: its adapters', or what its model was loaded from.
 
     What an identifier cannot have becomes an underscore. `otherwise` is the name where nothing is
     left.
     """
     path = str(getattr(model.config, "name_or_path", "") or "")
+    if isinstance(adapter, Mix):
+        adapter = "_".join(adapter.names)
     source = adapter if adapter not in (None, "active") else source_name(path)
     name = re.sub(r"\W+", "_", str(source)).strip("_")
     if name[:1].isdigit():

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from ..blends.blend import Blend, Model, as_blend
+from ..blends.mixes import Mix
 from ..blends.vocabulary import check_vocabularies
 from ..search import Recipe, Search, check_search
 from . import settings
@@ -78,6 +79,20 @@ class Call:
             read = list(zip(self.members.names, tokenizers, items, strict=True))
             check_read(requests.chat, read, list(map(requests.number, range(len(requests)))))
         return found
+
+    def mixes(self, requests: Requests) -> list[Tensor | None]:
+        """Of each model, the weights ``[all requests, adapters]`` of its mix of adapters.
+
+        None for models without one.
+
+        Raises:
+            ValueError: a mix is of another number of requests.
+        """
+        total = requests.total or len(requests)
+        return [
+            model.adapter.rows(total, model.name) if isinstance(model.adapter, Mix) else None
+            for model in self.models
+        ]
 
     def writing(self, prompts: Sequence[Prompts]) -> Writing | None:
         """What turns responses to the first term's prompts into texts; None without a tokenizer."""
@@ -170,6 +185,7 @@ class Call:
             processors=rest_of if rest else None,
             criteria=[*map(Criteria, ends.others), *own_criteria],
             numbers=requests.numbers,
+            mixes=[None if x is None else requests.part_of(x) for x in self.mixes(requests)],
             term_logprobs=term_logprobs or (search is not None and search.needs_term_logprobs),
             references=self.members.references,
             search=search,

@@ -15,6 +15,7 @@ from transformers.generation.stopping_criteria import StopStringCriteria
 from .forms import Ids
 from .inputs import Prompts
 from .members import Reference
+from .runner import Shares
 
 if TYPE_CHECKING:
     from .search.job import SearchJob
@@ -50,6 +51,8 @@ class Job:
         search: how rows are chosen by a value; None if they are not.
         numbers: the place of each request in the caller's list. None: the requests are the whole
             list.
+        mixes: of each model, the weights ``[requests, adapters]`` of its mix of adapters; None for
+            models without one. Empty: no model has one.
     """
 
     prompts: Sequence[Prompts]
@@ -66,6 +69,7 @@ class Job:
     references: Sequence[Reference] = ()
     search: SearchJob | None = None
     numbers: Sequence[int] | None = None
+    mixes: Sequence[Tensor | None] = ()
 
     @property
     def requests(self) -> int:
@@ -84,6 +88,15 @@ class Job:
     def prompt_ids(self) -> list[tuple[Ids, ...]]:
         """Of each request, the ids that each model reads, without padding."""
         return list(zip(*(p.unpadded() for p in self.prompts), strict=True))
+
+    @cached_property
+    def request_mixes(self) -> list[tuple[Shares, ...]]:
+        """Of each request, the weights of every model's mix of adapters."""
+        each = [
+            [None] * self.requests if x is None else list(map(tuple, x.tolist()))
+            for x in self.mixes or [None] * len(self.prompts)
+        ]
+        return list(zip(*each, strict=True))
 
     @cached_property
     def limits(self) -> list[int]:
@@ -150,6 +163,11 @@ class Row:
         """The ids that each model reads before the row writes. The rows of a request share them,
         as one object."""
         return self.job.prompt_ids[self.request]
+
+    @property
+    def mixes(self) -> tuple[Shares, ...]:
+        """The weights of every model's mix of adapters, as `Runner.join` takes them."""
+        return self.job.request_mixes[self.request]
 
     def value(self, name: str) -> Any:
         """What the job's table has of this row."""

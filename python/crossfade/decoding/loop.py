@@ -196,7 +196,12 @@ class Loop:
         self.reading |= {slot: row.prompt_ids for slot, row in seated.items()}
         self.seated.update(seated)  # after the rest, which an interrupt would find undone
         self.begun += len(seated)
-        self.runner.join([*seated], [r.prompt_ids for r in rows], [r.limit for r in rows])
+        self.runner.join(
+            [*seated],
+            [r.prompt_ids for r in rows],
+            [r.limit for r in rows],
+            [r.mixes for r in rows],
+        )
 
     def _read(self) -> None:
         """Read a piece of the prompts of new rows, and let those begin that are read to the end.

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .simple.term_model import TermModel
 
 PromptIds: TypeAlias = Sequence[Ids]  # of a row: the ids that each model reads before it writes
+# Of a row of one model: the weights of its mix of adapters; None: the model's own, if it has any.
+Shares: TypeAlias = tuple[float, ...] | None
 
 
 class Runner(Protocol):
@@ -32,7 +34,11 @@ class Runner(Protocol):
         """What is not done as the engine's options say, and why."""
 
     def join(
-        self, slots: Sequence[int], prompts: Sequence[PromptIds], limits: Sequence[int]
+        self,
+        slots: Sequence[int],
+        prompts: Sequence[PromptIds],
+        limits: Sequence[int],
+        mixes: Sequence[Sequence[Shares]] | None = None,
     ) -> None:
         """Let rows take slots. `read` reads their prompts.
 
@@ -40,6 +46,8 @@ class Runner(Protocol):
             prompts: of each row, the ids that each model reads. Rows that have one and the same
                 object read it together, once.
             limits: the most that each row writes.
+            mixes: of each row and model, the weights of the mix of adapters that the row has, the
+                same for rows that share their prompt. None: those of the models themselves.
         """
 
     def read(self, *, each: bool = False) -> list[int]:

@@ -214,6 +214,7 @@ class Scoring:
         for model, prompt in zip(self.models, read, strict=True):
             check_context(model, prompt.mask.sum(dim=1), self.responses)
         self.prompts = [*zip(*(p.unpadded() for p in read), strict=True)]
+        self.mixes = call.mixes(requests)
         self.mixing = Mixing(blend, self.members, len(requests), call.device, return_term_logprobs)
 
         self.branches = Branches() if branches is None else branches
@@ -265,7 +266,10 @@ class Scoring:
         each token of their responses, padded on the left."""
         unread = dict.fromkeys(range(len(self.responses)))
         asked = Asked(self.prompts, self.responses)
-        if self.branches.kept or asked.saved >= WORTH_SHARING:
+        worth = self.branches.kept or asked.saved >= WORTH_SHARING
+        if worth and any(x is not None and bool((x != x[:1]).any()) for x in self.mixes):
+            self._notes.append("nothing is shared: requests have mixes of adapters of their own")
+        elif worth:
             try:
                 for requests, logits in self.branches.read(
                     self.models, asked, MAX_LOGITS, self.max_batch
@@ -288,7 +292,10 @@ class Scoring:
         readers = []
         for k, model in enumerate(self.models):
             texts = [[*self.prompts[i][k], *self.responses[i]] for i in requests]
-            readers.append(_Reader(model, texts, [len(self.prompts[i][k]) for i in requests]))
+            firsts = [len(self.prompts[i][k]) for i in requests]
+            mixes = self.mixes[k]
+            of_texts = None if mixes is None else mixes[[*requests]]
+            readers.append(_Reader(model, texts, firsts, of_texts))
         for now in batches(
             *(Cost([*map(len, r.texts)], max_tokens(r.prefill.model.device)) for r in readers),
             Cost([*map(sum, zip(*(r.numbers for r in readers), strict=True))], MAX_LOGITS),
@@ -303,10 +310,17 @@ class _Reader:
 
     Args:
         firsts: where the response begins in each text.
+        mixes: of each text, as in `TermModel.seat`.
     """
 
-    def __init__(self, model: TermModel, texts: list[list[int]], firsts: list[int]) -> None:
-        self.prefill = Prefill(model)
+    def __init__(
+        self,
+        model: TermModel,
+        texts: list[list[int]],
+        firsts: list[int],
+        mixes: Tensor | None = None,
+    ) -> None:
+        self.prefill, self.mixes = Prefill(model), mixes
         self.texts, self.firsts = texts, firsts
         self.numbers = [
             self.prefill.numbers(len(text), len(text) - first)
@@ -316,7 +330,9 @@ class _Reader:
     def logits(self, texts: Sequence[int]) -> Tensor:
         """``[texts, tokens, V]`` before each token of the responses, padded on the left."""
         return self.prefill.batch_logits(
-            [self.texts[i] for i in texts], [self.firsts[i] for i in texts]
+            [self.texts[i] for i in texts],
+            [self.firsts[i] for i in texts],
+            mixes=None if self.mixes is None else self.mixes[[*texts]],
         )
 
 

@@ -5,6 +5,7 @@ Adapters are added, merged and deleted while a program runs, so every call asks 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -73,7 +74,7 @@ def check_adapter(model: Any, adapter: Any, term: str | None = None) -> None:
                 f"model has the adapter {name!r} of PEFT's type {kind}, which is not supported yet"
             )
     if adapter is None:
-        _check_base(configs, adapter_layers(model), whose)
+        _check_base(configs, adapter_layers(model), f"{whose} is None")
         return
     late = {n for n, c in configs.items() if getattr(c, "alora_invocation_tokens", None)}
     if adapter == "active":
@@ -101,6 +102,45 @@ def check_adapter(model: Any, adapter: Any, term: str | None = None) -> None:
         )
 
 
+def check_mix(model: Any, names: Sequence[str], term: str | None = None) -> None:
+    """Raise an error unless the model has these adapters, and a term can have a mix of them.
+
+    In every layer the delta of a mix must be the weighted sum of the deltas of its adapters. So it
+    is for plain LoRA, of any rank, alpha or way of scaling (rsLoRA), on linear and embedding
+    layers.
+
+    Args:
+        term: as in `check_adapter`.
+
+    Raises:
+        ValueError: as `check_adapter`, or an adapter has changed the base itself.
+        NotImplementedError: an adapter is of another kind; names it.
+    """
+    from peft.tuners.lora.layer import Embedding, Linear
+
+    layers = adapter_layers(model)
+    whose = "adapter" if term is None else f"adapter of {term}"
+    for name in names:
+        check_adapter(model, name, term)
+        for layer in layers:
+            if not has_adapter(layer, name):
+                continue
+            if hasattr(layer, "_adapters"):
+                why = "which trains whole modules (modules_to_save or trainable tokens)"
+            elif type(layer) not in (Linear, Embedding):
+                kind = type(layer)
+                why = f"which has a layer of the type {kind.__module__}.{kind.__name__}"
+            elif name in layer.lora_variant:
+                why = "a variant of LoRA (DoRA or its like), whose weights are no sum of deltas"
+            else:
+                continue
+            raise NotImplementedError(
+                f"{whose} mixes {name!r}, {why}; a mix must be of plain LoRA on linear and "
+                "embedding layers"
+            )
+    _check_base(adapter_configs(model), layers, f"{whose} is a mix")
+
+
 def active_adapters(model: nn.Module) -> set[str]:
     """The adapters that the model applies by itself."""
     layers = [x for x in adapter_layers(model) if not x._disable_adapters]
@@ -111,11 +151,15 @@ def _choices(names: Any) -> str:
     return f"one of {sorted(names)}, 'active' or None" if names else "'active' or None"
 
 
-def _check_base(configs: dict[str, Any], layers: list[Any], whose: str) -> None:
-    """Refuse the plain base of a model whose own weights an adapter has changed for good."""
+def _check_base(configs: dict[str, Any], layers: list[Any], what: str) -> None:
+    """Refuse the plain base of a model whose own weights an adapter has changed for good.
+
+    Args:
+        what: the beginning of errors: what needs the plain base.
+    """
     if configs and not layers:
         raise ValueError(
-            f"{whose} is None, but the model has no layer with an adapter any more; were they "
+            f"{what}, but the model has no layer with an adapter any more; were they "
             "merged and unloaded? Then only 'active', the model as it is, is left"
         )
     for name, config in configs.items():
@@ -130,4 +174,4 @@ def _check_base(configs: dict[str, Any], layers: list[Any], whose: str) -> None:
             why = "has layer_replication and changed the base's own layers"
         else:
             continue
-        raise ValueError(f"{whose} is None, but adapter {name!r} {why}; load the base by itself")
+        raise ValueError(f"{what}, but adapter {name!r} {why}; load the base by itself")

@@ -20,10 +20,12 @@ from transformers import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ...blends.mixes import Mix
 from ...models.after_head import AfterHead, after_head
 from ...models.hf import text_config
 from ..inputs import left_pad
 from ..memory import is_out_of_memory
+from ..runner import Shares
 from ..simple.replica import Replica
 from ..simple.runner import CachedTerm
 from ..simple.structure import remembered, why_as_it_is
@@ -63,7 +65,9 @@ def check(models: Sequence[TermModel], tokens: int, deltas: Deltas | None, kerne
     bare = models[0].bare
     if why := why_as_it_is(bare):
         raise Unsupported(f"{models[0].name} is run as it is: {why}")
-    how = tuple(m.adapter for m in models), deltas is None, kernels
+    # What holds for one mix of adapters holds for all others of them.
+    adapters = (m.adapter.names if isinstance(m.adapter, Mix) else m.adapter for m in models)
+    how = tuple(adapters), deltas is None, kernels
     found: Finding = remembered(
         bare, models[0].structure, how, lambda: _compare(models, deltas, kernels)
     )
@@ -116,8 +120,11 @@ def _run_both(
             )
             for model in models:  # Copied before anything runs: hooks may switch adapters.
                 _ = model.runs
-            found = _engine(group, rows)
-            own = torch.stack([_own(m, group, rows) for m in models], 1)
+            mixes = [_mixes(m, len(rows)) for m in models]
+            found = _engine(group, rows, mixes)
+            own = torch.stack(
+                [_own(m, group, rows, x) for m, x in zip(models, mixes, strict=True)], 1
+            )
         except Unsupported as reason:
             return Finding(str(reason)), True
         except Exception as error:
@@ -170,11 +177,24 @@ def _tokens(model: TermModel) -> list[list[int]]:
     return rows
 
 
-def _engine(group: Group, rows: Sequence[Sequence[int]]) -> Tensor:
+def _mixes(model: TermModel, rows: int) -> list[Shares]:
+    """Weights of the model's mix of adapters for each row, all of them different."""
+    if not isinstance(model.adapter, Mix):
+        return [None] * rows
+    count = len(model.adapter.names)
+    return [
+        tuple(1 - (i * rows + row) / (2 * count * rows) for i in range(count))
+        for row in range(rows)
+    ]
+
+
+def _engine(
+    group: Group, rows: Sequence[Sequence[int]], mixes: Sequence[Sequence[Shares]]
+) -> Tensor:
     """Logits ``[2, terms, rows, V]`` after each prompt, and after the token that follows."""
     count = len(group.terms)
     each, prompts = range(count * len(rows)), [row[:-1] for row in rows] * count
-    group.join(each, prompts)
+    group.join(each, prompts, [mix for of_term in mixes for mix in of_term])
     while group.unread:
         group.read()
     group.begin(each, prompts)
@@ -187,14 +207,20 @@ def _engine(group: Group, rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.stack(found).unflatten(1, (count, len(rows)))
 
 
-def _own(model: TermModel, group: Group, rows: Sequence[Sequence[int]]) -> Tensor:
+def _own(
+    model: TermModel,
+    group: Group,
+    rows: Sequence[Sequence[int]],
+    mixes: Sequence[Shares],
+) -> Tensor:
     """What `_engine` gives of one term, by Hugging Face's own modules: logits ``[2, rows, V]``."""
     if isinstance(group.head, ScoreHead):
         return torch.stack(
             [torch.stack([_scores(model, row[:end]) for row in rows]) for end in (-1, None)]
         )
     term = CachedTerm(model)
-    first = term.prefill(left_pad([row[:-1] for row in rows], 0), limit=1)
+    weights = None if mixes[0] is None else torch.tensor(mixes)
+    first = term.prefill(left_pad([row[:-1] for row in rows], 0), limit=1, mixes=weights)
     tokens = torch.tensor([row[-1] for row in rows], device=model.device)
     return torch.stack([first, term.step(tokens)])
 
@@ -203,6 +229,7 @@ def _scores(model: TermModel, ids: Sequence[int]) -> Tensor:
     """``[labels]`` of a classifier for a text."""
     read = torch.tensor([ids], device=model.device)
     mask = torch.ones_like(read)
+    model.seat(None, 1)
     z = model.runs(input_ids=read, attention_mask=mask, return_dict=True).logits[0]
     return z[-1] if z.dim() == 2 else z
 

@@ -1,4 +1,7 @@
-"""Several adapters of one PEFT model in one forward: each row has the adapters of its own term."""
+"""Several adapters of one PEFT model in one forward: each row has those of its own term.
+
+A row of a term that is a mix has its own part of each.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import ops
+from ...blends.mixes import Mix
 from .modules import Forward, Unsupported, is_plain
 
 
@@ -17,14 +21,16 @@ class Deltas:
 
     A layer computes ``y = x Wᵀ + ((x Aᵀ) * scale) Bᵀ``, where A and B hold all adapters' ranks, one
     below the other. A row's `scale` is its adapters' scaling in the columns of their ranks, and 0
-    in those of other adapters.
+    in those of other adapters. In rows of a mix, the scaling of each adapter is multiplied by the
+    row's share of it.
 
     Attributes:
         replacements: what runs in the place of the forward of each layer that has adapters.
+        mixed: the names of the adapters that terms mix.
 
     Args:
-        members: the adapter of each term: its name, "active" for those that the model itself has
-            switched on, or None for no adapter.
+        members: the adapter of each term: its name, a mix, "active" for those that the model itself
+            has switched on, or None for no adapter.
         backend: of `ops.linear`.
 
     Raises:
@@ -32,20 +38,50 @@ class Deltas:
     """
 
     def __init__(
-        self, model: nn.Module, members: Sequence[str | None], backend: str | None = None
+        self, model: nn.Module, members: Sequence[str | Mix | None], backend: str | None = None
     ) -> None:
         self.members, self.backend = members, backend
+        mixed = {name for m in members if isinstance(m, Mix) for name in m.names}
+        self.mixed = tuple(sorted(mixed))
         # Layers whose adapters have equal scalings share a table [members, ranks] of them. From it
         # come the scales [B, ranks] of the rows of a forward.
+        # Where terms mix adapters, each rank's column has the place of its adapter's share in those
+        # of a row.
         self.tables: dict[Any, Tensor] = {}
+        self.places: dict[Any, Tensor] = {}
         self.scales: dict[Any, Tensor] = {}
         self.replacements: dict[nn.Module, Forward] = {
             m: self._replacement(m) for m in model.modules() if hasattr(m, "_active_adapter")
         }
 
-    def seat(self, member: Tensor) -> None:
-        """Set the `member` of each row ``[B]`` of the next forward: the number of its term."""
-        self.scales.update((key, table[member]) for key, table in self.tables.items())
+    def shares(self, member: int, weights: Sequence[float] | None) -> list[float]:
+        """The shares that a row of a term has of the adapters in `mixed`, and then 1.
+
+        That last one is for adapters that no term mixes. So a row of a term that mixes none has
+        shares of 1 alone.
+
+        Args:
+            weights: of the adapters of the term's mix. None: the term's own, which are NaN where
+                each request has its own.
+        """
+        mix = self.members[member]
+        if not isinstance(mix, Mix):
+            return [1.0] * (len(self.mixed) + 1)
+        if weights is None:
+            weights = [float("nan") if isinstance(w, tuple) else w for w in mix.weights]
+        of = dict(zip(mix.names, weights, strict=True))
+        return [*(of.get(name, 0.0) for name in self.mixed), 1.0]
+
+    def seat(self, member: Tensor, shares: Tensor) -> None:
+        """Say what the rows of the next forward are.
+
+        Args:
+            member: ``[B]``: the number of each row's term.
+            shares: ``[B, mixed + 1]``: what `shares` gives for each row.
+        """
+        for key, table in self.tables.items():
+            scale = table[member]
+            self.scales[key] = scale * shares[:, self.places[key]] if self.mixed else scale
 
     def _replacement(self, layer: Any) -> Forward:
         """A forward of a layer by which each row gets the adapters of its own term."""
@@ -67,9 +103,14 @@ class Deltas:
             for each in used
         )
         weight = base.weight
-        key = (signature, weight.device)
+        known = {name: i for i, name in enumerate(self.mixed)}
+        places = tuple(
+            known.get(n, len(known)) for n, x in zip(names, a, strict=True) for _ in range(len(x))
+        )
+        key = (signature, places, weight.device)
         if key not in self.tables:
             self.tables[key] = torch.tensor(signature, device=weight.device)
+            self.places[key] = torch.tensor(places, device=weight.device)
         # Forwards that took these from `self` would refer to this object in a circle.
         scales, backend = self.scales, self.backend
         stacked_a = torch.cat(a).detach().to(weight.dtype)
@@ -91,9 +132,9 @@ class Deltas:
         return forward
 
 
-def _used(layer: Any, adapter: str | None) -> list[str]:
+def _used(layer: Any, adapter: str | Mix | None) -> list[str]:
     """The adapters that a term with `adapter` applies in this layer."""
-    names = [adapter]
+    names = adapter.names if isinstance(adapter, Mix) else [adapter]
     if adapter == "active":  # Merged adapters are in the base's weight already.
         names = [] if layer._disable_adapters or layer.merged else layer.active_adapters
     return [n for n in names if n in layer.lora_A]  # type: ignore[misc]

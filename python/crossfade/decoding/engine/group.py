@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ...models.hf import text_config
 from ..forms import Ids, common
+from ..runner import Shares
 from ..simple.replica import Replica
 from ..simple.term_model import TermModel
 from .batching import MAX_LOGITS, Cost, batches, max_tokens
@@ -90,6 +91,10 @@ class Group:
         self.members = torch.arange(len(models), device=self.device).repeat_interleave(slots)
         self.bounds = [0] * rows
         self.used = [False] * rows  # whether a step may make the row longer
+        # What each row has of the adapters that terms mix, as `Deltas.shares` gives it.
+        of_terms = range(len(models))
+        each = [[1.0] if deltas is None else deltas.shares(m, None) for m in of_terms]
+        self.shares = torch.tensor(each, device=self.device).repeat_interleave(slots, 0)
         self.unread: list[Unread] = []  # what is yet to be read of prompts, in order
         self.pending = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.fresh = torch.zeros(rows, dtype=torch.bool, device=self.device)
@@ -99,16 +104,21 @@ class Group:
         self.tokens_read = 0
 
     def _run(
-        self, how: Any, member: Tensor, ids: Tensor, positions: Tensor, forward_pass: ForwardPass
+        self,
+        how: Any,
+        at: Tensor | slice,
+        ids: Tensor,
+        positions: Tensor,
+        forward_pass: ForwardPass,
     ) -> Tensor:
         """Run a forward over some rows, and give what the head was asked for.
 
         Args:
             how: `forward`, compiled or not.
-            member: ``[B]``: which of the group's terms each row is of.
+            at: the rows ``[B]``, or a slice of all.
         """
         if self.deltas is not None:
-            self.deltas.seat(member)
+            self.deltas.seat(self.members[at], self.shares[at])
         logits = how(self.body, self.head, ids, positions, forward_pass)
         if set(self.cache.layers) != set(range(self.config.num_hidden_layers)):
             raise Unsupported("its layers do not all use Transformers' attention interface")
@@ -164,19 +174,34 @@ class Group:
         )
         forward_pass = ForwardPass(self.cache, self.lengths)
         logits = self._run(
-            self.forward, self.members, ids[:, None], positions[:, None], forward_pass
+            self.forward, slice(None), ids[:, None], positions[:, None], forward_pass
         )
         self.fresh.zero_()
         self.lengths += live.repeat(terms)
         return logits
 
-    def join(self, rows: Sequence[int], prompts: Sequence[Ids]) -> None:
+    def join(
+        self, rows: Sequence[int], prompts: Sequence[Ids], mixes: Sequence[Shares] | None = None
+    ) -> None:
         """Rows begin with prompts, of which `read` reads all but the last tokens.
 
-        What a row's cache holds of its prompt already is not read again.
+        What a row's cache holds of its prompt already is not read again, unless it is of another
+        mix of adapters.
+
+        Args:
+            mixes: of each row, as in `Runner.join`.
         """
         starts, unread = [], []
-        for row, prompt in zip(rows, prompts, strict=True):
+        mixes = [None] * len(rows) if mixes is None else mixes
+        if self.deltas is not None and self.deltas.mixed:
+            each = zip(rows, mixes, strict=True)
+            shares = [self.deltas.shares(row // self.slots, mix) for row, mix in each]
+            here = torch.tensor(rows, device=self.device)
+            self.shares[here] = torch.tensor(shares, device=self.device)
+        for row, prompt, mix in zip(rows, prompts, mixes, strict=True):
+            if self.cache.mixes[row] != mix:
+                self.cache.rewind(row, 0)
+                self.cache.mixes[row] = mix
             start = common(self.cache.held[row], prompt[:-1])
             self.cache.rewind(row, start)
             starts.append(start)
@@ -252,7 +277,7 @@ class Group:
         positions = lengths[:, None] + torch.minimum(steps, counts[:, None] - 1)
         self._make_room(max(starts) + width)
         forward_pass = ForwardPass(self.cache, lengths, at)
-        logits = self._run(forward, self.members[at], padded, positions, forward_pass)
+        logits = self._run(forward, at, padded, positions, forward_pass)
         self.lengths[at] = lengths + counts
         self.forwards_run += 1
         self.tokens_read += sum(map(len, ids))
@@ -337,7 +362,7 @@ class Group:
         # A row that has yet to read tokens holds fewer than it has in common with its parent.
         starts = self.lengths.clamp(max=starts)
         self.cache.fork(source, sources, starts, self.lengths[source])
-        for state in (self.lengths, self.prompt_lengths, self.pending, self.fresh):
+        for state in (self.lengths, self.prompt_lengths, self.pending, self.fresh, self.shares):
             state.copy_(state[source])
         self.bounds = [self.bounds[s] for s in sources]
         self.used = [self.used[s] for s in sources]

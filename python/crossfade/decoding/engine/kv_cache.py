@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ... import ops
 from ..forms import common
+from ..runner import Shares
 
 STEP = 64  # capacities are multiples of this
 
@@ -26,6 +27,8 @@ class KVCache:
             methods here change it, together with the buffers, so that it is right for everybody who
             has this cache. A step writes a token whose id the host does not know yet; once it does,
             it calls `holds`.
+        mixes: of each row, the weights of the mix of adapters that its keys and values are of; None
+            where there is no mix. What is `held` serves rows of the same mix alone.
         lent: whether a call is going on from this cache. One call at a time may.
     """
 
@@ -34,6 +37,7 @@ class KVCache:
         self.capacity = _rounded(capacity)
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.held: list[list[int]] = [[] for _ in range(rows)]
+        self.mixes: list[Shares] = [None] * rows
         self.lent = False
         self.growing_bytes = 0  # of the old buffers that were held beside new ones while they grew
 
@@ -78,6 +82,7 @@ class KVCache:
             at = torch.tensor(rows, device=k.device)
             taken.layers[i] = k[at], v[at]
         taken.held = [list(self.held[row]) for row in rows]
+        taken.mixes = [self.mixes[row] for row in rows]
         return taken
 
     def fork(self, parents: Tensor, rows: Sequence[int], start: Tensor | int, end: Tensor) -> None:
@@ -90,8 +95,9 @@ class KVCache:
         for i in changed:
             self.held[i] = []  # If an interrupt stops the copying, nobody knows what it holds.
         ops.fork_cache_(buffers, parents, start, end)
+        mixes = [self.mixes[p] for p in rows]
         for i, tokens in changed.items():
-            self.held[i] = list(tokens)
+            self.held[i], self.mixes[i] = list(tokens), mixes[i]
 
     def begin(self, rows: Sequence[int], parents: Sequence[int], lengths: Sequence[int]) -> None:
         """Let `rows` hold so many of the first tokens of their parents, and nothing else.
@@ -100,6 +106,7 @@ class KVCache:
         copied.
         """
         taken = [self.held[p][:n] for p, n in zip(parents, lengths, strict=True)]
+        mixes = [self.mixes[p] for p in parents]
         sources, starts, ends = list(range(self.rows)), [0] * self.rows, [0] * self.rows
         for row, parent, tokens in zip(rows, parents, taken, strict=True):
             alike = common(self.held[row], tokens)
@@ -111,8 +118,8 @@ class KVCache:
             buffers = [b for pair in self.layers.values() for b in pair]
             of_rows = torch.tensor([sources, starts, ends], device=buffers[0].device)
             ops.fork_cache_(buffers, *of_rows)
-        for row, tokens in zip(rows, taken, strict=True):
-            self.held[row] = tokens
+        for row, tokens, mix in zip(rows, taken, mixes, strict=True):
+            self.held[row], self.mixes[row] = tokens, mix
 
     @property
     def peak_bytes(self) -> int:

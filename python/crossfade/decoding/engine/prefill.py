@@ -68,20 +68,29 @@ class Prefill:
 
     @torch.no_grad()
     def batch_logits(
-        self, texts: Sequence[Ids], firsts: Sequence[int], *, every: bool = True
+        self,
+        texts: Sequence[Ids],
+        firsts: Sequence[int],
+        *,
+        every: bool = True,
+        mixes: Tensor | None = None,
     ) -> Tensor:
         """What `logits` gives, of all texts at once: ``[texts, most, V]``, padded on the left.
 
         `most` are the logits of the text that has most. What stands before those of another text
         means nothing.
+
+        Args:
+            mixes: of each text, as in `TermModel.seat`.
         """
         counts = [len(t) - first if every else 1 for t, first in zip(texts, firsts, strict=True)]
         most, longest = max(1, *counts), max(map(len, texts)) - 1
         self.tokens += sum(map(len, texts)) - len(texts)
         if why_a_token_at_a_time(self.model, longest) is not None:
             begun = [min(first, len(t) - 1) for t, first in zip(texts, firsts, strict=True)]
-            each = zip(texts, begun, counts, strict=True)
-            found = [self._as_written(t[:b], t[b:])[-max(n, 1) :] for t, b, n in each]
+            its = [None] * len(texts) if mixes is None else mixes.split(1)
+            each = zip(texts, begun, counts, its, strict=True)
+            found = [self._as_written(t[:b], t[b:], x)[-max(n, 1) :] for t, b, n, x in each]
             return torch.stack([pad(z, (0, 0, most - len(z), 0)) for z in found])
         read = left_pad([t[:-1] for t in texts]).to(self.model.device)
         arguments: dict[str, Any] = {
@@ -93,6 +102,7 @@ class Prefill:
         fixed = self.model.original_context is None  # whether RoPE frequencies never change
         runs = self.model.runs if fixed else own_modules(self.model)
         self.forwards += 1
+        self.model.seat(mixes, len(texts))
         output = runs(input_ids=read.ids, use_cache=False, return_dict=True, **arguments)
         return output.logits[:, -most:]
 
@@ -102,11 +112,11 @@ class Prefill:
         kept = count if "logits_to_keep" in self.model.accepts else tokens
         return kept * (self.model.vocabulary or 1)
 
-    def _as_written(self, prompt: Ids, response: Ids) -> Tensor:
+    def _as_written(self, prompt: Ids, response: Ids, mix: Tensor | None) -> Tensor:
         """Logits ``[tokens, V]`` before each token of a response, as `model.generate` has them when
         it writes it after this prompt alone: a token at a time."""
         ids = torch.tensor([[*prompt]], device=self.model.device)
-        rows = OwnRows(self.model, ids, torch.ones_like(ids), len(response))
+        rows = OwnRows(self.model, ids, torch.ones_like(ids), len(response), mix)
         tokens = torch.tensor([*response[:-1]], dtype=torch.int64, device=self.model.device)
         found = [rows.step(), *map(rows.step, tokens.split(1) if len(tokens) else ())]
         self.forwards += rows.forwards
@@ -132,6 +142,7 @@ class Prefill:
             self.tokens += int(mask.sum())
             self.forwards += 1
             runs = own_modules(self.model)
+            self.model.seat(None, len(now))
             z = runs(input_ids=ids, attention_mask=mask, return_dict=True).logits
             if z.dim() == 3:
                 z = z[torch.arange(len(z), device=z.device), mask.sum(dim=1) - 1]
@@ -159,6 +170,7 @@ class Prefill:
             counts = [lengths[i] - firsts[i] for i in now]
             self.tokens += sum(lengths[i] for i in now)
             self.forwards += 1
+            self.model.seat(None, len(now))
             found = hidden_states(own_modules(self.model), ids, mask, starts, max(counts))
             for i, n, states in zip(now, counts, found, strict=True):
                 yield i, states[:n]

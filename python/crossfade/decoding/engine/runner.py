@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ...blends.blend import Blend
+from ...blends.mixes import Mix
 from ...ops import Support
 from ...ops.check import Weights
 from ..forms import Ids
-from ..runner import PromptIds
+from ..runner import PromptIds, Shares
 from ..simple.term_model import TermModel
 from ..stats import ModelStats
 from . import contract
@@ -166,6 +167,9 @@ class EngineRunner:
         Returns:
             None where the terms have no adapters, or one that can be switched on; and why they
             cannot be rows of one forward, None if they can.
+
+        Raises:
+            Unsupported: a term is a mix of adapters, and rows cannot have their own.
         """
         models = [self.models[k] for k in terms]
         if not any(hasattr(m.model, "peft_config") for m in models):
@@ -173,21 +177,29 @@ class EngineRunner:
         try:
             return Deltas(models[0].bare, [m.adapter for m in models], self.backend), None
         except Unsupported as reason:
+            if any(isinstance(m.adapter, Mix) for m in models):
+                raise
             several = len({m.adapter for m in models}) > 1
             return None, str(reason) if several else None
 
     def join(
-        self, slots: Sequence[int], prompts: Sequence[PromptIds], limits: Sequence[int]
+        self,
+        slots: Sequence[int],
+        prompts: Sequence[PromptIds],
+        limits: Sequence[int],
+        mixes: Sequence[Sequence[Shares]] | None = None,
     ) -> None:
         """As of `Runner`: let rows take slots, whose prompts `read` reads."""
         several: dict[int, Joining] = {}
-        for slot, ids in zip(slots, prompts, strict=True):
-            several.setdefault(id(ids), Joining(ids, [])).slots.append(slot)
+        own = [[None] * len(self.models)] * len(slots) if mixes is None else mixes
+        for slot, ids, mix in zip(slots, prompts, own, strict=True):
+            several.setdefault(id(ids), Joining(ids, mix, [])).slots.append(slot)
         new = list(several.values())
         each = list(zip(prompts, limits, strict=True))
         self.extend([max(len(p[k]) + n for p, n in each) for k in range(len(self.models))])
         for group in self.groups:
-            group.join(*self._first_rows(group, new))
+            mixed = [j.mixes[k] for k in group.terms for j in new]
+            group.join(*self._first_rows(group, new), mixed)
         self.joining += new
 
     def extend(self, longest: Sequence[int]) -> None:
@@ -313,6 +325,7 @@ class Joining:
     """Slots whose rows read the same prompt: the first one reads it, the others fork from it."""
 
     prompt_ids: PromptIds
+    mixes: Sequence[Shares]
     slots: list[int]
 
 

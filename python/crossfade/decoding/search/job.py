@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...blends.blend import Blend, Model, ValueHead
+from ...blends.mixes import Mix
 from ...blends.values import LogRatio, Reward, RewardModel
 from ...blends.vocabulary import check_vocabularies, vocabulary
 from ...models.hf import is_scalar
@@ -140,7 +141,12 @@ class SearchJob:
         model.check(prompts)
         return Source(member, model, prompts, None if own is None else Writing(own, prompts))
 
-    def _model(self, member: Any, name: str, adapter: str | None = "active") -> TermModel:
+    def _model(self, member: Any, name: str, adapter: str | Mix | None = "active") -> TermModel:
+        if isinstance(adapter, Mix) and adapter.requests is not None:
+            raise NotImplementedError(
+                f"adapter of {name} is a mix with weights [{adapter.requests}]; in a value it must "
+                "have numbers, unless the value's model is a term of the blend"
+            )
         if member not in self.models:
             self.models[member] = TermModel(member.model, name, adapter)
         return self.models[member]

@@ -39,10 +39,18 @@ class OwnRows:
     Args:
         ids, mask: the prompts ``[rows, tokens]`` on the model's device, padded on the left.
         limit: how many new tokens a row may have.
+        mixes: as in `TermModel.seat`.
     """
 
-    def __init__(self, model: TermModel, ids: Tensor, mask: Tensor, limit: int) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: TermModel,
+        ids: Tensor,
+        mask: Tensor,
+        limit: int,
+        mixes: Tensor | None = None,
+    ) -> None:
+        self.model, self.mixes = model, mixes
         self.ids = ids.masked_fill(mask == 0, 0)  # Padding may be an id of another vocabulary.
         self.arguments = prepared(model, self.ids, mask, limit)
         self.runs = own_modules(model)
@@ -62,6 +70,7 @@ class OwnRows:
         # Rows that have ended are fed beside the others, but not past the last position there is.
         if context is not None and inputs.get("position_ids") is not None:
             inputs["position_ids"] = inputs["position_ids"].clamp(max=context - 1)
+        self.model.seat(self.mixes, len(self.ids))
         output = self.runs(**inputs, return_dict=True)
         self.arguments = self._updated(output)
         self.first = False
@@ -100,6 +109,8 @@ class OwnRows:
         """Row i becomes what row ``rows[i]`` is. The state must be a cache of keys and values."""
         count = len(self.ids)
         self.ids = self.ids[rows]
+        if self.mixes is not None:
+            self.mixes = self.mixes[rows.cpu()]
         for name, value in self.arguments.items():
             if isinstance(value, Tensor):
                 # Positions are [rows, tokens], or [1, tokens] for all rows, or [3, rows, tokens].

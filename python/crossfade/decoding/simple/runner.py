@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...blends.mixes import Mix
 from ..inputs import Prompts, left_pad
-from ..runner import PromptIds
+from ..runner import PromptIds, Shares
 from ..stats import ModelStats
 from .own_loop import OwnRows, why_alone
 from .term_model import TermModel
@@ -32,18 +33,24 @@ class CachedTerm:
         self.forwards = 0
         self.tokens = 0
 
-    def prefill(self, prompts: Prompts, limit: int, copies: int = 1) -> Tensor:
+    def prefill(
+        self, prompts: Prompts, limit: int, copies: int = 1, mixes: Tensor | None = None
+    ) -> Tensor:
         """Logits after the prompts. Each prompt is read once, and then becomes `copies` rows.
 
         Args:
             limit: how many new tokens a row may have.
+            mixes: of each prompt, as in `TermModel.seat`.
         """
         self.tokens = int(prompts.mask.sum())
         longest = prompts.ids.shape[1] + limit
         self.together = len(prompts.ids) * copies == 1 or why_alone(self.model, longest) is None
         rows = [prompts] if self.together else [left_pad([ids]) for ids in prompts.unpadded()]
         rows = [p.to(self.model.device) for p in rows]
-        self.batches = [OwnRows(self.model, p.ids, p.mask, limit) for p in rows]
+        its = [None] * len(rows) if mixes is None else mixes.split(len(mixes) // len(rows))
+        self.batches = [
+            OwnRows(self.model, p.ids, p.mask, limit, mix) for p, mix in zip(rows, its, strict=True)
+        ]
         logits = self._step([None] * len(rows))
         if copies > 1:
             self.fork(torch.arange(len(logits), device="cpu").repeat_interleave(copies))
@@ -91,7 +98,7 @@ class SimpleRunner:
         self.device = models[0].device
         self.models_of_logits = [(k,) for k in range(len(models))]
         self.notes: list[str] = []
-        members: dict[tuple[int, str | None], list[int]] = {}
+        members: dict[tuple[int, str | Mix | None], list[int]] = {}
         for k, m in enumerate(models):
             members.setdefault((id(m.model), m.adapter), []).append(k)
         self.groups = [(CachedTerm(models[ks[0]]), ks) for ks in members.values()]
@@ -99,7 +106,11 @@ class SimpleRunner:
         self.ready: list[int] = []  # the slots of the rows that have joined, for `read`
 
     def join(
-        self, slots: Sequence[int], prompts: Sequence[PromptIds], limits: Sequence[int]
+        self,
+        slots: Sequence[int],
+        prompts: Sequence[PromptIds],
+        limits: Sequence[int],
+        mixes: Sequence[Sequence[Shares]] | None = None,
     ) -> None:
         """Read all prompts at once, each one once. Its rows then take their slots."""
         requests: dict[int, tuple[PromptIds, list[int]]] = {}
@@ -108,18 +119,21 @@ class SimpleRunner:
         copies = max(len(its) for _, its in requests.values())
         of_model = [[ids[k] for ids, _ in requests.values()] for k in range(len(self.models))]
         limit = max(limits)
-        self.started = self._spread(
-            [
-                term.prefill(left_pad([ids for k in ks for ids in of_model[k]], 0), limit, copies)
-                for term, ks in self.groups
-            ]
-        )
-        read = {
+        first = {id(ids): i for i, ids in reversed([*enumerate(prompts)])}
+        at = [first[key] for key in requests]
+        started = []
+        for term, ks in self.groups:
+            shares = [None if mixes is None else mixes[i][k] for k in ks for i in at]
+            weights = None if shares[0] is None else torch.tensor(shares, device="cpu")
+            read = left_pad([ids for k in ks for ids in of_model[k]], 0)
+            started.append(term.prefill(read, limit, copies, weights))
+        self.started = self._spread(started)
+        place = {
             slot: i * copies + j
             for i, (_, its) in enumerate(requests.values())
             for j, slot in enumerate(its)
         }
-        source = [read.get(slot, 0) for slot in range(self.slots)]
+        source = [place.get(slot, 0) for slot in range(self.slots)]
         count = len(requests) * copies
         if source != list(range(count)):
             self._select(source, count)

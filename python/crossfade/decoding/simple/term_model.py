@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...blends.blend import Model
+from ...blends.mixes import Mix
 from ...models.adapters import adapter_layers
 from ...models.hf import text_config, underlying
 from ..inputs import Prompts
 from ..members import Members
-from .adapters import adapter_states
+from .adapters import MixedRows, adapter_states
 from .contexts import context_of, ropes_of
 from .replica import Replica
 from .structure import Structure, structure
@@ -33,10 +34,11 @@ class TermModel:
             if they never do.
     """
 
-    def __init__(self, model: Any, name: str, adapter: str | None = "active") -> None:
+    def __init__(self, model: Any, name: str, adapter: str | Mix | None = "active") -> None:
         self.model, self.name = model, name
         self.bare: Any = underlying(model)
         self.adapter = adapter
+        self.mixed_rows: MixedRows | None = None
         self.adapter_states = adapter_states(model, adapter, name)
         parameters = inspect.signature(self.bare.forward).parameters
         self.accepts = set(parameters)
@@ -57,7 +59,25 @@ class TermModel:
         replica = Replica(self.model)
         for state in self.adapter_states:
             state.apply(replica)
+        if isinstance(self.adapter, Mix):
+            self.mixed_rows = MixedRows(self.model, replica, self.adapter.names, self.name)
         return replica.model
+
+    def seat(self, mixes: Tensor | None, rows: int) -> None:
+        """Say which mix of adapters each row of the next forward of `runs` has.
+
+        Args:
+            mixes: the weights ``[rows, adapters]``. None where the model has no mix, or one for
+                all requests; where each has its own, trials of the model take the first one's.
+        """
+        if isinstance(self.adapter, Mix):
+            _ = self.runs
+            assert self.mixed_rows is not None
+            if mixes is None:
+                mixes = self.adapter.rows(self.adapter.requests or 1, self.name)[:1].expand(
+                    rows, -1
+                )
+            self.mixed_rows.seat(mixes)
 
     @cached_property
     def structure(self) -> Structure:
@@ -152,7 +172,6 @@ def positions_of(mask: Tensor) -> Tensor:
 
 def term_models(members: Members) -> list[TermModel]:
     """The models of a call's members."""
-    return [
-        TermModel(m.model, name, m.adapter if isinstance(m, Model) else "active")
-        for m, name in zip(members.all, members.names, strict=True)
-    ]
+    adapters: list[Any] = [m.adapter if isinstance(m, Model) else "active" for m in members.all]
+    each = zip(members.all, members.names, adapters, strict=True)
+    return [TermModel(m.model, name, adapter) for m, name, adapter in each]
