@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .decoding import score as score
     from .formula import parse as parse
     from .ops import Support as Support
+    from .policies.conditioned import ConditionedPolicy as ConditionedPolicy
     from .policies.metaaligner import AlignerTemplate as AlignerTemplate
     from .policies.metaaligner import Corrections as Corrections
     from .policies.metaaligner import MetaAligner as MetaAligner
@@ -51,6 +52,7 @@ _HOME = {
     "BestOfN": "search",
     "Blend": "blends.blend",
     "ChunkBeamSearch": "search",
+    "ConditionedPolicy": "policies.conditioned",
     "Corrections": "policies.metaaligner",
     "Engine": "decoding",
     "Judge": "policies.self_judge",

@@ -169,8 +169,8 @@ def test_long_lists_are_scored_in_batches(numbers: int, monkeypatch: pytest.Monk
     held = []
     own = Prefill.batch_logits
 
-    def batch_logits(self: Prefill, *args: Any) -> torch.Tensor:
-        held.append(own(self, *args))
+    def batch_logits(self: Prefill, *args: Any, **options: Any) -> torch.Tensor:
+        held.append(own(self, *args, **options))
         return held[-1]
 
     monkeypatch.setattr(Prefill, "batch_logits", batch_logits)

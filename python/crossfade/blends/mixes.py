@@ -1,4 +1,4 @@
-"""Mixes of adapters in weight space: one term, whose weights are the base's and some of each delta."""
+"""Mixes of adapters in weight space: one term, whose weights are a base and parts of deltas."""
 
 from __future__ import annotations
 

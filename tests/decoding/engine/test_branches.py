@@ -183,9 +183,9 @@ def test_max_batch_bounds_the_rows_of_a_forward(
     rows = []
     own, group = Prefill.batch_logits, Group._append
 
-    def batch_logits(self: Prefill, texts: Any, *args: Any) -> torch.Tensor:
+    def batch_logits(self: Prefill, texts: Any, *args: Any, **options: Any) -> torch.Tensor:
         rows.append(len(texts))
-        return own(self, texts, *args)
+        return own(self, texts, *args, **options)
 
     def append(self: Group, at: Any, *args: Any) -> torch.Tensor:
         rows.append(len(at))

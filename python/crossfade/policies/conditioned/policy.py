@@ -1,0 +1,342 @@
+"""`ConditionedPolicy`: a reference and a delta for each reward, blended in weight space."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ...blends.blend import Model
+from ...blends.saving import check_keys
+from ...blends.terms import source_name
+from ...blends.weights import Weight
+from ...checks import did_you_mean, explained, warn
+from ...models import with_adapters
+from ...models.adapters import adapter_configs, adapter_layers, check_mix, has_adapter
+from ...models.hf import check_language_model, check_tokenizer, is_peft, underlying
+from ...models.saved import expanded, read_object
+from ...models.saved_adapters import ADAPTER, ADAPTER_CONFIG, check_adapter_folder
+from ...models.value_heads import shared_copy
+from .merging import merged
+from .preferences import kl_weight, reward_weights, times
+
+SCOPES = ("full", "attention", "head")
+SHARED = ("scaled", "trained")
+PART = "shared"  # the name of the adapter that all weightings have in common
+TAKEN = (PART, "default")  # PEFT puts the adapter of that name into the folder itself
+FILE, FORMAT = "policy.json", 1
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+PathLike = str | os.PathLike[str]
+
+
+class ConditionedPolicy:
+    """A language model with a dial for each reward and one for the KL to its reference.
+
+    Its weights are ``ref + (1 - kl) * sum_k weights[k] * delta_k``, where ``delta_k`` is the LoRA
+    of reward k. Where the deltas were trained together, for weights drawn at random, this is a
+    conditioned language policy (CLP, arXiv:2407.15762). Where each was trained alone it is a
+    rewarded soup (arXiv:2306.04488) or, with equal weights of those that a user asks for, a
+    personalised soup (arXiv:2310.11564).
+
+    `at` serves any weights, also others for each request of a batch, and costs one forward a token;
+    `merged` gives a plain model of some. `from_adapters` and `load` make one.
+
+    Attributes:
+        rewards: their names.
+        scope: which parameters have deltas: "full" (any linear layer), "attention" or "head".
+        shared: what is trained besides and is the same for all weights: None for nothing, "scaled"
+            by ``1 - kl``, so that ``kl=1`` is the reference, or "trained", and always whole.
+        base: the plain model, which is left as it was given.
+        model: the `peft.PeftModel` around a copy of its modules, over the same weights.
+        tokenizer: that of its terms.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        model: Any,
+        rewards: tuple[str, ...],
+        *,
+        scope: str,
+        shared: str | None,
+        tokenizer: Any,
+    ) -> None:
+        self.base, self.model, self.rewards = base, model, rewards
+        self.scope, self.shared, self.tokenizer = scope, shared, tokenizer
+
+    def __repr__(self) -> str:
+        parts = [type(self.base).__name__, f"rewards={list(self.rewards)}", f"scope={self.scope!r}"]
+        parts += [f"shared={self.shared!r}"] if self.shared else []
+        return f"ConditionedPolicy({', '.join(parts)})"
+
+    @classmethod
+    @explained()
+    def from_adapters(
+        cls,
+        base: Any,
+        adapters: Mapping[str, PathLike],
+        *,
+        scope: str = "full",
+        shared: PathLike | None = None,
+        shared_as: str = "scaled",
+        tokenizer: Any = None,
+    ) -> ConditionedPolicy:
+        """A policy of an adapter for each reward, as PEFT saved them.
+
+        Args:
+            base: the plain causal LM that all of them were trained on, the reference. Its modules
+                are copied, and its weights are shared; it stays as it is.
+            adapters: the folder of each reward's adapter, by the reward's name. They are plain LoRA
+                on linear or embedding layers, of any ranks and scalings.
+            scope: "full", "attention" or "head": where the adapters may be.
+            shared: the folder of an adapter that all weightings have in common, such as one for the
+                layers outside of `scope`.
+            shared_as: "scaled": ``1 - kl`` multiplies it too; "trained": nothing does.
+            tokenizer: of the terms that `at` gives.
+
+        Raises:
+            FileNotFoundError: a folder lacks an adapter as safetensors; names it.
+            TypeError, ValueError: names the argument, what it was and what it must be: an adapter
+                that does not fit the base, or is outside of the scope, or two of different bases.
+            NotImplementedError: an adapter is no plain LoRA.
+        """
+        check_language_model(base, head=True)
+        check_tokenizer(tokenizer)
+        if is_peft(base) or adapter_configs(base):
+            raise TypeError(
+                f"base is a {type(base).__name__} with PEFT adapters; it must be a plain model, "
+                "which adapters are put on here"
+            )
+        _check_choice("scope", scope, SCOPES)
+        _check_choice("shared_as", shared_as, SHARED)
+        folders = _folders(adapters, shared)
+        _check_one_base(base, folders)
+        for name, folder in folders.items():
+            where = "shared" if name == PART else f"adapters[{name!r}]"
+            _check_weights_beside(base, where, folder)
+        with warnings.catch_warnings():
+            # PEFT warns that a head with an adapter must not be merged while it is tied: `merged`
+            # unties it.
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
+            model = with_adapters(shared_copy(base), folders)
+        check_mix(model, list(folders))
+        for name in adapters:
+            _check_scope(model, name, scope)
+        kind = None if shared is None else shared_as
+        return cls(base, model, tuple(adapters), scope=scope, shared=kind, tokenizer=tokenizer)
+
+    @classmethod
+    @explained()
+    def load(cls, folder: PathLike, base: Any, *, tokenizer: Any = None) -> ConditionedPolicy:
+        """The policy that `save` saved, over the base that it was made of.
+
+        Raises:
+            OSError: a file is missing or cannot be read. ValueError: a file is not as it must be,
+                or the adapters do not fit `base`. TypeError, NotImplementedError: as
+                `from_adapters`.
+        """
+        path = expanded(folder)
+        if not (path / FILE).is_file():
+            raise FileNotFoundError(
+                f"{str(folder)!r} has no {FILE}; it must be a folder as ConditionedPolicy.save "
+                "makes it (from_adapters takes adapters that PEFT saved)"
+            )
+        found, where = read_object(path / FILE), str(path / FILE)
+        check_keys(
+            where, found, {"format", "rewards", "scope", "shared"}, "it must be what save gives"
+        )
+        if found["format"] != FORMAT:
+            raise ValueError(
+                f"{where} has format {found['format']!r}; this version of crossfade reads {FORMAT}"
+            )
+        names, shared = found["rewards"], found["shared"]
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise ValueError(f"{where} has rewards {names!r:.80}; they must be a list of names")
+        if shared not in (None, *SHARED):
+            raise ValueError(f"{where} has shared {shared!r}; it must be one of {[None, *SHARED]}")
+        for name in names:
+            _check_name(name)
+        return cls.from_adapters(
+            base,
+            {name: path / name for name in names},
+            scope=found["scope"],
+            shared=None if shared is None else path / PART,
+            shared_as=shared or SHARED[0],
+            tokenizer=tokenizer,
+        )
+
+    def save(self, folder: PathLike) -> None:
+        """Save the adapters and what they are for, and not the base.
+
+        The folder gets ``policy.json``, and a folder for each reward as PEFT saves adapters:
+        ``PeftModel.from_pretrained(base, folder / "helpful")`` is the policy at the weights
+        ``{"helpful": 1}``, if it has no shared part.
+        """
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        names = [*self.rewards, *([PART] if self.shared else [])]
+        # Without save_embedding_layers=False PEFT would look for the base on the hub.
+        self.model.save_pretrained(path, selected_adapters=names, save_embedding_layers=False)
+        says = {"format": FORMAT, "rewards": list(self.rewards), "scope": self.scope}
+        says["shared"] = self.shared
+        (path / FILE).write_text(json.dumps(says, indent=2) + "\n")
+
+    @property
+    def reference(self) -> Model:
+        """The reference as a term that shares the policy's forward: ``kl_to=policy.reference``."""
+        return Model(self.model, adapter=None, tokenizer=self.tokenizer, name="reference")
+
+    @explained()
+    def at(self, weights: Mapping[str, Any], kl: Any = 0.0) -> Model:
+        """The policy at some weights of the rewards, as a term of blends.
+
+        Args:
+            weights: by the names of rewards, numbers or tensors ``[requests]`` that are not
+                negative and sum to 1 within 1e-4. Rewards that are left out have the weight 0.
+            kl: how much the KL to the reference counts, within [0, 1]; 1 is the reference where
+                the shared part is not "trained". Also a tensor ``[requests]``.
+
+        Raises:
+            TypeError, ValueError: names the argument, what it was and what it must be.
+        """
+        mix = self._mix(weights, kl)
+        return Model(self.model, adapter=mix, tokenizer=self.tokenizer, name="policy")
+
+    @explained()
+    def merged(self, weights: Mapping[str, Any], kl: Any = 0.0) -> nn.Module:
+        """The policy at some weights as a plain model of the base's class, to save or to serve.
+
+        It is a copy: the policy and the base stay as they are. An output head that is tied to the
+        embeddings and has a delta is untied.
+
+        Args:
+            weights, kl: as in `at`, but numbers alone.
+
+        Raises:
+            TypeError, ValueError: names the argument, what it was and what it must be.
+        """
+        for name, x in (*(weights.items() if isinstance(weights, Mapping) else ()), ("kl", kl)):
+            where = "kl" if name == "kl" and x is kl else f"weights[{name!r}]"
+            if isinstance(x, (list, tuple)) or (isinstance(x, Tensor) and x.dim()):
+                raise ValueError(
+                    f"{where} has a number for each request; merged gives one model, so that it "
+                    "must be a number"
+                )
+        mix = self._mix(weights, kl)
+        return merged(self.base, self.model, {n: float(w) for n, w in mix.items()})
+
+    def _mix(self, weights: Any, kl: Any) -> dict[str, Weight]:
+        """How much of each adapter the model has at these weights."""
+        of_rewards = reward_weights(self.rewards, weights)
+        left: Weight = 1.0 - kl_weight(kl)
+        found = {n: times(left, w, "weights and kl") for n, w in of_rewards.items()}
+        if self.shared is not None:
+            found[PART] = left if self.shared == "scaled" else 1.0
+        return found
+
+
+def _check_choice(name: str, x: Any, known: tuple[str, ...]) -> None:
+    if x not in known:
+        says = did_you_mean(x, known)
+        raise ValueError(f"{name} is {x!r}; it must be one of {', '.join(map(repr, known))}{says}")
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name in TAKEN:
+        raise ValueError(
+            f"adapters has {name!r}; the name of a reward must be of letters, digits, '_' and '-', "
+            f"and none of {list(TAKEN)}"
+        )
+
+
+def _folders(adapters: Any, shared: PathLike | None) -> dict[str, PathLike]:
+    """The folders of all adapters by name, of which each has an adapter that can be loaded."""
+    if not isinstance(adapters, Mapping):
+        raise TypeError(
+            f"adapters is a {type(adapters).__name__}; it must be a dict with the folder of each "
+            "reward's adapter"
+        )
+    if not adapters:
+        raise ValueError("adapters is empty; it must have an adapter for each reward")
+    for name, folder in adapters.items():
+        _check_name(name)
+        check_adapter_folder(folder, f"adapters[{name!r}]")
+    found = dict(adapters)
+    if shared is not None:
+        check_adapter_folder(shared, "shared")
+        found[PART] = shared
+    return found
+
+
+def _check_one_base(base: Any, folders: Mapping[str, PathLike]) -> None:
+    """Refuse adapters that say that they are of different bases, as far as their names tell."""
+    names = {}
+    for adapter, folder in folders.items():
+        config = read_object(expanded(folder) / ADAPTER_CONFIG)
+        said = config.get("base_model_name_or_path")
+        if isinstance(said, str) and source_name(said):
+            names[adapter] = said
+    for adapter, said in names.items():
+        first, of_first = next(iter(names.items()))
+        if source_name(said) != source_name(of_first):
+            raise ValueError(
+                f"adapters are of different bases: {first!r} of {of_first!r} and {adapter!r} of "
+                f"{said!r}; they must be of one. If these are one model, say so in "
+                f"base_model_name_or_path of the {ADAPTER_CONFIG}"
+            )
+    own = source_name(str(getattr(base.config, "name_or_path", "") or ""))
+    if own and names and source_name(next(iter(names.values()))) != own:
+        warn(
+            f"base was loaded from {base.config.name_or_path!r}, and the adapters are of "
+            f"{next(iter(names.values()))!r}; deltas mean nothing on another base"
+        )
+
+
+def _check_weights_beside(base: Any, name: str, folder: PathLike) -> None:
+    """Refuse weights of the base beside an adapter that are not the base's own.
+
+    PEFT stores the head and the embeddings beside an adapter of them, and would load them into the
+    base.
+    """
+    own = base.state_dict()
+    with safe_open(expanded(folder) / ADAPTER, "pt") as file:
+        for key in file.keys():  # noqa: SIM118  (it is no mapping)
+            place = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+            if place not in own:
+                continue
+            theirs, weight = file.get_tensor(key), own[place]
+            if theirs.shape != weight.shape or not torch.equal(theirs.to(weight), weight):
+                raise ValueError(
+                    f"{name} is {str(folder)!r}, which has weights for "
+                    f"{key.removeprefix('base_model.model.')}, which base has otherwise; it must "
+                    "be an adapter of this base"
+                )
+
+
+def _check_scope(model: Any, name: str, scope: str) -> None:
+    """Refuse an adapter with layers outside of what its policy conditions."""
+    bare: Any = underlying(model)
+    head = bare.get_output_embeddings()
+    inside: set[int] = set()
+    for module in bare.modules():
+        if scope == "full" or (
+            scope == "attention" and "attention" in type(module).__name__.lower()
+        ):
+            inside |= {id(m) for m in module.modules()}
+    if scope == "head":
+        inside = {id(head)}
+    places = {id(m): place for place, m in bare.named_modules()}
+    for layer in adapter_layers(bare):
+        if has_adapter(layer, name) and id(layer) not in inside:
+            raise ValueError(
+                f"adapters[{name!r}] changes {places[id(layer)]}, and scope is {scope!r}; an "
+                "adapter must be within it, or scope must be 'full'"
+            )
