@@ -77,7 +77,7 @@ def contenders(
 
     def run(blend: Any, requests: Sequence[Any] = prompts) -> Run:
         start = seconds()
-        out = cf.generate(blend, requests, max_new_tokens=tokens, eos_token_id=-1)
+        out = cf.generate(blend, requests, max_new_tokens=tokens)
         took = seconds() - start
         if out.stats.notes:
             raise peers.Wrong(f"{out.stats.notes}")
@@ -172,6 +172,7 @@ def bench(args: argparse.Namespace, command: str) -> dict[str, Any]:
         base = peers.random_model(peers.TINY, device, torch.float32)
     else:
         base = cf.models.smollm2()[0].to(device)
+    base.generation_config.eos_token_id = None  # all requests then write as many tokens
     policy = policy_of(base, args.quick)
     vocabulary = base.config.vocab_size
     rows: list[dict[str, Any]] = []

@@ -279,6 +279,24 @@ def test_models_blended_token_by_token(policy: cf.ConditionedPolicy, base: Any) 
         conditioned.DecodedPolicy(None, [helpful])
 
 
+def test_a_soup_of_whole_models(policy: cf.ConditionedPolicy, base: PreTrainedModel) -> None:
+    ends = {name: policy.merged({name: 1.0}) for name in policy.rewards}
+    soup = conditioned.SoupPolicy(base, ends, make_tokenizer())
+    weights = {"helpful": 0.7, "brief": 0.3}
+    term = soup.at(weights, kl=0.2)
+    theirs = policy.merged(weights, kl=0.2)
+    for key, weight in term.model.named_parameters():
+        torch.testing.assert_close(weight, theirs.get_parameter(key))
+    assert written(term).responses == written(policy.at(weights, kl=0.2)).responses
+    assert term.tokenizer is soup.tokenizer
+    with pytest.raises(ValueError, match="kl has a number for each request"):
+        soup.at(weights, kl=[0.0, 1.0])
+    with pytest.raises(ValueError, match=r"models\['helpful'\] has nothing for model\.embed_tok"):
+        conditioned.SoupPolicy(base, {"helpful": make("gpt2")})
+    with pytest.raises(TypeError, match=r"models\['helpful'\] is a PeftModelForCausalLM with"):
+        conditioned.SoupPolicy(base, {"helpful": policy.model})
+
+
 def test_weights_in_a_prompt(base: Any) -> None:
     tokenizer = make_tokenizer()
     prompted = conditioned.PromptedPolicy(base, ["great", "dull"], tokenizer)
@@ -287,7 +305,7 @@ def test_weights_in_a_prompt(base: Any) -> None:
     assert cf.generate(term, ["the film"], max_new_tokens=2).text
     mine = conditioned.PromptedPolicy(cf.Model(base), ["a"], tokenizer, prompt=lambda w, kl: f"{w}")
     assert mine.at({"a": 1}).system == "{'a': 1.0}"
-    with pytest.raises(NotImplementedError, match=r"the weight of great is a tensor \[2\]"):
+    with pytest.raises(ValueError, match=r"weights\['great'\] has a number for each request"):
         prompted.at({"great": [1.0, 1.0]})
     with pytest.raises(TypeError, match="rewards is 'great'; it must be a list"):
         conditioned.PromptedPolicy(base, "great", tokenizer)

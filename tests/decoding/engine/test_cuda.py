@@ -67,6 +67,20 @@ def test_adapters_and_a_shared_head(share: bool) -> None:
     assert not ours.stats.notes
 
 
+def test_mixes_of_adapters_in_a_captured_step() -> None:
+    """Rows join a captured step, each with its own mix."""
+    pytest.importorskip("peft")
+    model: Any = make()
+    for seed, name in enumerate(("kind", "brief")):
+        model = lora(seed, model, name, 8, ["q_proj", "v_proj", "down_proj"])
+    weights = torch.tensor([0.0, 0.5, 1.0, -1.0, 2.0], device="cuda")
+    term = cf.Model(model.eval().to("cuda"), adapter={"kind": weights, "brief": 1 - weights})
+    theirs = cf.generate(term, PROMPTS, engine=SIMPLE, **DRAW)
+    ours = cf.generate(term, PROMPTS, max_batch=2, **DRAW)
+    same(ours, theirs)
+    assert not ours.stats.notes
+
+
 def test_caches_that_move_are_captured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crossfade.decoding.engine.group.AHEAD", 4)
     monkeypatch.setattr("crossfade.decoding.engine.kv_cache.STEP", 4)

@@ -12,12 +12,14 @@ from ... import lazy
 if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .baselines import DecodedPolicy as DecodedPolicy
     from .baselines import PromptedPolicy as PromptedPolicy
+    from .baselines import SoupPolicy as SoupPolicy
     from .policy import ConditionedPolicy as ConditionedPolicy
 
 _HOME = {
     "ConditionedPolicy": "policy",
     "DecodedPolicy": "baselines",
     "PromptedPolicy": "baselines",
+    "SoupPolicy": "baselines",
 }
 
 __all__ = sorted(_HOME)

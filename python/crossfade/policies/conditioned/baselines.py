@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...blends.blend import Blend, Model, as_blend
 from ...blends.weights import Weight
 from ...checks import explained
-from ...models.hf import check_language_model
-from .preferences import kl_weight, reward_weights, times
+from ...models.adapters import adapter_configs
+from ...models.hf import check_language_model, check_tokenizer, is_peft
+from .preferences import kl_weight, one_for_all, reward_weights, times
 
 
 class DecodedPolicy:
@@ -53,6 +56,77 @@ class DecodedPolicy:
         for w, blend in used[1:]:
             found += w * blend
         return found
+
+
+class SoupPolicy:
+    """A fully trained model for each reward: ``ref + (1 - kl) * sum_k w_k (model_k - ref)``.
+
+    A rewarded soup (arXiv:2306.04488) of models whose every parameter was trained. `at` averages
+    anew at each call, into a model of its own, which costs one forward a token and the memory of a
+    model. Of adapters, `ConditionedPolicy.from_adapters` makes a soup that costs no such copy, and
+    serves other weights for each request.
+
+    Args:
+        base: the plain causal LM that all were trained from.
+        models: the plain model of each reward, by the reward's name.
+        tokenizer: of the terms that `at` gives.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+    """
+
+    @explained()
+    def __init__(self, base: Any, models: Mapping[str, Any], tokenizer: Any = None) -> None:
+        if not isinstance(models, Mapping) or not models:
+            raise TypeError(
+                f"models is {models!r:.80}; it must be a dict with a model for each reward"
+            )
+        check_tokenizer(tokenizer)
+        for name, model in (("base", base), *((f"models[{n!r}]", m) for n, m in models.items())):
+            check_language_model(model, head=True)
+            if is_peft(model) or adapter_configs(model):
+                raise TypeError(
+                    f"{name} is a {type(model).__name__} with PEFT adapters; it must be a plain "
+                    "model"
+                )
+            _check_same_parameters(name, model, base)
+        self.base, self.models, self.tokenizer = base, dict(models), tokenizer
+        self.rewards = tuple(models)
+
+    def at(self, weights: Mapping[str, Any], kl: Any = 0.0) -> Model:
+        """The averaged model as a term; `weights` and `kl` as in `merged`."""
+        return Model(self.merged(weights, kl), tokenizer=self.tokenizer, name="soup")
+
+    @torch.no_grad()
+    def merged(self, weights: Mapping[str, Any], kl: Any = 0.0) -> Any:
+        """The averaged model. Sums are in float32 whatever the dtype, and are rounded once.
+
+        Args:
+            weights, kl: as in `ConditionedPolicy.at`, but numbers alone.
+        """
+        of_rewards, weight = one_for_all(self.rewards, weights, kl)
+        model = copy.deepcopy(self.base)
+        theirs = {n: dict(m.named_parameters()) for n, m in self.models.items()}
+        for key, own in model.named_parameters():
+            total = own.float()
+            for name, w in of_rewards.items():
+                if w != 0:
+                    delta = theirs[name][key].to(own.device).float() - own.float()
+                    total = total + (1 - weight) * w * delta
+            own.copy_(total)
+        model.config._name_or_path = ""  # It is not the model that was loaded from there any more.
+        return model
+
+
+def _check_same_parameters(name: str, model: Any, base: Any) -> None:
+    """Refuse a model whose parameters are not those of the base, by name and shape."""
+    own, theirs = ({key: list(p.shape) for key, p in x.named_parameters()} for x in (base, model))
+    for key in {**own, **theirs}:
+        if own.get(key) != theirs.get(key):
+            raise ValueError(
+                f"{name} has {theirs.get(key, 'nothing')} for {key}, and base has "
+                f"{own.get(key, 'nothing (or ties it to another)')}; they must be alike"
+            )
 
 
 def weights_as_text(weights: Mapping[str, float], kl: float) -> str:
@@ -105,18 +179,11 @@ class PromptedPolicy:
             weights, kl: as in `ConditionedPolicy.at`, but numbers alone: a term has one system
                 prompt.
         """
-        of_rewards, weight = reward_weights(self.rewards, weights), kl_weight(kl)
-        for name, w in (*of_rewards.items(), ("kl", weight)):
-            if isinstance(w, Tensor):
-                raise NotImplementedError(
-                    f"the weight of {name} is a tensor [{len(w)}]; a prompt is the same for all "
-                    "requests, so that it must be a number"
-                )
-        numbers = {n: float(w) for n, w in of_rewards.items()}
+        numbers, weight = one_for_all(self.rewards, weights, kl)
         return Model(
             self.model,
             tokenizer=self.tokenizer,
             adapter=self.adapter,
-            system=self.prompt(numbers, float(weight)),
+            system=self.prompt(numbers, weight),
             name="prompted",
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from ...blends.blend import Model
 from ...blends.saving import check_keys
@@ -26,7 +26,7 @@ from ...models.saved import expanded, read_object
 from ...models.saved_adapters import ADAPTER, ADAPTER_CONFIG, check_adapter_folder
 from ...models.value_heads import shared_copy
 from .merging import merged
-from .preferences import kl_weight, reward_weights, times
+from .preferences import kl_weight, one_for_all, reward_weights, times
 
 SCOPES = ("full", "attention", "head")
 SHARED = ("scaled", "trained")
@@ -223,14 +223,7 @@ class ConditionedPolicy:
         Raises:
             TypeError, ValueError: names the argument, what it was and what it must be.
         """
-        for name, x in (*(weights.items() if isinstance(weights, Mapping) else ()), ("kl", kl)):
-            where = "kl" if name == "kl" and x is kl else f"weights[{name!r}]"
-            if isinstance(x, (list, tuple)) or (isinstance(x, Tensor) and x.dim()):
-                raise ValueError(
-                    f"{where} has a number for each request; merged gives one model, so that it "
-                    "must be a number"
-                )
-        mix = self._mix(weights, kl)
+        mix = self._mix(*one_for_all(self.rewards, weights, kl))
         return merged(self.base, self.model, {n: float(w) for n, w in mix.items()})
 
     def _mix(self, weights: Any, kl: Any) -> dict[str, Weight]:

@@ -58,6 +58,22 @@ def kl_weight(kl: Any) -> Weight:
     return found
 
 
+def one_for_all(rewards: Sequence[str], weights: Any, kl: Any) -> tuple[dict[str, float], float]:
+    """The weights of rewards and the KL weight where all requests have the same.
+
+    Raises:
+        TypeError, ValueError: as `reward_weights` and `kl_weight`, or one is not a number.
+    """
+    of_rewards, weight = reward_weights(rewards, weights), kl_weight(kl)
+    for name, w in (*((f"weights[{n!r}]", w) for n, w in of_rewards.items()), ("kl", weight)):
+        if isinstance(w, Tensor):
+            raise ValueError(
+                f"{name} has a number for each request; here all requests have one model, so that "
+                "it must be a number"
+            )
+    return {n: float(w) for n, w in of_rewards.items()}, float(weight)
+
+
 def times(a: Weight, b: Weight, name: str) -> Weight:
     """``a * b``, of numbers or tensors ``[requests]``.
 
