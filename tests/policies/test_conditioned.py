@@ -245,8 +245,14 @@ def test_mistakes_of_adapters(base: Any, folders: dict[str, Path], tmp_path: Pat
         make_policy(base, {name: tmp_path / name for name in ("helpful", "brief")})
     named = make()
     named.config._name_or_path = "hub/three"
-    with pytest.warns(UserWarning, match="base was loaded from 'hub/three', and the adapters are"):
+    with pytest.warns(UserWarning, match="base was loaded from 'hub/three', and the adapters say"):
         make_policy(named, {"brief": tmp_path / "brief"})
+    named.config._name_or_path = "folder/TWO"
+    policy = make_policy(named, {"brief": tmp_path / "brief"})
+    with pytest.raises(
+        TypeError, match=r"Hugging Face model; its term at some weights is x\.at\(w"
+    ):
+        cf.generate(policy, PROMPTS)
 
 
 def test_embeddings_beside_an_adapter(tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def instead_of_model(x: Any) -> str:
         return "; a model and its tokenizer are Model(model, tokenizer=tokenizer)"
     if hasattr(x, "terms") or hasattr(x, "adapter"):
         return "; it is a term or a blend already"
+    if hasattr(x, "rewards") and hasattr(x, "at"):  # a policy that is steered by weights
+        return "; its term at some weights is x.at(weights)"
     if isinstance(getattr(x, "model", None), nn.Module):  # a pipeline of transformers
         return "; its model is x.model: Model(x.model, tokenizer=x.tokenizer)"
     return ""

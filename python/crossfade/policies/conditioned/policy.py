@@ -92,8 +92,9 @@ class ConditionedPolicy:
         """A policy of an adapter for each reward, as PEFT saved them.
 
         Args:
-            base: the plain causal LM that all of them were trained on, the reference. Its modules
-                are copied, and its weights are shared; it stays as it is.
+            base: the plain causal LM that all of them were trained on, the reference, on the
+                device where it is to run. Its modules are copied, and its weights are shared; it
+                stays as it is.
             adapters: the folder of each reward's adapter, by the reward's name. They are plain LoRA
                 on linear or embedding layers, of any ranks and scalings.
             scope: "full", "attention" or "head": where the adapters may be.
@@ -279,18 +280,26 @@ def _check_one_base(base: Any, folders: Mapping[str, PathLike]) -> None:
             names[adapter] = said
     for adapter, said in names.items():
         first, of_first = next(iter(names.items()))
-        if source_name(said) != source_name(of_first):
+        if not _same_name(said, of_first):
             raise ValueError(
                 f"adapters are of different bases: {first!r} of {of_first!r} and {adapter!r} of "
                 f"{said!r}; they must be of one. If these are one model, say so in "
                 f"base_model_name_or_path of the {ADAPTER_CONFIG}"
             )
-    own = source_name(str(getattr(base.config, "name_or_path", "") or ""))
-    if own and names and source_name(next(iter(names.values()))) != own:
+    own, theirs = (
+        str(getattr(base.config, "name_or_path", "") or ""),
+        next(iter(names.values()), ""),
+    )
+    if source_name(own) and theirs and not _same_name(own, theirs):
         warn(
-            f"base was loaded from {base.config.name_or_path!r}, and the adapters are of "
-            f"{next(iter(names.values()))!r}; deltas mean nothing on another base"
+            f"base was loaded from {own!r}, and the adapters say that they are of {theirs!r}; "
+            "deltas mean nothing on another base, so these must be one model"
         )
+
+
+def _same_name(one: str, other: str) -> bool:
+    """Whether two paths or ids name one model, as far as their last parts tell."""
+    return source_name(one).casefold() == source_name(other).casefold()
 
 
 def _check_weights_beside(base: Any, name: str, folder: PathLike) -> None:
