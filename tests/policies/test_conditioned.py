@@ -105,18 +105,32 @@ def test_heads(folders: dict[str, Path]) -> None:
     check_rows(of_heads(folders))
 
 
-def test_a_tied_head_is_untied_where_it_gets_a_delta(folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
+def test_of_tied_weights_that_with_a_delta_is_untied(module: str, tmp_path: Path) -> None:
+    """A delta of the head is not one of the embeddings, nor the other way round."""
     config = make().config
     config.tie_word_embeddings = True
     torch.manual_seed(0)
     tied = LlamaForCausalLM(config).eval()
     torch.nn.init.normal_(tied.lm_head.weight, std=0.3)
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
-    policy = of_heads(folders, tied)
-    check_rows(policy)
-    plain = policy.merged({"helpful": 1.0})
-    assert torch.equal(plain.model.embed_tokens.weight, tied.lm_head.weight)
-    assert not torch.equal(plain.lm_head.weight, tied.lm_head.weight)
+    adapters = {
+        name: save(tmp_path, seed, name, [module]) for seed, name in enumerate(("helpful", "brief"))
+    }
+    policy = cf.ConditionedPolicy.from_adapters(tied, adapters)
+    weights = {"helpful": W, "brief": [1 - w for w in W]}
+    out = written(policy.at(weights, kl=0.1))
+    for i, w in enumerate(W):
+        plain = policy.merged({"helpful": w, "brief": 1 - w}, kl=0.1)
+        assert written(plain, PROMPTS[i : i + 1]).responses[0] == out.responses[i]
+        kept, changed = plain.model.embed_tokens, plain.lm_head
+        if module == "embed_tokens":
+            kept, changed = changed, kept
+        assert torch.equal(kept.weight, tied.lm_head.weight)
+        assert not torch.equal(changed.weight, tied.lm_head.weight)
+    plain.save_pretrained(tmp_path / "plain")
+    again = LlamaForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    assert written(again, PROMPTS[2:]).responses[0] == out.responses[2]
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
 
 

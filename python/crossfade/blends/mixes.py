@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -62,6 +63,19 @@ class Mix:
             raise ValueError(f"{name} has {each}; they must have one length, one a request")
         return cls(tuple(given), tuple(weights))
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:  # kept, as a long list's mix is asked for it at each of its requests
+        return hash((self.names, self.weights))
+
+    @cached_property
+    def _table(self) -> Tensor:
+        """``[requests, adapters]``, or ``[1, adapters]`` where all requests have the same."""
+        each = [torch.tensor(w, dtype=torch.float32, device="cpu") for w in self.weights]
+        return torch.stack([w.expand(self.requests or 1) for w in each], dim=1)
+
     @property
     def requests(self) -> int | None:
         """How many requests have weights of their own; None where all have the same."""
@@ -81,8 +95,7 @@ class Mix:
                 f"adapter of {term} has weights [{self.requests}]; they must be [{requests}], the "
                 "requests"
             )
-        each = [torch.tensor(w, dtype=torch.float32, device="cpu") for w in self.weights]
-        return torch.stack([w.expand(requests) for w in each], dim=1)
+        return self._table.expand(requests, -1)
 
     def plain(self) -> dict[str, float | list[float]]:
         """The mix as JSON can hold it."""
