@@ -324,6 +324,7 @@ def test_a_blend_of_a_mix_is_saved_with_its_adapters(tmp_path: Path) -> None:
         ({"kind": torch.ones(2, 2)}, ValueError, r"has shape \[2, 2\]; it must be \[requests\]"),
         ({"kind": [1, 2], "brief": [1]}, ValueError, r"\[2\] for 'kind' and \[1\] for 'brief'"),
         ({"kin": 1.0}, ValueError, "adapter is 'kin', which the PeftModelForCausalLM does not"),
+        ({"active": 1.0}, ValueError, "adapter mixes 'active'; a mix must have the names of"),
         ({1: 1.0}, TypeError, "adapter has the key 1; it must be an adapter's name"),
     ],
 )
@@ -348,6 +349,15 @@ def test_mistakes_of_a_call(two: PeftModel, batch: Batch) -> None:
 def test_what_has_no_sum_of_deltas(options: Any, error: type[Exception], says: str) -> None:
     model = lora(1, make(), "odd", **options).eval()
     with pytest.raises(error, match=says):
+        cf.Model(model, adapter={"odd": 0.5})
+
+
+def test_other_kinds_of_adapters() -> None:
+    from peft import IA3Config, get_peft_model
+
+    config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    model = get_peft_model(make(), config, "odd")
+    with pytest.raises(NotImplementedError, match=r"'odd', which has a layer of .*ia3\.layer\.Lin"):
         cf.Model(model, adapter={"odd": 0.5})
 
 

@@ -116,12 +116,15 @@ def check_mix(model: Any, names: Sequence[str], term: str | None = None) -> None
         ValueError: as `check_adapter`, or an adapter has changed the base itself.
         NotImplementedError: an adapter is of another kind; names it.
     """
-    from peft.tuners.lora.layer import Embedding, Linear
-
-    layers = adapter_layers(model)
     whose = "adapter" if term is None else f"adapter of {term}"
     for name in names:
+        if name == "active" and name not in adapter_configs(model):
+            raise ValueError(f"{whose} mixes 'active'; a mix must have the names of adapters")
         check_adapter(model, name, term)
+    from peft.tuners.lora.layer import Embedding, Linear  # here, as PEFT is there if adapters are
+
+    layers = adapter_layers(model)
+    for name in names:
         for layer in layers:
             if not has_adapter(layer, name):
                 continue
