@@ -56,6 +56,7 @@ def test_principles_vote(scores: Any, first_wins: bool, preference: float) -> No
     found = judgments([scores])
     assert found.first_wins.tolist() == [first_wins]
     assert found.preference.tolist() == pytest.approx([preference])
+    assert found.winners == ["tie" if preference == 0.5 else "a" if first_wins else "b"]
 
 
 probability = st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.4, 0.5])
@@ -89,6 +90,8 @@ def test_failed_pairs_are_nan_and_count_for_nothing() -> None:
     alone = judgments([nothing], [True])
     assert math.isnan(alone.position_bias)
     assert math.isnan(alone.accuracy([True])[0])
+    assert found.winners == ["a", None]
+    assert repr(alone) == "Judgments(1 pair, 0 s)\n  0: failed"
 
 
 def test_the_order_decides_where_one_label_wins_in_both() -> None:
@@ -99,7 +102,7 @@ def test_the_order_decides_where_one_label_wins_in_both() -> None:
     found = judgments([first, first, second, answers, answers, even])
     assert found.position_bias == pytest.approx(3 / 6)
     assert found.toward_first == pytest.approx(2 / 6)
-    assert "order alone decides 0.5" in repr(found)
+    assert "order alone decides 50.0%" in repr(found)
 
 
 def test_accuracy_counts_ties_by_half() -> None:
@@ -122,6 +125,19 @@ def test_accuracy_counts_ties_by_half() -> None:
 
 def test_judgments_print_for_people() -> None:
     text = repr(judgments([scored((0.6, 0.3), (0.2, 0.4))] * 10))
-    assert text.splitlines()[0] == "Judgments(10 pairs, order alone decides 0, 0 s)"
+    assert text.splitlines()[0] == "Judgments(10 pairs, order alone decides 0.0%, 0 s)"
     assert "0: a wins, 0.4 to 0.35 (p0: 0.6 to 0.3, p1: 0.2 to 0.4)" in text
     assert text.endswith("... and 2 more")
+
+
+def test_a_tie_is_printed_as_one() -> None:
+    found = judgments([scored((0.4, 0.4)), scored((0.3, 0.4))])
+    assert "0: tie, 0.4 to 0.4\n  1: b wins, 0.3 to 0.4" in repr(found)
+
+
+def test_judgments_have_no_items() -> None:
+    found = judgments([scored((0.6, 0.3))])
+    with pytest.raises(TypeError, match=r"no item 0: winners\[i\] says which answer of pair i is"):
+        found[0]
+    with pytest.raises(TypeError, match=r"cannot be iterated over; .* there are winners"):
+        list(found)

@@ -146,12 +146,12 @@ class Writer:
         record = {"index": index, "prompt": pair.prompt, **self.own[index]}
         figures: dict[str, Any] = dict.fromkeys(("first", "second", "preference", "winner"))
         if why is None:
-            preference = float(judgments.preference[row])
+            winner = judgments.winners[row]
             figures = {
                 "first": float(judgments.first[row]),
                 "second": float(judgments.second[row]),
-                "preference": preference,
-                "winner": "tie" if preference == 0.5 else ("second", "first")[preference > 0.5],
+                "preference": float(judgments.preference[row]),
+                "winner": {"a": "first", "b": "second"}.get(winner, winner),
             }
         if judgments.principles != (None,):
             scores = judgments.by_principle[row].tolist()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -91,6 +91,16 @@ class Judgments:
         whole = torch.where(self.first == self.second, 0.5, self.first / (self.first + self.second))
         return torch.where(self.failed, math.nan, torch.where(tied, whole, mean))
 
+    @cached_property
+    def winners(self) -> list[str | None]:
+        """Which answer of each pair is better: "a", "b" or "tie", as `preference` is above, below
+        or at 0.5; None where the pair has failed."""
+        names = {True: "a", False: "b"}
+        return [
+            None if math.isnan(p) else "tie" if p == 0.5 else names[p > 0.5]
+            for p in self.preference.tolist()
+        ]
+
     @property
     def position_bias(self) -> float:
         """How often the order alone decides: the share of judgments in which the same label is the
@@ -145,20 +155,35 @@ class Judgments:
         found = agree[~self.failed].tolist()
         return mean_interval(found) if found else (math.nan, math.nan)
 
+    def __getitem__(self, key: Any) -> NoReturn:
+        """There are no items: tensors and lists have an entry for each pair."""
+        raise TypeError(
+            f"Judgments have no item {key!r}: winners[i] says which answer of pair i is better, "
+            "preference[i] how probable it is that a is, first[i] and second[i] are the scores"
+        )
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(
+            "Judgments cannot be iterated over; for pairs one after the other there are winners, "
+            "preference, first, second and reasons"
+        )
+
     def __repr__(self) -> str:
         """For people: the scores of each pair, cut after some of them."""
         lines = []
-        for i in range(min(len(self), ROWS)):
+        for i, winner in enumerate(self.winners[:ROWS]):
             scores = "failed"
-            if not self.failed[i]:
-                wins = "a" if self.first_wins[i] else "b"
-                scores = f"{wins} wins, {float(self.first[i]):.4g} to {float(self.second[i]):.4g}"
+            if winner is not None:
+                wins = winner if winner == "tie" else f"{winner} wins"
+                scores = f"{wins}, {float(self.first[i]):.4g} to {float(self.second[i]):.4g}"
                 if self.principles != (None,):
                     each = zip(self.principles, self.by_principle[i].tolist(), strict=True)
                     scores += f" ({', '.join(f'{p}: {a:.3g} to {b:.3g}' for p, (a, b) in each)})"
             lines.append(f"{i}: {scores}")
         if len(self) > ROWS:
             lines.append(f"... and {len(self) - ROWS} more")
-        pairs = f"{len(self)} pair{'' if len(self) == 1 else 's'}"
-        bias = f"order alone decides {self.position_bias:.3g}"
-        return "\n  ".join([f"Judgments({pairs}, {bias}, {self.stats.seconds:.3g} s)", *lines])
+        head = [f"{len(self)} pair{'' if len(self) == 1 else 's'}"]
+        if not math.isnan(self.position_bias):
+            head.append(f"order alone decides {self.position_bias:.1%}")
+        head.append(f"{self.stats.seconds:.3g} s")
+        return "\n  ".join([f"Judgments({', '.join(head)})", *lines])
