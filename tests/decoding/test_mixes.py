@@ -380,6 +380,8 @@ def test_a_model_that_lays_rows_in_one_dimension(batch: Batch) -> None:
     term = cf.Model(model, adapter=mix())
     with pytest.raises(NotImplementedError, match=r"layers\.0\.mlp\.down_proj does not tell"):
         cf.generate(term, batch, max_new_tokens=2)
+    with pytest.raises(NotImplementedError, match="does not tell the requests of a batch apart"):
+        cf.generate(term, [[5], [6], [7], [8]], max_new_tokens=2)
     fixed = cf.Model(model, adapter={"kind": A[0], "brief": B[0]})
     plain = lora(2, lora(1, make(), "kind"), "brief").eval()
     theirs = cf.Model(plain, adapter={"kind": A[0], "brief": B[0]})

@@ -74,12 +74,16 @@ class MixedRows:
 
 
 def _row_check(rows: Sequence[int], term: str) -> Any:
-    """Makes hooks that refuse a layer's input in which the rows are not the first dimension."""
+    """Makes hooks that refuse a layer's input which is not ``[rows, tokens, width]``.
+
+    An embedding's is ``[rows, tokens]``.
+    """
 
     def of_layer(name: str) -> Any:
         def check(layer: Any, inputs: tuple[Any, ...]) -> None:
             shape = inputs[0].shape
-            if rows[0] > 1 and (len(shape) < 2 or shape[0] != rows[0]):
+            dims = 2 if layer.lora_embedding_A else 3
+            if rows[0] > 1 and (len(shape) != dims or shape[0] != rows[0]):
                 raise NotImplementedError(
                     f"adapter of {term} is a mix that differs between requests, and its layer "
                     f"{name} does not tell the requests of a batch apart; decode those of each mix "
