@@ -20,6 +20,7 @@ sys.path.append(str(ROOT / "python"))  # where crossfade is not installed
 from reports import (  # noqa: E402
     before,
     bulk,
+    conditioned,
     correct,
     coupling,
     decode,
@@ -73,6 +74,7 @@ PAGES: dict[str, dict[str, Section]] = {
         "search": of(search.render, "search"),
         "judge": of(judge.render, "judge"),
         "correct": of(correct.render, "correct"),
+        "conditioned": of(conditioned.render, "conditioned"),
         "lm-eval": of(lm_eval.render, "lm_eval"),
         "logp": of(logp.render, "logp"),
         "dpo": of(dpo.render, "dpo"),

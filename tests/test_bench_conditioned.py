@@ -39,7 +39,6 @@ def test_goals_that_are_missed() -> None:
     seconds = {report.ONE: 1.0, report.EACH: 1.2, report.MERGED: 1.0, report.DERA: 1.7}
     rows = [{"batch": 16, "contender": n, "rounds_s": [s] * 3} for n, s in seconds.items()]
     assert list(conditioned.missed(rows)) == [
-        "batch 16: DeRa, two separate models takes 1.70 times the time of merged into a plain "
-        "model",
+        "batch 16: DeRa, two separate models takes 1.70 times the time of one mix for all requests",
         "batch 16: a mix for each request takes 1.20 times the time of one mix for all requests",
     ]
