@@ -124,6 +124,26 @@ def test_responses_without_tokens_are_left_out() -> None:
         ([{"prompt": "a"}], {}, TypeError, "responses of row 0 of rows is missing; it must be a l"),
         ([row({"text": "a"})], {}, TypeError, r"ratings of responses\[0\] of row 0 of rows is mi"),
         (
+            [row({"text": "a", "score": 1})],
+            {},
+            TypeError,
+            r"""missing; .* as {"text": "...", "ratings": {"helpful": 4}}; did you mean """
+            r""""ratings": {'score': 1}\?""",
+        ),
+        (
+            [row({"text": "a", "scores": {"kind": 2}})],
+            {},
+            TypeError,
+            r"""did you mean "ratings": {'kind': 2}\?""",
+        ),
+        (
+            [{"prompt": "a", "responses": ["a", "b"]}],
+            {},
+            TypeError,
+            r"""responses\[0\] of row 0 of rows is 'a'; it must be a mapping, as {"text": "...""",
+        ),
+        (["a"], {}, TypeError, r"""row 0 of rows is 'a'; .* or {"prompt": "...", "responses": """),
+        (
             [row({"text": "a", "ratings": {}})],
             {},
             ValueError,

@@ -13,6 +13,9 @@ from ..checks import check_number
 from .data import Rows, check_keys, message
 
 logger = logging.getLogger(__name__)
+FORM = '{"text": "...", "ratings": {"helpful": 4}}'  # of a response
+# What other programs call ratings.
+MEANT = ("rating", "score", "scores", "reward", "overall_score", "grade", "points", "value")
 
 
 def rated_pairs(
@@ -100,6 +103,11 @@ def _pair(
 
 def _check_row(row: Any, name: str) -> bool:
     """Check a row but for its responses; whether it has ids."""
+    if not isinstance(row, Mapping):
+        raise TypeError(
+            f"{name} is {row!r:.80}; it must be a mapping, as rollouts gives, or "
+            f'{{"prompt": "...", "responses": [{FORM}, ...]}}'
+        )
     check_keys(row, name, {"prompt": (str, list), "responses": (list,)})
     if "prompt_ids" in row:
         check_keys(row, name, {"prompt_ids": (list,)})
@@ -107,7 +115,17 @@ def _check_row(row: Any, name: str) -> bool:
 
 
 def _check_response(response: Any, name: str, with_ids: bool) -> None:
+    if not isinstance(response, Mapping):
+        raise TypeError(f"{name} is {response!r:.80}; it must be a mapping, as {FORM}")
     check_keys(response, name, {"text": (str,)})
+    if response.keys().isdisjoint(("ratings", "rewards")):
+        other = next((key for key in MEANT if key in response), None)
+        own = response.get(other)
+        shown = own if isinstance(own, Mapping) else {other: own}
+        says = "" if other is None else f'; did you mean "ratings": {shown!r:.80}?'
+        raise TypeError(
+            f"ratings of {name} is missing; it must be a dict of numbers by name, as {FORM}{says}"
+        )
     given = "rewards" if "rewards" in response and "ratings" not in response else "ratings"
     check_keys(response, name, {given: (dict,), **({"ids": (list,)} if with_ids else {})})
     if "finished" in response or with_ids:
