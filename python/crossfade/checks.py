@@ -57,8 +57,9 @@ def did_you_mean(name: Any, known: Iterable[str], meant: Mapping[str, str] | Non
 def explained(meant: Mapping[str, str] | None = None) -> Callable[[F], F]:
     """Let a function or a dataclass say more of wrong arguments than Python does.
 
-    An unknown one is answered by `did_you_mean`, and one too many by position with the names of
-    those that there are. The function itself is called with what it was given.
+    An unknown one is answered by `did_you_mean`, and one too many by position or one that is
+    missing with the names of those that there are. The function itself is called with what it was
+    given.
 
     Args:
         meant: as in `did_you_mean`.
@@ -74,13 +75,13 @@ def explained(meant: Mapping[str, str] | None = None) -> Callable[[F], F]:
         places = [p.name for p in each if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         needed = [p.name for p in each if p.name in places and p.default is p.empty]
         known, name = frozenset(named), f.__name__
-        if name == "__init__":  # People call it by its class.
-            name = f.__qualname__.split(".")[-2]
+        if name in ("__init__", "__call__"):  # People know it by its class.
+            name = ("a " if name == "__call__" else "") + f.__qualname__.split(".")[-2]
 
         @functools.wraps(inner)
         def checked(*args: Any, **options: Any) -> Any:
             count = len(args) - skipped
-            missing = any(n not in options for n in needed[count:])
+            missing = [n for n in needed[count:] if n not in options]
             for x in options:
                 # A function that takes any leaves those to others, while it has all that it needs.
                 if x not in known and (not takes_any or (missing and x in (meant or ()))):
@@ -93,6 +94,10 @@ def explained(meant: Mapping[str, str] | None = None) -> Callable[[F], F]:
                 raise TypeError(
                     f"{name} got {count} arguments by position; it takes {len(places)}, "
                     f"{' and '.join(places)}{says}"
+                )
+            if missing:
+                raise TypeError(
+                    f"{name} lacks {' and '.join(missing)}; it takes {', '.join(places)}"
                 )
             return inner(*args, **options)
 

@@ -185,6 +185,37 @@ JUDGE: dict[str, str] = {
     **_each(("batch_size", "per_device_eval_batch_size"), "here it is max_batch"),
 }
 
+# Arguments of a `Judge` that is called.
+JUDGED: dict[str, str] = {
+    **_each(
+        ("prompts", "prompt", "context", "queries", "questions", "inputs", "messages", "history"),
+        "what was answered are the contexts",
+    ),
+    **_each(
+        ("chosen", "first", "a", "answers_a", "responses_a", "completions_a", "better"),
+        "the answers a are firsts",
+    ),
+    **_each(
+        ("rejected", "second", "b", "answers_b", "responses_b", "completions_b", "worse"),
+        "the answers b are seconds",
+    ),
+    **_each(
+        ("answers", "responses", "completions", "pairs"),
+        "the two answers of each pair are in firsts and seconds",
+    ),
+    **_each(
+        ("batch_size", "per_device_eval_batch_size"), "Judge(model, max_batch=...) has how many"
+    ),
+    **_each(
+        ("max_batch", "template", "principles", "tokenizer"), "it belongs to Judge(model, ...)"
+    ),
+    **_each(("principle", "criteria", "aspects"), "Judge(model, principles=[...]) has them"),
+    **_each(
+        ("temperature", "top_p", "top_k", "do_sample", "max_new_tokens", "seed"),
+        "a judge generates nothing: it compares the probabilities of two labels",
+    ),
+}
+
 # Arguments of `Tournament`.
 TOURNAMENT: dict[str, str] = {
     **_each(

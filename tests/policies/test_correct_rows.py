@@ -294,3 +294,21 @@ def test_aligners_are_checked_when_they_are_made() -> None:
         cf.correct(make(), "a", "w1", "brevity")
     with pytest.raises(TypeError, match="'answers'; the answers, or the policy that writes them"):
         cf.correct(aligner_of(), "a", answers="w1", objectives="brevity")
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (
+            lambda al: cf.correct(al, ["a"], ["b"]),
+            "correct lacks objectives; it takes aligner, que",
+        ),
+        (lambda al: al(["a"], ["b"], ["brevity"]), r"not called; correct\(aligner, queries, answ"),
+        (lambda al: al(["a"], ["b"]), "a MetaAligner is not called; correct"),
+        (lambda al: cf.BestOfN(2, al), "value is a MetaAligner; it must be a LogRatio"),
+        (lambda al: cf.generate(al, ["a"]), "blend is a MetaAligner; .* Hugging Face model$"),
+    ],
+)
+def test_an_aligner_is_no_function_and_no_blend(call: Any, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        call(cf.MetaAligner(make("llama"), make_tokenizer()))

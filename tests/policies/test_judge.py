@@ -230,3 +230,20 @@ def test_the_small_model_judges_by_the_named_templates(smollm2_folder: Any) -> N
         found = judge(["How was it?"], ["Great."], ["Bad."]).orders[0, 0, 0]
         assert torch.allclose(found, p[[*a, *b]], rtol=1e-5)
     assert TEMPLATE.labels == ("great", "awful")
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda judge: judge(prompts=["a"], firsts=["b"]), "'prompts'; what was answered are the"),
+        (lambda judge: judge(["a"], chosen=["b"], rejected=["c"]), "'chosen'; the answers a are f"),
+        (lambda judge: judge(["a"], ["b"], rejected=["c"]), "'rejected'; the answers b are second"),
+        (lambda judge: judge.prefer(["a"], ["b"], ["c"], batch_size=2), r"; Judge\(model, max_bat"),
+        (lambda judge: judge(["a"], ["b"]), "a Judge lacks seconds; it takes contexts, firsts, s"),
+        (lambda judge: cf.generate(judge, ["a"]), "blend is a Judge; .* Hugging Face model$"),
+        (lambda judge: judge.blend + judge, "a Judge cannot be added to a blend; terms, values "),
+    ],
+)
+def test_calls_that_cannot_be(call: Any, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        call(make_judge())

@@ -124,7 +124,7 @@ class Algebra(Sums["Blend"]):
             instead = "its members can, one by one, as in sum([a, b])"
         elif isinstance(x, str):
             instead = "a model can, once it is loaded: Model(model)"
-        elif callable(x):
+        elif is_callable(x):
             instead = (
                 "a search chooses by it: generate(blend, inputs, search=BestOfN(16, function))"
             )
@@ -183,10 +183,18 @@ def _fixed(x: Blend) -> str | None:
     return None if x.support is None else "a blend within a support, which is set last"
 
 
+def is_callable(x: Any) -> bool:
+    """Whether a value may be made of `x`: a function, or an object that is called like one.
+
+    What holds a blend, as a judge does, is called with something else.
+    """
+    return callable(x) and not hasattr(x, "blend")
+
+
 def instead_of_blend(x: Any) -> str:
     """The end of an error about `x`, where a blend must be: what to do with it."""
     instead = instead_of_model(x)
-    if isinstance(x, Sums) or (callable(x) and not instead):
+    if isinstance(x, Sums) or (is_callable(x) and not instead):
         return "; a search chooses by a value: generate(blend, inputs, search=BestOfN(16, x))"
     if isinstance(x, (list, tuple)) and not instead:
         return "; several are added with weights: 0.5 * a + 0.5 * b"

@@ -20,7 +20,7 @@ from ..checks import check_number, explained
 from ..models.hf import check_language_model
 from ..ops import check
 from ..ops.check import WEIGHT_SUM_TOLERANCE
-from .algebra import Algebra, Sums, scaled
+from .algebra import Algebra, Sums, is_callable, scaled
 from .blend import Blend, Model, ValueHead, as_term
 from .printing import settings_text, sum_text, term_text, weight_text
 from .terms import check_name, default_name, distinct_names
@@ -297,7 +297,7 @@ def _as_sum(x: Any, name: str = "value") -> ValueSum:
 def is_function(x: Any) -> bool:
     """Whether this is a function of the caller's, or an object that is called like one."""
     own = isinstance(x, (type, nn.Module, Values, Algebra)) or hasattr(x, "model")
-    return callable(x) and not own
+    return is_callable(x) and not own
 
 
 def _ratio_text(blend: Blend) -> str:

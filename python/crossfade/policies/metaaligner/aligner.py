@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from ... import elsewhere
 from ...blends.blend import Blend, as_blend
@@ -73,6 +73,13 @@ class MetaAligner:
 
     def __repr__(self) -> str:
         return f"MetaAligner({self.blend}, noun={self.template.noun!r})"
+
+    def __call__(self, queries: Any, answers: Any, objectives: Any = None, **more: Any) -> NoReturn:
+        """An aligner edits by `correct`, which all options belong to."""
+        raise TypeError(
+            "a MetaAligner is not called; correct(aligner, queries, answers, objectives) lets it "
+            "edit answers"
+        )
 
     def prompt(self, query: Any, answer: str, objectives: Any, goal: str = "better") -> str:
         """The very text that is read; the corrected answer follows it.

@@ -115,6 +115,7 @@ class Judge:
             self.tokenizer, context, first, second, self._phrases[principle]
         )
 
+    @explained(elsewhere.JUDGED)
     def __call__(
         self, contexts: Sequence[Any], firsts: Sequence[str], seconds: Sequence[str]
     ) -> Judgments:
@@ -134,6 +135,7 @@ class Judge:
         with self.keeping() as reading:
             return reading(contexts, firsts, seconds)
 
+    @explained(elsewhere.JUDGED)
     def prefer(
         self, contexts: Sequence[Any], firsts: Sequence[str], seconds: Sequence[str]
     ) -> Tensor:
