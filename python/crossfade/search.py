@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -217,6 +218,7 @@ class Tournament(Search):
 def _as_judge(x: Any) -> Any:
     """`x` as what decides matches: an object with `prefer`, or a value."""
     if callable(getattr(x, "prefer", None)) and not isinstance(x, type):
+        check_prefer(x)
         return x
     terms = isinstance(x, Algebra) and x._blend().terms
     if isinstance(x, (Values, Algebra)) and not terms:
@@ -244,6 +246,23 @@ def _as_judge(x: Any) -> Any:
         f"judge is {what}; it must be a Judge, an object with prefer(contexts, firsts, seconds), "
         f"or a value such as a RewardModel{instead}"
     )
+
+
+def check_prefer(judge: Any, name: str = "judge") -> None:
+    """Require that `prefer` of a judge takes contexts, firsts and seconds. Errors say `name`.
+
+    Raises:
+        TypeError: it takes something else.
+    """
+    try:
+        inspect.signature(judge.prefer).bind([], [], [])
+    except TypeError as error:
+        raise TypeError(
+            f"{name} is a {type(judge).__name__}, whose prefer is called as prefer(contexts, "
+            f"firsts, seconds), with three lists, and cannot be: {error}"
+        ) from None
+    except ValueError:  # What is not written in Python may have no signature.
+        pass
 
 
 def _check_count(name: str, number: Any) -> None:

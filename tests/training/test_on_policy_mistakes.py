@@ -15,6 +15,11 @@ from trainer_runs import OLD_NAMES
 pytestmark = OLD_NAMES
 
 
+class TakesOne:
+    def prefer(self, pairs: Any) -> list[float]:
+        return [0.5 for _ in pairs]
+
+
 @pytest.mark.parametrize(
     ("given", "options", "error", "message"),
     [
@@ -33,6 +38,12 @@ pytestmark = OLD_NAMES
             {"judge": print},
             TypeError,
             "judge is a builtin_function_or_method; it must have pre",
+        ),
+        (
+            {},
+            {"judge": TakesOne()},
+            TypeError,
+            "judge is a TakesOne, whose prefer is called as prefer.contexts, firsts, seconds",
         ),
         ({}, {"prompts": [{"promt": "a"}]}, ValueError, "did you mean 'prompt'"),
         (

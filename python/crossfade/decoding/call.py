@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
 from ..blends.blend import Blend, Model, as_blend
 from ..blends.mixes import Mix
@@ -103,13 +103,12 @@ class Call:
         search: Search | None,
         requests: Requests,
         writing: Writing | None,
-        do_sample: bool,
-        returned: int,
+        config: GenerationConfig,
     ) -> SearchJob | None:
-        """How these requests are searched, with `returned` rows of each given back."""
+        """How these requests are searched, and how many rows of each are given back."""
         if search is None:
             return None
-        settings.check_search(search, do_sample, returned)
+        settings.check_search(search, config)
         return SearchJob(
             search,
             self.blend,
@@ -117,7 +116,7 @@ class Call:
             self.tokenizer,
             writing,
             self.vocabulary,
-            returned,
+            config.num_return_sequences,
             self._value_models,
         )
 

@@ -306,9 +306,9 @@ class Generation:
         self.each.check(requests.total or len(requests))
         config = copy.copy(self.config)  # Its lengths are set below.
         prompts = call.prompts(requests, self._pad)
-        returned = copies = config.num_return_sequences
+        copies = config.num_return_sequences
         writing = call.writing(prompts)
-        search = call.search_job(self.search, requests, writing, bool(config.do_sample), returned)
+        search = call.search_job(self.search, requests, writing, config)
         if search is not None:
             copies = search.settings.rows
         ids, mask = prompts[0].ids.to(device), prompts[0].mask.to(device)

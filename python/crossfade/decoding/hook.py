@@ -180,7 +180,7 @@ def decode(
     prompts = call.prompts(requests, pad)
     prompts[0] = _first_prompt(given, prompts[0], blend, from_ids=blend_inputs is None)
     writing = call.writing(prompts)
-    search_job = call.search_job(search, requests, writing, sample, copies)
+    search_job = call.search_job(search, requests, writing, generation_config)
     if search_job is not None:
         copies = search_job.settings.rows
     job = call.job(

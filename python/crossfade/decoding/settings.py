@@ -219,15 +219,17 @@ def _check_greedy(arguments: dict[str, Any], do_sample: Any) -> None:
         )
 
 
-def check_search(search: Search, do_sample: bool, returned: int) -> None:
+def check_search(search: Search, config: GenerationConfig) -> None:
     """Refuse settings of a call that its search cannot go with.
 
     Raises:
         ValueError: names the setting.
     """
-    if not do_sample and search.rows > 1:
+    returned = config.num_return_sequences
+    if not config.do_sample and search.rows > 1:
+        why = "temperature is 0" if config.temperature == 0 else "do_sample is False"
         raise ValueError(
-            f"do_sample is False; a search of {search.rows} rows must sample, at a temperature "
+            f"{why}; a search of {search.rows} rows must sample, at a temperature "
             "above 0, or all of them would be equal"
         )
     if returned > search.width:

@@ -26,6 +26,7 @@ from ..decoding.inputs import encode
 from ..decoding.search.tournament import judged
 from ..extras import require
 from ..models.hf import is_peft, underlying
+from ..search import check_prefer
 from . import rows
 from .trainers.base import columns_error, columns_of
 from .trainers.dpo import PAIR_WEIGHTS, WITHOUT_REFERENCE, WITHOUT_WEIGHTS, DPOTrainer
@@ -337,6 +338,7 @@ def _check_judge(name: str, judge: Any) -> None:
             f"{name} is a {type(judge).__name__}; it must have prefer(contexts, firsts, seconds), "
             "as crossfade.Judge has"
         )
+    check_prefer(judge, name)
 
 
 def _encoded(row: Mapping[str, Any], index: int, tokenizer: Any) -> dict[str, Any]:

@@ -218,6 +218,11 @@ def compare(contexts: Any, firsts: Any, seconds: Any) -> list[float]:
     return [0.5 for _ in firsts]
 
 
+class TakesOne:
+    def prefer(self, pairs: Any) -> list[float]:
+        return [0.5 for _ in pairs]
+
+
 WRONG: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: cf.Tournament(Judge(), 0), ValueError, "n is 0; it must be at least 1"),
     (lambda: cf.Tournament(Judge(), -3), ValueError, "n is -3; it must be at least 1"),
@@ -238,6 +243,12 @@ WRONG: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: cf.Tournament(0.7), TypeError, "judge is 0.7; it must be"),
     (lambda: cf.Tournament(object()), TypeError, "judge is a object; it must be"),
     (lambda: cf.Tournament(compare), TypeError, "compare, a function; .* is to be a method prefer"),
+    (
+        lambda: cf.Tournament(TakesOne()),
+        TypeError,
+        r"judge is a TakesOne, whose prefer is called as prefer\(contexts, firsts, seconds\), with "
+        "three lists, and cannot be: too many",
+    ),
     (lambda: cf.Tournament(), TypeError, "judge"),
     (lambda: cf.Tournament(Judge(), width=4), TypeError, "'width'; how many rows play is n"),
     (lambda: cf.Tournament(Judge(), chunk_length=5), TypeError, "; whole responses play"),
@@ -262,7 +273,10 @@ def test_calls_that_cannot_be() -> None:
     for more, says in (
         ({"do_sample": False}, "do_sample is False; a search of 4 rows must sample"),
         ({"num_return_sequences": 5}, "num_return_sequences is 5; it must be at most 4"),
-        ({"temperature": 0.0}, "a search of 4 rows must sample, at a temperature above 0"),
+        (
+            {"temperature": 0.0},
+            "temperature is 0; a search of 4 rows must sample, at a temperature above 0",
+        ),
     ):
         with pytest.raises(ValueError, match=says):
             cf.generate(writer(), PROMPTS, search=search, **{**EVEN, **more})

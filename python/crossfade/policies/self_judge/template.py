@@ -222,7 +222,8 @@ class JudgeTemplate:
                 pieces = tokenizer.convert_ids_to_tokens(whole[kept:])
                 raise ValueError(
                     f"labels has {label!r}, which is the tokens {pieces} after "
-                    f"{prompt[-40:]!r}; it must be one token of its own"
+                    f"{prompt[-40:]!r}; it must be one token of its own, as the letters A and B "
+                    "are in most vocabularies and digits often are not"
                 )
             found.append(whole[-1])
         if found[0] == found[1]:
