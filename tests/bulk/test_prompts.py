@@ -56,3 +56,20 @@ def test_a_closed_stdin_has_no_prompts(monkeypatch: pytest.MonkeyPatch, source: 
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(ValueError, match=r"no prompts are given|stdin is closed"):
         read_prompts([], source)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("p.jsonl", '{"prompt": ""}', 'the "prompt" of prompt 0 is empty'),
+        ("p.jsonl", '{"messages": []}', 'the "messages" of prompt 0 is empty'),
+        ("p.jsonl", '{"id": 3}', r"prompt 0 has the keys \['id'\]; it must have a \"prompt\" or"),
+        ("p.csv", "prompt,id\n", "p.csv is a table; it must be a .jsonl file with an object on ea"),
+        ("p.TSV", "prompt", "p.TSV is a table; it must be"),
+        ("p.json", "[]", "p.json is JSON; it must be a .jsonl file"),
+    ],
+)
+def test_files_that_hold_no_prompts(tmp_path: Path, name: str, content: str, says: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=says):
+        read_prompts([], str(tmp_path / name))

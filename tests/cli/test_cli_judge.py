@@ -250,7 +250,10 @@ def test_a_file_that_lost_what_the_figures_are_made_of(
     data = write(tmp_path / "pair.jsonl", [{"prompt": "a", "first": "b", "second": "c"}] * 2)
     before = out.read_bytes()
     assert cli.main(["judge", data, f"--model={model}", f"--output={out}", "--resume"]) == 2
-    assert "line 1: is not a result that crossfade has written" in capsys.readouterr().err
+    assert (
+        "line 1: is not a result that crossfade has written; take the line out"
+        in capsys.readouterr().err
+    )
     assert out.read_bytes() == before
 
 

@@ -83,6 +83,11 @@ MISTAKES: dict[str, tuple[list[Any], list[str], str]] = {
         'has a "prompt" that is not how its answers, which are chats, begin; leave it out',
     ),
     "no pair": ([], [], "there is nothing to judge: the input is empty"),
+    "an empty prompt": (
+        [{"prompt": "", "first": "b", "second": "c"}],
+        [],
+        'the "prompt" of pair 0 is empty',
+    ),
     "template": (PAIRS, ["--template=hhh"], "did you mean 'hh'?"),
     "template's file": (PAIRS, ["--template=x.yaml"], "there is no file 'x.yaml'"),
     "template's keys": (

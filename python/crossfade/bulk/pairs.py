@@ -84,7 +84,8 @@ def pair_of(item: Any, index: int, *, keep: Sequence[str] = ()) -> Pair:
     where = f"pair {index}"
     if not isinstance(item, dict):
         raise ValueError(
-            f'{where} is {item!r:.80}; it must be a JSON object with a "prompt" and {EITHER}'
+            f'{where} is {item!r:.80}; it must be an object of a .jsonl file, with a "prompt" and '
+            f"{EITHER}"
         )
     form = _form(item, where)
     others = {key: x for key, x in item.items() if key not in form}

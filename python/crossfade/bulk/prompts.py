@@ -37,9 +37,11 @@ def read_lines(source: str) -> list[Any]:
     first one starts with ``{``. All others are texts.
     """
     where = "stdin" if source == "-" else source
-    if source.lower().endswith(".json"):
+    if source.lower().endswith((".json", ".csv", ".tsv")):
+        kind = "JSON" if source.lower().endswith(".json") else "a table"
         raise ValueError(
-            f"{where} is JSON; it must be a .jsonl file with an object on each line, or a text file"
+            f"{where} is {kind}; it must be a .jsonl file with an object on each line, or a text "
+            "file"
         )
     text = _read_stdin() if source == "-" else reading.read_text(source)
     # `splitlines` would also split at U+2028, which a text in JSON may have.
@@ -153,7 +155,10 @@ def line_of(
 def prompt_of(item: Any, where: str) -> Any:
     """The prompt that a line, or its JSON object, is. Errors call it `where`."""
     if isinstance(item, dict):
-        both = [item[key] for key in ("prompt", "messages") if item.get(key)]
+        keys = [key for key in ("prompt", "messages") if key in item]
+        both = [item[key] for key in keys if item[key]]
+        if len(keys) == 1 and item[keys[0]] in ("", []):
+            raise ValueError(f'the "{keys[0]}" of {where} is empty')
         if len(both) != 1:
             raise ValueError(
                 f'{where} has the keys {sorted(item)}; it must have a "prompt" or "messages"'

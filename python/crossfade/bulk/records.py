@@ -276,7 +276,10 @@ def _record(
 
 
 def _not_ours(where: str) -> ValueError:
-    return ValueError(f"{where}: is not a result that crossfade has written")
+    return ValueError(
+        f"{where}: is not a result that crossfade has written; take the line out, or name another "
+        "file"
+    )
 
 
 def _is_cut(line: bytes, starts: Sequence[bytes]) -> bool:

@@ -228,7 +228,7 @@ def _query(
     from ..bulk import prompts
     from ..policies.metaaligner import resolve
 
-    where = f"line {index}"
+    where = f"query {index}"
     if not isinstance(item, dict):
         raise ValueError(f"{where} is {item!r:.80}; it must be an object of a .jsonl file")
     for key in item:
@@ -241,7 +241,7 @@ def _query(
             f'{where} has the "answer" {answer!r:.80}; it must be a text, or --policy be given'
         )
     rest = {k: x for k, x in item.items() if k not in OWN}
-    line = prompts.line_of(rest, index, keep=arguments.keep, known=(), noun="line")
+    line = prompts.line_of(rest, index, keep=arguments.keep, known=(), noun="query")
     objectives = asked
     if "objectives" in item:
         objectives = resolve(item["objectives"], known, f"objectives of {where}")
