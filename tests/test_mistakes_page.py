@@ -111,8 +111,12 @@ def judge(**arguments: Any) -> cf.Judge:
     return cf.Judge(make(), tokenizer=make_tokenizer(), **{"template": FORM, **arguments})
 
 
+def edits() -> cf.MetaAligner:
+    return cf.MetaAligner(make(), make_tokenizer())
+
+
 def correct(answers: Any = ("the plot",), *, aligner: Any = None, **asked: Any) -> Any:
-    aligner = cf.MetaAligner(make(), make_tokenizer()) if aligner is None else aligner
+    aligner = edits() if aligner is None else aligner
     asked = {"objectives": "brevity", "max_new_tokens": 2, **asked}
     return cf.correct(aligner, ["the film"], answers, asked.pop("objectives"), **asked)
 
@@ -153,6 +157,10 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     '`JudgeTemplate(labels=("Text A", "Text B"))`': lambda: judge(
         template=cf.JudgeTemplate(labels=("Text A", "Text B"))
     ),
+    "`judge(prompts=..., chosen=..., rejected=...)`": lambda: judge()(
+        prompts=TEXTS, chosen=TEXTS, rejected=TEXTS
+    ),
+    "`judgments[0]`": lambda: judge()(TEXTS, TEXTS, TEXTS)[0],
     "`judge(chat, a, b)`": lambda: judge()(CHAT, ["the plot"], ["the cast"]),
     '`judge(prompts, answers, [""])`': lambda: judge()(["the film"], ["the plot"], [""]),
     "`cf.Tournament(model)`": lambda: cf.Tournament(make()),
@@ -166,6 +174,8 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     ),
     "`cf.correct(aligner, queries, [None], ...)`": lambda: correct([None]),
     '`cf.correct(aligner, queries, [""], ...)`': lambda: correct([""]),
+    "`cf.correct(aligner, queries, answers)`": lambda: cf.correct(edits(), TEXTS, TEXTS),
+    "`aligner(queries, answers, objectives)`": lambda: edits()(TEXTS, TEXTS, ["brevity"]),
     "`cf.correct(..., accept=judge)`": lambda: correct(accept=judge()),
     "`cf.correct(..., tokenizer=tokenizer)`": lambda: correct(tokenizer=make_tokenizer()),
     "`out[0]`": lambda: cf.generate(make(), [[5, 6]], max_new_tokens=1)[0],

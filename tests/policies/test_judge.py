@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from typing import Any
@@ -247,3 +248,21 @@ def test_the_small_model_judges_by_the_named_templates(smollm2_folder: Any) -> N
 def test_calls_that_cannot_be(call: Any, says: str) -> None:
     with pytest.raises(TypeError, match=says):
         call(make_judge())
+
+
+def test_a_long_pair_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The tokenizer has a warning of its own for texts that are longer than it was saved for."""
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 60
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        tokenizer("w1 " * 61)
+        assert "longer than the specified maximum" in caplog.text
+        tokenizer.deprecation_warnings.clear()
+        caplog.clear()
+        judge = cf.Judge(make(), tokenizer, template=TEMPLATE)
+        with pytest.warns(RuntimeWarning, match="pair 0 was not judged: its prompt has"):
+            judge(["the film"], ["w1 " * 600], ["w2"])
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert "longer than the specified maximum" not in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def test_names_go_with_their_descriptions() -> None:
         assert [n for n, text in OBJECTIVES.items() if word in text] == [name]
     # they are joined by "; " after "Name: ", and the prompt has " | " between its parts
     assert not any(mark in text for text in OBJECTIVES.values() for mark in ";:|")
+
+
+def test_the_page_lists_them() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "correcting.md").read_text()
+    rows = re.findall(r"(?m)^\| `(\w+)` \| (.*) \|$", page)
+    assert rows == [*OBJECTIVES.items()]
 
 
 def test_a_set_has_any_of_three_forms() -> None:

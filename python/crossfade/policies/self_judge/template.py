@@ -280,8 +280,11 @@ def check_chats(tokenizer: Any) -> None:
 
 
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a judge's prompt, whose special tokens the chat template has written."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """The tokens of a judge's prompt, whose special tokens the chat template has written.
+
+    The tokenizer does not warn of a long one, as the judge says itself which pairs are too long.
+    """
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _filled(text: str, **given: str) -> str:
