@@ -140,6 +140,12 @@ def load_into(model: Any, folder: str | os.PathLike[str]) -> None:
         fill_adapter(model, folder)
 
 
+def note_adapter(folder: Path) -> None:
+    """Note in the folder of a value head that the adapter beside it belongs to its backbone."""
+    file = folder / SETTINGS
+    file.write_text(json.dumps({**_read_settings(file), "adapter": True}, indent=2) + "\n")
+
+
 def fill_head(model: Any, weights: dict[str, Tensor], file: Path) -> None:
     """Copy weights into the head of a model. `file` is what errors say they are from."""
     own = value_head(model).state_dict()

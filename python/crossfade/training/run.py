@@ -27,7 +27,7 @@ from ..models.saved_value_heads import ADAPTER_FILES, SETTINGS, WEIGHTS
 from ..policies.self_judge import Judge, jsft_rows
 from ..progress import print_line
 from ..specs import Spec
-from . import rows, stages
+from . import chain, rows, stages
 from .checkpoints import checkpoints, last_complete
 from .config import Settings, config_of, lora_config, trainer_config, value_options
 from .data import read_jsonl
@@ -52,6 +52,7 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
         KeyboardInterrupt: after Ctrl-C.
     """
     stop = _StopAtStep()
+    chain.check(s)
     if s.kind == "metaaligner":
         return _run_stages(s, stop, resume)
 
@@ -62,6 +63,8 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
         return MAKERS[s.kind](s, data)
 
     trainer, measured = _fit(s, make, stop, resume)
+    if trainer.args.should_save:
+        chain.join(s, Path(s.arguments["output_dir"]))
     main = _is_main_process()  # nothing knows it once the processes have parted
     trainer.accelerator.end_training()
     return measured if main else None
@@ -80,6 +83,7 @@ def _fit(
         )
     with old_names():
         trainer = make()
+        chain.check(s, getattr(trainer, "value_model", trainer.model))
         trainer.add_callback(stop)
         with stop:
             result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -119,6 +123,7 @@ def _run_stages(s: Settings, stop: _StopAtStep, resume: bool) -> dict[str, Any] 
     main = _is_main_process()
     if main:
         planned[-1].copy_to(Path(s.arguments["output_dir"]))
+        chain.join(s, Path(s.arguments["output_dir"]))
     if trainer is not None:
         trainer.accelerator.end_training()
     if not main:
@@ -362,7 +367,7 @@ def _load(s: Settings) -> tuple[Any, Any]:
         if spec.is_value_head:
             raise ValueError(f"model is {s.model!r}, whose guide is a value head; it must be none")
         with old_names():
-            model = models.with_adapters(model, {"guide": spec.guide}).merge_and_unload()
+            model = chain.merged(model, spec.guide, f"model is {s.model!r}")
     return model, tokenizer
 
 
