@@ -86,11 +86,15 @@ def test_rows_and_examples(kind: str, tmp_path: Path) -> None:
             assert rows.keys_of(what, row).keys() <= row.keys()
     data, file = tmp_path / "rows.jsonl", tmp_path / "train.yaml"
     data.touch()
-    file.write_text(f"model: smollm2\ndata: {data}\nlora: {{r: 8}}\n{keys.KINDS[kind].example}\n")
+    known = keys.KINDS[kind]
+    file.write_text(f"model: {known.model}\ndata: {data}\nlora: {{r: 8}}\n{known.example}\n")
     read = config.read(kind, file)
     config.lora_config(read)
     config.value_options(read)
-    assert config.trainer_config(config.config_of(kind), read).output_dir in ("tuned", "head")
+    output = config.trainer_config(config.config_of(kind), read).output_dir
+    assert output == {"value": "head", "jsft": "judge"}.get(kind, "tuned")
+    # a model that judges itself is the one that the example of jsft makes
+    assert read.model == {"self-judge": "smollm2@judge"}.get(kind, "smollm2")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -117,7 +117,7 @@ def _epilog(name: str, kind: keys.Kind) -> str:
         "\n".join(textwrap.wrap(f"{kind.forms} {kind.columns}", WIDTH)),
         f"such as train.yaml, for crossfade train {name} --config train.yaml:",
         textwrap.indent(
-            "model: smollm2\ndata: rows.jsonl\n"
+            f"model: {kind.model}\ndata: rows.jsonl\n"
             "lora: {r: 8, target_modules: [q_proj, v_proj, o_proj]}\n" + kind.example,
             "  ",
         ),

@@ -31,7 +31,8 @@ class Settings:
     Args:
         kind: "sft", "dpo", "kto", "value", "jsft", "self-judge" or "metaaligner".
         model: a folder, an id on the Hugging Face hub, or "smollm2". With ``@FOLDER`` behind it, an
-            adapter that is merged into its weights first.
+            adapter that is merged into its weights first. A new adapter, or a value head, is saved
+            with it in the end, and belongs to the model without ``@FOLDER``.
         data: a .jsonl file of rows in the format of the trainer. Relative paths, here and in all
             other keys, begin at the current folder, as those of a command line do.
         arguments: of the trainer's config, which is TRL's `SFTConfig`, `DPOConfig` or `KTOConfig`,

@@ -21,6 +21,7 @@ class Kind(NamedTuple):
         columns: what the columns of a row are.
         example: keys of a settings file, beside `model`, `data` and `arguments.output_dir`.
         forms: what prompts and responses may be.
+        model: the one of the example.
     """
 
     does: str
@@ -31,11 +32,12 @@ class Kind(NamedTuple):
     columns: str
     example: str
     forms: str = "Texts, chats, or token ids."
+    model: str = "smollm2"
 
 
 # For all kinds: the default of a key, "" where there is none, and what it means.
 SETTINGS: dict[str, tuple[str, str]] = {
-    "model": ("", 'a folder, an id on the Hugging Face hub, or "smollm2"'),
+    "model": ("", 'a folder, an id on the Hugging Face hub, or "smollm2"; or BASE@ADAPTER'),
     "data": ("", "a .jsonl file, one row a line"),
     "arguments": ("", "of the trainer, see below; output_dir must be among them"),
     "dtype": ("float32", "of the weights: float32, bfloat16, float16, or auto, as they were saved"),
@@ -208,7 +210,10 @@ KINDS = {
             "judge_weight": ("1.0", "how often the label of a judgment counts beside a token"),
             **_JUDGE,
         },
-        arguments=_arguments("2e-05", max_length=_LENGTH),
+        arguments=_arguments(
+            "2e-05",
+            max_length=("1024", "tokens of a row, prompt and response; longer ones are left out"),
+        ),
         rows=(
             '{"prompt": "How was it?", "chosen": " Great.", "rejected": " Bad."}',
             f'{{"prompt": {_CHAT}, "chosen": [{{"role": "assistant", "content": "Great."}}], '
@@ -222,9 +227,8 @@ KINDS = {
         columns="A file may mix these rows. Each pair gives two judgments. Of rated responses the "
         "best is chosen, and a worse one at random is rejected. Answers are learnt of the rows "
         "with a completion or, where there are none, of those that were chosen. The paper's "
-        "settings: one epoch, a rate of 2e-5 that falls as a cosine, batches of 16. Rows longer "
-        "than max_length are left out, not cut.",
-        example="judge_weight: 10\narguments: {output_dir: tuned, num_train_epochs: 1}",
+        "settings: one epoch, a rate of 2e-5 that falls as a cosine, batches of 16.",
+        example="judge_weight: 10\narguments: {output_dir: judge, num_train_epochs: 1}",
     ),
     "self-judge": Kind(
         does="Learn from a model's own responses, of which it judges itself which is better.",
@@ -246,9 +250,11 @@ KINDS = {
             '{"prompt_ids": [504, 28]}',
         ),
         columns="model is one that crossfade train jsft made: its folder, or BASE@FOLDER, where "
-        "the folder has an adapter, which is merged first. It judges, and is the reference, as it "
-        "is in the beginning. Rows of eval_data are pairs, as those of dpo.",
+        "the folder has an adapter. It judges, and is the reference, as it is in the beginning. "
+        "With lora, output_dir has both adapters in one, so that BASE@OUTPUT_DIR decodes with it. "
+        "Rows of eval_data are pairs, as those of dpo.",
         example="arguments: {output_dir: tuned, max_new_tokens: 128}",
+        model="smollm2@judge",
     ),
     "metaaligner": Kind(
         does="Learn to correct answers toward any objectives, in three stages.",
