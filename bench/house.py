@@ -58,6 +58,7 @@ decoding
 bulk
 integrations training
 policies
+pareto
 training.stages
 training.run
 bench

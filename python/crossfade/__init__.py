@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from . import metrics as metrics
     from . import models as models
     from . import ops as ops
+    from . import pareto as pareto
     from . import policies as policies
     from . import presets as presets
     from . import training as training
@@ -79,7 +80,7 @@ _HOME = {
     "score": "decoding",
     "sentence_end": "search",
 }
-_MODULES = ("losses", "metrics", "models", "ops", "policies", "presets", "training")
+_MODULES = ("losses", "metrics", "models", "ops", "pareto", "policies", "presets", "training")
 
 __all__ = sorted([*_HOME, *_MODULES])
 
