@@ -26,7 +26,7 @@ import json
 import sys
 import sysconfig
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path, PurePath
@@ -61,9 +61,15 @@ def run_id(**parts: Any) -> str:
             file; names the part.
         ValueError: a model has weights without data, on the "meta" device.
     """
+    return run_ids([parts])[0]
+
+
+def run_ids(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The hash of each of several runs, as `run_id` gives it. What they share is read once."""
     describer = _Describer()
-    found = {name: describer.of(x, name) for name, x in parts.items()}
-    return _digest([metadata.version("crossfade"), found])[:16]
+    version = metadata.version("crossfade")
+    found = [{name: describer.of(x, name) for name, x in parts.items()} for parts in runs]
+    return [_digest([version, parts])[:16] for parts in found]
 
 
 class _Describer:

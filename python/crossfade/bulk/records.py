@@ -80,7 +80,7 @@ class Results:
         self.made = not there
         self.file = open(self.path, "r+b" if there else "x+b")
         try:
-            _lock(self.file, self.path)
+            lock(self.file, self.path)
         except BaseException:
             self.file.close()
             raise
@@ -194,7 +194,7 @@ class Results:
         os.replace(beside, path)  # The file is whole, whenever the process ends.
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
+def lock(file: BinaryIO, path: Path) -> None:
     """Lock the open file itself: a lock file of its own would be left behind by a crash.
 
     Raises:

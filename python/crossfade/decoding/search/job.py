@@ -110,8 +110,11 @@ class SearchJob:
 
     @cached_property
     def texts(self) -> list[Request]:
-        """The requests as texts and chats: those given as ids are decoded."""
-        if self.tokenizer is None:
+        """The requests as texts and chats: those given as ids are decoded.
+
+        Where responses are texts already, as they are without a blend, only that needs a tokenizer.
+        """
+        if self.tokenizer is None and (self.blend.terms or any(map(is_ids, self.requests.items))):
             reader = "judge" if self.settings.value is None else "value"
             raise ValueError(
                 f"tokenizer is None; the {reader} reads texts: give Model(..., tokenizer=...) or "

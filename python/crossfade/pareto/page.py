@@ -1,0 +1,58 @@
+"""One HTML file of a front, with the texts of each point."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import measures, pictures
+from .weightings import said
+
+if TYPE_CHECKING:
+    from .fronts import Front
+
+DATA = "@DATA@"  # where the template has the front
+
+
+def html(front: Front) -> str:
+    """The page; `Front.to_html` says what it shows."""
+    template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    panels = []
+    for across, up in pictures.pairs(front):
+        x, y = pictures.labels(across, up)
+        panels.append({"x": x, "y": y, "across": across, "up": up})
+    data: dict[str, Any] = {
+        "rewards": front.rewards,
+        "prompts": [_shown(prompt) for prompt in front.prompts],
+        "texts": front.texts,
+        "scores": front.scores,
+        "panels": panels,
+        "methods": [
+            {"name": method, "color": pictures.COLORS[i % len(pictures.COLORS)], "mark": i % 4}
+            for i, method in enumerate(front.methods)
+        ],
+        "points": [],
+    }
+    best = set()
+    for method in front.methods:
+        places = front.whole(method)
+        on_front = measures.non_dominated(front.means(places)).tolist() if places else []
+        best |= {i for i, b in zip(places, on_front, strict=True) if b}
+    for i, point in enumerate(front.points):
+        at = None
+        if i in front.whole(point["method"]):
+            at = [pictures.coordinates(front, i, p["across"], p["up"]) for p in panels]
+        data["points"].append(
+            {**point, "at": at, "best": i in best, "said": said(point["weights"])}
+        )
+    # "<" is escaped, so that no text can end the script that holds it.
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    return template.replace(DATA, text)
+
+
+def _shown(prompt: Any) -> Any:
+    """A prompt as a text: that of a chat has its roles."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in prompt)
