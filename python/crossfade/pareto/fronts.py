@@ -107,7 +107,7 @@ class Front:
         Raises:
             TypeError, ValueError: names the argument, what it was and what it must be.
         """
-        at = self._reference(reference)
+        at = check_reference(reference, self.rewards)
         for name, x in (("draws", draws), ("seed", seed)):
             if x is None:
                 raise TypeError(f"{name} is None; it must be an int")
@@ -138,21 +138,6 @@ class Front:
         scores: dict[str, Any] = self.scores[place]
         each = [[math.fsum(own) / len(own) for own in scores[name]] for name in self.rewards]
         return torch.tensor(each, dtype=torch.float64, device="cpu")
-
-    def _reference(self, reference: Any) -> Tensor:
-        names = self.rewards
-        if isinstance(reference, Mapping):
-            for name in reference:
-                if name not in names:
-                    raise ValueError(
-                        f"reference has {name!r:.80}; the rewards are {', '.join(names)}"
-                        f"{did_you_mean(name, names)}"
-                    )
-            missing = [name for name in names if name not in reference]
-            if missing:
-                raise ValueError(f"reference has no {missing[0]!r}; it must have one a reward")
-            reference = [check_number(f"reference[{n!r}]", reference[n]) for n in names]
-        return measures.matrix("reference", [reference], len(names))[0]
 
     @property
     def correlations(self) -> dict[str, dict[str, float]]:
@@ -232,3 +217,23 @@ class Front:
         from . import page
 
         Path(path).write_text(page.html(self), encoding="utf-8")
+
+
+def check_reference(reference: Any, names: Sequence[str]) -> Tensor:
+    """``[rewards]``: a reference that is given by the names of the rewards, or in their order.
+
+    Raises:
+        TypeError, ValueError: says what it was and what it must be.
+    """
+    if isinstance(reference, Mapping):
+        for name in reference:
+            if name not in names:
+                raise ValueError(
+                    f"reference has {name!r:.80}; the rewards are {', '.join(names)}"
+                    f"{did_you_mean(name, names)}"
+                )
+        missing = [name for name in names if name not in reference]
+        if missing:
+            raise ValueError(f"reference has no {missing[0]!r}; it must have one a reward")
+        reference = [check_number(f"reference[{n!r}]", reference[n]) for n in names]
+    return measures.matrix("reference", [reference], len(names))[0]

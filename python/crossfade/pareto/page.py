@@ -18,8 +18,8 @@ DATA = "@DATA@"  # where the template has the front
 def html(front: Front) -> str:
     """The page; `Front.to_html` says what it shows."""
     template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    panels = []
-    for across, up in pictures.pairs(front):
+    panels, pairs = [], pictures.pairs(front)
+    for across, up in pairs:
         x, y = pictures.labels(across, up)
         panels.append({"x": x, "y": y, "across": across, "up": up})
     data: dict[str, Any] = {
@@ -42,7 +42,7 @@ def html(front: Front) -> str:
     for i, point in enumerate(front.points):
         at = None
         if i in front.whole(point["method"]):
-            at = [pictures.coordinates(front, i, p["across"], p["up"]) for p in panels]
+            at = [pictures.coordinates(front, i, *pair) for pair in pairs]
         data["points"].append(
             {**point, "at": at, "best": i in best, "said": said(point["weights"])}
         )

@@ -92,8 +92,8 @@ def _draw(axes: Any, front: Front, method: str, number: int, across: str, up: st
         yerr=[own[across if up is None else up] or 0.0 for own in halves],
         **{"fmt": "none", "ecolor": color, "alpha": 0.3, "linewidth": 1.2},
     )
-    line = "-" if len(front.rewards) <= 2 else ""  # points of a triangle have no order
-    axes.plot(x, y, line, color=color, alpha=0.5, linewidth=1.2)
+    if len(front.rewards) <= 2:  # points of a triangle have no order
+        axes.plot(x, y, color=color, alpha=0.5, linewidth=1.2)
     filled = [color if b else "white" for b in best]
     axes.scatter(x, y, s=42, c=filled, edgecolors=color, marker=marker, zorder=3)
     axes.scatter([], [], s=42, c=color, marker=marker, label=method)

@@ -30,7 +30,7 @@ from .fronts import Front
 from .joining import FORMS, Asked, asked, joined
 from .ledger import Ledger
 from .points import PERPLEXITY, Points, failed
-from .weightings import KL, key, said, weightings
+from .weightings import KL, key, objectives, said, weightings
 
 # Arguments of `generate` that a sweep has no use for, and what to say of them.
 REFUSED = {
@@ -145,11 +145,9 @@ class Sweep:
                 raise ValueError(f"rewards has the name {name!r}; it must be another text")
         self.values = {n: as_value(x, f"rewards[{n!r}]") for n, x in rewards.items()}
         self.weightings = weightings(weights, list(rewards))
-        self.names = tuple(rewards)
-        if KL in self.weightings[0] and KL not in rewards:
-            self.names = (*rewards, KL)
-            if generation.get("kl_to") is None:
-                raise ValueError('weights have "kl", and kl_to is not given')
+        self.names = objectives(self.weightings, list(rewards))
+        if len(self.names) > len(rewards) and generation.get("kl_to") is None:
+            raise ValueError('weights have "kl", and kl_to is not given')
         self.reference = generation.get("kl_to")
         if self.reference is not None:
             self.reference = as_blend(self.reference, "kl_to")

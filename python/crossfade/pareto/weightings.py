@@ -57,6 +57,11 @@ def weightings(weights: Any, rewards: Sequence[str]) -> list[dict[str, float]]:
     return found
 
 
+def objectives(each: Sequence[Mapping[str, float]], rewards: Sequence[str]) -> tuple[str, ...]:
+    """The names of all that weightings weigh: the rewards, and "kl" where they have it."""
+    return tuple(dict.fromkeys([*rewards, *each[0]]))
+
+
 def _grid(points: int, rewards: Sequence[str]) -> list[dict[str, float]]:
     """All weightings whose weights are multiples of ``1 / (points - 1)`` and sum to 1."""
     steps = points - 1
@@ -79,4 +84,4 @@ def key(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
 
 def said(weights: Mapping[str, float]) -> str:
     """A weighting for people."""
-    return ", ".join(f"{name}={w:g}" for name, w in weights.items())
+    return ", ".join(f"{name}={w:.4g}" for name, w in weights.items())
