@@ -125,7 +125,21 @@ def f(prompts: list[Any], responses: list[str]) -> list[float]:
     return [-len(text) for text in responses]
 
 
+def swept(methods: Any = None, rewards: Any = None, **arguments: Any) -> Callable[[], Any]:
+    term = cf.Model(make("llama", 0), tokenizer=make_tokenizer())
+    methods, rewards = methods or {"a": lambda w: term}, rewards or {"r": f}
+    arguments = {"max_new_tokens": 2, **arguments}
+    return lambda: cf.pareto.sweep(methods, ["the film"], rewards, **arguments)
+
+
 MISTAKES: dict[str, Callable[[], Any]] = {
+    '`cf.pareto.sweep({"a": model}, ...)`': swept({"a": make()}),
+    '`sweep(..., weights={"r": 1.0})`': swept(weights={"r": 1.0}),
+    "`sweep(..., search=cf.BestOfN(4, f))`": swept(search=cf.BestOfN(4, f)),
+    "a reward of a sweep that raises at once": swept(rewards={"r": lambda p, r: [1 / 0]}),
+    "`front.hypervolume([0.0])` of two rewards": lambda: swept(
+        rewards={"r": f, "s": f}, weights=2
+    )().hypervolume([0.0]),
     '`{"role": "User", "content": ...}`': asked([{"role": "User", "content": "hi"}]),
     '`{"role": "user", "text": ...}`': asked([{"role": "user", "text": "hi"}]),
     "one message in place of a chat": asked({"role": "user", "content": "hi"}),
@@ -190,7 +204,12 @@ def test_mistakes_in_python(typed: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 CORRECT = ["correct", "query.jsonl", "--aligner=smollm2"]
+FRONT = ["pareto", "--output=out", "--config=pareto.yaml"]
+SETTINGS = "models: {base: smollm2}\nmethods: {a: w_kind * base}\nrewards: {r: 'rewards:brevity'}\n"
+
 COMMANDS: dict[str, list[str]] = {
+    "`pareto`: `w_kind` in a formula, where `r` is a reward": FRONT,
+    "`pareto`: `max_new_tokens` at the top": FRONT,
     "`crossfade genrate`": ["genrate"],
     "`generate --temprature 1`": ["generate", "hi", *PAIR[:1], "--temprature=1"],
     "`--model smolm2`": ["generate", "hi", "--model=smolm2"],
@@ -235,6 +254,8 @@ def test_mistakes_on_the_command_line(
     Path("both.jsonl").write_text('{"prompt": "a", "first": "b", "second": "c", "chosen": "b"}\n')
     Path("query.jsonl").write_text('{"prompt": "a"}\n')
     Path("answered.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    more = "max_new_tokens: 3\n" if "max_new_tokens" in typed else ""
+    Path("pareto.yaml").write_text(f"{SETTINGS}prompts: [hi]\n{more}")
     argv = COMMANDS[typed]
     if argv[0].startswith("--"):
         argv = ["generate", *([] if "--prompts=p.jsonl" in argv else ["hi"]), *argv]

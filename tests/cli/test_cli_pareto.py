@@ -102,7 +102,7 @@ def test_a_reward_model_scores_and_one_reward_is_drawn_over_its_weight(
         ({"methods": {"a": "base +"}}, "methods.a is 'base +', which is no formula"),
         ({"methods": {"a": "w_short * base"}}, "models.ref is given, but no formula of methods"),
         ({"kl_to": "w_short * base"}, "kl_to has the unknown name 'w_short'"),
-        ({"rewards": {**GOOD, "short": "rewards:shrt"}}, "rewards is 'short=rewards:shrt'; rewards"),
+        ({"rewards": {**GOOD, "short": "rewards:shrt"}}, "rewards is 'short=rewards:shrt'"),
         ({"rewards": {**GOOD, "short": "nowhere"}}, "there is no folder 'nowhere'"),
         ({"generation": {"seed": 3}}, "generation.seed is given; it must be the key seed"),
         ({"generation": {"max_tokens": 3}}, "how many new tokens a response may have is"),
