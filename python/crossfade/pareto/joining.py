@@ -103,8 +103,8 @@ def _columns(each: Sequence[Weight], n: int) -> Weight:
     """The weight of a term in all parts: a number, or ``[parts * n]``."""
     if all(not isinstance(w, Tensor) and w == each[0] for w in each):
         return each[0]
-    rows = [w.float().cpu() if isinstance(w, Tensor) else torch.full((n,), w) for w in each]
-    return torch.cat(rows)
+    rows = [w if isinstance(w, (Tensor, tuple)) else (w,) * n for w in each]
+    return torch.cat([torch.as_tensor(w, dtype=torch.float32, device="cpu") for w in rows])
 
 
 def _aligned(keys: Sequence[Sequence[Any]]) -> list[list[int | None]] | None:
@@ -161,8 +161,17 @@ def _weights(each: Sequence[Sequence[Weight]], place: Sequence[int | None], n: i
 
 def _key(term: Model) -> tuple[Any, ...]:
     """What two terms must have in common to be one with weights and prompts a request."""
-    adapter = "a mix" if isinstance(term.adapter, Mapping) else (term.adapter,)
+    adapter = (term.adapter,) if _mix(term) is None else "a mix"
     return id(term.model), id(term.tokenizer), adapter
+
+
+def _mix(term: Model) -> dict[str, Any] | None:
+    """The weights of the adapters that a term mixes, by name: numbers, or one a request."""
+    mix: Any = term.adapter
+    if isinstance(mix, Mapping):
+        return dict(mix)
+    names = getattr(mix, "names", None)
+    return None if names is None else dict(zip(names, mix.weights, strict=True))
 
 
 def _whole_key(term: Model) -> tuple[Any, ...]:
@@ -175,9 +184,8 @@ def _term(each: Sequence[Model | None], prompts: Sequence[Any]) -> Model | None:
     there = [term for term in each if term is not None]
     first = there[0]
     changed: dict[str, Any] = {}
-    mix: Any = first.adapter
-    if isinstance(mix, Mapping):
-        mixes: list[Any] = [{} if term is None else term.adapter for term in each]
+    if _mix(first) is not None:
+        mixes = [{} if term is None else _mix(term) or {} for term in each]
         names = dict.fromkeys(name for own in mixes for name in own)
         changed["adapter"] = {
             name: _columns([own.get(name, 0.0) for own in mixes], len(prompts)) for name in names
