@@ -45,11 +45,11 @@ class Annotator:
     """The mean of all rewards, each less its mean and over its standard deviation in some texts."""
 
     def __init__(self, scores: Sequence[Mapping[str, float]]) -> None:
-        each = {name: [s[name] for s in scores] for name in REWARDS}
+        each = {name: [s[name] for s in scores] for name in scores[0]}
         self.means = {name: statistics.fmean(of) for name, of in each.items()}
         self.deviations = {name: statistics.pstdev(of) or 1.0 for name, of in each.items()}
 
     def total(self, score: Mapping[str, float]) -> float:
         return statistics.fmean(
-            (score[name] - self.means[name]) / self.deviations[name] for name in REWARDS
+            (score[name] - mean) / self.deviations[name] for name, mean in self.means.items()
         )
