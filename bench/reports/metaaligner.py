@@ -35,7 +35,8 @@ def render(report: dict[str, Any]) -> str:
         "less losses.",
         _named(report),
         "How far an objective's reward rises where it alone is named, and where one of the other "
-        "five is, in the mean: what naming it does, beside what any edit does.",
+        f"{len(report['named']) - 1} is, in the mean: what naming it does, beside what any edit "
+        "does.",
         _ablations(report),
         "An aligner without a stage, of one seed, less those with all stages, seed by seed. Net is "
         "the mean over the objectives that were named.",

@@ -9,21 +9,22 @@ in the paper's three stages, each from the end of the one before it: `warm-up`, 
 `aligner`, the better answers. Two ablations leave out the first stage and the second:
 `no-warm-up` and `no-equal`.
 
-Then each edits the base's first answers to the held-out prompts, toward the three objectives
-together, each of them alone, each unseen one alone, and all six. So does the base itself by the
-same prompt. Beside them stand a second answer of the base, the best of several by the gold rewards,
-and emulated fine-tuning (EFT) with an adapter by DPO of the three rewards' mean.
+Then each aligner edits the base's first answers to the held-out prompts, toward the three
+objectives together, each of them alone, two unseen ones alone, and all six; the ablations toward
+the three, and the base itself, by the same prompt, toward the three and all six. Beside them stand
+a second answer of the base, the best of several by the gold rewards, and emulated fine-tuning (EFT)
+with an adapter by DPO of the three rewards' mean.
 
 Every stage keeps what it made in `--work` and is skipped if it is there. One that was interrupted
 goes on from its last checkpoint, or with what is missing. `--only` runs some stages, so that
 several processes share the work. The settings are fixed beforehand, by the training prompts alone.
-`make_guides.py --aligner` installs the aligner of the first seed, which ships.
+The aligner of the first seed ships: `make_guides.py --only aligner` makes it alone.
 
 The plan, by the speed of one core in bfloat16: training and decoding 300 tokens a second, reading
-1300. Pairs: 240 prompts of 8 answers, 48,000 tokens. An aligner: 960 rows of 145 tokens, 140,000
-tokens for each of three seeds; the ablations 210,000 together; DPO 36,000. Held-out: 210 prompts,
-10 answers of the base and 3 of EFT, 65,000 tokens; for each of six editors 8 edits of 25 tokens,
-whose prompts have 130: 250,000 written tokens, and 1.3 million are read.
+1300. Pairs: 240 prompts of 8 answers, 48,000 tokens. An aligner: 768 rows of 135 tokens, 105,000
+tokens for each of three seeds; the ablations 160,000 together; DPO 36,000. Held-out: 210 prompts,
+10 answers of the base and 2 of EFT, 60,000 tokens; 25 edits of 25 tokens, whose prompts have 130:
+130,000 written tokens, and 700,000 are read.
 """
 
 from __future__ import annotations
@@ -73,12 +74,13 @@ RATE, BATCH = 5e-4, 8  # of each stage, whose rows are seen once
 BETA, DPO_RATE = 0.1, 2e-4
 EFT = (1.0, 2.0)  # how far the adapter of DPO is followed
 ABLATIONS = ("no-warm-up", "no-equal")
-CONDITIONS: dict[str, list[str]] = {
+ALONE = (*gold.TRAINED, "plain_words", "relevance")  # are named alone, too
+CONDITIONS: dict[str, list[str]] = {  # what is named in the prompts of edits
     "trained": [*gold.TRAINED],
-    **{name: [name] for name in gold.REWARDS},
+    **{name: [name] for name in ALONE},
     "all": [*gold.REWARDS],
 }
-TOGETHER = ("trained", "all")  # the conditions of editors other than the aligners
+OTHERS = {"base": ["trained", "all"], **{name: ["trained"] for name in ABLATIONS}}
 
 
 def settings() -> Row:
@@ -250,7 +252,7 @@ def edit(work: Path, folder: Path, name: str) -> dict[str, int]:
     queries = [row["prompt"] for row in rows]
     answers = [row["responses"][0]["text"] for row in rows]
     read = written = 0
-    for condition in CONDITIONS if name.startswith("aligner") else TOGETHER:
+    for condition in OTHERS.get(name, CONDITIONS):
         path = folder / f"{condition}.json"
         if not path.exists():
             edits = edited(aligner, queries, answers, CONDITIONS[condition])
@@ -335,7 +337,7 @@ def report(work: Path, command: str) -> Row:
         "scale": found.scale,
         "rows": json.loads((work / "rows" / "counts.json").read_text()),
         "edits": found.edits(groups, CONDITIONS),
-        "named": found.named(groups["aligner"]),
+        "named": found.named(groups["aligner"], ALONE),
         "ablations": found.ablations(groups["aligner"], ABLATIONS, CONDITIONS),
         "baselines": found.baselines(groups["aligner"], [f"eft-{beta:g}" for beta in EFT]),
         "texts": found.texts(f"aligner-{SEEDS[0]}", [*CONDITIONS]),

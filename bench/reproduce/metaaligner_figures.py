@@ -141,15 +141,19 @@ class Found:
         }
         return shares | {"net": _over_seeds(nets)}
 
-    def named(self, models: Sequence[str]) -> list[Row]:
+    def named(self, models: Sequence[str], alone: Sequence[str]) -> list[Row]:
         """By how much more an objective's reward rises where it alone is named than where one of
-        the others is."""
+        the others is.
+
+        Args:
+            alone: the objectives that are named alone.
+        """
         found = []
-        for name in gold.REWARDS:
+        for name in alone:
             own, others = [], []
             for model in models:
                 own.append(self._gains(model, name, name))
-                rest = [self._gains(model, o, name) for o in gold.REWARDS if o != name]
+                rest = [self._gains(model, o, name) for o in alone if o != name]
                 others.append(_mean(rest))
             apart = [_less(a, b) for a, b in zip(own, others, strict=True)]
             row = {"objective": name, "trained": name in gold.TRAINED}
