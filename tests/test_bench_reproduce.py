@@ -15,12 +15,15 @@ import torch
 from crossfade import models, training
 
 pytest.importorskip("trl")  # TRL needs Python 3.11
+pytest.importorskip("textstat")
+pytest.importorskip("wordfreq")
 sys.path += [
     str(Path(__file__).parent.parent / "bench" / "reproduce"),
 ]
 
 import ivg
 import make_guides
+import metaaligner
 import reviews
 from reports import ivg as report
 from tiny_models import make, make_tokenizer
@@ -73,6 +76,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(reviews, "TRAINED", (("a film", "the plot"), ("a cast", "the cast")))
         patch.setattr(make_guides, "VALUE_EPOCHS", 2)
         patch.setattr(make_guides, "BATCH", 2)
+        small = {"SAMPLES": 4, "NEW": 4, "BATCH": 2, "MARGIN": 1.0}
+        counts = {"COUNTS": {"warm-up": 2, "equal": 2, "better": 4}}
+        lora = {"LORA": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}}
+        for name, x in {**small, **counts, **lora}.items():
+            patch.setattr(metaaligner, name, x)
         make_guides.main(["--work", str(folder)])
         yield folder
 
@@ -81,6 +89,7 @@ def test_the_recipe_makes_what_ships_and_goes_on(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = [f"{reward}{kind}" for reward in reviews.REWARDS for kind in ("", "_direct", "_value")]
+    made.append("aligner")
     assert sorted(p.name for p in work.iterdir()) == sorted([*made, "rollouts.jsonl"])
     rows = (work / "rollouts.jsonl").read_text()
     before = {p: p.stat().st_mtime_ns for p in work.glob("*/*.safetensors")}
@@ -108,6 +117,7 @@ def test_the_recipe_makes_what_ships_and_goes_on(
 def test_what_is_installed_is_what_ships(work: Path, tmp_path: Path) -> None:
     make_guides.install(work, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(models.GUIDES)
+    assert len([*(tmp_path / "aligner").iterdir()]) == 2, "nothing of its training"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure the GPU")

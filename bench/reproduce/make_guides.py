@@ -1,25 +1,30 @@
-"""The guides that ship, made from nothing but SmolLM2 and two rewards.
+"""The guides that ship, made from nothing but SmolLM2 and a few rewards.
 
     python bench/reproduce/make_guides.py --work build/guides
+    python bench/reproduce/make_guides.py --work build/guides --only aligner --install
 
 The base answers the training prompts of `reviews`, and each reward ranks the answers. For each
 reward three things are trained on that: a LoRA adapter by DPO (the implicit value, and the guide of
 a blend), a low-rank Q-head by FUDGE (the explicit value), and, to compare, an adapter of more
-weights by the same DPO (the model that is fine-tuned directly). Every stage keeps what it made in
-`--work` and is skipped if it is there; one that was interrupted goes on from its last checkpoint.
-`--install` copies the guides, in bfloat16, into the package's source.
+weights by the same DPO (the model that is fine-tuned directly). The guide `aligner` is that of the
+first seed of `metaaligner`, whose stages make it. Every stage keeps what it made in `--work` and is
+skipped if it is there; one that was interrupted goes on from its last checkpoint. `--only` makes
+some of them. `--install` copies the guides, in bfloat16, into the package's source.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import crossfade as cf
+import metaaligner
 import peft
 import reviews
 import torch
@@ -46,6 +51,7 @@ RANK, VALUE_EPOCHS, VALUE_RATE = 8, 30, 1e-2
 
 
 def rollouts(model: Any, tokenizer: Any, work: Path) -> list[dict[str, Any]]:
+    """The base's answers with their rewards. They are written once, as all stages need them."""
     base = cf.Model(model, tokenizer=tokenizer, name="base")
     return training.rollouts(
         base,
@@ -60,17 +66,11 @@ def rollouts(model: Any, tokenizer: Any, work: Path) -> list[dict[str, Any]]:
     )
 
 
-def adapter(
-    rows: list[dict[str, Any]],
-    reward: str,
-    tokenizer: Any,
-    folder: Path,
-    lora: dict[str, Any],
-    rate: float,
-) -> None:
+def adapter(reward: str, lora: dict[str, Any], rate: float, folder: Path) -> None:
     """Train an adapter by DPO of the best answers against the worst; without it the model is the
     reference."""
-    model, _ = cf.models.smollm2()
+    model, tokenizer = cf.models.smollm2()
+    rows = rollouts(model, tokenizer, folder.parent)
     args = DPOConfig(
         output_dir=str(folder),
         beta=BETA,
@@ -101,13 +101,14 @@ def adapter(
     _keep_log(trainer, folder)
 
 
-def q_head(rows: list[dict[str, Any]], reward: str, tokenizer: Any, folder: Path) -> None:
+def q_head(reward: str, folder: Path) -> None:
     """Train a Q-head by FUDGE on the base's own answers.
 
     Rewards are taken less their mean. A shift of all values changes nothing, and tokens that were
     never sampled, whose value stays 0, then have the mean.
     """
-    model, _ = cf.models.smollm2()
+    model, tokenizer = cf.models.smollm2()
+    rows = rollouts(model, tokenizer, folder.parent)
     examples = data.values(rows, reward)
     mean = sum(row["reward"] for row in examples) / len(examples)
     examples = [{**row, "reward": row["reward"] - mean} for row in examples]
@@ -141,6 +142,16 @@ def q_head(rows: list[dict[str, Any]], reward: str, tokenizer: Any, folder: Path
     _keep_log(trainer, folder)
 
 
+def aligner(folder: Path) -> None:
+    """Train an aligner by the stages of `metaaligner` that lead to that of the first seed."""
+    run, seed = folder / "run", metaaligner.SEEDS[0]
+    last = f"aligner-{seed}"
+    stages = ["pairs", "rows", f"warm-up-{seed}", f"equal-{seed}", last]
+    metaaligner.main(["--work", str(run), "--only", *stages])
+    for name in (*heads.ADAPTER_FILES, "log.json"):  # the log, which marks it as done, comes last
+        shutil.copy(run / last / name, folder / name)
+
+
 def _checkpoint(folder: Path) -> str | None:
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
@@ -154,14 +165,15 @@ def stage(folder: Path, run: Callable[[Path], None]) -> None:
     if (folder / "log.json").exists():
         print(f"{folder}: there already")
         return
+    folder.mkdir(exist_ok=True)
     start = time.perf_counter()
     run(folder)
     print(f"{folder}: {time.perf_counter() - start:.0f} s")
 
 
-def install(work: Path, target: Path) -> None:
+def install(work: Path, target: Path, names: Sequence[str] = cf.models.GUIDES) -> None:
     """Copy what ships, its weights in bfloat16 and its backbone under its public name."""
-    for folder in (work / name for name in cf.models.GUIDES):
+    for folder in (work / name for name in names):
         made = target / folder.name
         made.mkdir(parents=True, exist_ok=True)
         weights, settings, backbone = next(f for f in FILES if (folder / f[0]).exists())
@@ -172,25 +184,32 @@ def install(work: Path, target: Path) -> None:
         print(f"{made / weights}: {(made / weights).stat().st_size / 1e6:.2f} MB")
 
 
+def every_stage() -> dict[str, Callable[[Path], None]]:
+    """All stages by name; each makes what its folder holds."""
+    found: dict[str, Callable[[Path], None]] = {}
+    for r in reviews.REWARDS:
+        found[r] = functools.partial(adapter, r, GUIDE, 1e-3)
+        found[f"{r}_value"] = functools.partial(q_head, r)
+        found[f"{r}_direct"] = functools.partial(adapter, r, DIRECT, 2e-4)
+    return found | {"aligner": aligner}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/guides"))
+    stages = every_stage()
+    parser.add_argument("--only", nargs="+", metavar="STAGE", choices=[*stages], default=[*stages])
     parser.add_argument("--install", action="store_true", help="into the package's source")
     args = parser.parse_args(arguments)
     logging.disable_progress_bar()  # of loading weights
     args.work.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = cf.models.smollm2()
-    rows = rollouts(model, tokenizer, args.work)
-    stages: dict[str, Callable[[Path], None]] = {}
-    for r in reviews.REWARDS:
-        stages[r] = lambda f, r=r: adapter(rows, r, tokenizer, f, GUIDE, 1e-3)
-        stages[f"{r}_value"] = lambda f, r=r: q_head(rows, r, tokenizer, f)
-        stages[f"{r}_direct"] = lambda f, r=r: adapter(rows, r, tokenizer, f, DIRECT, 2e-4)
     with old_names():
         for name, run in stages.items():
-            stage(args.work / name, run)
+            if name in args.only:
+                stage(args.work / name, run)
     if args.install:
-        install(args.work, Path(cf.__file__).parent / "guides")
+        names = [name for name in cf.models.GUIDES if name in args.only]
+        install(args.work, Path(cf.__file__).parent / "guides", names)
 
 
 if __name__ == "__main__":

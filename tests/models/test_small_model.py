@@ -294,14 +294,23 @@ def test_a_guide_moves_the_model(smollm2_folder: Path) -> None:
     with torch.no_grad():
         before = model(torch.tensor([[3, 4, 5]])).logits
     head = training.load_value_head(models.guide("sentiment_value"), model)
-    wrapped = models.with_adapters(model, {"praise": models.guide("sentiment")})
-    base, praise = (cf.Model(wrapped, tokenizer=tokenizer, adapter=a) for a in (None, "praise"))
+    guides = {"praise": models.guide("sentiment"), "aligner": models.guide("aligner")}
+    wrapped = models.with_adapters(model, guides)
+    base, praise, aligner = (
+        cf.Model(wrapped, tokenizer=tokenizer, adapter=a) for a in (None, *guides)
+    )
 
-    def margin(term: cf.Model) -> float:
-        totals = cf.score(term, [question] * 2, [good, bad]).totals
+    def margin(term: cf.Model, prompt: Any, better: str, worse: str) -> float:
+        totals = cf.score(term, [prompt] * 2, [better, worse]).totals
         return float(totals[0] - totals[1])
 
-    assert margin(praise) - margin(base) > 1
+    assert margin(praise, question, good, bad) - margin(base, question, good, bad) > 1
+    short, wordy = (
+        "A fine film.",
+        "It was a long film, and I think that some in it were quite good.",
+    )
+    edit = cf.MetaAligner(aligner).prompt(question, "It was dull and long.", "brevity")
+    assert margin(aligner, edit, short, wordy) - margin(base, edit, short, wordy) > 1
     values = cf.ValueHead(head, tokenizer=tokenizer)
     found = cf.generate(base, [question], search=cf.BestOfN(4, values), max_new_tokens=4)
     assert torch.isfinite(found.values).all()

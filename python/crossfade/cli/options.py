@@ -37,8 +37,9 @@ def add_blend_options(parser: argparse.ArgumentParser, *, system: bool = True) -
         metavar="[NAME=]PATH[@GUIDE]",
         help="a model and its name in the formula; give the option once for each model. PATH is "
         "the folder of a saved model, an id on the Hugging Face hub, or smollm2. GUIDE is the "
-        "folder of a PEFT adapter or of a value head for that model; sentiment, brevity and "
-        "sentiment_value, which are for smollm2, come with crossfade. A single model needs no NAME",
+        "folder of a PEFT adapter or of a value head for that model; sentiment, brevity, "
+        "aligner and sentiment_value, which are for smollm2, come with crossfade. A single model "
+        "needs no NAME",
     )
     group.add_argument(
         "--blend",

