@@ -28,8 +28,8 @@ def render(report: dict[str, Any]) -> str:
         f"above that of the answer it edits, the base's first; bold is what was named. Trained on: "
         f"{_words(s['trained'])}; never: {_words(s['unseen'])}. Total: the mean of the three "
         "trained, each over its deviation in the base's answers to the training prompts. The "
-        f"aligner has {len(s['seeds'])} seeds, the others one. Edit distance: in words, from 0 to "
-        f"1. Up to {s['new']} tokens at temperature {s['temperature']}.",
+        f"aligner and its ablations have {len(s['seeds'])} seeds. Edit distance: in words, from 0 "
+        f"to 1. Up to {s['new']} tokens at temperature {s['temperature']}.",
         _wins(report),
         f"A tie changes the reward by no more than {s['margin']:g} of its deviation. Net: wins "
         "less losses.",
@@ -38,8 +38,8 @@ def render(report: dict[str, Any]) -> str:
         f"{len(report['named']) - 1} is, in the mean: what naming it does, beside what any edit "
         "does.",
         _ablations(report),
-        "An aligner without a stage, of one seed, less those with all stages, seed by seed. Net is "
-        "the mean over the objectives that were named.",
+        "An aligner without a stage of training less that of the same seed with all of them, which "
+        "has seen as many better answers. Net is the mean over the objectives that were named.",
         _baselines(report),
         "All three trained objectives at once. Gains are over the base's first answer; tokens are "
         "those that all models read as prompts and write for one answer, of an edit also those of "
@@ -88,7 +88,7 @@ def _gains(report: Mapping[str, Any]) -> str:
 def _wins(report: Mapping[str, Any]) -> str:
     lines = []
     for r in report["edits"]:
-        for name in r["named"]:
+        for name in r["named"] if r["editor"] in ("base", "aligner") else ():
             of = r["wins"][name]
             lines.append(
                 [

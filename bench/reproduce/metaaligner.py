@@ -10,10 +10,10 @@ in the paper's three stages, each from the end of the one before it: `warm-up`, 
 `no-warm-up` and `no-equal`.
 
 Then each aligner edits the base's first answers to the held-out prompts, toward the three
-objectives together, each of them alone, two unseen ones alone, and all six; the ablations toward
-the three, and the base itself, by the same prompt, toward the three and all six. Beside them stand
-a second answer of the base, the best of several by the gold rewards, and emulated fine-tuning (EFT)
-with an adapter by DPO of the three rewards' mean.
+objectives together, each of them alone, each unseen one alone, and all six; the ablations, and the
+base by the same prompt, toward the three and all six. Beside them stand a second answer of the
+base, the best of several by the gold rewards, and emulated fine-tuning (EFT) with an adapter by DPO
+of the three rewards' mean.
 
 Every stage keeps what it made in `--work` and is skipped if it is there. One that was interrupted
 goes on from its last checkpoint, or with what is missing. `--only` runs some stages, so that
@@ -22,9 +22,9 @@ The aligner of the first seed ships: `make_guides.py --only aligner` makes it al
 
 The plan, by the speed of one core in bfloat16: training and decoding 300 tokens a second, reading
 1300. Pairs: 240 prompts of 8 answers, 48,000 tokens. An aligner: 768 rows of 135 tokens, 105,000
-tokens for each of three seeds; the ablations 160,000 together; DPO 36,000. Held-out: 210 prompts,
-10 answers of the base and 2 of EFT, 60,000 tokens; 25 edits of 25 tokens, whose prompts have 130:
-130,000 written tokens, and 700,000 are read.
+tokens for each of three seeds; an ablation 85,000, for each of them, too; DPO 36,000. Held-out: 210
+prompts, 10 answers of the base and 2 of EFT, 60,000 tokens; 38 edits of 25 tokens, whose prompts
+have 130: 200,000 written tokens, and 1 million are read.
 """
 
 from __future__ import annotations
@@ -73,14 +73,13 @@ LORA = {  # 0.8 MB in bfloat16
 RATE, BATCH = 5e-4, 8  # of each stage, whose rows are seen once
 BETA, DPO_RATE = 0.1, 2e-4
 EFT = (1.0, 2.0)  # how far the adapter of DPO is followed
-ABLATIONS = ("no-warm-up", "no-equal")
-ALONE = (*gold.TRAINED, "plain_words", "relevance")  # are named alone, too
+TRAINED = ("aligner", "no-warm-up", "no-equal")
 CONDITIONS: dict[str, list[str]] = {  # what is named in the prompts of edits
     "trained": [*gold.TRAINED],
-    **{name: [name] for name in ALONE},
+    **{name: [name] for name in gold.REWARDS},
     "all": [*gold.REWARDS],
 }
-OTHERS = {"base": ["trained", "all"], **{name: ["trained"] for name in ABLATIONS}}
+TOGETHER = ("trained", "all")  # of editors other than the aligners
 
 
 def settings() -> Row:
@@ -252,7 +251,7 @@ def edit(work: Path, folder: Path, name: str) -> dict[str, int]:
     queries = [row["prompt"] for row in rows]
     answers = [row["responses"][0]["text"] for row in rows]
     read = written = 0
-    for condition in OTHERS.get(name, CONDITIONS):
+    for condition in CONDITIONS if name.startswith("aligner") else TOGETHER:
         path = folder / f"{condition}.json"
         if not path.exists():
             edits = edited(aligner, queries, answers, CONDITIONS[condition])
@@ -308,17 +307,16 @@ def stages() -> dict[str, Stage]:
             f"warm-up-{seed}": partial(tune, stage="warm-up", seed=seed),
             f"equal-{seed}": partial(tune, stage="equal", seed=seed, start=f"warm-up-{seed}"),
             f"aligner-{seed}": partial(tune, stage="better", seed=seed, start=f"equal-{seed}"),
+            f"equal-alone-{seed}": partial(tune, stage="equal", seed=seed),
+            f"no-warm-up-{seed}": partial(
+                tune, stage="better", seed=seed, start=f"equal-alone-{seed}"
+            ),
+            f"no-equal-{seed}": partial(tune, stage="better", seed=seed, start=f"warm-up-{seed}"),
         }
-    first = SEEDS[0]
-    found |= {
-        "equal-alone": partial(tune, stage="equal", seed=first),
-        "no-warm-up": partial(tune, stage="better", seed=first, start="equal-alone"),
-        "no-equal": partial(tune, stage="better", seed=first, start=f"warm-up-{first}"),
-        "dpo": dpo,
-    }
+    found["dpo"] = dpo
     held_out = partial(write, split=reviews.HELD_OUT, rewards=gold.REWARDS)
     found |= {"scale": scale, "answers-base": partial(held_out, n=HELD_OUT, seed=1)}
-    editors = ["base", *(f"aligner-{seed}" for seed in SEEDS), *ABLATIONS]
+    editors = ["base", *(f"{name}-{seed}" for name in TRAINED for seed in SEEDS)]
     found |= {f"edits-{name}": partial(edit, name=name) for name in editors}
     found["pool"] = partial(held_out, n=POOL, seed=2)
     return found | {f"eft-{beta:g}": partial(held_out, n=1, seed=1, eft=beta) for beta in EFT}
@@ -326,8 +324,7 @@ def stages() -> dict[str, Stage]:
 
 def report(work: Path, command: str) -> Row:
     """All figures, once every stage is there."""
-    groups = {"base": ["base"], "aligner": [f"aligner-{seed}" for seed in SEEDS]}
-    groups |= {name: [name] for name in ABLATIONS}
+    groups = {name: [f"{name}-{seed}" for seed in SEEDS] for name in TRAINED}
     found = figures.Found(work, MARGIN)
     return {
         "command": command,
@@ -336,9 +333,9 @@ def report(work: Path, command: str) -> Row:
         "settings": settings(),
         "scale": found.scale,
         "rows": json.loads((work / "rows" / "counts.json").read_text()),
-        "edits": found.edits(groups, CONDITIONS),
-        "named": found.named(groups["aligner"], ALONE),
-        "ablations": found.ablations(groups["aligner"], ABLATIONS, CONDITIONS),
+        "edits": found.edits({"base": ["base"], **groups}, CONDITIONS),
+        "named": found.named(groups["aligner"]),
+        "ablations": found.ablations(groups, {name: CONDITIONS[name] for name in TOGETHER}),
         "baselines": found.baselines(groups["aligner"], [f"eft-{beta:g}" for beta in EFT]),
         "texts": found.texts(f"aligner-{SEEDS[0]}", [*CONDITIONS]),
         "costs": kept.costs(work, list(stages())),

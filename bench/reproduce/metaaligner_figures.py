@@ -141,19 +141,15 @@ class Found:
         }
         return shares | {"net": _over_seeds(nets)}
 
-    def named(self, models: Sequence[str], alone: Sequence[str]) -> list[Row]:
+    def named(self, models: Sequence[str]) -> list[Row]:
         """By how much more an objective's reward rises where it alone is named than where one of
-        the others is.
-
-        Args:
-            alone: the objectives that are named alone.
-        """
+        the others is."""
         found = []
-        for name in alone:
+        for name in gold.REWARDS:
             own, others = [], []
             for model in models:
                 own.append(self._gains(model, name, name))
-                rest = [self._gains(model, o, name) for o in alone if o != name]
+                rest = [self._gains(model, o, name) for o in gold.REWARDS if o != name]
                 others.append(_mean(rest))
             apart = [_less(a, b) for a, b in zip(own, others, strict=True)]
             row = {"objective": name, "trained": name in gold.TRAINED}
@@ -162,20 +158,27 @@ class Found:
         return found
 
     def ablations(
-        self, full: Sequence[str], ablations: Sequence[str], conditions: Mapping[str, Sequence[str]]
+        self, groups: Mapping[str, Sequence[str]], conditions: Mapping[str, Sequence[str]]
     ) -> list[Row]:
-        """By how much an aligner is better that lacks a stage of training, of one seed, than those
-        that have all of them: in the total, and in wins less losses by the objectives named."""
+        """By how much an aligner is better that lacks a stage of training than that of the same
+        seed which has all of them: in the total, and in wins less losses by what was named.
+
+        Args:
+            groups: for each kind the names of its models, one for each seed; the first lacks
+                nothing.
+        """
+        (_, full), *others = groups.items()
         found = []
-        for name in ablations:
+        for name, models in others:
             for condition, named in conditions.items():
-                if not (self.work / f"edits-{name}" / f"{condition}.json").exists():
-                    continue
                 row: Row = {"ablation": name, "condition": condition}
                 for key, of in ((TOTAL, self._totals), ("net", self._net)):
-                    own = of(name, condition, named)
-                    each = [_less(own, of(model, condition, named)) for model in full]
-                    row[key] = _over_seeds(each)
+                    row[key] = _over_seeds(
+                        [
+                            _less(of(model, condition, named), of(whole, condition, named))
+                            for model, whole in zip(models, full, strict=True)
+                        ]
+                    )
                 found.append(row)
         return found
 
