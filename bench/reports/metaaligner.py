@@ -110,8 +110,8 @@ def _named(report: Mapping[str, Any]) -> str:
         [
             _word(r["objective"]),
             "yes" if r["trained"] else "no",
-            *(_mean(r[key]) for key in ("named", "others", "difference")),
-            _seeds(r["difference"]),
+            *(_mean(r[key], 3) for key in ("named", "others", "difference")),
+            _seeds(r["difference"], 3),
             _verdict(r["difference"]),
         ]
         for r in report["named"]
@@ -207,14 +207,14 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def _mean(figure: Mapping[str, Any]) -> str:
+def _mean(figure: Mapping[str, Any], digits: int = 2) -> str:
     x, half = figure["mean"]
-    return f"{x:+.2f} ± {half:.2f}"
+    return f"{x:+.{digits}f} ± {half:.{digits}f}"
 
 
-def _seeds(figure: Mapping[str, Any]) -> str:
+def _seeds(figure: Mapping[str, Any], digits: int = 2) -> str:
     seeds = figure["seeds"]
-    return ", ".join(f"{x:+.2f}" for x in seeds) if len(seeds) > 1 else "-"
+    return ", ".join(f"{x:+.{digits}f}" for x in seeds) if len(seeds) > 1 else "-"
 
 
 def _verdict(figure: Mapping[str, Any]) -> str:

@@ -253,8 +253,8 @@ class Found:
         """The base's first answers, edited toward all three; the base's work counts, too."""
         base = self._sampled_method("answers-base", lambda of: of[0], 1)
         edit = self.edit(model, "trained")
-        conditions = len([*(self.work / f"edits-{model}").glob("*.json")]) - 1  # without its log
-        every = conditions * len(edit["rewards"])
+        files = {p.name for p in (self.work / f"edits-{model}").glob("*.json")} - {kept.LOG}
+        every = len(files) * len(edit["rewards"])
         tokens = statistics.fmean(map(sum, zip(edit["read"], edit["written"], strict=True)))
         seconds = self._seconds(f"edits-{model}") / every
         return {
