@@ -44,6 +44,8 @@ examples:
 RESULT = {"index", "prompt", "messages", "answers", "first", "second", "chosen", "rejected", "run"}
 RESULT |= {"preference", "winner", "principles", "orders", "correct", "failed"}
 
+WINNERS = {"a": "first", "b": "second", "tie": "tie", None: None}  # as results call them
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -146,12 +148,11 @@ class Writer:
         record = {"index": index, "prompt": pair.prompt, **self.own[index]}
         figures: dict[str, Any] = dict.fromkeys(("first", "second", "preference", "winner"))
         if why is None:
-            winner = judgments.winners[row]
             figures = {
                 "first": float(judgments.first[row]),
                 "second": float(judgments.second[row]),
                 "preference": float(judgments.preference[row]),
-                "winner": {"a": "first", "b": "second"}.get(winner, winner),
+                "winner": WINNERS[judgments.winners[row]],
             }
         if judgments.principles != (None,):
             scores = judgments.by_principle[row].tolist()
