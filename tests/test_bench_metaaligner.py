@@ -161,13 +161,14 @@ def test_stages_make_the_table_and_go_on(
 
 
 def test_each_stage_of_training_goes_on_from_the_one_before(work: Path) -> None:
+    metaaligner.main(["--work", str(work)])  # what another process may have to make first
     for name, start in (("equal-0", "warm-up-0"), ("aligner-0", "equal-0")):
         weights = [load_file(work / x / "adapter_model.safetensors") for x in (start, name)]
         moved = [(weights[1][k] - x).abs().max().item() for k, x in weights[0].items()]
         assert 0 < max(moved) < 0.1, "a little, of what was there"
 
 
-def test_a_figure_over_seeds_is_of_prompts(work: Path) -> None:
+def test_a_figure_over_seeds_is_of_prompts() -> None:
     """The interval is that of the prompts, each of which has the mean of the seeds."""
     found = figures._over_seeds([[1.0, 3.0], [2.0, 4.0]])
     assert found["seeds"] == [2, 3]
@@ -175,6 +176,7 @@ def test_a_figure_over_seeds_is_of_prompts(work: Path) -> None:
 
 
 def test_a_tie_is_within_the_margin(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metaaligner.main(["--work", str(work)])  # what another process may have to make first
     found = figures.Found(work, margin=0.5)
     least = found.least["brevity"]
     assert least == 0.5 * found.scale["deviations"]["brevity"] > 0

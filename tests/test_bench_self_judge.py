@@ -141,6 +141,7 @@ def test_stages_make_the_table_and_go_on(
 
 def test_winners_of_a_pool_are_those_of_its_beginnings(work: Path) -> None:
     """The winner of the first 2, 4, ... answers comes of the matches among these alone."""
+    self_judge.main(["--work", str(work)])  # what another process may have to make first
     for bracket in figures.read_jsonl(work / "tournament-self-0" / "brackets.jsonl"):
         assert bracket["winners"][0] == 0
         for played, before, after in zip(

@@ -121,9 +121,10 @@ class Budget:
             reserve(cache, rows, *args)
             self.take(cache, rows)
 
-        def simple(term: CachedTerm, prompts: Any, limit: int, copies: int = 1) -> Any:
+        def simple(term: CachedTerm, prompts: Any, limit: int, *more: Any) -> Any:
+            copies = more[0] if more else 1
             self.take(term, len(prompts.ids) * copies)
-            return prefill(term, prompts, limit, copies)
+            return prefill(term, prompts, limit, *more)
 
         monkeypatch.setattr(KVCache, "__init__", engine)
         monkeypatch.setattr(CachedTerm, "prefill", simple)
