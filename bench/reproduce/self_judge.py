@@ -33,12 +33,10 @@ and of 15 matches a prompt: 1.5 million tokens are read.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -49,17 +47,16 @@ import opinions
 import peft
 import reviews
 import self_judge_figures as figures
+import stages as kept
 import torch
 from crossfade import training
 from crossfade.bench import hardware
 from crossfade.decoding.search.bracket import Bracket
 from crossfade.decoding.search.tournament import judged
-from crossfade.extras import old_names
 from crossfade.policies.self_judge import JudgeTemplate, jsft_rows
 from datasets import Dataset
-from self_judge_figures import TOTAL, add_total, annotated, answers
-from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import logging
+from self_judge_figures import TOTAL, add_total, annotated
+from stages import Row, Stage, answers
 from trl import DPOConfig, SFTConfig
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -161,31 +158,6 @@ class Judge:
 # ---- training
 
 
-def common(folder: Path, seed: int) -> dict[str, Any]:
-    return {
-        "output_dir": str(folder),
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "save_steps": 10,
-        "save_total_limit": 1,
-        "logging_steps": 5,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "report_to": "none",
-        "seed": seed,
-        "disable_tqdm": True,
-    }
-
-
-def fit(trainer: Any, folder: Path) -> dict[str, int]:
-    """Train from the last checkpoint on; the tokens that were trained on."""
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
-    trainer.save_model()
-    history = trainer.state.log_history
-    (folder / "history.json").write_text(json.dumps(history, indent=1) + "\n")
-    return {"trained": int(max(log.get("num_tokens", 0) for log in history))}
-
-
 def trained(work: Path, *adapters: str) -> tuple[Any, Any, peft.LoraConfig]:
     """A model to train, with its tokenizer and a new adapter's settings."""
     model, tokenizer = policy(work, *adapters)
@@ -204,20 +176,19 @@ def sft(work: Path, folder: Path, seed: int) -> dict[str, int]:
     rows, _ = annotated(work)
     model, tokenizer, lora = trained(work)
     args = SFTConfig(
-        **common(folder, seed),
+        **kept.common(folder, seed),
         per_device_train_batch_size=BATCH,
         learning_rate=SFT_RATE,
         lr_scheduler_type="cosine",
         warmup_steps=0.03,
         num_train_epochs=EPOCHS,
-        max_length=None,
     )
     data = Dataset.from_list(best_answers(rows))
     torch.manual_seed(seed)
     trainer = training.SFTTrainer(
         model, args, train_dataset=data, processing_class=tokenizer, peft_config=lora
     )
-    return fit(trainer, folder)
+    return kept.fit(trainer, folder)
 
 
 def jsft(work: Path, folder: Path) -> dict[str, int]:
@@ -230,13 +201,12 @@ def jsft(work: Path, folder: Path) -> dict[str, int]:
     ]
     data = jsft_rows(pairs, tokenizer, TEMPLATE, sft=best_answers(rows))
     args = SFTConfig(
-        **common(folder, SEEDS[0]),
+        **kept.common(folder, SEEDS[0]),
         per_device_train_batch_size=JSFT_BATCH,
         learning_rate=SFT_RATE,
         lr_scheduler_type="cosine",
         warmup_steps=0.03,
         num_train_epochs=1,
-        max_length=None,
     )
     torch.manual_seed(SEEDS[0])
     trainer = training.JSFTTrainer(
@@ -247,19 +217,18 @@ def jsft(work: Path, folder: Path) -> dict[str, int]:
         peft_config=lora,
         judge_weight=JUDGE_WEIGHT,
     )
-    return fit(trainer, folder)
+    return kept.fit(trainer, folder)
 
 
 def of_preferences(folder: Path, seed: int) -> dict[str, Any]:
     return {
-        **common(folder, seed),
+        **kept.common(folder, seed),
         "beta": BETA,
         "per_device_train_batch_size": BATCH,
         "learning_rate": RATE,
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 0.1,
         "num_train_epochs": EPOCHS,
-        "max_length": None,
     }
 
 
@@ -276,7 +245,7 @@ def dpo(work: Path, folder: Path, seed: int) -> dict[str, int]:
         peft_config=lora,
         loss="sigmoid",
     )
-    return fit(trainer, folder)
+    return kept.fit(trainer, folder)
 
 
 def self_judged(work: Path, folder: Path, seed: int) -> dict[str, int]:
@@ -295,7 +264,7 @@ def self_judged(work: Path, folder: Path, seed: int) -> dict[str, int]:
         processing_class=tokenizer,
         peft_config=lora,
     )
-    found = fit(trainer, folder)
+    found = kept.fit(trainer, folder)
     lengths = [
         log["samples/length"] for log in trainer.state.log_history if "samples/length" in log
     ]
@@ -309,18 +278,17 @@ def self_judged(work: Path, folder: Path, seed: int) -> dict[str, int]:
 def write(work: Path, folder: Path, name: str, split: Any, n: int, seed: int) -> dict[str, int]:
     """Answers of a policy, with their rewards."""
     model, tokenizer = policy(work, *parts(name))
-    rows = training.rollouts(
+    return kept.write(
         cf.Model(model, tokenizer=tokenizer, name=name.replace("-", "_")),
+        folder,
         reviews.prompts(split),
         opinions.REWARDS,
-        folder / "answers.jsonl",
         n=n,
         seed=seed,
         batch_size=ROWS,
         max_new_tokens=NEW,
         temperature=TEMPERATURE,
     )
-    return {"sampled": sum(len(r["ids"]) for row in rows for r in row["responses"])}
 
 
 def held_out_pairs(work: Path, question: str) -> list[tuple[Any, str, str, float]]:
@@ -393,9 +361,6 @@ def tournament(work: Path, folder: Path, pool: str) -> dict[str, int]:
 # ---- the stages
 
 
-Stage = Callable[[Path, Path], dict[str, int]]
-
-
 def stages() -> dict[str, Stage]:
     """All stages by name, in an order in which each finds what it needs."""
     found: dict[str, Stage] = {
@@ -412,24 +377,6 @@ def stages() -> dict[str, Stage]:
         found[f"pool-{p}"] = partial(held_out, name=p, n=POOL, seed=2)
         found[f"tournament-{p}"] = partial(tournament, pool=f"pool-{p}")
     return found
-
-
-def run(work: Path, name: str, stage: Stage) -> None:
-    """Run a stage that is not there yet; its log, which comes last, marks it as done."""
-    folder = work / name
-    if (folder / "log.json").exists():
-        print(f"{name}: there already", flush=True)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    start, cpu = time.perf_counter(), time.process_time()
-    tokens = stage(work, folder)
-    log = {
-        "tokens": tokens,
-        "seconds": round(time.perf_counter() - start, 1),
-        "processor_seconds": round(time.process_time() - cpu, 1),
-    }
-    (folder / "log.json").write_text(json.dumps(log) + "\n")
-    print(f"{name}: {log}", flush=True)
 
 
 def report(work: Path, command: str) -> dict[str, Any]:
@@ -452,38 +399,12 @@ def report(work: Path, command: str) -> dict[str, Any]:
         "differences": figures.differences(work, groups),
         "rejection": {p: figures.rejection(work, p) for p in POOLS},
         "matches": {p: figures.matches(work, p) for p in POOLS},
-        "costs": figures.costs(work, list(stages())),
+        "costs": kept.costs(work, list(stages())),
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any] | None:
-    given = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("build/self_judge"))
-    parser.add_argument("--json", type=Path, help="where the figures go once all stages are there")
-    parser.add_argument("--only", nargs="+", metavar="STAGE", choices=[*stages()], default=[])
-    args = parser.parse_args(given)
-    args.work.mkdir(parents=True, exist_ok=True)
-    kept, now = args.work / "settings.json", json.loads(json.dumps(settings()))
-    if kept.exists() and (old := json.loads(kept.read_text())) != now:
-        changed = ", ".join(name for name in now if old.get(name) != now[name])
-        parser.error(f"{args.work} was begun with other settings ({changed}); give another --work")
-    kept.write_text(json.dumps(now, indent=1) + "\n")
-    logging.disable_progress_bar()  # of loading weights
-    with old_names():
-        for name, stage in stages().items():
-            if name in args.only or not args.only:
-                run(args.work, name, stage)
-    missing = [name for name in stages() if not (args.work / name / "log.json").exists()]
-    if missing:
-        print(f"missing: {', '.join(missing)}")
-        return None
-    command = " ".join(["python bench/reproduce/self_judge.py", *given])
-    found = json.loads(json.dumps(report(args.work, command)))  # as whoever reads the file has it
-    if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
-    print(render(found))
-    return found
+def main(arguments: Sequence[str] | None = None) -> Row | None:
+    return kept.main("self_judge", __doc__ or "", stages(), settings(), report, render, arguments)
 
 
 if __name__ == "__main__":

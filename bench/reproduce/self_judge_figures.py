@@ -6,19 +6,14 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import opinions
 from crossfade import metrics
 from crossfade.training import read_jsonl
+from stages import Row, answers
 
-Row = dict[str, Any]
 TOTAL = "total"  # the annotator's mean of all rewards, and the question for it
 TEXTS = 3  # of each policy, so many answers are shown
-
-
-def answers(folder: Path) -> list[Row]:
-    return read_jsonl(folder / "answers.jsonl")
 
 
 def annotated(work: Path) -> tuple[list[Row], opinions.Annotator]:
@@ -179,7 +174,3 @@ def matches(work: Path, policy: str) -> Row:
         "matches": sum(map(len, right)),
         "accuracy": metrics.mean_interval([statistics.fmean(own) for own in right]),
     }
-
-
-def costs(work: Path, names: Sequence[str]) -> list[Row]:
-    return [{"stage": name, **json.loads((work / name / "log.json").read_text())} for name in names]
