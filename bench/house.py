@@ -59,7 +59,8 @@ bulk
 integrations training
 policies
 pareto
-training.stages
+training.clp training.stages
+training.makers
 training.run
 bench
 cli

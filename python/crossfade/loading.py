@@ -64,6 +64,32 @@ class Plan:
     accept: str | None = None
 
     @classmethod
+    def of_rewards(cls, models: Mapping[str, str], rewards: Mapping[str, str]) -> Plan:
+        """The models and the rewards of a settings file, checked.
+
+        Args:
+            models: a path by the name of each.
+            rewards: MODULE:FUNCTION, or the path of a reward model, by the name of each.
+
+        Raises:
+            ValueError, OSError: as `read` and `check`, of the key ``rewards``.
+        """
+        functions = {name: text for name, text in rewards.items() if ":" in text}
+        others = {name: text for name, text in rewards.items() if name not in functions}
+        try:
+            plan = cls.read(
+                [f"{name}={path}" for name, path in {**models, **others}.items()],
+                " + ".join(models),
+                value=" + ".join(rewards),
+                reward=[f"{name}={text}" for name, text in functions.items()],
+            )
+            plan.check()
+        except ValueError as error:
+            said = str(error).replace("--reward", "rewards").replace("--value", "rewards")
+            raise ValueError(said) from None
+        return plan
+
+    @classmethod
     def read(
         cls,
         model: Sequence[str],
@@ -278,16 +304,21 @@ class Plan:
             blend = Blend.load(self.file, device=device, dtype=number)
             terms |= _members(blend)
             judging |= _members(blend)
-        others: dict[str, Any] = dict(self.rewards)
-        for name, label in self.labels.items():
-            model, tokenizer = saved.load_classifier(self.specs[name].path, device, _dtype(dtype))
-            others[name] = RewardModel(model, tokenizer, label=label, name=name)
+        others = self.load_rewards(device, dtype)
         value, accept = (
             None if text is None else _value(text, {**terms, **others}, self.faders)
             for text in self.values.values()
         )
         judge = None if self.judge is None else _blend(self.judge, judging, self.faders)
         return Loaded(self.blend, terms, self.faders, value, blend, judge, accept)
+
+    def load_rewards(self, device: Any, dtype: str) -> dict[str, Any]:
+        """The functions and the reward models, by name; arguments and errors are as in `load`."""
+        found: dict[str, Any] = dict(self.rewards)
+        for name, label in self.labels.items():
+            model, tokenizer = saved.load_classifier(self.specs[name].path, device, _dtype(dtype))
+            found[name] = RewardModel(model, tokenizer, label=label, name=name)
+        return found
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def test_rows_and_examples(kind: str, tmp_path: Path) -> None:
             if ids:
                 assert len(Rollouts([row], None, 1 << 20, "drop", "rows")) == 1
         else:
-            what = "prompts" if kind == "self-judge" else kind
+            what = "prompts" if kind in ("self-judge", "clp") else kind
             rows.check_rows(what, [row, row], "rows")
             assert rows.keys_of(what, row).keys() <= row.keys()
     data, file = tmp_path / "rows.jsonl", tmp_path / "train.yaml"
@@ -135,7 +135,7 @@ def test_lists(kind: str, what: str, said: str, capsys: pytest.CaptureFixture[st
     ("argv", "said"),
     [
         ([], "arguments are required: KIND"),
-        (["dop"], "'dop' is none of sft, dpo, kto, value, jsft, self-judge, metaaligner; did you"),
+        (["dop"], "'dop' is none of sft, dpo, kto, value, jsft, self-judge, metaaligner, clp;"),
         (["dpo"], "usage: crossfade train dpo"),
         (["dpo", "--config", "x.yaml", "--resum=1"], "usage: crossfade train dpo"),
         (["dpo", "--config", "x.yaml", "--stet", "a=1"], "no option --stet; did you mean '--set'?"),

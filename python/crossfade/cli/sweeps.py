@@ -110,21 +110,7 @@ def plan_of(settings: Settings) -> Plan:
     for name in settings.models:
         if name not in used:
             raise ValueError(f"models.{name} is given, but no formula of methods or kl_to uses it")
-    functions = {name: text for name, text in settings.rewards.items() if ":" in text}
-    others = {name: text for name, text in settings.rewards.items() if name not in functions}
-    try:
-        plan = Plan.read(
-            [f"{name}={path}" for name, path in {**settings.models, **others}.items()],
-            " + ".join(settings.models),
-            value=" + ".join(settings.rewards),
-            reward=[f"{name}={text}" for name, text in functions.items()],
-        )
-        plan.check()
-    except ValueError as error:
-        raise ValueError(
-            str(error).replace("--reward", "rewards").replace("--value", "rewards")
-        ) from None
-    return plan
+    return Plan.of_rewards(settings.models, settings.rewards)
 
 
 def method(loaded: Loaded, text: str, rewards: list[str]) -> Callable[[Mapping[str, float]], Any]:

@@ -195,7 +195,7 @@ def term_prompts(
         return requests.padded
     items = requests.items if prompt is None else _own_prompts(requests, prompt, term)
     if system is not None:
-        items = [_with_system(item, system, term) for item in items]
+        items = [with_system(item, system, term) for item in items]
     rows = []
     for i, item in enumerate(items):
         try:
@@ -310,7 +310,8 @@ def _own_prompts(requests: Requests, prompt: Any, term: str) -> list[Request]:
     ]
 
 
-def _with_system(item: Request, system: str, term: str) -> Request:
+def with_system(item: Request, system: str, term: str) -> Request:
+    """A request with a system prompt in front; a text becomes a chat, see `own`."""
     if isinstance(item, str):
         return [{"role": "system", "content": system}, {"role": "user", "content": item}]
     if is_ids(item):

@@ -1,4 +1,4 @@
-"""Losses that train language models on preferences, and value heads on rewards.
+"""Losses that train language models on preferences and rewards, and value heads on rewards.
 
 Each is a small function of log-probs or values, wherever these come from. It gives one loss for
 each pair (or row) and does not reduce them: means, sums and weights are up to the caller. A
@@ -22,9 +22,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from . import batches, pairs, preferences, responses, values
+from . import batches, pairs, policy_gradient, preferences, responses, values
 from .batches import *  # noqa: F403
 from .pairs import *  # noqa: F403
+from .policy_gradient import *  # noqa: F403
 from .preferences import *  # noqa: F403
 from .responses import *  # noqa: F403
 from .values import *  # noqa: F403
@@ -57,6 +58,7 @@ __all__ = [
     "PAIR_LOSSES",
     *batches.__all__,
     *pairs.__all__,
+    *policy_gradient.__all__,
     *preferences.__all__,
     *responses.__all__,
     *values.__all__,

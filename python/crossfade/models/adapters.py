@@ -5,7 +5,7 @@ Adapters are added, merged and deleted while a program runs, so every call asks 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import nn
@@ -45,6 +45,17 @@ def has_adapter(layer: Any, adapter: str) -> bool:
     if hasattr(layer, "_adapters"):  # a module that is trained whole
         return adapter in layer._adapters
     return any(adapter in getattr(layer, name, ()) for name in layer.adapter_layer_names)
+
+
+def adapter_parameters(model: nn.Module, names: Collection[str]) -> list[nn.Parameter]:
+    """The weights of adapters of plain LoRA."""
+    parts = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+    found: list[nn.Parameter] = []
+    for layer in adapter_layers(model):
+        for part, name in ((p, n) for p in parts for n in names if n in getattr(layer, p, ())):
+            own = getattr(layer, part)[name]
+            found += [own] if isinstance(own, nn.Parameter) else own.parameters()
+    return found
 
 
 def check_adapter(model: Any, adapter: Any, term: str | None = None) -> None:

@@ -79,9 +79,15 @@ def add_adapter(
     return model
 
 
-def fill_adapter(model: Any, folder: str | os.PathLike[str]) -> None:
-    """Load an adapter's weights from a folder into a `peft.PeftModel` that has one adapter."""
-    peft, (name,), file = require("peft", "adapters"), model.peft_config, Path(folder) / ADAPTER
+def fill_adapter(model: Any, folder: str | os.PathLike[str], name: str | None = None) -> None:
+    """Load an adapter's weights from a folder into a `peft.PeftModel` that has such an adapter.
+
+    Args:
+        name: of the adapter in the model; None where it has one adapter.
+    """
+    peft, file = require("peft", "adapters"), Path(folder) / ADAPTER
+    if name is None:
+        (name,) = model.peft_config
     must = "it must be of an adapter as the model has"
     with errors_of(folder, f"{file} cannot be loaded; {must}"):
         peft.set_peft_model_state_dict(model, load_file(file), adapter_name=name)

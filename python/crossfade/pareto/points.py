@@ -9,8 +9,7 @@ from typing import Any
 
 from .. import metrics
 from ..blends.blend import Blend
-from ..blends.values import LogRatio, ValueSum
-from ..blends.vocabulary import check_vocabularies
+from ..blends.values import ValueSum
 from ..bulk.records import number
 from ..checks import warn
 from ..decoding.inputs import Requests
@@ -53,7 +52,9 @@ class Points:
         self.prompts, self.values, self.names = prompts, values, names
         self.reference, self.generation = reference, generation
         requests, given = Requests(list(prompts)), generation.get("tokenizer")
-        self.valuers = {name: _valuer(value, requests, given) for name, value in values.items()}
+        self.valuers = {
+            name: TextValuer.of(value, requests, given) for name, value in values.items()
+        }
         self.scored: set[str] = set()  # rewards that have scored a point
         self.ids: dict[str, str | None] = dict.fromkeys((*values, PERPLEXITY))
         self.found: dict[Any, tuple[dict[str, Any], list[list[str]], dict[str, Scores]]] = {}
@@ -164,17 +165,6 @@ class Points:
             for (i, j), (log_p, tokens) in zip(places, pairs, strict=True):
                 found[i][j] = [log_p, tokens] if math.isfinite(log_p) else None
         return found
-
-
-def _valuer(value: ValueSum, requests: Requests, tokenizer: Any) -> TextValuer:
-    """What scores texts by a value, whose models bring their tokenizers."""
-    vocabulary = 0
-    for part in value.values:
-        ratio = isinstance(part, LogRatio)
-        if ratio and not vocabulary:
-            vocabulary = check_vocabularies(part.tuned + part.ref)
-        tokenizer = tokenizer or getattr(part.tuned if ratio else part, "tokenizer", None)
-    return TextValuer(value, requests, tokenizer, vocabulary)
 
 
 def _mean(scores: Sequence[Sequence[float | None]]) -> tuple[float | None, float | None]:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from ..models.saved_value_heads import load_value_head as load_value_head
     from ..models.saved_value_heads import save_value_head as save_value_head
     from ..models.value_heads import value_model as value_model
+    from .clp.trainer import CLPTrainer as CLPTrainer
+    from .clp_config import CLPConfig as CLPConfig
     from .data import pairs as pairs
     from .data import read_jsonl as read_jsonl
     from .data import rollouts as rollouts
@@ -28,6 +30,8 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
 # The module that each public name comes from. It is imported when the name is first used, because
 # the modules need different packages, such as TRL, which may not be installed.
 _HOME = {
+    "CLPConfig": "clp_config",
+    "CLPTrainer": "clp.trainer",
     "DPOTrainer": "trainers.dpo",
     "JSFTTrainer": "trainers.jsft",
     "KTOTrainer": "trainers.kto",

@@ -29,15 +29,16 @@ class Settings:
     """What a run of training is. All but `kind` are keys of the settings file.
 
     Args:
-        kind: "sft", "dpo", "kto", "value", "jsft", "self-judge" or "metaaligner".
+        kind: "sft", "dpo", "kto", "value", "jsft", "self-judge", "metaaligner" or "clp".
         model: a folder, an id on the Hugging Face hub, or "smollm2". With ``@FOLDER`` behind it, an
             adapter that is merged into its weights first. A new adapter, or a value head, is saved
             with it in the end, and belongs to the model without ``@FOLDER``.
         data: a .jsonl file of rows in the format of the trainer. Relative paths, here and in all
             other keys, begin at the current folder, as those of a command line do.
         arguments: of the trainer's config, which is TRL's `SFTConfig`, `DPOConfig` or `KTOConfig`,
-            `ValueConfig` or `SelfJudgeConfig`. `output_dir` must be among them. By default nothing
-            is reported to trackers, and bfloat16 autocast is on if there is a GPU that has it.
+            `ValueConfig`, `SelfJudgeConfig` or `CLPConfig`. `output_dir` must be among them. By
+            default nothing is reported to trackers, and bfloat16 autocast is on if there is a GPU
+            that has it.
         dtype: of the weights: "float32", "bfloat16", "float16", or "auto" for what they were saved
             in.
         eval_data: a file as `data`, to evaluate on: by default after each epoch.
@@ -50,6 +51,9 @@ class Settings:
         stages: the names of the stages to train; they are trained in the order "warm-up", "equal",
             "better". None is all three. A mapping gives a stage arguments of its own, such as
             ``{"equal": {"num_train_epochs": 1}}``, which go before those of `arguments`.
+        rewards: of a conditioned policy, by name MODULE:FUNCTION or the folder of a reward model.
+        scope, shared, shared_as: as in `ConditionedPolicy.create`; `shared` has arguments of PEFT's
+            `LoraConfig`, as `lora` has.
         seed: of everything that is random.
 
     Raises:
@@ -76,6 +80,10 @@ class Settings:
     warm_up: float = 1.0
     validation: float = 0.0
     stages: Any = None
+    rewards: Any = None
+    scope: str = "full"
+    shared: Any = None
+    shared_as: str = "scaled"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,6 +95,8 @@ class Settings:
             x = getattr(self, name)
             if not isinstance(x, dict) and not (x is None and name in ("lora", "loss_options")):
                 raise TypeError(f"{name} is {x!r}; it must be a mapping of names to values")
+        if self.kind == "clp":
+            self._check_policy()
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; it must be among {', '.join(DTYPES)}")
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 32:  # as NumPy wants it
@@ -110,6 +120,26 @@ class Settings:
             raise ValueError(
                 f"validation is {self.validation!r:.80}, and eval_data is given; it must be one of "
                 "both"
+            )
+
+    def _check_policy(self) -> None:
+        """Check what settings say of a conditioned policy, as far as no model is needed."""
+        given = self.rewards
+        if not isinstance(given, dict) or not given:
+            raise TypeError(
+                f"rewards is {given!r:.80}; it must be a mapping of names to MODULE:FUNCTION or to "
+                "the folders of reward models"
+            )
+        for name, text in given.items():
+            if not isinstance(name, str) or not isinstance(text, str):
+                raise TypeError(f"rewards.{name} is {text!r:.80}; it must be a text")
+        if self.lora is None:
+            raise ValueError("lora is missing; a conditioned policy has an adapter for each reward")
+        if self.shared is not None and not isinstance(self.shared, dict):
+            raise TypeError(f"shared is {self.shared!r:.80}; it must be a mapping, as lora is")
+        if "@" in self.model:
+            raise ValueError(
+                f"model is {self.model!r}; it must be a plain model, the reference of the policy"
             )
 
     @property
@@ -185,6 +215,10 @@ def config_of(kind: str) -> Any:
         from .value.trainer import ValueConfig
 
         return ValueConfig
+    if kind == "clp":
+        from .clp_config import CLPConfig
+
+        return CLPConfig
     trl = require("trl", "train")
     if kind == "self-judge":
         from .on_policy import SelfJudgeConfig
@@ -245,13 +279,14 @@ def lora_class() -> Any:
     return require("peft", "adapters").LoraConfig
 
 
-def lora_config(s: Settings) -> Any:
-    """PEFT's config of `lora`; None without it."""
-    if s.lora is None:
+def lora_config(s: Settings, key: str = "lora") -> Any:
+    """PEFT's config of `lora`, or of another key that has such arguments; None without it."""
+    given = getattr(s, key)
+    if given is None:
         return None
     config = lora_class()
-    check_keys(s.kind, "lora", s.lora, config)
-    return _made("lora", config, {"task_type": "CAUSAL_LM", **s.lora})
+    check_keys(s.kind, key, given, config, "lora")
+    return _made(key, config, {"task_type": "CAUSAL_LM", **given})
 
 
 def value_options(s: Settings) -> dict[str, Any]:

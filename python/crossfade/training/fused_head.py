@@ -100,7 +100,7 @@ def class_with_logp(
             )
     logits = Logits.of(model.config.get_text_config(), temperature)
     _plain(model, _head(model))
-    _check_logits(model, logits)
+    check_logits(model, logits)
     return _class_of(
         getattr(type(model), "plain_class", type(model)),
         HeadSettings(logits, tuple(outputs), mean_only, cast_lm_head_to_fp32),
@@ -302,7 +302,7 @@ def _in_pieces(head: Any) -> bool:
     return type(head.weight) not in (Tensor, nn.Parameter) or hasattr(head.weight, "ds_id")
 
 
-def _check_logits(model: Any, settings: Logits) -> None:
+def check_logits(model: Any, settings: Logits) -> None:
     """Check that the model turns its head's products into logits as `Logits.of` read it to do.
 
     That reads a few names of configs, and families have others. A model that does more to its

@@ -290,6 +290,36 @@ KINDS = {
         "arguments: {output_dir: tuned, learning_rate: 1e-4}",
         forms="Texts or chats.",
     ),
+    "clp": Kind(
+        does="Learn from rewards to follow their weights: a conditioned language policy.",
+        trainer="CLPTrainer",
+        own={
+            "rewards": ("", "{name: MODULE:FUNCTION, or the folder of a reward model}"),
+            "scope": ("full", "what the weights change: full, attention or head"),
+            "shared": ("none", "what is trained besides, the same for all weights: as lora"),
+            "shared_as": ("scaled", "scaled: kl=1 is the model; trained: the same at any kl"),
+        },
+        arguments=_arguments(
+            "1e-4",
+            num_generations=("4", "responses of a prompt at a step, with the same weights"),
+            max_new_tokens=("128", "tokens of a response, at most"),
+            max_length=("1024", "tokens of a prompt and its response; longer ones are left out"),
+            concentration=("1.0", "of the Dirichlet that weights come from; or one a reward"),
+            kl=("0.1", "the weight of the KL to the model; or [low, high], to draw from"),
+        ),
+        rows=(
+            '{"prompt": "How was it?"}',
+            f'{{"prompt": {_CHAT}}}',
+            '{"prompt_ids": [504, 28]}',
+        ),
+        columns="Each step draws weights of the rewards and a KL weight for each prompt, and the "
+        "policy at these weights writes the responses that it learns from. lora is needed: each "
+        "reward has an adapter of this shape, in a folder of its name in output_dir, which "
+        "crossfade.ConditionedPolicy.load reads. Rows of eval_data are as those of data.",
+        example="rewards: {sentiment: rewards:sentiment, brevity: rewards:brevity}\n"
+        "arguments: {output_dir: tuned, max_new_tokens: 48, kl: [0.0, 0.5]}",
+        forms="Texts, chats, or token ids.",
+    ),
 }
 # Keys of other tools and of other places, and where they belong in a settings file.
 ELSEWHERE = {

@@ -5,9 +5,7 @@ Source: SELF-JUDGE (Lee et al., arXiv:2402.11253, section 3.2).
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import inspect
 import logging
 import math
@@ -17,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from ..blends.blend import Model
 from ..checks import check_number
@@ -25,9 +22,10 @@ from ..decoding.generation import generate
 from ..decoding.inputs import encode
 from ..decoding.search.tournament import judged
 from ..extras import require
-from ..models.hf import is_peft, underlying
+from ..models.hf import is_peft
 from ..search import check_prefer
 from . import rows
+from .sampling import as_decoded, noise
 from .trainers.base import columns_error, columns_of
 from .trainers.dpo import PAIR_WEIGHTS, WITHOUT_REFERENCE, WITHOUT_WEIGHTS, DPOTrainer
 
@@ -229,7 +227,7 @@ class SelfJudgeTrainer(DPOTrainer):
 
     def _pairs(self, prompts: Sequence[Mapping[str, Any]]) -> list[Pair]:
         """Two responses to each prompt, in the order of the judge's preference."""
-        with self._as_decoded():
+        with as_decoded(self.model):
             out: Any = generate(
                 Model(self.model, tokenizer=self._tokenizer, name="policy"),
                 [row["prompt_ids"] for row in prompts],
@@ -256,25 +254,7 @@ class SelfJudgeTrainer(DPOTrainer):
 
     def _noise(self, index: int) -> int:
         """The seed of a prompt's responses at this step."""
-        text = f"{self.args.seed} {self.state.global_step} {index}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-    @contextlib.contextmanager
-    def _as_decoded(self) -> Iterator[None]:
-        """Have the model as it is decoded in a ``with`` block: without dropout and gradients."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        base: Any = underlying(self.model)
-        saved = base.generation_config
-        ends = ("bos_token_id", "eos_token_id", "pad_token_id")
-        base.generation_config = GenerationConfig(**{name: getattr(saved, name) for name in ends})
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            base.generation_config = saved
-            for module, training in modes:
-                module.training = training
+        return noise(self.args.seed, self.state.global_step, index)
 
     # ---- figures
 

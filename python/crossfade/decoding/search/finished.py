@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...blends.blend import Blend
 from ...blends.values import LogRatio, Reward, ValueSum
+from ...blends.vocabulary import check_vocabularies
 from ...checks import warn
 from ...search import BestOfN
 from ..inputs import Requests
@@ -51,6 +52,17 @@ class TextValuer:
         search = BestOfN(1, value)
         self.job = SearchJob(search, Blend((), ()), requests, tokenizer, None, vocabulary, 1)
         self.value, self.tokenizer = value, tokenizer
+
+    @classmethod
+    def of(cls, value: ValueSum, requests: Requests, tokenizer: Any = None) -> TextValuer:
+        """The same, whose vocabulary and, unless it is given, tokenizer come from the models."""
+        vocabulary = 0
+        for part in value.values:
+            ratio = isinstance(part, LogRatio)
+            if ratio and not vocabulary:
+                vocabulary = check_vocabularies(part.tuned + part.ref)
+            tokenizer = tokenizer or getattr(part.tuned if ratio else part, "tokenizer", None)
+        return cls(value, requests, tokenizer, vocabulary)
 
     def __call__(self, requests: Sequence[int], texts: Sequence[str]) -> Tensor:
         """``[n]`` float64: the value of each text, to the request at its place in the list.

@@ -12,8 +12,10 @@ from torch import Tensor
 from ...blends.blend import Blend, Model, as_blend
 from ...blends.weights import Weight
 from ...checks import explained
+from ...decoding.inputs import with_system
 from ...models.adapters import adapter_configs
 from ...models.hf import check_language_model, check_tokenizer, is_peft
+from .fresh import placed, with_new_adapters
 from .preferences import kl_weight, one_for_all, reward_weights, times
 
 
@@ -129,6 +131,9 @@ def _check_same_parameters(name: str, model: Any, base: Any) -> None:
             )
 
 
+PROMPTED = "prompted"  # the name of the adapter of a policy that is trained
+
+
 def weights_as_text(weights: Mapping[str, float], kl: float) -> str:
     """What a prompted policy is told: ``[helpful: 0.70] [brief: 0.30] [KL: 0.10]``."""
     each = [f"[{name}: {w:.2f}]" for name, w in weights.items()]
@@ -167,10 +172,61 @@ class PromptedPolicy:
             raise TypeError(
                 f"prompt is a {type(prompt).__name__}; it must be a function of the weights and kl"
             )
-        self.model = model if term is None else term.model
+        self.model: Any = model if term is None else term.model
+        self.base: Any = None
         self.adapter: Any = "active" if term is None else term.adapter
         self.tokenizer = tokenizer or (None if term is None else term.tokenizer)
         self.rewards, self.prompt = tuple(rewards), prompt
+
+    @classmethod
+    @explained()
+    def create(
+        cls,
+        base: Any,
+        rewards: Sequence[str],
+        lora: Any,
+        tokenizer: Any,
+        *,
+        prompt: Callable[[Mapping[str, float], float], str] = weights_as_text,
+    ) -> PromptedPolicy:
+        """A policy that `crossfade.training.CLPTrainer` is to train to follow its system prompts.
+
+        It begins as the base. Its adapter, named ``prompted``, is saved as PEFT saves adapters.
+
+        Args:
+            base: the plain causal LM, the reference; its weights are shared.
+            rewards, tokenizer, prompt: as above.
+            lora: a `peft.LoraConfig` of the adapter, as in `ConditionedPolicy.create`.
+
+        Raises:
+            TypeError, ValueError: names the argument, what it was and what it must be.
+        """
+        check_language_model(base, head=True)
+        config = placed(base, "lora", lora, "full")
+        model = with_new_adapters(base, {PROMPTED: config}).eval()
+        term = Model(model, tokenizer=tokenizer, adapter=PROMPTED)
+        policy = cls(term, rewards, prompt=prompt)
+        policy.base = base
+        return policy
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The name of the adapter that is trained."""
+        return (PROMPTED,)
+
+    def mix(self, weights: Mapping[str, Any], kl: Any = 0.0) -> dict[str, Weight]:
+        """How much of its adapter the model has: all, whatever the weights."""
+        return {PROMPTED: 1.0}
+
+    def told(self, request: Any, weights: Mapping[str, float], kl: float) -> Any:
+        """A text or a chat as the model reads it, with the system prompt for some weights."""
+        return with_system(request, self.prompt(weights, kl), "the prompted policy")
+
+    def save(self, folder: Any) -> None:
+        """Save the adapter of a policy that `create` made, in the folder ``prompted`` of it."""
+        self.model.save_pretrained(
+            folder, selected_adapters=[PROMPTED], save_embedding_layers=False
+        )
 
     def at(self, weights: Mapping[str, Any], kl: Any = 0.0) -> Model:
         """The model with the system prompt for some weights.

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ...models.hf import check_language_model, check_tokenizer, is_peft, underly
 from ...models.saved import expanded, read_object
 from ...models.saved_adapters import ADAPTER, ADAPTER_CONFIG, check_adapter_folder
 from ...models.value_heads import shared_copy
+from .fresh import placed, scope_modules, with_new_adapters
 from .merging import merged
 from .preferences import kl_weight, one_for_all, reward_weights, times
 
@@ -47,7 +48,8 @@ class ConditionedPolicy:
     personalised soup (arXiv:2310.11564).
 
     `at` serves any weights, also others for each request of a batch, and costs one forward a token;
-    `merged` gives a plain model of some. `from_adapters` and `load` make one.
+    `merged` gives a plain model of some. `from_adapters` and `load` make one of saved adapters,
+    `create` one to be trained by `crossfade.training.CLPTrainer`.
 
     Attributes:
         rewards: their names.
@@ -109,13 +111,7 @@ class ConditionedPolicy:
                 that does not fit the base, or is outside of the scope, or two of different bases.
             NotImplementedError: an adapter is no plain LoRA.
         """
-        check_language_model(base, head=True)
-        check_tokenizer(tokenizer)
-        if is_peft(base) or adapter_configs(base):
-            raise TypeError(
-                f"base is a {type(base).__name__} with PEFT adapters; it must be a plain model, "
-                "which adapters are put on here"
-            )
+        _check_base(base, tokenizer)
         _check_choice("scope", scope, SCOPES)
         _check_choice("shared_as", shared_as, SHARED)
         folders = _folders(adapters, shared)
@@ -133,6 +129,53 @@ class ConditionedPolicy:
             _check_scope(model, name, scope)
         kind = None if shared is None else shared_as
         return cls(base, model, tuple(adapters), scope=scope, shared=kind, tokenizer=tokenizer)
+
+    @classmethod
+    @explained()
+    def create(
+        cls,
+        base: Any,
+        rewards: Sequence[str],
+        lora: Any,
+        *,
+        scope: str = "full",
+        shared: Any = None,
+        shared_as: str = "scaled",
+        tokenizer: Any = None,
+    ) -> ConditionedPolicy:
+        """A policy that is to be trained: the reference, whatever the weights.
+
+        Args:
+            base, scope, shared_as, tokenizer: as in `from_adapters`.
+            rewards: their names.
+            lora: a `peft.LoraConfig` of each reward's adapter. Where it names no `target_modules`,
+                these are the linear layers of the scope; of the scope "full" all but the head.
+            shared: a config of the part that all weightings have in common, by default over the
+                linear layers that the scope leaves; None: they stay as they are.
+
+        Raises:
+            TypeError, ValueError: names the argument, what it was and what it must be.
+            NotImplementedError: the adapter is no plain LoRA.
+        """
+        _check_base(base, tokenizer)
+        _check_choice("scope", scope, SCOPES)
+        _check_choice("shared_as", shared_as, SHARED)
+        if isinstance(rewards, str) or not isinstance(rewards, Sequence) or not rewards:
+            raise TypeError(f"rewards is {rewards!r:.80}; it must be a list of names")
+        for name in rewards:
+            _check_name(name, "rewards")
+            if list(rewards).count(name) > 1:
+                raise ValueError(f"rewards has {name!r} twice; names must differ")
+        config = placed(base, "lora", lora, scope)
+        configs = dict.fromkeys(rewards, config)
+        if shared is not None:
+            configs[PART] = placed(base, "shared", shared, scope, inside=False)
+        model = with_new_adapters(base, configs).eval()
+        check_mix(model, list(configs))
+        for name in rewards:
+            _check_scope(model, name, scope)
+        kind = None if shared is None else shared_as
+        return cls(base, model, tuple(rewards), scope=scope, shared=kind, tokenizer=tokenizer)
 
     @classmethod
     @explained()
@@ -183,9 +226,10 @@ class ConditionedPolicy:
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        names = [*self.rewards, *([PART] if self.shared else [])]
         # Without save_embedding_layers=False PEFT would look for the base on the hub.
-        self.model.save_pretrained(path, selected_adapters=names, save_embedding_layers=False)
+        self.model.save_pretrained(
+            path, selected_adapters=[*self.trained], save_embedding_layers=False
+        )
         says = {"format": FORMAT, "rewards": list(self.rewards), "scope": self.scope}
         says["shared"] = self.shared
         (path / FILE).write_text(json.dumps(says, indent=2) + "\n")
@@ -208,8 +252,9 @@ class ConditionedPolicy:
         Raises:
             TypeError, ValueError: names the argument, what it was and what it must be.
         """
-        mix = self._mix(weights, kl)
-        return Model(self.model, adapter=mix, tokenizer=self.tokenizer, name="policy")
+        return Model(
+            self.model, adapter=self.mix(weights, kl), tokenizer=self.tokenizer, name="policy"
+        )
 
     @explained()
     def merged(self, weights: Mapping[str, Any], kl: Any = 0.0) -> nn.Module:
@@ -224,11 +269,16 @@ class ConditionedPolicy:
         Raises:
             TypeError, ValueError: names the argument, what it was and what it must be.
         """
-        mix = self._mix(*one_for_all(self.rewards, weights, kl))
+        mix = self.mix(*one_for_all(self.rewards, weights, kl))
         return merged(self.base, self.model, {n: float(w) for n, w in mix.items()})
 
-    def _mix(self, weights: Any, kl: Any) -> dict[str, Weight]:
-        """How much of each adapter the model has at these weights."""
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The names of all its adapters, which `crossfade.training.CLPTrainer` trains."""
+        return (*self.rewards, *([PART] if self.shared else []))
+
+    def mix(self, weights: Mapping[str, Any], kl: Any = 0.0) -> dict[str, Weight]:
+        """How much of each adapter the model has at some weights, which are as in `at`."""
         of_rewards = reward_weights(self.rewards, weights)
         left: Weight = 1.0 - kl_weight(kl)
         found = {n: times(left, w, "weights and kl") for n, w in of_rewards.items()}
@@ -243,10 +293,20 @@ def _check_choice(name: str, x: Any, known: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {x!r}; it must be one of {', '.join(map(repr, known))}{says}")
 
 
-def _check_name(name: Any) -> None:
+def _check_base(base: Any, tokenizer: Any) -> None:
+    check_language_model(base, head=True)
+    check_tokenizer(tokenizer)
+    if is_peft(base) or adapter_configs(base):
+        raise TypeError(
+            f"base is a {type(base).__name__} with PEFT adapters; it must be a plain model, which "
+            "adapters are put on here"
+        )
+
+
+def _check_name(name: Any, where: str = "adapters") -> None:
     if not isinstance(name, str) or not NAME.fullmatch(name) or name in TAKEN:
         raise ValueError(
-            f"adapters has {name!r}; the name of a reward must be of letters, digits, '_' and '-', "
+            f"{where} has {name!r}; the name of a reward must be of letters, digits, '_' and '-', "
             f"and none of {list(TAKEN)}"
         )
 
@@ -326,15 +386,7 @@ def _check_weights_beside(base: Any, name: str, folder: PathLike) -> None:
 def _check_scope(model: Any, name: str, scope: str) -> None:
     """Refuse an adapter with layers outside of what its policy conditions."""
     bare: Any = underlying(model)
-    head = bare.get_output_embeddings()
-    inside: set[int] = set()
-    for module in bare.modules():
-        if scope == "full" or (
-            scope == "attention" and "attention" in type(module).__name__.lower()
-        ):
-            inside |= {id(m) for m in module.modules()}
-    if scope == "head":
-        inside = {id(head)}
+    inside = scope_modules(bare, scope)
     places = {id(m): place for place, m in bare.named_modules()}
     for layer in adapter_layers(bare):
         if has_adapter(layer, name) and id(layer) not in inside:

@@ -1,0 +1,1 @@
+"""The training of conditioned policies: rollouts at weights drawn at random, and the trainer."""
