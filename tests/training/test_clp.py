@@ -103,10 +103,13 @@ def batch_of(policy: Any, mixes: torch.Tensor) -> Rollouts:
     )
 
 
+@pytest.mark.parametrize("shares", [True, False])
 @pytest.mark.parametrize("kind", ["llama", "tied", "softcap"])
 @pytest.mark.parametrize("scope", SCOPES)
-def test_log_probs_of_each_row_are_those_at_its_own_mix(scope: str, kind: str) -> None:
-    """They are those that decoding and scoring find, and those of the merged model."""
+def test_log_probs_of_each_row_are_those_at_its_own_mix(
+    scope: str, kind: str, shares: bool
+) -> None:
+    """They are those that scoring finds under the merged model, in rows of any number."""
     policy = shaken(policy_of(scope, base=make(kind).eval()))
     weights = {"great": torch.tensor([0.5, 0.0, 1.0, 0.3])}
     weights["short"] = 1 - weights["great"]
@@ -115,7 +118,10 @@ def test_log_probs_of_each_row_are_those_at_its_own_mix(scope: str, kind: str) -
     mixes = torch.stack([torch.as_tensor(mix[name]).float() for name in REWARDS], 1)
     rows = batch_of(policy, mixes)
     learner = Learner(policy.base, policy.model, REWARDS).eval()
-    found = learner(**rows.batch("cpu")).detach()
+    assert learner.shares == (kind != "softcap")  # that one's attention sees a window
+    if shares and not learner.shares:
+        return
+    found = learner(**rows.batch(shares, "cpu")).detach().flatten()
     for i, (prompt, k) in enumerate(zip(rows.read, range(4), strict=True)):
         own = {name: float(w[k]) for name, w in weights.items()}
         plain = cf.Model(policy.merged(own, float(kl[k])))
@@ -125,7 +131,7 @@ def test_log_probs_of_each_row_are_those_at_its_own_mix(scope: str, kind: str) -
                 torch.testing.assert_close(found[j], expected, rtol=1e-4, atol=1e-4)
             else:
                 assert float(found[j]) == 0.0
-    reference = learner(**rows.reference_batch("cpu"), mixes=torch.zeros(8, 2)).detach()
+    reference = learner(**rows.reference_batch(shares, "cpu")).detach().flatten()
     torch.testing.assert_close(reference[6:], found[6:], rtol=1e-5, atol=1e-5)
 
 
@@ -136,7 +142,7 @@ def test_gradients_are_those_of_finite_differences(scope: str) -> None:
     policy.model.double()
     learner = Learner(base, policy.model, REWARDS).eval()
     rows = batch_of(policy, torch.tensor([[0.5, 0.2], [0.0, 0.9]], dtype=torch.float64))
-    batch = rows.batch("cpu")
+    batch = rows.batch(True, "cpu")
     # one of each adapter's weights, of the first layer that has them, or the last
     chosen = [
         next(p for n, p in policy.model.named_parameters() if f"lora_{ab}.{name}" in n)
@@ -163,7 +169,7 @@ def test_decoding_finds_the_model_as_it_is() -> None:
     policy = shaken(policy_of())
     learner = Learner(policy.base, policy.model, REWARDS)
     before = _switches(policy)
-    learner(**batch_of(policy, torch.tensor([[0.5, 0.2], [0.0, 0.9]])).batch("cpu"))
+    learner(**batch_of(policy, torch.tensor([[0.5, 0.2], [0.0, 0.9]])).batch(True, "cpu"))
     assert _switches(policy) == before
 
 

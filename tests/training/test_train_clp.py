@@ -81,7 +81,10 @@ def test_a_policy_is_trained_saved_and_resumed(base: str, tmp_path: Path) -> Non
     [
         ({"rewards": None}, "rewards is None; it must be a mapping of names"),
         ({"rewards": {"great": "clp_rewards:grate"}}, "did you mean 'great'?"),
-        ({"rewards": {"a b": "clp_rewards:great"}}, "the name of a reward must be of letters, digits"),
+        (
+            {"rewards": {"a b": "clp_rewards:great"}},
+            "the name of a reward must be of letters, digits",
+        ),
         ({"lora": None}, "lora is missing; a conditioned policy has an adapter for each reward"),
         ({"scope": "heads"}, "scope is 'heads'; it must be one of"),
         ({"shared": {"r": 2}}, "shared names no target_modules"),

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...decoding.engine.prefill import hidden_states
 from ...decoding.simple.adapters import MixedRows
 from ...decoding.simple.replica import Replica
 from ...models.hf import text_config, underlying
 from ...ops import linear_logp
 from ..fused_head import IGNORED, check_logits
 from ..logits import Logits
+from .packing import states, takes_packed
 
 
 class Learner(nn.Module):
@@ -22,6 +22,9 @@ class Learner(nn.Module):
 
     A layer computes ``W x + sum_k mix[row, k] B_k A_k x``, in PEFT's own forward. They are copies
     of the model's modules, so that decoding finds the model as it is.
+
+    Attributes:
+        shares: whether several responses to a prompt may share a row, see `takes_packed`.
 
     Args:
         base: the plain model that `model` was made of.
@@ -38,32 +41,31 @@ class Learner(nn.Module):
         replica = Replica(model)
         self.model: Any = replica.model
         self.rows: Any = MixedRows(model, replica, names, "the policy")
+        self.shares = takes_packed(base)
 
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
-        starts: Tensor,
+        visible: Tensor,
+        before: Tensor,
         labels: Tensor,
         mixes: Tensor,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
-        """The log-prob of each row's response: ``[B]`` float32, or float64 if the model is.
+        """The log-prob of each response of packed rows: ``[B, n]`` float32, or the model's float64.
 
         Layers keep the mixes until the next call, as gradient checkpointing runs them again in the
         backward pass. So nothing may be called in between.
 
         Args:
-            input_ids, attention_mask: ``[B, L]``, padded on the right.
-            starts: ``[B]``, where each response begins.
-            labels: ``[B, T]``, the tokens of the responses, and `IGNORED` after their ends.
+            input_ids, visible, before, labels, position_ids: as `packed` gives them.
             mixes: ``[B, adapters]``: how much of each adapter a row has.
         """
         self.rows.seat(mixes)
-        # what is said of a token is read from the state before it
-        states = hidden_states(self.model, input_ids, attention_mask, starts - 1, labels.shape[1])
+        hidden = states(self.model, input_ids, visible, before, position_ids)
         mask = labels != IGNORED
-        with torch.autocast(states.device.type, enabled=False):
-            read, weight, bias = self._head(states)
+        with torch.autocast(hidden.device.type, enabled=False):
+            read, weight, bias = self._head(hidden)
             softcap, temperature = self.logits.settings()
             found = linear_logp(
                 read[mask],
@@ -74,10 +76,10 @@ class Learner(nn.Module):
                 temperature=temperature,
             ).logp
         # masked_scatter keeps the graph even if there is no token: the gradient is then 0
-        return found.new_zeros(mask.shape).masked_scatter(mask, found).sum(dim=1)
+        return found.new_zeros(mask.shape).masked_scatter(mask, found).sum(dim=2)
 
-    def _head(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What the head reads ``[B, T, H]``, its weight ``[V, H]`` and its bias.
+    def _head(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the head reads ``[B, n, T, H]``, its weight ``[V, H]`` and its bias.
 
         With adapters of the head, ``W x + sum_k mix_k B_k A_k x`` is one product: that of
         ``[W, B_1, B_2, ...]`` and ``[x, mix_1 A_1 x, mix_2 A_2 x, ...]``.
@@ -85,15 +87,16 @@ class Learner(nn.Module):
         bare: Any = underlying(self.model)
         head = bare.get_output_embeddings()
         if not hasattr(head, "_active_adapter"):
-            return states, head.weight, head.bias
+            return hidden, head.weight, head.bias
         base = head.base_layer
-        read, weights = [states], [base.weight]
+        read, weights = [hidden], [base.weight]
         for name in head.active_adapters:
             a, b = head.lora_A[name], head.lora_B[name]
-            low = a(head.lora_dropout[name](states.to(a.weight.dtype))) * head.scaling[name]
-            read.append(low.to(states.dtype))
+            low = a(head.lora_dropout[name](hidden.to(a.weight.dtype))).flatten(1, 2)
+            low = (low * head.scaling[name]).view(*hidden.shape[:3], -1)
+            read.append(low.to(hidden.dtype))
             weights.append(b.weight.to(base.weight.dtype))
-        return torch.cat(read, dim=2), torch.cat(weights, dim=1), base.bias
+        return torch.cat(read, dim=3), torch.cat(weights, dim=1), base.bias
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         self.model.gradient_checkpointing_enable(**options)

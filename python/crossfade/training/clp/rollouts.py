@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...decoding.inputs import right_pad
-from ..fused_head import IGNORED
+from .packing import packed
 
 
 @dataclass(frozen=True)
@@ -62,24 +61,28 @@ class Rollouts:
             self.finished[rows],
         )
 
-    def batch(self, device: Any) -> dict[str, Tensor]:
-        """The arguments of `Learner.forward` for the policy."""
-        return self._batch(self.read, device) | {
-            "mixes": self.mixes.repeat_interleave(self.n, 0).to(device)
-        }
+    def batch(self, shares: bool, device: Any) -> dict[str, Tensor]:
+        """The arguments of `Learner.forward` for the policy.
 
-    def reference_batch(self, device: Any) -> dict[str, Tensor]:
-        """The same for the reference, without the mixes."""
-        return self._batch(self.plain, device)
+        Args:
+            shares: whether the responses to a prompt share a row.
+        """
+        mixes = self.mixes if shares else self.mixes.repeat_interleave(self.n, 0)
+        return {**self._batch(self.read, shares, device), "mixes": mixes.to(device)}
 
-    def _batch(self, prompts: Sequence[list[int]], device: Any) -> dict[str, Tensor]:
-        each = [ids for ids in prompts for _ in range(self.n)]
-        rows = [[*ids, *own] for ids, own in zip(each, self.responses, strict=True)]
-        input_ids, attention_mask = right_pad(rows)
-        labels = right_pad(self.responses, IGNORED)[0]
-        found = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-        found["starts"] = torch.tensor([len(ids) for ids in each])
-        return {name: x.to(device) for name, x in found.items()}
+    def reference_batch(self, shares: bool, device: Any) -> dict[str, Tensor]:
+        """The same for the reference, which has no part of any adapter."""
+        rows = self.mixes if shares else self.mixes.repeat_interleave(self.n, 0)
+        mixes = torch.zeros_like(rows)
+        return {**self._batch(self.plain, shares, device), "mixes": mixes.to(device)}
+
+    def _batch(self, prompts: Sequence[list[int]], shares: bool, device: Any) -> dict[str, Tensor]:
+        n = self.n
+        own = [self.responses[i : i + n] for i in range(0, len(self.responses), n)]
+        if not shares:
+            prompts = [ids for ids in prompts for _ in range(n)]
+            own = [[response] for response in self.responses]
+        return {name: x.to(device) for name, x in packed(prompts, own).items()}
 
     def figures(self, log_ratios: Tensor) -> Tensor:
         """``[responses, 5 + rewards]``: return, reward, KL, length, finished, and each reward."""

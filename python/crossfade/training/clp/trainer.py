@@ -248,20 +248,21 @@ class CLPTrainer(transformers.Trainer):
     ) -> Any:
         """The mean loss of a response, see the class."""
         written: Rollouts = inputs[ROLLOUTS]
-        n, device = self.args.num_generations, self.args.device
-        batch = written.batch(device)
-        # The reference comes first: what is computed last must be what gradients go through.
-        with torch.no_grad():
-            plain = written.reference_batch(device)
-            reference = model(**plain, mixes=torch.zeros_like(batch["mixes"]))
-        log_probs = model(**batch)
-        rewards = written.rewards.to(log_probs)
-        kl = written.kl.to(log_probs)
-        rows = [x.view(-1, n) for x in (log_probs, reference, rewards)]
-        losses = clp(rows[0], rows[1], rows[2], kl)
-        self._seen.append(written.figures((log_probs.detach() - reference).cpu()))
+        log_probs, reference = self._log_probs(model, written)
+        rewards = written.rewards.to(log_probs).view(-1, written.n)
+        losses = clp(log_probs, reference, rewards, written.kl.to(log_probs))
+        self._seen.append(written.figures((log_probs.detach() - reference).flatten().cpu()))
         loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
         return (loss, {"log_probs": log_probs}) if return_outputs else loss
+
+    def _log_probs(self, model: Any, written: Rollouts) -> tuple[Tensor, Tensor]:
+        """``[prompts, n]`` each: those of responses under the policy and under the reference."""
+        shares, device = self.accelerator.unwrap_model(model).shares, self.args.device
+        # The reference comes first: what is computed last must be what gradients go through.
+        with torch.no_grad():
+            reference = model(**written.reference_batch(shares, device))
+        found = model(**written.batch(shares, device))
+        return found.view(-1, written.n), reference.view(-1, written.n)
 
     # ---- figures
 
@@ -274,12 +275,9 @@ class CLPTrainer(transformers.Trainer):
     ) -> tuple[Any, Any, Any]:
         """The figures of the responses to a batch, at weights that do not depend on the step."""
         written = self._write(inputs["prompts"], "evaluation", "the evaluation")
-        batch, device = written.batch(self.args.device), self.args.device
         with torch.no_grad():
-            plain = written.reference_batch(device)
-            reference = model(**plain, mixes=torch.zeros_like(batch["mixes"]))
-            ratios = model(**batch) - reference
-        figures = written.figures(ratios.cpu()).to(device)
+            log_probs, reference = self._log_probs(model, written)
+        figures = written.figures((log_probs - reference).flatten().cpu()).to(self.args.device)
         return None, figures, figures[:, :1]
 
     def _names(self) -> list[str]:
