@@ -84,7 +84,7 @@ def _front(report: Mapping[str, Any], name: str) -> str:
         if name == "two":
             line.append(f"{report['parameters'][method] / 1e6:.2f} M")
         lines.append(line)
-    return table(head, lines)
+    return "\n".join(table(head, lines))
 
 
 def _base(report: Mapping[str, Any]) -> str:
@@ -103,7 +103,7 @@ def _learnt(report: Mapping[str, Any]) -> str:
         for r in report["learnt"]
         if r["run"].endswith(first)
     ]
-    return table(["run", "objective, first", "last", "KL, first", "last"], lines)
+    return "\n".join(table(["run", "objective, first", "last", "KL, first", "last"], lines))
 
 
 def _texts(report: Mapping[str, Any]) -> str:
@@ -111,7 +111,7 @@ def _texts(report: Mapping[str, Any]) -> str:
         [", ".join(f"{n} {w:.1f}" for n, w in r["weights"].items()), _cell(r["text"])]
         for r in report["texts"]["rows"]
     ]
-    return table(["weights", "text"], lines)
+    return "\n".join(table(["weights", "text"], lines))
 
 
 def _costs(report: Mapping[str, Any]) -> str:
@@ -123,7 +123,7 @@ def _costs(report: Mapping[str, Any]) -> str:
         ]
         for r in report["costs"]
     ]
-    return table(["stage", "sampled", "trained", "processor seconds"], lines)
+    return "\n".join(table(["stage", "sampled", "trained", "processor seconds"], lines))
 
 
 def _with_interval(x: float, interval: Sequence[float]) -> str:
