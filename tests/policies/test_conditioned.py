@@ -89,6 +89,19 @@ def test_at_is_explicit_averaging(policy: cf.ConditionedPolicy, base: PreTrained
         torch.testing.assert_close(weight, own[name] + delta)
 
 
+def test_the_weight_of_the_divergence_may_be_among_the_others(policy: cf.ConditionedPolicy) -> None:
+    """A sweep has them in one weighting, which sums to 1."""
+    rows = {"helpful": [0.7, 0.0, 0.0], "brief": [0.3, 0.5, 0.0], "kl": torch.tensor([0, 0.5, 1])}
+    out = written(policy.at(rows))
+    assert out.responses == written(policy.at({"helpful": [0.7, 0, 0.5], "brief": [0.3, 1, 0.5]},
+                                              kl=[0, 0.5, 1])).responses  # fmt: skip
+    for i in range(3):
+        own = {name: float(w[i]) for name, w in rows.items()}
+        assert written(policy.at(own), PROMPTS[i : i + 1]).responses[0] == out.responses[i]
+        plain = written(policy.merged(own), PROMPTS[i : i + 1], engine=SIMPLE)
+        assert plain.responses[0] == out.responses[i]
+
+
 def test_the_base_stays_as_it_is(policy: cf.ConditionedPolicy, base: PreTrainedModel) -> None:
     assert not any("lora" in name for name, _ in base.named_modules())
     assert written(base).responses == written(make()).responses
@@ -204,6 +217,8 @@ def test_a_saved_policy(policy: cf.ConditionedPolicy, base: Any, tmp_path: Path)
         ({"helpful": 1.0}, [0.0, -1.0], ValueError, r"kl\[1\] is -1; it must be within"),
         ({"helpful": 1.0}, "none", TypeError, "kl is a str"),
         ({"helpful": [1.0, 1.0]}, [0.0] * 3, ValueError, r"weights and kl are \[3\] and \[2\]"),
+        ({"helpful": 1.0, "kl": 0.5}, 0, ValueError, "weights sum to 1.5; they must sum to 1"),
+        ({"helpful": 0.5, "kl": 0.5}, 0.1, ValueError, "weights has 'kl', and kl is given too"),
     ],
 )
 def test_mistakes(
@@ -235,6 +250,8 @@ def test_mistakes_of_adapters(base: Any, folders: dict[str, Path], tmp_path: Pat
         make_policy(base, one, shared_as="fixed")
     with pytest.raises(ValueError, match="adapters has 'shared'; the name of a reward"):
         make_policy(base, {"shared": folders["part"]})
+    with pytest.raises(ValueError, match="adapters has 'kl'; the name of a reward must be of"):
+        make_policy(base, {"kl": folders["part"]})
     with pytest.raises(ValueError, match="adapters is empty"):
         make_policy(base, {})
     with pytest.raises(TypeError, match="adapters is a list"):
@@ -295,6 +312,10 @@ def test_models_blended_token_by_token(policy: cf.ConditionedPolicy, base: Any) 
     assert len(dera.models) == 2
     with pytest.raises(ValueError, match=r"kl is 0.5, and ref is None"):
         conditioned.DecodedPolicy(None, {"helpful": helpful}).at({"helpful": 1}, kl=0.5)
+    same = mod.at({"helpful": 0.25, "brief": 0.25, "kl": 0.5})
+    assert same.weights == mod.at({"helpful": 0.5, "brief": 0.5}, kl=0.5).weights
+    with pytest.raises(ValueError, match="models has 'kl', the name of the KL weight"):
+        conditioned.DecodedPolicy(None, {"kl": helpful})
     with pytest.raises(TypeError, match=r"models is .*; it must be a dict"):
         conditioned.DecodedPolicy(None, [helpful])
 
@@ -325,6 +346,9 @@ def test_weights_in_a_prompt(base: Any) -> None:
     assert cf.generate(term, ["the film"], max_new_tokens=2).text
     mine = conditioned.PromptedPolicy(cf.Model(base), ["a"], tokenizer, prompt=lambda w, kl: f"{w}")
     assert mine.at({"a": 1}).system == "{'a': 1.0}"
+    assert mine.at({"kl": 1}).system == "{'a': 1.0}"  # nothing is left for what it counts
+    with pytest.raises(ValueError, match="rewards has 'kl'"):
+        conditioned.PromptedPolicy(base, ["kl"], tokenizer)
     with pytest.raises(ValueError, match=r"weights\['great'\] has a number for each request"):
         prompted.at({"great": [1.0, 1.0]})
     with pytest.raises(TypeError, match="rewards is 'great'; it must be a list"):

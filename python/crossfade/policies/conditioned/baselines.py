@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from ...decoding.inputs import with_system
 from ...models.adapters import adapter_configs
 from ...models.hf import check_language_model, check_tokenizer, is_peft
 from .fresh import placed, with_new_adapters
-from .preferences import kl_weight, one_for_all, reward_weights, times
+from .preferences import KL, one_for_all, preference, times
 
 
 class DecodedPolicy:
@@ -36,17 +36,14 @@ class DecodedPolicy:
 
     @explained()
     def __init__(self, ref: Any, models: Mapping[str, Any]) -> None:
-        if not isinstance(models, Mapping) or not models:
-            raise TypeError(
-                f"models is {models!r:.80}; it must be a dict with a model for each reward"
-            )
+        _check_models(models)
         self.ref = None if ref is None else as_blend(ref, "ref")
         self.models = {n: as_blend(m, f"models[{n!r}]") for n, m in models.items()}
         self.rewards = tuple(self.models)
 
     def at(self, weights: Mapping[str, Any], kl: Any = 0.0) -> Blend:
         """The blend at some weights; `weights` and `kl` as in `ConditionedPolicy.at`."""
-        of_rewards, weight = reward_weights(self.rewards, weights), kl_weight(kl)
+        of_rewards, weight = preference(self.rewards, weights, kl)
         left: Weight = 1.0 - weight
         parts = [(times(left, w, "weights and kl"), self.models[n]) for n, w in of_rewards.items()]
         if isinstance(weight, Tensor) or weight > 0:
@@ -79,10 +76,7 @@ class SoupPolicy:
 
     @explained()
     def __init__(self, base: Any, models: Mapping[str, Any], tokenizer: Any = None) -> None:
-        if not isinstance(models, Mapping) or not models:
-            raise TypeError(
-                f"models is {models!r:.80}; it must be a dict with a model for each reward"
-            )
+        _check_models(models)
         check_tokenizer(tokenizer)
         for name, model in (("base", base), *((f"models[{n!r}]", m) for n, m in models.items())):
             check_language_model(model, head=True)
@@ -118,6 +112,17 @@ class SoupPolicy:
             own.copy_(total)
         model.config._name_or_path = ""  # It is not the model that was loaded from there any more.
         return model
+
+
+def _check_models(models: Any) -> None:
+    if not isinstance(models, Mapping) or not models:
+        raise TypeError(f"models is {models!r:.80}; it must be a dict with a model for each reward")
+    _check_no_kl("models", models)
+
+
+def _check_no_kl(where: str, rewards: Container[str]) -> None:
+    if KL in rewards:
+        raise ValueError(f"{where} has {KL!r}, the name of the KL weight; rewards have others")
 
 
 def _check_same_parameters(name: str, model: Any, base: Any) -> None:
@@ -168,6 +173,7 @@ class PromptedPolicy:
         check_language_model(model if term is None else term.model, head=True)
         if isinstance(rewards, str) or not rewards or not all(isinstance(r, str) for r in rewards):
             raise TypeError(f"rewards is {rewards!r:.80}; it must be a list of names")
+        _check_no_kl("rewards", rewards)
         if not callable(prompt):
             raise TypeError(
                 f"prompt is a {type(prompt).__name__}; it must be a function of the weights and kl"

@@ -27,12 +27,12 @@ from ...models.saved_adapters import ADAPTER, ADAPTER_CONFIG, check_adapter_fold
 from ...models.value_heads import shared_copy
 from .fresh import placed, scope_modules, with_new_adapters
 from .merging import merged
-from .preferences import kl_weight, one_for_all, reward_weights, times
+from .preferences import KL, one_for_all, preference, times
 
 SCOPES = ("full", "attention", "head")
 SHARED = ("scaled", "trained")
 PART = "shared"  # the name of the adapter that all weightings have in common
-TAKEN = (PART, "default")  # PEFT puts the adapter of that name into the folder itself
+TAKEN = (PART, "default", KL)  # PEFT puts an adapter "default" into the folder itself
 FILE, FORMAT = "policy.json", 1
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 PathLike = str | os.PathLike[str]
@@ -246,6 +246,8 @@ class ConditionedPolicy:
         Args:
             weights: by the names of rewards, numbers or tensors ``[requests]`` that are not
                 negative and sum to 1 within 1e-4. Rewards that are left out have the weight 0.
+                With "kl" among them, as a sweep gives it, all of them sum to 1, it too, and what
+                they are is ``(1 - kl) * w_k``.
             kl: how much the KL to the reference counts, within [0, 1]; 1 is the reference where
                 the shared part is not "trained". Also a tensor ``[requests]``.
 
@@ -279,8 +281,8 @@ class ConditionedPolicy:
 
     def mix(self, weights: Mapping[str, Any], kl: Any = 0.0) -> dict[str, Weight]:
         """How much of each adapter the model has at some weights, which are as in `at`."""
-        of_rewards = reward_weights(self.rewards, weights)
-        left: Weight = 1.0 - kl_weight(kl)
+        of_rewards, weight = preference(self.rewards, weights, kl)
+        left: Weight = 1.0 - weight
         found = {n: times(left, w, "weights and kl") for n, w in of_rewards.items()}
         if self.shared is not None:
             found[PART] = left if self.shared == "scaled" else 1.0

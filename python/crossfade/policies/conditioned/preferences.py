@@ -12,6 +12,29 @@ from ...blends.weights import Weight, check_weight
 from ...checks import did_you_mean
 
 TOLERANCE = 1e-4  # how far weights may be from a sum of one
+KL = "kl"  # the name that the KL weight has among weights, and so no name of a reward
+
+
+def preference(rewards: Sequence[str], weights: Any, kl: Any) -> tuple[dict[str, Weight], Weight]:
+    """The weight of each reward, of which those of a request sum to one, and the KL weight.
+
+    Args:
+        weights: as in `reward_weights`. Or with "kl" among them, as the weightings of a sweep have
+            it: then all of them sum to one, and those of the rewards are divided by what "kl"
+            leaves; where it leaves nothing, all rewards count alike.
+        kl: the KL weight, if `weights` has none.
+
+    Raises:
+        TypeError, ValueError: names the entry, what it was and what it must be.
+    """
+    if not isinstance(weights, Mapping) or KL not in weights:
+        return reward_weights(rewards, weights), kl_weight(kl)
+    if not isinstance(kl, (int, float)) or kl != 0:
+        raise ValueError("weights has 'kl', and kl is given too; it must be in one of them")
+    found = reward_weights((*rewards, KL), weights)
+    weight = kl_weight(found.pop(KL))
+    left: Weight = 1.0 - weight
+    return {name: _part(w, left, 1 / len(found)) for name, w in found.items()}, weight
 
 
 def reward_weights(rewards: Sequence[str], weights: Any) -> dict[str, Weight]:
@@ -64,7 +87,7 @@ def one_for_all(rewards: Sequence[str], weights: Any, kl: Any) -> tuple[dict[str
     Raises:
         TypeError, ValueError: as `reward_weights` and `kl_weight`, or one is not a number.
     """
-    of_rewards, weight = reward_weights(rewards, weights), kl_weight(kl)
+    of_rewards, weight = preference(rewards, weights, kl)
     for name, w in (*((f"weights[{n!r}]", w) for n, w in of_rewards.items()), ("kl", weight)):
         if isinstance(w, Tensor):
             raise ValueError(
@@ -87,6 +110,14 @@ def times(a: Weight, b: Weight, name: str) -> Weight:
             )
         return a.cpu() * b.cpu()
     return a * b
+
+
+def _part(w: Weight, whole: Weight, of_nothing: float) -> Weight:
+    """``w / whole``, of numbers or tensors ``[requests]``, and `of_nothing` where `whole` is 0."""
+    if not isinstance(w, Tensor) and not isinstance(whole, Tensor):
+        return w / whole if whole else of_nothing
+    w, whole = (torch.as_tensor(x, dtype=torch.float32, device="cpu") for x in (w, whole))
+    return torch.where(whole == 0, of_nothing, w / whole)
 
 
 def _check_range(name: str, w: Weight, lowest: float, highest: float | None) -> None:
