@@ -277,7 +277,7 @@ class Plan:
         for option, text in self.values.items():
             if text is not None:
                 with _errors_of(option):
-                    _value(text, {**terms, **others}, faders)
+                    value_of(text, {**terms, **others}, faders)
 
     def load(self, device: str = "cpu", dtype: str = "auto") -> Loaded:
         """Load the models. Terms over the same path share one.
@@ -306,7 +306,7 @@ class Plan:
             judging |= _members(blend)
         others = self.load_rewards(device, dtype)
         value, accept = (
-            None if text is None else _value(text, {**terms, **others}, self.faders)
+            None if text is None else value_of(text, {**terms, **others}, self.faders)
             for text in self.values.values()
         )
         judge = None if self.judge is None else _blend(self.judge, judging, self.faders)
@@ -401,7 +401,7 @@ def _blend(text: str, terms: Mapping[str, Any], faders: Mapping[str, Any]) -> Bl
     return formula.parse(text, **terms, **{n: w for n, w in faders.items() if n in used})
 
 
-def _value(text: str, terms: Mapping[str, Any], faders: Mapping[str, Any]) -> ValueSum:
+def value_of(text: str, terms: Mapping[str, Any], faders: Mapping[str, Any]) -> ValueSum:
     """The value that a formula means. In the algebra of blends a head stands for each reward."""
     own = {name: x for name, x in terms.items() if not isinstance(x, Algebra)}
     heads = {name: ValueHead(_Unloaded(), name=name) for name in own}

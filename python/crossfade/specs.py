@@ -44,7 +44,7 @@ class Spec:
                 f"--model is {text!r}; the name before = must be an identifier, "
                 "of letters, digits and _"
             )
-        path, guide = _parted(path)
+        path, guide = parted(path)
         if not path or guide == "":
             raise ValueError(f"--model is {text!r}; it must be NAME=PATH or NAME=PATH@GUIDE")
         if guide is None:
@@ -86,7 +86,7 @@ class Spec:
         return None
 
 
-def _parted(path: str) -> tuple[str, str | None]:
+def parted(path: str) -> tuple[str, str | None]:
     """The texts before and after the @ of a guide. Names of folders may contain an @ as well."""
     if "@" not in path or os.path.exists(os.path.expanduser(path)):
         return path, None
@@ -102,6 +102,11 @@ def _guide_folder(guide: str) -> Path:
     if guide in models.GUIDES and not folder.is_dir():
         return models.guide(guide)
     if not (folder / saved_value_heads.SETTINGS).is_file():
+        if (folder / saved_adapters.POLICY).is_file():
+            raise ValueError(
+                f"the guide is {guide!r}, a conditioned policy; crossfade pareto takes it, and a "
+                "folder in it is the adapter of a reward"
+            )
         if not (folder / saved_adapters.ADAPTER).is_file():
             raise FileNotFoundError(
                 f"the guide is {guide!r}; it must be a folder with an {saved_adapters.ADAPTER} "

@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import crossfade as cf
 import pytest
 import yaml
 from crossfade import cli
 from crossfade.pareto import Front
-from word_models import save_reward_model
+from tiny_models import lora
+from word_models import loaded, save_reward_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 REWARDS = """\
 def short(prompts, responses):
@@ -48,8 +52,22 @@ def config(
     }
 
 
+@pytest.fixture(scope="session")
+def policy(paths: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a policy of both rewards over the base, in which each has its adapter."""
+    folder = tmp_path_factory.mktemp("policies")
+    for seed, name in enumerate(GOOD):
+        model = lora(seed, loaded(paths["base"]), name)
+        model.save_pretrained(folder, save_embedding_layers=False)
+    adapters = {name: folder / name for name in GOOD}
+    made = cf.ConditionedPolicy.from_adapters(loaded(paths["base"]), adapters)
+    made.save(folder / "clp")
+    return folder / "clp"
+
+
 def pareto(config: Any, *options: str) -> int:
-    Path("pareto.yaml").write_text(config if isinstance(config, str) else yaml.safe_dump(config))
+    text = config if isinstance(config, str) else yaml.safe_dump(config, sort_keys=False)
+    Path("pareto.yaml").write_text(text)
     return cli.main(["pareto", "--config=pareto.yaml", "--output=out", *options])
 
 
@@ -90,6 +108,124 @@ def test_a_reward_model_scores_and_one_reward_is_drawn_over_its_weight(
     assert len(Front.load("out/front.json").whole("dera")) == 2
 
 
+def test_policies_are_methods(
+    config: dict[str, Any], policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A policy that is saved, the same adapters as a soup, and a formula with it."""
+    pytest.importorskip("matplotlib")
+    base = config["models"]["base"]
+    config["models"] = {
+        "base": base,
+        "kind": f"{base}@{policy / 'short'}",
+        "clp": f"{base}@{policy}",
+        "soup": {name: f"{base}@{policy / name}" for name in GOOD},
+    }
+    config["methods"] = {
+        "clp": "clp",
+        "soup": "soup",
+        "dera": "(1 - w_kl) * kind + w_kl * base",
+        "more": "base + 2 * (clp - base)",
+    }
+    config["weights"] = [
+        {"short": 0.5, "vowels": 0.5, "kl": 0.0},
+        {"short": 1.0},
+        {"vowels": 0.5, "kl": 0.5},
+        {"kl": 1.0},
+    ]
+    config["reference"]["kl"] = -9
+    assert pareto(config) == 0, capsys.readouterr().err
+    front = Front.load("out/front.json")
+    assert front.rewards == ("short", "vowels", "kl")
+    clp, soup, dera, more = (front.texts[4 * i : 4 * i + 4] for i in range(4))
+    assert clp == soup
+    assert (clp[1], clp[3], clp[3]) == (dera[1], dera[3], more[3])
+    assert clp[:3] != more[:3]
+
+
+def test_searches_are_methods(
+    config: dict[str, Any], policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    base = config["models"]["base"]
+    config["models"] = {"base": base, "clp": f"{base}@{policy}"}
+    config["methods"] = {
+        "base": "base",
+        "best": {"blend": "base", "best_of": 4},
+        "shortest": {"blend": "base", "tournament": 4, "value": "short"},
+        "searched": {"blend": "clp", "search": [2, 2, 2], "value": "clp - base", "top_k": 20},
+    }
+    config["weights"] = [{"short": 1.0}, {"vowels": 1.0}]
+    assert pareto(config) == 0, capsys.readouterr().err
+    front = Front.load("out/front.json")
+    base, best, shortest, _ = (front.points[2 * i : 2 * i + 2] for i in range(4))
+    assert best[0]["rewards"] == shortest[0]["rewards"] == shortest[1]["rewards"]
+    assert best[0]["rewards"]["short"] > base[0]["rewards"]["short"]
+    assert best[1]["rewards"]["vowels"] > base[1]["rewards"]["vowels"]
+
+
+def soup(**adapters: Any) -> dict[str, Any]:
+    return {"models": {"soup": adapters}, "methods": {"a": "soup"}}
+
+
+def of(**method: Any) -> dict[str, Any]:
+    return {"methods": {"a": method}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rewards": {"short": GOOD["short"], "other": GOOD["vowels"]}},
+         "models.clp is a policy of short, vowels, and 'other' is weighed; the rewards must"),
+        ({"models": {"clp": "base@nowhere"}}, "the guide is 'nowhere'; it must be a folder"),
+        ({"weights": [{"short": 0.5}]}, "methods['a'] at short=0.5, vowels=0: weights sum to 0.5"),
+        ({"policies": {"clp": "base@clp"}}, "'policies'; .*; a policy is one of the models, as"),
+        ({"kl_to": "clp"}, "kl_to has 'clp', a policy, which follows the weights"),
+        (soup(short="base@clp/short"), "models.soup is a policy of short, and 'vowels' is weighed"),
+        (soup(shrt="base@clp/short"), "models.soup has 'shrt'; .*; did you mean 'short'?"),
+        (soup(short="base@clp/short", vowels="tuned@clp/vowels"),
+         "models.soup has 'short' over 'base' and 'vowels' over 'tuned'; the adapters"),
+        (soup(short="base", vowels="tuned"), "models.soup.short is 'base'; it must be BASE@ADAP"),
+        (soup(short="base@clp"), "the guide is 'clp', a conditioned policy"),
+        (soup(short=3), "models.soup.short is 3; it must be a text"),
+        (soup(), "models.soup is {}; it must be"),
+        ({"methods": {"a": [1]}}, "methods.a is [1]; it must be a text"),
+        ({"methods": {"a": "w_kl * clp"}}, "methods.a has the unknown name 'w_kl'"),
+        (of(best_of=4), "methods.a.blend is None; it must be a formula"),
+        (of(blend="clp", best_of=0), "methods.a.best_of: n is 0; it must be at least 1"),
+        (of(blend="clp", search=4), "methods.a.search is 4; it must be three numbers"),
+        (of(blend="clp", search=[4, 4, "5"]), "methods.a.search: chunk_length is '5'"),
+        (of(blend="clp", value="short"), "methods.a.value is given without best_of, tournament or"),
+        (of(blend="clp", best_of=2, search=2), "methods.a has best_of and search, two searches"),
+        (of(blend="clp", best_of=2, value="shrt"), "unknown name 'shrt' .*did you mean 'short'?"),
+        (of(blend="clp", best_of=2, value="clp"), "methods.a.value: value is clp; it must be"),
+        (of(blend="clp", seed=2), "methods.a.seed is given; it must be the key seed"),
+    ],
+)  # fmt: skip
+def test_mistakes_with_policies_are_named(
+    change: dict[str, Any],
+    message: str,
+    config: dict[str, Any],
+    policy: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("matplotlib")
+    for name, place in {**config["models"], "clp": policy}.items():
+        Path(name).symlink_to(place)
+    config |= {"models": {"clp": "base@clp"}, "methods": {"a": "clp"}}
+    config |= {"kl_to": None, "reference": None}
+    check(config | change, message, capsys)
+
+
+def check(config: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Require that the parts of a message between ``.*`` are said, one after the other."""
+    assert pareto(config) == 2
+    error = capsys.readouterr().err
+    at = 0
+    for part in message.split(".*"):
+        at = error.find(part, at)
+        assert at >= 0, error
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -100,7 +236,7 @@ def test_a_reward_model_scores_and_one_reward_is_drawn_over_its_weight(
         ({"methods": {"a": "base + w_shrt * tuned"}}, "methods.a has the unknown name 'w_shrt' "
          "(known: base, ref, tuned, w_short, w_vowels); did you mean 'w_short'?"),
         ({"methods": {"a": "base +"}}, "methods.a is 'base +', which is no formula"),
-        ({"methods": {"a": "w_short * base"}}, "models.ref is given, but no formula of methods"),
+        ({"methods": {"a": "w_short * base"}}, "models.tuned is given, but no formula of methods"),
         ({"kl_to": "w_short * base"}, "kl_to has the unknown name 'w_short'"),
         ({"rewards": {**GOOD, "short": "rewards:shrt"}}, "rewards is 'short=rewards:shrt'"),
         ({"rewards": {**GOOD, "short": "nowhere"}}, "there is no folder 'nowhere'"),
@@ -121,12 +257,7 @@ def test_mistakes_in_the_settings_are_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("matplotlib")
-    assert pareto({**config, **change}) == 2
-    error = capsys.readouterr().err
-    at = 0
-    for part in message.split(".*"):
-        at = error.find(part, at)
-        assert at >= 0, error
+    check({**config, **change}, message, capsys)
 
 
 def test_a_file_without_a_key_or_settings_is_named(

@@ -1,4 +1,4 @@
-"""``crossfade pareto``: blends at many weightings of rewards, and the fronts that they reach."""
+"""``crossfade pareto``: methods at many weightings of rewards, and the fronts that they reach."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from .options import add_device_option, device_of, note, quiet
 if TYPE_CHECKING:
     from ..pareto import Front
 
-HELP = "Sweep blends over weightings of rewards, and draw the fronts that they reach."
+HELP = "Sweep methods over weightings of rewards, and draw the fronts that they reach."
 USAGE = "--config FILE --output DIR [options]"
 EXAMPLES = """\
 keys of the file, which is YAML (relative paths begin at the current folder):
   models      a mapping of names to PATH or PATH@GUIDE, as --model of crossfade
-              generate takes them
+              generate takes them; or to a policy, which follows the weights:
+              PATH@FOLDER of a saved one, or a mapping of rewards to
+              PATH@ADAPTER, whose adapters are averaged (a rewarded soup)
   methods     a mapping of names to formulas of the models, in which w_NAME is
-              the weight of the reward NAME
+              the weight of the reward NAME, and a policy is what it is at the
+              weights; or to {blend: FORMULA, ...} with arguments of generate
+              and a search: best_of: N, tournament: N or search: [W, N, L]. It
+              prefers the weighted sum of the rewards, or value: FORMULA
   rewards     a mapping of names to MODULE:FUNCTION, a function
               fn(prompts, responses) -> scores, or to the PATH of a reward model
   prompts     a list of texts, or a file with one on each line, or a .jsonl file
               with a "prompt" or "messages" on each line
   weights     a number n, for all weightings in steps of 1 / (n - 1), or a list
-              of mappings of the rewards' names to numbers [11]
+              of mappings of the rewards' names, and "kl", to numbers [11]
   kl_to       a formula of the models: points have the divergence from it and
               the perplexity under it
   reference   a number for each reward: hypervolumes are measured above it
@@ -41,10 +46,16 @@ DIR gets front.json, front.png and front.html, and texts.jsonl, to which each
 text goes as soon as it is written; --resume goes on from it.
 
 such as pareto.yaml:
-  models: {base: smollm2, kind: smollm2@sentiment, brief: smollm2@brevity}
+  models:
+    base: smollm2
+    kind: smollm2@sentiment
+    brief: smollm2@brevity
+    soup: {sentiment: smollm2@sentiment, brevity: smollm2@brevity}
   methods:
     blend: "base + w_sentiment * (kind - base) + w_brevity * (brief - base)"
     mod: "w_sentiment * kind + w_brevity * brief"
+    soup: soup
+    best: {blend: base, best_of: 8}
   rewards: {sentiment: rewards:sentiment, brevity: rewards:brevity}
   prompts: prompts.txt
   reference: {sentiment: -1, brevity: -60}
@@ -72,18 +83,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Sweep, draw and print. After Ctrl-C, do so with the points that are finished."""
+    from .. import formula
     from ..pareto import sweep
     from ..pareto.fronts import check_reference
     from ..pareto.weightings import objectives, weightings
-    from . import sweeps
+    from . import sweep_methods, sweeps
 
     settings = sweeps.read(arguments.config)
-    names = list(settings.rewards)
+    each = weightings(settings.weights, list(settings.rewards))
+    names = objectives(each, list(settings.rewards))
     if settings.reference is not None:
-        each = weightings(settings.weights, names)
-        check_reference(settings.reference, objectives(each, names))
+        check_reference(settings.reference, names)
     prompts = sweeps.prompts(settings.prompts)
-    plan = sweeps.plan_of(settings)
+    methods = sweep_methods.read(settings)
+    weighed = [name for name in names if any(w[name] for w in each)]
+    policies = sweep_methods.policies_of(settings, weighed)
+    plan = sweep_methods.plan_of(settings, methods, policies, names)
     texts = arguments.output / "texts.jsonl"
     if texts.exists() and not arguments.resume:
         raise FileExistsError(
@@ -94,22 +109,23 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     quiet()
     loaded = plan.load(device_of(arguments.device), settings.dtype)
-    methods = {name: sweeps.method(loaded, text, names) for name, text in settings.methods.items()}
     assert loaded.value is not None
     values = dict(zip(loaded.value.names, loaded.value.values, strict=True))
+    functions = sweep_methods.functions(methods, policies, loaded.terms, values)
     generation = dict(settings.generation)
     if settings.kl_to is not None:
-        generation["kl_to"] = sweeps.method(loaded, settings.kl_to, [])({})
+        generation["kl_to"] = formula.parse(settings.kl_to, **loaded.terms)
     chat = settings.chat
     if chat is None:
-        first = next(iter(methods.values()))(dict.fromkeys(settings.rewards, 0.5))
-        chat = loaded.answers_chats(first)
+        first = next(iter(methods.values()))
+        given = first.at(loaded.terms, values, dict.fromkeys(names, 0.5))
+        chat = loaded.answers_chats(given["blend"])
         if chat and any(isinstance(prompt, str) for prompt in prompts):
             note(
                 arguments, "the models answer chats: texts are sent as chats (chat: false does not)"
             )
     front = sweep(
-        methods,
+        functions,
         [
             [{"role": "user", "content": prompt}] if chat and isinstance(prompt, str) else prompt
             for prompt in prompts

@@ -16,6 +16,7 @@ from .hf import is_peft
 from .saved import errors_of, expanded, read_object
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT names them
+POLICY = "policy.json"  # in a folder of several adapters, as ConditionedPolicy.save makes it
 # The attribute of an adapter's config that says which folder it was loaded from.
 LOADED_FROM = "crossfade_loaded_from"
 

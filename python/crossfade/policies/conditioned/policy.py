@@ -23,7 +23,7 @@ from ...models import with_adapters
 from ...models.adapters import adapter_configs, adapter_layers, check_mix, has_adapter
 from ...models.hf import check_language_model, check_tokenizer, is_peft, underlying
 from ...models.saved import expanded, read_object
-from ...models.saved_adapters import ADAPTER, ADAPTER_CONFIG, check_adapter_folder
+from ...models.saved_adapters import ADAPTER, ADAPTER_CONFIG, POLICY, check_adapter_folder
 from ...models.value_heads import shared_copy
 from .fresh import placed, scope_modules, with_new_adapters
 from .merging import merged
@@ -33,7 +33,7 @@ SCOPES = ("full", "attention", "head")
 SHARED = ("scaled", "trained")
 PART = "shared"  # the name of the adapter that all weightings have in common
 TAKEN = (PART, "default", KL)  # PEFT puts an adapter "default" into the folder itself
-FILE, FORMAT = "policy.json", 1
+FORMAT = 1
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 PathLike = str | os.PathLike[str]
 
@@ -188,12 +188,12 @@ class ConditionedPolicy:
                 `from_adapters`.
         """
         path = expanded(folder)
-        if not (path / FILE).is_file():
+        if not (path / POLICY).is_file():
             raise FileNotFoundError(
-                f"{str(folder)!r} has no {FILE}; it must be a folder as ConditionedPolicy.save "
+                f"{str(folder)!r} has no {POLICY}; it must be a folder as ConditionedPolicy.save "
                 "makes it (from_adapters takes adapters that PEFT saved)"
             )
-        found, where = read_object(path / FILE), str(path / FILE)
+        found, where = read_object(path / POLICY), str(path / POLICY)
         check_keys(
             where, found, {"format", "rewards", "scope", "shared"}, "it must be what save gives"
         )
@@ -232,7 +232,7 @@ class ConditionedPolicy:
         )
         says = {"format": FORMAT, "rewards": list(self.rewards), "scope": self.scope}
         says["shared"] = self.shared
-        (path / FILE).write_text(json.dumps(says, indent=2) + "\n")
+        (path / POLICY).write_text(json.dumps(says, indent=2) + "\n")
 
     @property
     def reference(self) -> Model:
