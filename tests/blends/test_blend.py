@@ -123,6 +123,8 @@ class TestModel:
         ("settings", "error", "match"),
         [
             ({"system": 1}, TypeError, "system is a int"),
+            ({"system": ["s", None]}, TypeError, r"system\[1\] is None; it must be a text"),
+            ({"system": []}, ValueError, "system is an empty list"),
             ({"prompt": 1}, TypeError, "prompt is a int"),
             ({"prompt": []}, ValueError, "prompt is an empty list"),
             ({"name": 1}, TypeError, "name is a int"),

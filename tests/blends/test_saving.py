@@ -19,7 +19,7 @@ class TestSaving:
     blend = (
         Model(LMS[0], name="a", system="be kind")
         + torch.tensor([0.5, 2.0]) * Model(LMS[0], name="b", prompt=["x", "y"])
-        - 0.25 * C
+        - 0.25 * Model(LMS[2], name="c", system=["be brief", "be dull"])
     ).within(Support(term=1, top_p=0.5)) + 1.5 * Q
 
     def test_round_trip(self):
@@ -87,7 +87,16 @@ class TestSaving:
             (("values", 0, "name"), "a", r"d\['values'\]\[0\]\['name'\] is 'a', as another"),
             (("terms", 0, "adapter"), 3, r"\['adapter'\] is 3; it must be text or None"),
             (("terms", 0, "adapter"), "gone", "adapter is 'gone'"),
-            (("terms", 0, "system"), ["be kind"], r"\['system'\] is \['be kind'\]"),
+            (
+                ("terms", 0, "system"),
+                ["be kind", 1],
+                r"\['system'\] is \['be kind', 1\]; it must be",
+            ),
+            (
+                ("terms", 0, "system"),
+                [],
+                r"\['system'\] is \[\]; it must be text, a list of texts or",
+            ),
             (("terms", 1, "prompt"), {}, r"\['prompt'\] is {}; it must be text"),
             (("terms", 1, "prompt"), [], "must have one prompt a request"),
             (("power",), "1", r"d\['power'\] is '1'; it must be a number"),

@@ -121,6 +121,13 @@ def test_system_prompts(tokenizer: Tokenizer) -> None:
     ]
     with pytest.raises(ValueError, match="system of base"):
         read([[11, 10]], tokenizer, system=system)
+    each = ["very bright", "dull"]
+    assert read([TEXT, CHAT], tokenizer, system=each) == [
+        *read([TEXT], tokenizer, system="very bright"),
+        *read([CHAT], tokenizer, system="dull"),
+    ]
+    with pytest.raises(ValueError, match="system of base has 2 entries; it must have 1, one a req"):
+        read([TEXT], tokenizer, system=each)
 
 
 def test_own_prompts(tokenizer: Tokenizer) -> None:

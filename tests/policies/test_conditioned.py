@@ -349,7 +349,13 @@ def test_weights_in_a_prompt(base: Any) -> None:
     assert mine.at({"kl": 1}).system == "{'a': 1.0}"  # nothing is left for what it counts
     with pytest.raises(ValueError, match="rewards has 'kl'"):
         conditioned.PromptedPolicy(base, ["kl"], tokenizer)
-    with pytest.raises(ValueError, match=r"weights\['great'\] has a number for each request"):
-        prompted.at({"great": [1.0, 1.0]})
+    rows = {"great": [1.0, 0.7], "dull": [0.0, 0.3]}
+    mixed = cf.generate(prompted.at(rows, kl=0.1), ["the film", "the plot"], max_new_tokens=4)
+    for i, (great, dull) in enumerate([(1.0, 0.0), (0.7, 0.3)]):
+        own = prompted.at({"great": great, "dull": dull}, kl=0.1)
+        text = cf.generate(own, [("the film", "the plot")[i]], max_new_tokens=4).text
+        assert text == mixed.text[i : i + 1]
+    with pytest.raises(ValueError, match=r"weights and kl are \[2\] and \[3\]"):
+        prompted.at(rows, kl=[0.0] * 3)
     with pytest.raises(TypeError, match="rewards is 'great'; it must be a list"):
         conditioned.PromptedPolicy(base, "great", tokenizer)

@@ -46,7 +46,8 @@ class Model(Algebra):
             tensors ``[requests]``, so that each request has a model of its own, all of them rows
             of one forward. The model is asked for its adapters again at each call, as they come
             and go. Terms over one model share its weights.
-        system: a system prompt, joined to every request through the chat template.
+        system: a system prompt, joined to every request through the chat template, or a list of one
+            a request.
         prompt: replaces the request's prompt for this term: one, a list of one a request, or a
             function of the request.
         name: what formulas, errors and saved blends call it, an identifier. By default the named
@@ -64,7 +65,7 @@ class Model(Algebra):
     model: Any
     tokenizer: Any = field(default=None, hash=False, kw_only=True)
     adapter: str | Mapping[str, Weight] | Mix | None = field(default="active", kw_only=True)
-    system: str | None = field(default=None, kw_only=True)
+    system: str | Sequence[str] | None = field(default=None, kw_only=True)
     prompt: str | Sequence[Any] | Callable[[Any], Any] | None = field(
         default=None, hash=False, kw_only=True
     )
@@ -80,8 +81,18 @@ class Model(Algebra):
         else:
             check_adapter(self.model, self.adapter)
         check_name(self.name)
-        if self.system is not None and not isinstance(self.system, str):
-            raise TypeError(f"system is a {type(self.system).__name__}; it must be a str or None")
+        if isinstance(self.system, (list, tuple)):
+            for i, own in enumerate(self.system):
+                if not isinstance(own, str):
+                    raise TypeError(f"system[{i}] is {own!r:.80}; it must be a text")
+            if not self.system:
+                raise ValueError("system is an empty list; it must have one text a request")
+            object.__setattr__(self, "system", tuple(self.system))
+        elif self.system is not None and not isinstance(self.system, str):
+            raise TypeError(
+                f"system is a {type(self.system).__name__}; it must be a text, a list of one a "
+                "request, or None"
+            )
         if not (
             self.prompt is None
             or isinstance(self.prompt, (str, list, tuple))

@@ -31,7 +31,7 @@ def plain_blend(blend: Blend) -> dict[str, Any]:
             "name": name,
             "weight": plain_weight(w),
             "adapter": term.adapter.plain() if isinstance(term.adapter, Mix) else term.adapter,
-            "system": term.system,
+            "system": [*term.system] if isinstance(term.system, tuple) else term.system,
             "prompt": plain_prompt(name, term.prompt),
         }
         for name, term, w in zip(blend.names, blend.terms, blend.weights, strict=True)
@@ -91,13 +91,12 @@ def check_saved(d: Any, root: str = "d", saved: str = SAVED) -> None:
             check_keys(where, member, wanted, saved)
             _check_name(where, member["name"], names)
             _check_weight(f"{where}['weight']", member["weight"])
-            for setting in ("adapter", "system"):
-                x = member.get(setting)
-                if setting == "adapter" and isinstance(x, dict):
-                    _check_mix(f"{where}['adapter']", x)
-                    continue
-                if x is not None and not isinstance(x, str):
-                    raise ValueError(f"{where}[{setting!r}] is {shown(x)}; it must be text or None")
+            adapter = member.get("adapter")
+            if isinstance(adapter, dict):
+                _check_mix(f"{where}['adapter']", adapter)
+            elif adapter is not None and not isinstance(adapter, str):
+                raise ValueError(f"{where}['adapter'] is {shown(adapter)}; it must be text or None")
+            _check_system(f"{where}['system']", member.get("system"))
             _check_prompt(f"{where}['prompt']", member.get("prompt"))
     _check_number(f"{root}['power']", d["power"])
     if d["support"] is not None:
@@ -155,6 +154,12 @@ def _check_number(where: str, x: Any) -> None:
     if isinstance(x, bool) or not isinstance(x, numbers.Real):
         raise ValueError(f"{where} is {shown(x)}; it must be a number")
     check_number(where, x)
+
+
+def _check_system(where: str, system: Any) -> None:
+    each = system if isinstance(system, list) and system else [system]
+    if system is not None and not all(isinstance(x, str) for x in each):
+        raise ValueError(f"{where} is {shown(system)}; it must be text, a list of texts or None")
 
 
 def _check_prompt(where: str, prompt: Any) -> None:

@@ -182,20 +182,25 @@ def term_prompts(
     *,
     term: str,
     tokenizer: Any,
-    system: str | None = None,
+    system: str | Sequence[str] | None = None,
     prompt: Any = None,
     pad: int = 0,
 ) -> Prompts:
     """What one term reads: the requests, or prompts of its own, after its system prompt if any.
 
-    With a system prompt, a text becomes a chat of the system prompt and the text. A chat that has
-    a system message already gets the term's system prompt in front of it, in the same message.
+    The system prompt is one for all requests, or a list of one a request. With one, a text becomes
+    a chat of the system prompt and the text. A chat that has a system message already gets the
+    term's system prompt in front of it, in the same message.
     """
     if system is None and prompt is None and requests.padded is not None:
         return requests.padded
     items = requests.items if prompt is None else _own_prompts(requests, prompt, term)
     if system is not None:
-        items = [with_system(item, system, term) for item in items]
+        if isinstance(system, str):
+            each = [system] * len(requests)
+        else:
+            each = _one_each(requests, f"system of {term}", system)
+        items = [with_system(*pair, term) for pair in zip(items, each, strict=True)]
     rows = []
     for i, item in enumerate(items):
         try:
@@ -293,21 +298,24 @@ def _own_prompts(requests: Requests, prompt: Any, term: str) -> list[Request]:
     elif isinstance(prompt, str) or is_chat(prompt) or is_ids(prompt):
         own = [prompt] * len(requests)
     else:
-        own, total = list(prompt), requests.total or len(requests)
-        if requests.numbers is not None and requests.total is None:
-            raise ValueError(
-                f"prompt of {term} is a list with an entry a request, and the prompts have no "
-                "length; they must be a list"
-            )
-        if len(own) != total:
-            raise ValueError(
-                f"prompt of {term} has {len(own)} entries; it must have {total}, one a request"
-            )
-        own = requests.part_of(own)
+        own = _one_each(requests, f"prompt of {term}", prompt)
     return [
         request(f"prompt of {term} for request {requests.number(i)}", item)
         for i, item in enumerate(own)
     ]
+
+
+def _one_each(requests: Requests, name: str, each: Sequence[Any]) -> list[Any]:
+    """The entries that these requests have in a list of one a request, which errors call `name`."""
+    total = requests.total or len(requests)
+    if requests.numbers is not None and requests.total is None:
+        raise ValueError(
+            f"{name} is a list with an entry a request, and the prompts have no length; they must "
+            "be a list"
+        )
+    if len(each) != total:
+        raise ValueError(f"{name} has {len(each)} entries; it must have {total}, one a request")
+    return requests.part_of(list(each))
 
 
 def with_system(item: Request, system: str, term: str) -> Request:

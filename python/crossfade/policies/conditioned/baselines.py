@@ -16,7 +16,7 @@ from ...decoding.inputs import with_system
 from ...models.adapters import adapter_configs
 from ...models.hf import check_language_model, check_tokenizer, is_peft
 from .fresh import placed, with_new_adapters
-from .preferences import KL, one_for_all, preference, times
+from .preferences import KL, by_request, one_for_all, preference, times
 
 
 class DecodedPolicy:
@@ -238,14 +238,18 @@ class PromptedPolicy:
         """The model with the system prompt for some weights.
 
         Args:
-            weights, kl: as in `ConditionedPolicy.at`, but numbers alone: a term has one system
-                prompt.
+            weights, kl: as in `ConditionedPolicy.at`. Where one is a tensor ``[requests]``, each
+                request has a system prompt of its own.
         """
-        numbers, weight = one_for_all(self.rewards, weights, kl)
+        each = by_request(self.rewards, weights, kl)
+        if each is None:
+            system: Any = self.prompt(*one_for_all(self.rewards, weights, kl))
+        else:
+            system = [self.prompt(*own) for own in each]
         return Model(
             self.model,
             tokenizer=self.tokenizer,
             adapter=self.adapter,
-            system=self.prompt(numbers, weight),
+            system=system,
             name="prompted",
         )

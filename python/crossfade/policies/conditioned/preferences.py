@@ -97,6 +97,27 @@ def one_for_all(rewards: Sequence[str], weights: Any, kl: Any) -> tuple[dict[str
     return {n: float(w) for n, w in of_rewards.items()}, float(weight)
 
 
+def by_request(
+    rewards: Sequence[str], weights: Any, kl: Any
+) -> list[tuple[dict[str, float], float]] | None:
+    """For each request the weights of rewards and the KL weight; None if all have the same.
+
+    Raises:
+        TypeError, ValueError: as `preference`, or two are of different numbers of requests.
+    """
+    of_rewards, weight = preference(rewards, weights, kl)
+    each = [*of_rewards.values(), weight]
+    tensors = [w for w in each if isinstance(w, Tensor)]
+    if not tensors:
+        return None
+    _check_length("weights and kl", tensors[0], tensors[-1])
+    n = len(tensors[0])
+    columns = [w.tolist() if isinstance(w, Tensor) else [w] * n for w in each]
+    return [
+        (dict(zip(of_rewards, own, strict=True)), last) for *own, last in zip(*columns, strict=True)
+    ]
+
+
 def times(a: Weight, b: Weight, name: str) -> Weight:
     """``a * b``, of numbers or tensors ``[requests]``.
 
@@ -104,12 +125,16 @@ def times(a: Weight, b: Weight, name: str) -> Weight:
         ValueError: the two are of different numbers of requests; calls them `name`.
     """
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if a.shape != b.shape:
-            raise ValueError(
-                f"{name} are [{len(a)}] and [{len(b)}]; they must have one length, one a request"
-            )
+        _check_length(name, a, b)
         return a.cpu() * b.cpu()
     return a * b
+
+
+def _check_length(name: str, a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise ValueError(
+            f"{name} are [{len(a)}] and [{len(b)}]; they must have one length, one a request"
+        )
 
 
 def _part(w: Weight, whole: Weight, of_nothing: float) -> Weight:
