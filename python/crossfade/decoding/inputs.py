@@ -319,7 +319,7 @@ def _one_each(requests: Requests, name: str, each: Sequence[Any]) -> list[Any]:
 
 
 def with_system(item: Request, system: str, term: str) -> Request:
-    """A request with a system prompt in front; a text becomes a chat, see `own`."""
+    """A request with a system prompt in front; a text becomes a chat, see `term_prompts`."""
     if isinstance(item, str):
         return [{"role": "system", "content": system}, {"role": "user", "content": item}]
     if is_ids(item):

@@ -55,9 +55,9 @@ def packed(
     }
     if len(labels) == len(prompts):
         return found
-    block = right_pad(blocks, -1)[0]  # 0: the prompt, k: the k-th response, -1: padding
-    here, there = block[:, :, None], block[:, None, :]
-    order = torch.ones(block.shape[1], block.shape[1], dtype=torch.bool).tril()
+    of = right_pad(blocks, -1)[0]  # 0: the prompt, k: the k-th response, -1: padding
+    here, there = of[:, :, None], of[:, None, :]
+    order = torch.ones(of.shape[1], of.shape[1], dtype=torch.bool).tril()
     found["visible"] = order & ((there == here) | (there == 0))
     return {**found, "position_ids": right_pad(positions)[0]}
 
