@@ -47,7 +47,7 @@ def examples(page: str) -> Iterator[Example | tuple[str, str]]:
         if found is not None:
             yield found
             found = None
-        if language in ("python", "bash"):
+        if language in ("python", "bash") and not settings:
             found = Example(language, content)
         elif settings and language != "text":
             yield settings[0], content

@@ -17,10 +17,11 @@ from crossfade.models.adapters import adapter_layers
 from crossfade.policies.conditioned import PromptedPolicy
 from crossfade.training import CLPConfig, CLPTrainer
 from crossfade.training.clp.learner import Learner
+from crossfade.training.clp.packing import takes_packed
 from crossfade.training.clp.rollouts import Rollouts
 from trained_models import make
 from trainer_runs import OLD_NAMES
-from transformers import TrainerCallback
+from transformers import BloomConfig, BloomForCausalLM, TrainerCallback
 
 pytestmark = OLD_NAMES
 PROMPTS = [{"prompt": f"the film w{i} was"} for i in range(8)]
@@ -178,6 +179,20 @@ def _switches(policy: Any) -> list[Any]:
     return [({**m.scaling}, m._active_adapter, m._disable_adapters) for m in layers]
 
 
+def test_models_that_cannot_be_told_what_a_token_sees_read_each_response_alone() -> None:
+    """One whose attention has a window, one that has no positions to be given, and one that takes
+    a mask and does not look at it."""
+    assert takes_packed(make().eval())
+    assert takes_packed(make().to(torch.bfloat16))
+    assert not takes_packed(make("softcap"))
+    sizes = {"vocab_size": 61, "hidden_size": 16, "n_layer": 2, "n_head": 2}
+    assert not takes_packed(BloomForCausalLM(BloomConfig(**sizes)))
+    deaf = make().eval()
+    read = deaf.model.forward
+    deaf.model.forward = lambda attention_mask=None, **given: read(**given)
+    assert not takes_packed(deaf)
+
+
 # ---- the loss
 
 
@@ -266,13 +281,13 @@ def test_weights_steer_what_was_trained(tmp_path: Path) -> None:
     made = trainer(
         tmp_path,
         policy,
-        max_steps=40,
+        max_steps=12,
         per_device_train_batch_size=8,
-        num_generations=4,
-        learning_rate=3e-2,
+        num_generations=8,
+        learning_rate=1e-1,
         concentration=0.3,
         kl=0.02,
-        logging_steps=40,
+        logging_steps=12,
     )
     made.train()
     prompts = [row["prompt"] for row in PROMPTS] * 8
