@@ -1,7 +1,9 @@
 """One fixture runs the tests of the ops on every backend that works on this machine."""
 
+import importlib.util
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,29 @@ if torch.cuda.is_available():
 else:
     KERNELS += [Backend("triton", "cpu")]
 EVERY = [Backend("reference", "cpu"), *KERNELS]
+
+
+@pytest.fixture(scope="session", autouse=importlib.util.find_spec("triton") is not None)
+def _patch_once() -> Iterator[None]:
+    """Have Triton's interpreter patch its language once a launch, not at each call in a kernel.
+
+    A device function that is called within a launch finds the language patched. To patch it once
+    more changes nothing, and would take half of the interpreter's time.
+    """
+    from triton import language
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    def patch_unless_done(function: Any) -> Any:
+        seen = [x for x in function.__globals__.values() if x is language or x is language.core]
+        if any(language.core.is_builtin(module.load) for module in seen):
+            return patch(function)
+        return interpreter._LangPatchScope()
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(interpreter, "_patch_lang", patch_unless_done)
+        yield
 
 
 def _usable(backend: Backend) -> Iterator[Backend]:
