@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 import torch
 from crossfade import ops
-from crossfade.ops import BlendSample, Draw, Inputs, Support, native, reference
+from crossfade.ops import BlendSample, Draw, Inputs, Support, reference
 from torch import Tensor
 
 NAN, INF = float("nan"), float("inf")
@@ -45,24 +41,6 @@ class Backend:
 def rms(x: Tensor) -> Tensor:
     """The root of the mean square."""
     return x.square().mean().sqrt()
-
-
-# ---- Instruction sets ----------------------------------------------------------------------------
-
-
-def rerun(file: str, isa: str, tests: str) -> None:
-    """Run those `tests` of a file, as pytest's -k selects them, with a lesser instruction set."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", tests]
-    environment = {**os.environ, "CROSSFADE_ISA": isa}
-    done = subprocess.run([*command, file], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-
-
-def skip_unless_lesser(isa: str) -> None:
-    """Skip the test unless this process runs with a better instruction set than `isa`."""
-    order, own = ["baseline", "avx2", "avx512"], native._native.cpu_isa()
-    if order.index(own) <= order.index(isa):
-        pytest.skip(f"these tests run with {own} already")
 
 
 # ---- Layouts: the same numbers in other memory, with NaN in everything around them ---------------

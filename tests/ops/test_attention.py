@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from attention_cases import Case, case
-from cases import DTYPES, NAN, Backend, rerun
+from cases import DTYPES, NAN, Backend
 from crossfade.ops import attend_
 from torch import Tensor
 
@@ -253,12 +253,6 @@ def test_results_do_not_depend_on_batch_capacity_or_threads(
     for threads in (1, 2, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         assert torch.equal(attend_(*c.copy(), scale=0.3, backend=kernel.name), want)
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_lesser_instruction_sets(isa: str) -> None:
-    """Runs the other native tests of this file in a process of its own."""
-    rerun(__file__, isa, "native and not compile and not lesser")
 
 
 # ---- Calls ---------------------------------------------------------------------------------------

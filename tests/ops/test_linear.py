@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
-from cases import DTYPES, INF, NAN, lay_out, normal, rerun, skip_unless_lesser
+from cases import DTYPES, INF, NAN, lay_out, normal
 from crossfade.ops import Lora, linear, native
 from torch import Tensor
 
@@ -120,13 +120,6 @@ def test_threads_alone(rows: int) -> None:
         torch.set_num_threads(before)
     assert_right(results[0], *args)
     assert all(torch.equal(results[0], y) for y in results[1:])
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_lesser_instruction_sets(isa: str) -> None:
-    skip_unless_lesser(isa)
-    tests = "test_truth or test_deltas or test_rows_alone or test_threads or test_not_finite"
-    rerun(__file__, isa, tests)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

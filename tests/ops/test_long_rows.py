@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import INF, Backend, Problem, assert_samples_agree, normal, rerun, skip_unless_lesser
+from cases import INF, Backend, Problem, assert_samples_agree, normal
 from torch import Tensor
 
 VOCAB = 20_011
@@ -106,9 +106,3 @@ def test_any_number_of_threads(cut: dict[str, Any]) -> None:
         one, *others = results[b :: len(z)]
         for other in others:
             assert all(torch.equal(x, y) for x, y in zip(one[:3], other[:3], strict=True))
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_lesser_instruction_sets(isa: str) -> None:
-    skip_unless_lesser(isa)
-    rerun(__file__, isa, "native and test_thresholds")

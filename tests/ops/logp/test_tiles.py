@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import NAN, rerun, skip_unless_lesser
+from cases import NAN
 from crossfade import ops
 from crossfade.ops import LinearLogp, backends
 from crossfade.ops.logp import api, eager
@@ -15,7 +14,6 @@ from crossfade.ops.logp import tiles as logp_tiles
 from heads import (
     CUDA,
     INTERPRETED,
-    KERNEL_MISSING,
     LARGE,
     ON_CUDA,
     TILED,
@@ -56,14 +54,6 @@ def test_rows_alone() -> None:
     for part in (slice(0, 1), slice(7, 9), slice(100, 116), slice(3, 44), slice(200, 750)):
         got = linear_logp(hidden[part], weight, targets[part], return_entropy=True)
         assert all(torch.equal(a, b[part]) for a, b in zip(got, want, strict=True))
-
-
-@pytest.mark.skipif(KERNEL_MISSING is not None, reason="not built")
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_lesser_instruction_sets(isa: str) -> None:
-    skip_unless_lesser(isa)
-    tests = "(test_truth or test_error or test_same_bits or extreme or bad) and native"
-    rerun(str(Path(__file__).parent), isa, tests)
 
 
 def test_autocast_changes_nothing() -> None:
