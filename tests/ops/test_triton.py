@@ -291,7 +291,7 @@ def test_outputs_do_not_follow_the_default_dtype():
 # ---- Compiling -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [90, pytest.param(80, marks=pytest.mark.sweep)])
 def test_compiles_for_gpus_and_once_for_all_seeds(capability):
     if "nvidia" not in triton.backends.backends:
         pytest.skip("this Triton has no NVIDIA backend")
