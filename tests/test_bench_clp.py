@@ -90,6 +90,7 @@ def test_a_run_of_tiny_models_is_reported(tmp_path: Path, monkeypatch: Any, caps
     assert found is not None
     assert "expert-brevity-0: there already" in capsys.readouterr().out
     assert report.render(json.loads(told.read_text())) == report.render(found)
+    assert "| rewarded soup |" in report.summary(found)
     assert list(found["fronts"]["two"]) == ["full", "attention", "head", "soup", "mod", "prompt"]
     assert list(found["fronts"]["kl"]) == ["full", "attention", "head", "soup", "dera"]
     assert found["parameters"]["soup"] == found["parameters"]["full"]

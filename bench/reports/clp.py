@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,29 @@ def render(report: dict[str, Any]) -> str:
         f"{machine(report['machine'])}; `{report['command']}`.",
     ]
     return "\n\n".join(parts)
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The main comparison alone, for the page on conditioned policies."""
+    rows, gaps = report["fronts"]["two"], report["differences"]["two"]
+    lines = []
+    for method, r in rows.items():
+        gap = gaps.get(method)
+        said = "-"
+        if gap is not None:
+            said = f"{gap['difference']:+.2f}" + ("" if gap["resolved"] else ", not resolved")
+        lines.append(
+            [
+                NAMES[method],
+                _with_interval(r["volume"], r["interval"]),
+                said,
+                f"{statistics.fmean(r['steerability']):.2f}",
+                FORWARDS.get(method, "1"),
+                f"{report['parameters'][method] / 1e6:.2f} M",
+            ]
+        )
+    head = ["method", "hypervolume", "full-CLP less", "steerability", "forwards", "parameters"]
+    return "\n".join(table(head, lines))
 
 
 def _front(report: Mapping[str, Any], name: str) -> str:
