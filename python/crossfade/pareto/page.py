@@ -29,10 +29,11 @@ def html(front: Front) -> str:
         "scores": front.scores,
         "panels": panels,
         "methods": [
-            {"name": method, "color": pictures.COLORS[i % len(pictures.COLORS)], "mark": i % 4}
+            {"name": method, "color": _color(i), "mark": i % 4}
             for i, method in enumerate(front.methods)
         ],
         "points": [],
+        "notes": _notes(front),
     }
     best = set()
     for method in front.methods:
@@ -49,6 +50,22 @@ def html(front: Front) -> str:
     # "<" is escaped, so that no text can end the script that holds it.
     text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     return template.replace(DATA, text)
+
+
+def _color(method: int) -> str:
+    """The colour of a method. Black is that of the page's text, which is light on a dark page."""
+    color = pictures.COLORS[method % len(pictures.COLORS)]
+    return "var(--ink)" if color == "#000000" else color
+
+
+def _notes(front: Front) -> list[str]:
+    """What a reader could not see: that points are missing."""
+    lost = len(front.points) - sum(len(front.whole(method)) for method in front.methods)
+    found = ["The sweep was interrupted."] if front.interrupted else []
+    if lost:
+        points = "1 point lacks" if lost == 1 else f"{lost} points lack"
+        found.append(f"{points} a reward, and cannot be drawn.")
+    return found
 
 
 def _shown(prompt: Any) -> Any:

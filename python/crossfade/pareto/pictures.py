@@ -79,6 +79,8 @@ def _draw(axes: Any, front: Front, method: str, number: int, across: str, up: st
     places = front.whole(method)
     if not places:
         return
+    from matplotlib import patheffects
+
     color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
     best = measures.non_dominated(front.means(places)).tolist()
     if up is None:
@@ -107,4 +109,6 @@ def _draw(axes: Any, front: Front, method: str, number: int, across: str, up: st
                 ha="center",
                 fontsize="small",
                 color=color,
+                zorder=4,
+                path_effects=[patheffects.withStroke(linewidth=3, foreground="white")],
             )
