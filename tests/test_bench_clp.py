@@ -76,7 +76,14 @@ def test_a_run_of_tiny_models_is_reported(tmp_path: Path, monkeypatch: Any, caps
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
     monkeypatch.setattr(stages, "base", lambda dtype: (make().eval(), tokenizer))
     for name, x in {
-        **{"SEEDS": (0,), "STEPS": 1, "PROMPTS": 2, "RESPONSES": 2, "NEW": 3, "HELD_OUT": 2},
+        **{
+            "SEEDS": (0,),
+            "STEPS": 1,
+            "PROMPTS": 2,
+            "RESPONSES": 2,
+            "NEW": 3,
+            "HELD_OUT": dict.fromkeys(clp.HELD_OUT, 2),
+        },
         **{"GRID": {"two": 2, "three": 2}, "KL_WEIGHTS": (0.0, 1.0), "LAYERS": [0, 1]},
         "LORA": {"r": 2},
     }.items():

@@ -45,7 +45,7 @@ def render(report: dict[str, Any]) -> str:
         "objectives of Spearman's correlation of weight and reward, of each seed. At its weight 1: "
         "the mean reward where the objective has the greatest weight. KL: the mean over all points "
         "of a text's divergence from the base, in nats. Forwards: of a token.",
-        f"Fronts are of {s['held_out']} held-out prompts, one text each at temperature 1 and up to "
+        f"Fronts are of {_prompts(s['held_out'])} held-out prompts, one text each at temperature 1 and up to "
         f"{s['new']} tokens. Each run has {s['steps']} steps of {s['prompts']} prompts with "
         f"{s['responses']} responses; KL weight {s['kl']}, in the second setting drawn from "
         f"{s['kl_range']}. LoRA of rank {s['lora']['r']} in the layers {s['layers'][0]} to "
@@ -109,6 +109,17 @@ def _front(report: Mapping[str, Any], name: str) -> str:
             line.append(f"{report['parameters'][method] / 1e6:.2f} M")
         lines.append(line)
     return "\n".join(table(head, lines))
+
+
+def _prompts(counts: Mapping[str, int]) -> str:
+    """How many prompts fronts have, which may be fewer in some settings."""
+    most = max(counts.values())
+    fewer = [
+        f"{n} in {TITLES[name][0].lower()}{TITLES[name][1:]}"
+        for name, n in counts.items()
+        if n < most and name in TITLES
+    ]
+    return f"{most} ({', '.join(fewer)})" if fewer else str(most)
 
 
 def _base(report: Mapping[str, Any]) -> str:
