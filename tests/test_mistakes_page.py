@@ -132,7 +132,45 @@ def swept(methods: Any = None, rewards: Any = None, **arguments: Any) -> Callabl
     return lambda: cf.pareto.sweep(methods, ["the film"], rewards, **arguments)
 
 
+def adapter(name: str, base: str = "", **options: Any) -> Path:
+    """The folder of an adapter, which says that it is of some base."""
+    model = lora(0, make(), name, **{"modules": ["q_proj"], **options})
+    model.peft_config[name].base_model_name_or_path = base
+    model.save_pretrained(".", save_embedding_layers=False)
+    return Path(name)
+
+
+def policy(adapters: Any = None, **options: Any) -> cf.ConditionedPolicy:
+    adapters = adapters or {name: adapter(name) for name in ("helpful", "brief")}
+    return cf.ConditionedPolicy.from_adapters(make(), adapters, **options)
+
+
+def three_prompts() -> Any:
+    term = policy().at({"helpful": [1.0, 0.5], "brief": [0.0, 0.5]})
+    return cf.generate(term, [[5, 6]] * 3, max_new_tokens=2)
+
+
 MISTAKES: dict[str, Callable[[], Any]] = {
+    '`policy.at({"helpful": 0.7, "brief": 0.2})`': lambda: policy().at(
+        {"helpful": 0.7, "brief": 0.2}
+    ),
+    '`policy.at({"helpful": 1.5, "brief": -0.5})`': lambda: policy().at(
+        {"helpful": 1.5, "brief": -0.5}
+    ),
+    '`policy.at({"helpfull": 1.0})`': lambda: policy().at({"helpfull": 1.0}),
+    '`policy.at({"helpful": 1.0}, kl=1.5)`': lambda: policy().at({"helpful": 1.0}, kl=1.5),
+    "`policy.at` with weights of two requests, and three prompts": three_prompts,
+    "`policy.merged` with weights a request": lambda: policy().merged(
+        {"helpful": [1.0, 0.5], "brief": [0.0, 0.5]}
+    ),
+    "`cf.generate(policy, prompts)`": lambda: cf.generate(policy(), [[5, 6]]),
+    "`from_adapters` with adapters of two bases": lambda: policy(
+        adapters={"helpful": adapter("helpful", "me/one"), "brief": adapter("brief", "me/two")}
+    ),
+    '`from_adapters(..., scope="head")`, and adapters elsewhere': lambda: policy(scope="head"),
+    "`from_adapters` with a DoRA": lambda: policy(
+        adapters={"helpful": adapter("helpful", use_dora=True)}
+    ),
     '`cf.pareto.sweep({"a": model}, ...)`': swept({"a": make()}),
     '`sweep(..., weights={"r": 1.0})`': swept(weights={"r": 1.0}),
     "`sweep(..., search=cf.BestOfN(4, f))`": swept(search=cf.BestOfN(4, f)),
@@ -210,6 +248,7 @@ SETTINGS = "models: {base: smollm2}\nmethods: {a: w_kind * base}\nrewards: {r: '
 COMMANDS: dict[str, list[str]] = {
     "`pareto`: `w_kind` in a formula, where `r` is a reward": FRONT,
     "`pareto`: `max_new_tokens` at the top": FRONT,
+    "`pareto`: `policies` at the top": FRONT,
     "`crossfade genrate`": ["genrate"],
     "`generate --temprature 1`": ["generate", "hi", *PAIR[:1], "--temprature=1"],
     "`--model smolm2`": ["generate", "hi", "--model=smolm2"],
@@ -254,7 +293,8 @@ def test_mistakes_on_the_command_line(
     Path("both.jsonl").write_text('{"prompt": "a", "first": "b", "second": "c", "chosen": "b"}\n')
     Path("query.jsonl").write_text('{"prompt": "a"}\n')
     Path("answered.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
-    more = "max_new_tokens: 3\n" if "max_new_tokens" in typed else ""
+    added = [key for key in ("max_new_tokens", "policies") if key in typed]
+    more = "".join(f"{key}: 3\n" for key in added)
     Path("pareto.yaml").write_text(f"{SETTINGS}prompts: [hi]\n{more}")
     argv = COMMANDS[typed]
     if argv[0].startswith("--"):
