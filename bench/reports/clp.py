@@ -46,8 +46,8 @@ def render(report: dict[str, Any]) -> str:
         "the mean reward where the objective has the greatest weight. KL: the mean over all points "
         "of a text's divergence from the base, in nats. Forwards: of a token.",
         f"Fronts are of {_prompts(s['held_out'])} held-out prompts, one text each at temperature "
-        f"1 and up to {s['new']} tokens. Each run has {s['steps']} steps of {s['prompts']} prompts with "
-        f"{s['responses']} responses; KL weight {s['kl']}, in the second setting drawn from "
+        f"1 and up to {s['new']} tokens. Each run has {s['steps']} steps of {s['prompts']} prompts "
+        f"with {s['responses']} responses; KL weight {s['kl']}, in the second setting drawn from "
         f"{s['kl_range']}. LoRA of rank {s['lora']['r']} in the layers {s['layers'][0]} to "
         f"{s['layers'][-1]}, of the head in logit-CLP. A soup's and MOD's experts have together "
         "seen as many times the responses as there are rewards.",
