@@ -19,18 +19,22 @@ def product(*axes: Sequence[Any], together: int = 2) -> list[Any]:
     CI runs as few as have any two values of different parameters in one case; with `together` = 1,
     as have each value.
     """
-    cases = list(itertools.product(*(range(len(axis)) for axis in axes)))
-    covers = {case: {*itertools.combinations(enumerate(case), together)} for case in cases}
-    missing, chosen, used = set().union(*covers.values()), set(), Counter()
+
+    def parts(case: tuple[int, ...], size: int) -> set[Any]:
+        return {*itertools.combinations(enumerate(case), size)}
 
     def worth(case: tuple[int, ...]) -> tuple[int, int]:
-        return len(covers[case] & missing), -sum(used[x] for x in enumerate(case))
+        """What a case adds and, where several add as much, how seldom its parts were chosen."""
+        seen = sum(used[part] for size in (1, 2) for part in parts(case, size))
+        return len(parts(case, together) & missing), -seen
 
+    cases = list(itertools.product(*(range(len(axis)) for axis in axes)))
+    missing, chosen, used = {p for case in cases for p in parts(case, together)}, set(), Counter()
     while missing:
         best = max(cases, key=worth)
         chosen.add(best)
-        missing -= covers[best]
-        used.update(enumerate(best))
+        missing -= parts(best, together)
+        used.update(parts(best, 1) | parts(best, 2))
     return [
         _case(case in chosen, *(axis[i] for axis, i in zip(axes, case, strict=True)))
         for case in cases
