@@ -20,6 +20,7 @@ from heads import (
     naive,
     problem,
 )
+from sweeps import product
 from torch import Tensor
 
 # ---- Values and gradients ------------------------------------------------------------------------
@@ -36,9 +37,13 @@ def test_reference(way: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("backend", LARGE)
-@pytest.mark.parametrize("way", WAYS, ids=str)
-@pytest.mark.parametrize(("tokens", "vocab"), [(1, 1), (1, 9), (5, 8), (33, 67)])
-def test_truth(tiles: None, tokens: int, vocab: int, way: dict[str, Any], backend: str) -> None:
+@pytest.mark.parametrize(
+    ("way", "sizes"),
+    [*product(WAYS, [(1, 1), (1, 9), (5, 8)], together=1), *product(WAYS, [(33, 67)])],
+    ids=str,
+)
+def test_truth(tiles: None, sizes: tuple[int, int], way: dict[str, Any], backend: str) -> None:
+    tokens, vocab = sizes
     if logp_tiles.tile_size(torch.device("cpu"))[1] == 1 and vocab > 9:
         pytest.skip("thousands of tiles")
     hidden, weight, targets, bias = problem(tokens, 12, vocab)
@@ -63,8 +68,11 @@ def test_truth(tiles: None, tokens: int, vocab: int, way: dict[str, Any], backen
                 )
 
 
-@pytest.mark.parametrize("learn", ["h", "w", "b", "hw", "wb", "hb", "hwb"])
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(
+    ("way", "learn"),
+    product(WAYS, ["h", "w", "b", "hw", "wb", "hb", "hwb"], together=1),
+    ids=str,
+)
 def test_gradcheck(monkeypatch: pytest.MonkeyPatch, way: dict[str, Any], learn: str) -> None:
     """Every result by every argument, alone and together, through the tiles in float64."""
     monkeypatch.setattr(logp_tiles, "ROWS", 3)
