@@ -89,9 +89,9 @@ def test_seeds_are_64_bits(kernel: Backend) -> None:
         for stream in (0, 1, 2**32, 2**64 - 1):
             out = kernel.blend_sample(*p.args, **flat, seed=seed, stream=stream)
             drawn.add(tuple(out.tokens.tolist()))
-            bits = torch.tensor(seed - 2**64 if seed >= 2**63 else seed, device=kernel.device)
-            again = kernel.blend_sample(*p.args, **flat, seed=bits, stream=stream)
-            assert torch.equal(out.tokens, again.tokens)
+        bits = torch.tensor(seed - 2**64 if seed >= 2**63 else seed, device=kernel.device)
+        again = kernel.blend_sample(*p.args, **flat, seed=bits, stream=stream)
+        assert torch.equal(out.tokens, again.tokens)
     assert len(drawn) == 20
 
 

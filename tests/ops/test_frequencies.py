@@ -26,6 +26,7 @@ from frequencies import (
 )
 from numpy_noise import GROUP
 from scipy.stats import chi2_contingency
+from sweeps import product
 from torch import Tensor
 
 LEVEL = 1e-4
@@ -133,8 +134,7 @@ def assert_exact(backend: Backend, r: Row, count: int) -> None:
     assert min(found.values()) > LEVEL, found
 
 
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("vocab", VOCABULARIES)
+@pytest.mark.parametrize(("vocab", "cut"), product(VOCABULARIES, CUTS, together=1))
 def test_groups_and_their_tokens(backend: Backend, vocab: int, cut: str) -> None:
     """Over one group, over two of which one is a single token, and over hundreds."""
     assert_exact(backend, row(vocab, cut), 30_000 if vocab < 2000 else 4000)

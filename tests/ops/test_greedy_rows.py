@@ -10,6 +10,7 @@ import torch
 from batches import ROWS, assert_rows, batch, settings, take
 from cases import INF, NAN, Backend, assert_samples_agree
 from crossfade.ops import BlendSample, Support
+from sweeps import product
 
 TEMPERATURES = (0.0, 0.7, -0.0, 1.3, 1.0, 0.0)
 GREEDY = [b for b, t in enumerate(TEMPERATURES) if t == 0]
@@ -27,9 +28,16 @@ def assert_same_bits(got: BlendSample, want: BlendSample) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("power", [0.0, 1.0])
-@pytest.mark.parametrize("cut", [{}, OFF, {**OFF, "top_k": 5}, {**OFF, "top_p": 0.5}], ids=str)
-@pytest.mark.parametrize("support", [None, Support(term=1, top_k=60)], ids=["all", "support"])
+@pytest.mark.parametrize(
+    ("cut", "power", "support"),
+    product(
+        [{}, OFF, {**OFF, "top_k": 5}, {**OFF, "top_p": 0.5}],
+        [0.0, 1.0],
+        [None, Support(term=1, top_k=60)],
+        together=1,
+    ),
+    ids=str,
+)
 def test_rows_are_as_alone(
     backend: Backend, cut: dict[str, Any], power: float, support: Support | None
 ) -> None:
@@ -46,8 +54,11 @@ def test_rows_are_as_alone(
         assert_rows(backend.blend_sample(*part.args, **part.options, **own), whole, [b])
 
 
-@pytest.mark.parametrize("zero", [0.0, 0, -0.0, 1e-60], ids=repr)
-@pytest.mark.parametrize("cut", [OFF, {"top_k": 3, "top_p": 0.9, "min_p": 0.1}], ids=["off", "on"])
+@pytest.mark.parametrize(
+    ("zero", "cut"),
+    product([0.0, 0, -0.0, 1e-60], [OFF, {"top_k": 3, "top_p": 0.9, "min_p": 0.1}], together=1),
+    ids=repr,
+)
 def test_one_temperature_for_all(backend: Backend, zero: float, cut: dict[str, Any]) -> None:
     """As a number (1e-60 is 0 in float32) and as tensors of any dtype."""
     p, chosen = batch(backend), mixed(backend.device, **cut)

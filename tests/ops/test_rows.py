@@ -7,6 +7,7 @@ import torch
 from batches import ROWS, assert_rows, batch, settings, take
 from cases import INF, NAN, Backend
 from crossfade.ops import BlendSample, Support
+from sweeps import product
 
 
 @functools.cache
@@ -15,10 +16,13 @@ def whole_batch(backend: Backend, power: float) -> tuple[BlendSample, torch.Tens
     return backend.blend_sample(*p.args, **p.options, **chosen), backend.blend(*p.args, **p.options)
 
 
-@pytest.mark.parametrize("power", [0.0, 1.0])
 @pytest.mark.parametrize(
-    "rows",
-    [[5, 3, 1, 0, 2, 4], [2], [0], [5], [4, 4, 4], [1, 3], [*range(6), *range(6)]],
+    ("power", "rows"),
+    product(
+        [0.0, 1.0],
+        [[5, 3, 1, 0, 2, 4], [2], [0], [5], [4, 4, 4], [1, 3], [*range(6), *range(6)]],
+        together=1,
+    ),
     ids=str,
 )
 def test_any_rows_in_any_order(backend: Backend, rows: list[int], power: float) -> None:
@@ -30,8 +34,7 @@ def test_any_rows_in_any_order(backend: Backend, rows: list[int], power: float) 
     torch.testing.assert_close(got, log_p[rows], atol=2e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("power", [0.0, 1.0])
-@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize(("power", "rows"), product([0.0, 1.0], [1, 2, 5], together=1))
 def test_threads(backend: Backend, rows: int, power: float) -> None:
     """Threads take a row each or, of few rows, a part of the vocabulary."""
     if backend.device != "cpu" or backend.interpreted:
@@ -55,8 +58,7 @@ def test_threads(backend: Backend, rows: int, power: float) -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("junk", [NAN, INF, -INF])
-@pytest.mark.parametrize("power", [0.0, 1.0])
+@pytest.mark.parametrize(("power", "junk"), product([0.0, 1.0], [NAN, INF, -INF], together=1))
 def test_bad_rows_leave_others_alone(backend: Backend, junk: float, power: float) -> None:
     p, chosen = batch(backend, power), settings(ROWS, backend.device)
     good = [0, 2, 3, 5]
