@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from attention_cases import Case, case
 from cases import DTYPES, NAN, Backend
 from crossfade.ops import attend_
+from sweeps import product
 from torch import Tensor
 
 FLOAT32_ERROR = 3e-5
@@ -79,22 +80,25 @@ def assert_right(backend: Backend, c: Case, **options: Any) -> None:
 # ---- The rule ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 17])
-@pytest.mark.parametrize("heads", [(2, 2), (6, 2), (8, 1)], ids=["group 1", "group 3", "group 8"])
+@pytest.mark.parametrize(
+    ("tokens", "heads"), product([1, 3, 17], [(2, 2), (6, 2), (8, 1)], together=1), ids=str
+)
 def test_groups_and_tokens(backend: Backend, heads: tuple[int, int], tokens: int) -> None:
     """Rows that are empty, longer, and full after the step."""
     lengths = (0, 5, 40 - tokens)
     assert_right(backend, case(lengths, heads=heads, tokens=tokens, device=backend.device))
 
 
-@pytest.mark.parametrize("sizes", [(1, 3), (20, 7), (33, 64), (80, 129)], ids=str)
-@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize(
+    ("sizes", "tokens"),
+    product([(1, 3), (20, 7), (33, 64), (80, 129)], [1, 5], together=1),
+    ids=str,
+)
 def test_sizes_that_fill_no_vector(backend: Backend, sizes: tuple[int, int], tokens: int) -> None:
     assert_right(backend, case(sizes=sizes, tokens=tokens, device=backend.device))
 
 
-@pytest.mark.parametrize("window", [1, 4, 100])
-@pytest.mark.parametrize("tokens", [1, 17])
+@pytest.mark.parametrize(("window", "tokens"), product([1, 4, 100], [1, 17], together=1))
 def test_windows(backend: Backend, window: int, tokens: int) -> None:
     assert_right(backend, case(tokens=tokens, device=backend.device), window=window)
 
@@ -205,8 +209,7 @@ def test_nan_stays_in_its_row(backend: Backend) -> None:
     assert torch.equal(got[3], want[3])
 
 
-@pytest.mark.parametrize("tokens", [1, 17])
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize(("tokens", "dtype"), product([1, 17], DTYPES[1:], together=1), ids=str)
 def test_half_precision(backend: Backend, dtype: torch.dtype, tokens: int) -> None:
     """Weights of the softmax may be rounded to the dtype, and results are: half a step each.
 

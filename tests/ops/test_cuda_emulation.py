@@ -30,6 +30,7 @@ from crossfade.ops import Support
 from emulated_cuda import BlendStruct, EmulatedCuda, SamplingStruct
 from emulation import build
 from numpy_noise import GROUP, group_words, gumbel, gumbel_max
+from sweeps import every, product
 from torch import Tensor
 
 
@@ -72,12 +73,13 @@ TRUNCATIONS = [
     {"top_k": 300, "top_p": 0.9, "temperature": 2.0},
 ]
 
+FEW_TRUNCATIONS: list[dict[str, Any]] = [{}, {"top_k": 12, "top_p": 0.9}, {"top_p": 0.6}]
+
 
 # ---- Tests ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("dtype", "layout"), product(DTYPES, LAYOUTS, together=1), ids=str)
 def test_layouts(pair: EmulatedCuda, dtype: torch.dtype, layout: str) -> None:
     """300 is a multiple of 4 and not of 8, so half the rows of 16-bit logits start unaligned."""
     p = problem(pair, vocab=300, values=2, dtype=dtype, layout=layout)
@@ -85,8 +87,7 @@ def test_layouts(pair: EmulatedCuda, dtype: torch.dtype, layout: str) -> None:
     assert_samples_agree(pair, p, **SAMPLE)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("terms", [1, 3, 4])
+@pytest.mark.parametrize(("dtype", "terms"), product(DTYPES, [1, 3, 4], together=1), ids=str)
 def test_aligned_rows(cuda: EmulatedCuda, dtype: torch.dtype, terms: int) -> None:
     """A few inputs of one dtype have a kernel of their own. One of them has no weight."""
     for vocab, rows in ((1040, 2), (1028, 1)):
@@ -102,7 +103,9 @@ def test_aligned_rows(cuda: EmulatedCuda, dtype: torch.dtype, terms: int) -> Non
     assert_samples_agree(cuda, p, top_p=0.8, **SAMPLE)
 
 
-@pytest.mark.parametrize("vocab", [1, 7, 8, 37, 255, 256, 257, 511, 1031, 5000])
+@pytest.mark.parametrize(
+    "vocab", every(3, [1, 7, 8, 37, 255, 256, 257, 511, 1031, 5000], keep=[256])
+)
 def test_vocabularies(cuda: EmulatedCuda, vocab: int) -> None:
     """Rows of one thread, of one group and of several rounds, which end within a group or not."""
     p = problem(cuda, vocab=vocab, rows=2)
@@ -111,7 +114,7 @@ def test_vocabularies(cuda: EmulatedCuda, vocab: int) -> None:
     assert_samples_agree(cuda, p, top_k=5, top_p=0.9, **SAMPLE)
 
 
-@pytest.mark.parametrize("settings", TRUNCATIONS, ids=str)
+@pytest.mark.parametrize("settings", every(2, TRUNCATIONS), ids=str)
 def test_truncation(cuda: EmulatedCuda, settings: dict[str, Any]) -> None:
     """Lists settle peaked rows; the radix search settles flat ones, and k beyond the lists."""
     for scale in (0.3, 3.0):
@@ -136,26 +139,25 @@ def test_a_warp_lists_many_groups(library: Any) -> None:
     assert (got.tokens // 256 >= 32).any()
 
 
-@pytest.mark.parametrize("terms", [1, 2, 5, 16])
-@pytest.mark.parametrize("power", [0.0, 1.0, -1.0, 0.5])
+@pytest.mark.parametrize(
+    ("terms", "power"), product([1, 2, 5, 16], [0.0, 1.0, -1.0, 0.5], together=1)
+)
 def test_terms_and_powers(pair: EmulatedCuda, terms: int, power: float) -> None:
     p = problem(pair, terms=terms, vocab=259, rows=2, values=terms % 3, power=power)
     assert_blend_agrees(pair, p)
     assert_samples_agree(pair, p, top_p=0.9, **SAMPLE)
 
 
-@pytest.mark.parametrize("power", [0.0, 1.0])
-@pytest.mark.parametrize(
-    "support",
-    [
-        Support(term=1, top_k=3),
-        Support(term=1, top_k=250),
-        Support(term=0, top_p=0.8),
-        Support(term=2, min_p=0.1),
-        Support(term=1, top_k=40, top_p=0.9, min_p=0.01),
-    ],
-    ids=str,
-)
+SUPPORTS = [
+    Support(term=1, top_k=3),
+    Support(term=1, top_k=250),
+    Support(term=0, top_p=0.8),
+    Support(term=2, min_p=0.1),
+    Support(term=1, top_k=40, top_p=0.9, min_p=0.01),
+]
+
+
+@pytest.mark.parametrize(("support", "power"), product(SUPPORTS, [0.0, 1.0], together=1), ids=str)
 def test_support(cuda: EmulatedCuda, support: Support, power: float) -> None:
     p = problem(cuda, vocab=530, rows=2, power=power, support=support, values=1)
     assert_blend_agrees(cuda, p)
@@ -183,7 +185,7 @@ def draw_streams(cuda: EmulatedCuda, row: Tensor, streams: Tensor, **settings: A
     return cuda.blend_sample(*p.args, seed=3, stream=streams, step=7, **settings).tokens
 
 
-@pytest.mark.parametrize("vocab", [7, 255, 256, 257, 511, 5000])
+@pytest.mark.parametrize("vocab", every(3, [7, 255, 256, 257, 511, 5000], keep=[5000]))
 def test_tokens_are_those_of_two_levels_of_noise(cuda: EmulatedCuda, vocab: int) -> None:
     """A second implementation draws the same tokens, whether groups are whole or not."""
     row, streams = normal(1, vocab, 21, scale=1.0)[0], torch.arange(12)
@@ -289,8 +291,9 @@ def adversarial(vocab: int) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("power", [0.0, 1.0, -1.0])
-@pytest.mark.parametrize("settings", [{}, {"top_k": 12, "top_p": 0.9}, {"top_p": 0.6}], ids=str)
+@pytest.mark.parametrize(
+    ("power", "settings"), product([0.0, 1.0, -1.0], FEW_TRUNCATIONS, together=1), ids=str
+)
 def test_adversarial_rows(pair: EmulatedCuda, power: float, settings: dict[str, Any]) -> None:
     p = problem(pair, terms=2, vocab=530, rows=12, power=power)
     p.logits = [lay_out(adversarial(530), "sliced"), adversarial(530).roll(3, dims=0)]
@@ -410,8 +413,9 @@ def test_results_do_not_depend_on_the_order_of_threads(library: Any) -> None:
         assert all(torch.equal(x, y) for x, y in zip(got, results[i % 3], strict=True))
 
 
-@pytest.mark.parametrize("power", [0.0, 1.0])
-@pytest.mark.parametrize("settings", [{}, {"top_k": 12, "top_p": 0.9}, {"top_p": 0.6}], ids=str)
+@pytest.mark.parametrize(
+    ("power", "settings"), product([0.0, 1.0], FEW_TRUNCATIONS, together=1), ids=str
+)
 def test_greedy_rows(cuda: EmulatedCuda, power: float, settings: dict[str, Any]) -> None:
     """A row of temperature 0 comes out as with `do_sample=False`, and the others as without it."""
     support = Support(term=1, top_k=99)

@@ -26,6 +26,7 @@ from crossfade.ops.attention import Attention  # noqa: E402
 from crossfade.ops.logp import tiles as logp_tiles  # noqa: E402
 from crossfade.ops.triton import blending as launchers  # noqa: E402
 from crossfade.ops.triton import logp as logp_launchers  # noqa: E402
+from sweeps import every  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -209,7 +210,7 @@ def tiles(request, monkeypatch):
         monkeypatch.setattr(launchers, "MOST_PROGRAMS", 2)
 
 
-@pytest.mark.parametrize("vocab", [1, 255, 256, 257, 1025])
+@pytest.mark.parametrize("vocab", every(2, [1, 255, 256, 257, 1025]))
 @pytest.mark.usefixtures("tiles")
 def test_results_do_not_depend_on_the_tiles(vocab):
     """One tile, a full one, and one with a single token in it all agree with the reference."""
