@@ -16,6 +16,7 @@ from crossfade.bulk.decode import decode
 from crossfade.bulk.records import seed_of
 from crossfade.decoding.engine.group import Group
 from crossfade.decoding.job import Job
+from sweeps import product
 from tiny_models import EOS, make, make_letters, make_tokenizer
 from transformers import PreTrainedModel
 
@@ -51,9 +52,11 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@ENGINES
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_prompt_gets_what_it_gets_alone(kind: str, engine: Any, base: PreTrainedModel) -> None:
+@pytest.mark.parametrize(("kind", "simple"), product(list(KINDS), [False, True], together=1))
+def test_each_prompt_gets_what_it_gets_alone(
+    kind: str, simple: bool, base: PreTrainedModel
+) -> None:
+    engine = cf.Engine(simple=simple)
     blend = cf.Model(base) + 0.5 * cf.Model(make("gpt2", 1))
     found = dict(
         decode(blend, PROMPTS, seed=3, max_batch=4, engine=engine, **{**DRAW, **KINDS[kind]})

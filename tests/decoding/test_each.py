@@ -7,6 +7,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
+from sweeps import product
 from tiny_models import EOS, VOCAB, make, make_letters
 from transformers import PreTrainedModel
 
@@ -63,32 +64,28 @@ def check_alone(x: Any, options: dict[str, Any], **more: Any) -> None:
             torch.testing.assert_close(getattr(whole, name)[i, :n], getattr(alone, name)[0])
 
 
-@ENGINES
-@pytest.mark.parametrize("options", LISTS.values(), ids=LISTS)
-def test_rows_are_as_they_are_alone(
-    options: dict[str, Any], simple: bool, base: PreTrainedModel
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "simple"),
+    [*product(list(LISTS)[:-1], [False, True], together=1), ("all", False), ("all", True)],
+)
+def test_rows_are_as_they_are_alone(name: str, simple: bool, base: PreTrainedModel) -> None:
     more = {"engine": cf.Engine(simple=simple), "tokenizer": make_letters()}
-    check_alone(blend(base), options, **more)
+    check_alone(blend(base), LISTS[name], **more)
+
+
+PLACES: dict[str, dict[str, Any]] = {
+    "two places": {"max_batch": 2},
+    "reference": {"max_batch": 2, "engine": cf.Engine(kernels=False)},
+    "terms": {"return_term_logprobs": True, "engine": cf.Engine(share_weights=False)},
+    "heads": {"engine": cf.Engine(share_head=False)},
+}
 
 
 @pytest.mark.parametrize(
-    "options", [LISTS["temperature"], LISTS["all"]], ids=["temperature", "all"]
+    ("more", "name"), product(list(PLACES), ["all", "temperature"], together=1)
 )
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"max_batch": 2},
-        {"max_batch": 2, "engine": cf.Engine(kernels=False)},
-        {"return_term_logprobs": True, "engine": cf.Engine(share_weights=False)},
-        {"engine": cf.Engine(share_head=False)},
-    ],
-    ids=["two places", "reference", "terms", "heads"],
-)
-def test_places_and_backends(
-    options: dict[str, Any], more: dict[str, Any], base: PreTrainedModel
-) -> None:
-    check_alone(blend(base), options, tokenizer=make_letters(), **more)
+def test_places_and_backends(name: str, more: str, base: PreTrainedModel) -> None:
+    check_alone(blend(base), LISTS[name], tokenizer=make_letters(), **PLACES[more])
 
 
 @pytest.mark.parametrize("power", [1.0, -1.0])
@@ -102,8 +99,10 @@ def test_supports(base: PreTrainedModel) -> None:
     check_alone(blend(base).within(cf.Support(min_p=0.1)), LISTS["temperature"])
 
 
-@ENGINES
-@pytest.mark.parametrize("name", ["temperature", "max_new_tokens", "stop_strings", "top_p"])
+@pytest.mark.parametrize(
+    ("name", "simple"),
+    product(["temperature", "max_new_tokens", "stop_strings", "top_p"], [False, True], together=1),
+)
 def test_beside_processors(name: str, simple: bool, base: PreTrainedModel) -> None:
     """They read all rows at one step, and what each row has of its own comes after them."""
     more = {"engine": cf.Engine(simple=simple), "tokenizer": make_letters()}

@@ -17,12 +17,13 @@ from crossfade.decoding.memory import is_out_of_memory
 from crossfade.decoding.rows import Slots
 from crossfade.decoding.simple.replica import Replica
 from crossfade.decoding.simple.runner import CachedTerm
+from sweeps import product
 from tiny_models import EOS, lora, make, make_tokenizer
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
-SIMPLE = cf.Engine(simple=True)
+ENGINES = {"engine": None, "simple": cf.Engine(simple=True)}
 DRAW: dict[str, Any] = {
     "max_new_tokens": 4,
     "do_sample": True,
@@ -83,16 +84,20 @@ def blends(base: PreTrainedModel) -> dict[str, tuple[Any, dict[str, Any]]]:
     }
 
 
-@pytest.mark.parametrize("engine", [None, SIMPLE], ids=["engine", "simple"])
 @pytest.mark.parametrize(
-    "name", ["samples", "adapters", "support", "values", "rewards", "exception"]
+    ("engine", "name"),
+    product(
+        list(ENGINES),
+        ["samples", "adapters", "support", "values", "rewards", "exception"],
+        together=1,
+    ),
 )
 def test_nothing_is_held_when_a_call_ends(
-    name: str, engine: Any, base: PreTrainedModel, alive: Callable[[], list[str]]
+    name: str, engine: str, base: PreTrainedModel, alive: Callable[[], list[str]]
 ) -> None:
     blend, arguments = blends(base)[name]
     with pytest.raises(RuntimeError) if name == "exception" else nullcontext() as raised:
-        cf.generate(blend, PROMPTS, engine=engine, **arguments, **DRAW)
+        cf.generate(blend, PROMPTS, engine=ENGINES[engine], **arguments, **DRAW)
     del raised
     assert not alive()
 
@@ -159,20 +164,18 @@ def test_what_running_out_of_memory_looks_like(error: Exception) -> None:
         assert not is_out_of_memory(other)
 
 
-@pytest.mark.parametrize("rows", [1, 4])
-@pytest.mark.parametrize("samples", [1, 3])
-@pytest.mark.parametrize("engine", [None, SIMPLE], ids=["engine", "simple"])
+@pytest.mark.parametrize(("engine", "samples", "rows"), product(list(ENGINES), [1, 3], [1, 4]))
 def test_batches_are_halved_until_they_fit(
-    engine: Any, samples: int, rows: int, base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    engine: str, samples: int, rows: int, base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each try begins with all memory free: what the last one held is let go."""
-    arguments = {**DRAW, "num_return_sequences": samples}
-    whole = cf.generate(base, PROMPTS, engine=engine, **arguments)
+    arguments = {**DRAW, "num_return_sequences": samples, "engine": ENGINES[engine]}
+    whole = cf.generate(base, PROMPTS, **arguments)
     budget = Budget(monkeypatch, rows, ERRORS["native"])
     gc.collect()
     gc.disable()
     try:
-        out = cf.generate(base, PROMPTS, engine=engine, **arguments)
+        out = cf.generate(base, PROMPTS, **arguments)
     finally:
         gc.enable()
     assert torch.equal(out.sequences, whole.sequences)
@@ -182,12 +185,12 @@ def test_batches_are_halved_until_they_fit(
     assert budget.held == 0
 
 
-@pytest.mark.parametrize("kind", ["cpu", "native"])
-@pytest.mark.parametrize("at", [0, 2])
-@pytest.mark.parametrize("samples", [1, 3])
-@pytest.mark.parametrize("engine", [None, SIMPLE], ids=["engine", "simple"])
+@pytest.mark.parametrize(
+    ("engine", "samples", "at", "kind"),
+    product(list(ENGINES), [1, 3], [0, 2], ["cpu", "native"]),
+)
 def test_memory_that_runs_out_in_the_middle(
-    engine: Any,
+    engine: str,
     samples: int,
     at: int,
     kind: str,
@@ -195,8 +198,8 @@ def test_memory_that_runs_out_in_the_middle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whichever rows have ended stay as they are, and the others begin again."""
-    arguments = {**DRAW, "num_return_sequences": samples}
-    whole = cf.generate(base, PROMPTS, engine=engine, **arguments)
+    arguments = {**DRAW, "num_return_sequences": samples, "engine": ENGINES[engine]}
+    whole = cf.generate(base, PROMPTS, **arguments)
     count = iter(range(10**6))
     for owner in (Group, CachedTerm):
         own = owner.step  # type: ignore[attr-defined]
@@ -207,19 +210,20 @@ def test_memory_that_runs_out_in_the_middle(
             return _own(self, *args)
 
         monkeypatch.setattr(owner, "step", step)
-    out = cf.generate(base, PROMPTS, engine=engine, **arguments)
+    out = cf.generate(base, PROMPTS, **arguments)
     assert torch.equal(out.sequences, whole.sequences)
     assert len(out.stats.notes) == 1
 
 
 @pytest.mark.parametrize("rows", [4, 20])
-@pytest.mark.parametrize("engine", [None, SIMPLE], ids=["engine", "simple"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_search_is_halved_by_whole_requests(
-    engine: Any, rows: int, base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    engine: str, rows: int, base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reward = cf.Reward(lambda prompts, texts: [float(len(t)) for t in texts])
     search = cf.ChunkBeamSearch(width=2, samples=2, chunk_length=2, value=reward)
-    arguments = {**DRAW, "search": search, "tokenizer": make_tokenizer(), "engine": engine}
+    arguments = {**DRAW, "search": search, "tokenizer": make_tokenizer()}
+    arguments["engine"] = ENGINES[engine]
     whole = cf.generate(base, PROMPTS, **arguments)
     Budget(monkeypatch, rows, ERRORS["cpu"])
     out = cf.generate(base, PROMPTS, **arguments)

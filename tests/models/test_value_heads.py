@@ -10,6 +10,7 @@ import pytest
 import torch
 from crossfade.models.saved_value_heads import save_value_head
 from crossfade.models.value_heads import LowRankHead, token_values, value_head, value_model
+from sweeps import product
 from tiny_models import SHAPES, VOCAB, doubled, lora, make
 from torch import nn
 from value_head_cases import DRAW, HEADS, PROMPTS, equal, fill, state
@@ -36,9 +37,9 @@ def last(model: Any, values: torch.Tensor, ids: list[int]) -> float:
     return float(values[-1, 0] if scalar else values[-2, ids[-1]])
 
 
-@pytest.mark.parametrize("options", HEADS.values(), ids=HEADS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_searches_see_the_values(shape: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("head", "shape"), product(list(HEADS), list(SHAPES), together=1))
+def test_searches_see_the_values(shape: str, head: str) -> None:
+    options = HEADS[head]
     base = make(shape)
     model = fill(value_model(base, **options))
     search = cf.ChunkBeamSearch(2, 3, 4, cf.ValueHead(model))

@@ -10,6 +10,7 @@ import crossfade as cf
 import pytest
 import torch
 from peft import PeftModel
+from sweeps import product
 from tiny_models import EOS, SHAPES, lora, make, make_letters
 from transformers import PreTrainedModel
 
@@ -55,32 +56,32 @@ def adapted(shape: str, ranks: tuple[int, int]) -> PeftModel:
     return model.eval()
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_separate_models(shape: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("options", "shape"), product(list(OPTIONS), list(SHAPES), together=1))
+def test_separate_models(shape: str, options: str) -> None:
     base, tuned, ref = (make(shape, seed) for seed in range(3))
     blend = cf.Model(base) + 0.8 * (cf.Model(tuned) - cf.Model(ref))
     theirs = cf.generate(blend, PROMPTS, engine=SIMPLE, **DRAW)
-    same(cf.generate(blend, PROMPTS, engine=cf.Engine(**options), **DRAW), theirs)
+    same(cf.generate(blend, PROMPTS, engine=cf.Engine(**OPTIONS[options]), **DRAW), theirs)
     assert len(set(theirs.lengths.tolist())) > 1, "rows should end at different steps"
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("ranks", [(4, 4), (16, 64)], ids=str)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_adapters_are_rows(shape: str, ranks: tuple[int, int], options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("options", "shape", "ranks"),
+    product(list(OPTIONS), list(SHAPES), [(4, 4), (16, 64)], together=1),
+    ids=str,
+)
+def test_adapters_are_rows(shape: str, ranks: tuple[int, int], options: str) -> None:
     model = adapted(shape, ranks)
     base, tuned, ref = (cf.Model(model, adapter=a) for a in (None, "tuned", "ref"))
     blend = base + 0.7 * (tuned - ref)
     theirs = cf.generate(blend, PROMPTS, engine=SIMPLE, **DRAW)
-    ours = cf.generate(blend, PROMPTS, engine=cf.Engine(**options), **DRAW)
+    ours = cf.generate(blend, PROMPTS, engine=cf.Engine(**OPTIONS[options]), **DRAW)
     same(ours, theirs)
-    assert len(ours.stats.models) == (3 if options.get("share_weights") is False else 1)
+    assert len(ours.stats.models) == (3 if "share_weights" in OPTIONS[options] else 1)
     assert not ours.stats.notes
 
 
-@pytest.mark.parametrize("most", [1, 2, 4])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "most"), product(list(SHAPES), [1, 2, 4], together=1))
 def test_rows_that_join_late(shape: str, most: int) -> None:
     """Requests take the places of those that have ended, while others go on."""
     base, guide = make(shape), make("llama", 1)
@@ -146,10 +147,13 @@ def test_blends(name: str, most: int | None, trio: list[PreTrainedModel]) -> Non
     same(cf.generate(blend, PROMPTS, max_batch=most, progress=False, **arguments), theirs)
 
 
-@pytest.mark.parametrize("most", [None, 1])
-@pytest.mark.parametrize("skip", [True, False])
-@pytest.mark.parametrize("restrict", [True, False])
-@pytest.mark.parametrize("cut", [{"min_p": 0.5}, {"top_k": 3}, {"top_p": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    ("most", "skip", "restrict", "cut"),
+    product(
+        [1, None], [True, False], [True, False], [{"min_p": 0.5}, {"top_k": 3}, {"top_p": 0.5}]
+    ),
+    ids=str,
+)
 def test_models_rest_under_a_support(
     cut: dict[str, Any], restrict: bool, skip: bool, most: int | None, trio: list[PreTrainedModel]
 ) -> None:

@@ -15,6 +15,7 @@ import torch
 from crossfade import ops
 from scipy.stats import chisquare
 from searches import DRAW, EOS_IDS, PROMPTS, SIMPLE, TEXTS, few_words
+from sweeps import product
 from tiny_models import EOS, SHAPES, VOCAB, lora, make, make_letters, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -85,10 +86,10 @@ def by_hand(
             rows += [list(r), *[None if one else list(r) for _ in range(samples - 1)]]
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_rows_of_the_algorithm(shape: str, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("shape", "case"), product(list(SHAPES), list(SETTINGS), together=1))
+def test_the_rows_of_the_algorithm(shape: str, case: str) -> None:
     """Four prompts are searched, two at a time: the others join when one of these is over."""
+    settings: dict[str, Any] = SETTINGS[case]
     base, tuned, ref = (make(shape, seed) for seed in range(3))
     search = cf.ChunkBeamSearch(**settings, value=cf.LogRatio(tuned, ref))
     out = cf.generate(
