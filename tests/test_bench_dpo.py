@@ -13,6 +13,7 @@ pytest.importorskip("trl")
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 
 import dpo
+from sweeps import every
 from tiny_models import make, make_tokenizer
 
 
@@ -27,7 +28,7 @@ def test_pairs() -> None:
         assert not any(word in text for text in texts for word in dpo.WORDS[other])
 
 
-@pytest.mark.parametrize("case", dpo.CASES)
+@pytest.mark.parametrize("case", every(2, dpo.CASES))
 def test_curves_and_table(case: str, monkeypatch: Any) -> None:
     monkeypatch.setenv("CI", "1")  # with this TRL sends no telemetry
     args = argparse.Namespace(steps=3, pairs=6, tokens=9, batch=2)

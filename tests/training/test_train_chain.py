@@ -16,6 +16,7 @@ from crossfade import models
 from crossfade.models.joined_adapters import join_adapters
 from crossfade.training import chain, load_value_head, run
 from safetensors.torch import load_file
+from sweeps import product
 from test_train_aligner import settings as aligner_settings
 from test_train_judge import PAIR
 from test_train_judge import settings as judge_settings
@@ -104,8 +105,10 @@ def test_an_adapter_over_another_is_saved_with_it(
     assert spec.guide == out
 
 
-@pytest.mark.parametrize("lora", [None, SECOND])
-@pytest.mark.parametrize("head", [{"kind": "q", "rank": 2}, {"kind": "scalar"}])
+@pytest.mark.parametrize(
+    ("lora", "head"),
+    product([None, SECOND], [{"kind": "q", "rank": 2}, {"kind": "scalar"}], together=1),
+)
 def test_a_value_head_over_an_adapter_is_saved_with_it(
     base: str, tmp_path: Path, first: Path, lora: Any, head: Any, trained: list[torch.Tensor]
 ) -> None:

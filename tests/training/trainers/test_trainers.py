@@ -12,21 +12,25 @@ import tiny_models as tiny
 import torch
 from crossfade.ops.logp import api as logp_api
 from crossfade.ops.logp import tiles as logp_tiles
+from sweeps import every, product
 from trained_models import texts
 from trainer_runs import OLD_NAMES, check_same, curve, trainer
 
 pytestmark = OLD_NAMES
 
 
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-@pytest.mark.parametrize("model", ["llama", "tied", "softcap", "scale", "scaling"])
+@pytest.mark.parametrize(
+    ("model", "lora"),
+    product(["llama", "tied", "softcap", "scale", "scaling"], [True, False], together=1),
+)
 def test_dpo(tmp_path: Path, model: str, lora: bool) -> None:
     made = check_same("dpo", tmp_path, model=model, lora=lora)
     assert made.model.training
 
 
-@pytest.mark.parametrize("kind", ["sft", "kto"])
-@pytest.mark.parametrize("model", ["tied", "softcap"])
+@pytest.mark.parametrize(
+    ("kind", "model"), product(["sft", "kto"], ["tied", "softcap"], together=1)
+)
 def test_other_trainers(tmp_path: Path, kind: str, model: str) -> None:
     check_same(kind, tmp_path, model=model, lora=model == "softcap")
 
@@ -76,7 +80,7 @@ def test_steps_of_parts(tmp_path: Path, kind: str) -> None:
     check_same(kind, tmp_path, others={"eval_dataset": rows}, **options)
 
 
-@pytest.mark.parametrize("loss", ["ipo", "robust", "aot", "sft"])
+@pytest.mark.parametrize("loss", every(2, ["ipo", "robust", "aot", "sft"], keep=["robust"]))
 def test_losses_of_trl(tmp_path: Path, loss: str) -> None:
     smoothing = {"label_smoothing": 0.1} if loss == "robust" else {}
     check_same("dpo", tmp_path, loss_type=loss, lora=False, **smoothing)
@@ -102,8 +106,7 @@ def test_bfloat16_autocast(tmp_path: Path) -> None:
     check_same("sft", tmp_path, rtol=3e-2, bf16=True, lora=False)
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "autocast"])
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize(("bf16", "lora"), product([False, True], [True, False], together=1))
 def test_policy_is_reference(tmp_path: Path, lora: bool, bf16: bool) -> None:
     """Before the first step the two are equal to the last bit, so the loss is float32's log 2."""
     made = trainer("dpo", tmp_path, lora=lora, bf16=bf16, max_steps=1)
@@ -187,8 +190,9 @@ def test_masks_of_assistants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             trainer("sft", tmp_path, rows=[{**chat, **columns}] * 2, assistant_only_loss=True)
 
 
-@pytest.mark.parametrize("texts_too", [True, False])
-@pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
+@pytest.mark.parametrize(
+    ("kind", "texts_too"), product(["sft", "dpo", "kto"], [True, False], together=1)
+)
 def test_prompts_that_all_fill_all(tmp_path: Path, kind: str, texts_too: bool) -> None:
     rows = texts(kind) if texts_too else encoded(kind)
     for row in rows:
