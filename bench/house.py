@@ -58,7 +58,7 @@ decoding
 bulk
 integrations training
 policies
-pareto
+pareto dynamics
 training.clp training.stages
 training.makers
 training.run

@@ -13,7 +13,10 @@ import crossfade as cf
 import pytest
 
 # Packages whose names are imported at their first use, and others that list their names too.
-LAZY = ["crossfade", "crossfade.models", "crossfade.pareto", "crossfade.training"]
+LAZY = [
+    *("crossfade", "crossfade.dynamics", "crossfade.models", "crossfade.pareto"),
+    "crossfade.training",
+]
 PACKAGES = [*LAZY, "crossfade.decoding", "crossfade.losses", "crossfade.presets"]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from . import lazy
 
 if TYPE_CHECKING:  # type checkers take `X as X` for a public name
+    from . import dynamics as dynamics
     from . import losses as losses
     from . import metrics as metrics
     from . import models as models
@@ -80,7 +81,10 @@ _HOME = {
     "score": "decoding",
     "sentence_end": "search",
 }
-_MODULES = ("losses", "metrics", "models", "ops", "pareto", "policies", "presets", "training")
+_MODULES = (
+    *("dynamics", "losses", "metrics", "models", "ops", "pareto", "policies", "presets"),
+    "training",
+)
 
 __all__ = sorted([*_HOME, *_MODULES])
 

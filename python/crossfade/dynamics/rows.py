@@ -1,0 +1,144 @@
+"""Rows of behaviours as token ids: statements with a label, and pairs of responses with a tag."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ..checks import warn
+from ..decoding.forms import Ids
+from ..decoding.inputs import encode
+from ..training.encoding import encoded
+from ..training.rows import LONGEST, check_ids
+
+TAG = "behaviour"
+OF_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+OF_TEXTS = ("prompt", "chosen", "rejected")
+
+
+class Texts(NamedTuple):
+    """What is read of a row: a text on the side that its label says, or one on each side."""
+
+    index: int
+    behaviour: str
+    positive: Ids | None
+    negative: Ids | None
+
+
+class LeftOut:
+    """Rows that say nothing of a behaviour, for each reason; they are warned of together."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[int]] = {}
+
+    def add(self, index: int, why: str) -> None:
+        self.rows.setdefault(why, []).append(index)
+
+    def warn(self) -> None:
+        for why, rows in self.rows.items():
+            if len(rows) == 1:
+                warn(f"row {rows[0]} of rows is {why}; it is left out")
+            else:
+                warn(f"{len(rows)} rows are {why}, the first is row {rows[0]}; they are left out")
+
+
+class Reader:
+    """Reads rows one after another.
+
+    Attributes:
+        left_out: the rows that are passed over.
+        pairs: whether rows are pairs of responses; None before the first.
+
+    Args:
+        tag: the key of the name of a row's behaviour.
+        vocabulary: ids must be below it; None: it is not known.
+        context: the most tokens that a text may have; None: any number.
+    """
+
+    def __init__(self, tokenizer: Any, tag: str, vocabulary: int | None, context: int | None):
+        self.tokenizer, self.tag = tokenizer, tag
+        self.vocabulary, self.context = vocabulary or LONGEST, context
+        self.left_out = LeftOut()
+        self.pairs: bool | None = None
+        # what a tokenizer puts around a text of nothing
+        self.empty = [] if tokenizer is None else encode("", tokenizer, "model")
+
+    def __call__(self, rows: Iterable[Any]) -> Iterator[Texts]:
+        """The texts of those rows that have some.
+
+        Raises:
+            TypeError, ValueError: name the row, the key, what it was and what it must be.
+        """
+        for i, row in enumerate(rows):
+            where = f"row {i} of rows"
+            behaviour = behaviour_of(row, self.tag, where)
+            if behaviour is None:
+                self.left_out.add(i, f"without a {self.tag!r}")
+                continue
+            pairs = "chosen" in row or "chosen_ids" in row
+            if self.pairs is None:
+                self.pairs = pairs
+            elif self.pairs is not pairs:
+                kinds = ("a statement", "a pair of responses")
+                raise ValueError(
+                    f"{where} is {kinds[pairs]}, and the first is {kinds[not pairs]}; all must be "
+                    "of one kind"
+                )
+            found = self._pair(row, where) if pairs else self._statement(row, where)
+            if not all(x is None or x for x in found):
+                self.left_out.add(i, "without a token to read")
+            elif self.context is not None and max(map(len, filter(None, found))) > self.context:
+                self.left_out.add(i, f"with more tokens than the model's context, {self.context}")
+            else:
+                yield Texts(i, behaviour, *found)
+
+    def _statement(self, row: Mapping[str, Any], where: str) -> tuple[Ids | None, Ids | None]:
+        text, label = row.get("text"), row.get("label")
+        if not isinstance(text, str):
+            raise TypeError(
+                f"text of {where} is {text!r:.80}; it must be a text (or give prompt, chosen and "
+                "rejected)"
+            )
+        if not isinstance(label, (bool, int)) or label not in (0, 1):
+            raise TypeError(f"label of {where} is {label!r:.80}; it must be a bool")
+        ids = encode(text, self.tokenizer, where)
+        if ids == self.empty:
+            ids = []
+        else:
+            check_ids(ids, f"text of {where}", self.vocabulary)
+        return (ids, None) if label else (None, ids)
+
+    def _pair(self, row: Mapping[str, Any], where: str) -> tuple[Ids, Ids]:
+        """Both responses after their prompt, as trainers encode them."""
+        names = OF_IDS if "chosen_ids" in row else OF_TEXTS
+        for name in names:
+            if row.get(name) is None:
+                there = "is None" if name in row else "is missing"
+                raise ValueError(f"{name} of {where} {there}; it must have {', '.join(names)}")
+        prompt, *responses = (row[name] for name in names)
+        found: list[list[int]] = []
+        for name, response in zip(names[1:], responses, strict=True):
+            if names is OF_IDS:
+                whole = [*_list(prompt), *_list(response)]
+            else:
+                has_eos = getattr(self.tokenizer, "eos_token_id", None) is not None
+                before, after = encoded(prompt, response, self.tokenizer, has_eos, where)
+                whole = before + after
+            if whole:
+                check_ids(whole, f"{name} of {where}", self.vocabulary)
+            found.append(whole)
+        return found[0], found[1]
+
+
+def behaviour_of(row: Any, tag: str, where: str) -> str | None:
+    """The name of a row's behaviour, or None if it has none."""
+    if not isinstance(row, Mapping):
+        raise TypeError(f"{where} is a {type(row).__name__}; it must be a mapping")
+    behaviour = row.get(tag)
+    if behaviour is not None and not isinstance(behaviour, str):
+        raise TypeError(f"{tag} of {where} is {behaviour!r:.80}; it must be a text")
+    return behaviour or None
+
+
+def _list(ids: Any) -> list[Any]:
+    return list(ids.tolist() if hasattr(ids, "tolist") else ids)
