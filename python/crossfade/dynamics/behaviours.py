@@ -244,12 +244,13 @@ def _add(
 ) -> None:
     """Read texts, and add their states to the moments of their behaviours."""
     each = [(i, side) for i, row in enumerate(chunk) for side in (2, 3) if row[side] is not None]
-    found = dict(zip(each, states([chunk[i][side] for i, side in each], max_batch), strict=True))
+    texts: list[Any] = [chunk[i][side] for i, side in each]
+    found = dict(zip(each, states(texts, max_batch), strict=True))
     of: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for i, row in enumerate(chunk):
         own = [found.get((i, side)) for side in (2, 3)]
         if not all(x is None or bool(x.isfinite().all()) for x in own):
-            reader.left_out.add(row.index, "with a state that is not finite")
+            reader.left_out.add(row.number, "with a state that is not finite")
             continue
         for x, kept in zip(own, of.setdefault(row.behaviour, ([], [])), strict=True):
             if x is not None:

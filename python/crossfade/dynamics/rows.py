@@ -19,7 +19,7 @@ OF_TEXTS = ("prompt", "chosen", "rejected")
 class Texts(NamedTuple):
     """What is read of a row: a text on the side that its label says, or one on each side."""
 
-    index: int
+    number: int
     behaviour: str
     positive: Ids | None
     negative: Ids | None

@@ -41,10 +41,11 @@ class LastStates:
                 )
         if isinstance(term.adapter, Mix) and term.adapter.requests is not None:
             raise ValueError("model has a mix of adapters for each request; it must have one mix")
+        adapter: Any = term.adapter  # A mapping became a mix when the term was made.
         inner = term.model
         if inner.training:
             inner = Replica(inner).model.eval()
-        self.model = TermModel(inner, term.name or "model", term.adapter)
+        self.model = TermModel(inner, term.name or "model", adapter)
         self.tokenizer = term.tokenizer
         self.prefill = Prefill(self.model)
         twin = Replica(self.model.bare).model

@@ -72,7 +72,7 @@ def states(
     """The states ``[B, n, T, H]`` that the tokens of packed rows are said from."""
     bare: Any = underlying(model)
     given: dict[str, Any] = {"input_ids": input_ids, "attention_mask": visible}
-    if position_ids is not None:
+    if visible.dim() == 3:
         dtype = next(bare.parameters()).dtype
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         given["attention_mask"] = mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
@@ -100,7 +100,8 @@ def takes_packed(model: Any) -> bool:
     last = config.vocab_size - 1
     prompt, own = [last, 0], [[last // 2, 1], [0, last]]
     row = packed([prompt], [own])
-    plain = {**row, "visible": torch.ones_like(row["input_ids"]), "position_ids": None}
+    plain = {k: x for k, x in row.items() if k != "position_ids"}
+    plain["visible"] = torch.ones_like(row["input_ids"])
     alone = [packed([prompt], [[response]]) for response in own]
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -115,7 +116,7 @@ def takes_packed(model: Any) -> bool:
     return float((found - expected).norm()) < 0.1 * float((leaking - expected).norm())
 
 
-def _read(model: Any, row: dict[str, Any]) -> Tensor:
+def _read(model: Any, row: dict[str, Tensor]) -> Tensor:
     device = next(model.parameters()).device
-    given = {k: x if x is None else x.to(device) for k, x in row.items() if k != "labels"}
+    given = {k: x.to(device) for k, x in row.items() if k != "labels"}
     return states(model, **given).float()
