@@ -26,7 +26,7 @@ from crossfade.ops.attention import Attention  # noqa: E402
 from crossfade.ops.logp import tiles as logp_tiles  # noqa: E402
 from crossfade.ops.triton import blending as launchers  # noqa: E402
 from crossfade.ops.triton import logp as logp_launchers  # noqa: E402
-from sweeps import every  # noqa: E402
+from sweeps import every, product  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -169,19 +169,26 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize(
-    ("top_k", "top_p", "min_p"),
-    [(1, 1, 0), (50, 1, 0), (0, 0.9, 0), (0, 0, 0), (300, 0.3, 0), (0, 1, 0.05), (40, 0.95, 0.02)],
-)
-def test_threshold_keeps_what_a_sort_keeps(row, top_k, top_p, min_p):
+CUTS = [
+    (1, 1, 0),
+    (50, 1, 0),
+    (0, 0.9, 0),
+    (0, 0, 0),
+    (300, 0.3, 0),
+    (0, 1, 0.05),
+    (40, 0.95, 0.02),
+]
+
+
+@pytest.mark.parametrize(("row", "cut"), product(list(ROWS), CUTS, together=1), ids=str)
+def test_threshold_keeps_what_a_sort_keeps(row, cut):
     """Of groups of 16 tokens: top-k is below and above their number."""
     group = 16
     order = torch.randperm(len(ROWS[row]) - 1, generator=torch.Generator().manual_seed(0))
     x = ROWS[row].sort(descending=True).values  # the kernel takes the maximum from the first
     x = torch.cat([x[:1], x[1:][order]])
     temperature = 1.5
-    settings = torch.tensor([top_k, top_p, min_p], dtype=torch.float32)
+    settings = torch.tensor(cut, dtype=torch.float32)
     out = torch.empty(1, device=DEVICE)
     groups = -(-len(x) // group)
     tops = torch.nn.functional.pad(x, (0, groups * group - len(x)), value=-INF)
@@ -192,7 +199,7 @@ def test_threshold_keeps_what_a_sort_keeps(row, top_k, top_p, min_p):
         out, x.to(DEVICE), len(x), tops, listed, groups, t, settings.to(DEVICE), group, 512, 64
     )
     kept = (x >= out.cpu()) & (x > -INF)
-    one = [torch.tensor([s]) for s in (top_k, top_p, min_p)]
+    one = [torch.tensor([s]) for s in cut]
     expected = reference.keep(x.double()[None] / temperature, *one)[0] & (x > -INF)
     assert kept.sum() == expected.sum()
     assert (kept == expected).all()
