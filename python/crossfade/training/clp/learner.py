@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...decoding.simple.adapters import MixedRows
 from ...decoding.simple.replica import Replica
+from ...models.adapters import adapter_layers
 from ...models.hf import text_config, underlying
 from ...ops import linear_logp
 from ..fused_head import IGNORED, check_logits
@@ -77,6 +78,19 @@ class Learner(nn.Module):
             ).logp
         # masked_scatter keeps the graph even if there is no token: the gradient is then 0
         return found.new_zeros(mask.shape).masked_scatter(mask, found).sum(dim=2)
+
+    def train(self, mode: bool = True) -> Learner:
+        """As in torch, but that of all dropout only the adapters' own is ever on.
+
+        The base's would give the policy and its reference other log-probs than those that responses
+        are sampled by. Layers that are checkpointed must be in training mode for that.
+        """
+        super().train(mode)
+        for module in self.model.modules():
+            module.training = mode and bool(getattr(module, "gradient_checkpointing", False))
+        for layer in adapter_layers(self.model):
+            layer.lora_dropout.train(mode)
+        return self
 
     def _head(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """What the head reads ``[B, n, T, H]``, its weight ``[V, H]`` and its bias.
