@@ -11,6 +11,18 @@ import transformers
 
 from ..checks import check_number
 
+# Arguments of Transformers that would be ignored or fail in the middle of a run, and what they must
+# be.
+REFUSED = (
+    ("neftune_noise_alpha", None, "embeddings are not trained"),
+    ("eval_do_concat_batches", True, "figures are means over all batches"),
+    ("batch_eval_metrics", False, "figures are means over all batches"),
+    ("include_for_metrics", [], "figures are of responses, which are sampled"),
+    ("include_num_input_tokens_seen", "no", "responses are sampled while it trains"),
+    ("bf16_full_eval", False, "the policy shares the base's weights, which that would convert"),
+    ("fp16_full_eval", False, "the policy shares the base's weights, which that would convert"),
+)
+
 
 @dataclass
 class CLPConfig(transformers.TrainingArguments):
@@ -29,6 +41,7 @@ class CLPConfig(transformers.TrainingArguments):
         kl: the KL weight, within [0, 1], or a list of two, between which each prompt's is drawn.
         learning_rate: 1e-4 by default, as adapters need more than a model.
         logging_steps: 10 by default.
+        metric_for_best_model: "objective" by default, where `load_best_model_at_end` is on.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -78,6 +91,11 @@ class CLPConfig(transformers.TrainingArguments):
             raise ValueError(
                 f"label_smoothing_factor is {self.label_smoothing_factor}; it must be 0"
             )
+        for name, must, why in REFUSED:
+            if (x := getattr(self, name)) != must:
+                raise ValueError(f"{name} is {x!r}; it must be {must!r}, as {why}")
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "objective"  # evaluations have no loss
         super().__post_init__()
 
     @property
