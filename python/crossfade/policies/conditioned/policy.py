@@ -311,6 +311,11 @@ def _check_name(name: Any, where: str = "adapters") -> None:
             f"{where} has {name!r}; the name of a reward must be of letters, digits, '_' and '-', "
             f"and none of {list(TAKEN)}"
         )
+    if hasattr(nn.ModuleDict, name):
+        raise ValueError(
+            f"{where} has {name!r}, an attribute of torch's modules, which PEFT keeps adapters in; "
+            "a reward must have another name"
+        )
 
 
 def _folders(adapters: Any, shared: PathLike | None) -> dict[str, PathLike]:
