@@ -89,6 +89,10 @@ class CLPTrainer(transformers.Trainer):
             )
         if not isinstance(args, CLPConfig):
             raise TypeError(f"args is a {type(args).__name__}; it must be a CLPConfig")
+        if policy.base is None:
+            raise ValueError(
+                "policy has no adapter to train; it must be one that PromptedPolicy.create made"
+            )
         self.policy = policy
         self.args: Any = args  # Transformers sets it as well; this tells type checkers
         self._tokenizer: Any = processing_class or policy.tokenizer
@@ -121,7 +125,9 @@ class CLPTrainer(transformers.Trainer):
             model=Learner(base, policy.model, self._adapters),
             args=args,
             data_collator=lambda rows: {"prompts": rows},
-            train_dataset=self._prompts(train_dataset, "train_dataset"),
+            train_dataset=(
+                None if train_dataset is None else self._prompts(train_dataset, "train_dataset")
+            ),
             eval_dataset=read if isinstance(eval_dataset, dict) else read[""],
             processing_class=self._tokenizer,
             compute_metrics=self._metrics,
@@ -158,6 +164,10 @@ class CLPTrainer(transformers.Trainer):
         if eval_dataset is not None and not isinstance(eval_dataset, (str, Prompts)):
             eval_dataset = self._prompts(eval_dataset, "eval_dataset")
         return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As `get_eval_dataloader`."""
+        return super().get_test_dataloader(self._prompts(test_dataset, "test_dataset"))
 
     # ---- a step
 
