@@ -14,6 +14,8 @@ from crossfade.dynamics.states import LastStates
 from crossfade.training import DPOTrainer
 from statements import statements
 
+# TRL 1.16 and PEFT use names that Transformers 5.23 has renamed
+pytestmark = pytest.mark.filterwarnings("ignore:`[a-z_.]*gradient_checkpointing:FutureWarning")
 BETA = 0.3
 YES, NO = 20, 21
 

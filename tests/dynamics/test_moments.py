@@ -57,7 +57,7 @@ def test_a_sketch_says_how_far_off_it_is_at_most(decay: float) -> None:
     assert low < high
     assert low <= true <= high
     assert high - low <= np.trace(cov) / 7
-    assert got.variance_along(torch.ones(24)) >= np.full(24, 1) @ cov @ np.full(24, 1) / 24
+    assert got.variance_along(torch.ones(24).double()) >= np.full(24, 1) @ cov @ np.full(24, 1) / 24
     np.testing.assert_allclose(got.trace, np.trace(cov), rtol=1e-12)
 
 

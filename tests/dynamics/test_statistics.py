@@ -97,6 +97,7 @@ def test_batches_do_not_matter() -> None:
         assert got.interval == pytest.approx(all_[name].interval, rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_an_adapter_has_its_own_states() -> None:
     pytest.importorskip("peft")
     base, rows = tiny.make(), statements()

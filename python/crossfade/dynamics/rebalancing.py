@@ -138,9 +138,5 @@ def _rounded(counts: Mapping[str, float]) -> dict[str, int]:
 
 def _warn_of_others(places: Mapping[str | None, Sequence[int]], tag: str) -> None:
     for behaviour, its in places.items():
-        if behaviour is None:
-            warn(
-                f"{len(its)} rows have no {tag!r}, the first is row {its[0]}; they stay as they are"
-            )
-        else:
-            warn(f"stats has no behaviour {behaviour!r}; its {len(its)} rows stay as they are")
+        said = f"there is no {tag!r}" if behaviour is None else f"stats has no {behaviour!r}"
+        warn(f"{said} for {len(its)} rows, the first is row {its[0]}; they stay as they are")
