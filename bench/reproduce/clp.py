@@ -8,7 +8,7 @@ weights, and three rewards with one KL weight. In each stand beside each other
 
 * full-, attention- and head-scoped conditioning (the paper's full-, attn- and logit-CLP), of which
   the latter two have a part that all weights share, over the layers that are not conditioned;
-* a model that is told the weights in its system prompt, trained by the same steps;
+* of two rewards, a model that is told the weights in its system prompt, trained by the same steps;
 * experts, each trained on one reward alone, whose deltas are averaged (rewarded soups) or whose
   log-probs are (MOD); with the reference also scaled down (an expert between itself and the base)
   and blended token by token (DeRa).
@@ -23,7 +23,7 @@ that several processes share the work. The settings were fixed beforehand, by th
 alone.
 
 The plan, by the speed of one core in bfloat16: a step of 8 prompts with 4 responses each takes 13
-seconds, of which half is sampling; 26 runs. A point of a front: 42 texts of 25 tokens, at 150
+seconds, of which half is sampling; 25 runs. A point of a front: 42 texts of 25 tokens, at 150
 tokens a second.
 """
 
@@ -203,11 +203,11 @@ def of_rewards(work: Path, folder: Path, setting: str, rewards: list[str], seed:
     methods["soup"] = partial(soup.at, kl=KL)
     experts = {reward: soup.at({reward: 1.0}, kl=KL) for reward in rewards}
     methods["mod"] = DecodedPolicy(None, experts).at
-    told = models.with_adapters(
-        kept.base(DTYPE)[0], {"prompted": work / f"{setting}-prompt-{seed}" / "prompted"}
-    )
-    term = cf.Model(told, tokenizer=tokenizer, adapter="prompted")
-    methods["prompt"] = partial(PromptedPolicy(term, rewards).at, kl=KL)
+    if setting == "two":
+        folder_of = work / f"two-prompt-{seed}" / "prompted"
+        told = models.with_adapters(kept.base(DTYPE)[0], {"prompted": folder_of})
+        term = cf.Model(told, tokenizer=tokenizer, adapter="prompted")
+        methods["prompt"] = partial(PromptedPolicy(term, rewards).at, kl=KL)
     reference = cf.Model(base, tokenizer=tokenizer, name="base")
     return front(folder, setting, methods, rewards, GRID[setting], reference)
 
@@ -259,7 +259,7 @@ def stages() -> dict[str, Stage]:
             train, rewards=["sentiment"], scope=scope, seed=first, kl=list(KL_RANGE)
         )
     found[f"front-kl-{first}"] = partial(of_kl, seed=first)
-    for scope in (*SCOPES, "prompt"):
+    for scope in SCOPES:
         found[f"three-{scope}-{first}"] = partial(train, rewards=THREE, scope=scope, seed=first)
     found[f"expert-readability-{first}"] = partial(
         train, rewards=["readability"], scope="full", seed=first

@@ -13,7 +13,7 @@ from ..checks import check_number
 
 # Arguments of Transformers that would be ignored or fail in the middle of a run, and what they must
 # be.
-REFUSED = (
+REFUSED: tuple[tuple[str, Any, str], ...] = (
     ("neftune_noise_alpha", None, "embeddings are not trained"),
     ("eval_do_concat_batches", True, "figures are means over all batches"),
     ("batch_eval_metrics", False, "figures are means over all batches"),
