@@ -74,7 +74,8 @@ def arguments(folder: Path, **options: Any) -> CLPConfig:
 
 
 def trainer(folder: Path, policy: Any = None, rewards: Any = None, **options: Any) -> CLPTrainer:
-    given = {k: options.pop(k) for k in ("eval_dataset", "train_dataset") if k in options}
+    own = ("eval_dataset", "train_dataset", "processing_class")
+    given = {k: options.pop(k) for k in own if k in options}
     return CLPTrainer(
         policy_of() if policy is None else policy,
         arguments(folder, **options),

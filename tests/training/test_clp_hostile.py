@@ -12,7 +12,7 @@ import tiny_models as tiny
 import torch
 from crossfade.policies.conditioned import PromptedPolicy
 from crossfade.training.clp.learner import Learner
-from test_clp import PROMPTS, REWARDS, arguments, batch_of, policy_of, shaken, trainer
+from test_clp import PROMPTS, REWARDS, arguments, batch_of, policy_of, shaken, short, trainer
 from trained_models import make
 from trainer_runs import OLD_NAMES
 
@@ -67,3 +67,22 @@ def test_policies_and_names_that_cannot_be_trained(tmp_path: Path) -> None:
         trainer(tmp_path, prompted)
     with pytest.raises(ValueError, match="rewards has 'values', an attribute of torch's modules"):
         cf.ConditionedPolicy.create(make(), ["values"], peft.LoraConfig(r=2))
+    for name in ("weight", "q_proj", "lora_A"):
+        with pytest.raises(ValueError, match=rf"rewards has '{name}', a part of the names of the"):
+            cf.ConditionedPolicy.create(make(), ["great", name], peft.LoraConfig(r=2))
+    biased = cf.ConditionedPolicy.create(make().eval(), REWARDS, peft.LoraConfig(r=2))
+    biased.model.peft_config["great"].lora_bias = True
+    with pytest.raises(NotImplementedError, match="the adapter 'great' has lora_bias=True"):
+        trainer(tmp_path, biased, processing_class=tiny.make_tokenizer())
+
+
+def test_a_reward_that_fails_is_named_with_the_step(tmp_path: Path) -> None:
+    def raises(prompts: Any, responses: Any) -> Any:
+        raise KeyError("no such word")
+
+    for fn, says in (
+        (raises, r"rewards\['great'\] at step 1 failed \(KeyError: 'no such word'\)"),
+        (lambda prompts, responses: [1.0], r"rewards\['great'\] at step 1: .* 1 scores"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            trainer(tmp_path, rewards={"great": fn, "short": short}).train()

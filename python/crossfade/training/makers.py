@@ -158,6 +158,7 @@ def _clp(s: Settings, data: Mapping[str, Any]) -> Any:
     from .clp.trainer import CLPTrainer
 
     args = trainer_config(config_of("clp"), s)
+    _check_trackers(args)
     base, tokenizer = _load(s)
     base = base.to(args.device).eval()
     torch.manual_seed(s.seed)
@@ -174,7 +175,8 @@ def _clp(s: Settings, data: Mapping[str, Any]) -> Any:
         shared_as=s.shared_as,
         tokenizer=tokenizer,
     )
-    rewards = Plan.of_rewards({"model": s.model}, s.rewards).load_rewards(args.device, s.dtype)
+    plan = Plan.of_rewards({"reference_model": s.model}, s.rewards)
+    rewards = plan.load_rewards(args.device, s.dtype)
     return CLPTrainer(
         policy,
         args,
@@ -195,6 +197,12 @@ MAKERS = {
 }
 
 
+def _check_trackers(args: Any) -> None:
+    for name in args.report_to:
+        if name not in get_available_reporting_integrations():
+            raise ValueError(f"arguments.report_to is {name!r}, whose package is not installed")
+
+
 def _trainer(
     trainer: Any,
     s: Settings,
@@ -204,9 +212,7 @@ def _trainer(
     **options: Any,
 ) -> Any:
     model, tokenizer = loaded
-    for name in args.report_to:
-        if name not in get_available_reporting_integrations():
-            raise ValueError(f"arguments.report_to is {name!r}, whose package is not installed")
+    _check_trackers(args)
     adapter = None if is_peft(model) else lora_config(s)
     if adapter is not None:
         _check_layers(model, adapter.target_modules)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,7 @@ class ConditionedPolicy:
         _check_choice("scope", scope, SCOPES)
         _check_choice("shared_as", shared_as, SHARED)
         folders = _folders(adapters, shared)
+        _check_not_of_base(base, adapters, "adapters")
         _check_one_base(base, folders)
         for name, folder in folders.items():
             where = "shared" if name == PART else f"adapters[{name!r}]"
@@ -162,6 +163,7 @@ class ConditionedPolicy:
         _check_choice("shared_as", shared_as, SHARED)
         if isinstance(rewards, str) or not isinstance(rewards, Sequence) or not rewards:
             raise TypeError(f"rewards is {rewards!r:.80}; it must be a list of names")
+        _check_not_of_base(base, [x for x in rewards if isinstance(x, str)], "rewards")
         for name in rewards:
             _check_name(name, "rewards")
             if list(rewards).count(name) > 1:
@@ -316,6 +318,18 @@ def _check_name(name: Any, where: str = "adapters") -> None:
             f"{where} has {name!r}, an attribute of torch's modules, which PEFT keeps adapters in; "
             "a reward must have another name"
         )
+
+
+def _check_not_of_base(base: Any, names: Collection[str], where: str) -> None:
+    """Refuse names by which PEFT could not tell an adapter's weights from the model's when it loads
+    them."""
+    parts = {part for name in base.state_dict() for part in name.split(".")}
+    for name in names:
+        if name in parts or name in ("base_layer", "base_model") or name.startswith("lora"):
+            raise ValueError(
+                f"{where} has {name!r}, a part of the names of the model's or of PEFT's weights; a "
+                "reward must have another name"
+            )
 
 
 def _folders(adapters: Any, shared: PathLike | None) -> dict[str, PathLike]:

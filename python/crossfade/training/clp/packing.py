@@ -93,7 +93,8 @@ def takes_packed(model: Any) -> bool:
     """
     config = text_config(model)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+    windows = (getattr(config, name, None) for name in ("sliding_window", "window_size"))
+    if kinds != {"full_attention"} or any(windows):
         return False
     if getattr(config, "_attn_implementation", None) not in ("eager", "sdpa"):
         return False

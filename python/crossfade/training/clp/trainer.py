@@ -23,6 +23,7 @@ from ...losses import clp
 from ...models.adapters import adapter_parameters
 from ...models.hf import text_config
 from ...models.saved_adapters import fill_adapter
+from ...pareto.points import failed
 from ...policies.conditioned import ConditionedPolicy, PromptedPolicy
 from ..clp_config import CLPConfig
 from ..sampling import as_decoded, noise
@@ -104,11 +105,21 @@ class CLPTrainer(transformers.Trainer):
         args.draw(policy.rewards, 0)  # one for each reward must be there
         self._adapters = policy.trained
         base = policy.base
-        if base.device.type != args.device.type:
+        if _place(base.device) != _place(args.device):
             raise ValueError(
                 f"policy is on {base.device} and training runs on {args.device}; make it of a base "
                 "that is there"
             )
+        if args.n_gpu > 1:
+            raise NotImplementedError(
+                f"one process has {args.n_gpu} GPUs, whose copies would not know their rows' "
+                "mixes; it must have one, as accelerate launch gives it"
+            )
+        for name in self._adapters:
+            if getattr(policy.model.peft_config[name], "lora_bias", False):
+                raise NotImplementedError(
+                    f"the adapter {name!r} has lora_bias=True; only adapters without are trained"
+                )
         for p in adapter_parameters(policy.model, self._adapters):
             p.requires_grad_(True)
         self._sizes = (
@@ -124,7 +135,7 @@ class CLPTrainer(transformers.Trainer):
         super().__init__(
             model=Learner(base, policy.model, self._adapters),
             args=args,
-            data_collator=lambda rows: {"prompts": rows},
+            data_collator=_as_they_are,
             train_dataset=(
                 None if train_dataset is None else self._prompts(train_dataset, "train_dataset")
             ),
@@ -134,6 +145,11 @@ class CLPTrainer(transformers.Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise NotImplementedError(
+                "FSDP and DeepSpeed spread the weights over processes, which decoding here does "
+                "not support; processes with a copy each (DDP) are"
+            )
 
     def _checked(self, rewards: Any) -> dict[str, Any]:
         """What scores texts, by the names of the policy's rewards."""
@@ -239,7 +255,10 @@ class CLPTrainer(transformers.Trainer):
         requests, places = Requests(list(prompts)), range(len(prompts))
         each = []
         for name, value in self._values.items():
-            found = TextValuer.of(value, requests, self._tokenizer)(places, texts)
+            try:
+                found = TextValuer.of(value, requests, self._tokenizer)(places, texts)
+            except Exception as error:  # It may raise whatever it likes.
+                raise failed(error, f"rewards[{name!r}] at {when}") from error
             if not found.isfinite().all():
                 i = int((~found.isfinite()).nonzero()[0])
                 raise ValueError(
@@ -287,7 +306,9 @@ class CLPTrainer(transformers.Trainer):
         written = self._write(inputs["prompts"], "evaluation", "the evaluation")
         with torch.no_grad():
             log_probs, reference = self._log_probs(model, written)
-        figures = written.figures((log_probs - reference).flatten().cpu()).to(self.args.device)
+        each = written.figures((log_probs - reference).flatten().cpu())
+        # One row a prompt, as several processes count the rows of a last batch by its prompts.
+        figures = each.view(-1, written.n, each.shape[1]).mean(dim=1).to(self.args.device)
         return None, figures, figures[:, :1]
 
     def _names(self) -> list[str]:
@@ -326,3 +347,16 @@ class CLPTrainer(transformers.Trainer):
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    is_fsdp_enabled: bool
+    is_deepspeed_enabled: bool
+
+
+def _as_they_are(rows: list[Prompt]) -> dict[str, list[Prompt]]:
+    """A batch of prompts, whose responses are yet to be written."""
+    return {"prompts": rows}
+
+
+def _place(device: torch.device) -> tuple[str, int]:
+    """A device by type and number. A CPU without a number is the one that processes call 0."""
+    return device.type, device.index or 0
