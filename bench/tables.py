@@ -20,6 +20,7 @@ sys.path.append(str(ROOT / "python"))  # where crossfade is not installed
 from reports import (  # noqa: E402
     before,
     bulk,
+    clp,
     conditioned,
     correct,
     coupling,
@@ -85,11 +86,13 @@ PAGES: dict[str, dict[str, Section]] = {
         "ivg": of(ivg.render, "ivg"),
         "self-judge": of(self_judge.render, "self_judge"),
         "metaaligner": of(metaaligner.render, "metaaligner"),
+        "clp": of(clp.render, "clp"),
         "families": of(families.totals, "families"),
         "before": of(before.render, "before"),
         "gpu-stages": of(gpu.stages, GPU),
     },
     "docs/architecture.md": {"house": of(house.render, "house_before", "house")},
+    "docs/conditioned.md": {"clp": of(clp.summary, "clp")},
     "docs/families.md": {"families": of(families.render, "families")},
 }
 

@@ -31,6 +31,8 @@ def render(report: dict[str, Any]) -> str:
     s = report["settings"]
     parts = []
     for name, title in TITLES.items():
+        if name not in report["fronts"]:
+            continue
         seeds = len(next(iter(report["fronts"][name].values()))["volumes"])
         said = f"{seeds} seeds" if seeds > 1 else "one seed"
         parts += [f"**{title}** ({said})", _front(report, name)]
@@ -45,7 +47,7 @@ def render(report: dict[str, Any]) -> str:
         "objectives of Spearman's correlation of weight and reward, of each seed. At its weight 1: "
         "the mean reward where the objective has the greatest weight. KL: the mean over all points "
         "of a text's divergence from the base, in nats. Forwards: of a token.",
-        f"Fronts are of {_prompts(s['held_out'])} held-out prompts, one text each at temperature "
+        f"Fronts are of {_prompts(report)} held-out prompts, one text each at temperature "
         f"1 and up to {s['new']} tokens. Each run has {s['steps']} steps of {s['prompts']} prompts "
         f"with {s['responses']} responses; KL weight {s['kl']}, in the second setting drawn from "
         f"{s['kl_range']}. LoRA of rank {s['lora']['r']} in the layers {s['layers'][0]} to "
@@ -111,13 +113,14 @@ def _front(report: Mapping[str, Any], name: str) -> str:
     return "\n".join(table(head, lines))
 
 
-def _prompts(counts: Mapping[str, int]) -> str:
+def _prompts(report: Mapping[str, Any]) -> str:
     """How many prompts fronts have, which may be fewer in some settings."""
+    counts = report["settings"]["held_out"]
     most = max(counts.values())
     fewer = [
-        f"{n} in {TITLES[name][0].lower()}{TITLES[name][1:]}"
-        for name, n in counts.items()
-        if n < most and name in TITLES
+        f"{counts[name]} in {title[0].lower()}{title[1:]}"
+        for name, title in TITLES.items()
+        if counts[name] < most and name in report["fronts"]
     ]
     return f"{most} ({', '.join(fewer)})" if fewer else str(most)
 
