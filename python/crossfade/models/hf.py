@@ -32,6 +32,11 @@ def text_config(model: Any) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
+def place(device: torch.device) -> tuple[str, int]:
+    """A device by type and number. A CPU without a number is the one that processes call 0."""
+    return device.type, device.index or 0
+
+
 def is_multimodal(model: Any) -> bool:
     """Whether the text decoder is one part of a model that reads pictures or sounds as well."""
     config = getattr(underlying(model), "config", None)

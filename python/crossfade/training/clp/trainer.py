@@ -21,7 +21,7 @@ from ...decoding.inputs import Requests, encode
 from ...decoding.search.finished import TextValuer
 from ...losses import clp
 from ...models.adapters import adapter_parameters
-from ...models.hf import text_config
+from ...models.hf import place, text_config
 from ...models.saved_adapters import fill_adapter
 from ...pareto.points import failed
 from ...policies.conditioned import ConditionedPolicy, PromptedPolicy
@@ -105,7 +105,7 @@ class CLPTrainer(transformers.Trainer):
         args.draw(policy.rewards, 0)  # one for each reward must be there
         self._adapters = policy.trained
         base = policy.base
-        if _place(base.device) != _place(args.device):
+        if place(base.device) != place(args.device):
             raise ValueError(
                 f"policy is on {base.device} and training runs on {args.device}; make it of a base "
                 "that is there"
@@ -355,8 +355,3 @@ class CLPTrainer(transformers.Trainer):
 def _as_they_are(rows: list[Prompt]) -> dict[str, list[Prompt]]:
     """A batch of prompts, whose responses are yet to be written."""
     return {"prompts": rows}
-
-
-def _place(device: torch.device) -> tuple[str, int]:
-    """A device by type and number. A CPU without a number is the one that processes call 0."""
-    return device.type, device.index or 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...decoding.engine.prefill import hidden_states
 from ...extras import require
-from ...models.hf import is_peft, text_config, underlying
+from ...models.hf import is_peft, place, text_config, underlying
 from ...models.value_heads import shared_copy, token_values, value_head
 
 
@@ -87,7 +87,7 @@ class Base:
                 f"base has a head of shape {list(self.head.weight.shape)}; it must be "
                 f"{list(sizes)}, as model's"
             )
-        if _place(base.device) != _place(args.device):
+        if place(base.device) != place(args.device):
             raise ValueError(
                 f"base is on {base.device} and training runs on {args.device}; move base there, "
                 "and make the value model of it then"
@@ -127,11 +127,6 @@ class Base:
                 f"base is a {type(self.model).__name__}, whose logits are more than its head's; "
                 "not supported by 'cd_q' of a Q-head yet"
             )
-
-
-def _place(device: torch.device) -> tuple[str, int]:
-    """A device by type and number. A CPU without a number is the one that processes call 0."""
-    return device.type, device.index or 0
 
 
 def adapted(model: Any, head: nn.Module, peft_config: Any) -> Any:
