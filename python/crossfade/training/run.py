@@ -15,7 +15,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..extras import old_names
 from ..models.saved_value_heads import ADAPTER_FILES, SETTINGS, WEIGHTS
-from ..policies.conditioned.policy import PART
+from ..policies.conditioned.checks import PART
 from ..progress import print_line
 from . import chain, stages
 from .checkpoints import checkpoints, last_complete

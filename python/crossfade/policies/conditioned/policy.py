@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
 from torch import nn
 
 from ...blends.blend import Model
 from ...blends.saving import check_keys
-from ...blends.terms import source_name
 from ...blends.weights import Weight
-from ...checks import did_you_mean, explained, warn
+from ...checks import explained
 from ...models import with_adapters
-from ...models.adapters import adapter_configs, adapter_layers, check_mix, has_adapter
-from ...models.hf import check_language_model, check_tokenizer, is_peft, underlying
+from ...models.adapters import check_mix
 from ...models.saved import expanded, read_object
-from ...models.saved_adapters import ADAPTER, ADAPTER_CONFIG, POLICY, check_adapter_folder
+from ...models.saved_adapters import POLICY
 from ...models.value_heads import shared_copy
-from .fresh import placed, scope_modules, with_new_adapters
+from .checks import (
+    PART,
+    PathLike,
+    check_base,
+    check_choice,
+    check_name,
+    check_not_of_base,
+    check_one_base,
+    check_scope,
+    check_weights_beside,
+    folders_of,
+)
+from .fresh import placed, with_new_adapters
 from .merging import merged
-from .preferences import KL, one_for_all, preference, times
+from .preferences import one_for_all, preference, times
 
 SCOPES = ("full", "attention", "head")
 SHARED = ("scaled", "trained")
-PART = "shared"  # the name of the adapter that all weightings have in common
-TAKEN = (PART, "default", KL)  # PEFT puts an adapter "default" into the folder itself
 FORMAT = 1
-NAME = re.compile(r"[A-Za-z0-9_-]+")
-PathLike = str | os.PathLike[str]
 
 
 class ConditionedPolicy:
@@ -111,15 +113,15 @@ class ConditionedPolicy:
                 that does not fit the base, or is outside of the scope, or two of different bases.
             NotImplementedError: an adapter is no plain LoRA.
         """
-        _check_base(base, tokenizer)
-        _check_choice("scope", scope, SCOPES)
-        _check_choice("shared_as", shared_as, SHARED)
-        folders = _folders(adapters, shared)
-        _check_not_of_base(base, adapters, "adapters")
-        _check_one_base(base, folders)
+        check_base(base, tokenizer)
+        check_choice("scope", scope, SCOPES)
+        check_choice("shared_as", shared_as, SHARED)
+        folders = folders_of(adapters, shared)
+        check_not_of_base(base, adapters, "adapters")
+        check_one_base(base, folders)
         for name, folder in folders.items():
             where = "shared" if name == PART else f"adapters[{name!r}]"
-            _check_weights_beside(base, where, folder)
+            check_weights_beside(base, where, folder)
         with warnings.catch_warnings():
             # PEFT warns that a head with an adapter must not be merged while it is tied: `merged`
             # unties it.
@@ -127,7 +129,7 @@ class ConditionedPolicy:
             model = with_adapters(shared_copy(base), folders)
         check_mix(model, list(folders))
         for name in adapters:
-            _check_scope(model, name, scope)
+            check_scope(model, name, scope)
         kind = None if shared is None else shared_as
         return cls(base, model, tuple(adapters), scope=scope, shared=kind, tokenizer=tokenizer)
 
@@ -158,14 +160,14 @@ class ConditionedPolicy:
             TypeError, ValueError: names the argument, what it was and what it must be.
             NotImplementedError: the adapter is no plain LoRA.
         """
-        _check_base(base, tokenizer)
-        _check_choice("scope", scope, SCOPES)
-        _check_choice("shared_as", shared_as, SHARED)
+        check_base(base, tokenizer)
+        check_choice("scope", scope, SCOPES)
+        check_choice("shared_as", shared_as, SHARED)
         if isinstance(rewards, str) or not isinstance(rewards, Sequence) or not rewards:
             raise TypeError(f"rewards is {rewards!r:.80}; it must be a list of names")
-        _check_not_of_base(base, [x for x in rewards if isinstance(x, str)], "rewards")
+        check_not_of_base(base, [x for x in rewards if isinstance(x, str)], "rewards")
         for name in rewards:
-            _check_name(name, "rewards")
+            check_name(name, "rewards")
             if list(rewards).count(name) > 1:
                 raise ValueError(f"rewards has {name!r} twice; names must differ")
         config = placed(base, "lora", lora, scope)
@@ -175,7 +177,7 @@ class ConditionedPolicy:
         model = with_new_adapters(base, configs).eval()
         check_mix(model, list(configs))
         for name in rewards:
-            _check_scope(model, name, scope)
+            check_scope(model, name, scope)
         kind = None if shared is None else shared_as
         return cls(base, model, tuple(rewards), scope=scope, shared=kind, tokenizer=tokenizer)
 
@@ -209,7 +211,7 @@ class ConditionedPolicy:
         if shared not in (None, *SHARED):
             raise ValueError(f"{where} has shared {shared!r}; it must be one of {[None, *SHARED]}")
         for name in names:
-            _check_name(name)
+            check_name(name)
         return cls.from_adapters(
             base,
             {name: path / name for name in names},
@@ -289,129 +291,3 @@ class ConditionedPolicy:
         if self.shared is not None:
             found[PART] = left if self.shared == "scaled" else 1.0
         return found
-
-
-def _check_choice(name: str, x: Any, known: tuple[str, ...]) -> None:
-    if x not in known:
-        says = did_you_mean(x, known)
-        raise ValueError(f"{name} is {x!r}; it must be one of {', '.join(map(repr, known))}{says}")
-
-
-def _check_base(base: Any, tokenizer: Any) -> None:
-    check_language_model(base, head=True)
-    check_tokenizer(tokenizer)
-    if is_peft(base) or adapter_configs(base):
-        raise TypeError(
-            f"base is a {type(base).__name__} with PEFT adapters; it must be a plain model, which "
-            "adapters are put on here"
-        )
-
-
-def _check_name(name: Any, where: str = "adapters") -> None:
-    if not isinstance(name, str) or not NAME.fullmatch(name) or name in TAKEN:
-        raise ValueError(
-            f"{where} has {name!r}; the name of a reward must be of letters, digits, '_' and '-', "
-            f"and none of {list(TAKEN)}"
-        )
-    if hasattr(nn.ModuleDict, name):
-        raise ValueError(
-            f"{where} has {name!r}, an attribute of torch's modules, which PEFT keeps adapters in; "
-            "a reward must have another name"
-        )
-
-
-def _check_not_of_base(base: Any, names: Collection[str], where: str) -> None:
-    """Refuse names by which PEFT could not tell an adapter's weights from the model's when it loads
-    them."""
-    parts = {part for name in base.state_dict() for part in name.split(".")}
-    for name in names:
-        if name in parts or name in ("base_layer", "base_model") or name.startswith("lora"):
-            raise ValueError(
-                f"{where} has {name!r}, a part of the names of the model's or of PEFT's weights; a "
-                "reward must have another name"
-            )
-
-
-def _folders(adapters: Any, shared: PathLike | None) -> dict[str, PathLike]:
-    """The folders of all adapters by name, of which each has an adapter that can be loaded."""
-    if not isinstance(adapters, Mapping):
-        raise TypeError(
-            f"adapters is a {type(adapters).__name__}; it must be a dict with the folder of each "
-            "reward's adapter"
-        )
-    if not adapters:
-        raise ValueError("adapters is empty; it must have an adapter for each reward")
-    for name, folder in adapters.items():
-        _check_name(name)
-        check_adapter_folder(folder, f"adapters[{name!r}]")
-    found = dict(adapters)
-    if shared is not None:
-        check_adapter_folder(shared, "shared")
-        found[PART] = shared
-    return found
-
-
-def _check_one_base(base: Any, folders: Mapping[str, PathLike]) -> None:
-    """Refuse adapters that say that they are of different bases, as far as their names tell."""
-    names = {}
-    for adapter, folder in folders.items():
-        config = read_object(expanded(folder) / ADAPTER_CONFIG)
-        said = config.get("base_model_name_or_path")
-        if isinstance(said, str) and source_name(said):
-            names[adapter] = said
-    for adapter, said in names.items():
-        first, of_first = next(iter(names.items()))
-        if not _same_name(said, of_first):
-            raise ValueError(
-                f"adapters are of different bases: {first!r} of {of_first!r} and {adapter!r} of "
-                f"{said!r}; they must be of one. If these are one model, say so in "
-                f"base_model_name_or_path of the {ADAPTER_CONFIG}"
-            )
-    own, theirs = (
-        str(getattr(base.config, "name_or_path", "") or ""),
-        next(iter(names.values()), ""),
-    )
-    if source_name(own) and theirs and not _same_name(own, theirs):
-        warn(
-            f"base was loaded from {own!r}, and the adapters say that they are of {theirs!r}; "
-            "deltas mean nothing on another base, so these must be one model"
-        )
-
-
-def _same_name(one: str, other: str) -> bool:
-    """Whether two paths or ids name one model, as far as their last parts tell."""
-    return source_name(one).casefold() == source_name(other).casefold()
-
-
-def _check_weights_beside(base: Any, name: str, folder: PathLike) -> None:
-    """Refuse weights of the base beside an adapter that are not the base's own.
-
-    PEFT stores the head and the embeddings beside an adapter of them, and would load them into the
-    base.
-    """
-    own = base.state_dict()
-    with safe_open(expanded(folder) / ADAPTER, "pt") as file:
-        for key in file.keys():  # noqa: SIM118  (it is no mapping)
-            place = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
-            if place not in own:
-                continue
-            theirs, weight = file.get_tensor(key), own[place]
-            if theirs.shape != weight.shape or not torch.equal(theirs.to(weight), weight):
-                raise ValueError(
-                    f"{name} is {str(folder)!r}, which has weights for "
-                    f"{key.removeprefix('base_model.model.')}, which base has otherwise; it must "
-                    "be an adapter of this base"
-                )
-
-
-def _check_scope(model: Any, name: str, scope: str) -> None:
-    """Refuse an adapter with layers outside of what its policy conditions."""
-    bare: Any = underlying(model)
-    inside = scope_modules(bare, scope)
-    places = {id(m): place for place, m in bare.named_modules()}
-    for layer in adapter_layers(bare):
-        if has_adapter(layer, name) and id(layer) not in inside:
-            raise ValueError(
-                f"adapters[{name!r}] changes {places[id(layer)]}, and scope is {scope!r}; an "
-                "adapter must be within it, or scope must be 'full'"
-            )
