@@ -1,8 +1,4 @@
-"""Models, blends and values as options name them: ``--model base=PATH --blend "base + ..."``.
-
-`Plan` reads what options say and finds their mistakes before anything is loaded, and `Plan.load`
-gives what they name as `Loaded`.
-"""
+"""What options say of models, blends and values, read and checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -11,22 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import SimpleNamespace
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
-import torch
-from torch import nn
-
-from . import formula, models, rewards
-from .blends import file_reader
-from .blends.algebra import Algebra
-from .blends.blend import Blend, Model, ValueHead
-from .blends.values import Reward, RewardModel, ValueSum, formula_value
-from .blends.weights import Weight
-from .checks import did_you_mean
-from .models import instruct, saved, saved_value_heads
-from .models.hf import check_dtype
-from .specs import Spec, fader_of, system_of
+from .. import formula, rewards
+from ..blends import file_reader
+from ..blends.blend import Blend, Model, ValueHead
+from ..blends.values import Reward, RewardModel
+from ..checks import did_you_mean
+from ..models import saved
+from ..specs import Spec, fader_of, system_of
+from .formulas import Unloaded, blend_of, members_of, value_of
+from .loaded import Loaded, dtype_of, load_terms
 
 S = TypeVar("S", bound=Any)
 SINGLE = "model"  # the name of a single model that is given without one
@@ -130,7 +121,7 @@ class Plan:
         specs = _by_name("--model", [Spec.read(text, single) for text in model])
         functions = _by_name("--reward", [rewards.reward(text) for text in reward])
         positions = [fader_of(text) for text in fader]
-        twice = [*specs, *functions, *(name for name, _ in positions), *_members(outline)]
+        twice = [*specs, *functions, *(name for name, _ in positions), *members_of(outline)]
         for name in twice:
             if twice.count(name) > 1:
                 raise ValueError(
@@ -195,7 +186,7 @@ class Plan:
     @property
     def free(self) -> set[str]:
         """The names in the formulas that are no models and no rewards: those of faders."""
-        given = {*self.specs, *self.rewards, *_members(self.outline)}
+        given = {*self.specs, *self.rewards, *members_of(self.outline)}
         return set().union(*self.names.values()) - given
 
     def _check_names(self) -> None:
@@ -253,7 +244,7 @@ class Plan:
                         f"weights has {name!r}, which {option} uses; it is one for all"
                     )
         faders = {**self.faders, **own}
-        given = [*self.specs, *self.rewards, *faders, *_members(self.outline)]
+        given = [*self.specs, *self.rewards, *faders, *members_of(self.outline)]
         for option, names in self.names.items():
             for name in sorted(names.difference(given)):
                 meant = did_you_mean(name, given)
@@ -263,16 +254,16 @@ class Plan:
                 )
         self._check_names()
         terms: dict[str, Any] = {
-            name: (ValueHead if spec.is_value_head else Model)(_Unloaded())
+            name: (ValueHead if spec.is_value_head else Model)(Unloaded())
             for name, spec in self.specs.items()
             if name not in self.labels
         }
-        terms |= _members(self.outline)
+        terms |= members_of(self.outline)
         with _errors_of("--blend"):
-            _blend(self.blend, terms, faders)
+            blend_of(self.blend, terms, faders)
         if self.judge is not None:
             with _errors_of("--judge"):
-                _blend(self.judge, terms, faders)
+                blend_of(self.judge, terms, faders)
         others = {n: Reward(max, name=n) for n in (*self.labels, *self.rewards)}
         for option, text in self.values.items():
             if text is not None:
@@ -294,79 +285,31 @@ class Plan:
         kept = [s for name, s in self.specs.items() if name not in self.labels]
         for path in dict.fromkeys(spec.path for spec in kept):
             same = [spec for spec in kept if spec.path == path]
-            terms |= _terms(path, same, device, dtype)
+            terms |= load_terms(path, same, device, dtype)
         judging = dict(terms)  # All that a judge reads is its own prompt.
         for name, text in self.systems.items():
             terms[name] = replace(terms[name], system=text)
         blend = None
         if self.file is not None:
-            number = None if dtype == "auto" else _dtype(dtype)
+            number = None if dtype == "auto" else dtype_of(dtype)
             blend = Blend.load(self.file, device=device, dtype=number)
-            terms |= _members(blend)
-            judging |= _members(blend)
+            terms |= members_of(blend)
+            judging |= members_of(blend)
         others = self.load_rewards(device, dtype)
         value, accept = (
             None if text is None else value_of(text, {**terms, **others}, self.faders)
             for text in self.values.values()
         )
-        judge = None if self.judge is None else _blend(self.judge, judging, self.faders)
+        judge = None if self.judge is None else blend_of(self.judge, judging, self.faders)
         return Loaded(self.blend, terms, self.faders, value, blend, judge, accept)
 
     def load_rewards(self, device: Any, dtype: str) -> dict[str, Any]:
         """The functions and the reward models, by name; arguments and errors are as in `load`."""
         found: dict[str, Any] = dict(self.rewards)
         for name, label in self.labels.items():
-            model, tokenizer = saved.load_classifier(self.specs[name].path, device, _dtype(dtype))
+            model, tokenizer = saved.load_classifier(self.specs[name].path, device, dtype_of(dtype))
             found[name] = RewardModel(model, tokenizer, label=label, name=name)
         return found
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What a `Plan` names: the formula of the blend, its terms, its faders and the value.
-
-    Attributes:
-        saved: the blend of a file, whose weights are not rounded as those of a formula may be.
-        judge: the blend that judges, of terms without the system prompts of options.
-        accept: the value that a correction must raise.
-    """
-
-    formula: str
-    terms: Mapping[str, Model | ValueHead]
-    faders: Mapping[str, float]
-    value: ValueSum | None = None
-    saved: Blend | None = None
-    judge: Blend | None = None
-    accept: ValueSum | None = None
-
-    def blend(self, own: Mapping[str, Weight] | None = None) -> Blend:
-        """The blend, with some faders at other positions: numbers, or tensors ``[requests]``."""
-        if self.saved is not None:  # It has no faders.
-            return self.saved
-        return _blend(self.formula, self.terms, {**self.faders, **(own or {})})
-
-    def answers_chats(self, blend: Blend) -> bool:
-        """Whether texts are best sent to this blend, of these terms, as chats.
-
-        They are if its first model was tuned to answer chats (see `models.instruct`), and all that
-        read the prompts have a chat template.
-        """
-        first = blend.terms[0]
-        readers: list[Any] = [t for t in self.terms.values() if isinstance(t, Model)]
-        values = [] if self.value is None else self.value.values
-        readers += [v for v in values if isinstance(v, RewardModel)]
-        return instruct.is_instruct(first.model, first.tokenizer) and all(
-            instruct.has_template(t.tokenizer) for t in readers
-        )
-
-
-class _Unloaded(nn.Module):
-    """Takes the place of a model in a formula that is checked before the model is loaded."""
-
-    config = SimpleNamespace()
-
-    def forward(self) -> NoReturn:
-        raise NotImplementedError
 
 
 def _outline(file: str) -> Blend:
@@ -385,29 +328,7 @@ def _outline(file: str) -> Blend:
             )
     for term in d["terms"]:
         term["adapter"] = "active"  # The adapters are not loaded either.
-    return Blend.from_dict(d, **{member["name"]: _Unloaded() for member in members})
-
-
-def _members(blend: Blend | None) -> dict[str, Any]:
-    """The terms and the values of a blend by their names."""
-    if blend is None:
-        return {}
-    names = (*blend.names, *blend.value_names)
-    return dict(zip(names, (*blend.terms, *blend.values), strict=True))
-
-
-def _blend(text: str, terms: Mapping[str, Any], faders: Mapping[str, Any]) -> Blend:
-    used = formula.names_in(text)
-    return formula.parse(text, **terms, **{n: w for n, w in faders.items() if n in used})
-
-
-def value_of(text: str, terms: Mapping[str, Any], faders: Mapping[str, Any]) -> ValueSum:
-    """The value that a formula means. In the algebra of blends a head stands for each reward."""
-    own = {name: x for name, x in terms.items() if not isinstance(x, Algebra)}
-    heads = {name: ValueHead(_Unloaded(), name=name) for name in own}
-    found = formula_value(_blend(text, {**terms, **heads}, faders))
-    meant = {head: own[name] for name, head in heads.items()}
-    return ValueSum(tuple(meant.get(v, v) for v in found.values), found.weights)
+    return Blend.from_dict(d, **{member["name"]: Unloaded() for member in members})
 
 
 @contextmanager
@@ -435,27 +356,3 @@ def _by_name(option: str, given: Sequence[S]) -> dict[str, S]:
         if names.count(name) > 1:
             raise ValueError(f"{option} {name}=... is given twice; names must differ")
     return dict(zip(names, given, strict=True))
-
-
-def _dtype(name: str) -> Any:
-    check_dtype(name)
-    return name if name == "auto" else getattr(torch, name)
-
-
-def _terms(path: str, specs: Sequence[Spec], device: str, dtype: str) -> dict[str, Any]:
-    """All terms over one model: the model as it is, with adapters, and value heads over it."""
-    loaded: Any
-    loaded, tokenizer = models.load(models.folder_of(path), device, _dtype(dtype))
-    terms: dict[str, Any] = {}
-    heads = [spec for spec in specs if spec.is_value_head]
-    for spec in heads:  # before adapters, because PEFT changes the model that it wraps
-        head = saved_value_heads.load_value_head(str(spec.guide), loaded)
-        terms[spec.name] = ValueHead(head, tokenizer=tokenizer)
-    others = [spec for spec in specs if spec not in heads]
-    adapters = {spec.name: spec.guide for spec in others if spec.guide is not None}
-    if adapters:
-        loaded = models.with_adapters(loaded, adapters)
-    for spec in others:
-        adapter = (spec.name if spec.guide else None) if adapters else "active"
-        terms[spec.name] = Model(loaded, tokenizer=tokenizer, adapter=adapter)
-    return terms
