@@ -11,15 +11,21 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .behaviours import statistics as statistics
     from .priority import Priorities as Priorities
     from .priority import priorities as priorities
+    from .questions import statement_pairs as statement_pairs
+    from .readings import Reading as Reading
+    from .readings import read_pairs as read_pairs
     from .rebalancing import rebalanced as rebalanced
     from .rebalancing import shares as shares
 
 _HOME = {
     "Priorities": "priority",
+    "Reading": "readings",
     "Statistics": "behaviours",
     "priorities": "priority",
+    "read_pairs": "readings",
     "rebalanced": "rebalancing",
     "shares": "rebalancing",
+    "statement_pairs": "questions",
     "statistics": "behaviours",
 }
 

@@ -17,12 +17,16 @@ OF_TEXTS = ("prompt", "chosen", "rejected")
 
 
 class Texts(NamedTuple):
-    """What is read of a row: a text on the side that its label says, or one on each side."""
+    """What is read of a row: a text on the side that its label says, or one on each side.
+
+    `prompt` is how many of the first tokens are the prompt's: all of a statement.
+    """
 
     number: int
     behaviour: str
     positive: Ids | None
     negative: Ids | None
+    prompt: int
 
 
 class LeftOut:
@@ -84,15 +88,18 @@ class Reader:
                     f"{where} is {kinds[pairs]}, and the first is {kinds[not pairs]}; all must be "
                     "of one kind"
                 )
-            found = self._pair(row, where) if pairs else self._statement(row, where)
-            if not all(x is None or x for x in found):
+            positive, negative, prompt = (
+                self._pair(row, where) if pairs else self._statement(row, where)
+            )
+            found = [x for x in (positive, negative) if x is not None]
+            if not all(found):
                 self.left_out.add(i, "without a token to read")
-            elif self.context is not None and max(map(len, filter(None, found))) > self.context:
+            elif self.context is not None and max(map(len, found)) > self.context:
                 self.left_out.add(i, f"with more tokens than the model's context, {self.context}")
             else:
-                yield Texts(i, behaviour, *found)
+                yield Texts(i, behaviour, positive, negative, prompt)
 
-    def _statement(self, row: Mapping[str, Any], where: str) -> tuple[Ids | None, Ids | None]:
+    def _statement(self, row: Mapping[str, Any], where: str) -> tuple[Ids | None, Ids | None, int]:
         text, label = row.get("text"), row.get("label")
         if not isinstance(text, str):
             raise TypeError(
@@ -106,9 +113,9 @@ class Reader:
             ids = []
         else:
             check_ids(ids, f"text of {where}", self.vocabulary)
-        return (ids, None) if label else (None, ids)
+        return (ids, None, len(ids)) if label else (None, ids, len(ids))
 
-    def _pair(self, row: Mapping[str, Any], where: str) -> tuple[Ids, Ids]:
+    def _pair(self, row: Mapping[str, Any], where: str) -> tuple[Ids, Ids, int]:
         """Both responses after their prompt, as trainers encode them."""
         names = OF_IDS if "chosen_ids" in row else OF_TEXTS
         for name in names:
@@ -119,7 +126,8 @@ class Reader:
         found: list[list[int]] = []
         for name, response in zip(names[1:], responses, strict=True):
             if names is OF_IDS:
-                whole = [*_list(prompt), *_list(response)]
+                before = _list(prompt)
+                whole = [*before, *_list(response)]
             else:
                 has_eos = getattr(self.tokenizer, "eos_token_id", None) is not None
                 before, after = encoded(prompt, response, self.tokenizer, has_eos, where)
@@ -127,7 +135,7 @@ class Reader:
             if whole:
                 check_ids(whole, f"{name} of {where}", self.vocabulary)
             found.append(whole)
-        return found[0], found[1]
+        return found[0], found[1], len(before)
 
 
 def behaviour_of(row: Any, tag: str, where: str) -> str | None:

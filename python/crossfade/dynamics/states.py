@@ -17,6 +17,31 @@ from ..decoding.simple.term_model import TermModel
 from ..models.after_head import after_head
 
 
+def term_model(model: Any) -> TermModel:
+    """A model that reads texts as they stand, with dropout off; the model itself stays as it is.
+
+    Args:
+        model: a causal LM, or a `Model` with an adapter. It may be in the middle of its training.
+
+    Raises:
+        ValueError: the `Model` has a prompt of its own, or a mix of adapters a request.
+    """
+    term = model if isinstance(model, Model) else Model(model)
+    for name in ("system", "prompt"):
+        if getattr(term, name) is not None:
+            raise ValueError(
+                f"model has {name}={getattr(term, name)!r:.80}; it must have none, as texts are "
+                "read as they stand"
+            )
+    if isinstance(term.adapter, Mix) and term.adapter.requests is not None:
+        raise ValueError("model has a mix of adapters for each request; it must have one mix")
+    adapter: Any = term.adapter  # A mapping became a mix when the term was made.
+    inner = term.model
+    if inner.training:
+        inner = Replica(inner).model.eval()
+    return TermModel(inner, term.name or "model", adapter)
+
+
 class LastStates:
     """Reads whole texts, and gives the head's input at the last token of each.
 
@@ -32,21 +57,8 @@ class LastStates:
     """
 
     def __init__(self, model: Any) -> None:
-        term = model if isinstance(model, Model) else Model(model)
-        for name in ("system", "prompt"):
-            if getattr(term, name) is not None:
-                raise ValueError(
-                    f"model has {name}={getattr(term, name)!r:.80}; it must have none, as texts "
-                    "are read as they stand"
-                )
-        if isinstance(term.adapter, Mix) and term.adapter.requests is not None:
-            raise ValueError("model has a mix of adapters for each request; it must have one mix")
-        adapter: Any = term.adapter  # A mapping became a mix when the term was made.
-        inner = term.model
-        if inner.training:
-            inner = Replica(inner).model.eval()
-        self.model = TermModel(inner, term.name or "model", adapter)
-        self.tokenizer = term.tokenizer
+        self.model = term_model(model)
+        self.tokenizer = model.tokenizer if isinstance(model, Model) else None
         self.prefill = Prefill(self.model)
         twin = Replica(self.model.bare).model
         reads = None if twin.get_output_embeddings() is None else after_head(twin).reads

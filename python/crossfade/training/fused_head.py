@@ -99,7 +99,7 @@ def class_with_logp(
                 f"{did_you_mean(name, FIELDS)}"
             )
     logits = Logits.of(model.config.get_text_config(), temperature)
-    _plain(model, _head(model))
+    plain_layer(model, _head(model))
     check_logits(model, logits)
     return _class_of(
         getattr(type(model), "plain_class", type(model)),
@@ -191,7 +191,7 @@ def _log_probs(
         )
     trl = require("trl.trainer.utils", "train")
     head = _head(model)  # looked up at each call, as PEFT and FSDP replace it
-    if _in_pieces(head):
+    if in_pieces(head):
         warnings.warn(
             f"the head of {type(model).__name__} is in pieces: its log-probs are TRL's, not "
             "linear_logp's",
@@ -211,7 +211,7 @@ def _log_probs(
         if labels is None:
             raise ValueError("labels is None; it must be given with fused_lm_head=True")
         hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
-    weight, bias = head.weight, getattr(head, "bias", _plain(model, head).bias)
+    weight, bias = head.weight, getattr(head, "bias", plain_layer(model, head).bias)
     shift_labels = shift_labels.to(weight.device)
     mask = shift_labels != IGNORED
     chosen = hidden.to(weight.device)[mask]
@@ -285,7 +285,7 @@ def _head(model: Any) -> Any:
     return model.get_output_embeddings()
 
 
-def _plain(model: Any, head: Any) -> nn.Linear:
+def plain_layer(model: Any, head: Any) -> nn.Linear:
     """The head's linear layer, which PEFT wraps if it trains a copy of it."""
     layer = getattr(head, "original_module", head)
     if type(layer) is not nn.Linear:
@@ -297,7 +297,7 @@ def _plain(model: Any, head: Any) -> nn.Linear:
     return layer
 
 
-def _in_pieces(head: Any) -> bool:
+def in_pieces(head: Any) -> bool:
     """Whether this process holds a part of the head's weight alone: a DTensor, or ZeRO-3."""
     return type(head.weight) not in (Tensor, nn.Parameter) or hasattr(head.weight, "ds_id")
 
@@ -309,7 +309,7 @@ def check_logits(model: Any, settings: Logits) -> None:
     logits would be trained on log-probs that are not its own.
     """
     head = _head(model)
-    if _in_pieces(head) or head.weight.is_meta:
+    if in_pieces(head) or head.weight.is_meta:
         return
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
