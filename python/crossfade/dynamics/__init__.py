@@ -16,11 +16,13 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .readings import read_pairs as read_pairs
     from .rebalancing import rebalanced as rebalanced
     from .rebalancing import shares as shares
+    from .watch import Watch as Watch
 
 _HOME = {
     "Priorities": "priority",
     "Reading": "readings",
     "Statistics": "behaviours",
+    "Watch": "watch",
     "priorities": "priority",
     "read_pairs": "readings",
     "rebalanced": "rebalancing",

@@ -46,6 +46,15 @@ class Reading:
         """``log p(chosen) - log p(rejected)`` of each pair."""
         return self.chosen - self.rejected
 
+    @property
+    def is_finite(self) -> Tensor:
+        """Whether all figures of a pair are finite, ``[pairs]``."""
+        return torch.stack([*vars(self).values()]).isfinite().all(0)
+
+    def __getitem__(self, pairs: Tensor) -> Reading:
+        """The figures of some pairs alone."""
+        return Reading(*(x[pairs] for x in vars(self).values()))
+
 
 class _Asked(NamedTuple):
     """A response that is asked about: its place among all, and its tokens."""
@@ -79,7 +88,7 @@ def read_pairs(
     term = term_model(model)
     asked = _asked(pairs, term)
     found = torch.full((3, 2 * len(pairs)), torch.nan, dtype=torch.float64)
-    each = _by_states if _has_linear_head(term) else _by_logits
+    each = _by_states if has_linear_head(term) else _by_logits
     for asks, logp, top, entropy in each(term, asked, max_batch):
         counts = [len(ask.tokens) for ask in asks]
         split = (x.to("cpu", torch.float64).split(counts) for x in (logp, top, entropy))
@@ -120,7 +129,7 @@ def _asked(pairs: Sequence[Mapping[str, Any]], term: TermModel) -> _Texts:
     return texts
 
 
-def _has_linear_head(term: TermModel) -> bool:
+def has_linear_head(term: TermModel) -> bool:
     """Whether logits are those of a linear layer after the backbone, as far as `Logits` knows."""
     bare: Any = underlying(term.runs)
     try:

@@ -142,7 +142,10 @@ class LogpTrainer:
             yield
 
     def train(self, *args: Any, **options: Any) -> Any:
-        """As in Transformers."""
+        """As in Transformers. Callbacks that have an `attach` are given the trainer before."""
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "attach"):
+                callback.attach(self)
         with self._heads():
             return super().train(*args, **options)  # type: ignore[misc]
 
@@ -217,6 +220,7 @@ class LogpTrainer:
     args: Any
     model: Any
     accelerator: Any
+    callback_handler: Any
     data_collator: Any
     _precompute_model_hash: Any
     _metrics: dict[str, dict[str, list[float]]]

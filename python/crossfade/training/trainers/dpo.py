@@ -99,6 +99,11 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
         if self._needs_margins:
             self.data_collator = WithMargins(self.data_collator)
 
+    @property
+    def reward_scale(self) -> float:
+        """What log-ratios are multiplied by to give rewards: the beta of the loss."""
+        return float(self.beta) if self._pair_loss is None else self._reward_scale
+
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
     ) -> Any:
