@@ -89,15 +89,29 @@ def head_alone(shape: str = "llama") -> Any:
     return model
 
 
-@pytest.mark.parametrize("behaviours", [["film"], ["film", "plot"]])
+def scaled() -> Any:
+    """A model that divides its logits."""
+    shape = {**tiny.SIZES, **tiny.HEADS, **tiny.LONG, **tiny.IDS}
+    torch.manual_seed(0)
+    model = transformers.GraniteForCausalLM(transformers.GraniteConfig(**shape, logits_scaling=2.5))
+    torch.nn.init.normal_(model.lm_head.weight)
+    model.requires_grad_(False)
+    model.lm_head.requires_grad_(True)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("behaviours", "make"),
+    [(["film"], head_alone), (["film", "plot"], head_alone), (["film", "plot"], scaled)],
+)
 def test_the_first_step_moves_the_head_as_the_theorem_says(
-    tmp_path: Path, behaviours: list[str]
+    tmp_path: Path, behaviours: list[str], make: Any
 ) -> None:
     """Also with labels out of balance, and with behaviours that pull on the same answers."""
     rows = statements(behaviours, each=5)
     if len(behaviours) > 1:
         rows = [r for i, r in enumerate(rows) if i not in (1, 5)]
-    rate, beta, model = 0.2, 0.3, head_alone()
+    rate, beta, model = 0.2, 0.3, make()
     stats = dynamics.statistics(model, tiny.make_tokenizer(), rows)
     watch = dynamics.Watch(rows, every=1, **ANSWERS)
     made = trainer(
@@ -105,6 +119,7 @@ def test_the_first_step_moves_the_head_as_the_theorem_says(
         watch,
         model=model,
         rows=dynamics.statement_pairs(rows, tiny.make_tokenizer(), **ANSWERS),
+        others={"ref_model": make()},
         beta=beta,
         max_steps=1,
         per_device_train_batch_size=len(rows),
@@ -126,6 +141,33 @@ def test_the_first_step_moves_the_head_as_the_theorem_says(
             assert second["head_cosine"] == pytest.approx(1, rel=1e-6)
         else:
             assert second["head_cosine"] < 0.9999
+
+
+def test_nothing_is_predicted_of_soft_capped_logits(tmp_path: Path) -> None:
+    config = copy.deepcopy(tiny.gemma3().config)
+    config.final_logit_softcapping = 3.0
+    model = transformers.Gemma3ForCausalLM(config)
+    watch = dynamics.Watch(statements(), every=1, **ANSWERS)
+    others = {"ref_model": copy.deepcopy(model)}
+    rows = rows_of_ids()
+    trainer(tmp_path, watch, model=model, others=others, rows=rows, max_steps=1).train()
+    assert watch.record["head"] == "trained"
+    assert watch.record["predicted"] is None
+    assert watch.history[-1]["behaviours"]["film"]["head"] != 0
+
+
+def test_it_reads_in_the_mixed_precision_of_the_training(tmp_path: Path) -> None:
+    rows = rows_of_ids()
+    watch = dynamics.Watch(rows, every=9)
+    made = trainer(tmp_path, watch, lora={}, rows=rows, bf16=True, max_steps=1)
+    own = [row for row in rows if row["behaviour"] == "film"]
+    plain = dynamics.read_pairs(made.model, own).chosen.mean()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = dynamics.read_pairs(made.model, own).chosen.mean()
+    made.train()
+    got = watch.history[0]["behaviours"]["film"]["chosen"]
+    assert got == pytest.approx(float(mixed), rel=1e-6)
+    assert got != pytest.approx(float(plain), rel=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
