@@ -69,7 +69,8 @@ def trainer(
     model = tiny.make() if model is None else model
     made = (trl if trls else training).DPOTrainer(
         model,
-        args=arguments(folder, **options),
+        # TRL turns dropout off by default, and a watch must not depend on that
+        args=arguments(folder, **{"disable_dropout": False, **options}),
         train_dataset=datasets.Dataset.from_list(pairs(each=8) if rows is None else rows),
         processing_class=tiny.make_tokenizer(),
         peft_config=None if lora is None else peft.LoraConfig(**{**LORA, **lora}),
