@@ -28,7 +28,7 @@ TYPES_ALONE = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 # itself: names of one line do not import each other.
 ORDER = """
 checks elsewhere
-extras lazy progress reading identity
+extras lazy progress reading files identity
 ops
 metrics losses
 models

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 DELAY = 1.0  # seconds before a bar is shown, so that short work, and work that fails, shows none
 
 
-def progress_bar(total: int, unit: str, *, prints: bool = False) -> Any:
+def progress_bar(total: int | None, unit: str, *, prints: bool = False) -> Any:
     """A tqdm bar on stderr. Where that is a file, such as a log, the bar writes rarely.
 
     A single thing has no bar.
 
     Args:
+        total: how many there are; None: it is not known.
         prints: whether lines go to stdout meanwhile, by `print_line`. If that is a pipe, there is
             no bar on a terminal, where whoever reads the pipe may print too.
     """
@@ -34,7 +35,8 @@ def progress_bar(total: int, unit: str, *, prints: bool = False) -> Any:
         mininterval=interval,
         dynamic_ncols=True,
         delay=DELAY,
-        disable=total < 2 or (prints and sys.stderr.isatty() and _is_pipe(sys.stdout)),
+        disable=(total is not None and total < 2)
+        or (prints and sys.stderr.isatty() and _is_pipe(sys.stdout)),
     )
 
 

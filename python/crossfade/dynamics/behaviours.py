@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -12,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_number, explained, warn
-from ..decoding.settings import check_int
+from ..decoding.generation import check_running
+from ..progress import progress_bar
 from .moments import EXACT, Moments, interval
 from .rows import TAG, Reader, Texts
 from .states import LastStates
@@ -175,6 +178,7 @@ def statistics(
     *,
     tag: str = TAG,
     max_batch: int | None = None,
+    progress: bool | Callable[[int], object] | None = None,
 ) -> dict[str, Statistics]:
     """The statistics of each behaviour's texts, from one reading of each (arXiv:2403.18742).
 
@@ -196,6 +200,8 @@ def statistics(
         rows: any iterable of mappings, such as a list, a `datasets.Dataset` or a generator.
         tag: the key of the name of a row's behaviour.
         max_batch: how many texts share a forward at most; None: as many as memory is meant for.
+        progress: whether to show a bar on stderr; by default where there are several rows. Or a
+            function, which is called with how many rows were read since its last call.
 
     Returns:
         The statistics by behaviour, in the order of the first rows of each. Rows without a tag,
@@ -208,14 +214,17 @@ def statistics(
             behaviour is left.
         NotImplementedError: the head reads something else than the states of the backbone.
     """
-    check_int("max_batch", max_batch, 1)
+    check_running(max_batch, progress)
     states = LastStates(model)
     tokenizer = states.tokenizer if tokenizer is None else tokenizer
     reader = Reader(tokenizer, tag, states.model.vocabulary, states.model.context)
     sides: dict[str, _Sides] = {}
     texts = reader(rows)
-    while chunk := list(islice(texts, CHUNK)):
-        _add(sides, chunk, states, reader, max_batch)
+    with _bar(rows, progress) as say:
+        count = _Count(say)
+        while chunk := list(islice(texts, CHUNK)):
+            _add(sides, chunk, states, reader, max_batch, count)
+            count.add(reader.taken - count.done)  # those that were left out
     reader.left_out.warn()
     pairs = bool(reader.pairs)
     found = {}
@@ -235,17 +244,50 @@ def statistics(
     return found
 
 
+class _Count:
+    """Counts the rows that are done, and says so."""
+
+    def __init__(self, say: Callable[[int], object]) -> None:
+        self.say, self.done = say, 0
+
+    def add(self, rows: int) -> None:
+        self.done += rows
+        if rows:
+            self.say(rows)
+
+
+@contextmanager
+def _bar(
+    rows: Iterable[Any], progress: bool | Callable[[int], object] | None
+) -> Iterator[Callable[[int], object]]:
+    """What to call with how many rows were read: what was given, or that of a bar."""
+    if callable(progress):
+        yield progress
+        return
+    total = len(rows) if isinstance(rows, Sized) else None
+    with progress_bar(0 if progress is False else total, "row") as bar:
+        yield bar.update
+
+
 def _add(
     sides: dict[str, _Sides],
     chunk: Sequence[Texts],
     states: LastStates,
     reader: Reader,
     max_batch: int | None,
+    count: _Count,
 ) -> None:
     """Read texts, and add their states to the moments of their behaviours."""
     each = [(i, side) for i, row in enumerate(chunk) for side in (2, 3) if row[side] is not None]
     texts: list[Any] = [chunk[i][side] for i, side in each]
-    found = dict(zip(each, states(texts, max_batch), strict=True))
+    unread = Counter(i for i, _ in each)
+
+    def seen(place: int) -> None:
+        row = each[place][0]
+        unread[row] -= 1
+        count.add(int(not unread[row]))
+
+    found = dict(zip(each, states(texts, max_batch, seen), strict=True))
     of: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for i, row in enumerate(chunk):
         own = [found.get((i, side)) for side in (2, 3)]

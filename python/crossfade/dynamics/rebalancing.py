@@ -83,48 +83,64 @@ def rebalanced(
                 f"rows is a {type(rows).__name__}; it must be a datasets.Dataset or a list of rows"
             )
         rows = datasets.Dataset.from_list([*rows])
-    places: dict[str | None, list[int]] = {}
     tags = rows[tag] if tag in rows.column_names else [None] * len(rows)
+    return rows.select(chosen(tags, stats, tag=tag, power=power, most=most, seed=seed))
+
+
+def chosen(
+    tags: Sequence[Any],
+    stats: Mapping[str, Statistics],
+    *,
+    tag: str = TAG,
+    power: float = 2.0,
+    most: int = 10,
+    seed: int = 0,
+) -> list[int]:
+    """The places of the rows that `rebalanced` gives, in its order; `tags` are those of all rows."""
+    places: dict[str | None, list[int]] = {}
     for i, behaviour in enumerate(tags):
         named = behaviour_of({tag: behaviour}, tag, f"row {i} of rows")
         places.setdefault(named, []).append(i)
-    known = {b: its for b, its in places.items() if b in stats}
+    known = {b: its for b, its in places.items() if b is not None and b in stats}
     _warn_of_others({b: its for b, its in places.items() if b not in stats}, tag)
     generator = torch.Generator().manual_seed(seed)
-    chosen = [i for b, its in places.items() if b not in stats for i in its]
+    found = [i for b, its in places.items() if b not in stats for i in its]
     if known:
-        of = {b: stats[b] for b in known if b is not None}
-        for behaviour, count in _counts(known, shares(of, power=power), most).items():
+        parts = shares({b: stats[b] for b in known}, power=power)
+        rows = {b: len(its) for b, its in known.items()}
+        for behaviour, count in counts(rows, parts, most).items():
             its = known[behaviour]
             whole, rest = divmod(count, len(its))
             order = torch.randperm(len(its), generator=generator).tolist()
-            chosen += its * whole + [its[k] for k in order[:rest]]
-    order = torch.randperm(len(chosen), generator=generator).tolist()
-    return rows.select([chosen[k] for k in order])
+            found += its * whole + [its[k] for k in order[:rest]]
+    order = torch.randperm(len(found), generator=generator).tolist()
+    return [found[k] for k in order]
 
 
-def _counts(
-    places: Mapping[Any, Sequence[int]], parts: Mapping[str, float], most: int
-) -> dict[str, int]:
+def counts(rows: Mapping[str, int], parts: Mapping[str, float], most: int) -> dict[str, int]:
     """How many rows each behaviour gets: as many in all as there are, each `most` times at most.
 
     What a behaviour cannot take goes to the others, by their shares.
+
+    Args:
+        rows: how many rows each behaviour has.
+        parts: as `shares` gives them.
     """
-    limits = {b: most * len(places[b]) for b in parts}
-    left = sum(map(len, places.values()))
-    counts: dict[str, float] = {}
+    limits = {b: most * rows[b] for b in parts}
+    left = sum(rows.values())
+    found: dict[str, float] = {}
     open_ = dict(parts)
     while open_:
         scale = left / sum(open_.values())
         full = [b for b, part in open_.items() if part * scale >= limits[b]]
         if not full:
-            counts |= {b: part * scale for b, part in open_.items()}
+            found |= {b: part * scale for b, part in open_.items()}
             break
         for b in full:
-            counts[b] = limits[b]
+            found[b] = limits[b]
             left -= limits[b]
             del open_[b]
-    return _rounded(counts)
+    return _rounded(found)
 
 
 def _rounded(counts: Mapping[str, float]) -> dict[str, int]:

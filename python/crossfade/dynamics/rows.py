@@ -51,6 +51,7 @@ class Reader:
 
     Attributes:
         left_out: the rows that are passed over.
+        taken: how many rows were taken.
         pairs: whether rows are pairs of responses; None before the first.
 
     Args:
@@ -63,6 +64,7 @@ class Reader:
         self.tokenizer, self.tag = tokenizer, tag
         self.vocabulary, self.context = vocabulary or LONGEST, context
         self.left_out = LeftOut()
+        self.taken = 0
         self.pairs: bool | None = None
         # what a tokenizer puts around a text of nothing
         self.empty = [] if tokenizer is None else encode("", tokenizer, "model")
@@ -74,20 +76,13 @@ class Reader:
             TypeError, ValueError: name the row, the key, what it was and what it must be.
         """
         for i, row in enumerate(rows):
+            self.taken += 1
             where = f"row {i} of rows"
             behaviour = behaviour_of(row, self.tag, where)
             if behaviour is None:
                 self.left_out.add(i, f"without a {self.tag!r}")
                 continue
-            pairs = "chosen" in row or "chosen_ids" in row
-            if self.pairs is None:
-                self.pairs = pairs
-            elif self.pairs is not pairs:
-                kinds = ("a statement", "a pair of responses")
-                raise ValueError(
-                    f"{where} is {kinds[pairs]}, and the first is {kinds[not pairs]}; all must be "
-                    "of one kind"
-                )
+            pairs = self.pairs = is_pair(row, where, self.pairs)
             positive, negative, prompt = (
                 self._pair(row, where) if pairs else self._statement(row, where)
             )
@@ -100,28 +95,16 @@ class Reader:
                 yield Texts(i, behaviour, positive, negative, prompt)
 
     def _statement(self, row: Mapping[str, Any], where: str) -> tuple[Ids | None, Ids | None, int]:
-        text, label = row.get("text"), row.get("label")
-        if not isinstance(text, str):
-            raise TypeError(
-                f"text of {where} is {text!r:.80}; it must be a text (or give prompt, chosen and "
-                "rejected)"
-            )
-        if not isinstance(label, (bool, int)) or label not in (0, 1):
-            raise TypeError(f"label of {where} is {label!r:.80}; it must be a bool")
-        ids = encode(text, self.tokenizer, where)
+        ids = encode(row["text"], self.tokenizer, where)
         if ids == self.empty:
             ids = []
         else:
             check_ids(ids, f"text of {where}", self.vocabulary)
-        return (ids, None, len(ids)) if label else (None, ids, len(ids))
+        return (ids, None, len(ids)) if row["label"] else (None, ids, len(ids))
 
     def _pair(self, row: Mapping[str, Any], where: str) -> tuple[Ids, Ids, int]:
         """Both responses after their prompt, as trainers encode them."""
-        names = OF_IDS if "chosen_ids" in row else OF_TEXTS
-        for name in names:
-            if row.get(name) is None:
-                there = "is None" if name in row else "is missing"
-                raise ValueError(f"{name} of {where} {there}; it must have {', '.join(names)}")
+        names = _names(row)
         prompt, *responses = (row[name] for name in names)
         found: list[list[int]] = []
         for name, response in zip(names[1:], responses, strict=True):
@@ -136,6 +119,54 @@ class Reader:
                 check_ids(whole, f"{name} of {where}", self.vocabulary)
             found.append(whole)
         return found[0], found[1], len(before)
+
+
+def sides(rows: Iterable[Any], tag: str) -> dict[str, set[bool]]:
+    """Check rows without reading their texts; the labels that each behaviour has texts of.
+
+    Raises:
+        TypeError, ValueError: name the row, the key, what it was and what it must be.
+    """
+    found: dict[str, set[bool]] = {}
+    pairs: bool | None = None
+    for i, row in enumerate(rows):
+        where = f"row {i} of rows"
+        behaviour = behaviour_of(row, tag, where)
+        if behaviour is not None:
+            pairs = is_pair(row, where, pairs)
+            of = found.setdefault(behaviour, set())
+            of |= {True, False} if pairs else {bool(row["label"])}
+    return found
+
+
+def is_pair(row: Mapping[str, Any], where: str, first: bool | None) -> bool:
+    """Whether a row is a pair of responses, as the `first` is; it has what it must have then."""
+    pairs = "chosen" in row or "chosen_ids" in row
+    if first is not None and first is not pairs:
+        kinds = ("a statement", "a pair of responses")
+        raise ValueError(
+            f"{where} is {kinds[pairs]}, and the first is {kinds[not pairs]}; all must be of one "
+            "kind"
+        )
+    if pairs:
+        for name in (names := _names(row)):
+            if row.get(name) is None:
+                there = "is None" if name in row else "is missing"
+                raise ValueError(f"{name} of {where} {there}; it must have {', '.join(names)}")
+        return True
+    text, label = row.get("text"), row.get("label")
+    if not isinstance(text, str):
+        raise TypeError(
+            f"text of {where} is {text!r:.80}; it must be a text (or give prompt, chosen and "
+            "rejected)"
+        )
+    if not isinstance(label, (bool, int)) or label not in (0, 1):
+        raise TypeError(f"label of {where} is {label!r:.80}; it must be a bool")
+    return False
+
+
+def _names(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return OF_IDS if "chosen_ids" in row else OF_TEXTS
 
 
 def behaviour_of(row: Any, tag: str, where: str) -> str | None:

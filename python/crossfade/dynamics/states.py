@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -69,13 +69,21 @@ class LastStates:
             )
         self.scale = reads
 
-    def __call__(self, texts: Sequence[Ids], max_batch: int | None = None) -> Tensor:
+    def __call__(
+        self,
+        texts: Sequence[Ids],
+        max_batch: int | None = None,
+        seen: Callable[[int], object] | None = None,
+    ) -> Tensor:
         """``[texts, H]`` float64 on the CPU.
 
         Args:
             max_batch: how many texts share a forward at most; None: as many as memory is meant for.
+            seen: is called with the place of each text once it is read.
         """
         found: dict[int, Tensor] = {}
         for i, states in self.prefill.hidden(texts, [len(t) - 1 for t in texts], rows=max_batch):
             found[i] = states[0].to("cpu", torch.float64) * self.scale
+            if seen is not None:
+                seen(i)
         return torch.stack([found[i] for i in range(len(texts))])
