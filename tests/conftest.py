@@ -1,8 +1,10 @@
-"""What all tests share: the small real model, a core a worker, and Triton without a GPU."""
+"""What all tests share: the small real model, a browser, a core a worker, Triton without a GPU."""
 
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +32,15 @@ def smollm2_folder() -> Path:
         required = os.environ.get("CROSSFADE_REQUIRE_MODEL", "") not in ("", "0")
         give_up = pytest.fail if required else pytest.skip
         give_up(f"the small model cannot be had: {error}")
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Chromium, see `browser.chromium`."""
+    from browser import chromium
+
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture

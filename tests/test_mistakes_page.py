@@ -243,12 +243,22 @@ def test_mistakes_in_python(typed: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 CORRECT = ["correct", "query.jsonl", "--aligner=smollm2"]
 FRONT = ["pareto", "--output=out", "--config=pareto.yaml"]
+DYNAMICS = ["--model=smollm2", "--output=report.html"]
 SETTINGS = "models: {base: smollm2}\nmethods: {a: w_kind * base}\nrewards: {r: 'rewards:brevity'}\n"
 
 COMMANDS: dict[str, list[str]] = {
     "`pareto`: `w_kind` in a formula, where `r` is a reward": FRONT,
     "`pareto`: `max_new_tokens` at the top": FRONT,
     "`pareto`: `policies` at the top": FRONT,
+    "`dynamics`: `behavior` in the lines": ["dynamics", "rows.jsonl", *DYNAMICS],
+    "`dynamics`: labels of one side alone": ["dynamics", "sides.jsonl", *DYNAMICS],
+    '`dynamics`: `"label": "yes"`': ["dynamics", "labels.jsonl", *DYNAMICS],
+    "`dynamics`: `--balanced` over the data": [
+        "dynamics",
+        "labels.jsonl",
+        *DYNAMICS,
+        "--balanced=labels.jsonl",
+    ],
     "`crossfade genrate`": ["genrate"],
     "`generate --temprature 1`": ["generate", "hi", *PAIR[:1], "--temprature=1"],
     "`--model smolm2`": ["generate", "hi", "--model=smolm2"],
@@ -293,6 +303,9 @@ def test_mistakes_on_the_command_line(
     Path("both.jsonl").write_text('{"prompt": "a", "first": "b", "second": "c", "chosen": "b"}\n')
     Path("query.jsonl").write_text('{"prompt": "a"}\n')
     Path("answered.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    Path("rows.jsonl").write_text('{"behavior": "kindness", "text": "a", "label": true}\n')
+    Path("sides.jsonl").write_text('{"behaviour": "kindness", "text": "a", "label": true}\n')
+    Path("labels.jsonl").write_text('{"behaviour": "kindness", "text": "a", "label": "yes"}\n')
     added = [key for key in ("max_new_tokens", "policies") if key in typed]
     more = "".join(f"{key}: 3\n" for key in added)
     Path("pareto.yaml").write_text(f"{SETTINGS}prompts: [hi]\n{more}")

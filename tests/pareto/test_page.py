@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
+from browser import resize
 from crossfade.pareto import Front
 
 LONG = "long " * 300 + "without" * 60  # more than a screen, and wider than a phone
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    """Chromium without a window.
-
-    Where it is missing, the test is skipped, or fails if `CROSSFADE_REQUIRE_BROWSER` is set, as it
-    is where all tests must have run.
-    """
-    places = shutil.which("chromium"), shutil.which("chromedriver")
-    if None in places:
-        required = os.environ.get("CROSSFADE_REQUIRE_BROWSER", "") not in ("", "0")
-        (pytest.fail if required else pytest.skip)("chromium and chromedriver are not both there")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = places[0]
-    for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(option)
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(places[1]))
-    yield found
-    found.quit()
 
 
 def front(tmp_path: Path) -> str:
@@ -67,8 +43,7 @@ def test_the_page_in_a_browser(browser: Any, tmp_path: Path) -> None:
         return str(all_of("#detail .text")[0].text)
 
     for width, height in ((1280, 800), (390, 844)):
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 400}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        resize(browser, width, height)
         browser.get(front(tmp_path))
         assert "The sweep was interrupted." in all_of("body")[0].text
         assert len(all_of(".point")) == 3 * 6

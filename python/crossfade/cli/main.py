@@ -18,11 +18,37 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from . import bench, chat, correct, demo, generate, info, inspect, judge, pareto, score, train
+from . import (
+    bench,
+    chat,
+    correct,
+    demo,
+    dynamics,
+    generate,
+    info,
+    inspect,
+    judge,
+    pareto,
+    score,
+    train,
+)
 from .usage import Formatter, Parser
 
 # in the order of --help
-COMMANDS = (demo, generate, chat, score, judge, correct, pareto, train, inspect, bench, info)
+COMMANDS = (
+    demo,
+    generate,
+    chat,
+    score,
+    judge,
+    correct,
+    pareto,
+    dynamics,
+    train,
+    inspect,
+    bench,
+    info,
+)
 EXAMPLES = """\
 examples:
   crossfade generate "Why is the sky blue?" --model smollm2 --stream

@@ -16,16 +16,20 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .readings import read_pairs as read_pairs
     from .rebalancing import rebalanced as rebalanced
     from .rebalancing import shares as shares
+    from .reports import Report as Report
+    from .reports import report as report
     from .watch import Watch as Watch
 
 _HOME = {
     "Priorities": "priority",
     "Reading": "readings",
+    "Report": "reports",
     "Statistics": "behaviours",
     "Watch": "watch",
     "priorities": "priority",
     "read_pairs": "readings",
     "rebalanced": "rebalancing",
+    "report": "reports",
     "shares": "rebalancing",
     "statement_pairs": "questions",
     "statistics": "behaviours",

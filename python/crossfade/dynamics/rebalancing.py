@@ -96,7 +96,7 @@ def chosen(
     most: int = 10,
     seed: int = 0,
 ) -> list[int]:
-    """The places of the rows that `rebalanced` gives, in its order; `tags` are those of all rows."""
+    """The places of the rows that `rebalanced` gives, in its order, by the tags of all rows."""
     places: dict[str | None, list[int]] = {}
     for i, behaviour in enumerate(tags):
         named = behaviour_of({tag: behaviour}, tag, f"row {i} of rows")
