@@ -32,8 +32,10 @@ class Literal(transformers.TrainerCallback):
         self.found: dict[int, list[torch.Tensor]] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        twin = copy.deepcopy(model).eval()
-        self.found[state.global_step] = literally(twin, self.rows)
+        training = model.training
+        # not a copy, as what TRL puts in the place of `forward` calls the model that it was put on
+        self.found[state.global_step] = literally(model.eval(), self.rows)
+        model.train(training)
 
     on_step_end = on_train_begin
 
