@@ -218,3 +218,18 @@ def test_priorities() -> None:
     assert float(matrix.abs().max()) <= 2.0
     with pytest.raises(ValueError, match="there is no behaviour 'd', but a, b, c, none"):
         found.of("a", "d")
+
+
+def test_progress_counts_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that are left out, and each pair once."""
+    monkeypatch.setattr(behaviours, "CHUNK", 5)
+    for rows in (statements(), pairs()):
+        counts: list[int] = []
+        lost = [*rows[:3], {**rows[0], "behaviour": None}, *rows[3:]]
+        with pytest.warns(UserWarning, match="left out"):
+            dynamics.statistics(tiny.make(), TOKENIZER, lost, progress=counts.append)
+        assert sum(counts) == len(lost)
+        assert min(counts) >= 1
+        assert len(counts) > 3
+    with pytest.raises(TypeError, match="progress is 'yes'"):
+        dynamics.statistics(tiny.make(), TOKENIZER, statements(), progress="yes")

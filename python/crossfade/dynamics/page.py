@@ -40,7 +40,14 @@ MEANINGS = {
     "row {most} times at most.",
 }
 SHOWN = 8  # behaviours whose curves are drawn in full; of more, the first and the last ones are
-LOG_PROBS = {"chosen": 0, "rejected": 1, "argmax": 2}  # and their styles
+# Figures whose curves of all behaviours share a picture: what it is called, the ends of its
+# vertical axis or None for those of the curves, and what that reaches at least.
+OVERLAID = {
+    "loss": ("loss", None, (0.0, 0.0)),
+    "accuracy": ("accuracy", (0.0, 1.02), None),
+    "argmax": ("log-prob of the likeliest token", None, None),
+}
+LOG_PROBS = {"chosen": 0, "rejected": 1}  # and their styles
 
 
 def html(data: Mapping[str, Any]) -> str:
@@ -190,15 +197,13 @@ def _watch(data: Mapping[str, Any], watch: Mapping[str, Any], number: int) -> st
     if len(few) < len(names):
         key += f'<p class="soft">Pale: the {len(names) - len(few)} others.</p>'
     overlaid = []
-    for figure_, span, least in (("loss", None, (0.0, 0.0)), ("accuracy", (0.0, 1.02), None)):
+    for figure_, (title, span, least) in OVERLAID.items():
         drawn = [Curve(runs.points(watch, b, figure_), styles.get(b), b, tags[b]) for b in names]
-        picture = charts.curves(
-            drawn, f"{figure_} of each behaviour over steps", span=span, least=least
-        )
-        overlaid.append(f"<div><h4>{figure_}</h4>{picture}</div>")
-    parts.append(
-        f'<h3>Loss and accuracy</h3>{key}<div class="charts wide">{"".join(overlaid)}</div>'
-    )
+        if any(curve.points for curve in drawn):
+            said_ = f"{title} of each behaviour over steps"
+            picture = charts.curves(drawn, said_, span=span, least=least)
+            overlaid.append(f"<div><h4>{title}</h4>{picture}</div>")
+    parts.append(f'<h3>Curves</h3>{key}<div class="charts">{"".join(overlaid)}</div>')
     warned = {w["behaviour"] for w in watch["warnings"]}
     parts.append(_log_probs(watch, sorted(names, key=lambda b: b not in warned), tags))
     title = f"What happened: {escaped(watch['name'])}"
@@ -247,7 +252,7 @@ def _order(watch: Mapping[str, Any], ranks: Mapping[str, int], number: int) -> s
 
 
 def _log_probs(watch: Mapping[str, Any], names: Sequence[str], tags: Mapping[str, str]) -> str:
-    """A picture for each behaviour: log-probs of chosen, rejected and likeliest tokens."""
+    """A picture for each behaviour: log-probs of chosen and of rejected responses."""
     pictures = []
     for name in names:
         drawn = [
@@ -261,8 +266,9 @@ def _log_probs(watch: Mapping[str, Any], names: Sequence[str], tags: Mapping[str
         return ""
     key = charts.key([(style, name) for name, style in LOG_PROBS.items()])
     found = (
-        '<h3>Log-probs</h3><p class="soft">Squeezing: where chosen and rejected fall together '
-        "while argmax, the likeliest token's, rises, training moves mass to neither.</p>"
+        '<h3>Log-probs of responses</h3><p class="soft">In nats, of whole responses. Squeezing: '
+        "where chosen and rejected fall together while the likeliest token's log-prob above rises, "
+        "training moves mass to neither.</p>"
         f'{key}<div class="charts">{"".join(pictures[:SHOWN])}</div>'
     )
     if len(pictures) > SHOWN:
