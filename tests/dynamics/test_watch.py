@@ -32,10 +32,11 @@ class Literal(transformers.TrainerCallback):
         self.found: dict[int, list[torch.Tensor]] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
-        training = model.training
-        # not a copy, as what TRL puts in the place of `forward` calls the model that it was put on
+        modes = [(module, module.training) for module in model.modules()]
+        # a copy would not do: the forward that TRL gives a model is its own, and not its copy's
         self.found[state.global_step] = literally(model.eval(), self.rows)
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
 
     on_step_end = on_train_begin
 
