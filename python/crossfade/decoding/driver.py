@@ -396,7 +396,9 @@ class Driver:
             return SimpleRunner(self.models, count)
         known = [*job.prompt_ids, *(row.prompt_ids for row in rows)]
         longest = [max(len(ids[k]) for ids in known) for k in range(len(self.models))]
-        runner = EngineRunner(self.models, longest, count, limit, engine)
+        # Processors and streamers see every step, and waiting for a scalar head takes one more.
+        heads = [] if job.search is None else job.search.heads(scalar=not self._same_step)
+        runner = EngineRunner(self.models, longest, count, limit, engine, heads)
         runner.fit(blend, slots.table["weights"], self.vocabulary, job.why_each_term)
         if self._has_cache:
             self.fingerprints = fingerprints_of(runner)

@@ -131,7 +131,7 @@ class Loop:
             return None
         self._read()
         if self._under_way:
-            for _ in range(self.every):
+            for _ in range(self._steps):
                 logits = self.stepper(self.step, self._reserve())
             self._look(logits)
         happened = Happened(self.new_tokens, self.left)
@@ -144,12 +144,24 @@ class Loop:
         Returns:
             The logits that the tokens were drawn from.
         """
-        slots = self.slots
-        logits = self.runner.step(slots.tokens, slots.live)
+        logits = self.runner.step(self.slots.tokens, self.slots.live)
+        self._write(logits)
+        return logits
+
+    def _write(self, logits: list[Tensor], source: Tensor | None = None) -> None:
+        """Draw the next tokens of live rows, and write these down.
+
+        Args:
+            source: as in `Runner.values`, where `logits` are those of other slots.
+        """
         sample = self._draw(logits)
         kl = self.mixer.divergences(logits) if self.mixer.references else None
-        slots.write(sample, kl)
-        return logits
+        self.slots.write(sample, kl, self.runner.values(sample.tokens, source))
+
+    @property
+    def _steps(self) -> int:
+        """How many steps pass before the host looks. A search may override it."""
+        return self.every
 
     def stats(self) -> list[ModelStats]:
         """What each model has done so far."""
@@ -248,7 +260,7 @@ class Loop:
             if failed[slot] and self.seated[slot] not in self.warned:
                 self.warned.add(self.seated[slot])
                 self._warn(slot, logits)
-        self._leave(self._ended(stopped))
+        self._leave(self._ended(stopped, logits))
         now = time.time()
         late = [s for s, row in self.seated.items() if is_late(row, now)]
         waiting = [row for row in self.waiting if is_late(row, now)]
@@ -259,8 +271,12 @@ class Loop:
     def _after_step(self) -> None:
         """What else the host does after every step. A search overrides it."""
 
-    def _ended(self, stopped: list[int]) -> list[int]:
-        """Which of the slots whose rows have stopped are free now. A search overrides it."""
+    def _ended(self, stopped: list[int], logits: list[Tensor]) -> list[int]:
+        """Which of the slots whose rows have stopped are free now. A search overrides it.
+
+        Args:
+            logits: of the last step.
+        """
         return stopped
 
     def _time_is_up(self, slots: list[int]) -> None:

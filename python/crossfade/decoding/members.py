@@ -36,6 +36,7 @@ class Members:
         names: of the members.
         vocabulary: how many tokens all of them share. References count, as they read what is
             written.
+        tokenizer: of the members that have none.
 
     Args:
         vocabulary: how many tokens the blend's own members share.
@@ -56,7 +57,7 @@ class Members:
         self.all: list[Member] = [*blend.terms, *blend.values]
         self.names: list[str] = [*blend.names, *blend.value_names]
         self.vocabulary = vocabulary
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.references: list[Reference] = []
         for output, reference in (references or {}).items():
             places = []
@@ -80,7 +81,7 @@ class Members:
         """A member with its tokenizer, or with the call's where it has none."""
         if member.tokenizer is not None:
             return member
-        return replace(member, tokenizer=self._tokenizer)
+        return replace(member, tokenizer=self.tokenizer)
 
     def _common(self, blend: Blend, member: Member) -> int:
         """How many tokens a member of a reference shares with the blend's first term."""
@@ -88,7 +89,7 @@ class Members:
         pair = Blend(
             (blend.terms[0], *terms), (1.0,) * (1 + len(terms)), values, (1.0,) * len(values)
         )
-        return check_vocabularies(pair, self._tokenizer)
+        return check_vocabularies(pair, self.tokenizer)
 
 
 def tokenizer_of(blend: Blend, given: Any = None) -> Any:

@@ -118,6 +118,10 @@ class Slots:
         finished, failed: ``[slots]``, as in `Output`.
         table: as in `Job`, with ``[slots, ...]`` in place of ``[rows, ...]``.
         each: ``[slots]``: the numbers of the slots, from 0 on.
+        heads: ``[slots, heads]`` float32: what value heads say of each row that rides with them: a
+            Q-head of the text with the last token that was written, a scalar head of the text that
+            the last step fed.
+        of_fed: ``[heads]`` bool: which of them are scalar heads.
         capacity: the tokens of a row that the buffers have room for.
         written: ``[slots, capacity + 1, ...]`` of each name in `kinds`. The last column takes what
             is drawn for slots that write nothing.
@@ -162,6 +166,7 @@ class Slots:
         self.values = torch.full(
             (count, value_size), float("nan"), dtype=torch.float32, device=device
         )
+        self.keep_heads([])
         self.capacity = min(limit, AHEAD)
         self.played: list[Played | None] = [None] * count
         self.bound = 0  # No slot has written more tokens, as far as the host knows.
@@ -174,6 +179,12 @@ class Slots:
             name: torch.zeros(count, capacity + 1, *shape, dtype=dtype, device=device)
             for name, (shape, dtype) in self.kinds.items()
         }
+
+    def keep_heads(self, of_fed: Sequence[bool]) -> None:
+        """Keep what these value heads say from the next step on; see `of_fed`."""
+        self.of_fed = torch.tensor(of_fed, dtype=torch.bool, device=self.device)
+        shape = len(self.each), len(of_fed)
+        self.heads = torch.full(shape, float("nan"), dtype=torch.float32, device=self.device)
 
     def reserve(self) -> bool:
         """The host's part of a step: make room for one more token of each row.
@@ -229,11 +240,12 @@ class Slots:
         if slots:
             self.live[torch.tensor(slots, device=self.device)] = True
 
-    def write(self, sample: BlendSample, kl: Tensor | None) -> None:
+    def write(self, sample: BlendSample, kl: Tensor | None, heads: Tensor | None = None) -> None:
         """Append a token to every live row, and end the rows that cannot go on.
 
         Args:
             kl: ``[slots, references]``: the divergences of the step, if there are references.
+            heads: ``[slots, heads]``: what value heads say after the step, if there are any.
         """
         ok = self.live & (sample.tokens >= 0)
         at = (self.each, torch.where(ok, self.new, self.capacity))
@@ -244,6 +256,8 @@ class Slots:
             self.written["term_logprobs"][at] = sample.term_logprobs
         if kl is not None:
             self.written["kl"][at] = kl
+        if heads is not None:
+            self.heads.copy_(torch.where(ok[:, None] | self.of_fed, heads, self.heads))
         self.failed |= self.live & ~ok
         self.wrote.copy_(ok)
         self.new += ok
@@ -264,7 +278,7 @@ class Slots:
         longest = int(self.new[source].max())
         for x in self.written.values():
             x[at, :longest] = x[source, :longest]
-        for x in (self.values, self.finished, self.failed, self.tokens, self.new):
+        for x in (self.values, self.heads, self.finished, self.failed, self.tokens, self.new):
             x[at] = x[source]
         limits = self.limits[at]
         chunk = limits if self.chunk is None else self.new[at] + self.chunk

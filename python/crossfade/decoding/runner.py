@@ -79,6 +79,26 @@ class Runner(Protocol):
         Rows that are not `live` are fed as well, but do not keep what they were fed.
         """
 
+    @property
+    def heads(self) -> Sequence[TermModel]:
+        """The value models that are asked by `values`, without a forward of their own."""
+
+    def values(self, tokens: Tensor, source: Tensor | None = None) -> Tensor | None:
+        """``[slots, heads]`` float32: what each of `heads` says after the last step.
+
+        A Q-head gives its number for each slot's token, drawn after this step. A scalar head gives
+        its number for the text that the step fed, which is the one before that token. None where
+        there are no heads.
+
+        Args:
+            tokens: ``[slots]``; those below 0 were not drawn, and their numbers mean nothing.
+            source: the slot whose state each slot goes by; None: its own.
+        """
+
+    def keep(self, slots: Tensor) -> None:
+        """Let some rows, ``[slots]`` bool, keep the token that the last step fed them while they
+        were not live. The next step must feed another one. Only asked where there are `heads`."""
+
     def apart(self, logits: Sequence[Tensor]) -> Sequence[Tensor] | None:
         """The logits of each model alone, ``[slots, V]``, of the step that gave `logits`.
 

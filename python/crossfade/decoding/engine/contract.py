@@ -21,18 +21,17 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...blends.mixes import Mix
-from ...models.after_head import AfterHead, after_head
 from ...models.hf import text_config
 from ..inputs import left_pad
 from ..memory import is_out_of_memory
 from ..runner import Shares
-from ..simple.replica import Replica
 from ..simple.runner import CachedTerm
 from ..simple.structure import remembered, why_as_it_is
 from ..simple.term_model import TermModel
 from .deltas import Deltas
 from .group import Group
 from .head import ScoreHead
+from .lanes import Rider
 from .modules import ForwardPass, Unsupported, attention
 
 CHECKED = "crossfade_checked"  # Transformers' name for attention that also looks at the masks
@@ -51,57 +50,59 @@ class Finding(NamedTuple):
 _findings: ContextVar[list[Finding]] = ContextVar("crossfade_findings")
 
 
-def check(models: Sequence[TermModel], tokens: int, deltas: Deltas | None, kernels: bool) -> None:
-    """Compare the engine's logits with the model's own, unless that was done since it last changed.
+def check(group: Group, kernels: bool) -> None:
+    """Compare the engine's logits with the models' own, unless that was done since these changed.
 
     Args:
-        models: those of terms that are rows of one forward, over one underlying model.
-        tokens: how many tokens a row may have.
-        deltas, kernels: as in `Group`.
+        group: whose models share a forward, and whose rows may have `most` tokens.
+        kernels: as in `Group`.
 
     Raises:
-        Unsupported: says how the logits differ, or what the engine must not do with this model.
+        Unsupported: says how the logits differ, or what the engine must not do with a model.
     """
+    models, riders = group.models, [*group.riders.values()]
     bare = models[0].bare
     if why := why_as_it_is(bare):
         raise Unsupported(f"{models[0].name} is run as it is: {why}")
     # What holds for one mix of adapters holds for all others of them.
     adapters = (m.adapter.names if isinstance(m.adapter, Mix) else m.adapter for m in models)
-    how = tuple(adapters), deltas is None, kernels
+    how = tuple(adapters), group.own, tuple(r.lane for r in riders), group.deltas is None, kernels
+    distinct = {id(m.bare): m for m in (*models, *(r.model for r in riders))}.values()
     found: Finding = remembered(
-        bare, models[0].structure, how, lambda: _compare(models, deltas, kernels)
+        bare,
+        [m.structure for m in distinct],
+        how,
+        lambda: _compare(models, group.deltas, kernels, group.own, riders),
     )
-    if found.why is not None and tokens > found.past:
+    if found.why is not None and group.most > found.past:
         raise Unsupported(f"{models[0].name}: {found.why}")
-
-
-def after_head_of(model: TermModel) -> AfterHead:
-    """What comes after a model's head, tried once for as long as the model stays as it is."""
-    return remembered(
-        model.bare,
-        model.structure,
-        "after the head",
-        lambda: (after_head(Replica(model.bare).model), True),
-    )
 
 
 @torch.no_grad()
 def _compare(
-    models: Sequence[TermModel], deltas: Deltas | None, kernels: bool
+    models: Sequence[TermModel],
+    deltas: Deltas | None,
+    kernels: bool,
+    own: int | None = None,
+    riders: Sequence[Rider] = (),
 ) -> tuple[Finding, bool]:
-    """What is found of a model, and whether to remember it.
+    """What is found of the models of a group, and whether to remember it.
 
-    Logits that are all alike show nothing, so that the model must be tried again.
+    Logits that are all alike show nothing, so that the models must be tried again.
     """
     looked = _findings.set([Finding(None)])
     try:
-        return _run_both(models, deltas, kernels)
+        return _run_both(models, deltas, kernels, own, riders)
     finally:
         _findings.reset(looked)
 
 
 def _run_both(
-    models: Sequence[TermModel], deltas: Deltas | None, kernels: bool
+    models: Sequence[TermModel],
+    deltas: Deltas | None,
+    kernels: bool,
+    own: int | None,
+    riders: Sequence[Rider],
 ) -> tuple[Finding, bool]:
     device = models[0].device
     cuda = [device] if device.type == "cuda" else []
@@ -115,16 +116,20 @@ def _run_both(
                 longest=max(LENGTHS),
                 limit=1,
                 deltas=deltas,
+                own=own,
+                riders=dict(enumerate(riders, len(models))),
                 kernels=kernels,
                 attention=CHECKED,
             )
-            for model in models:  # Copied before anything runs: hooks may switch adapters.
+            members = [*models[: group.own], *(r.model for r in riders)]
+            for model in members:  # Copied before anything runs: hooks may switch adapters.
                 _ = model.runs
             mixes = [_mixes(m, len(rows)) for m in models]
-            found = _engine(group, rows, mixes)
-            own = torch.stack(
-                [_own(m, group, rows, x) for m, x in zip(models, mixes, strict=True)], 1
-            )
+            by_engine = _engine(group, rows, mixes)
+            itself = [
+                _own(m, group, rows, mixes[k] if k < group.own else _mixes(m, len(rows)))
+                for k, m in enumerate(members)
+            ]
         except Unsupported as reason:
             return Finding(str(reason)), True
         except Exception as error:
@@ -132,18 +137,27 @@ def _run_both(
                 raise
             what = (str(error).splitlines() or [""])[0]
             return Finding(f"a few tokens ended in {type(error).__name__}: {what:.120}"), True
-    found, own = found.double(), own.double()
-    if own.shape[-1] == 1:  # The numbers of a scalar head are compared for all tokens at once.
-        found, own = (x[..., 0].transpose(0, 1).flatten(1) for x in (found, own))
-    alike = (found == own) | (found.isnan() & own.isnan())  # Banned tokens have -inf in both.
-    found, own = (x.masked_fill(alike & ~own.isfinite(), 0.0) for x in (found, own))
-    spread = (own - own.mean(-1, keepdim=True)).norm(dim=-1)
-    off = (found - own).norm(dim=-1)
-    if bool((off <= _tolerance(own, models[0]) * spread).all()):
-        return min(_findings.get(), key=_first), bool((spread > 0).all())
-    worst = float((off / spread.clamp(min=1e-30)).nan_to_num(torch.inf).max())
+    tells, worst = True, 0.0
+    for model, here, there in zip(members, by_engine, itself, strict=True):
+        off, spread = _off(here, there)
+        tells &= bool((spread > 0).all())
+        if not bool((off <= _tolerance(there, model) * spread).all()):
+            worst = max(worst, float((off / spread.clamp(min=1e-30)).nan_to_num(torch.inf).max()))
+    if worst == 0.0:
+        return min(_findings.get(), key=_first), tells
     why = f"its logits on the engine are not its own (off by {worst:.2g} of their spread)"
     return Finding(why), True
+
+
+def _off(found: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """How far a model's logits ``[2, rows, V]`` on the engine are off its own, and the spread of
+    these."""
+    found, own = found.double(), own.double()
+    if own.shape[-1] == 1:  # The numbers of a scalar head are compared for all tokens at once.
+        found, own = (x.flatten()[None] for x in (found, own))
+    alike = (found == own) | (found.isnan() & own.isnan())  # Banned tokens have -inf in both.
+    found, own = (x.masked_fill(alike & ~own.isfinite(), 0.0) for x in (found, own))
+    return (found - own).norm(dim=-1), (own - own.mean(-1, keepdim=True)).norm(dim=-1)
 
 
 def _first(finding: Finding) -> float:
@@ -190,8 +204,9 @@ def _mixes(model: TermModel, rows: int) -> list[Shares]:
 
 def _engine(
     group: Group, rows: Sequence[Sequence[int]], mixes: Sequence[Sequence[Shares]]
-) -> Tensor:
-    """Logits ``[2, terms, rows, V]`` after each prompt, and after the token that follows."""
+) -> list[Tensor]:
+    """Logits ``[2, rows, V]`` after each prompt, and after the token that follows: of each lane
+    that goes through the head of the model, and of each rider."""
     count = len(group.terms)
     each, prompts = range(count * len(rows)), [row[:-1] for row in rows] * count
     group.join(each, prompts, [mix for of_term in mixes for mix in of_term])
@@ -203,8 +218,9 @@ def _engine(
     found = []
     for tokens in (torch.zeros_like(next_tokens), next_tokens):
         group.reserve()
-        found.append(group.step(tokens, live).clone())
-    return torch.stack(found).unflatten(1, (count, len(rows)))
+        own = group.step(tokens, live).clone().unflatten(0, (group.own, len(rows)))
+        found.append([*own, *map(group.ridden, group.riders)])
+    return [torch.stack(pair) for pair in zip(*found, strict=True)]
 
 
 def _own(

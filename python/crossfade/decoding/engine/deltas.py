@@ -1,12 +1,13 @@
-"""Several adapters of one PEFT model in one forward: each row has those of its own term.
+"""Several adapters over one backbone in one forward: each row has those of its own term.
 
-A row of a term that is a mix has its own part of each.
+A row of a term that is a mix has its own part of each. Adapters may be those of one PEFT model, or
+of several whose backbones are the same weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,21 @@ from ...blends.mixes import Mix
 from .modules import Forward, Unsupported, is_plain
 
 
+class Adapted(NamedTuple):
+    """A model and what it applies to its rows.
+
+    Attributes:
+        bare: the model without PEFT's wrapper.
+        adapter: the name of one, a mix, "active" for those that the model itself has switched on,
+            or None for no adapter.
+    """
+
+    bare: nn.Module
+    adapter: str | Mix | None
+
+
 class Deltas:
-    """Low-rank adapters of one PEFT model, for rows that each use their own.
+    """Low-rank adapters over one backbone, for rows that each use their own.
 
     A layer computes ``y = x Wᵀ + ((x Aᵀ) * scale) Bᵀ``, where A and B hold all adapters' ranks, one
     below the other. A row's `scale` is its adapters' scaling in the columns of their ranks, and 0
@@ -25,23 +39,21 @@ class Deltas:
     row's share of it.
 
     Attributes:
-        replacements: what runs in the place of the forward of each layer that has adapters.
-        mixed: the names of the adapters that terms mix.
+        replacements: what runs in the place of the forward of each layer that has adapters, in the
+            first member's model, which is the one that runs.
+        mixed: the names of the adapters that terms mix. These are of one model.
 
     Args:
-        members: the adapter of each term: its name, a mix, "active" for those that the model itself
-            has switched on, or None for no adapter.
+        members: the model and the adapter of each lane of rows. All have one backbone.
         backend: of `ops.linear`.
 
     Raises:
         Unsupported: a layer applies an adapter in another way.
     """
 
-    def __init__(
-        self, model: nn.Module, members: Sequence[str | Mix | None], backend: str | None = None
-    ) -> None:
-        self.members, self.backend = members, backend
-        mixed = {name for m in members if isinstance(m, Mix) for name in m.names}
+    def __init__(self, members: Sequence[Adapted], backend: str | None = None) -> None:
+        self.adapters, self.backend = [m.adapter for m in members], backend
+        mixed = {name for m in self.adapters if isinstance(m, Mix) for name in m.names}
         self.mixed = tuple(sorted(mixed))
         # Layers whose adapters have equal scalings share a table [members, ranks] of them. From it
         # come the scales [B, ranks] of the rows of a forward.
@@ -50,8 +62,20 @@ class Deltas:
         self.tables: dict[Any, Tensor] = {}
         self.places: dict[Any, Tensor] = {}
         self.scales: dict[Any, Tensor] = {}
+        trees = {id(m.bare): dict(m.bare.named_modules()) for m in members}
+        adapted = {
+            name: None
+            for tree in trees.values()
+            for name, module in tree.items()
+            if hasattr(module, "_active_adapter")
+        }
+        runs = trees[id(members[0].bare)]
         self.replacements: dict[nn.Module, Forward] = {
-            m: self._replacement(m) for m in model.modules() if hasattr(m, "_active_adapter")
+            runs[name]: self._replacement(
+                runs[name], [trees[id(m.bare)].get(name) for m in members]
+            )
+            for name in adapted
+            if name in runs  # An adapter of another model's head is no part of the backbone.
         }
 
     def shares(self, member: int, weights: Sequence[float] | None) -> list[float]:
@@ -64,7 +88,7 @@ class Deltas:
             weights: of the adapters of the term's mix. None: the term's own, which are NaN where
                 each request has its own.
         """
-        mix = self.members[member]
+        mix = self.adapters[member]
         if not isinstance(mix, Mix):
             return [1.0] * (len(self.mixed) + 1)
         if weights is None:
@@ -83,21 +107,38 @@ class Deltas:
             scale = table[member]
             self.scales[key] = scale * shares[:, self.places[key]] if self.mixed else scale
 
-    def _replacement(self, layer: Any) -> Forward:
-        """A forward of a layer by which each row gets the adapters of its own term."""
-        _check_kind(layer)
-        used = [_used(layer, adapter) for adapter in self.members]
-        names = sorted({name for each in used for name in each})
-        _check_adapters(layer, names)
-        base = layer.base_layer
-        if not names:
+    def _replacement(self, runs: Any, layers: Sequence[Any]) -> Forward:
+        """A forward of the layer that runs, by which each row gets the adapters of its own term.
+
+        Args:
+            layers: the layer in the model of each member; those without adapters are plain.
+        """
+        used: list[set[tuple[int, str]]] = []  # of each member: whose adapters, and their names
+        owners: dict[int, Any] = {}
+        for layer, adapter in zip(layers, self.adapters, strict=True):
+            if not hasattr(layer, "_active_adapter"):
+                used.append(set())
+                continue
+            _check_kind(layer)
+            owners.setdefault(id(layer), layer)
+            used.append({(id(layer), name) for name in _used(layer, adapter)})
+        applied = [
+            (owner, name)
+            for owner in owners
+            for name in sorted({name for each in used for o, name in each if o == owner})
+        ]
+        for owner, layer in owners.items():
+            _check_adapters(layer, [name for o, name in applied if o == owner])
+        base = runs.base_layer if hasattr(runs, "_active_adapter") else runs
+        if not applied:
             return lambda x, *args, **kwargs: base(x)
-        a = [layer.lora_A[n].weight for n in names]
-        b = [layer.lora_B[n].weight for n in names]
+        names = [name for _, name in applied]
+        a = [owners[owner].lora_A[name].weight for owner, name in applied]
+        b = [owners[owner].lora_B[name].weight for owner, name in applied]
         signature = tuple(
             tuple(
-                layer.scaling[n] if n in each else 0.0
-                for n, x in zip(names, a, strict=True)
+                owners[its[0]].scaling[its[1]] if its in each else 0.0
+                for its, x in zip(applied, a, strict=True)
                 for _ in range(len(x))
             )
             for each in used

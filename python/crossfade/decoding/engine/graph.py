@@ -33,7 +33,7 @@ class Stepper:
     def __call__(self, step: Step, moved: bool) -> list[Tensor]:
         """The step's logits. `moved` says that its buffers are no longer where they were."""
         if moved:
-            self.graph, self.warm = None, 0
+            self.forget()
         if self.graph is None and self.capture and self.warm >= WARM:
             self._capture(step)
         if self.graph is None:
@@ -41,6 +41,10 @@ class Stepper:
             return step()
         self.graph.replay()
         return self.logits
+
+    def forget(self) -> None:
+        """Capture anew, as somebody has taken a step without this."""
+        self.graph, self.warm = None, 0
 
     def _capture(self, step: Step) -> None:
         graph = torch.cuda.CUDAGraph()

@@ -1,8 +1,8 @@
-"""One model of a blend as the engine runs it: all its terms' rows in one forward."""
+"""One backbone as the engine runs it: the rows of all models over it in one forward."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from ..simple.replica import Replica
 from ..simple.term_model import TermModel
 from .batching import MAX_LOGITS, Cost, batches, max_tokens
 from .deltas import Deltas
-from .head import Head, Wanted, split
+from .head import Head, Wanted, product, split
 from .kv_cache import KVCache
+from .lanes import Rider
 from .modules import Forward, ForwardPass, Unsupported, linear_forwards
 
 AHEAD = 256  # the new tokens of a row that caches have room for at first, at most
@@ -26,24 +27,31 @@ LAYERS = {"full_attention", "sliding_attention"}
 
 
 class Group:
-    """Terms over one model, as rows of one forward: row ``m * slots + s`` is term m in slot s.
+    """Models over one backbone, in one forward: row ``m * slots + s`` is lane m in slot s.
+
+    A lane is read by a term, by its riders (models that have other heads over the same rows), or by
+    riders alone; see `lanes.py`.
 
     `read` reads all of a prompt except its last token, which the first step feeds. Until then the
     row is `fresh`, and that token is `pending`.
 
     Attributes:
+        terms: of each lane, the place of the first model that reads it.
+        own: how many lanes, from the first on, go through the head of the model that runs.
+        riders: the other models, by their places.
         lengths: ``[rows]``, on the device: how many tokens of each row are in the cache. Of those
             whose ids the host knows, `cache.held` has the ids.
         bounds: upper bounds of `lengths`, known without asking the device.
         most: how many tokens a row may have, prompt and response together.
 
     Args:
-        models: those of the terms.
-        terms: the places of the terms among all models of the call.
+        models: of each lane, the first model that reads it. The first one of all runs.
+        terms: their places among all models of the call.
         longest: tokens of the longest prompt, as far as it is known.
         limit: tokens of the longest response, as far as it is known. `extend` tells of longer rows.
-        deltas: the terms' adapters, each for its own rows. None: all terms have one adapter, which
+        deltas: the lanes' adapters, each for its own rows. None: all lanes have one adapter, which
             is switched on in the modules.
+        own, riders: None: all lanes are of terms over the model that runs, and there are no others.
         kernels, compile: as in `Engine`.
         attention: Transformers' name of the function that layers attend by.
     """
@@ -57,11 +65,14 @@ class Group:
         limit: int,
         *,
         deltas: Deltas | None = None,
+        own: int | None = None,
+        riders: Mapping[int, Rider] | None = None,
         kernels: bool = True,
         compile: bool = False,
         attention: str = "crossfade",
     ) -> None:
         first, self.most = models[0], longest + limit
+        self.own, self.riders = len(models) if own is None else own, dict(riders or {})
         refuse_unsupported(first, self.most)
         self.terms, self.slots, self.name = tuple(terms), slots, first.name
         self.models = tuple(models)
@@ -69,12 +80,13 @@ class Group:
         self.device = first.device
         self.config = text_config(first.bare)
         native = kernels and self.device.type == "cpu"
-        backend = None if kernels else "reference"  # of `ops.linear`
+        self.backend = backend = None if kernels else "reference"  # of `ops.linear`
         replacements: dict[Any, Forward] = linear_forwards(self.base) if native else {}
         self.deltas = deltas
         if deltas is not None:
             replacements.update(deltas.replacements)
-        body, self.head = split(self.base, terms, backend)
+        body, self.head = split(self.base, terms[: self.own], backend)
+        self.head.keeps = bool(self.riders)
         replacements.update(self.head.replacements)
         replica = Replica(self.base)
         replica.install(replacements)
@@ -160,10 +172,13 @@ class Group:
         self.moved |= self.cache.reserve(capacity, self.most)
 
     def step(self, tokens: Tensor, live: Tensor) -> Tensor:
-        """The device's part of a step: logits ``[rows, V]`` after one more token ``[slots]``.
+        """The device's part of a step, which feeds one more token ``[slots]``.
 
         Only the rows of `live` slots keep the token. Nothing here depends on what the host knows,
         so that the step can be captured.
+
+        Returns:
+            Logits ``[own * slots, V]`` of the lanes that go through the head of the model.
         """
         terms = len(self.terms)
         ids = torch.where(self.fresh, self.pending, tokens.repeat(terms))
@@ -173,12 +188,28 @@ class Group:
             else self.lengths.clamp(max=self.last_position)
         )
         forward_pass = ForwardPass(self.cache, self.lengths)
-        logits = self._run(
-            self.forward, slice(None), ids[:, None], positions[:, None], forward_pass
-        )
+        with self.head.reading(Wanted(rows=self.own * self.slots)):
+            logits = self._run(
+                self.forward, slice(None), ids[:, None], positions[:, None], forward_pass
+            )
         self.fresh.zero_()
         self.lengths += live.repeat(terms)
         return logits
+
+    def states(self, lane: int) -> Tensor:
+        """``[slots, H]``: the hidden states of a lane after the last step."""
+        states = self.head.states
+        assert states is not None  # `step` keeps them where there are riders.
+        return states[lane * self.slots : (lane + 1) * self.slots, -1]
+
+    def ridden(self, place: int) -> Tensor:
+        """``[slots, V]``: what a rider's head makes of its lane's states after the last step."""
+        rider = self.riders[place]
+        return product(rider.layer, self.states(rider.lane), self.backend)
+
+    def keep(self, slots: Tensor) -> None:
+        """Let the rows of these slots keep the token that the last step fed them."""
+        self.lengths += slots.to(self.device).repeat(len(self.terms))
 
     def join(
         self, rows: Sequence[int], prompts: Sequence[Ids], mixes: Sequence[Shares] | None = None

@@ -1,4 +1,7 @@
-"""A model's output head, which computes those logits alone that somebody reads."""
+"""A model's output head, which computes those logits alone that somebody reads.
+
+The hidden states that it is given are at hand for further heads over the same rows.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
+from ...models.value_heads import LowRankHead, WideLinear
 from .modules import Forward, is_plain
 
 
@@ -22,23 +26,31 @@ class Wanted:
         logits: False where none are read, as when a prompt is read but for its last token.
         at: ``[B, n]``: the positions of each row that are read. None: the last one of all rows.
         columns: the columns of the head that are read, where others may be left out; None: all.
+        states: whether the hidden states are read in the place of logits. Nothing may come after
+            the head.
+        rows: how many of the rows, from the first on, go through the head; None: all.
     """
 
     logits: bool = True
     at: Tensor | None = None
     columns: Tensor | None = None
+    states: bool = False
+    rows: int | None = None
 
 
 class Head:
-    """The head of a model. One that is no plain linear layer is run by the model itself.
+    """The head of a model. One that is no layer of a known kind is run by the model itself.
 
     Attributes:
-        module: the plain linear layer; None: the model runs its head.
+        layer: the head, if it is a plain linear layer or a value head; None: the model runs it.
+        module: the same, if it is a plain linear layer.
         weights: ``[slots, terms]`` of the blend, where this model's terms share the head: their
             hidden states are blended before it. None: the states of each term go through it.
         some_columns: whether columns that nobody reads are left out.
         wanted: what is read of the logits of the forward under way.
         hidden: where terms share the head, the states ``[terms * slots, 1, H]`` of the last step.
+        keeps: whether `states` are kept, for further heads.
+        states: the hidden states ``[B, n, H]`` at the positions wanted of the last forward.
 
     Args:
         terms: the places of this model's terms among those of the blend.
@@ -48,8 +60,11 @@ class Head:
     def __init__(
         self, module: Any, terms: Sequence[int], backend: str | None, device: torch.device
     ) -> None:
+        self.layer: Any = layer_of(module)
         self.module: Any = module if is_plain(module) else None
         self.backend = backend
+        self.keeps = False
+        self.states: Tensor | None = None
         self.weights: Tensor | None = None
         self.some_columns = False
         self.terms = torch.tensor(terms, device=device)
@@ -59,7 +74,7 @@ class Head:
     @property
     def replacements(self) -> dict[Any, Forward]:
         """What runs in the place of modules' own forwards: `project` in that of the head."""
-        return {} if self.module is None else {self.module: self.project}
+        return {} if self.layer is None else {self.layer: self.project}
 
     @contextmanager
     def reading(self, wanted: Wanted) -> Iterator[None]:
@@ -80,14 +95,22 @@ class Head:
         at = self.wanted.at
         if at is None:
             return output.logits[:, -1]
-        return take(output.logits, at) if self.module is None else output.logits
+        return take(output.logits, at) if self.layer is None else output.logits
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits ``[B, n, V]`` of hidden states ``[B, tokens, H]``, of the positions wanted."""
         head, wanted = self.module, self.wanted
         hidden = hidden[:, -1:] if wanted.at is None else take(hidden, wanted.at)
         if not wanted.logits:  # What comes after the head gets zeros of the right shape.
-            return hidden.new_zeros(*hidden.shape[:-1], len(head.weight))
+            columns = self.layer.out_features if head is None else len(head.weight)
+            return hidden.new_zeros(*hidden.shape[:-1], columns)
+        if wanted.states:
+            return hidden
+        if self.keeps:
+            self.states = hidden
+        hidden = hidden[: wanted.rows]
+        if head is None:
+            return product(self.layer, hidden, self.backend)
         if self.weights is not None:  # sum_k w_k (W h_k) = W (sum_k w_k h_k)
             self.hidden = None if torch.compiler.is_compiling() else hidden
             hidden = mix(hidden, self.weights.to(hidden.device)[:, self.terms])
@@ -105,6 +128,20 @@ class Head:
         if self.hidden is None:
             return None
         return ops.linear(self.hidden, self.module.weight, None, backend=self.backend)[:, 0]
+
+
+def layer_of(module: Any) -> Any:
+    """A head, if it is a layer whose numbers depend on hidden states alone; else None."""
+    is_value_head = type(module) in (LowRankHead, WideLinear) and "forward" not in vars(module)
+    return module if is_value_head or is_plain(module) else None
+
+
+def product(layer: Any, hidden: Tensor, backend: str | None) -> Tensor:
+    """What a head that `layer_of` gives makes of hidden states ``[..., H]``."""
+    if isinstance(layer, LowRankHead):
+        return layer(hidden)
+    numbers = ops.linear(hidden.to(layer.weight.dtype), layer.weight, layer.bias, backend=backend)
+    return numbers.float() if isinstance(layer, WideLinear) else numbers
 
 
 class ScoreHead(Head):

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ...blends.blend import Blend
 from ...blends.mixes import Mix
+from ...models.hf import is_scalar
+from ...models.value_heads import token_values
 from ...ops import Support
 from ...ops.check import Weights
 from ..forms import Ids
@@ -17,8 +19,9 @@ from ..runner import PromptIds, Shares
 from ..simple.term_model import TermModel
 from ..stats import ModelStats
 from . import contract
-from .deltas import Deltas
+from .deltas import Adapted, Deltas
 from .group import Group
+from .lanes import Forward, after_head_of, by_model, forwards, same_text
 from .lazy import Lazy
 from .modules import Unsupported
 from .options import Engine
@@ -36,8 +39,11 @@ class EngineRunner:
         longest: tokens of the longest prompt that each model will read, as far as it is known.
         slots: rows decoded at a time.
         limit: new tokens that a row may have, as far as it is known.
+        heads: value models that are asked about the tokens that are drawn, where that takes no
+            forward but those of `models`.
 
     Attributes:
+        heads: those of the given ones for which that is so: they ride on lanes of the groups.
         models_of_logits: the models that each tensor of logits stands for, by their places in
             `models`.
         plan: decides which models read what at a step.
@@ -51,25 +57,39 @@ class EngineRunner:
         slots: int,
         limit: int,
         engine: Engine,
+        heads: Sequence[TermModel] = (),
     ) -> None:
         self.models, self.device = tuple(models), models[0].device
         self.slots, self.engine = slots, engine
         self.notes: list[str] = []
         self.groups: list[Group] = []
         self.backend = None if engine.kernels else "reference"
-        for terms, deltas in self._forwards(engine.share_weights):
+        self._members = (*models, *heads)
+        # The model whose prompts each of these reads: itself, or one that reads the same.
+        self._texts = list(range(len(models)))
+        self._texts += [
+            next((k for k, m in enumerate(models) if same_text(m, head)), -1) for head in heads
+        ]
+        for forward, deltas in self._forwards(engine.share_weights):
             group = Group(
-                [models[k] for k in terms],
-                terms,
+                [self._members[k] for k in forward.places],
+                forward.places,
                 slots,
-                longest=max(longest[k] for k in terms),
+                longest=max(longest[self._texts[k]] for k in forward.places),
                 limit=limit,
                 deltas=deltas,
+                own=forward.own,
+                riders=forward.riders,
                 kernels=engine.kernels,
                 compile=engine.compile,
             )
-            contract.check(group.models, group.most, deltas, engine.kernels)
+            contract.check(group, engine.kernels)
             self.groups.append(group)
+        self._riding = [
+            (g, k) for k in range(len(models), len(self._members)) for g in self.groups
+            if k in g.riders
+        ]
+        self.heads = tuple(self._members[k] for _, k in self._riding)
         self.models_of_logits: list[tuple[int, ...]] = [(k,) for k in range(len(models))]
         self.plan: Plan = All(self.groups)
         self.joining: list[Joining] = []
@@ -108,18 +128,20 @@ class EngineRunner:
             why: why no head may be shared; None if heads may.
         """
         for group in self.groups:
-            blended = [k for k in group.terms if k < weights.shape[1]]
+            own = list(group.terms[: group.own])
+            blended = [k for k in own if k < weights.shape[1]]
             if len(blended) < 2:
                 continue
             not_here = why or _why_not_linear(group)
-            if blended != list(group.terms):
+            if blended != own:
                 not_here = why or "others that are not blended are rows of the same forward"
             if not_here is None:
                 group.head.weights = weights
             else:
                 self.notes.append(f"a head for each term of {group.name}: {not_here}")
-        merged = [g.terms for g in self.groups if g.head.weights is not None]
-        alone = [(k,) for g in self.groups if g.head.weights is None for k in g.terms]
+        merged = [g.terms[: g.own] for g in self.groups if g.head.weights is not None]
+        blended = {k for terms in merged for k in terms}
+        alone = [(k,) for k in range(len(self.models)) if k not in blended]
         self.models_of_logits = sorted([*alone, *merged])
 
     def rest_others(
@@ -135,6 +157,8 @@ class EngineRunner:
         others = [g for g in self.groups if support.term not in g.terms]
         if not others and why is None:
             why = "they are rows of one forward with the support's term"
+        if why is None and (self._riding or any(g.riders for g in others)):
+            why = "value heads are over the rows of some"
         if why is not None:
             if len(self.models) > 1:
                 self.notes.append(f"all models run in full at every step: {why}")
@@ -146,20 +170,31 @@ class EngineRunner:
             if not_here is not None:
                 self.notes.append(f"all columns of the head of {group.name}: {not_here}")
 
-    def _forwards(self, share: bool) -> Iterator[tuple[list[int], Deltas | None]]:
-        """The places of the terms that are rows of one forward, and how it applies adapters."""
-        together: dict[object, list[int]] = {}
-        for k, m in enumerate(self.models):
-            together.setdefault(id(m.bare) if share else k, []).append(k)
-        for terms in together.values():
-            found, why = self._deltas(terms)
-            if why is None:
-                yield terms, found
-                continue
+    def _forwards(self, share: bool) -> Iterator[tuple[Forward, Deltas | None]]:
+        """Which models are rows of one forward, and how it applies their adapters."""
+        if not share:
+            for k in range(len(self.models)):
+                yield Forward([k], 1), self._deltas([k])[0]
+            return
+        for forward in forwards(self.models, self._members[len(self.models) :]):
+            yield from self._applied(forward)
+
+    def _applied(self, forward: Forward) -> Iterator[tuple[Forward, Deltas | None]]:
+        """A forward and how it applies adapters; several, where these must take turns."""
+        terms = forward.places
+        found, why = self._deltas(terms)
+        if why is None:
+            yield forward, found
+        elif forward.own < len(terms):  # Each model object has a forward of its own.
+            count = len(self.models)
+            places = sorted({*terms, *forward.riders})
+            for each in by_model(self._members, [k for k in places if k < count]):
+                yield from self._applied(each)
+        else:
             self.notes.append(f"adapters of {self.models[terms[0]].name} take turns: {why}")
             for adapter in sorted({self.models[k].adapter for k in terms}, key=str):
                 same = [k for k in terms if self.models[k].adapter == adapter]
-                yield same, self._deltas(same)[0]
+                yield Forward(same, len(same)), self._deltas(same)[0]
 
     def _deltas(self, terms: Sequence[int]) -> tuple[Deltas | None, str | None]:
         """The adapters of terms over one model, each for its own rows.
@@ -171,15 +206,15 @@ class EngineRunner:
         Raises:
             Unsupported: a term is a mix of adapters, and rows cannot have their own.
         """
-        models = [self.models[k] for k in terms]
+        models = [self._members[k] for k in terms]
         if not any(hasattr(m.model, "peft_config") for m in models):
             return None, None
         try:
-            return Deltas(models[0].bare, [m.adapter for m in models], self.backend), None
+            return Deltas([Adapted(m.bare, m.adapter) for m in models], self.backend), None
         except Unsupported as reason:
-            if any(isinstance(m.adapter, Mix) for m in models):
+            several = len({(id(m.bare), m.adapter) for m in models}) > 1
+            if any(isinstance(m.adapter, Mix) for m in models) and len({m.bare for m in models}) == 1:
                 raise
-            several = len({m.adapter for m in models}) > 1
             return None, str(reason) if several else None
 
     def join(
@@ -198,7 +233,7 @@ class EngineRunner:
         each = list(zip(prompts, limits, strict=True))
         self.extend([max(len(p[k]) + n for p, n in each) for k in range(len(self.models))])
         for group in self.groups:
-            mixed = [j.mixes[k] for k in group.terms for j in new]
+            mixed = [j.mixes[k] if k < len(j.mixes) else None for k in group.terms for j in new]
             group.join(*self._first_rows(group, new), mixed)
         self.joining += new
 
@@ -209,10 +244,10 @@ class EngineRunner:
             Unsupported: the engine cannot run a model on rows of that length.
         """
         for group in self.groups:
-            most = max(longest[k] for k in group.terms)
+            most = max(longest[self._texts[k]] for k in group.terms)
             if most > group.most:
                 group.extend(most)
-                contract.check(group.models, group.most, group.deltas, self.engine.kernels)
+                contract.check(group, self.engine.kernels)
 
     def read(self, *, each: bool = False) -> list[int]:
         """As of `Runner`: every model reads on in the prompts of rows that joined."""
@@ -254,7 +289,7 @@ class EngineRunner:
         """A group's rows in the first slot of each of `joining`, and what they read."""
         each = [(m, k, j) for m, k in enumerate(group.terms) for j in joining]
         return [m * self.slots + j.slots[0] for m, _, j in each], [
-            j.prompt_ids[k] for _, k, j in each
+            j.prompt_ids[self._texts[k]] for _, k, j in each
         ]
 
     def _rows(self, group: Group, parents: Sequence[int]) -> list[int]:
@@ -268,13 +303,32 @@ class EngineRunner:
         found = self.plan.step(tokens, live)
         each: dict[tuple[int, ...], Tensor] = {}
         for group, logits in found.items():
-            logits = logits.to(self.device)
+            logits, own = logits.to(self.device), group.terms[: group.own]
             if group.head.weights is not None:
-                each[group.terms] = logits
+                each[own] = logits
             else:
-                parts = logits.chunk(len(group.terms))
-                each.update(((k,), z) for k, z in zip(group.terms, parts, strict=True))
+                each.update(((k,), z) for k, z in zip(own, logits.chunk(len(own)), strict=True))
+            ridden = (k for k in group.riders if k < len(self.models))
+            each.update(((k,), group.ridden(k).to(self.device)) for k in ridden)
         return [each[c] for c in self.models_of_logits]
+
+    def values(self, tokens: Tensor, source: Tensor | None = None) -> Tensor | None:
+        """As of `Runner`: what `heads` say, from the hidden states of the last step."""
+        if not self._riding:
+            return None
+        found = []
+        for group, k in self._riding:
+            rider = group.riders[k]
+            states = group.states(rider.lane)
+            states = states if source is None else states[source.to(group.device)]
+            drawn = tokens.clamp(min=0).to(group.device)
+            found.append(token_values(rider.layer, states, drawn).to(self.device))
+        return torch.stack(found, dim=1)
+
+    def keep(self, slots: Tensor) -> None:
+        """As of `Runner`: let the rows of these slots keep the token that the last step fed."""
+        for group in self.groups:
+            group.keep(slots)
 
     def apart(self, logits: Sequence[Tensor]) -> Sequence[Tensor] | None:
         """As of `Runner`: the logits of each model alone. A shared head is run again, for each."""
@@ -285,12 +339,12 @@ class EngineRunner:
         for group in self.groups:
             if group.head.weights is None:
                 continue
-            plain = contract.after_head_of(group.models[0]).is_nothing
+            plain = after_head_of(group.models[0]).is_nothing
             alone = group.head.of_each() if plain else None
             if alone is None:
                 return None
-            parts = alone.to(self.device).chunk(len(group.terms))
-            each.update(zip(group.terms, parts, strict=True))
+            own = group.terms[: group.own]
+            each.update(zip(own, alone.to(self.device).chunk(len(own)), strict=True))
         return [each[k] for k in sorted(each)]
 
     def reserve(self) -> bool:
@@ -304,7 +358,7 @@ class EngineRunner:
         """What each model did for `rows` that drew so many tokens in all."""
         return [
             ModelStats(
-                tuple(self.models[k].name for k in g.terms),
+                tuple(self._members[k].name for k in sorted({*g.terms, *g.riders})),
                 g.forwards_run,
                 g.tokens_read + (drawn * len(g.terms) if g in self.plan.stepped else 0),
             )
@@ -338,7 +392,7 @@ def _why_not_linear(group: Group) -> str | None:
         return NOT_PLAIN
     if group.head.module.bias is not None:
         return "it has a bias"
-    if contract.after_head_of(group.models[0]).is_linear:
+    if after_head_of(group.models[0]).is_linear:
         return None
     return "what the model makes of its outputs is not linear"
 
@@ -347,6 +401,6 @@ def _why_not_some_columns(group: Group) -> str | None:
     """Why some columns of a model's logits cannot be had without the others; None if they can."""
     if group.head.module is None:
         return NOT_PLAIN
-    if contract.after_head_of(group.models[0]).keeps_columns_apart:
+    if after_head_of(group.models[0]).keeps_columns_apart:
         return None
     return "what the model makes of its outputs mixes them"

@@ -20,7 +20,7 @@ from ..chats import plain_text
 from ..forms import Ids, Request, is_ids
 from ..inputs import Prompts, Requests, encode, left_pad, term_prompts
 from ..job import Row
-from ..simple.term_model import TermModel
+from ..simple.term_model import TermModel, reads_request
 from ..writing import Writing, as_text
 from .readers import Question, log_prob, q_value, scalar
 
@@ -102,6 +102,21 @@ class SearchJob:
         if needs_text or self.settings.value is None or self.settings.chunk_end is not None:
             _ = self.texts
 
+    def heads(self, *, scalar: bool) -> list[TermModel]:
+        """The value heads that read the blend's own tokens, so that they may ride on its rows.
+
+        Args:
+            scalar: whether scalar heads are among them.
+        """
+        each = [s for _, sources in self.questions for s in sources]
+        return [
+            s.model
+            for s in each
+            if isinstance(s.key, ValueHead)
+            and s.writing is None
+            and (scalar or not is_scalar(s.model.bare))
+        ]
+
     @property
     def needs_term_logprobs(self) -> bool:
         """Whether a log-ratio needs log-probs of the blend's terms, which decoding then keeps."""
@@ -140,18 +155,27 @@ class SearchJob:
             prompt=getattr(member, "prompt", None),
         )
         adapter = getattr(member, "adapter", "active")
-        model = self._model(member, name, adapter)
+        model = self._model(member, name, adapter, tokenizer, reads_request(member))
         model.check(prompts)
         return Source(member, model, prompts, None if own is None else Writing(own, prompts))
 
-    def _model(self, member: Any, name: str, adapter: str | Mix | None = "active") -> TermModel:
+    def _model(
+        self,
+        member: Any,
+        name: str,
+        adapter: str | Mix | None = "active",
+        tokenizer: Any = None,
+        reads_request: bool = False,
+    ) -> TermModel:
         if isinstance(adapter, Mix) and adapter.requests is not None:
             raise NotImplementedError(
                 f"adapter of {name} is a mix with weights [{adapter.requests}]; in a value it must "
                 "have numbers, unless the value's model is a term of the blend"
             )
         if member not in self.models:
-            self.models[member] = TermModel(member.model, name, adapter)
+            self.models[member] = TermModel(
+                member.model, name, adapter, tokenizer=tokenizer, reads_request=reads_request
+            )
         return self.models[member]
 
     def _reward(self, value: RewardModel, name: str) -> Source:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
+from ...models.hf import is_scalar
 from ..job import Row
 from ..loop import Loop
 from ..mixer import Mixer
@@ -32,6 +33,11 @@ class SearchLoop(Loop):
     The order is that of the rows' values: chunk-level beam search. A search that has another order
     overrides `_ranked`.
 
+    A scalar head that rides on the rows' forwards says what a chunk is worth once its last token is
+    fed, which the next chunk's first step does anyhow. So a group that has stopped waits for that
+    step (`fed`), is put in order and forks, and then draws the first tokens of its next chunk from
+    the logits that this step gave, by `_go_on`. It takes no forward more, but for the last boundary.
+
     Args:
         valuer: scores what rows have written.
         keep_cache: whether caches are used again after the last fork.
@@ -45,6 +51,8 @@ class SearchLoop(Loop):
         shared: ``[slots, size]``: how many tokens of its response a slot's row has in common with
             the row of each slot of its group.
         counted: how many tokens were drawn before the chunks under way.
+        fed: the groups at a boundary whose last tokens the next step feeds.
+        last_read: how many tokens were fed at boundaries after which nothing was drawn.
     """
 
     def __init__(
@@ -69,6 +77,9 @@ class SearchLoop(Loop):
         self.idle = [False] * count
         self.shared = torch.zeros(count, self.size, dtype=torch.int64, device="cpu")
         self.counted = 0
+        slots.keep_heads([is_scalar(head.bare) for head in runner.heads])
+        self.fed: set[int] = set()
+        self.last_read = 0
 
     def cancel(self, rows: Iterable[Row]) -> None:
         """Let all rows of the requests that these rows belong to leave as they are."""
@@ -77,7 +88,8 @@ class SearchLoop(Loop):
         super().cancel([row for row in each if id(row.prompt_ids) in gone])
 
     def stats(self) -> list[ModelStats]:
-        return [*super().stats(), *self.valuer.stats()]
+        own = self.runner.stats(self.drawn() + self.last_read, self.begun)
+        return [*own, *self.valuer.stats()]
 
     @property
     def notes(self) -> list[str]:
@@ -103,6 +115,7 @@ class SearchLoop(Loop):
         self.shared[slots] = 0
         for s in slots:
             self.started[s], self.idle[s] = 0, False
+        self.fed -= {s // self.size for s in slots}
         super()._occupy(seated)
         self.valuer.join(seated)
 
@@ -116,20 +129,52 @@ class SearchLoop(Loop):
                 if chunk_end(chunk):
                     slots.live[s] = False
 
-    def _ended(self, stopped: list[int]) -> list[int]:
+    @property
+    def _steps(self) -> int:
+        return 1 if self.fed else super()._steps
+
+    def _ended(self, stopped: list[int], logits: list[Tensor]) -> list[int]:
         """Which slots are free: those of groups at a boundary after which nothing goes on."""
         going = {s // self.size for s in self.seated.keys() - set(stopped)}
-        return self._select(sorted({s // self.size for s in stopped} - going))
+        at_boundary = {s // self.size for s in stopped} - going
+        if not self.valuer.waits:
+            return self._select(sorted(at_boundary))
+        fed, self.fed = self.fed & at_boundary, at_boundary - self.fed
+        over = self._select(sorted(fed), logits)
+        live = self.slots.live.view(-1, self.size).any(dim=1).tolist()
+        # A group whose next chunk is one token is at its end already.
+        self.fed |= {g for g in fed if not live[g]} - {s // self.size for s in over}
+        return over
 
     def _time_is_up(self, slots: list[int]) -> None:
         """Put the best rows of these groups in order, as far as they are written."""
-        self._select(sorted({s // self.size for s in slots}), last=True)
+        groups = {s // self.size for s in slots}
+        if self.valuer.waits:
+            self._feed()
+            self.fed -= groups
+        self._select(sorted(groups), last=True)
 
-    def _select(self, groups: list[int], *, last: bool = False) -> list[int]:
+    def _feed(self) -> None:
+        """A step that draws nothing: scalar heads say of each row what it has written by now."""
+        slots = self.slots
+        self._reserve()
+        self.stepper.forget()
+        self.runner.step(slots.tokens, torch.zeros_like(slots.live))
+        said = self.runner.values(slots.tokens)
+        assert said is not None  # `Valuer.waits` says that there are heads.
+        slots.heads.copy_(torch.where(slots.of_fed, said, slots.heads))
+
+    def _select(
+        self, groups: list[int], logits: list[Tensor] | None = None, *, last: bool = False
+    ) -> list[int]:
         """Put the rows of groups in order, and keep the best ones.
 
         Where a group goes on, its best rows fork into its slots. Where it is over, as all are at
         the `last` boundary, they are put in order.
+
+        Args:
+            logits: of the step that fed the rows' last tokens, from which those that go on draw
+                their next ones. None: it was not fed yet.
 
         Returns:
             The slots of the groups that are over.
@@ -147,7 +192,11 @@ class SearchLoop(Loop):
         ranked[:, : settings.width] = kept
         parents = torch.where(over, ranked, parents)
         going = (~over & ~ended.gather(1, parents.clamp(min=0))).flatten().tolist()
+        if logits is not None:
+            self._keep(slots, ended, over)
         self._fork(groups, parents, over, going)
+        if logits is not None:
+            self._go_on(slots, parents, going, logits)
         return [s for s, done in zip(slots, over.expand(-1, size).flatten(), strict=True) if done]
 
     def _order(self, slots: list[int]) -> tuple[Tensor, Tensor]:
@@ -233,6 +282,36 @@ class SearchLoop(Loop):
         if any(p >= 0 for p in caches):
             self.runner.fork(caches, same)
             self.valuer.fork(caches)
+
+    def _keep(self, slots: list[int], ended: Tensor, over: Tensor) -> None:
+        """Keep the tokens that the last step fed the rows of groups that go on.
+
+        Args:
+            ended, over: ``[groups, size]``, ``[groups, 1]`` bool.
+        """
+        which = torch.zeros_like(self.slots.live)
+        which[slots] = (~ended & ~over).flatten().to(which.device)
+        self.runner.keep(which)
+        self.last_read += sum(
+            done and not self.idle[s]
+            for s, done in zip(slots, over.expand(-1, self.size).flatten().tolist(), strict=True)
+        )
+
+    def _go_on(
+        self, slots: list[int], parents: Tensor, going: Sequence[bool], logits: list[Tensor]
+    ) -> None:
+        """Draw the next tokens of the rows that go on, from the logits of their parents."""
+        here, size = self.slots, self.size
+        source = here.each.clone()
+        own = parents.clamp(min=0) + torch.tensor(slots[::size], device="cpu")[:, None]
+        source[slots] = own.flatten().to(source.device)
+        others, which = here.live.clone(), torch.zeros_like(here.live)
+        which[slots] = torch.tensor(going, device=which.device)
+        here.live.copy_(which)
+        self._write([z[source.to(z.device)] for z in logits], source)
+        self.watch.look()
+        self._after_step()
+        here.live |= others & ~which
 
     def _written(self, slots: list[int]) -> Candidates:
         """What the rows in these slots have written so far."""

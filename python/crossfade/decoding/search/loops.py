@@ -33,4 +33,5 @@ def search_loop(
         others: as of `SearchLoop`.
     """
     kind = TournamentLoop if isinstance(search.settings, Tournament) else SearchLoop
-    return kind(Valuer(search, slots, limit, engine), runner, mixer, slots, places, **others)
+    valuer = Valuer(search, slots, limit, engine, runner.heads)
+    return kind(valuer, runner, mixer, slots, places, **others)

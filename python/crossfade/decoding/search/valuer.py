@@ -12,11 +12,13 @@ from torch import Tensor
 from ...blends.blend import Model
 from ...blends.values import LogRatio, Reward
 from ...checks import warn
+from ...models.hf import is_scalar
 from ..engine.modules import Unsupported
 from ..engine.options import Engine
 from ..forms import Ids
 from ..job import Row
 from ..rows import Slots
+from ..simple.term_model import TermModel
 from ..stats import ModelStats
 from .answers import log_ratios, numbers
 from .candidates import Candidates
@@ -134,15 +136,37 @@ class Valuer:
 
     Args:
         search: that of the first job. Other jobs of the loop ask the same models and functions.
-        slots: where the rows are, and the log-probs of the blend's terms.
+        slots: where the rows are, the log-probs of the blend's terms, and what `heads` say.
         limit, engine: as in `EngineRunner`.
+        heads: the value models that ride on the rows' forwards; see `Runner.heads`.
+
+    Attributes:
+        readings: the models that are asked by forwards of their own.
+        waits: whether a row's value is known only when its last token has been fed.
     """
 
-    def __init__(self, search: SearchJob, slots: Slots, limit: int, engine: Engine) -> None:
+    def __init__(
+        self,
+        search: SearchJob,
+        slots: Slots,
+        limit: int,
+        engine: Engine,
+        heads: Sequence[TermModel] = (),
+    ) -> None:
         self.search, self.settings, self.slots = search, search.settings, slots
         count = len(slots.each)
+        of_heads = {id(head): i for i, head in enumerate(heads)}
+        self.riding: dict[Any, int] = {  # the columns of `Slots.heads`
+            s.key: of_heads[id(s.model)]
+            for _, sources in search.questions
+            for s in sources
+            if id(s.model) in of_heads
+        }
+        self.waits = any(is_scalar(head.bare) for head in heads)
         self.readings = [
-            Reading(i, *each, count, limit, engine) for i, each in enumerate(search.questions)
+            Reading(i, question, sources, count, limit, engine)
+            for i, (question, sources) in enumerate(search.questions)
+            if not all(s.key in self.riding for s in sources)
         ]
 
     def join(self, seated: Mapping[int, Row]) -> None:
@@ -175,6 +199,8 @@ class Valuer:
         """One part of each candidate's value, from the answers of its models."""
         if isinstance(value, Reward):
             return self._reward(value, name, candidates)
+        if value in self.riding:
+            return self.slots.heads[candidates.slots, self.riding[value]].tolist()
         if not isinstance(value, LogRatio):
             return [each[-1] for each in answers[value]]
         tuned, ref = (

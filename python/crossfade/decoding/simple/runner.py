@@ -98,6 +98,7 @@ class SimpleRunner:
         self.device = models[0].device
         self.models_of_logits = [(k,) for k in range(len(models))]
         self.notes: list[str] = []
+        self.heads: tuple[TermModel, ...] = ()
         members: dict[tuple[int, str | Mix | None], list[int]] = {}
         for k, m in enumerate(models):
             members.setdefault((id(m.model), m.adapter), []).append(k)
@@ -175,6 +176,12 @@ class SimpleRunner:
         for z, (_, ks) in zip(logits, self.groups, strict=True):
             each.update(zip(ks, z.to(self.device).chunk(len(ks)), strict=True))
         return [each[k] for k in range(len(self.models))]
+
+    def values(self, tokens: Tensor, source: Tensor | None = None) -> Tensor | None:
+        return None  # Heads are models of their own here.
+
+    def keep(self, slots: Tensor) -> None:
+        raise NotImplementedError("rows here have no token that they were fed and do not keep")
 
     def apart(self, logits: Sequence[Tensor]) -> Sequence[Tensor] | None:
         """As of `Runner`: the logits of each model alone, which a step gives here."""

@@ -32,10 +32,23 @@ class TermModel:
         context: the most tokens that it can read; None where nothing bounds them.
         original_context: the tokens past which RoPE frequencies depend on how many there are; None
             if they never do.
+
+    Args:
+        tokenizer: what it reads requests with.
+        reads_request: whether it reads every request as it is, with no prompt of its own.
     """
 
-    def __init__(self, model: Any, name: str, adapter: str | Mix | None = "active") -> None:
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        adapter: str | Mix | None = "active",
+        *,
+        tokenizer: Any = None,
+        reads_request: bool = False,
+    ) -> None:
         self.model, self.name = model, name
+        self.tokenizer, self.reads_request = tokenizer, reads_request
         self.bare: Any = underlying(model)
         self.adapter = adapter
         self.mixed_rows: MixedRows | None = None
@@ -172,6 +185,18 @@ def positions_of(mask: Tensor) -> Tensor:
 
 def term_models(members: Members) -> list[TermModel]:
     """The models of a call's members."""
-    adapters: list[Any] = [m.adapter if isinstance(m, Model) else "active" for m in members.all]
-    each = zip(members.all, members.names, adapters, strict=True)
-    return [TermModel(m.model, name, adapter) for m, name, adapter in each]
+    return [
+        TermModel(
+            member.model,
+            name,
+            member.adapter if isinstance(member, Model) else "active",
+            tokenizer=members.tokenizer if member.tokenizer is None else member.tokenizer,
+            reads_request=reads_request(member),
+        )
+        for member, name in zip(members.all, members.names, strict=True)
+    ]
+
+
+def reads_request(member: Any) -> bool:
+    """Whether a member of a call reads every request as it is, with no prompt of its own."""
+    return all(getattr(member, name, None) is None for name in ("system", "prompt"))
