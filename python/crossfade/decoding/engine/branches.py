@@ -21,6 +21,7 @@ from ..simple.term_model import TermModel
 from ..stats import ModelStats, summed
 from .asked import Asked, Branch, Text
 from .batching import Cost, batches
+from .head import product
 from .options import Engine
 from .prefill import over_caches
 from .prefix import fingerprints_of
@@ -154,7 +155,9 @@ class Branches:
             elif self.runner.slots > most or self.runner.slots < min(slots, prompts):
                 self.free()  # Its rows would take too much memory, or are too few.
         if self.runner is None:
-            self.runner = EngineRunner(models, asked.longest, slots, asked.limit, Engine())
+            self.runner = EngineRunner(
+                models, asked.longest, slots, asked.limit, Engine(), by_states=True
+            )
             self._fingerprints = fingerprints_of(self.runner) if self.kept else []
             self._used = [-1] * slots
         self.runner.extend(tokens)
@@ -230,7 +233,8 @@ class _Nearest:
         rows = {
             k: group.cache.held[m * runner.slots : (m + 1) * runner.slots]
             for group in runner.groups
-            for m, k in enumerate(group.terms)
+            for m, lane in enumerate(group.lanes)
+            for k in lane
         }
         for k in range(len(rows)):
             for slot, held in enumerate(rows[k]):
@@ -277,11 +281,15 @@ def _logits(runner: EngineRunner, some: Sequence[Branch]) -> list[Tensor]:
         ids = [[*branch.prompt[k][branch.start[k] :], *branch.ids] for _, k, branch in each]
         counts = [len(branch.ids) + 1 for _, _, branch in each]
         pieces: list[list[Tensor]] = [[] for _ in each]
-        for j, z in over_caches(group, rows, starts, ids, counts):
+        by_states = bool(group.riders)
+        for j, z in over_caches(group, rows, starts, ids, counts, states=by_states):
             pieces[j].append(z)
         whole = [torch.cat(z) if len(z) > 1 else z[0] for z in pieces]
         padded = torch.stack([pad(z, (0, 0, most - len(z), 0)) for z in whole])
-        found |= zip(group.terms, padded.unflatten(0, (len(group.terms), -1)), strict=True)
+        of_lanes = padded.unflatten(0, (len(group.terms), -1))
+        for lane, z in zip(group.lanes, of_lanes, strict=True):
+            for k in lane:
+                found[k] = product(group.layer(k), z, group.backend) if by_states else z
     return [found[k] for k in range(len(runner.models))]
 
 

@@ -67,10 +67,13 @@ def check(group: Group, kernels: bool) -> None:
     # What holds for one mix of adapters holds for all others of them.
     adapters = (m.adapter.names if isinstance(m.adapter, Mix) else m.adapter for m in models)
     how = tuple(adapters), group.own, tuple(r.lane for r in riders), group.deltas is None, kernels
-    distinct = {id(m.bare): m for m in (*models, *(r.model for r in riders))}.values()
+    others = (r.model for r in riders)
+    distinct: dict[int, TermModel] = {}
+    for m in (*models, *others):
+        distinct.setdefault(id(m.bare), m)
     found: Finding = remembered(
         bare,
-        [m.structure for m in distinct],
+        [m.structure for m in distinct.values()],
         how,
         lambda: _compare(models, group.deltas, kernels, group.own, riders),
     )

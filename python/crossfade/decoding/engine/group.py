@@ -73,6 +73,10 @@ class Group:
     ) -> None:
         first, self.most = models[0], longest + limit
         self.own, self.riders = len(models) if own is None else own, dict(riders or {})
+        self.lanes = [  # the places of the models that read each
+            [*terms[m : m + 1][: m < self.own], *(k for k, r in self.riders.items() if r.lane == m)]
+            for m in range(len(models))
+        ]
         refuse_unsupported(first, self.most)
         self.terms, self.slots, self.name = tuple(terms), slots, first.name
         self.models = tuple(models)
@@ -207,6 +211,10 @@ class Group:
         rider = self.riders[place]
         return product(rider.layer, self.states(rider.lane), self.backend)
 
+    def layer(self, place: int) -> Any:
+        """The head of a model that makes its numbers of the hidden states of its lane."""
+        return self.riders[place].layer if place in self.riders else self.head.layer
+
     def keep(self, slots: Tensor) -> None:
         """Let the rows of these slots keep the token that the last step fed them."""
         self.lengths += slots.to(self.device).repeat(len(self.terms))
@@ -320,6 +328,8 @@ class Group:
         starts: Sequence[int],
         ids: Sequence[Ids],
         counts: Sequence[int],
+        *,
+        states: bool = False,
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Feed the tokens `ids` at the positions from `starts` on, in place of what stood there.
 
@@ -327,6 +337,8 @@ class Group:
 
         Args:
             counts: after how many of its last tokens each row's logits are wanted.
+            states: whether the hidden states ``[n, tokens, H]`` are wanted in the place of logits.
+                Nothing may come after the head.
 
         Yields:
             Which of `rows` were read, as indices, and their logits ``[n, tokens, V]``. Those of
@@ -344,7 +356,8 @@ class Group:
             most = max(counts[i] for i in now)
             ends = torch.tensor([len(ids[i]) for i in now], device=self.device)
             last = ends[:, None] - torch.arange(most, 0, -1, device=self.device)
-            wanted = Wanted(at=last.clamp(min=0)) if most else Wanted(logits=False)
+            at_last = Wanted(at=last.clamp(min=0), states=states)
+            wanted = at_last if most else Wanted(logits=False)
             with self.head.reading(wanted):
                 logits = self._append(
                     [rows[i] for i in now], [starts[i] for i in now], [ids[i] for i in now]

@@ -18,18 +18,10 @@ from torch import nn
 
 from ...models.adapters import active_adapters, adapter_layers
 from ...models.after_head import AfterHead, after_head
-from ...models.hf import text_config
 from ..simple.replica import Replica
 from ..simple.structure import remembered, why_as_it_is
 from ..simple.term_model import TermModel
 from .head import layer_of
-
-# What a config may say of a model's head, which has no part in its backbone.
-OF_HEADS = {
-    *("tie_word_embeddings", "final_logit_softcapping", "logits_scaling", "num_labels"),
-    *("id2label", "label2id", "architectures", "_name_or_path", "use_cache"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "transformers_version"),
-}
 
 
 class Rider(NamedTuple):
@@ -60,17 +52,21 @@ class Forward:
         return sorted({*self.places, *self.riders})
 
 
-def forwards(models: Sequence[TermModel], heads: Sequence[TermModel] = ()) -> Iterator[Forward]:
+def forwards(
+    models: Sequence[TermModel], heads: Sequence[TermModel] = (), *, by_states: bool = False
+) -> Iterator[Forward]:
     """The fewest forwards that models can share, as far as their backbones and heads tell.
 
     Args:
         heads: further models, with places after those of `models`. They ride on lanes where they
             can, and have no forward of their own.
+        by_states: whether the hidden states of a forward with riders must tell all that its models
+            give: `is_product` of each.
     """
     both, count = [*models, *heads], len(models)
     together: dict[Hashable, list[int]] = {}
     for k, model in enumerate(both):
-        together.setdefault(backbone(model.bare), []).append(k)
+        together.setdefault(model.backbone, []).append(k)
     for places in together.values():
         if places[0] >= count:
             continue
@@ -78,7 +74,7 @@ def forwards(models: Sequence[TermModel], heads: Sequence[TermModel] = ()) -> It
         own = [k for k in places if k < count and both[k].bare is first.bare]
         others = [k for k in places if k not in own]
         found = Forward(own, len(own))
-        if others and head_of(first) is not None and after_head_of(first).reads == 1:
+        if others and (is_product(first) if by_states else _reads_states(first)):
             for k in others:
                 _ride(found, both, k, count)
         yield found
@@ -101,45 +97,14 @@ def _ride(found: Forward, models: Sequence[TermModel], k: int, count: int) -> No
         k: the model's place; from `count` on, one whose text another must read as well.
     """
     model, lanes = models[k], found.places
-    layer = head_of(model)
-    if layer is None or not _is_head_alone(model):
+    if not is_product(model):
         return
     lane = next((m for m, p in enumerate(lanes) if same_rows(models[p], model)), len(lanes))
     if lane == len(lanes):
         if k >= count and not any(same_text(models[p], model) for p in lanes):
             return
         lanes.append(k)
-    found.riders[k] = Rider(model, lane, layer)
-
-
-def backbone(bare: Any) -> Hashable:
-    """What is equal for two models if their backbones are one: the same weights in the same memory.
-
-    Their modules, configs and adapters may be objects of their own.
-    """
-    body = getattr(bare, "base_model", bare)
-    if body is bare or not hasattr(bare, "config"):
-        return id(bare)
-    modules = tuple(_modules(body, ""))
-    if any(pointer == 0 for _, _, _, weights in modules for _, pointer, *_ in weights):
-        return id(bare)  # its numbers are on no device yet, or on none that is known
-    config = {k: v for k, v in text_config(bare).to_dict().items() if k not in OF_HEADS}
-    return type(bare), modules, repr(sorted(config.items(), key=lambda item: item[0]))
-
-
-def _modules(module: Any, name: str) -> Iterator[tuple[Any, ...]]:
-    """A module and those below it: their names, kinds and weights, beneath what PEFT put there."""
-    if hasattr(module, "_active_adapter") and hasattr(module, "base_layer"):
-        module = module.base_layer
-    weights = tuple(
-        (key, p.data_ptr(), p.shape, p.stride(), p.dtype, p.device)
-        for key, p in module._parameters.items()
-        if p is not None
-    )
-    yield name, type(module), id(module.__dict__.get("forward")), weights
-    for key, child in module._modules.items():
-        if child is not None:
-            yield from _modules(child, f"{name}.{key}")
+    found.riders[k] = Rider(model, lane, model.bare.get_output_embeddings())
 
 
 def same_rows(one: TermModel, other: TermModel) -> bool:
@@ -160,7 +125,7 @@ def same_text(one: TermModel, other: TermModel) -> bool:
         getattr(a, name, None) == getattr(b, name, None)
         for name in ("chat_template", "special_tokens_map", "added_tokens_decoder")
     )
-    cores = [getattr(t, "backend_tokenizer", None) for t in (a, b)]
+    cores: list[Any] = [getattr(t, "backend_tokenizer", None) for t in (a, b)]
     return alike and None not in cores and cores[0].to_str() == cores[1].to_str()
 
 
@@ -171,17 +136,17 @@ def _adapts(model: TermModel) -> bool:
     return model.adapter != "active" or bool(active_adapters(model.bare))
 
 
-def head_of(model: TermModel) -> nn.Module | None:
-    """The head of a model, if it can be run by itself; None: the model must run it."""
-    if not hasattr(model.bare, "get_output_embeddings") or why_as_it_is(model.bare):
-        return None
-    return layer_of(model.bare.get_output_embeddings())
-
-
-def _is_head_alone(model: TermModel) -> bool:
+def is_product(model: TermModel) -> bool:
     """Whether a model's numbers are what its head makes of its hidden states, and nothing else."""
-    after = after_head_of(model)
-    return after.reads == 1 and after.is_nothing
+    return _reads_states(model) and after_head_of(model).is_nothing
+
+
+def _reads_states(model: TermModel) -> bool:
+    """Whether a model has a head that can be run by itself, on the states of its backbone."""
+    if not hasattr(model.bare, "get_output_embeddings") or why_as_it_is(model.bare):
+        return False
+    layer = layer_of(model.bare.get_output_embeddings())
+    return layer is not None and after_head_of(model).reads == 1
 
 
 def after_head_of(model: TermModel) -> AfterHead:

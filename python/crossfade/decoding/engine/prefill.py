@@ -205,6 +205,8 @@ def over_caches(
     starts: Sequence[int],
     ids: Sequence[Ids],
     counts: Sequence[int],
+    *,
+    states: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
     """Let rows of the engine read `ids`, which stand at their positions from `starts` on.
 
@@ -212,6 +214,7 @@ def over_caches(
 
     Args:
         counts: after how many of its last tokens each row's logits are wanted; 0: it only reads.
+        states: as of `Group.read_at`.
 
     Yields:
         The index of a row in `rows`, and the logits ``[n, V]`` after the next n of those tokens.
@@ -228,7 +231,8 @@ def over_caches(
         pieces = [ids[i][done[i] : end] for i, end in zip(unread, ends, strict=True)]
         wanted = [max(0, end - first) for end, first in zip(ends, firsts, strict=True)]
         at = [starts[i] + done[i] for i in unread]
-        for batch, logits in group.read_at([rows[i] for i in unread], at, pieces, wanted):
+        read = group.read_at([rows[i] for i in unread], at, pieces, wanted, states=states)
+        for batch, logits in read:
             for j, z in zip(batch, logits, strict=True):
                 if wanted[j]:
                     yield unread[j], z[len(z) - wanted[j] :]

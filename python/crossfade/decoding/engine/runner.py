@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ...blends.blend import Blend
 from ...blends.mixes import Mix
-from ...models.hf import is_scalar
 from ...models.value_heads import token_values
 from ...ops import Support
 from ...ops.check import Weights
@@ -41,6 +40,7 @@ class EngineRunner:
         limit: new tokens that a row may have, as far as it is known.
         heads: value models that are asked about the tokens that are drawn, where that takes no
             forward but those of `models`.
+        by_states: as of `forwards`, for whoever reads by `Group.read_at`.
 
     Attributes:
         heads: those of the given ones for which that is so: they ride on lanes of the groups.
@@ -58,6 +58,8 @@ class EngineRunner:
         limit: int,
         engine: Engine,
         heads: Sequence[TermModel] = (),
+        *,
+        by_states: bool = False,
     ) -> None:
         self.models, self.device = tuple(models), models[0].device
         self.slots, self.engine = slots, engine
@@ -70,7 +72,7 @@ class EngineRunner:
         self._texts += [
             next((k for k, m in enumerate(models) if same_text(m, head)), -1) for head in heads
         ]
-        for forward, deltas in self._forwards(engine.share_weights):
+        for forward, deltas in self._forwards(engine.share_weights, by_states):
             group = Group(
                 [self._members[k] for k in forward.places],
                 forward.places,
@@ -86,7 +88,9 @@ class EngineRunner:
             contract.check(group, engine.kernels)
             self.groups.append(group)
         self._riding = [
-            (g, k) for k in range(len(models), len(self._members)) for g in self.groups
+            (g, k)
+            for k in range(len(models), len(self._members))
+            for g in self.groups
             if k in g.riders
         ]
         self.heads = tuple(self._members[k] for _, k in self._riding)
@@ -140,8 +144,8 @@ class EngineRunner:
             else:
                 self.notes.append(f"a head for each term of {group.name}: {not_here}")
         merged = [g.terms[: g.own] for g in self.groups if g.head.weights is not None]
-        blended = {k for terms in merged for k in terms}
-        alone = [(k,) for k in range(len(self.models)) if k not in blended]
+        together = {k for terms in merged for k in terms}
+        alone = [(k,) for k in range(len(self.models)) if k not in together]
         self.models_of_logits = sorted([*alone, *merged])
 
     def rest_others(
@@ -170,13 +174,14 @@ class EngineRunner:
             if not_here is not None:
                 self.notes.append(f"all columns of the head of {group.name}: {not_here}")
 
-    def _forwards(self, share: bool) -> Iterator[tuple[Forward, Deltas | None]]:
+    def _forwards(self, share: bool, by_states: bool) -> Iterator[tuple[Forward, Deltas | None]]:
         """Which models are rows of one forward, and how it applies their adapters."""
         if not share:
             for k in range(len(self.models)):
                 yield Forward([k], 1), self._deltas([k])[0]
             return
-        for forward in forwards(self.models, self._members[len(self.models) :]):
+        heads = self._members[len(self.models) :]
+        for forward in forwards(self.models, heads, by_states=by_states):
             yield from self._applied(forward)
 
     def _applied(self, forward: Forward) -> Iterator[tuple[Forward, Deltas | None]]:
@@ -213,7 +218,10 @@ class EngineRunner:
             return Deltas([Adapted(m.bare, m.adapter) for m in models], self.backend), None
         except Unsupported as reason:
             several = len({(id(m.bare), m.adapter) for m in models}) > 1
-            if any(isinstance(m.adapter, Mix) for m in models) and len({m.bare for m in models}) == 1:
+            if (
+                any(isinstance(m.adapter, Mix) for m in models)
+                and len({m.bare for m in models}) == 1
+            ):
                 raise
             return None, str(reason) if several else None
 
@@ -230,12 +238,28 @@ class EngineRunner:
         for slot, ids, mix in zip(slots, prompts, own, strict=True):
             several.setdefault(id(ids), Joining(ids, mix, [])).slots.append(slot)
         new = list(several.values())
+        self._check_texts(new)
         each = list(zip(prompts, limits, strict=True))
         self.extend([max(len(p[k]) + n for p, n in each) for k in range(len(self.models))])
         for group in self.groups:
             mixed = [j.mixes[k] if k < len(j.mixes) else None for k in group.terms for j in new]
             group.join(*self._first_rows(group, new), mixed)
         self.joining += new
+
+    def _check_texts(self, joining: Sequence[Joining]) -> None:
+        """Refuse rows whose models on one lane read different prompts.
+
+        Raises:
+            Unsupported: names the models.
+        """
+        for group in self.groups:
+            for k, rider in group.riders.items():
+                other = group.terms[rider.lane]
+                if max(k, other) < len(self.models) and any(
+                    list(j.prompt_ids[k]) != list(j.prompt_ids[other]) for j in joining
+                ):
+                    names = f"{rider.model.name} and {self.models[other].name}"
+                    raise Unsupported(f"{names} read a request in different tokens")
 
     def extend(self, longest: Sequence[int]) -> None:
         """Let rows of each model have so many tokens.

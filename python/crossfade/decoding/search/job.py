@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,7 @@ class SearchJob:
         them is raised before decoding.
         """
         log_probs: dict[int, tuple[Question, list[Source]]] = {}
+        heads: dict[Hashable, tuple[Question, list[Source]]] = {}
         others = []
         for value, name in self.parts:
             if isinstance(value, LogRatio):
@@ -89,11 +90,14 @@ class SearchJob:
                     )
             elif isinstance(value, ValueHead):
                 source = self._source(value, name, value.tokenizer)
-                question = scalar() if is_scalar(source.model.bare) else q_value()
-                others.append((question, [source]))
+                one = is_scalar(source.model.bare)
+                reads = None if source.writing is None else id(value.tokenizer)
+                heads.setdefault(
+                    (one, reads, source.model.backbone), (scalar() if one else q_value(), [])
+                )[1].append(source)
             elif isinstance(value, RewardModel):
                 others.append((scalar(value.label), [self._reward(value, name)]))
-        return [*log_probs.values(), *others]
+        return [*log_probs.values(), *heads.values(), *others]
 
     def __post_init__(self) -> None:
         """Make what the value needs, so that an error in it is raised before decoding."""

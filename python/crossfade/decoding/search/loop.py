@@ -36,7 +36,7 @@ class SearchLoop(Loop):
     A scalar head that rides on the rows' forwards says what a chunk is worth once its last token is
     fed, which the next chunk's first step does anyhow. So a group that has stopped waits for that
     step (`fed`), is put in order and forks, and then draws the first tokens of its next chunk from
-    the logits that this step gave, by `_go_on`. It takes no forward more, but for the last boundary.
+    the logits that this step gave, by `_go_on`. Only the last boundary takes a forward more.
 
     Args:
         valuer: scores what rows have written.

@@ -8,12 +8,15 @@ Hugging Face's own modules: it is the truth in tests, and runs the models that t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...models.value_heads import token_values
 from ..engine.group import Group
+from ..engine.head import product
+from ..engine.lanes import is_product
 from ..engine.options import Engine
 from ..engine.prefill import Prefill, over_caches, token_log_probs
 from ..engine.runner import EngineRunner
@@ -31,11 +34,14 @@ class Question(NamedTuple):
         predicted: whether these are the logits before each token, as for log-probs and Q-heads, so
             that the last token of a text is not read. False: those after it, as for scalar heads.
         every: whether every token of a response is asked about. False: only its last one.
+        of_head: whether it is asked of a value head, which `token_values` answers from the hidden
+            states where a model's numbers are its head's product with them.
     """
 
     answer: Callable[[Tensor, Tensor], Tensor]
     predicted: bool
     every: bool
+    of_head: bool = False
 
 
 def log_prob(vocabulary: int) -> Question:
@@ -58,7 +64,7 @@ def q_value() -> Question:
             )
         return q.gather(1, tokens[:, None])[:, 0].float()
 
-    return Question(answer, predicted=True, every=False)
+    return Question(answer, predicted=True, every=False, of_head=True)
 
 
 def scalar(label: int | None = None) -> Question:
@@ -67,7 +73,7 @@ def scalar(label: int | None = None) -> Question:
     def answer(z: Tensor, tokens: Tensor) -> Tensor:
         return z[:, 0].float() if label is None else z.float().log_softmax(dim=1)[:, label]
 
-    return Question(answer, predicted=False, every=False)
+    return Question(answer, predicted=False, every=False, of_head=label is None)
 
 
 class Reader:
@@ -89,7 +95,11 @@ class Reader:
         engine: Engine,
     ) -> None:
         self.question = question
-        self.runner = EngineRunner(models, longest, slots, limit, engine)
+        self.runner = EngineRunner(models, longest, slots, limit, engine, by_states=True)
+        self.by_states = {
+            group: bool(group.riders) or (question.of_head and is_product(group.models[0]))
+            for group in self.runner.groups
+        }
         self.texts: list[list[Ids]] = [[()] * slots for _ in models]
         self.found: list[list[list[float]]] = [[[]] * slots for _ in models]
 
@@ -110,8 +120,8 @@ class Reader:
         sources = [i if p < 0 else p for i, p in enumerate(parents)]
         for group in self.runner.groups:
             rows, starts = [], []
-            for m, k in enumerate(group.terms):
-                texts = self.texts[k]
+            for m, lane in enumerate(group.lanes):
+                texts = self.texts[lane[0]]
                 rows += [m * len(sources) + s for s in sources]
                 starts += [
                     max(0, common(texts[i], texts[s]) - self.question.predicted)
@@ -130,12 +140,14 @@ class Reader:
         """
         for group in self.runner.groups:
             unread = []
-            for m, k in enumerate(group.terms):
-                for slot, text, first in zip(slots, texts[k], firsts[k], strict=True):
-                    known = self._known(k, slot, text, first)
+            for m, (first_model, *riders) in enumerate(group.lanes):
+                for i, (slot, text) in enumerate(zip(slots, texts[first_model], strict=True)):
+                    known = self._known(first_model, slot, text, firsts[first_model][i])
+                    for k in riders:  # They read the same.
+                        self._known(k, slot, text, firsts[k][i])
                     if known < len(text):
                         row = m * self.runner.slots + slot
-                        unread.append(_Unread(k, slot, row, text, known))
+                        unread.append(_Unread(m, slot, row, text, known))
             self._answer(group, unread)
         return [[self.found[k][slot] for slot in slots] for k in range(len(texts))]
 
@@ -158,17 +170,25 @@ class Reader:
         ]
         answered = [x.known for x in unread]
         counts = [len(x) if every else 1 for x in ids]
-        for i, logits in over_caches(group, rows, starts, ids, counts):
-            model, slot, _, text, _ = unread[i]
-            if every:
-                asked = text[answered[i] : answered[i] + len(logits)]
-                answered[i] += len(asked)
-                self.found[model][slot] = self.found[model][slot] + self._ask(logits, asked)
-            else:
-                self.found[model][slot] = self._ask(logits, text[-1:])
+        states = self.by_states[group]
+        for i, z in over_caches(group, rows, starts, ids, counts, states=states):
+            lane, slot, _, text, _ = unread[i]
+            asked = text[answered[i] : answered[i] + len(z)] if every else text[-1:]
+            answered[i] += len(asked) if every else 0
+            for model in group.lanes[lane]:
+                layer = group.layer(model) if states else None
+                answers = self._ask(z, asked, layer, group.backend)
+                kept = self.found[model][slot] if every else []
+                self.found[model][slot] = kept + answers
 
-    def _ask(self, logits: Tensor, tokens: Ids) -> list[float]:
-        return self.question.answer(logits, torch.tensor(tokens, device=logits.device)).tolist()
+    def _ask(self, z: Tensor, tokens: Ids, layer: Any, backend: str | None) -> list[float]:
+        """The answers about tokens, from logits or, with a `layer`, the hidden states for it."""
+        asked = torch.tensor(tokens, device=z.device)
+        if layer is None:
+            return self.question.answer(z, asked).tolist()
+        if self.question.of_head:
+            return token_values(layer, z, asked).tolist()
+        return self.question.answer(product(layer, z, backend), asked).tolist()
 
     def stats(self) -> list[ModelStats]:
         return self.runner.stats(0, 0)
@@ -183,9 +203,9 @@ class Reader:
 
 
 class _Unread(NamedTuple):
-    """A text in a slot, in a row of a group, of which a model has answered `known` tokens."""
+    """A text in a slot, in a row of a group, of which its lane has answered `known` tokens."""
 
-    model: int
+    lane: int
     slot: int
     row: int
     text: Ids

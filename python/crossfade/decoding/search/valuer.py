@@ -31,7 +31,7 @@ class Reading:
 
     Args:
         place: the place of the question in `SearchJob.questions` of every job.
-        sources: the models, and what they read of the first job.
+        sources: the models that are asked, and what they read of the first job.
         slots, limit, engine: as in `EngineRunner`.
     """
 
@@ -46,6 +46,7 @@ class Reading:
     ) -> None:
         self.place, self.question = place, question
         self.models = [s.model for s in sources]
+        self.keys = [s.key for s in sources]
         self.notes: list[str] = []
         self.full: WeakSet[Row] = WeakSet()  # rows whose text is longer than a context
         self.reader: Reader | Rereader = Rereader(question, self.models)
@@ -68,7 +69,7 @@ class Reading:
 
     def _sources(self, row: Row) -> list[Source]:
         """The models, and what they read of the requests of a row's job."""
-        return search_of(row).questions[self.place][1]
+        return [s for s in search_of(row).questions[self.place][1] if s.key in self.keys]
 
     def join(self, seated: Mapping[int, Row]) -> None:
         """Let rows take slots, and read their prompts, that of each request once."""
@@ -104,8 +105,7 @@ class Reading:
             found = self.reader.read(candidates.slots, texts, firsts)
         for k, i in full:
             found[k][i] = [float("nan")] * max(len(found[k][i]), 1)
-        keys = [s.key for s in self._sources(candidates.rows[0])]
-        return dict(zip(keys, found, strict=True))
+        return dict(zip(self.keys, found, strict=True))
 
     def _fitting(
         self, texts: list[list[Ids]], candidates: Candidates
@@ -163,11 +163,11 @@ class Valuer:
             if id(s.model) in of_heads
         }
         self.waits = any(is_scalar(head.bare) for head in heads)
-        self.readings = [
-            Reading(i, question, sources, count, limit, engine)
-            for i, (question, sources) in enumerate(search.questions)
-            if not all(s.key in self.riding for s in sources)
-        ]
+        self.readings = []
+        for i, (question, sources) in enumerate(search.questions):
+            asked = [s for s in sources if s.key not in self.riding]
+            if asked:
+                self.readings.append(Reading(i, question, asked, count, limit, engine))
 
     def join(self, seated: Mapping[int, Row]) -> None:
         """Let rows take slots, and read their prompts, that of each request once."""

@@ -23,14 +23,16 @@ KEPT = 8  # how many findings of a model are remembered: each adapter may have s
 Structure = tuple[list[object], dict[str, object]]
 
 # Of each model, by the question that was asked: its structure then, and the finding.
-_found: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Structure, Any]]]
+_found: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, tuple[object, Any]]]
 _found = weakref.WeakKeyDictionary()
 
 
 def remembered(
-    model: nn.Module, now: Structure, question: Hashable, find: Callable[[], tuple[Any, bool]]
+    model: nn.Module, now: object, question: Hashable, find: Callable[[], tuple[Any, bool]]
 ) -> Any:
     """What was found of a model with the structure `now`, or what `find` gives.
+
+    Where it depends on other models too, `now` is the list of all their structures.
 
     Args:
         find: gives what it finds, and whether that may be kept for later calls.

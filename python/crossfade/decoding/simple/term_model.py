@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Hashable
 from functools import cached_property
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...blends.blend import Model
 from ...blends.mixes import Mix
 from ...models.adapters import adapter_layers
+from ...models.backbones import backbone
 from ...models.hf import text_config, underlying
 from ..inputs import Prompts
 from ..members import Members
@@ -96,6 +97,11 @@ class TermModel:
     def structure(self) -> Structure:
         """What decides how the model is run. It is looked at once, as it holds for a whole call."""
         return structure(self.bare)
+
+    @cached_property
+    def backbone(self) -> Hashable:
+        """What is equal for models over one and the same backbone. It is looked at once."""
+        return backbone(self.bare)
 
     @cached_property
     def keeps(self) -> bool:
@@ -189,7 +195,7 @@ def term_models(members: Members) -> list[TermModel]:
         TermModel(
             member.model,
             name,
-            member.adapter if isinstance(member, Model) else "active",
+            getattr(member, "adapter", "active"),
             tokenizer=members.tokenizer if member.tokenizer is None else member.tokenizer,
             reads_request=reads_request(member),
         )
