@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
-from ..blends.blend import Blend, Model, as_blend
+from ..blends.blend import Blend, Model, ValueHead, as_blend
 from ..blends.mixes import Mix
 from ..blends.vocabulary import check_vocabularies
+from ..models.value_heads import check_width
 from ..search import Recipe, Search, check_search
 from . import settings
 from .chats import check_read
@@ -50,6 +51,9 @@ class Call:
         self.members = Members(blend, vocabulary, self.tokenizer, references)
         self.vocabulary = self.members.vocabulary
         self.models = term_models(self.members)
+        for member, name in zip(self.members.all, self.members.names, strict=True):
+            if isinstance(member, ValueHead):
+                check_width(member.model, name, self.vocabulary)
         self.device = self.models[0].device
         self._value_models: dict[Any, TermModel] = {}
 

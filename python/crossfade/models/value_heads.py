@@ -161,6 +161,38 @@ def value_head(model: Any) -> Any:
     return bare.get_output_embeddings()
 
 
+def check_width(model: Any, name: str, vocabulary: int) -> None:
+    """Raise an error unless a value model's head fits its backbone and the tokens that it values.
+
+    A head that does not say its width is not looked at.
+
+    Args:
+        model: what is in a `crossfade.ValueHead`.
+        name: what errors call it.
+        vocabulary: how many tokens there are, of which a Q-head gives each a number.
+
+    Raises:
+        ValueError: says what the head's width is and what it must be.
+    """
+    bare: Any = underlying(model)
+    head = bare.get_output_embeddings() if hasattr(bare, "get_output_embeddings") else None
+    inputs, outputs = (getattr(head, f"{way}_features", None) for way in ("in", "out"))
+    if not (isinstance(inputs, int) and isinstance(outputs, int)):
+        return
+    hidden = getattr(text_config(bare), "hidden_size", inputs)
+    widths = {hidden, bare.get_input_embeddings().weight.shape[1]}
+    if inputs not in widths:
+        raise ValueError(
+            f"the head of {name} reads {inputs} numbers; it must read {hidden}, the hidden size of "
+            "its model"
+        )
+    if outputs != 1 and outputs < vocabulary:
+        raise ValueError(
+            f"the head of {name} gives {outputs} numbers; it must give {vocabulary}, one a token, "
+            "or 1"
+        )
+
+
 def token_values(head: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
     """The values of some tokens; a Q-head's values of all other tokens are not computed.
 

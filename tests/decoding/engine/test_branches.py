@@ -162,10 +162,10 @@ def test_where_memory_runs_out_what_is_left_is_read_whole(
     expected = score(model, 2.0, monkeypatch)
     own, count = Group.read_at, iter(range(9))
 
-    def read_at(self: Group, *args: Any) -> Any:
+    def read_at(self: Group, *args: Any, **options: Any) -> Any:
         if next(count) == 2:
             raise torch.OutOfMemoryError("out of memory")
-        return own(self, *args)
+        return own(self, *args, **options)
 
     monkeypatch.setattr(Group, "read_at", read_at)
     monkeypatch.setattr(branches, "ROWS", 1)  # one prompt at a time

@@ -15,6 +15,7 @@ from ...blends.mixes import Mix
 from ...blends.values import LogRatio, Reward, RewardModel
 from ...blends.vocabulary import check_vocabularies, vocabulary
 from ...models.hf import is_scalar
+from ...models.value_heads import check_width
 from ...search import Search
 from ..chats import plain_text
 from ..forms import Ids, Request, is_ids
@@ -89,6 +90,7 @@ class SearchJob:
                         source
                     )
             elif isinstance(value, ValueHead):
+                check_width(value.model, name, 1 if value.tokenizer else self.vocabulary)
                 source = self._source(value, name, value.tokenizer)
                 one = is_scalar(source.model.bare)
                 reads = None if source.writing is None else id(value.tokenizer)
