@@ -1,4 +1,4 @@
-"""What chunk beam search costs: crossfade's, and the algorithm of the official code.
+"""What chunk beam search costs: crossfade's, the algorithm of the official code, and value heads.
 
     python bench/search.py --json bench/results/search.json
 
@@ -7,6 +7,9 @@ of whole calls, prompt and set-up in them; contenders take turns, medians over r
 anything is timed, and after, the value of each one's best row is computed anew. Where there are
 many boundaries the official algorithm decodes all tokens, but its scoring is timed at every 8th
 boundary and interpolated. On a GPU, models have the shapes of Llama 3 1B and random weights.
+
+Searches by value heads over the policy's own backbone are set against plain sampling of as many
+rows (`search_heads.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import decode_peers as peers
+import search_heads
 import torch
 from crossfade.bench import hardware
 from decode import peak_of
@@ -35,6 +39,8 @@ from tqdm import tqdm
 
 BLENDED = "crossfade, value models in the blend"
 NAMES = {"official": OFFICIAL, "crossfade": OURS, "blended": BLENDED}
+HEADS = "heads"  # on the command line, what `search_heads` measures
+HEAD_SHAPE = Shape(4, 4, 5, 60, 50)
 SETTINGS = [(4, 4, 5), (2, 2, 30)]
 BLENDED_SHAPE = Shape(4, 4, 5, 60, 50)  # BLENDED takes part in this one, by default
 GOALS = {Shape(4, 4, 5, 60, 50): 4, Shape(4, 4, 5, 300, 50): 10, Shape(4, 4, 5, 300, 256): 15}
@@ -42,6 +48,7 @@ GOALS = {Shape(4, 4, 5, 60, 50): 4, Shape(4, 4, 5, 300, 50): 10, Shape(4, 4, 5, 
 KNOWN_SCORING = {Shape(4, 4, 5, 60, 50): 0.79, Shape(4, 4, 5, 300, 50): 0.89}
 MANY, EVERY = 20, 8  # above MANY boundaries the official scoring is timed at every 8th
 QUICK = [Shape(2, 3, 4, 9, 10), Shape(2, 2, 1, 5, MANY + 2)]
+QUICK_HEADS = Shape(2, 2, 3, 5, 6)
 Runs = dict[str, Callable[[Shape], Found]]
 
 
@@ -103,6 +110,13 @@ def missed(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             yield f"{shape}: {over:.1f} times as fast; the goal is {goal}"
 
 
+def prompt_of(model: Any, shape: Shape) -> Tensor:
+    """A prompt ``[1, tokens]`` of ordinary ids."""
+    generator = torch.Generator().manual_seed(0)
+    high = model.config.vocab_size
+    return torch.randint(20, high, (1, shape.prompt), generator=generator).to(model.device)
+
+
 def models_of(device: str, quick: bool) -> list[Any]:
     """The base, and the two models whose ratio is the value."""
     if device == "cuda":
@@ -119,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tiny random model: a smoke run")
     parser.add_argument("--json", type=Path, help="where results go; shapes in it are kept")
-    parser.add_argument("--only", nargs="+", choices=NAMES, help="contenders")
+    parser.add_argument("--only", nargs="+", choices=[*NAMES, HEADS], help="contenders")
     parser.add_argument("--shape", nargs="+", type=shape_of, metavar="W,N,L,PROMPT,NEW",
                         help="instead of all shapes")  # fmt: skip
     parser.add_argument("--rounds", type=int, help="turns of each (3; 1 if summed up)")
@@ -144,23 +158,23 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "temperature": TEMPERATURE,
         },
         "rows": [],
+        "heads": [],
     }
     if args.json is not None and args.json.exists():  # shapes in it are kept
         kept = json.loads(args.json.read_text())
         if any(kept[key] != report[key] for key in ("machine", "versions", "settings")):
             parser.error(f"{args.json} is of another machine or version; remove it to begin anew")
-        report = kept
+        report = {"heads": [], **kept}
     done = {tuple(row["shape"].values()) for row in report["rows"]}
     models = models_of(device, args.quick)
+    only_heads = args.only == [HEADS]
     for shape in shapes:
-        if dataclasses.astuple(shape) in done:
+        if only_heads or dataclasses.astuple(shape) in done:
             continue
         boundaries = len(shape.chunks)
         every = args.sampled_boundaries or (EVERY if boundaries > MANY else 1)
         rounds = args.rounds or (1 if every > 1 else 3)
-        generator = torch.Generator().manual_seed(0)
-        high = models[0].config.vocab_size
-        ids = torch.randint(20, high, (1, shape.prompt), generator=generator).to(device)
+        ids = prompt_of(models[0], shape)
         contenders: Runs = {
             OFFICIAL: functools.partial(official, models, ids, every=every),
             OURS: functools.partial(ours, models, ids),
@@ -169,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         only = args.only or [
             key for key in NAMES if key != "blended" or args.quick or shape == BLENDED_SHAPE
         ]
-        runs = {NAMES[key]: contenders[NAMES[key]] for key in only}
+        runs = {NAMES[key]: contenders[NAMES[key]] for key in only if key != HEADS}
         rows = measure(runs, models, ids, shape, rounds, args.limit)
         for row in rows:
             if row["contender"] == OFFICIAL:
@@ -179,7 +193,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         print("\n".join(searches(rows)), flush=True)
         if args.json is not None:
             args.json.write_text(json.dumps(report, indent=1) + "\n")
-    for line in missed(report["rows"]) if cpu else []:
+    if (args.only is None or HEADS in args.only) and not report["heads"]:
+        shape = QUICK_HEADS if args.quick else (args.shape or [HEAD_SHAPE])[0]
+        ids = prompt_of(models[0], shape)
+        rounds = args.rounds or 3
+        report["heads"] = search_heads.measure(models[0], ids, shape, rounds, args.limit)
+        if args.json is not None:
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
+    for line in [*missed(report["rows"]), *search_heads.missed(report["heads"])] if cpu else []:
         print(line, file=sys.stderr)
     print(render(report))
     return report

@@ -18,7 +18,9 @@ BENCH = TESTS.parent / "bench"
 sys.path.append(str(BENCH))
 
 import search  # noqa: E402
+import search_heads  # noqa: E402
 import search_peers as peers  # noqa: E402
+from reports.search import APART, FOUR, ONE, PLAIN, SCALAR  # noqa: E402
 from search_peers import Shape  # noqa: E402
 from tiny_models import VOCAB, make  # noqa: E402
 
@@ -171,7 +173,9 @@ def test_a_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     path = tmp_path / "search.json"
     search.main(["--quick", "--json", str(path)])
     results = json.loads(path.read_text())
-    assert set(results) == {"command", "machine", "versions", "settings", "rows"}
+    assert set(results) == {"command", "machine", "versions", "settings", "rows", "heads"}
+    forwards = {r["contender"]: len(r["forwards"]) for r in results["heads"]}
+    assert forwards == {PLAIN: 1, ONE: 1, FOUR: 1, SCALAR: 1, APART: 2}
     found = [(Shape(**r["shape"]), r["contender"]) for r in results["rows"]]
     assert found == [(s, c) for s in search.QUICK for c in CONTENDERS]
     assert [len(r["rounds_s"]) for r in results["rows"]] == [3, 3, 3, 1, 1, 1]
@@ -179,3 +183,23 @@ def test_a_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert text in capsys.readouterr().out
     assert text.count(f"| {search.OFFICIAL} * |") == 1
     assert "timed at every 8th boundary" in text
+    assert f"| {FOUR} |" in text
+
+
+def test_goals_of_heads_are_over_plain_sampling() -> None:
+    shape = {"width": 4}
+    rows = [
+        {"shape": shape, "contender": name, "processor_s": seconds}
+        for name, seconds in ((PLAIN, [2.0, 3.0, 1.0]), (ONE, [2.4, 3.0, 1.3]), (FOUR, [2.0] * 3))
+    ]
+    (line,) = search_heads.missed(rows)
+    assert line.startswith(f"{ONE}, ")
+    assert "1.20 times" in line
+
+
+def test_a_wrong_value_of_a_head_is_found(models: list[Any], ids: Tensor) -> None:
+    heads = search_heads.Heads(models[0], ids, SHAPE)
+    out = heads.runs[FOUR]()
+    heads.check(FOUR, out)
+    with pytest.raises(search.peers.Wrong, match=ONE):
+        heads.check(ONE, out)

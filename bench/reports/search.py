@@ -1,4 +1,4 @@
-"""What chunk beam search costs: crossfade's, and the algorithm of the official code."""
+"""What chunk beam search costs: crossfade's, the official code's algorithm, and value heads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from . import OURS
 from .markdown import machine, number, table, text
 
 OFFICIAL = "official algorithm"
+PLAIN = "plain sampling"
+ONE, FOUR = "one Q-head", "four Q-heads"
+SCALAR, APART = "one scalar head", "one Q-head, with forwards of its own"
 Row = dict[str, Any]
 
 
@@ -21,7 +24,42 @@ def render(report: dict[str, Any]) -> str:
         f"{report['versions']['torch']}; `{report['command']}`, shape by shape, medians of "
         f"{' or '.join(map(str, rounds))} rounds. Peak: memory over what was held before."
     )
-    return text(searches(rows), note, *notes(rows))
+    found = report.get("heads", [])
+    return text(
+        searches(rows), note, *notes(rows), *(["", text(heads(found), HEADS)] if found else [])
+    )
+
+
+HEADS = (
+    "Searches by value heads over the policy's own backbone (full Q-heads), against plain sampling "
+    "of as many rows: processor seconds, the median over rounds of those over plain sampling's."
+)
+
+
+def over_plain(rows: Sequence[Row], row: Row) -> float | None:
+    """How many times the processor seconds of plain sampling a search takes, the median."""
+    plain = of(rows, row["shape"], PLAIN)
+    if plain is None:
+        return None
+    pairs = zip(row["processor_s"], plain["processor_s"], strict=True)
+    return statistics.median(x / y for x, y in pairs)
+
+
+def heads(rows: Sequence[Row]) -> list[str]:
+    """A line a shape and contender."""
+    lines = [
+        [
+            wnl(r["shape"]),
+            lengths(r["shape"]),
+            r["contender"],
+            f"{statistics.median(r['processor_s']):,.2f}",
+            number(over_plain(rows, r), ".2f"),
+            " + ".join(map(str, r["forwards"])),
+        ]
+        for r in rows
+    ]
+    head = ["W, N, L", "prompt + new", "rows chosen by", "processor s", "x plain sampling"]
+    return table([*head, "forwards, a model"], lines)
 
 
 def of(rows: Sequence[Row], shape: Any, name: str) -> Row | None:
