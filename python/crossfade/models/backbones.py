@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from typing import Any
 
+from torch import Tensor, nn
+
 from .hf import text_config
 
 # What a config may say of a model's head, which has no part in its backbone.
@@ -24,8 +26,9 @@ def backbone(bare: Any) -> Hashable:
     if body is bare or not hasattr(bare, "config"):
         return id(bare)
     modules = tuple(_modules(body, ""))
-    if any(pointer == 0 for _, _, _, weights in modules for _, pointer, *_ in weights):
-        return id(bare)  # its numbers are on no device yet, or on none that is known
+    devices = {device.type for *_, weights in modules for *_, device in weights}
+    if not devices or "meta" in devices:
+        return id(bare)  # there are no numbers here by which to know it
     config = {k: v for k, v in text_config(bare).to_dict().items() if k not in OF_HEADS}
     return type(bare), modules, repr(sorted(config.items(), key=lambda item: item[0]))
 
@@ -35,11 +38,17 @@ def _modules(module: Any, name: str) -> Iterator[tuple[Any, ...]]:
     if hasattr(module, "_active_adapter") and hasattr(module, "base_layer"):
         module = module.base_layer
     weights = tuple(
-        (key, p.data_ptr(), p.shape, p.stride(), p.dtype, p.device)
-        for key, p in module._parameters.items()
-        if p is not None
+        (key, _memory(x), x.shape, x.dtype, x.device)
+        for key, x in (*module._parameters.items(), *module._buffers.items())
+        if x is not None
     )
     yield name, type(module), id(module.__dict__.get("forward")), weights
     for key, child in module._modules.items():
         if child is not None:
             yield from _modules(child, f"{name}.{key}")
+
+
+def _memory(x: Tensor) -> Hashable:
+    """Where a tensor's numbers are. Those of other types, as quantizers make them, are shared as
+    objects."""
+    return (x.data_ptr(), x.stride()) if type(x) in (Tensor, nn.Parameter) else id(x)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ...models.hf import text_config
 from ..forms import Ids, common
@@ -20,10 +19,9 @@ from .deltas import Deltas
 from .head import Head, Wanted, product, split
 from .kv_cache import KVCache
 from .lanes import Rider
-from .modules import Forward, ForwardPass, Unsupported, linear_forwards
+from .modules import Forward, ForwardPass, Unsupported, linear_forwards, refuse_unsupported
 
 AHEAD = 256  # the new tokens of a row that caches have room for at first, at most
-LAYERS = {"full_attention", "sliding_attention"}
 
 
 class Group:
@@ -437,26 +435,3 @@ def forward(
         crossfade=forward_pass,
     )
     return head.logits(output)
-
-
-def refuse_unsupported(model: TermModel, tokens: int) -> None:
-    """Refuse a model that the engine's caches and attention cannot run on rows of so many tokens.
-
-    Raises:
-        Unsupported: says why.
-    """
-    bare: Any = model.bare
-    config = text_config(bare)
-    if not isinstance(bare, PreTrainedModel):
-        raise Unsupported(f"{model.name} is not a model of Transformers")
-    if not bare._supports_attention_backend:
-        raise Unsupported(f"{model.name} does not use Transformers' attention interface")
-    others = set(getattr(config, "layer_types", None) or ()) - LAYERS
-    if others or getattr(config, "num_kv_shared_layers", None):
-        what = f"layers of type {sorted(others)}" if others else "layers that share their keys"
-        raise Unsupported(f"{model.name} has {what}")
-    devices = {p.device for p in bare.parameters()}
-    if len(devices) > 1 or torch.device("meta") in devices:
-        raise Unsupported(f"{model.name} is offloaded or spread over several devices")
-    if why := model.follows_longest(tokens):
-        raise Unsupported(why)

@@ -10,18 +10,21 @@ own in the same forward.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from ...blends.mixes import Mix
 from ...models.adapters import active_adapters, adapter_layers
 from ...models.after_head import AfterHead, after_head
 from ..simple.replica import Replica
 from ..simple.structure import remembered, why_as_it_is
 from ..simple.term_model import TermModel
+from .deltas import Adapted, Deltas
 from .head import layer_of
+from .modules import Unsupported
 
 
 class Rider(NamedTuple):
@@ -33,7 +36,7 @@ class Rider(NamedTuple):
 
 
 @dataclass
-class Forward:
+class Shared:
     """Models whose rows share a forward.
 
     Attributes:
@@ -46,65 +49,110 @@ class Forward:
     own: int
     riders: dict[int, Rider] = field(default_factory=dict)
 
-    @property
-    def members(self) -> list[int]:
-        """The places of all models."""
-        return sorted({*self.places, *self.riders})
 
-
-def forwards(
-    models: Sequence[TermModel], heads: Sequence[TermModel] = (), *, by_states: bool = False
-) -> Iterator[Forward]:
-    """The fewest forwards that models can share, as far as their backbones and heads tell.
+class Lanes:
+    """Lets models share forwards, as far as their backbones, heads and adapters tell.
 
     Args:
+        models: the terms', the values', the references'.
         heads: further models, with places after those of `models`. They ride on lanes where they
             can, and have no forward of their own.
+        backend: of `ops.linear`.
         by_states: whether the hidden states of a forward with riders must tell all that its models
             give: `is_product` of each.
+
+    Attributes:
+        notes: what cannot share a forward, and why.
     """
-    both, count = [*models, *heads], len(models)
-    together: dict[Hashable, list[int]] = {}
-    for k, model in enumerate(both):
-        together.setdefault(model.backbone, []).append(k)
-    for places in together.values():
-        if places[0] >= count:
-            continue
-        first = both[places[0]]
-        own = [k for k in places if k < count and both[k].bare is first.bare]
+
+    def __init__(
+        self,
+        models: Sequence[TermModel],
+        heads: Sequence[TermModel] = (),
+        backend: str | None = None,
+        *,
+        by_states: bool = False,
+    ) -> None:
+        self.models, self.count = [*models, *heads], len(models)
+        self.backend, self.by_states = backend, by_states
+        self.notes: list[str] = []
+
+    def apart(self) -> Iterator[tuple[Shared, Deltas | None]]:
+        """A forward for each model, and how it applies adapters."""
+        for k in range(self.count):
+            yield Shared([k], 1), self._deltas([k])[0]
+
+    def together(self) -> Iterator[tuple[Shared, Deltas | None]]:
+        """The fewest forwards that the models can share, and how each applies adapters."""
+        same: dict[Hashable, list[int]] = {}
+        for k, model in enumerate(self.models):
+            same.setdefault(model.backbone, []).append(k)
+        for places in same.values():
+            if places[0] < self.count:
+                yield from self._over_one_backbone(places)
+
+    def _over_one_backbone(self, places: Sequence[int]) -> Iterator[tuple[Shared, Deltas | None]]:
+        """The forwards of models that have one backbone; the first one's modules are what runs."""
+        first = self.models[places[0]]
+        own = [k for k in places if k < self.count and self.models[k].bare is first.bare]
+        shared = Shared(list(own), len(own))
         others = [k for k in places if k not in own]
-        found = Forward(own, len(own))
-        if others and (is_product(first) if by_states else _reads_states(first)):
+        if others and (is_product(first) if self.by_states else _reads_states(first)):
             for k in others:
-                _ride(found, both, k, count)
-        yield found
-        yield from by_model(models, [k for k in others if k < count and k not in found.riders])
+                self._ride(shared, k)
+        deltas, why = self._deltas(shared.places)
+        if why is not None and shared.riders:  # Adapters of several models, not all plain LoRA.
+            shared = Shared(own, len(own))
+            deltas, why = self._deltas(own)
+        if why is None:
+            yield shared, deltas
+        else:
+            yield from self._in_turns(own, why)
+        left = [k for k in others if k not in shared.riders]
+        if left and left[0] < self.count:
+            yield from self._over_one_backbone(left)
 
-
-def by_model(models: Sequence[TermModel], places: Iterable[int]) -> Iterator[Forward]:
-    """A forward for each model object among those at some places."""
-    together: dict[int, list[int]] = {}
-    for k in places:
-        together.setdefault(id(models[k].bare), []).append(k)
-    for own in together.values():
-        yield Forward(own, len(own))
-
-
-def _ride(found: Forward, models: Sequence[TermModel], k: int, count: int) -> None:
-    """Let a model ride on a lane, if its head can be run by itself.
-
-    Args:
-        k: the model's place; from `count` on, one whose text another must read as well.
-    """
-    model, lanes = models[k], found.places
-    if not is_product(model):
-        return
-    lane = next((m for m, p in enumerate(lanes) if same_rows(models[p], model)), len(lanes))
-    if lane == len(lanes):
-        if k >= count and not any(same_text(models[p], model) for p in lanes):
+    def _ride(self, shared: Shared, k: int) -> None:
+        """Let a model ride on a lane, if its head can be run by itself."""
+        model, lanes = self.models[k], shared.places
+        if not is_product(model):
             return
-        lanes.append(k)
-    found.riders[k] = Rider(model, lane, model.bare.get_output_embeddings())
+        each = (m for m, p in enumerate(lanes) if same_rows(self.models[p], model))
+        lane = next(each, len(lanes))
+        if lane == len(lanes):
+            if k >= self.count and not any(same_text(self.models[p], model) for p in lanes):
+                return  # Only models of the call have prompts of their own.
+            lanes.append(k)
+        shared.riders[k] = Rider(model, lane, model.bare.get_output_embeddings())
+
+    def _in_turns(self, terms: Sequence[int], why: str) -> Iterator[tuple[Shared, Deltas | None]]:
+        """A forward for each adapter of terms over one model, switched on in its modules."""
+        self.notes.append(f"adapters of {self.models[terms[0]].name} take turns: {why}")
+        for adapter in sorted({self.models[k].adapter for k in terms}, key=str):
+            same = [k for k in terms if self.models[k].adapter == adapter]
+            yield Shared(same, len(same)), self._deltas(same)[0]
+
+    def _deltas(self, terms: Sequence[int]) -> tuple[Deltas | None, str | None]:
+        """The adapters of terms over one backbone, each for its own rows.
+
+        Returns:
+            None where the terms have no adapters, or one that can be switched on; and why they
+            cannot be rows of one forward, None if they can.
+
+        Raises:
+            Unsupported: a term is a mix of adapters, and rows cannot have their own.
+        """
+        models = [self.models[k] for k in terms]
+        if not any(hasattr(m.model, "peft_config") for m in models):
+            return None, None
+        try:
+            return Deltas([Adapted(m.bare, m.adapter) for m in models], self.backend), None
+        except Unsupported as reason:
+            one_model = len({m.bare for m in models}) == 1
+            if one_model and any(isinstance(m.adapter, Mix) for m in models):
+                raise
+            several = not one_model or len({m.adapter for m in models}) > 1
+            return None, str(reason) if several else None
 
 
 def same_rows(one: TermModel, other: TermModel) -> bool:

@@ -13,13 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import linear
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ... import ops
 from ...models.adapters import adapter_layers
+from ...models.hf import text_config
+from ..simple.term_model import TermModel
 from .kv_cache import KVCache
 
 Forward = Callable[..., Any]
+LAYERS = {"full_attention", "sliding_attention"}  # the kinds of layers that it can run
 PLAIN_WEIGHTS = (Tensor, nn.Parameter)  # Other types, as of quantizers, multiply in their own ways.
 
 
@@ -140,3 +144,26 @@ def _linear(module: Any) -> Forward:
         return ops.linear(x, module.weight, module.bias)
 
     return forward
+
+
+def refuse_unsupported(model: TermModel, tokens: int) -> None:
+    """Refuse a model that the engine's caches and attention cannot run on rows of so many tokens.
+
+    Raises:
+        Unsupported: says why.
+    """
+    bare: Any = model.bare
+    config = text_config(bare)
+    if not isinstance(bare, PreTrainedModel):
+        raise Unsupported(f"{model.name} is not a model of Transformers")
+    if not bare._supports_attention_backend:
+        raise Unsupported(f"{model.name} does not use Transformers' attention interface")
+    others = set(getattr(config, "layer_types", None) or ()) - LAYERS
+    if others or getattr(config, "num_kv_shared_layers", None):
+        what = f"layers of type {sorted(others)}" if others else "layers that share their keys"
+        raise Unsupported(f"{model.name} has {what}")
+    devices = {p.device for p in bare.parameters()}
+    if len(devices) > 1 or torch.device("meta") in devices:
+        raise Unsupported(f"{model.name} is offloaded or spread over several devices")
+    if why := model.follows_longest(tokens):
+        raise Unsupported(why)

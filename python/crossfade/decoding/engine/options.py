@@ -22,8 +22,8 @@ class Engine:
         simple: run every model by the steps of its own ``generate``, with its own modules and
             state: the truth that the rest is compared with. The other options are unused then.
         kernels: on CPUs, run linear layers by `ops.linear`.
-        share_weights: terms over one model, with adapters or prompts of their own, are rows of one
-            forward. Off: a forward a term.
+        share_weights: models over one backbone, with adapters or prompts of their own, are rows of
+            one forward, and value heads are further heads of the same rows. Off: a forward a model.
         share_head: where terms over one model share the head and the blend is geometric, blend
             hidden states and run the head once. Not with a soft-cap, a bias of the head, a
             support, or log-probs and divergences of terms.

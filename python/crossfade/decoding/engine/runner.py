@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...blends.blend import Blend
-from ...blends.mixes import Mix
 from ...models.value_heads import token_values
 from ...ops import Support
 from ...ops.check import Weights
@@ -18,9 +17,8 @@ from ..runner import PromptIds, Shares
 from ..simple.term_model import TermModel
 from ..stats import ModelStats
 from . import contract
-from .deltas import Adapted, Deltas
 from .group import Group
-from .lanes import Forward, after_head_of, by_model, forwards, same_text
+from .lanes import Lanes, after_head_of, same_text
 from .lazy import Lazy
 from .modules import Unsupported
 from .options import Engine
@@ -40,7 +38,7 @@ class EngineRunner:
         limit: new tokens that a row may have, as far as it is known.
         heads: value models that are asked about the tokens that are drawn, where that takes no
             forward but those of `models`.
-        by_states: as of `forwards`, for whoever reads by `Group.read_at`.
+        by_states: as of `Lanes`, for whoever reads by `Group.read_at`.
 
     Attributes:
         heads: those of the given ones for which that is so: they ride on lanes of the groups.
@@ -72,21 +70,23 @@ class EngineRunner:
         self._texts += [
             next((k for k, m in enumerate(models) if same_text(m, head)), -1) for head in heads
         ]
-        for forward, deltas in self._forwards(engine.share_weights, by_states):
+        lanes = Lanes(models, heads, self.backend, by_states=by_states)
+        for shared, deltas in lanes.together() if engine.share_weights else lanes.apart():
             group = Group(
-                [self._members[k] for k in forward.places],
-                forward.places,
+                [self._members[k] for k in shared.places],
+                shared.places,
                 slots,
-                longest=max(longest[self._texts[k]] for k in forward.places),
+                longest=max(longest[self._texts[k]] for k in shared.places),
                 limit=limit,
                 deltas=deltas,
-                own=forward.own,
-                riders=forward.riders,
+                own=shared.own,
+                riders=shared.riders,
                 kernels=engine.kernels,
                 compile=engine.compile,
             )
             contract.check(group, engine.kernels)
             self.groups.append(group)
+        self.notes += lanes.notes
         self._riding = [
             (g, k)
             for k in range(len(models), len(self._members))
@@ -173,57 +173,6 @@ class EngineRunner:
             group.head.some_columns = not_here is None
             if not_here is not None:
                 self.notes.append(f"all columns of the head of {group.name}: {not_here}")
-
-    def _forwards(self, share: bool, by_states: bool) -> Iterator[tuple[Forward, Deltas | None]]:
-        """Which models are rows of one forward, and how it applies their adapters."""
-        if not share:
-            for k in range(len(self.models)):
-                yield Forward([k], 1), self._deltas([k])[0]
-            return
-        heads = self._members[len(self.models) :]
-        for forward in forwards(self.models, heads, by_states=by_states):
-            yield from self._applied(forward)
-
-    def _applied(self, forward: Forward) -> Iterator[tuple[Forward, Deltas | None]]:
-        """A forward and how it applies adapters; several, where these must take turns."""
-        terms = forward.places
-        found, why = self._deltas(terms)
-        if why is None:
-            yield forward, found
-        elif forward.own < len(terms):  # Each model object has a forward of its own.
-            count = len(self.models)
-            places = sorted({*terms, *forward.riders})
-            for each in by_model(self._members, [k for k in places if k < count]):
-                yield from self._applied(each)
-        else:
-            self.notes.append(f"adapters of {self.models[terms[0]].name} take turns: {why}")
-            for adapter in sorted({self.models[k].adapter for k in terms}, key=str):
-                same = [k for k in terms if self.models[k].adapter == adapter]
-                yield Forward(same, len(same)), self._deltas(same)[0]
-
-    def _deltas(self, terms: Sequence[int]) -> tuple[Deltas | None, str | None]:
-        """The adapters of terms over one model, each for its own rows.
-
-        Returns:
-            None where the terms have no adapters, or one that can be switched on; and why they
-            cannot be rows of one forward, None if they can.
-
-        Raises:
-            Unsupported: a term is a mix of adapters, and rows cannot have their own.
-        """
-        models = [self._members[k] for k in terms]
-        if not any(hasattr(m.model, "peft_config") for m in models):
-            return None, None
-        try:
-            return Deltas([Adapted(m.bare, m.adapter) for m in models], self.backend), None
-        except Unsupported as reason:
-            several = len({(id(m.bare), m.adapter) for m in models}) > 1
-            if (
-                any(isinstance(m.adapter, Mix) for m in models)
-                and len({m.bare for m in models}) == 1
-            ):
-                raise
-            return None, str(reason) if several else None
 
     def join(
         self,
