@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import crossfade as cf
 import pytest
 import torch
-from tiny_models import EOS, SHAPES, lora, make
+from crossfade.models.value_heads import value_model
+from tiny_models import EOS, SHAPES, lora, make, spread
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -140,3 +142,22 @@ def test_peak_memory_is_stated() -> None:
     out = cf.generate(blend, PROMPTS, **DRAW)
     assert out.stats.peak_bytes == torch.cuda.max_memory_allocated()
     assert out.stats.peak_bytes > out.stats.cache_bytes
+
+
+@pytest.mark.parametrize("kinds", [("q",), ("scalar",), ("q", "scalar")])
+def test_heads_ride_on_captured_steps(kinds: Sequence[str]) -> None:
+    """Scalar heads wait for a step, after which rows go on from its logits: the graph stays."""
+    base = on_gpu("llama")
+    value: Any = 0
+    for seed, kind in enumerate(kinds):
+        model = value_model(base, kind)
+        spread(model.get_output_embeddings(), seed)
+        value = value + cf.ValueHead(model.eval())
+    search = cf.ChunkBeamSearch(2, 3, 8, value)
+    ours = cf.generate(base, PROMPTS, search=search, **DRAW)
+    assert len(ours.stats.models) == 1
+    assert not ours.stats.notes, "it was captured"
+    apart = cf.Engine(share_weights=False, cuda_graph=False)
+    theirs = cf.generate(base, PROMPTS, search=search, engine=apart, **DRAW)
+    same(ours, theirs)
+    torch.testing.assert_close(ours.values, theirs.values, atol=1e-3, rtol=1e-3)
