@@ -66,7 +66,8 @@ def check(group: Group, kernels: bool) -> None:
         raise Unsupported(f"{models[0].name} is run as it is: {why}")
     # What holds for one mix of adapters holds for all others of them.
     adapters = (m.adapter.names if isinstance(m.adapter, Mix) else m.adapter for m in models)
-    how = tuple(adapters), group.own, tuple(r.lane for r in riders), group.deltas is None, kernels
+    ridden = tuple((id(r.model.bare), r.lane) for r in riders)
+    how = tuple(adapters), group.own, ridden, group.deltas is None, kernels
     others = (r.model for r in riders)
     distinct: dict[int, TermModel] = {}
     for m in (*models, *others):
