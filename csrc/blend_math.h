@@ -139,7 +139,8 @@ CF_HD F log1p_of(F x) {
 // log (sum_k w_k p_k^r)^(1/r) for r != 0 and weights with a sum of one, a term at a time. With a_k
 // = r log p_k and `ref` the log p_k of the largest a_k, it is
 //   ref + log1p(sum_k w_k expm1(a_k - r ref)) / r,
-// which stays right for small r, where a log-sum-exp's rounding would be divided by r.
+// which stays right for small r, where a log-sum-exp's rounding would be divided by r. For r = inf
+// it is the largest log p_k, and for r = -inf the smallest.
 template <class F>
 struct PowerMean {
   F bound{};  // r > 0: the largest log p_k, r < 0: the smallest; -inf: no mass in the blend
@@ -156,6 +157,7 @@ struct PowerMean {
       return;
     }
     bound = (r > 0 ? log_p > bound : log_p < bound) ? log_p : bound;
+    if (fabsf(r) == INFINITY) return;
     const F a = (p - ref) * r, d = a > 0.0f ? -a : a;
     const F e = exp(d), m = expm1_of_negative(d);
     excess = a > 0.0f ? excess * e + before * m : excess + w * m;
@@ -164,6 +166,7 @@ struct PowerMean {
   }
 
   CF_HD F result(float r) const {
+    if (fabsf(r) == INFINITY) return bound;
     const F mean = ref + (excess > -0.5f ? log1p_of(excess) : log(sum)) / r;
     return bound > -INFINITY ? mean : F{} - INFINITY;
   }

@@ -48,7 +48,7 @@ struct Blend {
   int32_t terms, values;
   Matrix term[kMaxTerms], value[kMaxTerms];
   Weights weight, value_weight;
-  float power;  // r of the power mean; 0 is the geometric blend
+  float power;  // r of the power mean; 0 is the geometric blend, +-inf the largest or smallest
   Support support;
   const uint8_t* mask;  // nonzero where a token is allowed; null: all tokens are
   int64_t mask_stride;  // from one row's mask to the next; 0: all rows have the same mask

@@ -256,7 +256,8 @@ def power_mean(
 
     With a_k = r log p_k, `ref` the log p_k of the largest a_k, and weights that sum to one, it is
     ref + log1p(sum_k w_k expm1(a_k - r ref)) / r. That is right for small r too, where the rounding
-    error of a plain log-sum-exp would be divided by r.
+    error of a plain log-sum-exp would be divided by r. For r = inf it is the largest log p_k, and
+    for r = -inf the smallest, which are `ref`.
     """
     total = 0.0
     ok = tl.full((), 1, tl.int1)
@@ -292,7 +293,8 @@ def power_mean(
     near = excess > -0.5
     log_near = log1m(tl.where(near, -excess, 0.0))
     log_far = tl.log(tl.where(near, 1.0, tl.maximum(sums, 1e-37)))
-    score = ref + tl.where(near, log_near, log_far) / power
+    mean = ref + tl.where(near, log_near, log_far) / power
+    score = tl.where(tl.abs(power) == float("inf"), ref, mean)
     return score, tl.where(removed | (ref == NEG_INF), NEG_INF, nothing), ok
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from crossfade.blends.blend import Blend, Model, ValueHead
@@ -89,7 +91,7 @@ def test_a_support_reads_back(weights, support, gain):
 
 @given(
     st.sampled_from([(0.5, 0.25, 0.25), (0, 0.5, 0.5), (1, 0, 0), (0, 0, 1), (0.75, 0, 0.25)]),
-    st.sampled_from([1.0, -1.0, 0.5, -2.0]),
+    st.sampled_from([1.0, -1.0, 0.5, -2.0, math.inf, -math.inf]),
     st.none() | cuts,
 )
 def test_a_power_mean_reads_back(weights, r, support):
@@ -106,6 +108,17 @@ def test_a_formula_for_a_power_mean_within_a_support():
     assert str(blend) == "base.within(Support(term=0)) + 3*q"
 
 
+def test_unions_and_intersections():
+    for text in ("union(base, tuned)", "intersection(base, tuned, ref)"):
+        blend = parse(text, **LMS)
+        assert str(blend) == text
+        check_reads_back(blend)
+    blend = parse("power_mean([base, tuned], weights=[0.75, 0.25], r=-inf)", **LMS)
+    assert blend.power == -math.inf
+    assert str(blend) == "power_mean([base, tuned], weights=[0.75, 0.25], r=-inf)"
+    assert str(parse("union(inf, b)", inf=LMS["base"], b=LMS["tuned"])) == "union(inf, b)"
+
+
 @pytest.mark.parametrize(
     ("formula", "problem", "column"),
     [
@@ -116,6 +129,9 @@ def test_a_formula_for_a_power_mean_within_a_support():
         ),
         ("base + tuned.weight", "only names, numbers", 8),
         ("base + __import__('os')", "unknown function '__import__'", 8),
+        ("union()", r"union\(\) has no terms", 1),
+        ("unoin(base)", r"unknown function 'unoin' .*did you mean 'union'", 1),
+        ("inf * base", "weight is inf; it must be finite", 7),
         ("base[0]", "only names, numbers", 1),
         ("base ** 2", "only names, numbers", 1),
         ("base @ ref", "only names, numbers", 1),

@@ -20,7 +20,9 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .blends.blend import Model as Model
     from .blends.blend import ValueHead as ValueHead
     from .blends.blend import as_blend as as_blend
+    from .blends.power_mean import intersection as intersection
     from .blends.power_mean import power_mean as power_mean
+    from .blends.power_mean import union as union
     from .blends.values import LogRatio as LogRatio
     from .blends.values import Reward as Reward
     from .blends.values import RewardModel as RewardModel
@@ -76,10 +78,12 @@ _HOME = {
     "correct": "policies.metaaligner",
     "decode": "decoding",
     "generate": "decoding",
+    "intersection": "blends.power_mean",
     "parse": "formula",
     "power_mean": "blends.power_mean",
     "score": "decoding",
     "sentence_end": "search",
+    "union": "blends.power_mean",
 }
 _MODULES = (
     *("dynamics", "losses", "metrics", "models", "ops", "pareto", "policies", "presets"),

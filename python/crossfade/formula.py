@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import numbers
 import operator
 import re
@@ -18,7 +19,7 @@ from torch import Tensor
 from . import presets
 from .blends.algebra import Algebra
 from .blends.blend import Blend, Model, ValueHead, as_term
-from .blends.power_mean import power_mean
+from .blends.power_mean import intersection, power_mean, union
 from .blends.weights import Weight, check_weight
 from .checks import did_you_mean
 from .ops.types import Support
@@ -28,6 +29,8 @@ LONGEST = 4096  # characters a formula may have; far more would exhaust the stac
 FORMS = "only names, numbers, + - * / and parentheses can stand"
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "power_mean": power_mean,
+    "union": union,
+    "intersection": intersection,
     **{name: getattr(presets, name) for name in presets.__all__ if name != "ivg"},
 }
 
@@ -52,9 +55,10 @@ OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
     """The value of a formula of numbers, names, ``+ - * /``, parentheses and presets.
 
-    The presets of `crossfade.presets` that give blends, and `power_mean`, are called as in Python:
-    ``cfg(base, 1.5, negative_system="Be rude.")``. Blends print one more form, which is read too:
-    ``(a + b).within(Support(term=0, top_k=5))``, where `term` counts the terms in the order in
+    The presets of `crossfade.presets` that give blends, `power_mean`, `union` and `intersection`
+    are called as in Python: ``cfg(base, 1.5, negative_system="Be rude.")``. Unless it is one of the
+    names, ``inf`` is a number, for `power_mean` alone. Blends print one more form, which is read
+    too: ``(a + b).within(Support(term=0, top_k=5))``, where `term` counts the terms in the order in
     which the text before it names them.
 
     Python's parser makes a tree of the text, and only nodes of these forms are evaluated. There
@@ -98,6 +102,8 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
         match node:
             case ast.Constant(value=int() | float() as x) if not isinstance(x, bool):
                 return apply(node, float, x)
+            case ast.Name(id="inf") if "inf" not in names:
+                return math.inf
             case ast.Name(id=name):
                 if name not in names:
                     known = f"(known: {', '.join(sorted(names)) or 'none'})"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from crossfade.blends.blend import Blend, Model
-from crossfade.blends.power_mean import power_mean
+from crossfade.blends.power_mean import intersection, power_mean, union
 from crossfade.ops import Support
 from hypothesis import given
 from hypothesis import strategies as st
@@ -210,6 +210,26 @@ class TestPowerMeanAndSupport:
         blend = power_mean([A, B], weights=[2, -3], r=0) + C
         assert weights(2 * blend) == {"a": 4, "b": -6, "c": 2}
 
+    def test_union_and_intersection(self):
+        blend = union(LMS[0], B)
+        assert (blend.terms, blend.weights, blend.power) == ((A, B), (0.5, 0.5), math.inf)
+        assert intersection(A, B, C).power == -math.inf
+        assert union(A, B, A).weights == (0.5, 0.5)
+        assert weights(union(A)) == {"a": 1}
+
+    @pytest.mark.parametrize(
+        ("terms", "error", "match"),
+        [
+            ((), ValueError, r"union\(\) has no terms; it must have at least one Model"),
+            (([A, B],), TypeError, r"terms\[0\] is a list; write union\(a, b\)"),
+            ((A, Q), TypeError, r"terms\[1\] has a ValueHead; it must be a Model"),
+            ((A, "b"), TypeError, r"terms\[1\] has a str"),
+        ],
+    )
+    def test_bad_unions(self, terms, error, match):
+        with pytest.raises(error, match=match):
+            union(*terms)
+
     @pytest.mark.parametrize(
         ("models", "w", "r", "error", "match"),
         [
@@ -227,7 +247,9 @@ class TestPowerMeanAndSupport:
             ([A, A + B], [0.5, 0.5], 1, TypeError, "Blend"),
             ([A, "b"], [0.5, 0.5], 1, TypeError, "str"),
             ([A, B], [0.5, 0.5], math.nan, ValueError, "r is nan"),
-            ([A, B], [0.5, 0.5], math.inf, ValueError, "r is inf"),
+            ([A, B], [0.5, 0.5], 10**400, ValueError, "r is inf"),
+            ([A, B], [0.5, 0.6], math.inf, ValueError, "weights sum to 1.1"),
+            ([A, B], [1.5, -0.5], -math.inf, ValueError, "-0.5"),
             ([A, B], [0.5, 0.5], "1", TypeError, "r is '1'"),
             ([A, B], [0.5, 0.5], True, TypeError, "r is True"),
         ],

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from crossfade.blends.blend import Blend, Model, as_blend
-from crossfade.blends.power_mean import power_mean
+from crossfade.blends.power_mean import intersection, power_mean, union
 from crossfade.ops import Support
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,6 +36,15 @@ class TestSaving:
     def test_power_mean(self):
         saved = power_mean([A, B], [0.5, 0.5], r=-1).to_dict()
         assert Blend.from_dict(saved, a=A, b=B).power == -1.0
+
+    @pytest.mark.parametrize(("blend", "r"), [(union(A, B), "inf"), (intersection(A, B), "-inf")])
+    def test_infinite_powers(self, blend, r):
+        """JSON has no number for them."""
+        saved = blend.to_dict()
+        assert saved["power"] == r
+        saved = json.loads(json.dumps(saved, allow_nan=False))
+        loaded = Blend.from_dict(saved, a=A, b=B)
+        assert (loaded.power, loaded.to_dict()) == (float(r), saved)
 
     def test_tokenizers_come_with_the_models(self):
         tokenizer = object()
@@ -101,6 +110,9 @@ class TestSaving:
             (("terms", 1, "prompt"), [], "must have one prompt a request"),
             (("power",), "1", r"d\['power'\] is '1'; it must be a number"),
             (("power",), math.nan, r"d\['power'\] is nan"),
+            (("power",), math.inf, r"d\['power'\] is inf; it must be finite"),
+            (("power",), "Infinity", r"d\['power'\] is 'Infinity'; it must be a number"),
+            (("power",), [], r"d\['power'\] is \[\]; it must be a number"),
             (("power",), 1.0, "may be negative"),
             (("support",), 3, r"d\['support'\] is 3"),
             (("support", "term"), 3, "must be less than 3"),

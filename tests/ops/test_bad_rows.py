@@ -139,6 +139,8 @@ def assert_bad_row(backend: Backend, call: dict[str, Any]) -> None:
         *product([0.0, 1.0], [case for case in BAD_ROWS if case in BAD_MEANS], together=1),
         *((0.0, case) for case in BAD_ROWS if case not in BAD_MEANS),
         *((1.0, case) for case in BAD_MEANS if case not in BAD_ROWS),
+        *((INF, case) for case in ("logits NaN", "weights negative", "weights sum to 1.1")),
+        *((-INF, case) for case in ("logits +inf", "weights all zero")),
     ],
 )
 def test_bad_row(backend: Backend, power: float, case: str) -> None:
@@ -152,6 +154,15 @@ def test_bad_row(backend: Backend, power: float, case: str) -> None:
     greedy = backend.blend_sample(**{**call, "do_sample": False})
     assert (greedy.tokens < 0).tolist() == [b == ROW for b in range(ROWS)]
     assert greedy.sampled_logprobs.tolist()[::2] == [0.0, 0.0]
+
+
+def test_an_intersection_of_terms_without_a_common_token(backend: Backend) -> None:
+    """It leaves nothing, where the union of the same terms has all of their tokens."""
+    call = in_tensors(backend.device, -INF)
+    in_turn(call)
+    assert_bad_row(backend, call)
+    both = backend.blend(**{**blend_part(call), "power": INF, "mask": None})
+    assert both[ROW].isfinite().all()
 
 
 @pytest.mark.parametrize("case", BAD_SETTINGS)

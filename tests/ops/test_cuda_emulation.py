@@ -140,7 +140,7 @@ def test_a_warp_lists_many_groups(library: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("terms", "power"), product([1, 2, 5, 16], [0.0, 1.0, -1.0, 0.5], together=1)
+    ("terms", "power"), product([1, 2, 5, 16], [0.0, 1.0, -1.0, 0.5, INF, -INF], together=1)
 )
 def test_terms_and_powers(pair: EmulatedCuda, terms: int, power: float) -> None:
     p = problem(pair, terms=terms, vocab=259, rows=2, values=terms % 3, power=power)
@@ -292,7 +292,9 @@ def adversarial(vocab: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("power", "settings"), product([0.0, 1.0, -1.0], FEW_TRUNCATIONS, together=1), ids=str
+    ("power", "settings"),
+    product([0.0, 1.0, -1.0, INF, -INF], FEW_TRUNCATIONS, together=1),
+    ids=str,
 )
 def test_adversarial_rows(pair: EmulatedCuda, power: float, settings: dict[str, Any]) -> None:
     p = problem(pair, terms=2, vocab=530, rows=12, power=power)

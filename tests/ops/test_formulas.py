@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import NAN, Backend, Problem, normal, tolerance
+from cases import INF, NAN, Backend, Problem, normal, tolerance
 from crossfade.ops import Support
 from torch import Tensor
 
@@ -50,6 +50,26 @@ METHODS: dict[str, tuple[Sequence[float], Formula, dict[str, Any]]] = {
         [0.25, 0.75],
         lambda p, q: (0.25 * p[0].exp() + 0.75 * p[1].exp()).log(),
         {"power": 1.0},
+    ),
+    "union": (
+        [0.2, 0.5, 0.3],
+        lambda p, q: torch.stack(p).exp().amax(0).log(),
+        {"power": INF},
+    ),
+    "intersection": (
+        [0.2, 0.5, 0.3],
+        lambda p, q: torch.stack(p).exp().amin(0).log(),
+        {"power": -INF},
+    ),
+    "a value over a union": (
+        [0.4, 0.6],
+        lambda p, q: torch.maximum(p[0], p[1]) - 0.5 * q,
+        {"value": -0.5, "power": INF},
+    ),
+    "the tokens of one term in an intersection": (
+        [0.4, 0.6],
+        lambda p, q: on(top(p[1], 20), torch.minimum(p[0], p[1])),
+        {"power": -INF, "support": Support(term=1, top_k=20)},
     ),
     "GenARM": ([1, 0.3, 0.6], lambda p, q: p[0] + 0.3 * p[1] + 0.6 * p[2], {}),
     "classifier-free guidance": ([-0.5, 1.5], lambda p, q: p[0] + 1.5 * (p[1] - p[0]), {}),

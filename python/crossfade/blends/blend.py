@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import elsewhere
-from ..checks import check_number, explained
+from ..checks import explained
 from ..models.adapters import check_adapter, check_mix
 from ..models.hf import check_language_model, check_tokenizer, is_scalar
 from ..ops.check import MAX_TERMS
@@ -20,9 +20,9 @@ from ..ops.types import Support
 from .algebra import Algebra, instead_of_blend
 from .mixes import Mix
 from .printing import blend_text, term_text
-from .saving import check_saved, loaded_support, loaded_weight, plain_blend
+from .saving import check_saved, loaded_power, loaded_support, loaded_weight, plain_blend
 from .terms import Costs, check_name, costs, default_names, distinct_names
-from .weights import Weight, check_mean, is_zero, merge_weights, weight_rows
+from .weights import Weight, check_mean, check_power, is_zero, merge_weights, weight_rows
 
 T = TypeVar("T")
 
@@ -151,7 +151,8 @@ class Blend(Algebra):
 
     ``log pi = log blend + sum_m value_weights[m] * values[m] - log Z``, where ``log blend`` is
     ``sum_k weights[k] * log p_k`` for ``power = 0`` and ``log (sum_k weights[k] * p_k^r)^(1/r)``
-    for ``r = power != 0``. It is usually written as a formula of `Model` and `ValueHead`.
+    for ``r = power != 0``, which is ``max_k log p_k`` for ``inf`` and ``min_k log p_k`` for
+    ``-inf``. It is usually written as a formula of `Model` and `ValueHead`.
 
     Equal terms merge. A term whose weight is the number 0 is left out and costs nothing, with two
     exceptions: the first term, from which decoding takes the generation config and the base of
@@ -164,7 +165,7 @@ class Blend(Algebra):
             may be negative and they must sum to 1.
         values, value_weights: likewise `ValueHead` values, which are added after the models are
             blended.
-        power: r of the power mean; 0 is the geometric blend.
+        power: r of the power mean; 0 is the geometric blend, inf the union, -inf the intersection.
         support: removes tokens by the distribution of one term, ``terms[support.term]``.
 
     Raises:
@@ -189,7 +190,7 @@ class Blend(Algebra):
             )
         if s is not None and s.term >= len(terms):
             raise ValueError(f"support.term is {s.term}; the blend has terms 0 to {len(terms) - 1}")
-        power = check_number("power", self.power)
+        power = check_power("power", self.power)
 
         total = merge_weights("weights", terms, self.weights)
         keep = set(list(total)[:1]) | ({terms[s.term]} if s else set())
@@ -308,7 +309,7 @@ class Blend(Algebra):
             tuple(loaded_weight(t["weight"]) for t in d["terms"]),
             tuple(values),
             tuple(loaded_weight(v["weight"]) for v in d["values"]),
-            d["power"],
+            loaded_power(d["power"]),
             loaded_support(d["support"]),
         )
 

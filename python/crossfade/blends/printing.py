@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -74,13 +75,21 @@ def term_text(term: Any) -> str:
     return f"{type(term).__name__}({', '.join([type(term.model).__name__, *settings])})"
 
 
+def mean_text(names: Sequence[str], weights: Sequence[float | Tensor], power: float) -> str:
+    """A power mean as the function that makes it: `union`, `intersection` or `power_mean`."""
+    terms = ", ".join(names)
+    alike = not any(isinstance(w, Tensor) for w in weights) and len(set(weights)) == 1
+    if math.isinf(power) and alike:
+        return f"{'union' if power > 0 else 'intersection'}({terms})"
+    each = ", ".join(map(weight_text, weights))
+    return f"power_mean([{terms}], weights=[{each}], r={weight_text(power)})"
+
+
 def blend_text(blend: Blend) -> str:
     """A blend as the formula that it was, or could have been, written as."""
     text = sum_text(blend.names, blend.weights)
     if blend.power != 0:
-        weights = ", ".join(map(weight_text, blend.weights))
-        text = f"[{', '.join(blend.names)}], weights=[{weights}], r={weight_text(blend.power)}"
-        text = f"power_mean({text})"
+        text = mean_text(blend.names, blend.weights, blend.power)
     if blend.support is not None:
         bare = blend.power != 0 or text.isidentifier()
         text = f"{text if bare else f'({text})'}.within({support_text(blend.support)})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import numbers
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 SAVED = "it must be what Blend.to_dict gives"  # the end of errors
 TERM = {"name", "weight", "adapter", "system", "prompt"}  # the keys of a saved term
 VALUE = {"name", "weight"}  # the keys of a saved value
+INFINITE = {"inf": math.inf, "-inf": -math.inf}  # how powers are saved that JSON has no number for
 BLEND = {"terms", "values", "power", "support"}  # the keys of a saved blend
 
 
@@ -41,7 +43,17 @@ def plain_blend(blend: Blend) -> dict[str, Any]:
         for name, w in zip(blend.value_names, blend.value_weights, strict=True)
     ]
     support = None if blend.support is None else asdict(blend.support)
-    return {"terms": terms, "values": values, "power": blend.power, "support": support}
+    return {"terms": terms, "values": values, "power": plain_power(blend.power), "support": support}
+
+
+def plain_power(power: float) -> float | str:
+    """r of a power mean: a number, or a text where JSON has no number for it."""
+    return next((text for text, r in INFINITE.items() if r == power), power)
+
+
+def loaded_power(power: float | str) -> float:
+    """The power that `plain_power` made `power` of."""
+    return INFINITE[power] if isinstance(power, str) else power
 
 
 def plain_weight(w: Weight) -> float | list[float]:
@@ -98,7 +110,8 @@ def check_saved(d: Any, root: str = "d", saved: str = SAVED) -> None:
                 raise ValueError(f"{where}['adapter'] is {shown(adapter)}; it must be text or None")
             _check_system(f"{where}['system']", member.get("system"))
             _check_prompt(f"{where}['prompt']", member.get("prompt"))
-    _check_number(f"{root}['power']", d["power"])
+    if not isinstance(d["power"], str) or d["power"] not in INFINITE:
+        _check_number(f"{root}['power']", d["power"])
     if d["support"] is not None:
         _check_support(f"{root}['support']", d["support"], len(d["terms"]), saved)
 

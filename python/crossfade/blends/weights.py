@@ -6,6 +6,7 @@ number.
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -136,6 +137,16 @@ def check_mean(weights: Sequence[Weight]) -> None:
         if not isinstance(w, Tensor) and w < 0:
             raise ValueError(f"weights have {w}; in a power mean none may be negative")
     check_sum(weights)
+
+
+def check_power(name: str, r: Any) -> float:
+    """r of a power mean as a float: a finite number, inf (the union) or -inf (the intersection).
+
+    Raises:
+        TypeError, ValueError: calls it `name`, and says what it was and must be.
+    """
+    r = plain_number(r)
+    return r if isinstance(r, float) and math.isinf(r) else check_number(name, r)
 
 
 def weight_rows(

@@ -33,6 +33,7 @@ def blend(
             score = sum(w * lp for w, lp in zip(weights, log_p))
         else:            # 1 is the mixture, -1 the harmonic mean
             score = sum(w * (power * lp).exp() for w, lp in zip(weights, log_p)).log() / power
+                         # with power = inf the largest log_p, with power = -inf the smallest
         score = score + sum(w * q for w, q in zip(value_weights, values))
         score = score.masked_fill(~(mask & inside_support), -inf)
         return score.log_softmax(-1)
@@ -45,7 +46,7 @@ def blend(
             out. With ``power != 0`` they must not be negative and must sum to 1.
         values: up to 16 tensors ``[B, V_m]`` like `logits`: values of each next token.
         value_weights: like `weights`, one for each value; required with `values`.
-        power: r of the power mean; 0 is the geometric blend.
+        power: r of the power mean; 0 is the geometric blend, inf the union, -inf the intersection.
         support: removes tokens by one term's own distribution, before the blend.
         mask: bool ``[V]`` or ``[B, V]``, True where a token is allowed.
         vocab_size: how many columns to use; those after them are padding. By default, all columns
@@ -63,7 +64,8 @@ def blend(
         TypeError, ValueError: names the argument, what it was and what it must be.
 
     Source: the geometric blend is EFT's (Mitchell et al., arXiv:2310.12962) and, over experts,
-    MOD's (Shi et al., arXiv:2406.18853), which gives the power means for other divergences.
+    MOD's (Shi et al., arXiv:2406.18853), which gives the power means for other divergences. Union
+    and intersection are those of language-model arithmetic (Dekoninck et al., arXiv:2311.14479).
     """
     inputs = Inputs(logits, weights, values, value_weights, power, support, mask, vocab_size)
     if memory.unobserved() or not _observed("blend", inputs):

@@ -153,7 +153,9 @@ def weights_of(
 
 
 def power_of(r: Any) -> float:
-    r = number("power", r, -HUGE, HUGE, "finite, as a float32")
+    if isinstance(r, float) and math.isinf(r):
+        return r
+    r = number("power", r, -HUGE, HUGE, "finite as a float32, inf or -inf")
     return math.copysign(LEAST_POWER, r) if 0 < abs(r) < LEAST_POWER else r
 
 

@@ -5,6 +5,7 @@ Arguments are those that the public ops have checked, and hand to every backend.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -105,13 +106,16 @@ def power_mean(log_p: Tensor, w: Tensor, power: float) -> Tensor:
     """log (sum_k w_k p_k^r)^(1/r) of ``log_p`` [B, V, K] and weights [B, K] with a sum of one.
 
     It is ``ref + log1p(sum_k w_k expm1(r (log p_k - ref))) / r``, which stays right for small r:
-    there a log-sum-exp is next to 0, and its rounding would be divided by r.
+    there a log-sum-exp is next to 0, and its rounding would be divided by r. For r = inf it is the
+    largest log p_k, and for r = -inf the smallest.
     """
     on = (w > 0)[:, None, :]
     if power > 0:  # the term with the largest r log p
         ref = log_p.masked_fill(~on, NEG_INF).amax(dim=-1, keepdim=True)
     else:
         ref = log_p.masked_fill(~on, -NEG_INF).amin(dim=-1, keepdim=True)
+    if math.isinf(power):
+        return ref[..., 0]
     a = power * (log_p - ref.where(ref.isfinite(), 0)).masked_fill(~on, 0)
     excess = (w[:, None, :] * a.expm1()).sum(dim=-1)
     far = (w[:, None, :] * a.exp()).sum(dim=-1).log()

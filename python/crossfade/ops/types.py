@@ -72,7 +72,7 @@ class Inputs:
         weights: K numbers, or a float32 tensor ``[K]`` or ``[rows, K]``.
         values: tensors like `logits`.
         value_weights: like `weights`, one a value.
-        power: r of the power mean; 0 is the geometric blend.
+        power: r of the power mean; 0 is the geometric blend, inf the union, -inf the intersection.
         support: what to cut from one term's distribution, or None.
         mask: bool ``[vocab_size]`` or ``[rows, vocab_size]``, or None.
         vocab_size: the columns that are used.
