@@ -54,7 +54,8 @@ PerRow<T> read_setting(py::handle object) {
     return {nullptr, object.cast<T>()};
 }
 
-// (rows, vocab, terms, values, weights, value weights, power, support, mask address, mask stride)
+// (rows, vocab, terms, values, weights, value weights, power, support, mask address, mask stride,
+// parts: [(weights, power, min, max), ...])
 Blend read_blend(const py::tuple& t) {
   Blend b{};
   b.rows = t[0].cast<int64_t>();
@@ -72,6 +73,11 @@ Blend read_blend(const py::tuple& t) {
   }
   b.mask = pointer<uint8_t>(t[8]);
   b.mask_stride = t[9].cast<int64_t>();
+  for (py::handle item : t[10]) {
+    const auto p = py::reinterpret_borrow<py::tuple>(item);
+    b.part[b.parts++] = {read_weights(p[0]), p[1].cast<float>(), p[2].cast<float>(),
+                         p[3].cast<float>()};
+  }
   return b;
 }
 

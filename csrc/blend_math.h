@@ -1,5 +1,5 @@
 // What the CPU and the CUDA kernels both compute: the sampling noise, keys that sort as numbers do,
-// and the power mean. It compiles for the host and for the device.
+// the power mean and the pushes of parts. It compiles for the host and for the device.
 //
 // Where the CPU runs a function on vectors, it is a template over the type of word or number:
 // cpu/simd.h declares mulhilo, exp and log of vectors before it includes this file.
@@ -169,6 +169,33 @@ struct PowerMean {
     if (fabsf(r) == INFINITY) return bound;
     const F mean = ref + (excess > -0.5f ? log1p_of(excess) : log(sum)) / r;
     return bound > -INFINITY ? mean : F{} - INFINITY;
+  }
+};
+
+// The push of a part (see crossfade.h), a term at a time.
+template <class F>
+struct Push {
+  F sum{}, extreme{};
+  float weights = 0;  // their sum
+  bool any = false;
+
+  CF_HD void add(F log_p, float u, float power) {
+    if (power == 0) {
+      sum = sum + log_p * u;
+    } else {
+      extreme = !any || (power > 0 ? log_p > extreme : log_p < extreme) ? log_p : extreme;
+    }
+    weights += u;
+    any = true;
+  }
+
+  // -inf where the token is removed: where nothing clamps a push that is infinite, and where it is
+  // the difference of two infinities.
+  CF_HD F result(float power, float min, float max) const {
+    F push = power == 0 ? sum : extreme * weights;
+    push = push < min ? F{} + min : push;
+    push = push > max ? F{} + max : push;
+    return (push > -INFINITY) & (push < INFINITY) ? push : F{} - INFINITY;
   }
 };
 

@@ -9,6 +9,7 @@ namespace crossfade {
 enum class DType : int32_t { f32, bf16, f16 };
 
 constexpr int kMaxTerms = 16;  // log-prob terms of a blend, and as many values
+constexpr int kMaxParts = 8;
 
 // A matrix [rows, vocab] whose element (b, v) is data[b * row_stride + v]. With row_stride 0 all
 // rows are the same one.
@@ -42,13 +43,24 @@ struct Support {
   float min_p;    // 0: off
 };
 
-// What is blended. In every row, log pi = log blend + sum_m value_weight[m] * value[m] - log Z.
+// Terms that are joined before they are added to the rest, by their weights u_k in the part. Its
+// push is sum_k u_k log p_k with power 0, and with inf or -inf the sum of all u_k times the largest
+// or the smallest log p_k of the terms with u_k != 0. It is clamped to [min, max].
+struct Part {
+  Weights weight;
+  float power, min, max;
+};
+
+// What is blended. In every row, log pi = log blend + sum of the parts' pushes
+// + sum_m value_weight[m] * value[m] - log Z.
 struct Blend {
   int64_t rows, vocab;
   int32_t terms, values;
   Matrix term[kMaxTerms], value[kMaxTerms];
   Weights weight, value_weight;
   float power;  // r of the power mean; 0 is the geometric blend, +-inf the largest or smallest
+  int32_t parts;
+  Part part[kMaxParts];
   Support support;
   const uint8_t* mask;  // nonzero where a token is allowed; null: all tokens are
   int64_t mask_stride;  // from one row's mask to the next; 0: all rows have the same mask

@@ -5,7 +5,7 @@ sums of exponentials. `choose` takes the group with the largest log-mass under t
 and of its tokens, whose scores it makes again, the one with the largest score under the noise of
 tokens. With truncation the scores are written to scratch memory, in which `choose` finds their
 threshold without a sort, and then the sums of what is left in each group. A power mean takes one
-more read, by `term_tiles` of terms.py.
+more read, by `term_tiles` of terms.py, and so do parts.
 """
 
 import triton
@@ -49,7 +49,8 @@ def blend_tiles(
     rows,
     vocab,
     tiles,
-    MEAN: tl.constexpr,  # whether it is a power mean, of which term_partials are an input
+    MEAN: tl.constexpr,  # whether it is a power mean
+    NORMED: tl.constexpr,  # whether term_partials are an input: of a power mean or of parts
     SAMPLE: tl.constexpr,  # whether to fill the plane TEMPERED
     GROUP: tl.constexpr,  # tokens of a group
     BLOCK: tl.constexpr,  # tokens of a tile
@@ -61,7 +62,7 @@ def blend_tiles(
     if term_partials is not None:
         term_partials += row.to(tl.int64) * tiles
     score, ok = blend_scores(
-        blend, term_partials, size, tiles, TILES, row, tile * BLOCK, vocab, MEAN, BLOCK
+        blend, term_partials, size, tiles, TILES, row, tile * BLOCK, vocab, MEAN, NORMED, BLOCK
     )
     if scores is not None:
         cols = tile * BLOCK + tl.arange(0, BLOCK)
@@ -126,6 +127,7 @@ def choose(
     tiles,
     groups,
     MEAN: tl.constexpr,
+    NORMED: tl.constexpr,
     SAMPLE: tl.constexpr,
     TRUNCATE: tl.constexpr,
     GROUP: tl.constexpr,
@@ -203,8 +205,8 @@ def choose(
             s = tl.where(s >= threshold, s, NEG_INF)
         else:
             s, _ = blend_scores(
-                blend, term_partials if MEAN else None, term_size, tiles, TILES, row, first, vocab,
-                MEAN, GROUP,
+                blend, term_partials if NORMED else None, term_size, tiles, TILES, row, first,
+                vocab, MEAN, NORMED, GROUP,
             )  # fmt: skip
         value = s
         if SAMPLE:

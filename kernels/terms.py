@@ -33,6 +33,9 @@ class Blend(NamedTuple):
     supported_stride: Any
     thresholds: Any
     power: Any
+    parts: Any  # of each part its power, min and max, one after the other; or None
+    part_weights: Any  # like weights, with those of a part after those of the part before it
+    part_stride: Any
 
 
 # ---- Small parts ---------------------------------------------------------------------------------
@@ -177,12 +180,13 @@ def support_threshold(
 @triton.jit
 def blend_scores(
     blend, term_partials, size, tiles, TILES: tl.constexpr, row, first, vocab,
-    MEAN: tl.constexpr, COUNT: tl.constexpr,
+    MEAN: tl.constexpr, NORMED: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """A row's scores [COUNT] from token `first` on, and whether the row's weights can be used.
 
     A score is -inf where the token is removed, and NaN where a row is bad that has this token.
-    `term_partials` of the row are an input of a power mean; else they are written, unless None.
+    `term_partials` of the row are an input of a power mean and of parts, as NORMED says; else they
+    are written, unless None.
     """
     cols = first + tl.arange(0, COUNT)
     if MEAN:
@@ -191,12 +195,17 @@ def blend_scores(
             tiles, TILES, blend.power, row, cols, vocab,
         )  # fmt: skip
     else:
-        if term_partials is not None:
-            term_partials += first // COUNT
+        written = None if NORMED else term_partials
+        if written is not None:
+            written += first // COUNT
         score, lowest, ok = weighted_sum(
-            blend.terms, blend.strides, blend.weights, blend.weight_stride, term_partials, size,
+            blend.terms, blend.strides, blend.weights, blend.weight_stride, written, size,
             row, first, vocab, None, None, tl.full((), 1, tl.int1), COUNT,
         )  # fmt: skip
+    if blend.parts is not None:
+        score, lowest, ok = add_pushes(
+            blend, term_partials, size, tiles, TILES, row, cols, vocab, score, lowest, ok
+        )
     if blend.value_terms is not None:
         score, lowest, ok = weighted_sum(
             blend.value_terms, blend.value_strides, blend.value_weights, blend.value_weight_stride,
@@ -235,6 +244,45 @@ def weighted_sum(
             z = tl.where(w != 0.0, z, tl.where(tl.arange(0, COUNT) < vocab - first, 0.0, NEG_INF))
         score = w * z if score is None else tl.fma(tl.zeros_like(z) + w, z, score)
         lowest = z if lowest is None else tl.minimum(lowest, z)
+    return score, lowest, ok
+
+
+@triton.jit
+def add_pushes(
+    blend, term_partials, size, tiles, TILES: tl.constexpr, row, cols, vocab, score, lowest, ok,
+):  # fmt: skip
+    """Adds the pushes of the parts to `score`.
+
+    With weights u_k in a part it is sum_k u_k log p_k or, with a power of inf or -inf, sum_k u_k
+    times the largest or the smallest log p_k, clamped. `lowest` becomes -inf where it is infinite
+    even so: there the token is removed.
+    """
+    K: tl.constexpr = len(blend.terms)
+    for g in tl.static_range(len(blend.parts) // 3):
+        power, least, most = blend.parts[3 * g], blend.parts[3 * g + 1], blend.parts[3 * g + 2]
+        push = tl.zeros_like(score)
+        extreme = push + tl.where(power > 0, NEG_INF, float("inf"))
+        total = 0.0
+        empty = tl.full((), 1, tl.int1)
+        for k in tl.static_range(K):
+            u = weight_of(blend.part_weights, blend.part_stride, row, g * K + k)
+            ok &= tl.abs(u) < float("inf")
+            if u != 0.0:
+                top, mass = combine(term_partials, size, 2 * k, tiles, TILES)
+                ok &= (top > NEG_INF) & (mass < float("inf"))  # else no log-probs
+                z = load_row(blend.terms[k], blend.strides[k], row, cols, vocab)
+                log_p = (z - top) - tl.log(mass)
+                push += u * log_p
+                larger = tl.where(log_p > extreme, log_p, extreme)
+                extreme = tl.where(power > 0, larger, tl.where(log_p < extreme, log_p, extreme))
+                total += u
+                empty = tl.full((), 0, tl.int1)
+        push = tl.where(power == 0.0, push, total * tl.where(empty, 0.0, extreme))
+        push = tl.where(push < least, least, push)
+        push = tl.where(push > most, most, push)
+        finite = tl.abs(push) < float("inf")
+        score += tl.where(finite, push, 0.0)
+        lowest = tl.where(finite, lowest, NEG_INF)
     return score, lowest, ok
 
 

@@ -80,7 +80,7 @@ class RowReader {
   // Returns false if the row is bad.
   bool read(const Reading& wanted) {
     if (row_blend_.bad) return false;
-    if (row_blend_.power != 0 && !normalise_means()) return false;
+    if (row_blend_.terms > 0 && !normalise_terms()) return false;
     if (row_blend_.has_support) find_support();
     if (team_.rank == 0) pad();
     stored_ = wanted.scores;
@@ -189,13 +189,13 @@ class RowReader {
     }
   }
 
-  bool normalise_means() {
+  bool normalise_terms() {
     if (team_.rank == 0) pad();
-    for (int k = 0; k < row_blend_.means; ++k)
+    for (int k = 0; k < row_blend_.terms; ++k)
       for (int64_t j = begin_; j < end_; ++j)
-        sum_numbers(row_blend_.mean[k], j, term_max(k), term_sum(k));
+        sum_numbers(row_blend_.term[k], j, term_max(k), term_sum(k));
     team_.sync();
-    for (int k = 0; k < row_blend_.means; ++k) row_blend_.normalise(k, term_sum_of(k));
+    for (int k = 0; k < row_blend_.terms; ++k) row_blend_.normalise(k, term_sum_of(k));
     team_.sync();
     return !row_blend_.bad;
   }

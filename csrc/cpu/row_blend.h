@@ -1,8 +1,9 @@
 // The blend of one row: which inputs to read, and the scores of a group of 256 tokens:
 //   power = 0: s(v) = sum_k w_k z_k(v)                   + sum_m l_m Q_m(v)
 //   else:      s(v) = log (sum_k w_k p_k(v)^r)^(1/r)     + sum_m l_m Q_m(v)
-// A token is removed (-inf) by the mask, by the support, or by a -inf in a term or value that has
-// weight; any other score that is not finite spoils the row.
+// and in both the pushes of parts. A token is removed (-inf) by the mask, by the support, by a -inf
+// in a term or value that has weight, or by a push that is infinite; any other score that is not
+// finite spoils the row.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -66,13 +67,20 @@ inline bool read_group(const Stream& x, int64_t j, int64_t vocab, float* out) {
   return !any(odd);
 }
 
+// A part of one row: the weights of its RowBlend's normalised terms.
+struct RowPart {
+  float weight[kMaxTerms];
+  float power, min, max;
+};
+
 struct RowBlend {
   int64_t vocab;
   float power;
-  int sums = 0, means = 0;
+  int sums = 0, terms = 0, parts;
   Stream sum[2 * kMaxTerms];  // added with their weights: terms where power = 0, and values
-  Stream mean[kMaxTerms];     // terms of a power mean
-  float top[kMaxTerms], log_total[kMaxTerms];  // of mean[k]: log p = z - top - log_total
+  Stream term[kMaxTerms];     // of a power mean, with their weights in it, and of parts
+  float top[kMaxTerms], log_total[kMaxTerms];  // of term[k]: log p = z - top - log_total
+  RowPart part[kMaxParts];
   const uint8_t* mask;
   bool has_support;
   Stream support;
@@ -83,6 +91,7 @@ struct RowBlend {
   RowBlend(const Blend& b, int64_t row)
       : vocab(b.vocab),
         power(b.power),
+        parts(b.parts),
         mask(b.mask ? b.mask + row * b.mask_stride : nullptr),
         has_support(b.support.term >= 0),
         support(stream_of(b.term[has_support ? b.support.term : 0], row, 1)) {
@@ -91,10 +100,22 @@ struct RowBlend {
       const float w = weight_of(b.weight, row, k);
       bad |= !std::isfinite(w) || (power != 0 && w < 0);
       weight_sum += w;
-      if (w == 0) continue;
-      (power == 0 ? sum[sums++] : mean[means++]) = stream_of(b.term[k], row, w);
+      if (w != 0 && power == 0) sum[sums++] = stream_of(b.term[k], row, w);
+      bool normalised = w != 0 && power != 0;
+      for (int g = 0; g < parts; ++g) {
+        const float u = weight_of(b.part[g].weight, row, k);
+        bad |= !std::isfinite(u);
+        part[g].weight[terms] = u;
+        normalised |= u != 0;
+      }
+      if (normalised) term[terms++] = stream_of(b.term[k], row, power == 0 ? 0 : w);
     }
-    for (int k = 0; k < means; ++k) mean[k].weight /= weight_sum;
+    for (int k = 0; k < terms; ++k) term[k].weight /= power == 0 ? 1 : weight_sum;
+    for (int g = 0; g < parts; ++g) {
+      part[g].power = b.part[g].power;
+      part[g].min = b.part[g].min;
+      part[g].max = b.part[g].max;
+    }
     bad |= power != 0 && !(std::fabs(weight_sum - 1) <= kWeightSumTolerance);
     for (int m = 0; m < b.values; ++m) {
       const float w = weight_of(b.value_weight, row, m);
@@ -105,7 +126,7 @@ struct RowBlend {
     for (int k = 1; k < sums; ++k) one_dtype &= sum[k].dtype == sum[0].dtype;
   }
 
-  // Sets the normaliser of a power mean's term, once that has been read.
+  // Sets the normaliser of a term, once that has been read.
   void normalise(int k, const LogSum& z) {
     bad |= !z.finite();
     top[k] = z.max;
@@ -122,7 +143,7 @@ struct RowBlend {
       largest = splat(-kInf);
       return true;
     }
-    if (whole && !means && weighted_sums(first, s, largest)) {
+    if (whole && !terms && weighted_sums(first, s, largest)) {
       if (mask || has_support) largest = remove(first, s);
       return true;
     }
@@ -164,10 +185,17 @@ struct RowBlend {
       const int64_t at = i + v * kLanes;
       F32 s = load(out + v * kLanes);
       I32 left = allowed_tokens(at);
-      if (means) {
-        const F32 mean_score = power_mean(at);
-        left &= mean_score != -kInf;
-        s += mean_score;
+      F32 log_p[kMaxTerms];
+      for (int k = 0; k < terms; ++k) log_p[k] = (term[k].vector(at) - top[k]) - log_total[k];
+      if (power != 0) {
+        const F32 mean = power_mean(log_p);
+        left &= mean != -kInf;
+        s += mean;
+      }
+      for (int g = 0; g < parts; ++g) {
+        const F32 push = push_of(part[g], log_p);
+        left &= push != -kInf;
+        s += push;
       }
       for (int k = 0; k < sums; ++k) left &= sum[k].vector(at) != -kInf;
       spoilt |= left & not_finite(s);
@@ -178,12 +206,12 @@ struct RowBlend {
 
   __attribute__((noinline)) bool last_group(int64_t first, float* s) const {
     const int64_t tokens = vocab - first;
-    PaddedGroup copies[2 * kMaxTerms + 1];
+    PaddedGroup copies[3 * kMaxTerms + 1];
     uint8_t allowed[kGroup] = {};
     RowBlend last = *this;
-    for (int k = 0; k < means; ++k) last.mean[k] = copies[k].of(mean[k], first, tokens);
-    for (int k = 0; k < sums; ++k) last.sum[k] = copies[means + k].of(sum[k], first, tokens);
-    if (has_support) last.support = copies[2 * kMaxTerms].of(support, first, tokens);
+    for (int k = 0; k < terms; ++k) last.term[k] = copies[k].of(term[k], first, tokens);
+    for (int k = 0; k < sums; ++k) last.sum[k] = copies[kMaxTerms + k].of(sum[k], first, tokens);
+    if (has_support) last.support = copies[3 * kMaxTerms].of(support, first, tokens);
     for (int64_t v = 0; v < tokens; ++v) allowed[v] = mask ? mask[first + v] : 1;
     last.mask = allowed;
     return last.careful(0, s);
@@ -261,14 +289,22 @@ struct RowBlend {
     return !any(zero != zero);
   }
 
-  F32 power_mean(int64_t i) const {
+  F32 power_mean(const F32* log_p) const {
     PowerMean<F32> result;
     float before = 0;
-    for (int k = 0; k < means; ++k) {
-      result.add((mean[k].vector(i) - top[k]) - log_total[k], mean[k].weight, before, power);
-      before += mean[k].weight;
+    for (int k = 0; k < terms; ++k) {
+      if (term[k].weight == 0) continue;
+      result.add(log_p[k], term[k].weight, before, power);
+      before += term[k].weight;
     }
     return result.result(power);
+  }
+
+  F32 push_of(const RowPart& p, const F32* log_p) const {
+    Push<F32> push;
+    for (int k = 0; k < terms; ++k)
+      if (p.weight[k] != 0) push.add(log_p[k], p.weight[k], p.power);
+    return push.result(p.power, p.min, p.max);
   }
 
   I32 allowed_tokens(int64_t i) const {

@@ -1,6 +1,6 @@
 // Blends and samples rows on CUDA GPUs, in one launch. A team of threads takes each row:
-//   1. With power != 0, or where log-probs of the terms are asked for, it reads the terms for their
-//      normalisers.
+//   1. With power != 0 or parts, or where log-probs of the terms are asked for, it reads the terms
+//      for their normalisers.
 //   2. With a support, it reads the support's term for the threshold.
 //   3. It reads the inputs for the maximum and the sums of exponentials. Without truncation the sum
 //      of each group takes part in the race of groups, see race.cuh. With truncation each block
@@ -25,8 +25,8 @@ __device__ __forceinline__ T setting(const PerRow<T>& setting, int64_t row) {
   return setting.rows ? setting.rows[row] : setting.all;
 }
 
-template <bool kPower, Format kFormat>
-__global__ void __launch_bounds__(kMostThreads<kPower>, 1)
+template <bool kNormed, Format kFormat>
+__global__ void __launch_bounds__(kMostThreads<kNormed>, 1)
     sample_kernel(const __grid_constant__ Blend blend, const __grid_constant__ Sampling out) {
   Shared& shared = shared_memory();
   Team team(shared.exchange);
@@ -49,11 +49,11 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
     }
   }
   const bool all_terms = out.term_logprobs != nullptr;
-  const Winner winner = read_row<kPower, kFormat>(team, shared, blend, all_terms);
+  const Winner winner = read_row<kNormed, kFormat>(team, shared, blend, all_terms);
 
   if (Team::rank() == 0) {
     const bool good = winner.group.index != kNone;
-    const Best best = good ? draw_token<kPower, kFormat>(team, shared, blend, winner) : Best();
+    const Best best = good ? draw_token<kNormed, kFormat>(team, shared, blend, winner) : Best();
     const int64_t row = Team::row();
     if (threadIdx.x == 0) {
       const Result& r = shared.result;
@@ -73,8 +73,8 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
   Team::sync();  // no member leaves while another reads its shared memory
 }
 
-template <bool kPower>
-__global__ void __launch_bounds__(kMostThreads<kPower>, 1)
+template <bool kNormed>
+__global__ void __launch_bounds__(kMostThreads<kNormed>, 1)
     blend_kernel(const __grid_constant__ Blend blend, float* __restrict__ out) {
   Shared& shared = shared_memory();
   Team team(shared.exchange);
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
     shared.own = Settings{};
     shared.own.draw.greedy = true;
   }
-  const bool good = read_row<kPower, Format::any>(team, shared, blend, false).group.index != kNone;
+  const bool good = read_row<kNormed, Format::any>(team, shared, blend, false).group.index != kNone;
   __syncthreads();
   const float max = shared.result.max, log_sum = shared.result.log_sum;
 
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
   const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
   float* const to = out + Team::row() * blend.vocab;
   const bool aligned = reinterpret_cast<uintptr_t>(to) % 16 == 0;
-  const BlendScores<kPower, Format::any> scores(shared.row, vocab, blend.power);
+  const BlendScores<kNormed, Format::any> scores(shared.row, blend);
   sweep(slice, scores, [&](uint32_t, uint32_t v, Eight& s, float) {
     if (v >= slice.end) return;
 #pragma unroll
@@ -106,6 +106,9 @@ __global__ void __launch_bounds__(kMostThreads<kPower>, 1)
   });
   Team::sync();  // no member leaves while another reads its shared memory
 }
+
+// Whether a blend takes the normalisers of terms.
+inline bool normalises(const Blend& b) { return b.power != 0 || b.parts > 0; }
 
 // The format that all of a blend's terms and values share, if they are few enough to be read at
 // once.
@@ -125,8 +128,8 @@ inline Format format_of(const Blend& b) {
 }  // namespace cuda
 
 const char* blend_cuda(const Blend& blend, float* out, int device, void* stream) {
-  const auto run = blend.power != 0 ? cuda::run<cuda::blend_kernel<true>, Blend, float*>
-                                    : cuda::run<cuda::blend_kernel<false>, Blend, float*>;
+  const auto run = cuda::normalises(blend) ? cuda::run<cuda::blend_kernel<true>, Blend, float*>
+                                           : cuda::run<cuda::blend_kernel<false>, Blend, float*>;
   return run(blend.rows, blend.vocab, device, stream, blend, out);
 }
 
@@ -134,7 +137,8 @@ const char* blend_sample_cuda(const Blend& blend, const Sampling& sampling, int 
                               void* stream) {
   using cuda::Format;
   const auto run = [&]() {
-    if (blend.power != 0) return cuda::run<cuda::sample_kernel<true, Format::any>, Blend, Sampling>;
+    if (cuda::normalises(blend))
+      return cuda::run<cuda::sample_kernel<true, Format::any>, Blend, Sampling>;
     switch (cuda::format_of(blend)) {
       case Format::f32:
         return cuda::run<cuda::sample_kernel<false, Format::f32>, Blend, Sampling>;

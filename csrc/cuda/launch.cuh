@@ -24,10 +24,10 @@
 namespace crossfade {
 namespace cuda {
 
-// The most threads of a block. The power means of eight tokens take more registers than 1,024
-// threads have.
-template <bool kPower>
-constexpr int kMostThreads = kPower ? 512 : 1024;
+// The most threads of a block. The power means and the pushes of eight tokens take more registers
+// than 1,024 threads have.
+template <bool kNormed>
+constexpr int kMostThreads = kNormed ? 512 : 1024;
 
 struct Spread {
   unsigned cluster, threads;  // blocks of a row, and threads of a block: powers of two

@@ -63,12 +63,12 @@ struct FourSums {
   LogSum of[4];
 };
 
-// Step 1: the log-sum-exp of the terms that have a weight, or of `all` terms.
+// Step 1: the log-sum-exp of the terms that must be normalised, or of `all` terms.
 __device__ __forceinline__ void sum_terms(Team& team, const Slice& slice, RowBlend& row,
                                           uint32_t terms, uint32_t vocab, bool all) {
   for (uint32_t n = 0; n < terms; n += 4) {
     FourSums sums;
-    const auto wanted = [&](uint32_t k) { return k < terms && (all || row.term[k].weight != 0); };
+    const auto wanted = [&](uint32_t k) { return k < terms && (all || row.normalised >> k & 1); };
     for (uint32_t round = 0; round < slice.rounds; ++round) {
       const uint32_t v = slice.begin + (round * blockDim.x + threadIdx.x) * kWidth;
       if (v >= slice.end) break;
@@ -201,7 +201,7 @@ __device__ __forceinline__ void begin(Shared& shared, const Blend& blend, Step s
 
 // Does steps 1 to 4 for one row, whose `shared.own` is set, and fills shared.result. Returns the
 // same in all threads of the team, and no group if the row is bad.
-template <bool kPower, Format kFormat>
+template <bool kNormed, Format kFormat>
 __device__ __forceinline__ Winner read_row(Team& team, Shared& shared, const Blend& blend,
                                            bool all_terms) {
   const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
@@ -217,10 +217,10 @@ __device__ __forceinline__ Winner read_row(Team& team, Shared& shared, const Ble
   __syncthreads();
   if (shared.row.bad || own.bad) return Winner();
 
-  if (kPower || all_terms) sum_terms(team, slice, shared.row, blend.terms, vocab, all_terms);
-  if (kPower) {
-    for (uint32_t n = 0; n < shared.row.means; ++n)
-      if (!shared.row.log_z[shared.row.weighted[n].term].finite()) return Winner();
+  if (kNormed || all_terms) sum_terms(team, slice, shared.row, blend.terms, vocab, all_terms);
+  if (kNormed) {
+    for (uint32_t left = shared.row.normalised; left; left &= left - 1)
+      if (!shared.row.log_z[__ffs(left) - 1].finite()) return Winner();
   }
   if (shared.step == kSupport) {
     __syncthreads();  // until then threads read the row's means
@@ -232,9 +232,7 @@ __device__ __forceinline__ Winner read_row(Team& team, Shared& shared, const Ble
     const Step step = shared.step;
     const Cut& cut = shared.cut;
     const Task task = shared.task;
-    const auto scores = [&] {
-      return BlendScores<kPower, kFormat>(shared.row, vocab, blend.power);
-    };
+    const auto scores = [&] { return BlendScores<kNormed, kFormat>(shared.row, blend); };
     Shortlist list(m, cut);
     const Totals totals = read(team, slice, scores(), list, own.draw, task);
     if ((totals.flags & kBad) || (step != kEdge && !totals.at_one.finite())) return Winner();
@@ -308,13 +306,13 @@ __device__ __forceinline__ Winner read_row(Team& team, Shared& shared, const Ble
 // Step 5, done by one block. The result is for its first warp. Every warp has the group's scores:
 // each thread those of eight tokens, of which it enters only those of its warp's turn, as noise
 // takes much longer than scores.
-template <bool kPower, Format kFormat>
+template <bool kNormed, Format kFormat>
 __device__ __forceinline__ Best draw_token(Team& team, Shared& shared, const Blend& blend,
                                            const Winner& winner) {
   const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
   const float inv_t = shared.own.cut.inv_t;
   const uint32_t v = winner.group.index * kGroup + lane_id() * kWidth;
-  const BlendScores<kPower, kFormat> scores(shared.row, vocab, blend.power);
+  const BlendScores<kNormed, kFormat> scores(shared.row, blend);
   Eight s;
   read_group(scores, winner.group.index, winner.from, vocab, s);
   Best best;

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from crossfade import ops
-from crossfade.ops import BlendSample, Draw, Inputs, Support, reference
+from crossfade.ops import BlendSample, Draw, Inputs, Part, Support, reference
 from torch import Tensor
 
 NAN, INF = float("nan"), float("inf")
@@ -175,6 +175,7 @@ def good_call(device: str, sample: bool = True) -> dict[str, Any]:
         "values": matrices(1, device),
         "value_weights": [0.5],
         "power": 0.0,
+        "parts": [Part([0.5, -0.5], min=-1.0, max=1.0)],
         "support": Support(top_k=6),
         "mask": torch.ones(8, dtype=torch.bool, device=device),
         "vocab_size": 8,
@@ -192,6 +193,7 @@ def magnitudes(p: Problem) -> Tensor:
     """What rounding in float32 grows with, `[B, V]`: sum |w z|, plus the best token's, for log Z.
 
     With `power` != 0 the terms are normalised, not weighted: sum |z| of a token and of each best.
+    Those of parts are both.
     """
     rows, device = p.rows, p.logits[0].device
     total = torch.zeros(rows, p.vocab, dtype=torch.float64, device=device)
@@ -204,6 +206,12 @@ def magnitudes(p: Problem) -> Tensor:
             total += torch.where(w > 0, z + z.gather(1, best), 0.0)
         else:
             total += w * z
+    for part in p.options.get("parts", ()):
+        weights = reference.weights_of(part.weights, rows, device).nan_to_num().abs()
+        for k, z in enumerate(p.logits):
+            z = z[:, : p.vocab].double().nan_to_num(0.0, 0.0, 0.0).abs()
+            best = p.logits[k][:, : p.vocab].double().nan_to_num(0.0).argmax(-1, keepdim=True)
+            total += weights[:, k : k + 1] * (z + z.gather(1, best))
     if p.values:
         weights = reference.weights_of(p.value_weights, rows, device).nan_to_num()
         for m, q in enumerate(p.values):

@@ -13,6 +13,7 @@ from crossfade.ops import BlendSample, Draw, Inputs
 from torch import Tensor
 
 MAX_TERMS = 16
+MAX_PARTS = 8
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -52,6 +53,15 @@ class SupportStruct(ctypes.Structure):
     )
 
 
+class PartStruct(ctypes.Structure):
+    _fields_ = (
+        ("weight", Weights),
+        ("power", ctypes.c_float),
+        ("min", ctypes.c_float),
+        ("max", ctypes.c_float),
+    )
+
+
 class BlendStruct(ctypes.Structure):
     _fields_ = (
         ("rows", ctypes.c_int64),
@@ -63,6 +73,8 @@ class BlendStruct(ctypes.Structure):
         ("weight", Weights),
         ("value_weight", Weights),
         ("power", ctypes.c_float),
+        ("parts", ctypes.c_int32),
+        ("part", PartStruct * MAX_PARTS),
         ("support", SupportStruct),
         ("mask", ctypes.c_void_p),
         ("mask_stride", ctypes.c_int64),
@@ -96,6 +108,17 @@ def weights_struct(w: Any) -> Weights:
     return Weights(None, 0, tuple(w))
 
 
+def part_weights(i: Inputs) -> list[Any]:
+    """The weights of each part, which are parts of what `Inputs` has."""
+    terms = len(i.logits)
+    return [
+        i.part_weights[..., g * terms :]
+        if isinstance(i.part_weights, Tensor)
+        else i.part_weights[g * terms : (g + 1) * terms]
+        for g in range(len(i.parts))
+    ]
+
+
 def blend_struct(i: Inputs) -> BlendStruct:
     s, mask = i.support, i.mask
     return BlendStruct(
@@ -108,6 +131,11 @@ def blend_struct(i: Inputs) -> BlendStruct:
         weight=weights_struct(i.weights),
         value_weight=weights_struct(i.value_weights),
         power=i.power,
+        parts=len(i.parts),
+        part=tuple(
+            PartStruct(weights_struct(w), *part)
+            for w, part in zip(part_weights(i), i.parts, strict=True)
+        ),
         support=SupportStruct(s.term, s.top_k, s.top_p, s.min_p) if s else SupportStruct(-1),
         mask=None if mask is None else mask.data_ptr(),
         mask_stride=mask.stride(0) if mask is not None and mask.dim() == 2 else 0,

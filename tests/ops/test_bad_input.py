@@ -103,6 +103,7 @@ OF_BLEND = [
     Bad("power", 10**39, ValueError, "power is 10+; it must be finite as a float32, inf or -inf"),
     Bad("weights", [0.6, 0.5], ValueError, "weights sum to 1.1", {"power": INF}),
     Bad("weights", [1.5, -0.5], ValueError, "-0.5; with power", {"power": -INF}),
+    Bad("parts", {"min": 3}, TypeError, "parts is a dict; it must be a list of Part"),
     Bad("support", {"top_k": 3}, TypeError, "support is a dict"),
     Bad("support", 3, TypeError, "support is a int"),
     Bad("support", Support(term=2), ValueError, "support.term is 2; it must be below 2"),

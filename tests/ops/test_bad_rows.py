@@ -103,7 +103,7 @@ BAD_SETTINGS: dict[str, tuple[str, float]] = {
 def in_tensors(device: str, power: float = 0.0) -> dict[str, Any]:
     """A good call in which each row has weights, a mask and settings of its own."""
     call = good_call(device)
-    call |= {"power": power, "support": None}
+    call |= {"power": power, "support": None, "parts": ()}
     for name in ("weights", "value_weights"):
         call[name] = torch.tensor([call[name]] * ROWS, device=device)
     call["mask"] = call["mask"].repeat(ROWS, 1)

@@ -101,6 +101,8 @@ def schema_args(backend: Backend, sample: bool, **changes: Any) -> tuple[Any, ..
         "support": [1.0, 12.0, 0.99, 0.001],
         "mask": torch.arange(18, **on) % 4 != 0,
         "vocab_size": 18,
+        "part_weights": torch.tensor([0.0, 1.0, 0.5, 0.5], **on),
+        "parts": [0.0, -1.0, 1.0, float("inf"), -float("inf"), 2.0],
         "backend": backend.name,
         "temperature": torch.ones(3, **on),
         "top_k": torch.full((3,), 8, **on),
@@ -125,6 +127,8 @@ CHANGES: list[dict[str, Any]] = [
         "value_weights": torch.empty(0),
         "power": 1.0,
         "weights": torch.tensor([1.0, 0]),
+        "part_weights": torch.empty(0),
+        "parts": [],
     },
 ]
 

@@ -26,7 +26,7 @@ from cases import (
     normal,
     problem,
 )
-from crossfade.ops import Support
+from crossfade.ops import Part, Support
 from emulated_cuda import BlendStruct, EmulatedCuda, SamplingStruct
 from emulation import build
 from numpy_noise import GROUP, group_words, gumbel, gumbel_max
@@ -162,6 +162,20 @@ def test_support(cuda: EmulatedCuda, support: Support, power: float) -> None:
     p = problem(cuda, vocab=530, rows=2, power=power, support=support, values=1)
     assert_blend_agrees(cuda, p)
     assert_samples_agree(cuda, p, top_k=9, **SAMPLE)
+
+
+@pytest.mark.parametrize("power", [0.0, -1.0])
+def test_parts(pair: EmulatedCuda, power: float) -> None:
+    """Clamped sums and a union, under a support, with weights of each row; some rows are bad."""
+    own = normal(4, 3, 3, scale=0.5)
+    own[2, 1] = NAN
+    parts = [Part(own, min=-1.0, max=0.5), Part([0.0, -0.5, -0.25], INF), Part([0, 1, -1.0])]
+    p = problem(pair, vocab=259, values=1, power=power, parts=parts, support=Support(top_k=99))
+    p.logits[1][:, 10:20] = p.logits[2][:, 15:30] = -INF
+    p.logits[2][1, 5] = NAN
+    assert_blend_agrees(pair, p)
+    got = assert_samples_agree(pair, p, top_p=0.9, **SAMPLE)
+    assert (got.tokens < 0).tolist() == [False, True, True, False]
 
 
 @pytest.mark.parametrize("per_row", [False, True])

@@ -12,6 +12,7 @@ from .types import BlendSample as BlendSample
 from .types import Draw as Draw
 from .types import Inputs as Inputs
 from .types import LinearLogp as LinearLogp
+from .types import Part as Part
 from .types import Support as Support
 
 # The names imported above. Modules of the package are not among them: they have no `__module__`.

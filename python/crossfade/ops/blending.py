@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import backends, check, memory
-from .types import BlendSample, Draw, Inputs, Support
+from .types import BlendSample, Draw, Inputs, Part, Support
 
 
 def blend(
@@ -20,6 +20,7 @@ def blend(
     value_weights: Sequence[float] | Tensor | None = None,
     *,
     power: float = 0.0,
+    parts: Sequence[Part] = (),
     support: Support | None = None,
     mask: Tensor | None = None,
     vocab_size: int | None = None,
@@ -34,6 +35,9 @@ def blend(
         else:            # 1 is the mixture, -1 the harmonic mean
             score = sum(w * (power * lp).exp() for w, lp in zip(weights, log_p)).log() / power
                          # with power = inf the largest log_p, with power = -inf the smallest
+        for part in parts:  # with power 0; with another one see Part
+            push = sum(u * lp for u, lp in zip(part.weights, log_p))
+            score = score + push.clamp(part.min, part.max)
         score = score + sum(w * q for w, q in zip(value_weights, values))
         score = score.masked_fill(~(mask & inside_support), -inf)
         return score.log_softmax(-1)
@@ -47,6 +51,7 @@ def blend(
         values: up to 16 tensors ``[B, V_m]`` like `logits`: values of each next token.
         value_weights: like `weights`, one for each value; required with `values`.
         power: r of the power mean; 0 is the geometric blend, inf the union, -inf the intersection.
+        parts: up to 8 `Part`: terms that are joined, and clamped, before they are added.
         support: removes tokens by one term's own distribution, before the blend.
         mask: bool ``[V]`` or ``[B, V]``, True where a token is allowed.
         vocab_size: how many columns to use; those after them are padding. By default, all columns
@@ -55,10 +60,10 @@ def blend(
 
     Returns:
         ``[B, V]`` float32 log-probs in nats, -inf where a token is removed: by `support`, by
-        `mask`, or by a -inf in a term or value whose weight is not 0. A bad row is NaN throughout:
-        a row in which a token that is left has a NaN or infinite score, in which no token is left,
-        or whose weights in a tensor are bad. There is no derivative: a backward pass that reaches
-        this op raises.
+        `mask`, by a part, or by a -inf in a term or value whose weight is not 0. A bad row is NaN
+        throughout: a row in which a token that is left has a NaN or infinite score, in which no
+        token is left, or whose weights in a tensor are bad. There is no derivative: a backward pass
+        that reaches this op raises.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -67,7 +72,7 @@ def blend(
     MOD's (Shi et al., arXiv:2406.18853), which gives the power means for other divergences. Union
     and intersection are those of language-model arithmetic (Dekoninck et al., arXiv:2311.14479).
     """
-    inputs = Inputs(logits, weights, values, value_weights, power, support, mask, vocab_size)
+    inputs = Inputs(logits, weights, values, value_weights, power, support, mask, vocab_size, parts)
     if memory.unobserved() or not _observed("blend", inputs):
         try:
             return backends.select(backend, inputs.device).blend(inputs)
@@ -83,6 +88,7 @@ def blend_sample(
     value_weights: Sequence[float] | Tensor | None = None,
     *,
     power: float = 0.0,
+    parts: Sequence[Part] = (),
     temperature: float | Tensor = 1.0,
     top_k: int | Tensor = 0,
     top_p: float | Tensor = 1.0,
@@ -124,8 +130,8 @@ def blend_sample(
     the device.
 
     Args:
-        logits, weights, values, value_weights, power, support, mask, vocab_size, backend: as in
-            `blend`.
+        logits, weights, values, value_weights, power, parts, support, mask, vocab_size, backend: as
+            in `blend`.
         temperature: 0 or above; a number or ``[B]``, as all settings down to `step` are, on the
             device of the logits where they are tensors. A row of temperature 0 is greedy: its
             result is the one it has with ``do_sample=False``, whatever the other rows do.
@@ -150,7 +156,7 @@ def blend_sample(
     Source: Gumbel-max sampling (Maddison et al., arXiv:1411.0030), here first among groups and then
     within one; Philox is Salmon et al., SC 2011.
     """
-    inputs = Inputs(logits, weights, values, value_weights, power, support, mask, vocab_size)
+    inputs = Inputs(logits, weights, values, value_weights, power, support, mask, vocab_size, parts)
     draw = Draw(
         inputs, temperature, top_k, top_p, min_p, do_sample, seed=seed, stream=stream, step=step
     )
@@ -168,7 +174,7 @@ def _observed(op: str, inputs: Inputs) -> bool:
     """Whether a call is recorded, or a backward pass may come to it, which the op then refuses."""
     if memory.recorded():
         return True
-    weights = inputs.weights, inputs.value_weights
+    weights = inputs.weights, inputs.value_weights, inputs.part_weights
     tensors = [*inputs.logits, *inputs.values, *(w for w in weights if isinstance(w, Tensor))]
     memory.check_no_tangents(op, "detach its inputs", *tensors)
     return memory.want_gradient(*tensors)
@@ -181,7 +187,8 @@ def _observed(op: str, inputs: Inputs) -> bool:
 
 _INPUTS = (
     "Tensor[] logits, Tensor weights, Tensor[] values, Tensor value_weights, float power, "
-    "float[]? support, Tensor? mask, SymInt vocab_size, str? backend"
+    "float[]? support, Tensor? mask, SymInt vocab_size, Tensor part_weights, float[] parts, "
+    "str? backend"
 )
 _DRAW = (
     "Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, bool do_sample, Tensor seed, "
@@ -193,10 +200,14 @@ torch.library.define(
 )
 
 
-def _inputs(logits, weights, values, value_weights, power, support, mask, vocab_size):
+def _inputs(
+    logits, weights, values, value_weights, power, support, mask, vocab_size, part_weights, parts
+):
     if support is not None:
         support = Support(int(support[0]), int(support[1]), support[2], support[3])
-    return Inputs(logits, weights, values, value_weights, power, support, mask, vocab_size)
+    each = part_weights.split(len(logits), dim=-1) if parts else ()
+    parts = [Part(w, *parts[3 * g : 3 * g + 3]) for g, w in enumerate(each)]
+    return Inputs(logits, weights, values, value_weights, power, support, mask, vocab_size, parts)
 
 
 @torch.library.impl("crossfade::blend", "CompositeExplicitAutograd")
@@ -207,14 +218,14 @@ def _blend(*arguments):
 
 
 @torch.library.register_fake("crossfade::blend")
-def _blend_fake(logits, weights, values, value_weights, power, support, mask, vocab_size, backend):
+def _blend_fake(logits, weights, values, value_weights, power, support, mask, vocab_size, *_):
     return logits[0].new_empty(logits[0].shape[0], vocab_size, dtype=torch.float32)
 
 
 @torch.library.impl("crossfade::blend_sample", "CompositeExplicitAutograd")
 def _blend_sample(*arguments):
-    *given, backend = arguments[:9]
-    *settings, seed, stream, step, return_term_logprobs = arguments[9:]
+    *given, backend = arguments[:11]
+    *settings, seed, stream, step, return_term_logprobs = arguments[11:]
     inputs = _inputs(*given)
     draw = Draw(inputs, *settings, seed=seed, stream=stream, step=step)
     drawn = backends.select(backend, inputs.device).blend_sample(inputs, draw, return_term_logprobs)
@@ -320,6 +331,8 @@ def _as_arguments(i: Inputs) -> tuple[Any, ...]:
         None if s is None else [float(s.term), float(s.top_k), s.top_p, s.min_p],
         i.mask,
         i.vocab_size,
+        _weight_tensor(i.part_weights, like),
+        [x for part in i.parts for x in part],
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import memory
 
 MAX_TERMS = 16
+MAX_PARTS = 8
 MOST_COLUMNS = 2**31 - 1
 FLOAT32, FLOAT64 = torch.float32, torch.float64  # global names are found faster than attributes
 MATRIX_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -150,6 +151,27 @@ def weights_of(
     if mean and abs(sum(w) - 1) > WEIGHT_SUM_TOLERANCE:
         raise ValueError(f"{name} sum to {sum(w):.6g}; with power != 0 they must sum to 1")
     return tuple(w)
+
+
+def parts_of(
+    parts: Sequence[Any], terms: int, rows: int, device: torch.device
+) -> tuple[tuple[tuple[float, float, float], ...], Weights]:
+    """The power, min and max of each `Part`, and their weights, as `Inputs` has them."""
+    if len(parts) > MAX_PARTS:
+        raise ValueError(f"parts has {len(parts)} members; it must have at most {MAX_PARTS}")
+    each = [
+        weights_of(f"parts[{g}].weights", p.weights, terms, rows, device)
+        for g, p in enumerate(parts)
+    ]
+    settings = tuple((p.power, p.min, p.max) for p in parts)
+    tensors = [w for w in each if isinstance(w, Tensor)]
+    if not tensors:
+        return settings, tuple(x for w in each for x in w)
+    like = tensors[0]
+    each = [w if isinstance(w, Tensor) else like.new_tensor(w) for w in each]
+    if any(w.dim() == 2 for w in each):
+        each = [w.expand(rows, terms) for w in each]
+    return settings, torch.cat(each, dim=-1)
 
 
 def power_of(r: Any) -> float:

@@ -89,7 +89,19 @@ def _blend(i: Inputs) -> tuple:
         None if support is None else (support.term, support.top_k, support.top_p, support.min_p),
         0 if mask is None else address(mask, "mask", integers=True),
         0 if mask is None or mask.dim() == 1 else mask.stride(0),
+        _parts(i) if i.parts else (),
     )
+
+
+def _parts(i: Inputs) -> list[tuple[Any, float, float, float]]:
+    """Each `crossfade::Part` as the binding reads it."""
+    terms, w = len(i.logits), i.part_weights
+    each = [slice(g * terms, (g + 1) * terms) for g in range(len(i.parts))]
+    if isinstance(w, Tensor):
+        return [
+            (_weights("parts", w[..., at]), *part) for at, part in zip(each, i.parts, strict=True)
+        ]
+    return [(w[at], *part) for at, part in zip(each, i.parts, strict=True)]
 
 
 def _sampling(d: Draw, out: BlendSample) -> tuple:

@@ -78,6 +78,16 @@ def blend_scores(i: Inputs) -> tuple[Tensor, Tensor]:
         score = power_mean(log_p, torch.where(w > 0, w / w.sum(dim=1, keepdim=True), 0), power)
         removed |= score == NEG_INF
 
+    if i.parts:
+        log_p = torch.stack([z_k.log_softmax(dim=-1) for z_k in z], dim=-1)
+        each = weights_of(i.part_weights, rows, device).unflatten(1, (len(i.parts), len(z)))
+        for u, (of_part, least, most) in zip(each.unbind(1), i.parts, strict=True):
+            bad |= ~u.isfinite().all(dim=1)
+            bad |= ((u != 0)[:, None, :] & log_p.isnan()).any(dim=-1).any(dim=-1)
+            push = part_push(log_p, u, of_part).clamp(least, most)
+            removed |= ~push.isfinite()
+            score = score + push.where(push.isfinite(), 0.0)
+
     if i.values:
         v = weights_of(i.value_weights, rows, device)
         bad |= ~v.isfinite().all(dim=1)
@@ -121,6 +131,19 @@ def power_mean(log_p: Tensor, w: Tensor, power: float) -> Tensor:
     far = (w[:, None, :] * a.exp()).sum(dim=-1).log()
     mean = ref[..., 0] + torch.where(excess > -0.5, excess.log1p(), far) / power
     return mean.masked_fill(ref[..., 0] == NEG_INF, NEG_INF)
+
+
+def part_push(log_p: Tensor, u: Tensor, power: float) -> Tensor:
+    """sum_k u_k log p_k of ``log_p`` [B, V, K] and weights [B, K], or with power inf or -inf
+    sum_k u_k times the largest or the smallest log p_k."""
+    on = (u != 0)[:, None, :]
+    if power == 0:
+        return torch.where(on, u[:, None, :] * log_p, 0.0).sum(dim=-1)
+    if power > 0:
+        extreme = log_p.masked_fill(~on, NEG_INF).amax(dim=-1)
+    else:
+        extreme = log_p.masked_fill(~on, -NEG_INF).amin(dim=-1)
+    return torch.where(on.any(dim=-1), u.sum(dim=-1, keepdim=True) * extreme, 0.0)
 
 
 @torch.no_grad()

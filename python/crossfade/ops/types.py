@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -61,6 +62,42 @@ class Support:
             raise ValueError(f"Support.min_p is {self.min_p}; it must be within [0, 1]")
 
 
+@explained()
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Terms of a blend that are joined, and clamped, before they are added to the others.
+
+    With weights u_k in the part, its push of a token is ``sum_k u_k log p_k`` with power 0. With
+    power inf or -inf it is ``sum_k u_k`` times the largest or the smallest ``log p_k`` of the terms
+    with ``u_k != 0``. The push is clamped to ``[min, max]``. Where it is infinite even so, or the
+    difference of two infinities, the token is removed.
+
+    Args:
+        weights: ``[K]`` numbers or tensor, or a tensor ``[B, K]``: one a term of the blend. A term
+            of weight 0 is left out of the part.
+        power: 0.0 for a sum, ``math.inf`` for a union, ``-math.inf`` for an intersection.
+        min, max: nats. By default nothing is clamped.
+
+    Raises:
+        TypeError, ValueError: a bound is NaN or no number, `min` is above `max`, or `power` is
+            another number. The weights are checked with the blend that they are of.
+    """
+
+    weights: Any
+    power: float = 0.0
+    min: float = -math.inf
+    max: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name in ("power", "min", "max"):
+            x = check.number(name, getattr(self, name), -math.inf, math.inf, "a number")
+            object.__setattr__(self, name, x)  # the dataclass is frozen
+        if self.power != 0 and not math.isinf(self.power):
+            raise ValueError(f"power is {self.power}; of a part it must be 0, inf or -inf")
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min}; it must be at most max, which is {self.max}")
+
+
 @dataclass(init=False, eq=False, slots=True)
 class Inputs:
     """What is blended, as every backend takes it: `crossfade::Blend` of csrc/crossfade.h.
@@ -73,6 +110,9 @@ class Inputs:
         values: tensors like `logits`.
         value_weights: like `weights`, one a value.
         power: r of the power mean; 0 is the geometric blend, inf the union, -inf the intersection.
+        parts: of each `Part` its power, min and max.
+        part_weights: of each part, one after the other, K numbers; or a float32 tensor ``[parts *
+            K]`` or ``[rows, parts * K]`` of these.
         support: what to cut from one term's distribution, or None.
         mask: bool ``[vocab_size]`` or ``[rows, vocab_size]``, or None.
         vocab_size: the columns that are used.
@@ -87,6 +127,8 @@ class Inputs:
     values: Sequence[Tensor]
     value_weights: check.Weights
     power: float
+    parts: tuple[tuple[float, float, float], ...]
+    part_weights: check.Weights
     support: Support | None
     mask: Tensor | None
     vocab_size: int
@@ -103,6 +145,7 @@ class Inputs:
         support: Any = None,
         mask: Any = None,
         vocab_size: Any = None,
+        parts: Any = (),
     ) -> None:
         logits, columns, rows, device = check.matrices("logits", logits)
         if type(values) is not tuple or values:
@@ -120,6 +163,10 @@ class Inputs:
             value_weights = ()
         if vocab_size is not None:
             columns = check.vocabulary(vocab_size, columns)
+        self.parts, self.part_weights = (), ()
+        if type(parts) is not tuple or parts:
+            self._check_parts(parts)
+            self.parts, self.part_weights = check.parts_of(parts, len(logits), rows, device)
         if support is not None:
             self._check_support(support, len(logits))
         if mask is not None:
@@ -128,6 +175,14 @@ class Inputs:
         self.values, self.value_weights = values, value_weights
         self.power, self.support, self.mask, self.vocab_size = power, support, mask, columns
         self.rows, self.device = rows, device
+
+    @staticmethod
+    def _check_parts(parts: Any) -> None:
+        if not isinstance(parts, (list, tuple)):
+            raise TypeError(f"parts is a {type(parts).__name__}; it must be a list of Part")
+        for g, p in enumerate(parts):
+            if not isinstance(p, Part):
+                raise TypeError(f"parts[{g}] is a {type(p).__name__}; it must be a Part")
 
     @staticmethod
     def _check_support(s: Any, terms: int) -> None:

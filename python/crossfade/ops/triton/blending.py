@@ -98,6 +98,7 @@ def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> Blen
             tiles.count,
             tiles.groups,
             MEAN=inputs.power != 0,
+            NORMED=normalises(inputs),
             SAMPLE=draw.do_sample,
             TRUNCATE=truncate,
             GROUP=GROUP,
@@ -148,6 +149,11 @@ def blend_tiles(
     added: tuple[Any, Any, Any, Any] = None, None, None, None
     if values:
         added = tuple(values), strides_of(values), *weights_of(inputs.value_weights)
+    parts: tuple[Any, Any, Any] = None, None, None
+    if inputs.parts:
+        flat = tuple(float(x) for part in inputs.parts for x in part)
+        parts = flat, *weights_of(inputs.part_weights)
+    normed = normalises(inputs)
     tiles = Tiles(
         Blend(
             tuple(logits),
@@ -158,15 +164,16 @@ def blend_tiles(
             mask.stride(0) if mask is not None and mask.dim() == 2 else 0,
             *supported,
             power,
+            *parts,
         ),
         floats(device, kernels.PLANES, rows, groups),
-        floats(device, 2 * len(logits), rows, count) if term_stats or power else None,
+        floats(device, 2 * len(logits), rows, count) if term_stats or normed else None,
         (rows, count // splits, splits),
         count,
         groups,
         block,
     )
-    if power:
+    if normed:
         terms, strides = tiles.blend.terms, tiles.blend.strides
         term_tiles[tiles.grid](tiles.term_partials, terms, strides, rows, vocab, count, BLOCK=block)
     kernels.blend_tiles[tiles.grid](
@@ -179,6 +186,7 @@ def blend_tiles(
         vocab,
         count,
         MEAN=power != 0,
+        NORMED=normed,
         SAMPLE=SAMPLE,
         GROUP=group,
         BLOCK=block,
@@ -186,6 +194,11 @@ def blend_tiles(
         num_warps=num_warps,
     )
     return tiles
+
+
+def normalises(inputs: Inputs) -> bool:
+    """Whether a blend takes the normalisers of its terms."""
+    return inputs.power != 0 or bool(inputs.parts)
 
 
 def floats(device: torch.device, *shape: int) -> Tensor:
