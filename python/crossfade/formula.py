@@ -57,13 +57,13 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
 
     The presets of `crossfade.presets` that give blends, `power_mean`, `union` and `intersection`
     are called as in Python: ``cfg(base, 1.5, negative_system="Be rude.")``. Unless it is one of the
-    names, ``inf`` is a number, for `power_mean` alone. Blends print one more form, which is read
-    too: ``(a + b).within(Support(term=0, top_k=5))``, where `term` counts the terms in the order in
-    which the text before it names them.
+    names, ``inf`` is a number, for `power_mean` alone. Blends print two more forms, which are read
+    too: ``(a - b).clamp(min=-2, max=2)``, and ``(a + b).within(Support(term=0, top_k=5))``, where
+    `term` counts the terms in the order in which the text before it names them.
 
     Python's parser makes a tree of the text, and only nodes of these forms are evaluated. There
-    are no other calls, no attributes and no indexing, so that a formula from a command line or a
-    file is safe to read.
+    are no other calls, no other attributes and no indexing, so that a formula from a command line
+    or a file is safe to read.
 
     Args:
         formula: the text.
@@ -127,6 +127,12 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
             ) if all(k.arg in CUTS and isinstance(k.value, ast.Constant) for k in options):
                 cuts = {str(k.arg): ast.literal_eval(k.value) for k in options}
                 return apply(node, _within, value(inner), _named(inner, names), cuts)
+            case ast.Call(
+                func=ast.Attribute(value=inner, attr="clamp"), args=given, keywords=options
+            ):
+                each = [value(x) for x in given]
+                named = {str(k.arg): value(k.value) for k in options}
+                return apply(node, _clamp, value(inner), *each, **named)
             case ast.Call(func=ast.Constant() | ast.BinOp()):
                 fail(column(node), "a product has a *, as in 0.5 * (a - b), which is missing")
         fail(column(node), FORMS)
@@ -203,12 +209,19 @@ def _call(
     return function(*given, **options)
 
 
+def _clamp(x: Any, *bounds: Any, **named: Any) -> Blend:
+    if not isinstance(x, Algebra):
+        raise TypeError(f"{x} is no blend; only a blend can be clamped")
+    return x.clamp(*bounds, **named)
+
+
 def _named(node: ast.AST, names: Mapping[str, Any]) -> list[Model]:
     """The terms that a part of a formula names, in the order of the text."""
     if isinstance(node, ast.Name):
         x = names.get(node.id)
         return list(x._blend().terms) if isinstance(x, Algebra) else []
-    called = node.func if isinstance(node, ast.Call) else None
+    by_name = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    called = node.func if by_name else None  # type: ignore[attr-defined]
     inside = (child for child in ast.iter_child_nodes(node) if child is not called)
     return [t for child in inside for t in _named(child, names)]
 

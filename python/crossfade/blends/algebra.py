@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -12,8 +13,9 @@ from ..checks import check_number, explained
 from ..elsewhere import WITHIN
 from ..models.hf import instead_of_model
 from ..ops.types import Support
+from .parts import Part, check_bound
 from .printing import support_text
-from .weights import Weight, check_weight
+from .weights import Weight, check_weight, is_zero
 
 if TYPE_CHECKING:
     from .blend import Blend
@@ -135,9 +137,12 @@ class Algebra(Sums["Blend"]):
             why = _fixed(x)
             if why and other.terms:
                 raise ValueError(f"log-probs of {other} cannot be added to {why}; only values can")
+        if a.terms and b.terms:
+            a, b = _as_sum(a), _as_sum(b)
         whole = a if a.terms else b  # The other one has values alone: no power, no support.
         return replace(
             whole,
+            parts=a.parts + b.parts,
             terms=a.terms + b.terms,
             weights=a.weights + b.weights,
             values=a.values + b.values,
@@ -150,11 +155,56 @@ class Algebra(Sums["Blend"]):
         why = _fixed(x)
         if why:
             raise ValueError(f"{x} cannot be scaled: it is {why}")
+        x = _as_sum(x)
+
+        def times(part: Part) -> Part:
+            own = [scaled(w, factor, x, divide=divide) for w in part.weights]
+            return part.times(own, factor, divide=divide)
+
         return replace(
             x,
+            parts=tuple(map(times, x.parts)),
             weights=tuple(scaled(w, factor, x, divide=divide) for w in x.weights),
             value_weights=tuple(scaled(w, factor, x, divide=divide) for w in x.value_weights),
         )
+
+    @explained()
+    def clamp(self, min: float | None = None, max: float | None = None) -> Blend:
+        """This sum of log-probs, bounded for each token, in nats, before it is added to others.
+
+        With ``push = sum_k w_k log p_k`` of its terms, each normalised, it is
+        ``push.clamp(min, max)``. ``base + (0.8 * (tuned - ref)).clamp(-2, 2)`` makes no token more
+        than e^2 times as likely or as unlikely by its guide, where the guide's tail is not to be
+        trusted, and ``(tuned - ref).clamp(min=0)`` has a guide raise tokens alone. A union or an
+        intersection can be clamped too. A token that a term excludes (-inf) gets the bound; where
+        there is none on that side, or two exclude it with weights of different signs, it is
+        removed.
+
+        Args:
+            min, max: nats; None does not bound. They are one for all requests.
+
+        Raises:
+            TypeError, ValueError: a bound is no finite number, both are None, or `min` is above
+                `max`; or this has a clamp, a union or an intersection among other terms, has
+                values, is a power mean with another r, or is within a support.
+
+        Cost: as of a power mean, the logits are read twice.
+        """
+        x = self._blend()
+        if min is None and max is None:
+            raise ValueError("min and max are None; one of them must be given")
+        why = _fixed(x) or ("a sum with values, which are added after it" if x.values else None)
+        y = x if why else _as_sum(x)
+        alone = len(y.parts) == 1 and not y.parts[0].is_clamped and all(map(is_zero, y.weights))
+        if y.parts and not alone:
+            why = "a sum with a clamp, a union or an intersection in it; clamp what is beside it"
+        if why:
+            raise ValueError(f"{x} cannot be clamped: it is {why}")
+        part = y.parts[0] if alone else Part(y.terms, y.weights)
+        part = replace(
+            part, min=check_bound("min", min, -math.inf), max=check_bound("max", max, math.inf)
+        )
+        return replace(y, weights=(0.0,) * len(y.terms), parts=(part,))
 
     @explained(WITHIN)
     def within(self, support: Support | None) -> Blend:
@@ -178,9 +228,17 @@ class Algebra(Sums["Blend"]):
 
 def _fixed(x: Blend) -> str | None:
     """Why a blend can neither be scaled nor take more log-probs; None if it can."""
-    if x.power != 0:
+    if x.power != 0 and not math.isinf(x.power):
         return f"a power mean with r = {x.power:g}, whose weights sum to 1"
     return None if x.support is None else "a blend within a support, which is set last"
+
+
+def _as_sum(x: Blend) -> Blend:
+    """A blend as a sum. A union or an intersection becomes a part, to which others can be added."""
+    if x.power == 0:
+        return x
+    part = Part(x.terms, x.weights, x.power)
+    return replace(x, weights=(0.0,) * len(x.terms), power=0.0, parts=(part,))
 
 
 def is_callable(x: Any) -> bool:

@@ -19,8 +19,16 @@ from ..ops.check import MAX_TERMS
 from ..ops.types import Support
 from .algebra import Algebra, instead_of_blend
 from .mixes import Mix
+from .parts import Part, part_rows, used_parts
 from .printing import blend_text, term_text
-from .saving import check_saved, loaded_power, loaded_support, loaded_weight, plain_blend
+from .saving import (
+    check_saved,
+    loaded_parts,
+    loaded_power,
+    loaded_support,
+    loaded_weight,
+    plain_blend,
+)
 from .terms import Costs, check_name, costs, default_names, distinct_names
 from .weights import Weight, check_mean, check_power, is_zero, merge_weights, weight_rows
 
@@ -152,11 +160,14 @@ class Blend(Algebra):
     ``log pi = log blend + sum_m value_weights[m] * values[m] - log Z``, where ``log blend`` is
     ``sum_k weights[k] * log p_k`` for ``power = 0`` and ``log (sum_k weights[k] * p_k^r)^(1/r)``
     for ``r = power != 0``, which is ``max_k log p_k`` for ``inf`` and ``min_k log p_k`` for
-    ``-inf``. It is usually written as a formula of `Model` and `ValueHead`.
+    ``-inf``. The pushes of `parts` are added to the former. It is usually written as a formula of
+    `Model` and `ValueHead`.
 
     Equal terms merge. A term whose weight is the number 0 is left out and costs nothing, with two
     exceptions: the first term, from which decoding takes the generation config and the base of
     `kl_to_base`, and the support's term. A term that was left out comes last if it is added again.
+    Terms of parts are terms of the blend, after those that are added by themselves; a term of
+    parts alone has the weight 0.
 
     Args:
         terms: `Model` terms or bare models, at most 16. A blend without any can be added to
@@ -167,6 +178,8 @@ class Blend(Algebra):
             blended.
         power: r of the power mean; 0 is the geometric blend, inf the union, -inf the intersection.
         support: removes tokens by the distribution of one term, ``terms[support.term]``.
+        parts: at most 8 `Part`: clamped sums, and unions and intersections that are added to other
+            terms. Only a blend with power 0 has any.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -178,6 +191,7 @@ class Blend(Algebra):
     value_weights: tuple[Weight, ...] = ()
     power: float = 0.0
     support: Support | None = None
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         terms = tuple(as_term("terms", t, Model) for t in self.terms)
@@ -191,10 +205,14 @@ class Blend(Algebra):
         if s is not None and s.term >= len(terms):
             raise ValueError(f"support.term is {s.term}; the blend has terms 0 to {len(terms) - 1}")
         power = check_power("power", self.power)
+        parts = used_parts(self.parts, power)
 
         total = merge_weights("weights", terms, self.weights)
         keep = set(list(total)[:1]) | ({terms[s.term]} if s else set())
+        of_parts = dict.fromkeys(t for part in parts for t in part.terms)
+        keep -= of_parts.keys() - set(list(total)[:1])
         total = {t: w for t, w in total.items() if t in keep or not is_zero(w)}
+        total |= {t: 0.0 for t in of_parts if t not in total}
         gains = merge_weights("value_weights", values, self.value_weights)
         gains = {v: w for v, w in gains.items() if not is_zero(w)}
         for name, kept in (("terms", total), ("values", gains)):
@@ -215,6 +233,7 @@ class Blend(Algebra):
         put(self, "values", tuple(gains))
         put(self, "value_weights", tuple(gains.values()))
         put(self, "power", power)
+        put(self, "parts", parts)
         if s is not None:
             put(self, "support", replace(s, term=self.terms.index(terms[s.term])))
 
@@ -261,6 +280,16 @@ class Blend(Algebra):
     ) -> tuple[float, ...] | Tensor:
         """The weights of the values, in the form that `row_weights` has for the terms."""
         return weight_rows(self.value_names, self.value_weights, requests, device)
+
+    def row_part_weights(
+        self, requests: int, device: torch.device | str | None = None
+    ) -> tuple[tuple[float, ...], ...] | Tensor:
+        """The weights of the terms in each part, in the form that `row_weights` has.
+
+        Returns:
+            ``[parts]`` tuples of K numbers, or float32 ``[requests, parts, K]`` on `device`.
+        """
+        return part_rows(self.parts, self.terms, self.names, requests, device)
 
     def to_dict(self) -> dict[str, Any]:
         """The blend as plain JSON: names, weights, prompts and settings, without the models.
@@ -311,6 +340,7 @@ class Blend(Algebra):
             tuple(loaded_weight(v["weight"]) for v in d["values"]),
             loaded_power(d["power"]),
             loaded_support(d["support"]),
+            loaded_parts(d.get("parts", ()), {str(t.name): t for t in terms}),
         )
 
     @explained()

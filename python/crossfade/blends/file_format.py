@@ -18,7 +18,7 @@ import torch
 from ..models import GUIDES, SMALL_MODEL, value_heads
 from ..models.saved import HUB_ID
 from ..models.sources import KINDS
-from .saving import BLEND, TERM, VALUE, check_keys, check_saved, shown
+from .saving import BLEND, PARTS, TERM, VALUE, check_keys, check_saved, shown
 
 FORMAT = 1
 WRITTEN = "it must be what Blend.save writes"  # the end of errors
@@ -55,8 +55,9 @@ def check(whole: Any, where: str) -> dict[str, Any]:
         raise ValueError(
             f"{where} has format {shown(whole['format'])}; this version of crossfade reads {FORMAT}"
         )
-    check_keys(where, whole, {"format", "models", *BLEND}, WRITTEN)
-    d = {key: whole[key] for key in BLEND}
+    keys = BLEND | ({PARTS} & set(whole) if isinstance(whole, dict) else set())
+    check_keys(where, whole, {"format", "models", *keys}, WRITTEN)
+    d = {key: whole[key] for key in keys}
     for part, own, more in (("terms", TERM, OF_A_TERM), ("values", VALUE, OF_A_VALUE)):
         if isinstance(d[part], list):
             for i, member in enumerate(d[part]):

@@ -17,8 +17,8 @@ def power_mean(models: Sequence[Any], weights: Sequence[Any], r: float) -> Blend
 
     ``r = 1`` is the mixture, ``r = -1`` the harmonic mean, and ``r = 0`` the geometric blend
     ``sum_k w_k log p_k``, an ordinary blend. The limits are ``r = inf``, the largest ``max_k p_k``,
-    and ``r = -inf``, the smallest: there weights only say which models count, those above 0. With
-    a finite ``r != 0`` only values can be added to the mean.
+    and ``r = -inf``, the smallest: there weights only say which models count, those above 0. To a
+    mean with a finite ``r != 0`` only values can be added.
 
     Args:
         models: `Model` terms or bare Hugging Face models.
@@ -45,7 +45,8 @@ def union(*terms: Any) -> Blend:
     """The union of next-token distributions: ``pi(v) ~ max_k p_k(v)``.
 
     A token is likely where any of the terms finds it likely; what one excludes (-inf) another may
-    bring. It is the power mean with ``r = inf``, which takes weights by request:
+    bring. It can be scaled and added as a term can, ``base - 0.9 * union(bad, base)``, where it is
+    ``max_k log p_k``. It is the power mean with ``r = inf``, which takes weights by request:
     ``power_mean([a, b], [[1.0, 0.5], [0.0, 0.5]], r=inf)`` is `a` alone for the first of two
     requests. Two reads of the logits.
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..ops.types import Support
+from .weights import is_zero
 
 if TYPE_CHECKING:
     from .blend import Blend
+    from .parts import Part
 
 
 def short(n: float) -> str:
@@ -85,15 +87,51 @@ def mean_text(names: Sequence[str], weights: Sequence[float | Tensor], power: fl
     return f"power_mean([{terms}], weights=[{each}], r={weight_text(power)})"
 
 
+def part_text(names: Sequence[str], part: Part) -> str:
+    """A part as it is added to others: ``0.95*union(a, b)`` or ``(a - b).clamp(max=2)``."""
+    scale = 1.0
+    numbers = [w for w in part.weights if not isinstance(w, Tensor)]
+    if part.power == 0:
+        text = f"({sum_text(names, part.weights)})"
+    elif len(numbers) == len(names):
+        scale = sum(numbers)
+        text = mean_text(names, [w / scale for w in numbers], part.power)
+    else:
+        text = mean_text(names, part.weights, part.power)
+    if not part.is_clamped:
+        return sum_text([text], [scale])
+    if scale != 1:
+        text = f"({sum_text([text], [scale])})"
+    bounds = [("min", part.min), ("max", part.max)]
+    given = ", ".join(f"{name}={weight_text(x)}" for name, x in bounds if not math.isinf(x))
+    return f"{text}.clamp({given})"
+
+
 def blend_text(blend: Blend) -> str:
     """A blend as the formula that it was, or could have been, written as."""
-    text = sum_text(blend.names, blend.weights)
     if blend.power != 0:
         text = mean_text(blend.names, blend.weights, blend.power)
+    else:
+        text = _sum_and_parts(blend)
     if blend.support is not None:
         bare = blend.power != 0 or text.isidentifier()
         text = f"{text if bare else f'({text})'}.within({support_text(blend.support)})"
-    values = sum_text(blend.value_names, blend.value_weights)
-    if not text or not values:
-        return text or values
-    return f"{text} - {values[1:]}" if values.startswith("-") else f"{text} + {values}"
+    return _joined([text, sum_text(blend.value_names, blend.value_weights)])
+
+
+def _sum_and_parts(blend: Blend) -> str:
+    """The terms that are added by themselves, then the parts: read back, they have this order."""
+    names = dict(zip(blend.terms, blend.names, strict=True))
+    of_parts = {t for part in blend.parts for t in part.terms}
+    weights = dict(zip(blend.terms, blend.weights, strict=True))
+    alone = [t for t, w in weights.items() if t not in of_parts or not is_zero(w)]
+    if blend.terms[:1] != tuple([*alone, *blend.parts[0].terms] if blend.parts else alone)[:1]:
+        alone = [blend.terms[0], *alone]  # It is the base, though its weight is 0.
+    of_terms = sum_text([names[t] for t in alone], [weights[t] for t in alone])
+    return _joined([of_terms, *(part_text([names[t] for t in p.terms], p) for p in blend.parts)])
+
+
+def _joined(texts: Sequence[str]) -> str:
+    """Sums as one; an empty one is left out."""
+    first, *others = [text for text in texts if text] or [""]
+    return first + "".join(f" - {x[1:]}" if x.startswith("-") else f" + {x}" for x in others)

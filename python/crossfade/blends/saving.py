@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..checks import check_number, did_you_mean
 from ..ops.types import Support
 from .mixes import Mix
+from .parts import Part
 from .weights import Weight
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ TERM = {"name", "weight", "adapter", "system", "prompt"}  # the keys of a saved 
 VALUE = {"name", "weight"}  # the keys of a saved value
 INFINITE = {"inf": math.inf, "-inf": -math.inf}  # how powers are saved that JSON has no number for
 BLEND = {"terms", "values", "power", "support"}  # the keys of a saved blend
+PARTS = "parts"  # one more, if it has parts
+PART = {"weights", "power", "min", "max"}  # the keys of a part
 
 
 def plain_blend(blend: Blend) -> dict[str, Any]:
@@ -43,7 +47,37 @@ def plain_blend(blend: Blend) -> dict[str, Any]:
         for name, w in zip(blend.value_names, blend.value_weights, strict=True)
     ]
     support = None if blend.support is None else asdict(blend.support)
-    return {"terms": terms, "values": values, "power": plain_power(blend.power), "support": support}
+    power = plain_power(blend.power)
+    found = {"terms": terms, "values": values, "power": power, "support": support}
+    if blend.parts:  # Before there were parts, files had no such key.
+        names = dict(zip(blend.terms, blend.names, strict=True))
+        found["parts"] = [plain_part(part, names) for part in blend.parts]
+    return found
+
+
+def plain_part(part: Part, names: Mapping[Any, str]) -> dict[str, Any]:
+    """A part as plain data, with its terms by name. A bound that does not bound is None."""
+    each = zip(part.terms, part.weights, strict=True)
+    return {
+        "weights": {names[term]: plain_weight(w) for term, w in each},
+        "power": plain_power(part.power),
+        "min": None if math.isinf(part.min) else part.min,
+        "max": None if math.isinf(part.max) else part.max,
+    }
+
+
+def loaded_parts(parts: Sequence[dict[str, Any]], terms: Mapping[str, Any]) -> tuple[Part, ...]:
+    """The parts that `plain_part` made `parts` of, over terms by their names."""
+    return tuple(
+        Part(
+            tuple(terms[name] for name in p["weights"]),
+            tuple(map(loaded_weight, p["weights"].values())),
+            loaded_power(p["power"]),
+            p["min"],
+            p["max"],
+        )
+        for p in parts
+    )
 
 
 def plain_power(power: float) -> float | str:
@@ -90,7 +124,7 @@ def check_saved(d: Any, root: str = "d", saved: str = SAVED) -> None:
     Raises:
         ValueError: it is not; names the key, what it was and what it must be.
     """
-    check_keys(root, d, BLEND, saved)
+    check_keys(root, d, BLEND | ({PARTS} & set(d) if isinstance(d, dict) else set()), saved)
     for key in ("terms", "values"):
         if not isinstance(d[key], list):
             raise ValueError(f"{root}[{key!r}] is {shown(d[key])}; {saved}, a list")
@@ -110,10 +144,11 @@ def check_saved(d: Any, root: str = "d", saved: str = SAVED) -> None:
                 raise ValueError(f"{where}['adapter'] is {shown(adapter)}; it must be text or None")
             _check_system(f"{where}['system']", member.get("system"))
             _check_prompt(f"{where}['prompt']", member.get("prompt"))
-    if not isinstance(d["power"], str) or d["power"] not in INFINITE:
-        _check_number(f"{root}['power']", d["power"])
+    _check_power(f"{root}['power']", d["power"])
     if d["support"] is not None:
         _check_support(f"{root}['support']", d["support"], len(d["terms"]), saved)
+    if PARTS in d:
+        _check_parts(f"{root}[{PARTS!r}]", d[PARTS], {t["name"] for t in d["terms"]}, saved)
 
 
 def check_keys(where: str, x: Any, wanted: set[str], saved: str) -> None:
@@ -167,6 +202,33 @@ def _check_number(where: str, x: Any) -> None:
     if isinstance(x, bool) or not isinstance(x, numbers.Real):
         raise ValueError(f"{where} is {shown(x)}; it must be a number")
     check_number(where, x)
+
+
+def _check_power(where: str, power: Any) -> None:
+    if not isinstance(power, str) or power not in INFINITE:
+        _check_number(where, power)
+
+
+def _check_parts(where: str, parts: Any, names: set[str], saved: str) -> None:
+    if not isinstance(parts, list):
+        raise ValueError(f"{where} is {shown(parts)}; {saved}, a list")
+    for g, part in enumerate(parts):
+        at = f"{where}[{g}]"
+        check_keys(at, part, PART, saved)
+        if not isinstance(part["weights"], dict) or not part["weights"]:
+            raise ValueError(f"{at}['weights'] is {shown(part['weights'])}; {saved}, a dict")
+        for name, w in part["weights"].items():
+            if name not in names:
+                raise ValueError(f"{at}['weights'] has {name!r}; its terms are {sorted(names)}")
+            _check_weight(f"{at}['weights'][{name!r}]", w)
+        _check_power(f"{at}['power']", part["power"])
+        for name in ("min", "max"):
+            if part[name] is not None:
+                _check_number(f"{at}[{name!r}]", part[name])
+        try:
+            loaded_parts([part], {name: name for name in part["weights"]})
+        except ValueError as e:
+            raise ValueError(f"{at}: {e}") from None
 
 
 def _check_system(where: str, system: Any) -> None:

@@ -322,7 +322,7 @@ def formula_value(formula: Blend) -> ValueSum:
     whole = len(weights) == len(formula.weights)
     refs = [t for t, w in zip(formula.terms, weights, strict=False) if w < 0]
     ratios = len(refs) == 1 and abs(sum(weights)) <= WEIGHT_SUM_TOLERANCE
-    if not whole or (formula.terms and not ratios):
+    if not whole or formula.parts or (formula.terms and not ratios):
         raise ValueError(
             f"value is {formula}; it must be value heads, or weighted models less one reference, "
             "with weights that sum to 0, such as 0.5 * (tuned - ref), or a sum of both"

@@ -18,7 +18,7 @@ from . import settings
 from .chats import check_read
 from .each import Each
 from .inputs import Prompts, Requests, term_prompts
-from .job import Criteria, Job, weights_of
+from .job import WEIGHTS, Criteria, Job, weights_of
 from .members import Members, tokenizer_of
 from .search.job import SearchJob
 from .simple.contexts import ModelPrompts, Room
@@ -199,14 +199,16 @@ class Call:
         """The weights of the blend and of its references, as a job's table has them."""
         found: dict[str, Any] = {}
         total = requests.total or len(requests)
-        for (of_terms, of_values), blend in (
-            (("weights", "value_weights"), self.blend),
+        for names, blend in (
+            (WEIGHTS, self.blend),
             *((weights_of(i), r.blend) for i, r in enumerate(self.members.references)),
         ):
-            for name, weights in (
-                (of_terms, blend.row_weights(total, self.device)),
-                (of_values, blend.row_value_weights(total, self.device)),
-            ):
+            each = (
+                blend.row_weights(total, self.device),
+                blend.row_value_weights(total, self.device),
+                blend.row_part_weights(total, self.device),
+            )
+            for name, weights in zip(names, each, strict=True):
                 if isinstance(weights, Tensor):
                     found[name] = requests.part_of(weights).repeat_interleave(copies, 0)
                 else:

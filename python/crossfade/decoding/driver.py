@@ -359,8 +359,8 @@ class Driver:
         table = slots.table
         names = map(weights_of, range(len(self.job.references)))
         references = [
-            (Mixer(r.blend, table[w], table[v], self.vocabulary), r.places)
-            for r, (w, v) in zip(self.job.references, names, strict=True)
+            (Mixer(r.blend, table[w], table[v], self.vocabulary, part_weights=table[p]), r.places)
+            for r, (w, v, p) in zip(self.job.references, names, strict=True)
         ]
         return Mixer(
             self.blend,
@@ -369,6 +369,7 @@ class Driver:
             self.vocabulary,
             runner.models_of_logits,
             references,
+            table["part_weights"],
         )
 
     @property

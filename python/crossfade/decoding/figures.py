@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from ..blends.blend import Blend
 from .forms import Ids
 from .inputs import left_pad
 from .members import Members
-from .mixer import Mixer, Weights
+from .mixer import Mixer
 
 # The most numbers of each model's logits that are blended at once.
 MAX_MIXED = {"cpu": 1 << 20, "cuda": 1 << 24}
@@ -44,7 +44,12 @@ class Mixing:
         self.vocabulary, self.device, self.terms = members.vocabulary, device, terms
         self.places = [r.places for r in members.references]
         self.blends = [
-            (x, x.row_weights(requests, device), x.row_value_weights(requests, device))
+            (
+                x,
+                x.row_weights(requests, device),
+                x.row_value_weights(requests, device),
+                x.row_part_weights(requests, device),
+            )
             for x in (blend, *(r.blend for r in members.references))
         ]
 
@@ -70,8 +75,14 @@ class Mixing:
     ) -> tuple[Tensor, ...]:
         """What `figures` gives, of tokens ``[n]``, each with its request and logits before it."""
         mixer, *references = (
-            Mixer(blend, _rows(w, requests), _rows(v, requests), self.vocabulary)
-            for blend, w, v in self.blends
+            Mixer(
+                blend,
+                _rows(w, requests),
+                _rows(v, requests),
+                self.vocabulary,
+                part_weights=_rows(p, requests),
+            )
+            for blend, w, v, p in self.blends
         )
         mixer.references = list(zip(references, self.places, strict=True))
         at = tokens[:, None]
@@ -93,6 +104,6 @@ def _ranks(log_p: Tensor, tokens: Tensor) -> Tensor:
     return before.sum(dim=1).masked_fill(own[:, 0].isnan(), -1)
 
 
-def _rows(weights: Weights, requests: Tensor) -> Weights:
+def _rows(weights: Any, requests: Tensor) -> Any:
     """The weights of tokens, each of its request."""
     return weights[requests] if isinstance(weights, Tensor) else weights

@@ -36,8 +36,8 @@ class Job:
         table: what is known of every row, by name: one value for all rows, or a tensor
             ``[rows, ...]``. The names are those of `DRAW`; ``limit``, the new tokens that are asked
             for; ``eos``, the tokens that end a row, filled up with -1 where a row has fewer;
-            ``weights`` and ``value_weights`` of the blend; and the names that `weights_of` gives,
-            for those of each reference.
+            ``weights``, ``value_weights`` and ``part_weights`` of the blend; and the names that
+            `weights_of` gives, for those of each reference.
         context_room: what the contexts of the models leave of the limit.
         pad: the id that fills shorter rows of the output.
         deadline: the time, as ``time.time()`` counts it, at which the rows are cut.
@@ -128,9 +128,12 @@ class Job:
         return watched or reads
 
 
-def weights_of(reference: int) -> tuple[str, str]:
-    """The table's names for the weights of a reference's terms and of its values."""
-    return f"weights of reference {reference}", f"value_weights of reference {reference}"
+WEIGHTS = ("weights", "value_weights", "part_weights")  # the table's names for those of the blend
+
+
+def weights_of(reference: int) -> list[str]:
+    """The table's names for the weights of a reference's terms, of its values and of its parts."""
+    return [f"{name} of reference {reference}" for name in WEIGHTS]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from .. import ops
 from ..blends.blend import Blend
-from ..ops import BlendSample, check
+from ..ops import BlendSample, Part, check
 from ..ops.check import Weights
+
+PartWeights = tuple[tuple[float, ...], ...] | Tensor
 
 
 class Mixer:
@@ -19,6 +21,7 @@ class Mixer:
 
     Args:
         weights, value_weights: numbers, or a tensor ``[rows, K]``.
+        part_weights: of each part of the blend K numbers, or a tensor ``[rows, parts, K]``.
         models_of_logits: the models that each tensor of logits stands for. Several share a head and
             come blended already. Those after the blend's own terms and values are of references.
             None: each tensor stands for one model.
@@ -37,6 +40,7 @@ class Mixer:
         vocabulary: int,
         models_of_logits: Sequence[tuple[int, ...]] | None = None,
         references: Sequence[tuple[Mixer, Sequence[int]]] = (),
+        part_weights: PartWeights = (),
     ) -> None:
         self.blend, self.vocabulary = blend, vocabulary
         k, all_own = len(blend.terms), len(blend.terms) + len(blend.values)
@@ -44,7 +48,7 @@ class Mixer:
         self.models_of_logits = [models for models in each if models[0] < all_own]
         self.terms = sum(models[0] < k for models in self.models_of_logits)
         self.weights, self.value_weights = weights, value_weights
-        self.references = references
+        self.references, self.part_weights = references, part_weights
 
     def _term_weights(self) -> Weights:
         """The weight of each tensor of logits that stands for terms: 1 if it is blended already."""
@@ -63,9 +67,18 @@ class Mixer:
             "values": logits[self.terms : len(self.models_of_logits)],
             "value_weights": self.value_weights,
             "power": self.blend.power,
+            "parts": self._parts(),
             "support": self.blend.support,
             "vocab_size": self.vocabulary,
         }
+
+    def _parts(self) -> list[Part]:
+        w = self.part_weights
+        each = w.unbind(1) if isinstance(w, Tensor) else w
+        return [
+            Part(own, part.power, part.min, part.max)
+            for own, part in zip(each, self.blend.parts, strict=True)
+        ]
 
     def log_probs(self, logits: Sequence[Tensor]) -> Tensor:
         """``[rows, V]`` float32 under the blend."""
@@ -103,7 +116,7 @@ class Mixer:
         penalty) do what they do in Hugging Face. They are `log_p`, shifted so that the best token
         has its blended logit.
         """
-        if self.blend.power != 0:
+        if self.blend.power != 0 or self.blend.parts:
             return log_p.clone()  # A processor may write into it.
         best = log_p.argmax(dim=-1, keepdim=True)
         shift = -log_p.gather(1, best)
@@ -124,6 +137,9 @@ class Mixer:
         for weights, power in ((self.weights, self.blend.power), (self.value_weights, 0.0)):
             if isinstance(weights, Tensor) and _bad(weights[row], power):
                 return f"its weights are {weights[row].tolist()}"
+        w = self.part_weights
+        if isinstance(w, Tensor) and not w[row].isfinite().all():
+            return f"the weights of its parts are {w[row].tolist()}"
         # This leaves out the references, whose logits come last.
         culprits = [
             " and ".join(names[k] for k in models)
@@ -132,7 +148,10 @@ class Mixer:
         ]
         if culprits:
             return f"{' and '.join(culprits)} gave logits that are NaN or infinite"
-        return "no token has a finite score"
+        none_left = "no token has a finite score"
+        if self.blend.power == -torch.inf:
+            none_left += f": each is excluded by one of the terms of {self.blend}"
+        return none_left
 
 
 def _bad(w: Tensor, power: float) -> bool:

@@ -168,10 +168,10 @@ def parts_of(
     if not tensors:
         return settings, tuple(x for w in each for x in w)
     like = tensors[0]
-    each = [w if isinstance(w, Tensor) else like.new_tensor(w) for w in each]
-    if any(w.dim() == 2 for w in each):
-        each = [w.expand(rows, terms) for w in each]
-    return settings, torch.cat(each, dim=-1)
+    alike = [w if isinstance(w, Tensor) else like.new_tensor(w) for w in each]
+    if any(w.dim() == 2 for w in alike):
+        alike = [w.expand(rows, terms) for w in alike]
+    return settings, torch.cat(alike, dim=-1)
 
 
 def power_of(r: Any) -> float:

@@ -110,6 +110,8 @@ class EngineRunner:
         """
         engine = self.engine
         why_mean = f"the blend has power {blend.power:g}" if blend.power != 0 else None
+        if blend.parts:
+            why_mean = "the blend has a clamp, a union or an intersection among its terms"
         if engine.share_head:
             why_support = None if blend.support is None else "the blend has a support"
             w = torch.as_tensor(weights, dtype=torch.float32, device=self.device)

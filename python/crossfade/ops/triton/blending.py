@@ -149,10 +149,10 @@ def blend_tiles(
     added: tuple[Any, Any, Any, Any] = None, None, None, None
     if values:
         added = tuple(values), strides_of(values), *weights_of(inputs.value_weights)
-    parts: tuple[Any, Any, Any] = None, None, None
+    joined: tuple[Any, Any, Any] = None, None, None
     if inputs.parts:
         flat = tuple(float(x) for part in inputs.parts for x in part)
-        parts = flat, *weights_of(inputs.part_weights)
+        joined = flat, *weights_of(inputs.part_weights)
     normed = normalises(inputs)
     tiles = Tiles(
         Blend(
@@ -164,7 +164,7 @@ def blend_tiles(
             mask.stride(0) if mask is not None and mask.dim() == 2 else 0,
             *supported,
             power,
-            *parts,
+            *joined,
         ),
         floats(device, kernels.PLANES, rows, groups),
         floats(device, 2 * len(logits), rows, count) if term_stats or normed else None,

@@ -263,8 +263,12 @@ def _check_blend(blend: Blend) -> None:
                     f"model has the term {term} with a {name} of its own; a judge's must have "
                     "none, as its template is the prompt: JudgeTemplate(system=...)"
                 )
-    names = (*blend.names, *blend.value_names)
-    for name, weight in zip(names, (*blend.weights, *blend.value_weights), strict=True):
+    names = [*blend.names, *blend.value_names]
+    weights = [*blend.weights, *blend.value_weights]
+    for part in blend.parts:
+        names += [blend.names[blend.terms.index(t)] for t in part.terms]
+        weights += part.weights
+    for name, weight in zip(names, weights, strict=True):
         if isinstance(weight, Tensor) and weight.dim():
             raise ValueError(
                 f"model has the weight {list(weight.shape)} of {name}; a judge's must be numbers"
