@@ -51,6 +51,7 @@ decoding.rows
 decoding.watch decoding.strays decoding.figures
 decoding.loop
 decoding.search
+decoding.classifiers
 decoding.driver
 decoding.call decoding.results
 decoding.generation decoding.hook decoding.scoring

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .blends.blend import Model as Model
     from .blends.blend import ValueHead as ValueHead
     from .blends.blend import as_blend as as_blend
+    from .blends.classifier import Classifier as Classifier
     from .blends.power_mean import intersection as intersection
     from .blends.power_mean import power_mean as power_mean
     from .blends.power_mean import union as union
@@ -57,6 +58,7 @@ _HOME = {
     "Blend": "blends.blend",
     "ChunkBeamSearch": "search",
     "ConditionedPolicy": "policies.conditioned",
+    "Classifier": "blends.classifier",
     "Corrections": "policies.metaaligner",
     "Engine": "decoding",
     "Judge": "policies.self_judge",

@@ -19,6 +19,7 @@ from torch import Tensor
 from . import presets
 from .blends.algebra import Algebra
 from .blends.blend import Blend, Model, ValueHead, as_term
+from .blends.classifier import Classifier
 from .blends.power_mean import intersection, power_mean, union
 from .blends.weights import Weight, check_weight
 from .checks import did_you_mean
@@ -255,9 +256,10 @@ def parse(formula: str, /, **models: Any) -> Blend:
 
     Args:
         formula: the text.
-        models: what the names stand for: bare Hugging Face models, `Model`, `ValueHead` or `Blend`.
-            A model or head takes its name in the formula as its own. Not all need be used. A number
-            or a tensor ``[requests]`` is a fader, which must be used.
+        models: what the names stand for: bare Hugging Face models, `Model`, `ValueHead`,
+            `Classifier` or `Blend`. A model, head or classifier takes its name in the formula as
+            its own. Not all need be used. A number or a tensor ``[requests]`` is a fader, which
+            must be used.
 
     Raises:
         TypeError: one of `models` is none of these.
@@ -272,7 +274,7 @@ def parse(formula: str, /, **models: Any) -> Blend:
         elif isinstance(x, Blend):
             names[name] = x
         else:
-            x = x if isinstance(x, ValueHead) else as_term(name, x, Model)
+            x = x if isinstance(x, (ValueHead, Classifier)) else as_term(name, x, Model)
             names[name] = replace(x, name=name)
     lengths = {len(w): name for name, w in faders.items() if isinstance(w, Tensor)}
     if len(lengths) > 1:
@@ -306,4 +308,4 @@ def check_faders(faders: Mapping[str, Any], *formulas: str) -> None:
 
 
 def _term_names(x: Any) -> set[str]:
-    return {*x.names, *x.value_names} if isinstance(x, Blend) else set()
+    return {*x.names, *x.value_names, *x.classifier_names} if isinstance(x, Blend) else set()

@@ -50,6 +50,8 @@ class Open:
             table["value_weights"],
             call.vocabulary,
             self.runner.models_of_logits,
+            part_weights=table["part_weights"],
+            classifier_weights=table["classifier_weights"],
         )
         how: dict[str, Any] = {"tells": tells}
         common = (self.runner, mixer, self.slots, range(places))

@@ -147,6 +147,8 @@ class Algebra(Sums["Blend"]):
             weights=a.weights + b.weights,
             values=a.values + b.values,
             value_weights=a.value_weights + b.value_weights,
+            classifiers=a.classifiers + b.classifiers,
+            classifier_weights=a.classifier_weights + b.classifier_weights,
         )
 
     def _times(self, x: Blend, factor: Weight, *, divide: bool = False) -> Blend:
@@ -166,6 +168,9 @@ class Algebra(Sums["Blend"]):
             parts=tuple(map(times, x.parts)),
             weights=tuple(scaled(w, factor, x, divide=divide) for w in x.weights),
             value_weights=tuple(scaled(w, factor, x, divide=divide) for w in x.value_weights),
+            classifier_weights=tuple(
+                scaled(w, factor, x, divide=divide) for w in x.classifier_weights
+            ),
         )
 
     @explained()
@@ -193,7 +198,8 @@ class Algebra(Sums["Blend"]):
         x = self._blend()
         if min is None and max is None:
             raise ValueError("min and max are None; one of them must be given")
-        why = _fixed(x) or ("a sum with values, which are added after it" if x.values else None)
+        values = "a sum with values, which are added after it"
+        why = _fixed(x) or (values if x.values or x.classifiers else None)
         y = x if why else _as_sum(x)
         alone = len(y.parts) == 1 and not y.parts[0].is_clamped and all(map(is_zero, y.weights))
         if y.parts and not alone:
@@ -224,6 +230,10 @@ class Algebra(Sums["Blend"]):
                 f"{support_text(x.support)} already, and one set is all it can have"
             )
         return replace(x, support=support)
+
+
+class TextValue(Algebra):
+    """A value of next tokens that is asked of texts and not of a row's state: a `Classifier`."""
 
 
 def _fixed(x: Blend) -> str | None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from ..models.adapters import check_adapter, check_mix
 from ..models.hf import check_language_model, check_tokenizer, is_scalar
 from ..ops.check import MAX_TERMS
 from ..ops.types import Support
-from .algebra import Algebra, instead_of_blend
+from .algebra import Algebra, TextValue, instead_of_blend
 from .mixes import Mix
 from .parts import Part, part_rows, used_parts
 from .printing import blend_text, term_text
@@ -31,6 +31,9 @@ from .saving import (
 )
 from .terms import Costs, check_name, costs, default_names, distinct_names
 from .weights import Weight, check_mean, check_power, is_zero, merge_weights, weight_rows
+
+if TYPE_CHECKING:
+    from .classifier import Classifier
 
 T = TypeVar("T")
 
@@ -180,6 +183,7 @@ class Blend(Algebra):
         support: removes tokens by the distribution of one term, ``terms[support.term]``.
         parts: at most 8 `Part`: clamped sums, and unions and intersections that are added to other
             terms. Only a blend with power 0 has any.
+        classifiers, classifier_weights: `Classifier` values, and their weights.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -192,6 +196,8 @@ class Blend(Algebra):
     power: float = 0.0
     support: Support | None = None
     parts: tuple[Part, ...] = ()
+    classifiers: tuple[Classifier, ...] = ()
+    classifier_weights: tuple[Weight, ...] = ()
 
     def __post_init__(self) -> None:
         terms = tuple(as_term("terms", t, Model) for t in self.terms)
@@ -215,9 +221,14 @@ class Blend(Algebra):
         total |= {t: 0.0 for t in of_parts if t not in total}
         gains = merge_weights("value_weights", values, self.value_weights)
         gains = {v: w for v, w in gains.items() if not is_zero(w)}
-        for name, kept in (("terms", total), ("values", gains)):
-            if len(kept) > MAX_TERMS:
-                raise ValueError(f"{name} are {len(kept)}; they must be at most {MAX_TERMS}")
+        for c in self.classifiers:
+            if not isinstance(c, TextValue):
+                raise TypeError(f"classifiers have a {type(c).__name__}; they must be Classifiers")
+        pulls = merge_weights("classifier_weights", self.classifiers, self.classifier_weights)
+        pulls = {c: w for c, w in pulls.items() if not is_zero(w)}
+        for name, count in (("terms", len(total)), ("values", len(gains) + len(pulls))):
+            if count > MAX_TERMS:
+                raise ValueError(f"{name} are {count}; they must be at most {MAX_TERMS}")
         if power != 0:
             check_mean(tuple(total.values()))
         for v in gains if total else ():
@@ -234,6 +245,8 @@ class Blend(Algebra):
         put(self, "value_weights", tuple(gains.values()))
         put(self, "power", power)
         put(self, "parts", parts)
+        put(self, "classifiers", tuple(pulls))
+        put(self, "classifier_weights", tuple(pulls.values()))
         if s is not None:
             put(self, "support", replace(s, term=self.terms.index(terms[s.term])))
 
@@ -245,7 +258,9 @@ class Blend(Algebra):
     def _all_names(self) -> tuple[str, ...]:
         otherwise = [f"model{i}" for i in range(len(self.terms))]
         otherwise += [f"value{i}" for i in range(len(self.values))]
-        return distinct_names(default_names(self._members, otherwise))
+        otherwise += [f"classifier{i}" for i in range(len(self.classifiers))]
+        members = (*self._members, *self.classifiers)
+        return distinct_names(default_names(members, otherwise))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -255,12 +270,20 @@ class Blend(Algebra):
     @property
     def value_names(self) -> tuple[str, ...]:
         """A name for each value, different from all others of the blend."""
-        return self._all_names[len(self.terms) :]
+        return self._all_names[len(self.terms) : len(self._members)]
+
+    @property
+    def classifier_names(self) -> tuple[str, ...]:
+        """A name for each classifier, different from all others of the blend."""
+        return self._all_names[len(self._members) :]
 
     @property
     def models(self) -> Costs:
-        """What the blend costs, by distinct underlying model; shared ones are counted once."""
-        return costs(self._all_names, [m.model for m in self._members])
+        """What the blend costs, by distinct underlying model; shared ones are counted once.
+
+        Classifiers are not among them: what one costs depends on its texts.
+        """
+        return costs((*self.names, *self.value_names), [m.model for m in self._members])
 
     def row_weights(
         self, requests: int, device: torch.device | str | None = None
@@ -291,11 +314,18 @@ class Blend(Algebra):
         """
         return part_rows(self.parts, self.terms, self.names, requests, device)
 
+    def row_classifier_weights(
+        self, requests: int, device: torch.device | str | None = None
+    ) -> tuple[float, ...] | Tensor:
+        """The weights of the classifiers, in the form that `row_weights` has for the terms."""
+        return weight_rows(self.classifier_names, self.classifier_weights, requests, device)
+
     def to_dict(self) -> dict[str, Any]:
         """The blend as plain JSON: names, weights, prompts and settings, without the models.
 
         Raises:
-            TypeError: a term's prompt is a function or not JSON; names the term.
+            TypeError: a term's prompt is a function or not JSON, or there is a `Classifier`, which
+                is added again after loading; names it.
         """
         return plain_blend(self)
 
@@ -370,7 +400,7 @@ class Blend(Algebra):
 
         members = [
             file_format.Member(name, member.model, member.tokenizer, isinstance(member, ValueHead))
-            for name, member in zip(self._all_names, self._members, strict=True)
+            for name, member in zip((*self.names, *self.value_names), self._members, strict=True)
         ]
         file_writer.write(path, self.to_dict(), members, sources)
 

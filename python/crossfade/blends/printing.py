@@ -116,7 +116,9 @@ def blend_text(blend: Blend) -> str:
     if blend.support is not None:
         bare = blend.power != 0 or text.isidentifier()
         text = f"{text if bare else f'({text})'}.within({support_text(blend.support)})"
-    return _joined([text, sum_text(blend.value_names, blend.value_weights)])
+    values = sum_text(blend.value_names, blend.value_weights)
+    classifiers = sum_text(blend.classifier_names, blend.classifier_weights)
+    return _joined([text, values, classifiers])
 
 
 def _sum_and_parts(blend: Blend) -> str:

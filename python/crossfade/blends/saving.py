@@ -32,6 +32,11 @@ PART = {"weights", "power", "min", "max"}  # the keys of a part
 
 def plain_blend(blend: Blend) -> dict[str, Any]:
     """What `Blend.to_dict` gives."""
+    for name in blend.classifier_names:
+        raise TypeError(
+            f"{name} is a Classifier, which is not saved; save the blend without it, and add it "
+            "again after loading: Blend.load(path) + weight * classifier"
+        )
     terms = [
         {
             "name": name,

@@ -22,6 +22,7 @@ from ..ops import check
 from ..ops.check import WEIGHT_SUM_TOLERANCE
 from .algebra import Algebra, Sums, is_callable, scaled
 from .blend import Blend, Model, ValueHead, as_term
+from .classifier import Classifier
 from .printing import settings_text, sum_text, term_text, weight_text
 from .terms import check_name, default_name, distinct_names
 from .weights import Weight, is_zero, merge_weights, weight_rows
@@ -271,7 +272,10 @@ def _as_sum(x: Any, name: str = "value") -> ValueSum:
                 f"{name} is {blend}, a blend of log-probs; it must be a value, such as "
                 f"{_ratio_text(blend)}"
             )
-        x = ValueSum(blend.values, blend.value_weights)
+        x = ValueSum(
+            (*blend.values, *map(_reward_model, blend.classifiers)),
+            (*blend.value_weights, *blend.classifier_weights),
+        )
     if is_function(x):
         x = Reward(x)
     if not isinstance(x, Values):
@@ -292,6 +296,12 @@ def _as_sum(x: Any, name: str = "value") -> ValueSum:
             f"of prompts and responses, or a sum{instead}"
         )
     return x._sum()
+
+
+def _reward_model(c: Classifier) -> RewardModel:
+    """A classifier where a search chooses by it: the log-prob of its class, of the whole text."""
+    assert isinstance(c.label, int)
+    return RewardModel(c.model, c.tokenizer, label=c.label, template=c.template, name=c.name)
 
 
 def is_function(x: Any) -> bool:
@@ -322,7 +332,7 @@ def formula_value(formula: Blend) -> ValueSum:
     whole = len(weights) == len(formula.weights)
     refs = [t for t, w in zip(formula.terms, weights, strict=False) if w < 0]
     ratios = len(refs) == 1 and abs(sum(weights)) <= WEIGHT_SUM_TOLERANCE
-    if not whole or formula.parts or (formula.terms and not ratios):
+    if not whole or formula.parts or formula.classifiers or (formula.terms and not ratios):
         raise ValueError(
             f"value is {formula}; it must be value heads, or weighted models less one reference, "
             "with weights that sum to 0, such as 0.5 * (tuned - ref), or a sum of both"

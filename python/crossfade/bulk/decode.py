@@ -119,6 +119,7 @@ def _check_length(generation: Generation, prompts: Iterable[Any], seed: Any) -> 
         for names, weights in (
             *((blend.names, blend.weights) for blend in blends),
             *((blend.value_names, blend.value_weights) for blend in blends),
+            *((blend.classifier_names, blend.classifier_weights) for blend in blends),
             *(([t.name or str(t) for t in p.terms], p.weights) for b in blends for p in b.parts),
             *((value.names, value.weights) for value in values),
         )
@@ -135,6 +136,7 @@ def _check_length(generation: Generation, prompts: Iterable[Any], seed: Any) -> 
             blend.row_weights(len(prompts), "cpu")
             blend.row_value_weights(len(prompts), "cpu")
             blend.row_part_weights(len(prompts), "cpu")
+            blend.row_classifier_weights(len(prompts), "cpu")
         for value in values:
             value.row_weights(len(prompts))
     elif given:

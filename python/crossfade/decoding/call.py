@@ -18,12 +18,12 @@ from . import settings
 from .chats import check_read
 from .each import Each
 from .inputs import Prompts, Requests, term_prompts
-from .job import WEIGHTS, Criteria, Job, weights_of
+from .job import WEIGHTS, Classified, Criteria, Job, weights_of
 from .members import Members, tokenizer_of
 from .search.job import SearchJob
 from .simple.contexts import ModelPrompts, Room
 from .simple.term_model import TermModel, term_models
-from .writing import Writing
+from .writing import Writing, as_texts
 
 Seed = int | Sequence[int] | Tensor | None
 
@@ -192,8 +192,21 @@ class Call:
             term_logprobs=term_logprobs or (search is not None and search.needs_term_logprobs),
             references=self.members.references,
             search=search,
+            classified=self._classified(requests, prompts),
             **options,
         )
+
+    def _classified(self, requests: Requests, prompts: Sequence[Prompts]) -> Classified | None:
+        """What classifiers read of these requests; None if the blend has none."""
+        if not self.blend.classifiers:
+            return None
+        writing = self.writing(prompts)
+        if writing is None:
+            raise ValueError(
+                f"tokenizer is None; the classifier {self.blend.classifier_names[0]} reads texts: "
+                "give Model(..., tokenizer=...) or tokenizer=..."
+            )
+        return Classified(as_texts(requests.items, self.tokenizer), writing, requests.chat)
 
     def _weights(self, requests: Requests, copies: int) -> dict[str, Any]:
         """The weights of the blend and of its references, as a job's table has them."""
@@ -213,7 +226,10 @@ class Call:
                     found[name] = requests.part_of(weights).repeat_interleave(copies, 0)
                 else:
                     found[name] = weights
-        return found
+        own = self.blend.row_classifier_weights(total, self.device)
+        if isinstance(own, Tensor):
+            own = requests.part_of(own).repeat_interleave(copies, 0)
+        return found | {"classifier_weights": own}
 
     def _room(
         self,

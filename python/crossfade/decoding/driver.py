@@ -15,6 +15,7 @@ import torch
 from ..blends.blend import Blend
 from ..checks import warn
 from ..progress import progress_bar
+from .classifiers import Classifiers
 from .engine.graph import Stepper
 from .engine.lazy import Lazy
 from .engine.modules import Unsupported
@@ -347,6 +348,9 @@ class Driver:
             "every": self._steps_between_looks(limit, chunk),
             "strays": self.strays if self.strays.possible else None,
         }
+        if self.blend.classifiers:
+            own = replace(engine, simple=self.simple)
+            how["classifiers"] = Classifiers(self.blend, count, limit, own)
         if not self.simple:
             self._note_left_out(runner)
         if search is None:
@@ -370,6 +374,7 @@ class Driver:
             runner.models_of_logits,
             references,
             table["part_weights"],
+            table["classifier_weights"],
         )
 
     @property

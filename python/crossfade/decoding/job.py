@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation.stopping_criteria import StopStringCriteria
 
-from .forms import Ids
+from .forms import Ids, Request
 from .inputs import Prompts
 from .members import Reference
 from .runner import Shares
@@ -27,6 +27,21 @@ DRAW = ("temperature", "top_k", "top_p", "min_p", "do_sample", "seed", "stream")
 
 
 @dataclass(frozen=True, eq=False)
+class Classified:
+    """What the classifiers of a blend read of requests.
+
+    Attributes:
+        texts: the requests as texts and chats.
+        writing: turns what rows write into texts.
+        chat: what chat templates are given besides a chat.
+    """
+
+    texts: Sequence[Request]
+    writing: Writing
+    chat: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Job:
     """Some requests, each with as many rows, and what is to be done with them.
 
@@ -36,8 +51,8 @@ class Job:
         table: what is known of every row, by name: one value for all rows, or a tensor
             ``[rows, ...]``. The names are those of `DRAW`; ``limit``, the new tokens that are asked
             for; ``eos``, the tokens that end a row, filled up with -1 where a row has fewer;
-            ``weights``, ``value_weights`` and ``part_weights`` of the blend; and the names that
-            `weights_of` gives, for those of each reference.
+            ``weights``, ``value_weights``, ``part_weights`` and ``classifier_weights`` of the
+            blend; and the names that `weights_of` gives, for those of each reference.
         context_room: what the contexts of the models leave of the limit.
         pad: the id that fills shorter rows of the output.
         deadline: the time, as ``time.time()`` counts it, at which the rows are cut.
@@ -53,6 +68,7 @@ class Job:
             list.
         mixes: of each model, the weights ``[requests, adapters]`` of its mix of adapters; None for
             models without one. Empty: no model has one.
+        classified: what classifiers read of the requests; None if the blend has none.
     """
 
     prompts: Sequence[Prompts]
@@ -70,6 +86,7 @@ class Job:
     search: SearchJob | None = None
     numbers: Sequence[int] | None = None
     mixes: Sequence[Tensor | None] = ()
+    classified: Classified | None = None
 
     @property
     def requests(self) -> int:
@@ -124,6 +141,7 @@ class Job:
     def watched(self) -> bool:
         """Whether the host has something to do after every step."""
         watched = self.search is not None and self.search.settings.chunk_end is not None
+        watched |= self.classified is not None
         reads = self.processors is not None or bool(self.criteria) or self.streamer is not None
         return watched or reads
 

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from .runner import PromptIds, Runner
 from .stats import ModelStats
 from .strays import Strays
 from .watch import Watch
+
+if TYPE_CHECKING:
+    from .classifiers import Classifiers
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Loop:
         every: how many steps pass before the host looks at what the device has done.
         tells: whether `Happened` has the tokens that rows got.
         strays: looks at some tokens, where the blend may leave what its terms would write.
+        classifiers: those of the blend; None if it has none.
 
     Attributes:
         waiting: rows that have joined and have no slot yet.
@@ -69,8 +73,9 @@ class Loop:
         every: int = 1,
         tells: bool = False,
         strays: Strays | None = None,
+        classifiers: Classifiers | None = None,
     ) -> None:
-        self.strays = strays
+        self.strays, self.classifiers = strays, classifiers
         self.runner, self.mixer, self.slots = runner, mixer, slots
         self.stepper, self.every = stepper or Stepper(capture=False), every
         self.watch = Watch(slots, aligned)
@@ -154,6 +159,10 @@ class Loop:
         Args:
             source: as in `Runner.values`, where `logits` are those of other slots.
         """
+        if self.classifiers is not None:
+            self.mixer.said = []
+            log_p = self.mixer.log_probs(logits)
+            self.mixer.said = self.classifiers.values(log_p, self.slots, self.seated)
         sample = self._draw(logits)
         kl = self.mixer.divergences(logits) if self.mixer.references else None
         self.slots.write(sample, kl, self.runner.values(sample.tokens, source))
@@ -165,21 +174,25 @@ class Loop:
 
     def stats(self) -> list[ModelStats]:
         """What each model has done so far."""
-        return self.runner.stats(self.drawn(), self.begun)
+        others = [] if self.classifiers is None else self.classifiers.stats()
+        return [*self.runner.stats(self.drawn(), self.begun), *others]
 
     @property
     def notes(self) -> list[str]:
         """What was not done as it was asked for, and why."""
-        return [] if self.stepper.note is None else [self.stepper.note]
+        others = [] if self.classifiers is None else self.classifiers.notes
+        return [*([] if self.stepper.note is None else [self.stepper.note]), *others]
 
     @property
     def cache_bytes(self) -> int:
-        return self.runner.cache_bytes
+        others = 0 if self.classifiers is None else self.classifiers.cache_bytes
+        return self.runner.cache_bytes + others
 
     @property
     def peak_bytes(self) -> int:
         """The most memory that caches and what rows have written took."""
-        return self.runner.peak_bytes + self.slots.nbytes
+        others = 0 if self.classifiers is None else self.classifiers.peak_bytes
+        return self.runner.peak_bytes + others + self.slots.nbytes
 
     def drawn(self) -> int:
         """Tokens drawn so far."""

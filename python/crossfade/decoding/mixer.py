@@ -30,6 +30,8 @@ class Mixer:
 
     Attributes:
         terms: how many tensors of logits stand for terms. Those of values follow them.
+        said: what the blend's classifiers say of the next tokens, ``[rows, V]`` each; empty before
+            they are asked.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Mixer:
         models_of_logits: Sequence[tuple[int, ...]] | None = None,
         references: Sequence[tuple[Mixer, Sequence[int]]] = (),
         part_weights: PartWeights = (),
+        classifier_weights: Weights = (),
     ) -> None:
         self.blend, self.vocabulary = blend, vocabulary
         k, all_own = len(blend.terms), len(blend.terms) + len(blend.values)
@@ -49,6 +52,7 @@ class Mixer:
         self.terms = sum(models[0] < k for models in self.models_of_logits)
         self.weights, self.value_weights = weights, value_weights
         self.references, self.part_weights = references, part_weights
+        self.classifier_weights, self.said = classifier_weights, list[Tensor]()
 
     def _term_weights(self) -> Weights:
         """The weight of each tensor of logits that stands for terms: 1 if it is blended already."""
@@ -60,12 +64,27 @@ class Mixer:
             return torch.stack([w[:, ks[0]] if len(ks) == 1 else one for ks in terms], dim=1)
         return tuple(w[ks[0]] if len(ks) == 1 else 1.0 for ks in terms)
 
+    def _values(self, logits: Sequence[Tensor]) -> tuple[list[Tensor], Weights]:
+        """What values and classifiers say of the next tokens, and their weights."""
+        own, weights = [*logits[self.terms : len(self.models_of_logits)]], self.value_weights
+        if not self.said:
+            return own, weights
+        if not own:
+            return self.said, self.classifier_weights
+        both = weights, self.classifier_weights
+        if not any(isinstance(w, Tensor) for w in both):
+            return own + self.said, (*both[0], *both[1])
+        rows, like = len(self.said[0]), self.said[0]
+        each = [torch.as_tensor(w, dtype=torch.float32, device=like.device) for w in both]
+        return own + self.said, torch.cat([w.expand(rows, w.shape[-1]) for w in each], dim=1)
+
     def _inputs(self, logits: Sequence[Tensor]) -> dict[str, Any]:
+        values, weights = self._values(logits)
         return {
             "logits": logits[: self.terms],
             "weights": self._term_weights(),
-            "values": logits[self.terms : len(self.models_of_logits)],
-            "value_weights": self.value_weights,
+            "values": values,
+            "value_weights": weights,
             "power": self.blend.power,
             "parts": self._parts(),
             "support": self.blend.support,
@@ -123,7 +142,7 @@ class Mixer:
         k = self.terms
         for group, weights in (
             (logits[:k], self._term_weights()),
-            (logits[k : len(self.models_of_logits)], self.value_weights),
+            self._values(logits),
         ):
             w = torch.as_tensor(weights, dtype=torch.float32, device=log_p.device)
             w = w.expand(len(log_p), len(group))
@@ -140,6 +159,12 @@ class Mixer:
         w = self.part_weights
         if isinstance(w, Tensor) and not w[row].isfinite().all():
             return f"the weights of its parts are {w[row].tolist()}"
+        pulls = self.classifier_weights
+        if isinstance(pulls, Tensor) and not pulls[row].isfinite().all():
+            return f"the weights of its classifiers are {pulls[row].tolist()}"
+        for name, said in zip(self.blend.classifier_names, self.said, strict=False):
+            if not said[row].isfinite().all():
+                return f"{name} gave a class no probability that is a number above 0"
         # This leaves out the references, whose logits come last.
         culprits = [
             " and ".join(names[k] for k in models)

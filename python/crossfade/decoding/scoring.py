@@ -28,7 +28,7 @@ from .engine.prefill import Prefill
 from .figures import Figures, Mixing
 from .forms import tensor, token_ids
 from .inputs import read_requests
-from .members import references_of
+from .members import references_of, refuse_classifiers
 from .memory import is_out_of_memory
 from .output import Scores
 from .settings import check_int
@@ -199,6 +199,7 @@ class Scoring:
         blend = as_blend(blend)
         check.flag("return_term_logprobs", return_term_logprobs)
         check_int("max_batch", max_batch, 1)
+        refuse_classifiers("blend", blend, "scored; generate gives its log-probs as it writes")
         call = Call(blend, tokenizer, references_of(blend, kl_to))
         self.members, self.models, self.max_batch = call.members, call.models, max_batch
         requests = read_requests(

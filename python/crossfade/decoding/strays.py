@@ -88,8 +88,10 @@ def _reaches(blend: Blend) -> bool:
     where a support keeps it to the likely tokens of one."""
     if blend.power != 0 or blend.support is not None:
         return False
-    if blend.values or blend.parts or len(blend.terms) < 2:
-        return bool(blend.values or blend.parts)
+    if blend.values or blend.parts or blend.classifiers:
+        return True
+    if len(blend.terms) < 2:
+        return False
     each = [torch.as_tensor(w, dtype=torch.float32, device="cpu") for w in blend.weights]
     w = torch.stack(torch.broadcast_tensors(*each), dim=-1)
     return bool(((w < 0).any(-1) | (w.sum(-1) > 1.001)).any())

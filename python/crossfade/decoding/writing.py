@@ -94,6 +94,11 @@ def as_text(ids: Sequence[Any], tokenizer: Any) -> str:
     return tokenizer.decode(ids[1:] if added else ids)
 
 
+def as_texts(items: Sequence[Request], tokenizer: Any) -> list[Request]:
+    """Requests as texts and chats: those given as ids are decoded."""
+    return [as_text(x, tokenizer) if is_ids(x) else x for x in items]
+
+
 def answer_lead(tokenizer: Any, chat: list[Any], prompt: str, arguments: Mapping[str, Any]) -> str:
     """The white space that a chat template puts between the start of an answer and its content.
 

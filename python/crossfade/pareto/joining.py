@@ -119,7 +119,7 @@ def _aligned(keys: Sequence[Sequence[Any]]) -> list[list[int | None]] | None:
 
 
 def _blend(blends: Sequence[Blend], prompts: Sequence[Any]) -> Blend | None:
-    if len({blend.power for blend in blends}) > 1 or any(blend.parts for blend in blends):
+    if len({blend.power for blend in blends}) > 1 or any(b.parts or b.classifiers for b in blends):
         return None
     whole = [[_whole_key(t) for t in blend.terms] for blend in blends]
     loose = [[_key(t) for t in blend.terms] for blend in blends]

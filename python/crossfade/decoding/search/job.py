@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...blends.blend import Blend, Model, ValueHead
+from ...blends.classifier import Classifier
 from ...blends.mixes import Mix
 from ...blends.values import LogRatio, Reward, RewardModel
 from ...blends.vocabulary import check_vocabularies, vocabulary
@@ -22,7 +23,7 @@ from ..forms import Ids, Request, is_ids
 from ..inputs import Prompts, Requests, encode, left_pad, term_prompts
 from ..job import Row
 from ..simple.term_model import TermModel, reads_request
-from ..writing import Writing, as_text
+from ..writing import Writing, as_texts
 from .readers import Question, log_prob, q_value, scalar
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class SearchJob:
                 f"tokenizer is None; the {reader} reads texts: give Model(..., tokenizer=...) or "
                 "tokenizer=..."
             )
-        return [as_text(r, self.tokenizer) if is_ids(r) else r for r in self.requests.items]
+        return as_texts(self.requests.items, self.tokenizer)
 
     def _source(self, member: Model | ValueHead, name: str, own: Any) -> Source:
         """A model of the value that reads prompts and responses as a language model.
@@ -188,7 +189,7 @@ class SearchJob:
         """A reward model, which reads prompt and response as one text."""
 
         def whole(request: int, response: str) -> Ids:
-            return _whole(value, name, self.texts[request], response, self.requests.chat)
+            return read_whole(value, name, self.texts[request], response, self.requests.chat)
 
         prompts = left_pad([whole(r, "") for r in range(len(self.texts))], 0)
         model = self._model(value, name)
@@ -235,8 +236,12 @@ class Source:
         return [[*self.prompts[r], *ids] for r, ids in zip(requests, responses, strict=True)]
 
 
-def _whole(
-    value: RewardModel, name: str, prompt: Request, response: str, chat: Mapping[str, Any]
+def read_whole(
+    value: RewardModel | Classifier,
+    name: str,
+    prompt: Request,
+    response: str,
+    chat: Mapping[str, Any],
 ) -> Ids:
     """A prompt and its response as a reward model reads them, `chat` with its chat template."""
     if value.template is not None:

@@ -1,0 +1,216 @@
+"""The classifiers of a blend: what they say of the tokens that its rows may write next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from ..blends.blend import Blend
+from ..blends.classifier import Classifier
+from ..checks import warn
+from .engine.modules import Unsupported
+from .engine.options import Engine
+from .forms import Ids
+from .job import Row
+from .rows import Slots
+from .search.job import read_whole
+from .search.readers import Reader, Rereader, scalar
+from .simple.term_model import TermModel
+from .stats import ModelStats
+
+BRANCHES = 128  # rows of the cache for texts with a token more, at most, unless one row needs more
+
+
+class Said(NamedTuple):
+    """What a classifier says of tokens after some text: their log-ratios, both ``[n]``."""
+
+    tokens: Tensor
+    values: Tensor
+
+
+class Asked(NamedTuple):
+    """A row's text, and the same with each of some tokens after it, as a classifier reads them."""
+
+    slot: int
+    text: Ids
+    longer: list[Ids]
+
+
+class Classifiers:
+    """Asks the classifiers of a blend about the rows in slots, before each of their tokens.
+
+    Args:
+        slots: how many there are.
+        limit, engine: as in `EngineRunner`.
+    """
+
+    def __init__(self, blend: Blend, slots: int, limit: int, engine: Engine) -> None:
+        each = zip(blend.classifiers, blend.classifier_names, strict=True)
+        self.each = [OneClassifier(c, name, slots, limit, engine) for c, name in each]
+
+    def values(self, log_p: Tensor, slots: Slots, seated: Mapping[int, Row]) -> list[Tensor]:
+        """What each classifier adds to the log-probs: ``[slots, V]`` float32.
+
+        Args:
+            log_p: ``[slots, V]`` under the rest of the blend, by which tokens are the top ones.
+        """
+        live, new = slots.live.tolist(), slots.new.tolist()
+        going = {s: row for s, row in seated.items() if live[s]}
+        written = {s: slots.written["tokens"][s, : new[s]].tolist() for s in going}
+        return [c.values(log_p, going, written) for c in self.each]
+
+    def stats(self) -> list[ModelStats]:
+        return [s for c in self.each for s in c.reader.stats()]
+
+    @property
+    def notes(self) -> list[str]:
+        return [note for c in self.each for note in c.notes]
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(c.reader.cache_bytes for c in self.each)
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(c.reader.peak_bytes for c in self.each)
+
+
+class OneClassifier:
+    """One classifier, and what it has said.
+
+    Attributes:
+        said: by a row's request and what the row had written. It is not by slot, so that rows that
+            fork have what was said of what they share.
+    """
+
+    def __init__(
+        self, classifier: Classifier, name: str, slots: int, limit: int, engine: Engine
+    ) -> None:
+        self.classifier, self.name, self.slots = classifier, name, slots
+        self.model = TermModel(classifier.model, name)
+        self.lanes = max(1, min(slots, BRANCHES // classifier.top))
+        self.notes: list[str] = []
+        self.said: dict[tuple[object, ...], Said] = {}
+        self.full: WeakSet[Row] = WeakSet()  # rows whose text is longer than the context
+        assert isinstance(classifier.label, int)
+        self.question = scalar(classifier.label)
+        self.reader: Reader | Rereader = Rereader(self.question, [self.model])
+        if not engine.simple:
+            places = slots + self.lanes * classifier.top
+            try:
+                self.reader = Reader(self.question, [self.model], [1], places, limit, engine)
+            except Unsupported as reason:
+                self._reread(reason)
+
+    def _reread(self, reason: Unsupported) -> None:
+        """Read whole texts from now on."""
+        self.notes.append(f"{self.name} reads whole texts at every step: {reason}")
+        self.reader = Rereader(self.question, [self.model])
+
+    def values(self, log_p: Tensor, rows: Mapping[int, Row], written: Mapping[int, Ids]) -> Tensor:
+        """What is added for the rows in slots, of which each has `written` so much."""
+        found = log_p.new_zeros(log_p.shape, dtype=torch.float32)
+        every = self.classifier.every
+        keys: dict[int, tuple[object, ...]] = {}
+        unknown: dict[tuple[object, ...], int] = {}
+        for s, row in rows.items():
+            known = len(written[s]) - len(written[s]) % every
+            keys[s] = (id(row.job), row.request, *written[s][:known])
+            if keys[s] not in self.said:
+                unknown.setdefault(keys[s], s)
+        new = self._ask(log_p, [*unknown.values()], rows, written)
+        self.said.update(zip(unknown, new, strict=True))
+        self.said = {key: self.said[key] for key in keys.values()}
+        for s, key in keys.items():
+            found[s, self.said[key].tokens] = self.said[key].values
+        return found
+
+    def _ask(
+        self,
+        log_p: Tensor,
+        slots: Sequence[int],
+        rows: Mapping[int, Row],
+        written: Mapping[int, Ids],
+    ) -> list[Said]:
+        """What the classifier says of the top tokens of some slots."""
+        if not slots:
+            return []
+        top = log_p[list(slots)].topk(min(self.classifier.top, log_p.shape[1]), dim=1)
+        tokens = [
+            ids[p > -torch.inf] for ids, p in zip(top.indices, top.values, strict=True)
+        ]  # None of those that the blend excludes.
+        asked = [
+            Asked(s, *self._texts(rows[s], written[s], ids.tolist()))
+            for s, ids in zip(slots, tokens, strict=True)
+        ]
+        fit = [a for a in asked if self._fits(rows[a.slot], a)]
+        try:
+            answers = dict(zip([a.slot for a in fit], self._answers(fit), strict=True))
+        except Unsupported as reason:  # Only its first forward shows what a model does.
+            self._reread(reason)
+            answers = dict(zip([a.slot for a in fit], self._answers(fit), strict=True))
+        said = []
+        for s, ids in zip(slots, tokens, strict=True):
+            before, after = answers.get(s, (0.0, [0.0] * len(ids)))
+            of_tokens = torch.tensor(after, dtype=torch.float32, device=log_p.device)
+            said.append(Said(ids, of_tokens - before))
+        return said
+
+    def _texts(self, row: Row, written: Ids, tokens: Ids) -> tuple[Ids, list[Ids]]:
+        """What the classifier reads of a row, and of it with each of the tokens."""
+        job = row.job.classified
+        assert job is not None  # `Call.job` makes it where there are classifiers.
+        responses = [list(written), *([*written, t] for t in tokens)]
+        texts = job.writing.texts([row.request] * len(responses), responses)
+        prompt, known = job.texts[row.request], dict.fromkeys(texts)
+        ids = {
+            text: read_whole(self.classifier, self.name, prompt, text, job.chat) for text in known
+        }
+        first, *longer = (ids[text] for text in texts)
+        return first, longer
+
+    def _fits(self, row: Row, asked: Asked) -> bool:
+        most, longest = self.model.context, max(map(len, [asked.text, *asked.longer]))
+        if most is None or longest <= most:
+            return True
+        if row not in self.full:
+            self.full.add(row)
+            warn(
+                f"{self.name} says nothing of {row} any more: it would read {longest} tokens, and "
+                f"its context is {most}",
+                RuntimeWarning,
+            )
+        return False
+
+    def _answers(self, asked: Sequence[Asked]) -> list[tuple[float, list[float]]]:
+        """The log-prob of the class after each text, and after each longer one."""
+        if not asked:
+            return []
+        if isinstance(self.reader, Rereader):
+            texts = [text for a in asked for text in (a.text, *a.longer)]
+            answers = iter(self._read(range(len(texts)), texts))
+            return [(next(answers), [next(answers) for _ in a.longer]) for a in asked]
+        reader, top = self.reader, self.classifier.top
+        reader.runner.extend([max(len(text) for a in asked for text in (a.text, *a.longer))])
+        before = self._read([a.slot for a in asked], [a.text for a in asked])
+        after: list[list[float]] = []
+        for first in range(0, len(asked), self.lanes):
+            some = asked[first : first + self.lanes]
+            parents = [-1] * reader.runner.slots
+            places: list[int] = []
+            for lane, a in enumerate(some):
+                begin = self.slots + lane * top
+                parents[begin : begin + len(a.longer)] = [a.slot] * len(a.longer)
+                places += range(begin, begin + len(a.longer))
+            reader.fork(parents)
+            answers = iter(self._read(places, [text for a in some for text in a.longer]))
+            after += [[next(answers) for _ in a.longer] for a in some]
+        return list(zip(before, after, strict=True))
+
+    def _read(self, places: Sequence[int], texts: Sequence[Ids]) -> list[float]:
+        (answers,) = self.reader.read(places, [texts], [[0] * len(texts)])
+        return [answer for (answer,) in answers]
