@@ -8,6 +8,7 @@ import pytest
 import torch
 from crossfade import ops, presets
 from crossfade.blends.blend import Blend, Model, ValueHead
+from crossfade.blends.power_mean import union
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -39,6 +40,10 @@ def decoded(blend: Blend, logits=lambda term: Z[id(term.model)]) -> Tensor:
         [logits(v) for v in blend.values],
         blend.row_value_weights(REQUESTS, "cpu"),
         power=blend.power,
+        parts=[
+            ops.Part(w, p.power, p.min, p.max)
+            for w, p in zip(blend.row_part_weights(1), blend.parts, strict=True)
+        ],
         support=blend.support,
         backend="reference",
     )
@@ -50,6 +55,29 @@ def same(blend: Blend, score: Tensor) -> None:
 
 def log_p(z: Tensor) -> Tensor:
     return z.log_softmax(-1)
+
+
+def test_avoid():
+    """lm-arithmetic's M - 0.96 union(M_bad, M), normalised by 1 - 0.96."""
+    p, bad = log_p(BASE_Z), log_p(OTHER_Z)
+    score = (p - 0.96 * torch.maximum(p, bad)) / 0.04
+    same(presets.avoid(BASE, OTHER), score)
+    same(presets.arithmetic(Model(BASE) - 0.96 * union(Model(OTHER), Model(BASE))), score)
+    with pytest.raises(ValueError, match=r"lam is 1\.0; it must be below 1"):
+        presets.avoid(BASE, OTHER, 1.0)
+    with pytest.raises(TypeError, match="attribute has a Blend; it must be a Model"):
+        presets.avoid(BASE, Model(OTHER) + Model(REF))
+
+
+def test_arithmetic():
+    a, b = Model(BASE, name="a"), Model(OTHER, name="b")
+    same(presets.arithmetic(a - 0.6 * b), (log_p(BASE_Z) - 0.6 * log_p(OTHER_Z)) / 0.4)
+    each = presets.arithmetic(a + torch.tensor([1.0, 3.0, 0.0]) * b)
+    assert each.weights[1].tolist() == [0.5, 0.75, 0.0]
+    with pytest.raises(ValueError, match="formula is a - b, whose weights sum to 0; it must be"):
+        presets.arithmetic(a - b)
+    with pytest.raises(TypeError, match="formula is a int"):
+        presets.arithmetic(3)
 
 
 @pytest.mark.parametrize("w", [0.8, -1, 0, PER_REQUEST])

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .blends.blend import Blend, Model, ValueHead, as_blend, as_term
-from .blends.power_mean import power_mean
+from .blends.classifier import Classifier
+from .blends.power_mean import power_mean, union
 from .blends.weights import Weight, check_sum, check_weight, weight_list
 from .checks import check_number, did_you_mean, explained
 from .ops.types import Support
@@ -23,10 +24,13 @@ from .search import ChunkBeamSearch, Recipe
 
 __all__ = [
     "args",
+    "arithmetic",
+    "avoid",
     "cfg",
     "contrastive",
     "dera",
     "eft",
+    "fudge",
     "genarm",
     "ivg",
     "mod",
@@ -207,6 +211,71 @@ def args(base: Any, value: Any, weight: Weight = 1.0, top_k: int = 10) -> Blend:
     head = ValueHead(value, name="value") if isinstance(value, nn.Module) else value
     blend = _blend(base, "base").within(Support(term=0, top_k=top_k) if top_k else None)
     return blend + check_weight("weight", weight) * as_term("value", head, ValueHead)
+
+
+@explained()
+def fudge(base: Any, classifier: Any, weight: Weight = 1.0) -> Blend:
+    """FUDGE: ``base + weight * classifier`` on the base's ``classifier.top`` most likely tokens.
+
+    `classifier` is a `Classifier`. With a `weight` of 1 it is Bayes' rule: the base, given that the
+    text will be of the class. Other tokens are removed, where ``base + weight * classifier`` alone
+    keeps them. One forward of the base, and the classifier's own for as many texts.
+
+    Source: Yang and Klein, arXiv:2104.05218.
+    """
+    classifier = as_term("classifier", classifier, Classifier)
+    kept = _blend(base, "base").within(Support(term=0, top_k=classifier.top))
+    return kept + check_weight("weight", weight) * classifier
+
+
+@explained()
+def avoid(base: Any, attribute: Any, lam: Weight = 0.96) -> Blend:
+    """Biasing away from an attribute: ``(base - lam * union(attribute, base)) / (1 - lam)``.
+
+    `attribute` is the base with a system prompt that asks for what is not wanted, or a model of
+    that. Where the base finds a token more likely than it, nothing changes; where `attribute` does,
+    the token becomes less likely. ``base - lam * attribute`` would raise tokens for being unlikely
+    under `attribute` alone. Two forwards.
+
+    Args:
+        base, attribute: `Model` terms or bare models.
+        lam: below 1.
+
+    Raises:
+        TypeError, ValueError: names the argument, what it was and what it must be.
+
+    Source: Dekoninck et al., arXiv:2311.14479 (the toxicity experiments, lam 0.9 to 0.99).
+    """
+    lam = check_weight("lam", lam)
+    if not isinstance(lam, Tensor) and not lam < 1:
+        raise ValueError(f"lam is {lam}; it must be below 1")
+    base, attribute = (
+        Model(x, name=name) if isinstance(x, nn.Module) else as_term(name, x, Model)
+        for name, x in (("base", base), ("attribute", attribute))
+    )
+    scale = 1 / (1 - lam)
+    return scale * base - lam * scale * union(attribute, base)
+
+
+@explained()
+def arithmetic(formula: Any) -> Blend:
+    """A formula as language-model arithmetic means it: divided by the sum of its weights.
+
+    There ``a - 0.6 * b`` is sampled as ``(a - 0.6 * b) / 0.4``, so that a formula is no flatter and
+    no sharper for its weights' sum. A union or an intersection counts with its own weight, values
+    and classifiers with none.
+
+    Raises:
+        TypeError: `formula` is no blend. ValueError: the weights of its models sum to 0 or less.
+
+    Source: Dekoninck et al., arXiv:2311.14479, theorem 1.
+    """
+    blend = as_blend(formula, "formula")
+    each = [*blend.weights, *(w for part in blend.parts for w in part.weights)]
+    total = sum(each, 0.0)
+    if not isinstance(total, Tensor) and total <= 0:
+        raise ValueError(f"formula is {blend}, whose weights sum to {total:g}; it must be above 0")
+    return blend * (1 / total)
 
 
 @explained()

@@ -196,6 +196,23 @@ def test_a_text_longer_than_the_context(base: cf.Model, tokenizer: PreTrainedTok
     assert out.responses == cf.generate(base, [PROMPTS[1]], max_new_tokens=NEW).responses
 
 
+def test_fudge(base: cf.Model, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Bayes' rule on the top tokens: log p(v) + log p(class | text + v), and no others."""
+    judge = classifier_model()
+    blend = cf.presets.fudge(base, cf.Classifier(judge, tokenizer, 2, top=TOP))
+    out = cf.generate(blend, PROMPTS[:1], max_new_tokens=1)
+    ids = tokenizer(PROMPTS[0])["input_ids"]
+    with torch.no_grad():
+        top = base.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1).topk(TOP)
+        each = [judge(torch.tensor([[*ids, v]])).logits[0].double() for v in top.indices.tolist()]
+    score = top.values + torch.stack([z.log_softmax(-1)[2] for z in each])
+    assert out.responses == [[int(top.indices[score.argmax()])]]
+    want = score.log_softmax(-1).max().item()
+    assert out.logprobs[0, 0].item() == pytest.approx(want, abs=1e-4)
+    with pytest.raises(TypeError, match="classifier has a Model; it must be a Classifier"):
+        cf.presets.fudge(base, base)
+
+
 def test_algebra(base: cf.Model, tokenizer: PreTrainedTokenizerFast) -> None:
     good = cf.Classifier(classifier_model(), tokenizer, "good", name="good")
     assert good.label == 2
