@@ -9,6 +9,9 @@ from .. import lazy
 if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .behaviours import Statistics as Statistics
     from .behaviours import statistics as statistics
+    from .curves import Curve as Curve
+    from .curves import Vulnerability as Vulnerability
+    from .flipping import vulnerability as vulnerability
     from .priority import Priorities as Priorities
     from .priority import priorities as priorities
     from .questions import statement_pairs as statement_pairs
@@ -21,11 +24,13 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .watch import Watch as Watch
 
 _HOME = {
+    "Curve": "curves",
     "Priorities": "priority",
     "Reading": "readings",
     "Report": "reports",
     "Statistics": "behaviours",
     "Watch": "watch",
+    "Vulnerability": "curves",
     "priorities": "priority",
     "read_pairs": "readings",
     "rebalanced": "rebalancing",
@@ -33,6 +38,7 @@ _HOME = {
     "shares": "rebalancing",
     "statement_pairs": "questions",
     "statistics": "behaviours",
+    "vulnerability": "flipping",
 }
 
 __all__ = sorted(_HOME)
