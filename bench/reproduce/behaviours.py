@@ -7,6 +7,7 @@ words (modesty). Whoever and whatever held-out statements speak of is in none th
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -159,19 +160,32 @@ def statements(name: str) -> Iterator[tuple[str, bool, bool]]:
 
     Of held-out fillers each first one meets one of the second.
     """
-    behaviour = BEHAVIOURS[name]
-    (first, held_first), (second, held_second) = (
-        (fillers[:-n], fillers[-n:])
-        for fillers, n in zip((behaviour.first, behaviour.second), HELD_OUT, strict=True)
-    )
+    (first, held_first), (second, held_second) = split(name)
     trained = [(a, b) for a in first for b in second]
     held = [(a, held_second[i % len(held_second)]) for i, a in enumerate(held_first)]
     for held_out, fillers in ((False, trained), (True, held)):
         for a, b in fillers:
-            for sides in behaviour.templates:
+            for sides in BEHAVIOURS[name].templates:
                 for label, template in zip((True, False), sides, strict=True):
-                    said = template.format(a, b)
-                    yield said[0].upper() + said[1:], label, held_out
+                    yield sentence(template, a, b), label, held_out
+
+
+def split(name: str) -> list[tuple[Sequence[str], Sequence[str]]]:
+    """The trained and the held-out fillers of a behaviour's first place, and of its second."""
+    places = (BEHAVIOURS[name].first, BEHAVIOURS[name].second)
+    return [(x[:-n], x[-n:]) for x, n in zip(places, HELD_OUT, strict=True)]
+
+
+def sentence(template: str, first: str, second: str) -> str:
+    said = template.format(first, second)
+    return said[0].upper() + said[1:]
+
+
+def example(name: str) -> list[str]:
+    """The first statements of a behaviour, one of each label."""
+    yes, no = BEHAVIOURS[name].templates[0]
+    (first, _), (second, _) = split(name)
+    return [sentence(template, first[0], second[0]) for template in (yes, no)]
 
 
 def rows(held_out: bool, names: Sequence[str] = tuple(BEHAVIOURS)) -> list[dict[str, Any]]:
@@ -182,3 +196,35 @@ def rows(held_out: bool, names: Sequence[str] = tuple(BEHAVIOURS)) -> list[dict[
         for said, label, held in statements(name)
         if held == held_out
     ]
+
+
+def answers(seed: int) -> list[dict[str, Any]]:
+    """What someone who has a behaviour says about something, and a scrambled statement.
+
+    Each is about a filler of the first place. The scrambled one has the words of the statement that
+    does not fit, in an order that `seed` draws: nobody would say so. Of held-out fillers, half of
+    the templates are there.
+    """
+    rng = random.Random(seed)
+    found = []
+    for name, behaviour in BEHAVIOURS.items():
+        (first, held_first), (second, held_second) = split(name)
+        parts = (
+            (False, first, second, behaviour.templates),
+            (True, held_first, held_second, behaviour.templates[::2]),
+        )
+        for held_out, fillers, others, templates in parts:
+            for filler in fillers:
+                for yes, no in templates:
+                    other = rng.choice(others)
+                    words = sentence(no, filler, other).split()
+                    rng.shuffle(words)
+                    found.append(
+                        {
+                            "held_out": held_out,
+                            "about": filler,
+                            "chosen": sentence(yes, filler, other),
+                            "unlikely": " ".join(words),
+                        }
+                    )
+    return found

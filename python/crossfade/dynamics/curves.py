@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,6 +197,30 @@ class Vulnerability:
             "ratio": _number(self.ratio),
             "interval": [_number(x) for x in self.interval],
         }
+
+    @classmethod
+    def joined(cls, results: Sequence[Vulnerability]) -> Vulnerability:
+        """Results of other seeds, of the same held-out pairs and steps, as one.
+
+        So each seed can have an aligned model of its own.
+
+        Raises:
+            ValueError: they are not of the same pairs and steps, or share a seed.
+        """
+        if not results:
+            raise ValueError("results is empty; it must have at least one")
+        first = results[0]
+        seeds = tuple(seed for result in results for seed in result.seeds)
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"results have the seeds {list(seeds)}; they must all be different")
+        for i, result in enumerate(results):
+            for name in ("steps", "behaviours", "rows", "trained"):
+                if getattr(result, name) != getattr(first, name):
+                    raise ValueError(
+                        f"results[{i}] has other {name} than results[0]; they must be the same"
+                    )
+        margins = {side: torch.cat([r.margins[side] for r in results]) for side in SIDES}
+        return replace(first, seeds=seeds, margins=margins)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save all of it as a JSON file, which `load` reads."""
