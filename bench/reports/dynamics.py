@@ -30,9 +30,9 @@ def render(report: dict[str, Any]) -> str:
         "Answers: how many are right before and after.",
         _correlations(report),
         "Spearman's correlation of what is predicted with the fall. Intervals: 95 %, by a "
-        "bootstrap over behaviours and seeds. The common direction of a behaviour is the product of its "
-        "difference and the mean difference of all behaviours, which is the first step's growth "
-        "where the head alone learns all of them.",
+        "bootstrap over behaviours and seeds. The common direction of a behaviour is the product "
+        "of its difference and the mean difference of all behaviours, which is the first step's "
+        "growth where the head alone learns all of them.",
         _pairs(report),
         "**The last layer alone**",
         _head(report),

@@ -31,6 +31,7 @@ _HOME = {
     "Statistics": "behaviours",
     "Watch": "watch",
     "Vulnerability": "curves",
+    "Watch": "watch",
     "priorities": "priority",
     "read_pairs": "readings",
     "rebalanced": "rebalancing",
