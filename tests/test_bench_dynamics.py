@@ -139,7 +139,7 @@ def test_a_run_of_a_tiny_model_is_reported(tmp_path: Path, monkeypatch: Any, cap
     tokenizer = a_tokenizer()
     monkeypatch.setitem(tiny.SIZES, "vocab_size", len(tokenizer))
     monkeypatch.setattr(stages, "base", lambda dtype: (tiny.make().eval(), tokenizer))
-    for name, few in (("rows", 24), ("answers", 40)):
+    for name, few in (("rows", 11), ("answers", 7)):
         every = getattr(behaviours, name)
         monkeypatch.setattr(
             behaviours,

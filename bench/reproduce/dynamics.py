@@ -52,6 +52,7 @@ from crossfade.training.encoding import encoded
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from stages import Row, Stage
+from transformers import PrinterCallback
 from trl import DPOConfig
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -195,6 +196,7 @@ def train(
         peft_config=peft.LoraConfig(task_type="CAUSAL_LM", **LORA),
         callbacks=[watch],
     )
+    trainer.remove_callback(PrinterCallback)  # the watch has a hundred figures a step
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "step ")  # what a watch warns of is in its file
         found = kept.fit(trainer, folder)
