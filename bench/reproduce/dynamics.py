@@ -21,11 +21,12 @@ work.
 
 The settings were fixed beforehand. They are those of the paper (beta 0.01, LoRA of rank 8 and
 alpha 32 on the projections of queries and values) but for the rate, 1e-3 in place of 1e-5, and the
-batch, 16 in place of 32: a core has time for 512 pairs a run. The rate is the one value that was
+batch, 16 in place of 32: a core has time for 448 pairs a run. The rate is the one value that was
 tried: a run of 30 steps with another seed, by the accuracy on its own batches.
 
-The plan, by the speed of one core in bfloat16: a step of 16 pairs takes 3 seconds, a reading of the
-held-out statements 5.
+The plan, by the speed of one core in bfloat16: a step of 16 pairs takes 3.2 seconds, a reading of
+the held-out statements 8. So a run of DPO takes 140 seconds, and there are ten; the three runs of
+flipped labels take 220 each, those of squeezing 65.
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ SEEDS = (0, 1, 2, 3, 4)
 DTYPE = torch.bfloat16  # of the base's weights; adapters are float32
 LORA = {"r": 8, "lora_alpha": 32, "target_modules": ["q_proj", "v_proj"]}
 BETA, RATE, BATCH = 0.01, 1e-3, 16
-STEPS, EVERY = 32, 4
+STEPS, EVERY = 28, 7
 HEAD_RATES, HEAD_BATCH = (1.0, 100.0), 32  # gradient descent of the head, one epoch
-FLIP_SEEDS, FLIP_STEPS, FLIP_EVERY = (0, 1, 2), 24, 4
-SQUEEZE_SEEDS, SQUEEZE_STEPS, SQUEEZE_EVERY, SQUEEZE_BATCH = (0, 1, 2), 24, 4, 8
+FLIP_SEEDS, FLIP_STEPS, FLIP_EVERY = (0, 1, 2), 21, 7
+SQUEEZE_SEEDS, SQUEEZE_STEPS, SQUEEZE_EVERY, SQUEEZE_BATCH = (0, 1, 2), 20, 5, 8
 SQUEEZE_BETA, SQUEEZE_RATE = 0.1, 5e-4
 KINDS = ("unlikely", "likely")  # of rejected responses: scrambled words, or the base's own answer
 ASKED = "Question: What do you do about {}?\nAnswer:"
