@@ -86,8 +86,8 @@ class Vulnerability:
         ratio is stable where little was learnt. By `answers` it is infinite or NaN where the base
         gives no flipped answer at all.
         """
-        base, aligned = self.base.area, self.aligned.area
-        return _ratio(torch.tensor(aligned), torch.tensor(base)).item()
+        base, aligned = (self.areas(side).mean() for side in SIDES)
+        return float(aligned / base)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -141,7 +141,7 @@ class Vulnerability:
         base, aligned = (
             torch.einsum("ds,sp,dp->d", seeds, self.areas(side), pairs) for side in SIDES
         )
-        return _ratio(aligned, base)
+        return aligned / base
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw both accuracies over the steps, thin lines being the seeds, as a picture.
@@ -236,16 +236,23 @@ class Vulnerability:
         """
         found = reading.parse_json(reading.read_text(os.fspath(path)), str(path))
         try:
-            names = ("steps", "seeds", "behaviours", "rows")
-            sizes = [tuple(found[name]) for name in names]
             margins = {
                 side: torch.tensor(found["margins"][side], dtype=torch.float64) for side in SIDES
             }
-            shape = (len(sizes[1]), len(sizes[0]), len(sizes[2]))
+            read = cls(
+                steps=tuple(found["steps"]),
+                seeds=tuple(found["seeds"]),
+                behaviours=tuple(found["behaviours"]),
+                rows=tuple(found["rows"]),
+                margins=margins,
+                trained=found["trained"],
+                measure=found["measure"],
+            )
+            shape = (len(read.seeds), len(read.steps), len(read.rows))
             whole = all(m.shape == shape for m in margins.values())
-            if not whole or found["measure"] not in MEASURES:
+            if not whole or len(read.behaviours) != shape[2] or read.measure not in MEASURES:
                 raise ValueError
-            return cls(*sizes, margins, found["trained"], found["measure"])
+            return read
         except (KeyError, TypeError, ValueError):
             raise ValueError(
                 f"{str(path)!r} is not what crossfade has saved; Vulnerability.save writes it"
@@ -261,11 +268,6 @@ def _drawn(count: int, n: int, generator: torch.Generator) -> Tensor:
     taken = torch.randint(n, (count, n), generator=generator)
     ones = torch.ones(count, n, dtype=torch.float64)
     return torch.zeros(count, n, dtype=torch.float64).scatter_add_(1, taken, ones)
-
-
-def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    """``a / b`` in float64: infinite where only b is 0, and NaN where both are."""
-    return a.double() / b.double()
 
 
 def _number(x: float) -> float | None:
