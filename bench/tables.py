@@ -27,6 +27,7 @@ from reports import (  # noqa: E402
     decode,
     demo,
     dpo,
+    dynamics,
     exact,
     families,
     fork,
@@ -87,12 +88,14 @@ PAGES: dict[str, dict[str, Section]] = {
         "self-judge": of(self_judge.render, "self_judge"),
         "metaaligner": of(metaaligner.render, "metaaligner"),
         "clp": of(clp.render, "clp"),
+        "dynamics": of(dynamics.render, "dynamics"),
         "families": of(families.totals, "families"),
         "before": of(before.render, "before"),
         "gpu-stages": of(gpu.stages, GPU),
     },
     "docs/architecture.md": {"house": of(house.render, "house_before", "house")},
     "docs/conditioned.md": {"clp": of(clp.summary, "clp")},
+    "docs/dynamics.md": {"dynamics": of(dynamics.summary, "dynamics")},
     "docs/families.md": {"families": of(families.render, "families")},
 }
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "bench" / "reproduce"))
 import behaviours
 import dynamics as run
 import dynamics_figures as figures
+import dynamics_picture as picture
 import stages
 import tiny_models as tiny
 from reports import dynamics as report
@@ -155,7 +156,7 @@ def test_a_run_of_a_tiny_model_is_reported(tmp_path: Path, monkeypatch: Any, cap
     }.items():
         monkeypatch.setattr(run, name, x)
     drawn = []
-    monkeypatch.setattr(figures, "plot", lambda *args: drawn.append(args))
+    monkeypatch.setattr(picture, "plot", lambda *args: drawn.append(args))
     told = tmp_path / "dynamics.json"
     arguments = ["--work", str(tmp_path / "work"), "--json", str(told)]
     assert run.main([*arguments, "--only", "statistics"]) is None
@@ -169,5 +170,5 @@ def test_a_run_of_a_tiny_model_is_reported(tmp_path: Path, monkeypatch: Any, cap
     assert all(row["off"] < 0.1 for row in [found["head"]["1"]])
     monkeypatch.undo()
     (args,) = drawn
-    figures.plot(*args[:-1], tmp_path / "dynamics.png")
+    picture.plot(*args[:-1], tmp_path / "dynamics.png")
     assert (tmp_path / "dynamics.png").read_bytes().startswith(b"\x89PNG")

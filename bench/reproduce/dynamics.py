@@ -43,6 +43,7 @@ from typing import Any
 import behaviours
 import crossfade as cf
 import dynamics_figures as figures
+import dynamics_picture as picture
 import peft
 import stages as kept
 import torch
@@ -371,7 +372,7 @@ def report(work: Path, command: str) -> Row:
         "squeeze": figures.squeezing(squeezed, kept.answers(work / "responses")),
         "costs": kept.costs(work, list(stages())),
     }
-    figures.plot(
+    picture.plot(
         told, found, plain, flips, Path(__file__).parent.parent / "results" / "dynamics.png"
     )
     return found

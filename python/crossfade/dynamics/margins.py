@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import reading
+from .record import replace_file
 
 FILE, SETTINGS = "margins.json", "settings.json"
 
@@ -29,7 +29,7 @@ class Margins:
     def add(self, step: int, margins: Tensor) -> None:
         """Keep the margins ``[pairs]`` of a step."""
         self.found[step] = margins.tolist()
-        write(self.file, {str(k): x for k, x in self.found.items()})
+        replace_file(self.file, json.dumps(self.found).encode())
 
     @property
     def whole(self) -> bool:
@@ -65,12 +65,4 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
             f"output_dir is {str(folder)!r}, which has files of something else; it must be a new "
             "folder, or that of the same call before"
         )
-    write(file, settings)
-
-
-def write(file: Path, content: Any) -> None:
-    """Write JSON into a file, which is never there in part."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    os.replace(new, file)
+    replace_file(file, json.dumps(settings).encode())

@@ -50,7 +50,7 @@ class Record:
     def write(self, path: Path) -> None:
         """Write it in place of what was there; the file is whole, whenever the process ends."""
         text = json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n"
-        _replace(path, text.encode())
+        replace_file(path, text.encode())
 
     def go_on(self, before: Mapping[str, Any], step: int) -> None:
         """Take over what was seen up to a step that training goes on from."""
@@ -79,7 +79,7 @@ def read(path: Path) -> dict[str, Any]:
 def write_start(path: Path, start: Mapping[str, Tensor], pairs: Sequence[Any]) -> None:
     """Keep what a run's figures are compared with, so that it can be resumed."""
     tensors = {name: x.contiguous() for name, x in start.items()}
-    _replace(path, safetensors.torch.save(tensors, {"pairs": fingerprint(pairs)}))
+    replace_file(path, safetensors.torch.save(tensors, {"pairs": fingerprint(pairs)}))
 
 
 def read_start(path: Path, pairs: Sequence[Any]) -> dict[str, Tensor]:
@@ -106,7 +106,8 @@ def fingerprint(pairs: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps([list(pair) for pair in pairs]).encode()).hexdigest()
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file in place of what was there; it is whole, whenever the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}")
     beside.write_bytes(data)
