@@ -93,8 +93,8 @@ class Vulnerability:
     def interval(self) -> tuple[float, float]:
         """A 95 % interval of `ratio`, by a bootstrap over held-out pairs and over seeds.
 
-        A draw takes the same pairs and the same seeds for both models, which differ less from each
-        other than pairs and seeds do. With one seed it says nothing of other seeds.
+        A draw takes the same pairs and the same seeds for both models, so that what is easy or
+        hard for both cancels. With one seed it says nothing of other seeds.
         """
         ratios = self.draws()
         ratios = ratios[~ratios.isnan()]

@@ -36,6 +36,7 @@ from .questions import NO, YES, Pair
 from .readings import read_pairs
 from .rows import TAG, Reader
 from .states import term_model
+from .watch import autocast, whole
 
 LORA = {"r": 8, "lora_alpha": 32}
 TARGETS = ("q_proj", "v_proj")  # PEFT chooses for models that have no layers of these names
@@ -120,7 +121,7 @@ def vulnerability(
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be; or `output_dir`
             is of another call.
-        NotImplementedError: a model is not supported.
+        NotImplementedError: a model is not supported, or there are several processes.
         ImportError: TRL or PEFT is not installed.
     """
     work = _Work(base, aligned, tokenizer, seeds, lora, training)
@@ -215,8 +216,8 @@ class _Work:
         kept: bool,
     ) -> _Plan:
         """How many steps there are, and which of them are measured."""
+        args = self.arguments(folder, "base", self.seeds[0])
         if steps is None:
-            args = self.arguments(folder, "base", self.seeds[0])
             batches = math.ceil(len(train) / (args.train_batch_size * args.world_size))
             epoch = math.ceil(batches / args.gradient_accumulation_steps)
             steps = max(1, math.ceil(args.num_train_epochs * epoch))
@@ -251,9 +252,14 @@ class _Work:
         }
         try:
             with old_names():
-                return self.trl.DPOConfig(**given)
+                args = self.trl.DPOConfig(**given)
         except (ValueError, TypeError, ImportError) as error:
             raise ValueError(f"training: {error}") from error
+        if args.world_size > 1:
+            raise NotImplementedError(
+                f"there are {args.world_size} processes; vulnerability runs in one"
+            )
+        return args
 
     def run(
         self,
@@ -334,15 +340,16 @@ class _Measure(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(state.global_step)
         if state.global_step == 0:
-            self._measure(0, kwargs["model"])
+            self._measure(0, args, kwargs["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(1)
         if state.global_step in self.steps:
-            self._measure(state.global_step, kwargs["model"])
+            self._measure(state.global_step, args, kwargs["model"])
 
-    def _measure(self, step: int, model: Any) -> None:
-        self.margins.add(step, read_pairs(model, self.pairs).margins)
+    def _measure(self, step: int, args: Any, model: Any) -> None:
+        with autocast(args, model):
+            self.margins.add(step, read_pairs(whole(model), self.pairs).margins)
 
 
 def _ids(pair: Pair) -> dict[str, list[int]]:
