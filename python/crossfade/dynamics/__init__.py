@@ -29,7 +29,6 @@ _HOME = {
     "Reading": "readings",
     "Report": "reports",
     "Statistics": "behaviours",
-    "Watch": "watch",
     "Vulnerability": "curves",
     "Watch": "watch",
     "priorities": "priority",
