@@ -59,7 +59,9 @@ def render(report: dict[str, Any]) -> str:
         f"{len(s['squeeze']['seeds'])} seeds: log-probs of a held-out token in the mean, before "
         "and after. The chosen responses are statements that the base did not write; it answers "
         "nothing like them. Change: with the 95 % interval of the seeds. The most likely token is "
-        "that at each place of the chosen response.",
+        "that at each place of the chosen response. "
+        f"{report['squeeze']['unlikely']['n']} held-out pairs; questions to which the base wrote "
+        "nothing are left out.",
         _texts(report),
         _costs(report),
         "Tokens in thousands. Processor seconds are those of one core; the machine did other work "
@@ -97,12 +99,18 @@ def summary(report: dict[str, Any]) -> str:
             + ("" if even["resolved"] else ", not resolved"),
         ],
         [
-            "the most likely token gains where the rejected response is unlikely already",
-            f"{squeeze['unlikely']['changes']['argmax']['gap']:+.2f} nats, else "
-            f"{squeeze['likely']['changes']['argmax']['gap']:+.2f}",
+            "where the rejected response is unlikely already, the most likely token gains, and not "
+            "the chosen one",
+            f"{_gains(squeeze['unlikely'])}; else {_gains(squeeze['likely'])}",
         ],
     ]
     return "\n".join(table(["expected", "found"], lines))
+
+
+def _gains(found: Mapping[str, Any]) -> str:
+    """What a token of the chosen response and the most likely one gained, in nats."""
+    chosen, argmax = (found["changes"][name]["gap"] for name in ("chosen", "argmax"))
+    return f"chosen {chosen:+.2f}, most likely {argmax:+.2f} nats"
 
 
 def _learning(report: Mapping[str, Any]) -> str:

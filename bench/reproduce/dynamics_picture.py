@@ -79,8 +79,18 @@ def _order(axes: Any, rows: Sequence[Row], learnt: Row, colors: Any) -> None:
             yerr=[[y - min(own)], [max(own) - y]],
             fmt="o",
             color=colors[name],
+            elinewidth=0.8,
         )
-        axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize="small")
+        axes.annotate(
+            name,
+            (x, max(own)),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            rotation=90,
+            fontsize="small",
+        )
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.2)  # room for the names
     found = learnt["correlations"]["distinguishability-area"]
     low, high = found["interval"]
     axes.set_title(
@@ -107,8 +117,13 @@ def _head(axes: Any, heads: Mapping[str, Row], colors: Any) -> None:
 def _even(axes: Any, rows: Sequence[Row], even: Row) -> None:
     place = {name: i for i, name in enumerate(even["names"])}
     names = [row["behaviour"] for row in rows]
+    each = {
+        kind: [1000 * even["falls"][kind][place[name]] for name in names]
+        for kind in ("plain", "even")
+    }
+    axes.hlines(range(len(names)), each["plain"], each["even"], color="0.8", zorder=1)
     for kind, color in (("plain", "0.45"), ("even", "tab:orange")):
-        falls = [1000 * even["falls"][kind][place[name]] for name in names]
+        falls = each[kind]
         label = "as they are" if kind == "plain" else "rebalanced"
         axes.plot(falls, range(len(names)), "o", color=color, label=label)
     axes.set_yticks(range(len(names)), names)
@@ -137,4 +152,7 @@ def _squeeze(axes: Any, found: Row) -> None:
     axes.set_xlabel("steps of off-policy DPO")
     axes.set_ylabel("mean log-prob of a token, nats")
     axes.set_title("squeezing", fontsize="medium")
-    axes.legend(fontsize="small", frameon=False)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.25 * (high - low), high)  # room for the legend
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize="x-small", frameon=False, ncols=2, loc="lower left")
