@@ -240,12 +240,13 @@ def _even(report: Mapping[str, Any]) -> str:
                 f"{scale * (r['plain'] - less):.2f}",
                 f"{scale * (r['even'] - less):.2f}",
                 f"{scale * r['gap']:+.2f} ({scale * low:+.2f} to {scale * high:+.2f})",
+                ", ".join(f"{scale * x:+.2f}" for x in r["each"]),
                 "resolved" if r["resolved"] else "not resolved",
             ]
         )
     most = sorted(shares, key=lambda name: -shares[name])
     said = ", ".join(f"{name} {_percent(shares[name])}" for name in most)
-    head = ["of the loss areas", "as they are", "rebalanced", "difference", ""]
+    head = ["of the loss areas", "as they are", "rebalanced", "difference", "seeds", ""]
     return "\n".join([*table(head, lines), "", f"The parts of the rebalanced rows: {said}."])
 
 
@@ -272,9 +273,9 @@ def _squeeze(report: Mapping[str, Any]) -> str:
     r = report["squeeze"]["argmax"]
     low, high = r["interval"] or (float("nan"), float("nan"))
     said = (
-        "The most likely token gains "
-        f"{r['gap']:+.2f} ({low:+.2f} to {high:+.2f}) more where the rejected response is "
-        f"scrambled, seed by seed: {'resolved' if r['resolved'] else 'not resolved'}."
+        "The gain of the most likely token where the rejected response is scrambled, less that "
+        f"where it is the base's own, seed by seed: {r['gap']:+.2f} ({low:+.2f} to {high:+.2f}), "
+        f"{'resolved' if r['resolved'] else 'not resolved'}."
     )
     return "\n".join([*table([*head, "change"], lines), "", said])
 
