@@ -125,7 +125,8 @@ def test_divergence_from(which: str, engine: cf.Engine, members: dict[str, Any])
     assert out.kl_to_base is None
     without = cf.generate(blend, PROMPTS, engine=engine, **arguments)
     assert torch.equal(without.sequences, out.sequences)
-    assert torch.equal(without.logprobs, out.logprobs)
+    # A reference may be further rows of a forward, which then rounds otherwise on some processors.
+    torch.testing.assert_close(without.logprobs, out.logprobs, atol=1e-5, rtol=1e-5)
     assert without.kl is None
 
 
