@@ -61,6 +61,19 @@ def written(blend: cf.Blend) -> list[list[int]]:
     return cf.generate(blend, TEXTS, **GENERATION).responses
 
 
+def test_unions_and_clamps(home: Path) -> None:
+    plain, kind = of_all_kinds(home).terms[:2]
+    for blend in (
+        cf.union(plain, kind),
+        plain - 0.5 * cf.intersection(kind, plain) + ([0.5, 1.0] * kind).clamp(min=-3),
+    ):
+        blend.save(home / "blend.json")
+        json.loads((home / "blend.json").read_text(), parse_constant=pytest.fail)  # no Infinity
+        loaded = cf.Blend.load(home / "blend.json")
+        assert str(loaded) == str(blend)
+        assert written(loaded) == written(blend)
+
+
 def test_the_same_tokens(home: Path) -> None:
     blend = of_all_kinds(home)
     blend.save(home / "blend.json")

@@ -32,6 +32,19 @@ def test_generate_writes_what_the_library_gives(paths, blend, run) -> None:
     assert found[0]["blend"] == "base + 0.8*tuned - 0.8*ref"
 
 
+def test_unions_and_clamps(paths, blend, run) -> None:
+    models = [f"--model={name}={paths[name]}" for name in ("base", "tuned", "ref")]
+    text = "base - 0.5*union(tuned, base) + (w*(tuned - ref)).clamp(max=2)"
+    options = ["--greedy", "--max-new-tokens", "6", "--blend", text, "--fader", "w=0.8"]
+    found = run("generate", PROMPTS[0], *models, *options)
+    base, tuned, ref = blend.terms
+    same = base - 0.5 * cf.union(tuned, base) + (0.8 * (tuned - ref)).clamp(max=2)
+    ids = [[WORDS.index(w) for w in PROMPTS[0].split()]]
+    out = cf.generate(same, ids, do_sample=False, max_new_tokens=6)
+    assert found[0]["logprob"] == pytest.approx(out.logprobs.sum().item(), abs=1e-4)
+    assert found[0]["blend"] == str(same)
+
+
 @pytest.mark.parametrize("how", ["--best-of=4", "--search=2,2,3"])
 def test_searches(paths, blend, run, how: str) -> None:
     argv = ["generate", *PROMPTS, *trio(paths), "--value=0.5 * (tuned - ref)", how]
