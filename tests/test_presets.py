@@ -172,9 +172,27 @@ def test_presets_take_terms_and_blends():
     assert str(presets.eft(inner, TUNED, REF, 0.25)) == "0.25*r + 0.75*t"
 
 
+def test_recipes_of_searches():
+    """What each prints is the blend that proposes and what chooses."""
+    gsi = presets.gsi(TUNED, REF, OTHER, 0.5, samples=3)
+    assert str(gsi.blend) == "sampler"
+    tilted = "ChunkBeamSearch(width=1, samples=3, chunk_length=32, value=0.5*value, tilt=LogRatio("
+    assert str(gsi.search).startswith(tilted)
+    assert gsi.search.tilt.ref == gsi.blend.terms[0]
+    cards = presets.cards(BASE, OTHER, 1.5)
+    assert str(cards.blend) == "base"
+    assert "chunk_length=64, value=value, chunk_end=entropy_above(1.5)" in str(cards.search)
+    particles = presets.particles(BASE, OTHER, 6, 0.5)
+    assert str(particles.search) == "ParticleFilter(6, 32, value=value, temperature=0.5)"
+
+
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
+        (lambda: presets.gsi(TUNED, Model(REF) + BASE_MODEL, OTHER), TypeError, "sampler"),
+        (lambda: presets.gsi(TUNED, REF, OTHER, "1"), TypeError, "beta is '1'"),
+        (lambda: presets.cards(BASE, OTHER, -1), ValueError, "nats is -1"),
+        (lambda: presets.particles(BASE, OTHER, 1), ValueError, "n is 1"),
         (lambda: presets.eft(BASE, TUNED, REF, beta="1"), TypeError, "beta is a str"),
         (lambda: presets.eft("base", TUNED, REF), TypeError, "str"),
         (lambda: presets.proxy_tuning(BASE, TUNED, REF, float("nan")), ValueError, "alpha is nan"),
@@ -203,3 +221,4 @@ def test_bad_calls(call, error, match):
 
 
 TUNED_MODEL = Model(TUNED)
+BASE_MODEL = Model(BASE)

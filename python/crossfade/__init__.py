@@ -46,8 +46,10 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .policies.self_judge import JudgeTemplate as JudgeTemplate
     from .search import BestOfN as BestOfN
     from .search import ChunkBeamSearch as ChunkBeamSearch
+    from .search import ParticleFilter as ParticleFilter
     from .search import Recipe as Recipe
     from .search import Tournament as Tournament
+    from .search import entropy_above as entropy_above
     from .search import sentence_end as sentence_end
 
 # The module that each public name comes from. It is imported when the name is first used, so that
@@ -67,6 +69,7 @@ _HOME = {
     "MetaAligner": "policies.metaaligner",
     "Model": "blends.blend",
     "Output": "decoding",
+    "ParticleFilter": "search",
     "Recipe": "search",
     "Reward": "blends.values",
     "RewardModel": "blends.values",
@@ -79,6 +82,7 @@ _HOME = {
     "as_value": "blends.values",
     "correct": "policies.metaaligner",
     "decode": "decoding",
+    "entropy_above": "search",
     "generate": "decoding",
     "intersection": "blends.power_mean",
     "parse": "formula",

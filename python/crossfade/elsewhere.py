@@ -171,6 +171,22 @@ SEARCH: dict[str, str] = {
     ),
 }
 
+# Arguments of `ParticleFilter`.
+PARTICLES: dict[str, str] = {
+    **_each(
+        ("num_particles", "particles", "n_particles", "width", "N"),
+        "here it is n",
+    ),
+    **_each(("ess_threshold", "resample_threshold", "threshold"), "here it is resample_below"),
+    **_each(("samples", "num_samples"), "each of the n rows goes on in as many as its weight says"),
+    **_each(("beta", "tau", "softmax_temperature"), "values are divided by temperature"),
+    **_each(
+        ("selection_method", "selection"),
+        "rows come back by value, the best first; Output.weights are those to draw one by",
+    ),
+    **{k: x for k, x in SEARCH.items() if k not in ("temperature", "num_samples")},
+}
+
 # Arguments of `crossfade.Judge`.
 JUDGE: dict[str, str] = {
     **_each(

@@ -1,9 +1,9 @@
 """Blends of the literature, by name. Models may be bare, `Model` terms, or blends of them.
 
-Every preset but `ivg` gives an ordinary `Blend`, which prints as its formula and can be a part of
-other blends; `ivg` gives a `Recipe`, a blend and its search. A preset's cost is counted in forwards
-a token. It is less where terms are equal or have the weight 0, which are not computed (see
-`Blend`).
+Most presets give an ordinary `Blend`, which prints as its formula and can be a part of other
+blends; `cards`, `gsi`, `ivg` and `particles` give a `Recipe`, a blend and its search. A preset's
+cost is counted in forwards a token. It is less where terms are equal or have the weight 0, which
+are not computed (see `Blend`).
 """
 
 from __future__ import annotations
@@ -17,23 +17,27 @@ from torch import Tensor, nn
 from .blends.blend import Blend, Model, ValueHead, as_blend, as_term
 from .blends.classifier import Classifier
 from .blends.power_mean import power_mean, union
+from .blends.values import LogRatio, ValueSum, as_value
 from .blends.weights import Weight, check_sum, check_weight, weight_list
 from .checks import check_number, did_you_mean, explained
 from .ops.types import Support
-from .search import ChunkBeamSearch, Recipe
+from .search import ChunkBeamSearch, ParticleFilter, Recipe, entropy_above
 
 __all__ = [
     "args",
     "arithmetic",
     "avoid",
+    "cards",
     "cfg",
     "contrastive",
     "dera",
     "eft",
     "fudge",
     "genarm",
+    "gsi",
     "ivg",
     "mod",
+    "particles",
     "proxy_tuning",
 ]
 
@@ -301,11 +305,84 @@ def ivg(
 
     Source: Liu et al., arXiv:2409.17819.
     """
-    head = ValueHead(value, name="value") if isinstance(value, nn.Module) else value
-    search = ChunkBeamSearch(width, samples, chunk_length, head)
+    search = ChunkBeamSearch(width, samples, chunk_length, _value(value))
     return Recipe(eft(base, tuned, ref, beta), search)
+
+
+@explained()
+def gsi(
+    target: Any,
+    sampler: Any,
+    value: Any,
+    beta: float = 1.0,
+    *,
+    samples: int = 4,
+    chunk_length: int | None = 32,
+    chunk_end: Any = None,
+) -> Recipe:
+    """Guided speculative inference: a cheap sampler proposes chunks for a target.
+
+    Of `samples` chunks of `sampler` the one goes on with the largest ``beta * V + log p_target -
+    log p_sampler``. The paper draws one by the softmax of these, and asks the target to write where
+    all are low. `ParticleFilter` draws, with ``tilt=LogRatio(target, sampler)`` and the temperature
+    ``1 / beta``. A chunk costs forwards of the sampler for its tokens, and one of the target.
+
+    Args:
+        target, sampler: `Model` terms or bare models of one vocabulary.
+        chunk_end: what else ends a chunk, as in `ChunkBeamSearch`; the paper's end with paragraphs.
+
+    Source: Geuter et al., arXiv:2506.04118.
+    """
+    meant, proposes = (
+        Model(x, name=name) if isinstance(x, nn.Module) else as_term(name, x, Model)
+        for name, x in (("target", target), ("sampler", sampler))
+    )
+    search = ChunkBeamSearch(
+        1,
+        samples,
+        chunk_length,
+        check_number("beta", beta) * _value(value),
+        chunk_end,
+        tilt=LogRatio(meant, proposes),
+    )
+    return Recipe(as_blend(proposes), search)
+
+
+@explained()
+def cards(
+    base: Any, value: Any, nats: float, *, samples: int = 4, chunk_length: int | None = 64
+) -> Recipe:
+    """Cascade reward sampling: the best of several segments, which end where the base is uncertain.
+
+    A segment ends before a token whose distribution has an entropy above `nats`, or after
+    `chunk_length` tokens. Of `samples` segments the one of the highest value goes on; the paper
+    draws one after the other until the value of one is accepted.
+
+    Source: Li et al., arXiv:2406.16306.
+    """
+    search = ChunkBeamSearch(1, samples, chunk_length, _value(value), entropy_above(nats))
+    return Recipe(_blend(base, "base"), search)
+
+
+@explained()
+def particles(
+    base: Any, value: Any, n: int = 8, temperature: float = 1.0, *, chunk_length: int | None = 32
+) -> Recipe:
+    """Particle filtering: a sample of ``p_base(y|x) exp(V(x, y) / temperature) / Z``.
+
+    n rows are resampled by their values after every chunk; see `ParticleFilter`.
+
+    Source: Puri et al., arXiv:2502.01618; Zhao et al., arXiv:2404.17546.
+    """
+    search = ParticleFilter(n, chunk_length, _value(value), temperature)
+    return Recipe(_blend(base, "base"), search)
 
 
 def _blend(x: Any, name: str) -> Blend:
     """`x` as a blend. A bare model gets the name of its role; terms and blends keep theirs."""
     return as_blend(Model(x, name=name) if isinstance(x, nn.Module) else x)
+
+
+def _value(x: Any) -> ValueSum:
+    """What a search chooses by. A bare model is that of a `ValueHead`."""
+    return as_value(ValueHead(x, name="value") if isinstance(x, nn.Module) else x)

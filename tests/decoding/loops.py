@@ -11,6 +11,7 @@ from crossfade.decoding.generation import Generation
 from crossfade.decoding.job import Job, Row
 from crossfade.decoding.loop import Loop
 from crossfade.decoding.mixer import Mixer
+from crossfade.decoding.output import Filtered
 from crossfade.decoding.rows import Slots, Written, kept
 from crossfade.decoding.search.loops import search_loop
 
@@ -36,10 +37,11 @@ class Open:
         engine, call = engine or Engine(), generation.call
         self.generation, blend = generation, call.blend
         search = first.search
-        kinds = kept(len(blend.terms) * first.term_logprobs, 0)
+        entropy = None if search is None else search.settings.most_entropy
+        kinds = kept(len(blend.terms) * first.term_logprobs, 0, entropies=entropy is not None)
         parts = 0 if search is None else 1 + search.weights.shape[1]
         chunk = None if search is None else search.settings.chunk_length
-        self.slots = Slots(places, first.table, kinds, parts, limit, call.device, chunk)
+        self.slots = Slots(places, first.table, kinds, parts, limit, call.device, chunk, entropy)
         self.runner = EngineRunner(call.models, [longest] * len(call.models), places, limit, engine)
         table = self.slots.table
         why = "the log-probs of each term are asked for" if first.term_logprobs else None
@@ -121,7 +123,11 @@ def same(ours: Written, theirs: Written, what: str = "") -> None:
         if name != "tokens":
             torch.testing.assert_close(column, theirs.columns[name], msg=f"{name} {what}")
     torch.testing.assert_close(ours.values, theirs.values, equal_nan=True)
-    assert str(ours.played) == str(theirs.played), what
+    if isinstance(ours.outcome, Filtered):  # Its numbers follow from values, within rounding.
+        close = {"atol": 1e-4, "rtol": 1e-4, "msg": what}
+        torch.testing.assert_close([*ours.outcome], [*theirs.outcome], **close)
+    else:
+        assert str(ours.outcome) == str(theirs.outcome), what
 
 
 def begins(ours: Written, whole: Written, what: str = "") -> None:

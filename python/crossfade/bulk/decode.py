@@ -112,7 +112,7 @@ def _check_length(generation: Generation, prompts: Iterable[Any], seed: Any) -> 
     seeds = seed if isinstance(seed, Sequence) else None
     each = {**generation.each.table, "stop_strings": generation.each.stop_strings, "seed": seeds}
     given = [name for name, entries in each.items() if entries is not None]
-    value = None if generation.search is None else generation.search.value
+    value = None if generation.search is None else generation.search.objective
     values = [] if value is None else [value]
     given += [
         f"the weight of {name}"

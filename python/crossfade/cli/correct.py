@@ -39,7 +39,7 @@ examples:
 # Keys of results, which --keep must not name.
 RESULT = {"index", "prompt", "messages", "answer", "objectives", "text", "rounds", "unchanged"}
 RESULT |= {"edit_distance", "scores", "tokens", "finished", "failed", "run", "outputs", "value"}
-RESULT |= {"slot", "bracket"}
+RESULT |= {"slot", "bracket", "weight", "effective_sizes"}
 OWN = ("answer", "objectives")  # what lines have beside the query
 # What to say of keys that other programs have.
 MEANT = {
@@ -180,11 +180,12 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         reward=arguments.reward,
         judge=arguments.judge,
         accept=arguments.accept,
+        tilt=arguments.tilt,
     )
     searched = searches.search_of(arguments)
-    if searched and plan.value is None and plan.judge is None:
+    if searched and plan.value is None and plan.judge is None and plan.tilt is None:
         raise ValueError("--value is missing; with several rewards it must be a formula of them")
-    asked = ["--accept", "--judge", *(["--value"] if searched else [])]
+    asked = ["--accept", "--judge", "--tilt", *(["--value"] if searched else [])]
     used = set().union(*(plan.names.get(option, ()) for option in asked))
     for option, given in (
         ("--model", plan.specs),

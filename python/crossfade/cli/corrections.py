@@ -168,8 +168,7 @@ class Writer:
         else:
             record |= {"outputs": each, "rounds": [t[place] for t in before]}
         record["failed"] = (why or "no token could be chosen") if failed else None
-        if out.bracket is not None:
-            record["bracket"] = searches.bracket(out.bracket[place])
+        record |= searches.of_prompt(out, place)
         self.failed += failed
         if not failed:
             right = [x for x in each if not x["failed"]]
@@ -191,11 +190,7 @@ class Writer:
         }
         if out.scores is not None:
             found["scores"] = [number(x) for x in out.scores[row]]
-        if out.values is not None:
-            found["value"] = number(out.values.flatten()[row])
-        if out.slots is not None:
-            found["slot"] = int(out.slots.flatten()[row])
-        return found
+        return {**found, **searches.figures(out, row)}
 
     def _say(self, written: int, kept: int, tokens: int, seconds: float) -> None:
         said = [f"{written} answer{'' if written == 1 else 's'}"]

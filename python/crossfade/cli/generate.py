@@ -41,6 +41,7 @@ examples:
 # Keys of results, which --keep must not name.
 RESULT = {"index", "prompt", "settings", "text", "tokens", "logprob", "finished", "failed", "value"}
 RESULT |= {"terms", "logprobs", "outputs", "blend", "run", "messages", "slot", "bracket"}
+RESULT |= {"weight", "effective_sizes"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -201,6 +201,17 @@ def positive(text: str) -> int:
     return value
 
 
+def number(text: str) -> float:
+    """The type of an option that is a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of at least 0")
+    return value
+
+
 def check_file(option: str, path: str | Path | None) -> None:
     """Refuse a file that could not be written, before the work whose result it is to hold."""
     if path is not None and Path(path).is_dir():
@@ -272,6 +283,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         value=getattr(arguments, "value", None),
         reward=getattr(arguments, "reward", ()),
         judge=getattr(arguments, "judge", None),
+        tilt=getattr(arguments, "tilt", None),
     )
 
 

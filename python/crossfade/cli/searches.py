@@ -11,7 +11,14 @@ from . import judges, options
 if TYPE_CHECKING:
     from ..loading import Loaded
 
-SEARCHES = ("--best-of", "--search", "--tournament")
+SEARCHES = ("--best-of", "--search", "--particles", "--tournament")
+# Options that belong to some searches alone.
+OWN = {
+    "--particle-temperature": ("--particles",),
+    "--chunk-entropy": ("--search", "--particles"),
+    "--tilt": ("--best-of", "--search", "--particles"),
+    "--budget": SEARCHES,
+}
 
 
 def add_search_options(parser: argparse.ArgumentParser) -> None:
@@ -53,11 +60,45 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         "best again",
     )
     how.add_argument(
+        "--particles",
+        type=_particles,
+        metavar="N,L",
+        help="write N texts, and after every L tokens draw those that go on by their values, some "
+        'several times (particle filtering): the texts and their "weight" are a sample of what the '
+        "blend writes, times exp(value / temperature)",
+    )
+    how.add_argument(
         "--tournament",
         type=options.positive,
         metavar="N",
         help="write N texts and let them play a knock-out tournament, whose matches --judge "
         "decides, or --value or --reward",
+    )
+    group.add_argument(
+        "--particle-temperature",
+        type=options.number,
+        metavar="T",
+        help="what --particles divides values by (1)",
+    )
+    group.add_argument(
+        "--chunk-entropy",
+        type=options.number,
+        metavar="NATS",
+        help="end a chunk of --search or --particles before L tokens where the entropy of the next "
+        "token is higher",
+    )
+    group.add_argument(
+        "--tilt",
+        metavar="FORMULA",
+        help='"target - sampler": the blend is the sampler alone, and texts are chosen by their '
+        "log-prob under the target in place of it, besides their value",
+    )
+    group.add_argument(
+        "--budget",
+        type=options.positive,
+        metavar="TOKENS",
+        help="the most tokens that all texts of a prompt have together: where --max-new-tokens of "
+        "each are more, fewer are written",
     )
 
 
@@ -76,7 +117,16 @@ def check(arguments: argparse.Namespace) -> str | None:
         raise ValueError(f"{greedy} is given with a search, which draws its texts at random")
     if greedy and (arguments.n or 1) > 1:
         raise ValueError(f"{greedy} and --n {arguments.n} are both given; all texts would be equal")
-    width = arguments.best_of or arguments.tournament or (arguments.search or [None])[0]
+    for option, its in OWN.items():
+        if _is_given(arguments, option) and searched not in its:
+            raise ValueError(
+                f"{option} is given with {searched or 'no search'}; it belongs to "
+                + " or ".join(its)
+            )
+    if arguments.particle_temperature == 0:
+        raise ValueError("--particle-temperature is 0; it must be above 0")
+    several = arguments.search or arguments.particles or [None]
+    width = arguments.best_of or arguments.tournament or several[0]
     if width and (arguments.n or 1) > width:
         raise ValueError(f"--n is {arguments.n}; it must be at most {width}, as {searched} keeps")
     return searched
@@ -84,11 +134,11 @@ def check(arguments: argparse.Namespace) -> str | None:
 
 def _check_deciding(arguments: argparse.Namespace, searched: str | None) -> None:
     """Refuse a search without one thing that decides in it, and that thing without a search."""
-    given = [o for o in ("--judge", "--value", "--reward") if _is_given(arguments, o)]
+    given = [o for o in ("--judge", "--value", "--reward", "--tilt") if _is_given(arguments, o)]
     if getattr(arguments, "accept", None) and (searched is None or "--judge" in given):
         given = [o for o in given if o != "--reward"]  # which --accept names
     decides = given[0] if given else None
-    if decides == "--judge" and len(given) > 1:
+    if decides == "--judge" and len(given) > 1 and given[1] != "--tilt":
         raise ValueError(
             f"--judge and {given[1]} are both given; one of them decides the matches of a "
             "tournament"
@@ -108,8 +158,8 @@ def _check_deciding(arguments: argparse.Namespace, searched: str | None) -> None
         )
     if decides and searched is None:
         raise ValueError(
-            f"{decides} is given without --best-of, --search or --tournament, one of which must go "
-            "with it"
+            f"{decides} is given without --best-of, --search, --particles or --tournament, one of "
+            "which must go with it"
         )
 
 
@@ -129,6 +179,15 @@ def _search(text: str) -> tuple[int, ...]:
     return numbers
 
 
+def _particles(text: str) -> tuple[int, ...]:
+    numbers = tuple(map(options.positive, text.split(",")))
+    if len(numbers) != 2 or numbers[0] < 2:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be two numbers N,L, such as 8,5, the first of at least 2"
+        )
+    return numbers
+
+
 def make(
     arguments: argparse.Namespace, loaded: Loaded, question: judges.Question | None
 ) -> Any | None:
@@ -137,19 +196,26 @@ def make(
     Args:
         question: what the judge is asked; None if there is none.
     """
-    from ..search import BestOfN, ChunkBeamSearch, Tournament
+    from ..search import BestOfN, ChunkBeamSearch, ParticleFilter, Tournament, entropy_above
 
     if search_of(arguments) is None:
         return None
+    budget, nats = arguments.budget, arguments.chunk_entropy
+    more: dict[str, Any] = {"budget": budget, "tilt": loaded.tilt}
+    ends = None if nats is None else entropy_above(nats)
     decides: Any = loaded.value
     if question is not None and loaded.judge is not None:
         decides = question.judge(loaded.judge, f"--judge {arguments.judge}")
     if arguments.tournament is not None:
-        return Tournament(decides, arguments.tournament)
+        return Tournament(decides, arguments.tournament, budget=budget)
     if arguments.best_of is not None:
-        return BestOfN(arguments.best_of, decides)
+        return BestOfN(arguments.best_of, decides, **more)
+    if arguments.particles is not None:
+        n, chunk_length = arguments.particles
+        temperature = arguments.particle_temperature or 1.0
+        return ParticleFilter(n, chunk_length, decides, temperature, chunk_end=ends, **more)
     width, samples, chunk_length = arguments.search
-    return ChunkBeamSearch(width, samples, chunk_length, decides)
+    return ChunkBeamSearch(width, samples, chunk_length, decides, ends, **more)
 
 
 def bracket(rounds: Sequence[Sequence[Any]]) -> list[list[list[Any]]]:
@@ -157,3 +223,29 @@ def bracket(rounds: Sequence[Sequence[Any]]) -> list[list[list[Any]]]:
     from ..bulk.records import number
 
     return [[[m.a, m.b, number(m.prob), m.winner] for m in matches] for matches in rounds]
+
+
+def figures(out: Any, row: int) -> dict[str, Any]:
+    """What a line says of one text that a search gave."""
+    from ..bulk.records import number
+
+    found: dict[str, Any] = {}
+    if out.values is not None:
+        found["value"] = number(out.values.flatten()[row])
+    if out.weights is not None:
+        found["weight"] = number(out.weights.flatten()[row])
+    if out.slots is not None:
+        found["slot"] = int(out.slots.flatten()[row])
+    return found
+
+
+def of_prompt(out: Any, request: int) -> dict[str, Any]:
+    """What a line says of all texts of a prompt that a search gave."""
+    from ..bulk.records import number
+
+    found: dict[str, Any] = {}
+    if out.bracket is not None:
+        found["bracket"] = bracket(out.bracket[request])
+    if out.effective_sizes is not None:
+        found["effective_sizes"] = list(map(number, out.effective_sizes[request]))
+    return found

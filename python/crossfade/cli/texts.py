@@ -128,9 +128,7 @@ class Writer:
         """What the line of a prompt says of its text, or of each of its texts if --n is given."""
         each = [self._text(out, row) for row in range(len(out.lengths))]
         found = each[0] if self.arguments.n is None else {"outputs": each}
-        if out.bracket is None:
-            return found
-        return {**found, "bracket": searches.bracket(out.bracket[0])}
+        return {**found, **searches.of_prompt(out, 0)}
 
     def _text(self, out: Any, row: int) -> dict[str, Any]:
         from ..bulk.records import number
@@ -143,10 +141,7 @@ class Writer:
             "finished": bool(out.finished[row]),
             "failed": bool(out.failed[row]),
         }
-        if out.values is not None:
-            figures["value"] = number(out.values.flatten()[row])
-        if out.slots is not None:
-            figures["slot"] = int(out.slots.flatten()[row])
+        figures |= searches.figures(out, row)
         terms = None if out.term_logprobs is None else out.term_logprobs[row, :length].double()
         if terms is not None:
             figures["terms"] = self._by_term(terms.sum(dim=0).tolist())

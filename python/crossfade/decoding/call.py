@@ -108,11 +108,30 @@ class Call:
         requests: Requests,
         writing: Writing | None,
         config: GenerationConfig,
+        each: Each | None = None,
     ) -> SearchJob | None:
-        """How these requests are searched, and how many rows of each are given back."""
+        """How these requests are searched, and how many rows of each are given back.
+
+        Args:
+            each: what the requests have of their own.
+        """
         if search is None:
             return None
-        settings.check_search(search, config)
+        of_limits: dict[int, Search] = {}
+        limits = [] if each is None else each.table.get("limit", [])
+        if search.budget is not None:
+            if config.max_new_tokens is None:
+                raise ValueError(
+                    f"budget is {search.budget} and max_new_tokens is None; with a budget it must "
+                    "be given, as the tokens that a row may have"
+                )
+            of_limits = {n: search.within(n) for n in limits or [config.max_new_tokens]}
+            search = max(of_limits.values(), key=lambda s: s.rows)
+        narrowest = min(of_limits.values(), key=lambda s: s.width, default=search)
+        settings.check_search(narrowest, config)
+        own = None
+        if len(of_limits) > 1:
+            own = [of_limits[limits[requests.number(i)]] for i in range(len(requests))]
         return SearchJob(
             search,
             self.blend,
@@ -122,6 +141,7 @@ class Call:
             self.vocabulary,
             config.num_return_sequences,
             self._value_models,
+            own,
         )
 
     def job(

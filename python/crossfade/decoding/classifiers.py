@@ -59,9 +59,9 @@ class Classifiers:
             log_p: ``[slots, V]`` under the rest of the blend, by which tokens are the top ones.
         """
         live, new = slots.live.tolist(), slots.new.tolist()
-        going = {s: row for s, row in seated.items() if live[s]}
-        written = {s: slots.written["tokens"][s, : new[s]].tolist() for s in going}
-        return [c.values(log_p, going, written) for c in self.each]
+        going = [s for s in seated if live[s]]
+        written = {s: slots.written["tokens"][s, : new[s]].tolist() for s in seated}
+        return [c.values(log_p, seated, written, going) for c in self.each]
 
     def stats(self) -> list[ModelStats]:
         return [s for c in self.each for s in c.reader.stats()]
@@ -84,7 +84,8 @@ class OneClassifier:
 
     Attributes:
         said: by a row's request and what the row had written. It is not by slot, so that rows that
-            fork have what was said of what they share.
+            fork have what was said of what they share. That of rows that wait in their slots is
+            kept for when they go on.
     """
 
     def __init__(
@@ -111,8 +112,18 @@ class OneClassifier:
         self.notes.append(f"{self.name} reads whole texts at every step: {reason}")
         self.reader = Rereader(self.question, [self.model])
 
-    def values(self, log_p: Tensor, rows: Mapping[int, Row], written: Mapping[int, Ids]) -> Tensor:
-        """What is added for the rows in slots, of which each has `written` so much."""
+    def values(
+        self,
+        log_p: Tensor,
+        rows: Mapping[int, Row],
+        written: Mapping[int, Ids],
+        going: Sequence[int],
+    ) -> Tensor:
+        """What is added for the rows in the slots `going`.
+
+        Args:
+            rows: those in all slots, of which each has `written` so much.
+        """
         found = log_p.new_zeros(log_p.shape, dtype=torch.float32)
         every = self.classifier.every
         keys: dict[int, tuple[object, ...]] = {}
@@ -120,13 +131,15 @@ class OneClassifier:
         for s, row in rows.items():
             known = len(written[s]) - len(written[s]) % every
             keys[s] = (id(row.job), row.request, *written[s][:known])
+        for s in going:
             if keys[s] not in self.said:
                 unknown.setdefault(keys[s], s)
         new = self._ask(log_p, [*unknown.values()], rows, written)
         self.said.update(zip(unknown, new, strict=True))
-        self.said = {key: self.said[key] for key in keys.values()}
-        for s, key in keys.items():
-            found[s, self.said[key].tokens] = self.said[key].values
+        self.said = {key: self.said[key] for key in keys.values() if key in self.said}
+        for s in going:
+            said = self.said[keys[s]]
+            found[s, said.tokens] = said.values
         return found
 
     def _ask(

@@ -181,7 +181,10 @@ class Driver:
 
     @property
     def _kept(self) -> Kept:
-        return kept(len(self.blend.terms) * self.job.term_logprobs, len(self.job.references))
+        terms = len(self.blend.terms) * self.job.term_logprobs
+        search = self.job.search
+        entropies = search is not None and search.settings.most_entropy is not None
+        return kept(terms, len(self.job.references), entropies=entropies)
 
     @property
     def _value_size(self) -> int:
@@ -338,7 +341,16 @@ class Driver:
             raise NotImplementedError(f"chunk_end lets rows wait for others, but {why}")
         limit = max(1, *job.limits, *(row.limit for row in rows))
         chunk = None if search is None else search.settings.chunk_length
-        slots = Slots(count, job.table, self._kept, self._value_size, limit, self.device, chunk)
+        slots = Slots(
+            count,
+            job.table,
+            self._kept,
+            self._value_size,
+            limit,
+            self.device,
+            chunk,
+            None if search is None else search.settings.most_entropy,
+        )
         runner = self._runner(slots, rows, limit)
         mixer = self._mixer(slots, runner)
         places = [row.index for row in rows] if self._slot_is_index else range(count)

@@ -101,9 +101,9 @@ def generate(
         cache: `Output.cache` of an earlier call of the same models and rows: of each prompt, no
             model reads again what it read there. Prompts are given whole.
         return_cache: also give `Output.cache`. All rows are decoded at a time then.
-        search: how rows are chosen by a value or a judge; see `ChunkBeamSearch`, `BestOfN` and
-            `Tournament`. It samples ``search.rows`` rows a request, all of them counted by
-            `max_batch`, and gives the `num_return_sequences` best.
+        search: how rows are chosen by a value or a judge; see `ChunkBeamSearch`, `BestOfN`,
+            `ParticleFilter` and `Tournament`. It samples ``search.rows`` rows a request, all of
+            them counted by `max_batch`, and gives the `num_return_sequences` best.
         tools: what a chat may call: functions with docstrings and type hints, or JSON schemas, as
             ``apply_chat_template`` takes them. Every term's chat template gets them.
         chat_template_kwargs: what else chat templates are given, such as
@@ -308,7 +308,7 @@ class Generation:
         prompts = call.prompts(requests, self._pad)
         copies = config.num_return_sequences
         writing = call.writing(prompts)
-        search = call.search_job(self.search, requests, writing, config)
+        search = call.search_job(self.search, requests, writing, config, self.each)
         if search is not None:
             copies = search.settings.rows
         ids, mask = prompts[0].ids.to(device), prompts[0].mask.to(device)

@@ -40,9 +40,9 @@ class BlendDecoderOnlyOutput(GenerateDecoderOnlyOutput):
     """What ``generate(..., custom_generate=crossfade.decode, return_dict_in_generate=True)`` gives.
 
     It has Hugging Face's `sequences`, and the fields of `Output` with their meaning there. The
-    values of a search, `Output.values` and `Output.value_parts`, have other names here, as Hugging
-    Face's outputs are mappings with a method `values`, and are ``[rows]`` and ``[rows, parts]``;
-    `slots` are ``[rows]`` too.
+    values of a search, `Output.values` and `Output.value_parts`, and its `Output.weights` have
+    other names here, as Hugging Face's outputs are mappings with a method `values`, and are
+    ``[rows]`` and ``[rows, parts]``; `slots` are ``[rows]`` too.
     What was not asked for is None.
     """
 
@@ -57,6 +57,9 @@ class BlendDecoderOnlyOutput(GenerateDecoderOnlyOutput):
     kl_to_base: Tensor | None = None
     search_values: Tensor | None = None
     search_value_parts: Tensor | None = None
+    search_weights: Tensor | None = None
+    effective_sizes: list[list[float]] | None = None
+    entropies: Tensor | None = None
     bracket: list[list[list[Match]]] | None = None
     slots: Tensor | None = None
     stats: Stats | None = None
@@ -72,6 +75,8 @@ class BlendDecoderOnlyOutput(GenerateDecoderOnlyOutput):
             found["search_value_parts"] = output.value_parts.flatten(0, -2)
         if output.slots is not None:
             found["slots"] = output.slots.flatten()
+        if output.weights is not None:
+            found["search_weights"] = output.weights.flatten()
         for name, x in found.items():
             found[name] = x.to(device) if isinstance(x, Tensor) else x
         return cls(**found)
@@ -180,7 +185,7 @@ def decode(
     prompts = call.prompts(requests, pad)
     prompts[0] = _first_prompt(given, prompts[0], blend, from_ids=blend_inputs is None)
     writing = call.writing(prompts)
-    search_job = call.search_job(search, requests, writing, generation_config)
+    search_job = call.search_job(search, requests, writing, generation_config, each)
     if search_job is not None:
         copies = search_job.settings.rows
     job = call.job(

@@ -165,7 +165,15 @@ class Loop:
             self.mixer.said = self.classifiers.values(log_p, self.slots, self.seated)
         sample = self._draw(logits)
         kl = self.mixer.divergences(logits) if self.mixer.references else None
-        self.slots.write(sample, kl, self.runner.values(sample.tokens, source))
+        by_entropy = self.slots.most_entropy is not None
+        waits = self.slots.write(
+            sample,
+            kl,
+            self.runner.values(sample.tokens, source),
+            self.mixer.entropies(logits) if by_entropy else None,
+        )
+        if waits is not None:
+            self.runner.take_back(waits)
 
     @property
     def _steps(self) -> int:
@@ -175,7 +183,11 @@ class Loop:
     def stats(self) -> list[ModelStats]:
         """What each model has done so far."""
         others = [] if self.classifiers is None else self.classifiers.stats()
-        return [*self.runner.stats(self.drawn(), self.begun), *others]
+        return [*self.runner.stats(self.drawn() + self._undrawn(), self.begun), *others]
+
+    def _undrawn(self) -> int:
+        """How many tokens were read so far after which none was drawn. A search may add some."""
+        return int(self.slots.waited)
 
     @property
     def notes(self) -> list[str]:
@@ -238,13 +250,17 @@ class Loop:
             ready = self.runner.read(each=not self._under_way)
             for slot in ready:
                 del self.reading[slot]
-            self.slots.start([s for s in ready if s in self.seated])
+            self._start([s for s in ready if s in self.seated])
             # Kept until now because other rows shared their prompt.
             cancelled = [s for s in ready if s not in self.seated]
             self.runner.leave(cancelled)
             self.free += cancelled
             if self._under_way:
                 return
+
+    def _start(self, slots: Sequence[int]) -> None:
+        """Let rows write whose prompts have been read. A search overrides it."""
+        self.slots.start(slots)
 
     @property
     def _under_way(self) -> bool:

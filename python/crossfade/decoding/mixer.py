@@ -127,6 +127,12 @@ class Mixer:
             found.append(nats.clamp(min=0.0))  # Only rounding puts it below 0.
         return torch.stack(found, dim=1)
 
+    def entropies(self, logits: Sequence[Tensor]) -> Tensor:
+        """``[rows]`` nats: ``-sum_v p(v) log p(v)`` of the blend at temperature 1; NaN if bad."""
+        log_p = self.log_probs(logits)
+        # A log-prob of -inf has the probability 0, and 0 times a finite number is 0.
+        return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(dim=-1)
+
     def scores(self, logits: Sequence[Tensor], log_p: Tensor) -> Tensor:
         """What logits processors read: the blended logits, or log-probs where there are none.
 

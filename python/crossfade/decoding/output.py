@@ -53,6 +53,18 @@ class Played(NamedTuple):
     order: list[int]
 
 
+class Filtered(NamedTuple):
+    """The particle filter of one request, once it is over.
+
+    Attributes:
+        weights: of each row that stayed, the best first; they sum to 1.
+        sizes: the effective sample size at the end of each chunk, before rows were resampled.
+    """
+
+    weights: list[float]
+    sizes: list[float]
+
+
 @dataclass(frozen=True, eq=False)
 class Output:
     """Generated sequences. With `num_return_sequences` = n, the n rows of a request stay together.
@@ -87,11 +99,18 @@ class Output:
             Of a tournament that a judge decides: the mean probability that the judge preferred the
             response in its matches, of those that have one; NaN if none has.
         value_parts: of a search by a sum of values, ``[requests, parts]`` or ``[requests, n,
-            parts]``: each part before its weight, in the order of ``search.value.names``. None
+            parts]``: each part before its weight, in the order of ``search.objective.names``. None
             where a judge decides.
         bracket: of a tournament, for each request its rounds, each a list of `Match`; no rounds
             where there was one row, or an interrupt came first.
         slots: of a tournament, int64 as `values`: the slot that each response has in the bracket.
+        weights: of a particle filter, float32 as `values`: the weight of each response. Those of
+            all n rows sum to 1. NaN where none was chosen.
+        effective_sizes: of a particle filter, for each request its effective sample size ``1 /
+            sum_i w_i^2`` at the end of each chunk, before rows were resampled: the last one is
+            that of the rows at the end, as `weights` has them unless they were resampled there.
+        entropies: ``[rows, new]`` float32, nats: of a search whose chunks end by the entropy, the
+            blend's entropy where each token was drawn, at temperature 1; 0 past the end.
     """
 
     sequences: Tensor
@@ -112,6 +131,9 @@ class Output:
     value_parts: Tensor | None = None
     bracket: list[list[list[Match]]] | None = None
     slots: Tensor | None = None
+    weights: Tensor | None = None
+    effective_sizes: list[list[float]] | None = None
+    entropies: Tensor | None = None
 
     def __repr__(self) -> str:
         """For people: what was written, cut after some rows and characters, and why it ended."""
@@ -122,6 +144,7 @@ class Output:
             written = cut(self.text[i]) if self.text is not None else written
             value = "" if self.slots is None else f", slot {self.slots.flatten()[i]}"
             value += "" if self.values is None else f", value {self.values.flatten()[i]:.4g}"
+            value += "" if self.weights is None else f", weight {self.weights.flatten()[i]:.3g}"
             lines.append(f"{i}: {count}, {self._why_over(i)}{value}: {written}")
         lines += _more(len(self.lengths))
         rows = _count(len(self.lengths), "row")

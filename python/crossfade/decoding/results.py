@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..search import Tournament
+from ..search import ParticleFilter, Tournament
 from .driver import Driver
 from .job import Job
-from .output import Output
+from .output import Filtered, Output, Played
 from .rows import Written, column
 from .search.job import SearchJob
 from .stats import Stats, summed
@@ -73,6 +73,7 @@ def output_of(
             notes=tuple(driver.notes),
             interrupted=driver.interrupted,
         ),
+        entropies=column(rows, "entropies"),
         term_logprobs=column(rows, "term_logprobs") if term_logprobs else None,
         cache=driver.cache,
         **others,
@@ -91,9 +92,27 @@ def _of_search(search: SearchJob, rows: Sequence[Written]) -> dict[str, Any]:
     if search.parts:
         found["value_parts"] = values[..., 1:]
     if isinstance(search.settings, Tournament):
-        slots = [w.row.sample if w.played is None else w.played.order[w.row.sample] for w in rows]
-        found["slots"] = each(torch.tensor(slots, dtype=torch.int64, device=values.device))
+        played = [w.outcome if isinstance(w.outcome, Played) else None for w in rows]
+        places = [
+            w.row.sample if p is None else p.order[w.row.sample]
+            for w, p in zip(rows, played, strict=True)
+        ]
+        found["slots"] = each(torch.tensor(places, dtype=torch.int64, device=values.device))
         found["bracket"] = [
-            [] if w.played is None else w.played.rounds for w in rows if w.row.sample == 0
+            [] if p is None else p.rounds
+            for w, p in zip(rows, played, strict=True)
+            if w.row.sample == 0
+        ]
+    if isinstance(search.settings, ParticleFilter):
+        filtered = [w.outcome if isinstance(w.outcome, Filtered) else None for w in rows]
+        weights = [
+            float("nan") if f is None else f.weights[w.row.sample]
+            for w, f in zip(rows, filtered, strict=True)
+        ]
+        found["weights"] = each(torch.tensor(weights, dtype=torch.float32, device=values.device))
+        found["effective_sizes"] = [
+            [] if f is None else list(f.sizes)
+            for w, f in zip(rows, filtered, strict=True)
+            if w.row.sample == 0
         ]
     return found

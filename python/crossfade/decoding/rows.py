@@ -11,16 +11,19 @@ from torch import Tensor
 
 from ..ops import BlendSample
 from .job import Job, Row
-from .output import Played
+from .output import Filtered, Played
 
 AHEAD = 256  # the tokens of a row that there is room for at first, at most
 
 # What is kept of every token: by its name, the shape of it and its dtype.
 Kept = dict[str, tuple[tuple[int, ...], torch.dtype]]
+# What a search knows of a request when it is over, besides values.
+Outcome = Played | Filtered
 
 
-def kept(terms: int, references: int) -> Kept:
-    """What is kept of a token, with the log-probs of so many terms and so many divergences."""
+def kept(terms: int, references: int, *, entropies: bool = False) -> Kept:
+    """What is kept of a token, with the log-probs of so many terms and so many divergences, and the
+    entropy of what it was drawn from if that is wanted."""
     one: tuple[int, ...] = ()
     found: Kept = {
         "tokens": (one, torch.int64),
@@ -31,6 +34,8 @@ def kept(terms: int, references: int) -> Kept:
         found["term_logprobs"] = ((terms,), torch.float32)
     if references:
         found["kl"] = ((references,), torch.float32)
+    if entropies:
+        found["entropies"] = (one, torch.float32)
     return found
 
 
@@ -46,7 +51,7 @@ class Written:
         values: ``[value_size]``: in a search, the row's value, then the parts of this.
         finished, failed: as in `Output`.
         ended: whether the row is done: finished, failed or at its limit. False if it was cut.
-        played: the tournament that the rows of its request have played, if they have.
+        outcome: what the search knows of the row's request, if it is one that knows more.
     """
 
     row: Row
@@ -57,7 +62,7 @@ class Written:
     finished: bool = False
     failed: bool = False
     ended: bool = False
-    played: Played | None = None
+    outcome: Outcome | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -126,7 +131,10 @@ class Slots:
         written: ``[slots, capacity + 1, ...]`` of each name in `kinds`. The last column takes what
             is drawn for slots that write nothing.
         values: ``[slots, value_size]``: in a search, each row's value, then the parts of this.
-        played: of each slot, the tournament that the rows of its request have played.
+        outcomes: of each slot, what a search knows of its row's request.
+        begun: ``[slots]``: how many tokens each row had when its chunk began.
+        waited: how often a chunk ended by the entropy: each time, a token that was read is read
+            again when the row goes on.
 
     Args:
         count: how many slots there are.
@@ -136,6 +144,8 @@ class Slots:
             or 0 where there is no search.
         limit: new tokens that any row may have, as far as it is known.
         chunk: tokens after which a row waits until `fork` lets it go on; None: it never waits.
+        most_entropy: nats. Before a token whose distribution has a higher entropy a row waits too,
+            if its chunk has a token; None: it does not.
     """
 
     def __init__(
@@ -147,11 +157,15 @@ class Slots:
         limit: int,
         device: torch.device,
         chunk: int | None = None,
+        most_entropy: float | None = None,
     ) -> None:
+        self.most_entropy = most_entropy
         self.kinds, self.chunk, self.device = kinds, chunk, device
         self.tokens = torch.zeros(count, dtype=torch.int64, device=device)
         self.new = torch.zeros_like(self.tokens)
         self.stop_at = torch.zeros_like(self.tokens)
+        self.begun = torch.zeros_like(self.tokens)
+        self.waited = torch.zeros((), dtype=torch.int64, device=device)
         self.limits = torch.zeros_like(self.tokens)
         self.live = torch.zeros(count, dtype=torch.bool, device=device)
         self.wrote = torch.zeros_like(self.live)
@@ -168,7 +182,7 @@ class Slots:
         )
         self.keep_heads([])
         self.capacity = min(limit, AHEAD)
-        self.played: list[Played | None] = [None] * count
+        self.outcomes: list[Outcome | None] = [None] * count
         self.bound = 0  # No slot has written more tokens, as far as the host knows.
         self.written = self._buffers(self.capacity)
 
@@ -219,11 +233,11 @@ class Slots:
         limits = torch.tensor([row.limit for row in rows], device=self.device)
         self.limits[at] = limits
         self.stop_at[at] = limits if self.chunk is None else limits.clamp(max=self.chunk)
-        for state in (self.tokens, self.new, self.finished, self.failed):
+        for state in (self.tokens, self.new, self.begun, self.finished, self.failed):
             state[at] = 0
         self.values[at] = float("nan")
         for slot in slots:
-            self.played[slot] = None
+            self.outcomes[slot] = None
         by_job: dict[Job, tuple[list[int], list[int]]] = {}
         for slot, row in zip(slots, rows, strict=True):
             here, there = by_job.setdefault(row.job, ([], []))
@@ -240,14 +254,30 @@ class Slots:
         if slots:
             self.live[torch.tensor(slots, device=self.device)] = True
 
-    def write(self, sample: BlendSample, kl: Tensor | None, heads: Tensor | None = None) -> None:
+    def write(
+        self,
+        sample: BlendSample,
+        kl: Tensor | None,
+        heads: Tensor | None = None,
+        entropies: Tensor | None = None,
+    ) -> Tensor | None:
         """Append a token to every live row, and end the rows that cannot go on.
 
         Args:
             kl: ``[slots, references]``: the divergences of the step, if there are references.
             heads: ``[slots, heads]``: what value heads say after the step, if there are any.
+            entropies: ``[slots]``: of what the tokens were drawn from, if chunks end by them.
+
+        Returns:
+            ``[slots]`` bool: the rows whose chunks ended before their tokens, which were not
+            written; None where chunks do not end by the entropy.
         """
-        ok = self.live & (sample.tokens >= 0)
+        live, waits = self.live, None
+        if entropies is not None and self.most_entropy is not None:
+            waits = live & (self.new > self.begun) & (entropies > self.most_entropy)
+            live = live & ~waits
+            self.waited += waits.sum()
+        ok = live & (sample.tokens >= 0)
         at = (self.each, torch.where(ok, self.new, self.capacity))
         self.written["tokens"][at] = sample.tokens
         self.written["logprobs"][at] = sample.logprobs
@@ -258,13 +288,16 @@ class Slots:
             self.written["kl"][at] = kl
         if heads is not None:
             self.heads.copy_(torch.where(ok[:, None] | self.of_fed, heads, self.heads))
-        self.failed |= self.live & ~ok
+        if entropies is not None:
+            self.written["entropies"][at] = entropies
+        self.failed |= live & ~ok
         self.wrote.copy_(ok)
         self.new += ok
         hit_eos = ok & (sample.tokens[:, None] == self.table["eos"]).any(dim=1)
         self.finished |= hit_eos
         self.tokens.copy_(torch.where(ok, sample.tokens, self.tokens))
         self.live &= ok & ~hit_eos & (self.new < self.stop_at)
+        return waits
 
     def finish(self, which: Tensor) -> None:
         """End the rows that a criterion ends: `which` is ``[slots]`` bool."""
@@ -280,6 +313,7 @@ class Slots:
             x[at, :longest] = x[source, :longest]
         for x in (self.values, self.heads, self.finished, self.failed, self.tokens, self.new):
             x[at] = x[source]
+        self.begun[at] = self.new[at]
         limits = self.limits[at]
         chunk = limits if self.chunk is None else self.new[at] + self.chunk
         self.stop_at[at] = torch.minimum(chunk, limits)
@@ -312,7 +346,7 @@ class Slots:
                 bool(finished[i]),
                 bool(failed[i]),
                 not cut,
-                self.played[slot],
+                self.outcomes[slot],
             )
             for i, (slot, row) in enumerate(seated.items())
         ]

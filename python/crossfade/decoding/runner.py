@@ -99,6 +99,13 @@ class Runner(Protocol):
         """Let some rows, ``[slots]`` bool, keep the token that the last step fed them while they
         were not live. The next step must feed another one. Only asked where there are `heads`."""
 
+    def take_back(self, which: Tensor) -> None:
+        """Let rows forget the token that the last step fed them: ``which`` is ``[slots]`` bool.
+
+        They kept it, and it was not the last token of their prompt. It is fed to them again when
+        they go on.
+        """
+
     def apart(self, logits: Sequence[Tensor]) -> Sequence[Tensor] | None:
         """The logits of each model alone, ``[slots, V]``, of the step that gave `logits`.
 

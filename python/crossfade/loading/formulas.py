@@ -11,7 +11,7 @@ from torch import nn
 from .. import formula
 from ..blends.algebra import Algebra
 from ..blends.blend import Blend, ValueHead
-from ..blends.values import ValueSum, formula_value
+from ..blends.values import LogRatio, ValueSum, formula_value
 
 
 class Unloaded(nn.Module):
@@ -36,6 +36,14 @@ def value_of(text: str, terms: Mapping[str, Any], faders: Mapping[str, Any]) -> 
     found = formula_value(blend_of(text, {**terms, **heads}, faders))
     meant = {head: own[name] for name, head in heads.items()}
     return ValueSum(tuple(meant.get(v, v) for v in found.values), found.weights)
+
+
+def tilt_of(value: ValueSum) -> LogRatio:
+    """The tilt that a formula means, which was read as a value: one model less another."""
+    (first, *others) = value.values
+    if others or value.weights != (1.0,) or not isinstance(first, LogRatio):
+        raise ValueError("it must be one model less another, as in target - sampler")
+    return first
 
 
 def members_of(blend: Blend | None) -> dict[str, Any]:

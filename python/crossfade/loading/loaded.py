@@ -10,7 +10,7 @@ import torch
 
 from .. import models
 from ..blends.blend import Blend, Model, ValueHead
-from ..blends.values import RewardModel, ValueSum
+from ..blends.values import LogRatio, RewardModel, ValueSum
 from ..blends.weights import Weight
 from ..models import instruct, saved_value_heads
 from ..models.hf import check_dtype
@@ -26,6 +26,7 @@ class Loaded:
         saved: the blend of a file, whose weights are not rounded as those of a formula may be.
         judge: the blend that judges, of terms without the system prompts of options.
         accept: the value that a correction must raise.
+        tilt: of a search.
     """
 
     formula: str
@@ -35,6 +36,7 @@ class Loaded:
     saved: Blend | None = None
     judge: Blend | None = None
     accept: ValueSum | None = None
+    tilt: LogRatio | None = None
 
     def blend(self, own: Mapping[str, Weight] | None = None) -> Blend:
         """The blend, with some faders at other positions: numbers, or tensors ``[requests]``."""

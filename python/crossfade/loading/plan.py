@@ -16,7 +16,7 @@ from ..blends.values import Reward, RewardModel
 from ..checks import did_you_mean
 from ..models import saved
 from ..specs import Spec, fader_of, system_of
-from .formulas import Unloaded, blend_of, members_of, value_of
+from .formulas import Unloaded, blend_of, members_of, tilt_of, value_of
 from .loaded import Loaded, dtype_of, load_terms
 
 S = TypeVar("S", bound=Any)
@@ -40,6 +40,7 @@ class Plan:
         outline: the blend in that file, with models that are not loaded.
         judge: the formula of the blend that judges in a tournament, or None.
         accept: the formula of the value that a correction must raise, or None.
+        tilt: the formula of a search's tilt, or None.
     """
 
     specs: Mapping[str, Spec]
@@ -53,6 +54,7 @@ class Plan:
     outline: Blend | None = None
     judge: str | None = None
     accept: str | None = None
+    tilt: str | None = None
 
     @classmethod
     def of_rewards(cls, models: Mapping[str, str], rewards: Mapping[str, str]) -> Plan:
@@ -92,6 +94,7 @@ class Plan:
         reward: Sequence[str] = (),
         judge: str | None = None,
         accept: str | None = None,
+        tilt: str | None = None,
     ) -> Plan:
         """Read the texts of options.
 
@@ -105,6 +108,7 @@ class Plan:
             reward: each ``MODULE:FUNCTION`` or ``NAME=MODULE:FUNCTION``.
             judge: a formula of the models that judge, most often a name.
             accept: a formula of the value that a correction must raise.
+            tilt: a formula of two models, ``target - sampler``.
 
         Raises:
             ValueError: an option is malformed or does not fit the others. OSError: a model or
@@ -141,6 +145,7 @@ class Plan:
             ("--value", value, "reward"),
             ("--judge", judge, "judge"),
             ("--accept", accept, "reward"),
+            ("--tilt", tilt, "target"),
         ):
             if text is not None and text not in {**specs, **functions} and os.path.isdir(text):
                 raise ValueError(
@@ -164,7 +169,18 @@ class Plan:
                 raise ValueError(f"--system names {name!r}, {what}; it must name a model")
         faders = dict(positions)
         return cls(
-            specs, blend, faders, prompts, value, functions, labels, file, outline, judge, accept
+            specs,
+            blend,
+            faders,
+            prompts,
+            value,
+            functions,
+            labels,
+            file,
+            outline,
+            judge,
+            accept,
+            tilt,
         )
 
     @property
@@ -176,7 +192,7 @@ class Plan:
     @property
     def values(self) -> dict[str, str | None]:
         """The formulas of values by their options."""
-        return {"--value": self.value, "--accept": self.accept}
+        return {"--value": self.value, "--accept": self.accept, "--tilt": self.tilt}
 
     @cached_property
     def names(self) -> dict[str, set[str]]:
@@ -268,7 +284,9 @@ class Plan:
         for option, text in self.values.items():
             if text is not None:
                 with _errors_of(option):
-                    value_of(text, {**terms, **others}, faders)
+                    found = value_of(text, {**terms, **others}, faders)
+                    if option == "--tilt":
+                        tilt_of(found)
 
     def load(self, device: str = "cpu", dtype: str = "auto") -> Loaded:
         """Load the models. Terms over the same path share one.
@@ -296,12 +314,13 @@ class Plan:
             terms |= members_of(blend)
             judging |= members_of(blend)
         others = self.load_rewards(device, dtype)
-        value, accept = (
+        value, accept, tilt = (
             None if text is None else value_of(text, {**terms, **others}, self.faders)
             for text in self.values.values()
         )
         judge = None if self.judge is None else blend_of(self.judge, judging, self.faders)
-        return Loaded(self.blend, terms, self.faders, value, blend, judge, accept)
+        ratio = None if tilt is None else tilt_of(tilt)
+        return Loaded(self.blend, terms, self.faders, value, blend, judge, accept, ratio)
 
     def load_rewards(self, device: Any, dtype: str) -> dict[str, Any]:
         """The functions and the reward models, by name; arguments and errors are as in `load`."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import crossfade as cf
 import torch
+from crossfade import ops
 from tiny_models import EOS
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -30,3 +32,66 @@ def few_words(seed: int, words: int = 5) -> PreTrainedModel:
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.5)
     return model
+
+
+def log_ratio(tuned: Any, ref: Any) -> Callable[[list[int], list[int]], float]:
+    """The value of a response that follows a prompt, from whole texts."""
+
+    @torch.no_grad()
+    def score(prompt: list[int], response: list[int]) -> float:
+        ids = torch.tensor([prompt + response])
+        at = torch.tensor(response)[:, None]
+        total = 0.0
+        for sign, model in ((1, tuned), (-1, ref)):
+            log_p = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            total += sign * float(log_p.gather(1, at).double().sum())
+        return total
+
+    return score
+
+
+def entropy(logits: torch.Tensor) -> float:
+    """Nats, of the distribution that a row of logits has."""
+    log_p = logits[0].double().log_softmax(-1)
+    return -float((log_p.exp() * log_p).sum())
+
+
+@torch.no_grad()
+def by_hand(
+    model: PreTrainedModel,
+    prompt: list[int],
+    request: int,
+    score: Callable[[list[int], list[int]], float],
+    width: int,
+    samples: int,
+    chunk_length: int | None,
+    duplicate_finished: bool = False,
+    most_entropy: float = float("inf"),
+) -> list[tuple[float, list[int]]]:
+    """The rows that stay at the end, the best first, by lists and whole texts without a cache."""
+    limit = DRAW["max_new_tokens"]
+    rows: list[list[int] | None] = [[] for _ in range(width * samples)]
+
+    def ended(row: list[int]) -> bool:
+        return len(row) == limit or (bool(row) and row[-1] in EOS_IDS)
+
+    while True:
+        for slot, row in enumerate(rows):
+            begun = 0 if row is None else len(row)
+            while row is not None and not ended(row) and len(row) < begun + (chunk_length or limit):
+                logits = model(torch.tensor([prompt + row])).logits[:, -1]
+                if len(row) > begun and entropy(logits) > most_entropy:
+                    break
+                stream = request + (slot << 32)
+                drawn = ops.blend_sample(
+                    [logits], [1.0], temperature=1.2, seed=5, stream=stream, step=len(row)
+                )
+                row.append(int(drawn.tokens))
+        scored = [(score(prompt, r), slot, r) for slot, r in enumerate(rows) if r is not None]
+        best = sorted(scored, key=lambda x: (-x[0], x[1]))[:width]
+        if all(ended(r) for _, _, r in best):
+            return [(value, r) for value, _, r in best]
+        rows = []
+        for _, _, r in best:
+            one = ended(r) and not duplicate_finished
+            rows += [list(r), *[None if one else list(r) for _ in range(samples - 1)]]

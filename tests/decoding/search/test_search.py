@@ -6,19 +6,17 @@ import itertools
 import math
 import operator
 import string
-from collections.abc import Callable
 from typing import Any
 
 import crossfade as cf
 import pytest
 import torch
-from crossfade import ops
 from scipy.stats import chisquare
-from searches import DRAW, EOS_IDS, PROMPTS, SIMPLE, TEXTS, few_words
+from searches import DRAW, PROMPTS, SIMPLE, TEXTS, by_hand, few_words, log_ratio
 from sweeps import product
 from tiny_models import EOS, SHAPES, VOCAB, lora, make, make_letters, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 # PEFT asks for an attribute that this version of Transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -33,57 +31,6 @@ SETTINGS = {
     "past the end": {"width": 2, "samples": 2, "chunk_length": 50},
     "duplicates": {"width": 2, "samples": 3, "chunk_length": 2, "duplicate_finished": True},
 }
-
-
-def log_ratio(tuned: Any, ref: Any) -> Callable[[list[int], list[int]], float]:
-    def score(prompt: list[int], response: list[int]) -> float:
-        ids = torch.tensor([prompt + response])
-        at = torch.tensor(response)[:, None]
-        total = 0.0
-        for sign, model in ((1, tuned), (-1, ref)):
-            log_p = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-            total += sign * float(log_p.gather(1, at).double().sum())
-        return total
-
-    return score
-
-
-@torch.no_grad()
-def by_hand(
-    model: PreTrainedModel,
-    prompt: list[int],
-    request: int,
-    score: Callable[[list[int], list[int]], float],
-    width: int,
-    samples: int,
-    chunk_length: int | None,
-    duplicate_finished: bool = False,
-) -> list[tuple[float, list[int]]]:
-    """The rows that stay at the end, the best first, by lists and whole texts without a cache."""
-    limit = DRAW["max_new_tokens"]
-    rows: list[list[int] | None] = [[] for _ in range(width * samples)]
-
-    def ended(row: list[int]) -> bool:
-        return len(row) == limit or (bool(row) and row[-1] in EOS_IDS)
-
-    while True:
-        for slot, row in enumerate(rows):
-            begun = 0 if row is None else len(row)
-            while row is not None and not ended(row) and len(row) < begun + (chunk_length or limit):
-                logits = model(torch.tensor([prompt + row])).logits[:, -1]
-                stream = request + (slot << 32)
-                drawn = ops.blend_sample(
-                    [logits], [1.0], temperature=1.2, seed=5, stream=stream, step=len(row)
-                )
-                row.append(int(drawn.tokens))
-        scored = [(score(prompt, r), slot, r) for slot, r in enumerate(rows) if r is not None]
-        best = sorted(scored, key=lambda x: (-x[0], x[1]))[:width]
-        if all(ended(r) for _, _, r in best):
-            return [(value, r) for value, _, r in best]
-        rows = []
-        for _, _, r in best:
-            one = ended(r) and not duplicate_finished
-            rows += [list(r), *[None if one else list(r) for _ in range(samples - 1)]]
 
 
 @pytest.mark.parametrize(("shape", "case"), product(list(SHAPES), list(SETTINGS), together=1))

@@ -23,7 +23,10 @@ PROMPTS = [torch.randint(5, VOCAB, (n,), generator=GENERATOR).tolist() for n in 
 LIMITS = [7, 12, 5, 10]
 WEIGHTS = [0.3, 1.0, -0.5, 0.8]
 GROUPS = 2  # searches that have places at a time
-KINDS = ("beams", "beams, support", "best of n", "tournament")
+KINDS = (
+    *("beams", "beams, support", "best of n", "tournament", "particles", "uncertain"),
+    *("uncertain, support", "budget"),
+)
 STEADY = settings(
     derandomize=True,
     database=None,
@@ -40,11 +43,17 @@ def generation(kind: str) -> Generation:
     blend = base + torch.tensor(WEIGHTS) * (tuned - ref)
     value = cf.LogRatio(cf.Model(make("llama", 5)), cf.Model(make("gpt2", 6)))
     search: Any = cf.ChunkBeamSearch(width=2, samples=2, chunk_length=3, value=value)
+    if kind == "particles":
+        search = cf.ParticleFilter(4, 3, value, temperature=2.0)
+    if kind.startswith("uncertain"):
+        search = cf.ChunkBeamSearch(2, 2, 6, value, chunk_end=cf.entropy_above(2.3))
+    if kind == "budget":  # The limits leave 4, 2, 4 and 2 rows.
+        search = cf.ChunkBeamSearch(2, 2, 3, value, budget=28)
     if kind == "best of n":
         search = cf.BestOfN(3, value=value)
     if kind == "tournament":
         search = cf.Tournament(Keeper(lambda context, a, b: len(a) / len(a + b)), n=5)
-    if kind == "beams, support":
+    if kind.endswith("support"):
         blend = blend.within(cf.Support(min_p=0.3))
     arguments = {"max_new_tokens": LIMITS, "eos_token_id": [EOS, 20, 30]}
     return Generation(blend, tokenizer=words(), search=search, arguments=arguments)
@@ -83,14 +92,14 @@ def test_searches_alone_are_those_of_a_call(kind: str) -> None:
         assert best.ids == out.responses[i]
         torch.testing.assert_close(best.values[0], out.values[i])
         if kind == "tournament":
-            assert str(best.played.rounds) == str(out.bracket[i])
+            assert str(best.outcome.rounds) == str(out.bracket[i])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_searches_that_come_and_go(kind: str) -> None:
     """At every step a search may join, and one may be cancelled by one of its rows."""
 
-    @settings(STEADY, max_examples=4 if kind == "tournament" else 12)
+    @settings(STEADY, max_examples=12 if kind == "beams" else 4)
     @given(
         st.lists(
             st.one_of(

@@ -217,6 +217,10 @@ class Group:
         """Let the rows of these slots keep the token that the last step fed them."""
         self.lengths += slots.to(self.device).repeat(len(self.terms))
 
+    def take_back(self, which: Tensor) -> None:
+        """Forget the token of the last step in the slots of ``which [slots]``, which kept it."""
+        self.lengths -= which.to(self.device).repeat(len(self.terms)).long()
+
     def join(
         self, rows: Sequence[int], prompts: Sequence[Ids], mixes: Sequence[Shares] | None = None
     ) -> None:

@@ -96,3 +96,17 @@ class Lazy:
             nothing = own.new_zeros(1, self.vocabulary).expand(len(owed), -1)
             found[group] = nothing if logits is None else logits
         return found
+
+    def take_back(self, which: Tensor) -> None:
+        """Let rows forget the token of the last step; where it is owed, it was not read yet."""
+        self.first.take_back(which)
+        taken = which.tolist()
+        for group, owed in self.owed.items():
+            rows = [r for r in range(len(owed)) if taken[r % group.slots]]
+            read = torch.zeros_like(group.lengths)
+            for row in rows:
+                if owed[row]:
+                    owed[row].pop()
+                else:
+                    read[row] = 1
+            group.lengths -= read

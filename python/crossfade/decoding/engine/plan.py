@@ -28,6 +28,9 @@ class Plan(Protocol):
     def step(self, tokens: Tensor, live: Tensor) -> dict[Group, Tensor]:
         """Logits ``[rows, V]`` of every group, after one more token ``[slots]``."""
 
+    def take_back(self, which: Tensor) -> None:
+        """Let rows forget the token of the last step, which they kept: ``[slots]`` bool."""
+
 
 class All:
     """The plan by which every model reads every token. In a CUDA graph each has its own stream."""
@@ -55,6 +58,10 @@ class All:
         for stream in streams.values():
             here.wait_stream(stream)
         return found
+
+    def take_back(self, which: Tensor) -> None:
+        for group in self.stepped:
+            group.take_back(which)
 
 
 @contextmanager

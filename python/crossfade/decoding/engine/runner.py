@@ -305,6 +305,10 @@ class EngineRunner:
         for group in self.groups:
             group.keep(slots)
 
+    def take_back(self, which: Tensor) -> None:
+        """As of `Runner`: rows forget the token that the last step fed them."""
+        self.plan.take_back(which)
+
     def apart(self, logits: Sequence[Tensor]) -> Sequence[Tensor] | None:
         """As of `Runner`: the logits of each model alone. A shared head is run again, for each."""
         each: dict[int, Tensor] = {}

@@ -36,11 +36,14 @@ class SearchJob:
     """How the requests of a job are searched.
 
     Attributes:
+        settings: of the request that has the most rows: those of all, where none keeps its budget
+            with fewer.
         writing: turns what rows write into texts; None without a tokenizer.
         vocabulary: how many tokens the blend's models share.
         returned: how many rows of each request are given back.
         models: those of the value, by the `Model`, `ValueHead` or `RewardModel` that each is of.
             All jobs of a call share them.
+        own: the settings of each request, where not all have the same.
     """
 
     settings: Search
@@ -51,11 +54,16 @@ class SearchJob:
     vocabulary: int
     returned: int
     models: dict[Any, TermModel] = field(default_factory=dict)
+    own: Sequence[Search] | None = None
+
+    def of(self, request: int) -> Search:
+        """The settings of a request."""
+        return self.settings if self.own is None else self.own[request]
 
     @cached_property
     def weights(self) -> Tensor:
         """What each part of the value counts for each request: ``[requests, parts]`` float64."""
-        value, requests = self.settings.value, self.requests
+        value, requests = self.settings.objective, self.requests
         if value is None:
             return torch.zeros(len(requests), 0, dtype=torch.float64, device="cpu")
         return requests.part_of(value.row_weights(requests.total or len(requests)))
@@ -63,7 +71,7 @@ class SearchJob:
     @property
     def parts(self) -> list[tuple[Any, str]]:
         """The parts of the value, and their names."""
-        value = self.settings.value
+        value = self.settings.objective
         return [] if value is None else list(zip(value.values, value.names, strict=True))
 
     @cached_property
@@ -80,6 +88,8 @@ class SearchJob:
             if isinstance(value, LogRatio):
                 columns = check_vocabularies(value.tuned + value.ref)
                 own = value.tuned.tokenizer or value.ref.tokenizer
+                if value == self.settings.tilt:  # It is about the tokens that were drawn.
+                    own = None
                 for role, model in (("tuned", value.tuned), ("ref", value.ref)):
                     known = [s.key for _, sources in log_probs.values() for s in sources]
                     if model in self.blend.terms or model in known:
@@ -104,9 +114,10 @@ class SearchJob:
 
     def __post_init__(self) -> None:
         """Make what the value needs, so that an error in it is raised before decoding."""
+        self._check_tilt()
         _ = self.weights, self.questions
         needs_text = any(isinstance(value, Reward) for value, _ in self.parts)
-        if needs_text or self.settings.value is None or self.settings.chunk_end is not None:
+        if needs_text or self.settings.objective is None or self.settings.text_end is not None:
             _ = self.texts
 
     def heads(self, *, scalar: bool) -> list[TermModel]:
@@ -124,6 +135,30 @@ class SearchJob:
             and (scalar or not is_scalar(s.model.bare))
         ]
 
+    def _check_tilt(self) -> None:
+        """Require that a tilt's `ref` is what proposes, and that its `tuned` reads the same tokens.
+
+        Raises:
+            ValueError: says which it is.
+        """
+        tilt, blend = self.settings.tilt, self.blend
+        if tilt is None:
+            return
+        one = isinstance(blend.weights[0], float) and blend.weights[0] == 1
+        if blend.terms != (tilt.ref,) or not one or blend.values or blend.support is not None:
+            raise ValueError(
+                f"tilt is {tilt}, and what proposes is {blend}; its second model must be the one "
+                "that proposes, alone: it is that density that a tilt corrects"
+            )
+        target = replace(tilt.tuned, name=tilt.tuned.name or "target")
+        try:
+            check_vocabularies(target + replace(tilt.ref, name=tilt.ref.name or "sampler"))
+        except ValueError as error:
+            raise ValueError(
+                f"tilt is over two vocabularies, and must be over one, whose tokens both models "
+                f"score: {error}"
+            ) from None
+
     @property
     def needs_term_logprobs(self) -> bool:
         """Whether a log-ratio needs log-probs of the blend's terms, which decoding then keeps."""
@@ -137,7 +172,7 @@ class SearchJob:
         Where responses are texts already, as they are without a blend, only that needs a tokenizer.
         """
         if self.tokenizer is None and (self.blend.terms or any(map(is_ids, self.requests.items))):
-            reader = "judge" if self.settings.value is None else "value"
+            reader = "judge" if self.settings.objective is None else "value"
             raise ValueError(
                 f"tokenizer is None; the {reader} reads texts: give Model(..., tokenizer=...) or "
                 "tokenizer=..."

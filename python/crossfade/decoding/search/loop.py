@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ... import ops
 from ...models.hf import is_scalar
+from ...search import Search
 from ..job import Row
 from ..loop import Loop
 from ..mixer import Mixer
@@ -18,6 +20,7 @@ from ..runner import Runner
 from ..stats import ModelStats
 from .answers import totals
 from .candidates import Candidates
+from .job import search_of
 from .valuer import Valuer
 
 NAN = float("nan")
@@ -31,7 +34,9 @@ class SearchLoop(Loop):
     is over when all rows that stay have ended.
 
     The order is that of the rows' values: chunk-level beam search. A search that has another order
-    overrides `_ranked`.
+    overrides `_ranked`, and one that keeps other rows overrides `_kept`.
+
+    A request that keeps a budget with fewer rows leaves the last slots of its group idle.
 
     A scalar head that rides on the rows' forwards says what a chunk is worth once its last token is
     fed, which the next chunk's first step does anyhow. So a group that has stopped waits for that
@@ -45,6 +50,7 @@ class SearchLoop(Loop):
 
     Attributes:
         size: the slots of a group.
+        totals: ``[slots]`` float64: the value of each row, as last scored.
         parts: ``[slots, parts]``: the parts of each row's value, as last scored.
         started: of each slot, how many tokens its row had when its chunk began.
         idle: of each slot, whether it holds no candidate.
@@ -72,6 +78,7 @@ class SearchLoop(Loop):
         self.settings = valuer.settings
         self.size = self.settings.rows
         count, parts = slots.values.shape
+        self.totals = torch.full((count,), NAN, dtype=torch.float64, device="cpu")
         self.parts = torch.full((count, parts - 1), NAN, dtype=torch.float64, device="cpu")
         self.started = [0] * count
         self.idle = [False] * count
@@ -88,8 +95,10 @@ class SearchLoop(Loop):
         super().cancel([row for row in each if id(row.prompt_ids) in gone])
 
     def stats(self) -> list[ModelStats]:
-        own = self.runner.stats(self.drawn() + self.last_read, self.begun)
-        return [*own, *self.valuer.stats()]
+        return [*super().stats(), *self.valuer.stats()]
+
+    def _undrawn(self) -> int:
+        return super()._undrawn() + self.last_read
 
     @property
     def notes(self) -> list[str]:
@@ -113,15 +122,19 @@ class SearchLoop(Loop):
         slots = [*seated]
         self.parts[slots] = NAN
         self.shared[slots] = 0
-        for s in slots:
-            self.started[s], self.idle[s] = 0, False
+        for s, row in seated.items():
+            self.started[s] = 0
+            self.idle[s] = s % self.size >= search_of(row).of(row.request).rows
         self.fed -= {s // self.size for s in slots}
         super()._occupy(seated)
         self.valuer.join(seated)
 
+    def _start(self, slots: Sequence[int]) -> None:
+        super()._start([s for s in slots if not self.idle[s]])
+
     def _after_step(self) -> None:
-        """Stop the rows whose chunks end here, as the search's `chunk_end` says."""
-        chunk_end, slots = self.settings.chunk_end, self.slots
+        """Stop the rows whose chunks end here, as a function of their texts says."""
+        chunk_end, slots = self.settings.text_end, self.slots
         if chunk_end is not None:
             going = (slots.live & slots.wrote).tolist()
             going = [s for s in self.seated if going[s]]
@@ -179,30 +192,64 @@ class SearchLoop(Loop):
         Returns:
             The slots of the groups that are over.
         """
-        if not groups:
-            return []
-        settings, size = self.settings, self.size
-        slots = [g * size + j for g in groups for j in range(size)]
-        scores, ended = self._order(slots)
+        over: list[int] = []
+        alike: dict[int, tuple[Search, list[int]]] = {}
+        for g in groups:
+            row = self.seated[g * self.size]
+            settings = search_of(row).of(row.request)
+            alike.setdefault(settings.rows, (settings, []))[1].append(g)
+        for settings, its in alike.values():
+            over += self._select_alike(its, settings, logits, last)
+        return over
+
+    def _select_alike(
+        self, groups: list[int], settings: Search, logits: list[Tensor] | None, last: bool
+    ) -> list[int]:
+        """The same for groups that have as many rows, those of `settings`."""
+        size, rows = self.size, settings.rows
+        slots = [g * size + j for g in groups for j in range(rows)]
+        scores, ended = self._order(slots, settings)
+        parents, over = self._kept(groups, settings, scores, ended, last)
+        going = ~over & ~ended.gather(1, parents.clamp(min=0))
+        if logits is not None:
+            self._keep(slots, ended, over)
+        idle = (0, size - rows)  # the slots that the groups do not use
+        self._fork(
+            groups,
+            functional.pad(parents, idle, value=-1),
+            over,
+            functional.pad(going, idle).flatten().tolist(),
+        )
+        if logits is not None:
+            self._go_on(groups, parents, going, logits)
+        done = [g for g, is_over in zip(groups, over[:, 0].tolist(), strict=True) if is_over]
+        return [g * size + j for g in done for j in range(size)]
+
+    def _kept(
+        self, groups: Sequence[int], settings: Search, scores: Tensor, ended: Tensor, last: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The row that each slot's becomes, and which groups are over.
+
+        Args:
+            scores, ended: ``[groups, rows]``, as `_order` gives them.
+            last: whether all groups are over.
+
+        Returns:
+            ``[groups, rows]`` int64, places within a group, or -1 where a slot becomes idle, and
+            ``[groups, 1]`` bool. The rows of a group that is over are in order, the best first.
+        """
         finished = ended & (not settings.duplicate_finished)
         parents = ops.chunk_select(scores, finished, settings.width)
         kept = parents[:, :: settings.samples]
         over = ended.gather(1, kept).all(dim=1, keepdim=True) | last
         ranked = torch.full_like(parents, -1)
         ranked[:, : settings.width] = kept
-        parents = torch.where(over, ranked, parents)
-        going = (~over & ~ended.gather(1, parents.clamp(min=0))).flatten().tolist()
-        if logits is not None:
-            self._keep(slots, ended, over)
-        self._fork(groups, parents, over, going)
-        if logits is not None:
-            self._go_on(slots, parents, going, logits)
-        return [s for s, done in zip(slots, over.expand(-1, size).flatten(), strict=True) if done]
+        return torch.where(over, ranked, parents), over
 
-    def _order(self, slots: list[int]) -> tuple[Tensor, Tensor]:
+    def _order(self, slots: list[int], settings: Search) -> tuple[Tensor, Tensor]:
         """Scores by which the rows of groups are in order, and whether each has ended.
 
-        Both are ``[groups, size]``. The score of a slot without a candidate is NaN.
+        Both are ``[groups, rows]``. The score of a slot without a candidate is NaN.
         """
         here = self.slots
         new, failed = here.new[slots], here.failed[slots]
@@ -220,19 +267,22 @@ class SearchLoop(Loop):
 
         weights = self.valuer.weights([self.seated[s] for s in slots])
         parts = self.parts[slots]
-        total = totals(weights, parts)
+        self.totals[slots] = total = totals(weights, parts)
         values = torch.cat([total[:, None], parts], dim=1).float()
-        scores, values = self._ranked(slots, values, failed.cpu())
+        scores, values = self._ranked(slots, settings.rows, values, failed.cpu())
         here.values[slots] = values.to(here.device)
         idle = torch.tensor([self.idle[s] for s in slots], device="cpu")
         scores = scores.masked_fill(idle, NAN)
-        return scores.view(-1, self.size), ended.view(-1, self.size)
+        return scores.view(-1, settings.rows), ended.view(-1, settings.rows)
 
-    def _ranked(self, slots: list[int], values: Tensor, failed: Tensor) -> tuple[Tensor, Tensor]:
+    def _ranked(
+        self, slots: list[int], rows: int, values: Tensor, failed: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Scores that put the rows in order, and the values that are kept of them.
 
         Args:
             slots: those of whole groups that are at a boundary.
+            rows: how many of them each group has.
             values: ``[slots, 1 + parts]`` float32: the value of each row, then its parts. Without a
                 value there are no parts, and the first column says nothing.
             failed: ``[slots]`` bool.
@@ -287,26 +337,32 @@ class SearchLoop(Loop):
         """Keep the tokens that the last step fed the rows of groups that go on.
 
         Args:
-            ended, over: ``[groups, size]``, ``[groups, 1]`` bool.
+            slots: those of the groups, of which each has as many rows.
+            ended, over: ``[groups, rows]``, ``[groups, 1]`` bool.
         """
         which = torch.zeros_like(self.slots.live)
         which[slots] = (~ended & ~over).flatten().to(which.device)
         self.runner.keep(which)
-        self.last_read += sum(
-            done and not self.idle[s]
-            for s, done in zip(slots, over.expand(-1, self.size).flatten().tolist(), strict=True)
-        )
+        done = over.expand_as(ended).flatten().tolist()
+        self.last_read += sum(d and not self.idle[s] for s, d in zip(slots, done, strict=True))
 
     def _go_on(
-        self, slots: list[int], parents: Tensor, going: Sequence[bool], logits: list[Tensor]
+        self, groups: Sequence[int], parents: Tensor, going: Tensor, logits: list[Tensor]
     ) -> None:
-        """Draw the next tokens of the rows that go on, from the logits of their parents."""
-        here, size = self.slots, self.size
+        """Draw the next tokens of the rows that go on, from the logits of their parents.
+
+        No chunk ends before these tokens, which are the first ones of their chunks.
+
+        Args:
+            parents, going: ``[groups, rows]``, as of `_fork`.
+        """
+        here, device = self.slots, self.slots.device
+        first = self.size * torch.tensor(groups, device="cpu")[:, None]
+        at = (first + torch.arange(parents.shape[1], device="cpu")).flatten().to(device)
         source = here.each.clone()
-        own = parents.clamp(min=0) + torch.tensor(slots[::size], device="cpu")[:, None]
-        source[slots] = own.flatten().to(source.device)
+        source[at] = (first + parents.clamp(min=0)).flatten().to(device)
         others, which = here.live.clone(), torch.zeros_like(here.live)
-        which[slots] = torch.tensor(going, device=which.device)
+        which[at] = going.flatten().to(device)
         here.live.copy_(which)
         self._write([z[source.to(z.device)] for z in logits], source)
         self.watch.look()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ...search import Tournament
+from ...search import ParticleFilter, Tournament
 from ..engine.options import Engine
 from ..mixer import Mixer
 from ..rows import Slots
 from ..runner import Runner
 from .job import SearchJob
 from .loop import SearchLoop
+from .particles import ParticleLoop
 from .tournament import TournamentLoop
 from .valuer import Valuer
 
@@ -32,6 +33,10 @@ def search_loop(
         limit, engine: as of `Valuer`.
         others: as of `SearchLoop`.
     """
-    kind = TournamentLoop if isinstance(search.settings, Tournament) else SearchLoop
+    kind: type[SearchLoop] = SearchLoop
+    if isinstance(search.settings, Tournament):
+        kind = TournamentLoop
+    elif isinstance(search.settings, ParticleFilter):
+        kind = ParticleLoop
     valuer = Valuer(search, slots, limit, engine, runner.heads)
     return kind(valuer, runner, mixer, slots, places, **others)

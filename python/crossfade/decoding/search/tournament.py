@@ -85,8 +85,10 @@ class TournamentLoop(SearchLoop):
     def stats(self) -> list[ModelStats]:
         return [*super().stats(), *self._judged]
 
-    def _ranked(self, slots: list[int], values: Tensor, failed: Tensor) -> tuple[Tensor, Tensor]:
-        size, first_rows = self.size, [self.seated[s] for s in slots[:: self.size]]
+    def _ranked(
+        self, slots: list[int], rows: int, values: Tensor, failed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        size, first_rows = rows, [self.seated[s] for s in slots[::rows]]
         brackets = [
             Bracket(shuffled(size, int(row.value("seed")), int(row.value("stream"))))
             for row in first_rows
@@ -106,7 +108,7 @@ class TournamentLoop(SearchLoop):
         for g, played in enumerate(each):
             places[g, played.order] = torch.arange(size, dtype=torch.float32, device="cpu")
             for s in slots[g * size : (g + 1) * size]:
-                self.slots.played[s] = played
+                self.slots.outcomes[s] = played
         if self.settings.value is None:
             means = [p for played in each for p in mean_probs(played)]
             values = torch.tensor(means, dtype=torch.float32, device="cpu")[:, None]

@@ -156,6 +156,10 @@ class SimpleRunner:
             return logits
         return self._spread([t.step(tokens.repeat(len(ks))) for t, ks in self.groups])
 
+    def take_back(self, which: Tensor) -> None:
+        """Not here, where all rows are at one step: `Driver` refuses what would need it."""
+        raise NotImplementedError("the simple path keeps all rows at one step")
+
     def fork(self, parents: Sequence[int], shared: Sequence[int]) -> None:
         """Row i becomes what row ``parents[i]`` is; -1 leaves it as it is. All is copied, also what
         the two have in common."""
