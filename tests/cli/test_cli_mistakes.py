@@ -172,7 +172,7 @@ MISTAKES = {
     ),
     "value for what": (
         ["generate", "a", *TWO, "--blend=a", "--value=b-a"],
-        "--value is given without --best-of, --search or --tournament",
+        "--value is given without --best-of, --search, --particles or --tournament",
     ),
     "no reference": (
         ["generate", "a", *TWO, "--blend=a", "--value=b+a", "--best-of=2"],
