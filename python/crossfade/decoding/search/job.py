@@ -145,7 +145,8 @@ class SearchJob:
         if tilt is None:
             return
         one = isinstance(blend.weights[0], float) and blend.weights[0] == 1
-        if blend.terms != (tilt.ref,) or not one or blend.values or blend.support is not None:
+        plain = one and not blend.values and not blend.parts and blend.support is None
+        if blend.terms != (tilt.ref,) or not plain:
             raise ValueError(
                 f"tilt is {tilt}, and what proposes is {blend}; its second model must be the one "
                 "that proposes, alone: it is that density that a tilt corrects"
