@@ -189,6 +189,10 @@ def wrong() -> Iterator[tuple[Any, type[Exception], str]]:
     yield [{**film, "behaviour": 3}], TypeError, "behaviour of row 0 of rows is 3"
     yield [{**film, "text": 3}], TypeError, "text of row 0 of rows is 3; it must be a text"
     yield [film, {**film, "label": "yes"}], TypeError, "label of row 1 of rows is 'yes'"
+    wrong_key = {"behaviour": "film", "statement": "the film", "label": True}
+    says = "text of row 1 of rows is missing; its keys are behaviour, statement, label; it must"
+    yield [film, wrong_key], ValueError, says
+    yield [{**film, "text": None}], TypeError, "text of row 0 of rows is None"
     yield [film, pairs()[0]], ValueError, "row 1 of rows is a pair of responses, and the first is"
     yield [{**pairs()[0], "prompt": None}], ValueError, "prompt of row 0 of rows is None"
     yield [], ValueError, "no behaviour with texts of both labels"

@@ -154,7 +154,13 @@ def is_pair(row: Mapping[str, Any], where: str, first: bool | None) -> bool:
                 there = "is None" if name in row else "is missing"
                 raise ValueError(f"{name} of {where} {there}; it must have {', '.join(names)}")
         return True
-    text, label = row.get("text"), row.get("label")
+    for name in ("text", "label"):
+        if name not in row:
+            raise ValueError(
+                f"{name} of {where} is missing; its keys are {', '.join(map(str, row))}; it must "
+                f"have text and label, or {', '.join(OF_TEXTS)}"
+            )
+    text, label = row["text"], row["label"]
     if not isinstance(text, str):
         raise TypeError(
             f"text of {where} is {text!r:.80}; it must be a text (or give prompt, chosen and "
