@@ -14,7 +14,7 @@ import pytest
 import torch
 from browser import resize
 from crossfade import dynamics
-from crossfade.dynamics import findings, runs
+from crossfade.dynamics import charts, findings, runs
 from crossfade.files import write_text
 
 HOSTILE = [
@@ -344,3 +344,13 @@ def test_the_page_in_a_browser(browser: Any, tmp_path: Path) -> None:
             assert (ink < back) == (scheme == "light")
             assert abs(ink - back) > 500
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("low", [-10.848, -166.42, -2.0, -123456.5])
+def test_numbers_of_an_axis_are_not_cut_off(low: float) -> None:
+    curve = charts.Curve([(0, low), (2, low + 0.003)], 0, "chosen", "")
+    picture = charts.curves([curve], "log-probs")
+    labels = re.findall(r'<text x="([\d.-]+)" [^>]*text-anchor="end">([^<]+)<', picture)
+    assert len(labels) >= 2
+    for x, said in labels:  # they end at x, and a digit of 13 px is 8.3 px wide, a minus 10.9
+        assert float(x) >= 8.3 * len(said) + 2.6 * ("\u2212" in said) - 4 * ("." in said)

@@ -15,6 +15,7 @@ from . import findings
 from .findings import end, figure, percent, plain
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 250, 52, 30, 12, 42  # of curves, and their margins
+DIGIT = 8.6  # how wide a digit is at most, which the left margin leaves room for
 STYLES = 8  # curves that differ by colour and dashes
 DASHES = ("none", "7 4", "2 3", "9 3 2 3")
 MINUS = "\u2212"
@@ -153,20 +154,22 @@ def curves(
     values = [y for _, y in points] + list(least or ())
     x0, x1 = _apart(min(x for x, _ in points), max(x for x, _ in points))
     y0, y1 = span or _padded(*_apart(min(values), max(values)))
+    ticks = [(t, _said(t)) for t in _ticks(y0, y1)]
+    left = max(LEFT, 12 + DIGIT * max((len(said) for _, said in ticks), default=0))
 
     def at(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
+        across = left + (x - x0) / (x1 - x0) * (WIDTH - left - RIGHT)
         return across, HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)
 
     parts = []
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    for t in _ticks(y0, y1):
+    for t, said in ticks:
         y = at(x0, t)[1]
-        parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(LEFT - 6, y + 4.5, "end", _said(t)))
+        parts.append(f'<line class="axis" x1="{left:.1f}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(left - 6, y + 4.5, "end", said))
     steps = _ticks(x0, x1, whole=True)
     parts += [_text(at(t, y0)[0], bottom + 18, "middle", _said(t)) for t in steps]
-    parts.append(_text((LEFT + right) / 2, HEIGHT - 5, "middle", "step"))
+    parts.append(_text((left + right) / 2, HEIGHT - 5, "middle", "step"))
     ends: list[tuple[float, float, Curve]] = []
     for curve in sorted(each, key=lambda c: c.style is not None):  # pale ones lie below
         if not curve.points:
