@@ -113,7 +113,13 @@ def test_watches_are_compared(model: str, capsys: pytest.CaptureFixture[str]) ->
         **{"every": 1, "beta": 0.1, "kind": "statements", "head": "trained", "warnings": []},
         "behaviours": dict.fromkeys(rates, 2),
         "history": [
-            {"step": i, "behaviours": {n: {"loss": 0.7 - i * x} for n, x in rates.items()}}
+            {
+                "step": i,
+                "behaviours": {
+                    n: {"loss": 0.7 - i * x, "growth": 10 * i * x, "growth_error": 0.1}
+                    for n, x in rates.items()
+                },
+            }
             for i in (0, 1)
         ],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -44,8 +45,11 @@ def stats(*each: dynamics.Statistics) -> dict[str, dynamics.Statistics]:
     return {s.behaviour: s for s in each}
 
 
-def watch(falling: dict[str, float], **more: Any) -> dict[str, Any]:
-    """What a watch has whose behaviours' losses fall by so much a step."""
+def watch(falling: dict[str, float], error: float | None = 0.01, **more: Any) -> dict[str, Any]:
+    """What a watch has whose behaviours' losses fall by so much a step.
+
+    Margins grow ten times as fast, within `error`.
+    """
     history = [
         {
             "step": step,
@@ -53,6 +57,7 @@ def watch(falling: dict[str, float], **more: Any) -> dict[str, Any]:
                 name: {
                     **{"loss": 0.7 - rate * step, "accuracy": 0.5 + rate * step},
                     **{"chosen": -3.0 - step, "rejected": -4.0 - 2 * step, "argmax": -1.0},
+                    **{"growth": 10 * rate * step, "growth_error": error},
                 }
                 for name, rate in falling.items()
             },
@@ -78,7 +83,7 @@ def test_the_answer_names_first_starved_and_shares() -> None:
                 "by": [{"behaviour": "kindness", "priority": pytest.approx(0.9095, abs=1e-4)}],
             }
         ],
-        **{"opposed": [], "not_apart": []},
+        **{"opposed": [], "not_apart": [], "same": []},
     }
     lines = found.summary.splitlines()
     assert lines[:2] == [
@@ -89,7 +94,12 @@ def test_the_answer_names_first_starved_and_shares() -> None:
     assert "Give more rows to punctuality (50 % → 94 %). Give fewer rows to kindness" in lines[3]
     assert repr(found) == found.summary
     balanced = dynamics.report(stats(KIND, LATE), balanced="even.jsonl")
-    assert "even.jsonl has such rows: train on it." in balanced.summary
+    said = "even.jsonl has such rows: turn its statements into pairs by `dynamics.statement_pairs`"
+    assert said in balanced.summary
+    pairs = {name: dataclasses.replace(s, pairs=True) for name, s in stats(KIND, LATE).items()}
+    said = dynamics.report(pairs, balanced="even.jsonl").summary
+    assert "even.jsonl has such rows: train on it." in said
+    assert "statement_pairs" not in said
 
 
 def test_what_overlaps_is_too_close_to_call() -> None:
@@ -150,8 +160,8 @@ def test_even_shares_are_left_and_rows_are_repeated_so_often_at_most() -> None:
 def test_one_behaviour_has_no_order() -> None:
     said = dynamics.report(stats(KIND)).summary
     assert said == (
-        "One behaviour: kindness is the only one: its sides are 4 (95 %: 3.5 to 4.5) apart. An "
-        "order, priorities and shares need at least two."
+        "One behaviour: kindness is the only one: its sides are 4.00 (95 %: 3.50 to 4.50) apart. "
+        "An order, priorities and shares need at least two."
     )
 
 
@@ -161,12 +171,121 @@ def test_the_observed_order_is_compared_with_what_is_resolved() -> None:
     observed = found.data["watches"][0]["observed"]
     assert observed["order"] == ["kindness", "punctuality", "honesty", "wit"]
     assert observed["falls"]["kindness"] == pytest.approx(0.2)  # the mean of 0, 0.2 and 0.4
+    assert (observed["first"], observed["last"]) == (["kindness"], ["wit"])
     assert (observed["agree"], observed["of"]) == (2, 2)  # the third pair is not resolved
     assert found.data["notes"] == ["run: watched, but not in the data: wit"]
-    assert "In run, kindness was learnt first and wit last; 2 of 2 pairs whose" in found.summary
+    assert "In run, kindness was learnt first and wit last. Of 2 pairs resolved" in found.summary
     other = watch({"kindness": 0.1, "punctuality": 0.2, "honesty": 0.05})
     again = dynamics.report(stats(KIND, LATE, NEAR), watches={"run": other})
     assert again.data["watches"][0]["observed"]["agree"] == 1
+
+
+def test_an_observed_order_within_its_noise_is_too_close_to_call() -> None:
+    rates = {"tidiness": 6e-5, "kindness": 5e-5, "punctuality": 4e-5, "honesty": -4e-5}
+    found = dynamics.report(stats(KIND, LATE), watches={"run": watch(rates, error=0.0007)})
+    observed = found.data["watches"][0]["observed"]
+    assert (observed["agree"], observed["of"]) == (0, 0)
+    assert observed["hardly"] == ["honesty"]
+    assert (
+        "In run, tidiness, kindness and punctuality were learnt: their order is too close to call; "
+        "honesty was hardly learnt. No warnings."
+    ) in found.summary
+    assert "were hardly learnt. No" in happened(rates, error=0.002)
+    assert "kindness and punctuality were measured too little." in happened(
+        {"kindness": 0.2, "punctuality": 0.1}, error=None
+    )
+
+
+def happened(rates: dict[str, float], **more: Any) -> str:
+    """The words on a watch with such rates."""
+    return dynamics.report(stats(KIND, LATE), watches={"run": watch(rates, **more)}).summary
+
+
+def test_observed_places_are_resolved_by_growth_and_by_loss() -> None:
+    """Kindness grew more than tidiness, but its loss fell less; honesty's interval is wide."""
+    seen = watch({"tidiness": 0.2, "kindness": 0.1, "honesty": 0.09, "punctuality": 0.01})
+    last = seen["history"][-1]["behaviours"]
+    last["kindness"]["growth"] = 5.0
+    last["honesty"] |= {"growth": 3.0, "growth_error": 2.9}
+    found = dynamics.report(stats(KIND, LATE), watches={"run": seen})
+    assert (
+        "In run, tidiness and kindness were learnt first and punctuality last; honesty overlaps "
+        "with both: too close to call. Of 1 pair resolved before and after, 1 came as predicted."
+    ) in found.summary
+    assert "3.00 ± 2.90" in Parsed(found.html).text
+
+
+def test_a_watch_of_other_behaviours_is_left_out_of_the_answer() -> None:
+    watches = {"mine": watch({"kindness": 0.2}), "other": watch({"wit": 0.2, "charm": 0.1})}
+    said = dynamics.report(stats(KIND, LATE), watches=watches).summary
+    assert "In mine, kindness was learnt. No" in said
+    assert "What happened: other is left out here: it has none of these behaviours." in said
+    assert "wit" not in said.replace("with", "")
+
+
+def test_sides_that_look_the_same_are_told_to_be_checked() -> None:
+    same = of("copied", [0.0, 0.0], 0.0, 0.0)
+    alone, two, three = (
+        dynamics.report(stats(same, *others), balanced="even.jsonl").summary
+        for others in ((), (of("unclear", [0.5, 0.0], 0.0, 1.0),), (KIND, LATE))
+    )
+    for said in (alone, two, three):
+        assert "Both sides of copied look the same to the model." in said
+        assert "What to do: Check the texts and labels of copied: both sides look the same" in said
+        assert "ore texts" not in said
+        assert "more rows" not in said
+        assert "Do not train on even.jsonl" in said
+    assert "Hardly there" not in three
+    near = of("near", [1e-3, 0.0], 0.0, 0.01)
+    assert dynamics.report(stats(near, KIND)).data["answer"]["same"] == []
+
+
+def test_what_to_do_names_each_that_is_starved() -> None:
+    few = of("few", [4.0, 0.0], 3.9, 4.1, n=2)
+    many = of("many", [0.0, 1.0], 0.9, 1.1, n=30)
+    said = dynamics.report(stats(few, many)).summary
+    todo = "Though starved, many (94 % → 94 %) is about even already."
+    assert "many is starved by few" in said
+    assert f"What to do: Nothing: the shares are about even already. {todo}" in said
+    large = of("large", [4.1, 0.0], 3.8, 4.2, n=5)
+    said = dynamics.report(stats(few, many, large)).summary
+    assert "Give fewer rows to large (14 % → 5 %). Though starved, many (81 % → 89 %) is" in said
+
+
+def test_who_may_be_first_and_last_is_named_once() -> None:
+    said = dynamics.report(stats(KIND, of("wide", [2.0, 0.0], 0.6, 4.0), LATE)).summary
+    assert said.splitlines()[:3] == [
+        "Learnt first: kindness comes first.",
+        "Between: wide has an interval that overlaps with those of both ends: any place is "
+        "possible.",
+        "Learnt last: punctuality comes last.",
+    ]
+
+
+def test_who_is_moved_by_a_first_step_is_named() -> None:
+    said = dynamics.report(stats(KIND, LATE)).summary
+    assert "A first step on both moves kindness at least twice as far as punctuality." in said
+    said = dynamics.report(stats(KIND, LATE, NEAR)).summary
+    assert "moves the one that starves at least twice as far as the one that is starved." in said
+    said = dynamics.report(stats(KIND, of("rudeness", [-1.0, 0.0], 0.8, 1.2))).summary
+    assert "A first step on both moves rudeness the wrong way." in said
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ((12.2, 11.04, 13.2), "12.2 11.0 13.2"),
+        ((9.0, 0.0, None), "9.00 0.00 ∞"),
+        ((1234.5, 1000.2, 1500.0), "1,234 1,000 1,500"),
+        ((12.0, 0.004, 14.0), "12.000 0.004 14.000"),
+        ((0.0, 0.0, 0.0), "0 0 0"),
+        ((-0.04, 0.0123), "-0.0400 0.0123"),
+        ((3.0, 1e-12, 4.0), "3 1e-12 4"),
+        ((2e9, 1e9, 3e9), "2e+09 1e+09 3e+09"),
+    ],
+)
+def test_a_figure_and_its_interval_have_the_same_decimals(figures: Any, said: str) -> None:
+    assert " ".join(findings.aligned(*figures)) == said
 
 
 def test_figures_that_are_missing_leave_gaps() -> None:

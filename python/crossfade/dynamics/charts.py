@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import findings
-from .findings import end, figure, percent, plain
+from .findings import aligned, percent, plain
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 250, 52, 30, 12, 42  # of curves, and their margins
 DIGIT = 8.6  # how wide a digit is at most, which the left margin leaves room for
@@ -41,7 +41,8 @@ def distances(behaviours: Sequence[Mapping[str, Any]]) -> str:
         low, high = b["interval"]
         at = 100 * b["distinguishability"] / most
         left, right = 100 * low / most, 100.0 if high is None else 100 * high / most
-        said = f"{figure(b['distinguishability'])} ({figure(low)} to {end(high)})"
+        found, *ends_ = aligned(b["distinguishability"], low, high)
+        said = f"{found} ({' to '.join(ends_)})"
         open_ = " open" if high is None else ""
         rows.append(
             f'<li><span class="name" title="{html.escape(plain(b["name"]))}">{name_of(b, rank)}'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,11 @@ STARVED = 0.5  # from this priority on, the other behaviour is called starved
 OPPOSED = 1.0  # above it, a step on both moves the other behaviour the wrong way
 EVEN = 1.25  # shares within this factor are left as they are
 NAMED = 5  # behaviours of a list that a sentence names; the tables have all
+MOST_DECIMALS = 6  # of figures that are aligned
 LONGEST = 60  # characters of a name in a sentence
 NONE = "\u2013"  # in the place of a figure
 TODO = "What to do"
+SAME = "look the same to the model"
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,24 @@ def find(
                 found.append({"behaviour": names[j], "by": each})
     starved.sort(key=lambda x: -x["by"][0]["priority"])
     opposed.sort(key=lambda x: -x["by"][0]["priority"])
-    last = len(names) - 1
+    first, last = ends(names, before)
     return {
-        "pairs": len(names) * last // 2,
+        "pairs": len(names) * (len(names) - 1) // 2,
         "resolved": sum(map(sum, before)),
-        "first": [names[j] for j in places if not before[0][j]],
-        "last": [names[j] for j in places if not before[j][last]],
+        "first": first,
+        "last": last,
         "starved": starved,
         "opposed": opposed,
         "not_apart": [b["name"] for b in behaviours if not b["interval"][0]],
     }
+
+
+def ends(names: Sequence[str], before: Sequence[Sequence[bool]]) -> tuple[list[str], list[str]]:
+    """The names that may be first, and those that may be last: none is before, or after, them."""
+    places = range(len(names))
+    first = [names[j] for j in places if not any(before[i][j] for i in places)]
+    last = [names[j] for j in places if not any(before[j][i] for i in places)]
+    return first, last
 
 
 def ahead(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -81,20 +91,27 @@ def ahead(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return a["interval"][0] > (math.inf if high is None else high)
 
 
+_Part = Callable[[Mapping[str, Any]], list[Line]]
+
+
 def lines(data: Mapping[str, Any]) -> list[Line]:
     """The answer of a report, in words."""
+    first: tuple[_Part, ...] = (_order, _starved)
+    todo: tuple[_Part, ...] = (_rebalancing,)
     if len(data["behaviours"]) == 1:
-        return [*_alone(data), *_told_apart(data), *_watched(data)]
-    if not data["answer"]["resolved"]:
-        return [*_unresolved(data), *_told_apart(data), *_watched(data), *_more_texts(data)]
-    parts = (_order, _starved, _told_apart, _watched, _rebalancing)
-    return [line for part in parts for line in part(data)]
+        first, todo = (_alone,), ()
+    elif not data["answer"]["resolved"]:
+        first, todo = (_unresolved,), (_more_texts,)
+    if data["answer"]["same"]:
+        todo = (_labels,)
+    return [line for part in (*first, _told_apart, _watched, *todo) for line in part(data)]
 
 
 def _alone(data: Mapping[str, Any]) -> list[Line]:
     (only,) = data["behaviours"]
     low, high = only["interval"]
-    far = f"{figure(only['distinguishability'])} (95 %: {figure(low)} to {end(high)})"
+    x, low, high = aligned(only["distinguishability"], low, high)
+    far = f"{x} (95 %: {low} to {high})"
     said = f"{{}} is the only one: its sides are {far} apart. An order, priorities and shares need "
     return [Line("One behaviour", [Sentence(f"{said}at least two.", (only["name"],))])]
 
@@ -120,23 +137,24 @@ def _more_texts(data: Mapping[str, Any]) -> list[Line]:
 
 def _order(data: Mapping[str, Any]) -> list[Line]:
     answer, every = data["answer"], len(data["behaviours"])
-    first, last = answer["first"], answer["last"][::-1]
-    if len(first) == 1:
-        found = Sentence("{} will be learnt first.", (first[0],))
-    elif len(first) == every:
-        said = "Too close to call: the interval of {} overlaps with all others."
-        found = Sentence(said, (first[0],))
-    else:
-        who, names = _listed(first)
-        said = f"{who} come first. Which of them is too close to call: their intervals overlap."
-        found = Sentence(said, names)
-    lines = [Line("Learnt first", [found])]
-    if len(last) == 1:
-        lines.append(Line("Learnt last", [Sentence("{} will be learnt last.", (last[0],))]))
-    elif len(last) < every:
-        who, names = _listed(last)
-        said = f"{who} come last. Which of them is too close to call."
-        lines.append(Line("Learnt last", [Sentence(said, names)]))
+    first, between, last = parted(answer["first"], answer["last"])
+    lines = []
+    for place, some, why in (
+        ("first", first, ": their intervals overlap"),
+        ("last", last[::-1], ""),
+    ):
+        who, names = _listed(some)
+        if len(some) > 1:
+            said = f"{who} come {place}. Which of them is too close to call{why}."
+        else:
+            said = f"{who} comes {place}." if between else f"{who} will be learnt {place}."
+        lines.append(Line(f"Learnt {place}", [Sentence(said, names)]))
+    if between:
+        who, names = _listed(between)
+        has = "has an interval that overlaps"
+        has = has if len(between) == 1 else "have intervals that overlap"
+        said = f"{who} {has} with those of both ends: any place is possible."
+        lines.insert(1, Line("Between", [Sentence(said, names)]))
     unresolved = answer["pairs"] - answer["resolved"]
     if unresolved and every > 2:
         are = "is" if unresolved == 1 else "are"
@@ -152,16 +170,17 @@ def _starved(data: Mapping[str, Any]) -> list[Line]:
     opposed = {x["behaviour"] for x in against}
     starved = [x for x in data["answer"]["starved"] if x["behaviour"] not in opposed]
     lines = []
-    for heading, each, verb, meaning in (
+    for heading, each, verb, meaning, of_many in (
         (
-            "Starved",
-            starved,
-            "is starved by",
-            "moves the other at least twice as far",
+            *("Starved", starved, "is starved by", "moves {1} at least twice as far as {0}"),
+            "moves the one that starves at least twice as far as the one that is starved",
         ),
-        ("Opposed", against, "is opposed by", "pushes it the wrong way"),
+        (
+            *("Opposed", against, "is opposed by", "moves {0} the wrong way"),
+            "moves the one that is opposed the wrong way",
+        ),
     ):
-        said = []
+        said: list[Sentence] = []
         for x in each[:NAMED]:
             first, *others = x["by"]
             more = f" and {counted(len(others), 'other')}" if others else ""
@@ -171,27 +190,52 @@ def _starved(data: Mapping[str, Any]) -> list[Line]:
             more = "So is 1 more" if len(each) == NAMED + 1 else f"So are {len(each) - NAMED} more"
             said.append(Sentence(f"{more}: see the priorities below."))
         if said:
-            lines.append(Line(heading, [*said, Sentence(f"A first step on both {meaning}.")]))
+            one = len(each) == len(each[0]["by"]) == 1
+            step = f"A first step on both {meaning if one else of_many}."
+            lines.append(Line(heading, [*said, Sentence(step, said[0].names if one else ())]))
     none = f"No behaviour: no priority of an order that is resolved reaches {STARVED}."
     return lines or [Line("Starved", [Sentence(none)])]
 
 
 def _told_apart(data: Mapping[str, Any]) -> list[Line]:
-    found = data["answer"]["not_apart"]
+    same = data["answer"]["same"]
+    lines = []
+    if same:
+        who, names = _listed(same)
+        lines.append(Line("No difference", [Sentence(f"Both sides of {who} {SAME}.", names)]))
+    found = [b for b in data["answer"]["not_apart"] if b not in same]
     if not found or (len(found) == len(data["behaviours"]) > 1):
-        return []
+        return lines
     who, names = _listed(found)
     rest = "are not told apart from chance, as their intervals begin at 0."
     if len(found) == 1:
         rest = "is not told apart from chance, as its interval begins at 0."
-    return [Line("Hardly there", [Sentence(f"{who} {rest}", names)])]
+    return [*lines, Line("Hardly there", [Sentence(f"{who} {rest}", names)])]
+
+
+def _labels(data: Mapping[str, Any]) -> list[Line]:
+    """What to do where both sides of a behaviour are the same: its share would be all rows."""
+    who, names = _listed(data["answer"]["same"])
+    todo = [Sentence(f"Check the texts and labels of {who}: both sides {SAME}.", names)]
+    if len(data["behaviours"]) > 1:
+        todo.append(Sentence("Until then, leave the shares as they are."))
+    if data["balanced"] is not None:
+        todo.append(Sentence("Do not train on {}.", (data["balanced"],)))
+    return [Line(TODO, todo)]
 
 
 def _rebalancing(data: Mapping[str, Any]) -> list[Line]:
     each = [b for b in data["behaviours"] if b["even_share"] is not None]
     change = {b["name"]: b["even_share"] / b["share"] for b in each}
+    starved = {x["behaviour"] for x in data["answer"]["starved"]}
+    kept = [b for b in each if b["name"] in starved and 1 / EVEN <= change[b["name"]] <= EVEN]
+    left = []
+    if kept:
+        who, names = _listed([b["name"] for b in kept], _changes(kept))
+        are = "is" if len(kept) == 1 else "are"
+        left.append(Sentence(f"Though starved, {who} {are} about even already.", names))
     if not each or max(max(x, 1 / x) for x in change.values()) <= EVEN:
-        return [Line(TODO, [Sentence("Nothing: the shares are about even already.")])]
+        return [Line(TODO, [Sentence("Nothing: the shares are about even already."), *left])]
     more = sorted((b for b in each if change[b["name"]] > EVEN), key=lambda b: -b["even_share"])
     less = sorted((b for b in each if change[b["name"]] < 1 / EVEN), key=lambda b: -b["share"])
     said = []
@@ -202,11 +246,17 @@ def _rebalancing(data: Mapping[str, Any]) -> list[Line]:
         said.append(Sentence(f"First get more texts of {who}: until then, {which}.", names))
     for verb, some in (("Give more rows to", more), ("Give fewer rows to", less)):
         if some:
-            each_said = [f" ({percent(b['share'])} → {percent(b['even_share'])})" for b in some]
-            who, names = _listed([b["name"] for b in some], each_said)
+            who, names = _listed([b["name"] for b in some], _changes(some))
             said.append(Sentence(f"{verb} {who}.", names))
+    said += left
     if data["balanced"] is not None:
-        said.append(Sentence("{} has such rows: train on it.", (data["balanced"],)))
+        words = "{} has such rows: train on it."
+        if data["kind"] != "pairs":
+            words = (
+                "{} has such rows: turn its statements into pairs by "
+                "`dynamics.statement_pairs`, and train on these."
+            )
+        said.append(Sentence(words, (data["balanced"],)))
     else:
         said.append(
             Sentence(
@@ -223,25 +273,65 @@ def _rebalancing(data: Mapping[str, Any]) -> list[Line]:
     return [Line(TODO, said)]
 
 
+def _changes(behaviours: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What follows the name of each behaviour: its share, and that of even learning."""
+    return [f" ({percent(b['share'])} → {percent(b['even_share'])})" for b in behaviours]
+
+
 def _watched(data: Mapping[str, Any]) -> list[Line]:
     """What trainings did that were watched."""
     lines = []
+    of_data = {b["name"] for b in data["behaviours"]}
     for watch in data["watches"]:
-        found, warned = watch["observed"], len(watch["warnings"])
-        order, names = found["order"], [watch["name"]]
-        if len(order) == 1:
-            words = "In {}, its loss was measured"
-        elif order:
-            words = "In {}, {} was learnt first and {} last"
-            names += [order[0], order[-1]]
-            if found["of"]:
-                pairs = counted(found["of"], "pair")
-                words += f"; {found['agree']} of {pairs} whose order is resolved came in that order"
+        if of_data.isdisjoint(watch["behaviours"]):
+            said = Sentence(
+                "{} is left out here: it has none of these behaviours.", (watch["name"],)
+            )
         else:
-            words = "In {}, too little is known for an order"
-        words += f". {counted(warned, 'warning')}: see below." if warned else ". No warnings."
-        lines.append(Line("What happened", [Sentence(words, tuple(names))]))
+            said = _happened(watch)
+        lines.append(Line("What happened", [said]))
     return lines
+
+
+def _happened(watch: Mapping[str, Any]) -> Sentence:
+    """In which order a training learnt, as far as intervals resolve it."""
+    observed, warned = watch["observed"], len(watch["warnings"])
+    first, between, last = parted(observed["first"], observed["last"])
+    parts: list[str] = []
+    names = [watch["name"]]
+
+    def add(some: Sequence[str], one: str, more: str) -> None:
+        if some:
+            who, shown = _listed(some)
+            parts.append(f"{who} {one if len(some) == 1 else more}")
+            names.extend(shown)
+
+    if first:
+        add(first, "was learnt first", "were learnt first")
+        add(last, "last", "last")
+        parts[:2] = [" and ".join(parts)]
+        where = "overlaps with both: too close to call"
+        add(between, where, where.replace("overlaps", "overlap"))
+    else:
+        add(between, "was learnt", "were learnt: their order is too close to call")
+    add(observed["hardly"], "was hardly learnt", "were hardly learnt")
+    add(observed["unknown"], "was measured too little", "were measured too little")
+    words = "In {}, " + ("; ".join(parts) or "too little is known for an order")
+    if observed["of"]:
+        pairs = counted(observed["of"], "pair")
+        words += f". Of {pairs} resolved before and after, {observed['agree']} came as predicted"
+    words += f". {counted(warned, 'warning')}: see below." if warned else ". No warnings."
+    return Sentence(words, tuple(names))
+
+
+def parted(first: Sequence[str], last: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The names that may be first, those that may be both, and those that may be last."""
+    between = [b for b in first if b in last]
+    return (
+        [b for b in first if b not in between],
+        between,
+        [b for b in last if b not in between],
+    )
 
 
 def counted(n: int, what: str) -> str:
@@ -284,6 +374,25 @@ def figure(x: float | None) -> str:
     if x is None:
         return NONE
     return f"{x:,.0f}" if 1000 <= abs(x) < 1e9 else f"{x:.3g}"
+
+
+def aligned(*figures: float | None) -> tuple[str, ...]:
+    """A figure and the ends of its interval with the same number of decimals; None is no end.
+
+    The largest has three digits, and the smallest at least one that is not 0.
+    """
+    known = [abs(x) for x in figures if x]
+    if not known or max(known) >= 1e9:
+        return tuple(map(end, figures))
+    digits = max(3 - _size(max(known)), 1 - _size(min(known)), 0)
+    if digits > MOST_DECIMALS:
+        return tuple(map(end, figures))
+    return tuple("∞" if x is None else f"{x:,.{digits}f}" for x in figures)
+
+
+def _size(x: float) -> int:
+    """How many digits stand before the point; 0 or less for what is below 1."""
+    return math.floor(math.log10(x)) + 1
 
 
 def end(x: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import charts, runs
 from .charts import Curve, escaped
-from .findings import NONE, STARVED, TODO, Sentence, brief, counted, end, figure, lines, percent
+from .findings import NONE, STARVED, TODO, Sentence, aligned, brief, counted, figure, lines, percent
 
 KINDS = {
     "statements": "statements, read as they stand",
@@ -122,6 +122,8 @@ def _shares(data: Mapping[str, Any]) -> str:
     if not data["answer"]["resolved"]:
         title = "Which part of the data each gets"
         caption += " Nothing is resolved here: they may be chance alone."
+    elif data["answer"]["same"]:
+        caption += " Sides that look the same are given nearly all rows: check their labels first."
     return _picture(
         title,
         caption,
@@ -141,13 +143,13 @@ def _figures(data: Mapping[str, Any]) -> str:
     heads += ["accuracy bound", "share", "even", "rows", "balanced"]
     rows = []
     for rank, b in enumerate(data["behaviours"], 1):
-        low, high = b["interval"]
+        distance, *ends = aligned(b["distinguishability"], *b["interval"])
         error = b["concentration_error"]
         near = f" ± {figure(error)}" if error > 0.01 * b["concentration"] else ""
         bound, even = b["accuracy_bound"], b["even_share"]
         cells = [
-            figure(b["distinguishability"]),
-            f"{figure(low)} to {end(high)}",
+            distance,
+            " to ".join(ends),
             f"{b['n_positive']:,}",
             f"{b['n_negative']:,}",
             figure(b["concentration"]) + near,
@@ -228,7 +230,10 @@ def _order(watch: Mapping[str, Any], ranks: Mapping[str, int], number: int) -> s
         for figure_ in ("loss", "accuracy"):
             known = runs.points(watch, name, figure_)
             ends.append(f"{figure(known[0][1])} → {figure(known[-1][1])}" if known else NONE)
-        cells = (str(ranks.get(name, NONE)), figure(watch["observed"]["falls"][name]), *ends)
+        growth = runs.growth(watch, name)
+        grown = NONE if growth is None else " ± ".join(aligned(*growth))
+        fall = figure(watch["observed"]["falls"][name])
+        cells = (str(ranks.get(name, NONE)), fall, grown, *ends)
         rows.append(
             f'<tr><th scope="row" title="{escaping.escape(charts.plain(name))}">'
             f'<span class="rank">{place}</span>{escaped(name)}</th>'
@@ -236,14 +241,19 @@ def _order(watch: Mapping[str, Any], ranks: Mapping[str, int], number: int) -> s
             + "</tr>"
         )
     head = "<th>as observed</th>" + "".join(
-        f'<th scope="col">{x}</th>' for x in ("predicted place", "mean fall", "loss", "accuracy")
+        f'<th scope="col">{x}</th>'
+        for x in ("predicted place", "mean fall", "growth", "loss", "accuracy")
     )
     agree = watch["observed"]
-    said = "The mean fall is how far the loss lay below its start, on average over all steps."
+    said = (
+        "The mean fall is how far the loss lay below its start, on average over all steps. One was "
+        "learnt before another only where the growth of its margin at the last step lies above 0 "
+        "and above the other's, by 95 % intervals; else the order is too close to call."
+    )
     if agree["of"]:
         said += (
-            f" Of {counted(agree['of'], 'pair')} whose predicted order is resolved, "
-            f"{agree['agree']} came in that order."
+            f" Of {counted(agree['of'], 'pair')} resolved both before and after, "
+            f"{agree['agree']} came as predicted."
         )
     label = "Predicted and observed order"
     return f"<h3>{label}</h3><p class=soft>{said}</p>" + charts.table(

@@ -18,6 +18,7 @@ from .priority import priorities
 from .rebalancing import counts, shares
 
 FORM = 1  # of the data of a report
+ROUNDING = 1e-5  # of the norm of states: sides that are no further apart look the same
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -112,7 +113,7 @@ def report(
         "kind": "pairs" if kinds == {True} else "statements" if kinds == {False} else "both",
         "behaviours": behaviours,
         "priorities": matrix,
-        "answer": findings.find(behaviours, matrix),
+        "answer": findings.find(behaviours, matrix) | {"same": _same(ordered)},
         "most": most,
         "balanced": balanced,
         "watches": [],
@@ -130,6 +131,15 @@ def _middle(one: Statistics) -> float:
     """The middle of a behaviour's interval, which few texts do not move up as they do the rest."""
     low, high = one.interval
     return (low + high) / 2 if math.isfinite(high) else one.distinguishability
+
+
+def _same(stats: Mapping[str, Statistics]) -> list[str]:
+    """Behaviours whose sides differ by no more than the rounding of their states."""
+    return [
+        name
+        for name, s in stats.items()
+        if s.distinguishability <= ROUNDING * float(s.mean_positive.norm())
+    ]
 
 
 def _behaviours(stats: Mapping[str, Statistics], most: int) -> list[dict[str, Any]]:
@@ -165,19 +175,37 @@ def _behaviours(stats: Mapping[str, Statistics], most: int) -> list[dict[str, An
 
 
 def _observed(watch: Mapping[str, Any], behaviours: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The order in which behaviours were learnt, and how many resolved pairs came as predicted."""
+    """The order in which behaviours were learnt, as far as the growth of their margins resolves it.
+
+    One was learnt before another if its growth at the last step lies above 0 and above the other's,
+    by their intervals, and its loss fell further on average.
+    """
     falls = {b: runs.fall(watch, b) for b in watch["behaviours"]}
     known = {b: x for b, x in falls.items() if x is not None}
+    order = sorted(known, key=lambda b: -known[b])
+    growths = {b: runs.growth(watch, b) for b in order}
+    measured = {b: (g[0] - g[1], g[0] + g[1]) for b, g in growths.items() if g is not None}
+    learnt = [b for b, (low, _) in measured.items() if low > 0]
+
+    def before(a: str, b: str) -> bool:
+        above = a in learnt and b in measured and measured[a][0] > measured[b][1]
+        return above and known[a] > known[b]
+
+    first, last = findings.ends(learnt, [[before(a, b) for b in learnt] for a in learnt])
     pairs = [
         (a["name"], b["name"])
         for a in behaviours
         for b in behaviours
-        if findings.ahead(a, b) and a["name"] in known and b["name"] in known
+        if findings.ahead(a, b) and (before(a["name"], b["name"]) or before(b["name"], a["name"]))
     ]
     return {
-        "order": sorted(known, key=lambda b: -known[b]),
+        "order": order,
         "falls": falls,
-        "agree": sum(known[a] > known[b] for a, b in pairs),
+        "first": first,
+        "last": last,
+        "hardly": [b for b in measured if b not in learnt],
+        "unknown": [b for b in order if b not in measured],
+        "agree": sum(before(a, b) for a, b in pairs),
         "of": len(pairs),
     }
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from .. import reading
 
-FIGURES = ("loss", "accuracy", "chosen", "rejected", "argmax")  # those that a report draws
+# Those that a report draws, and those that the order in which behaviours were learnt rests on.
+FIGURES = ("loss", "accuracy", "chosen", "rejected", "argmax", "growth", "growth_error")
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -87,6 +88,16 @@ def fall(watch: Mapping[str, Any], behaviour: str) -> float | None:
         return None
     area = math.fsum((b - a) * (x + y) / 2 for (a, x), (b, y) in itertools.pairwise(known))
     return known[0][1] - area / (known[-1][0] - known[0][0])
+
+
+def growth(watch: Mapping[str, Any], behaviour: str) -> tuple[float, float] | None:
+    """By how much the margin of a behaviour had grown at the last step, and the reach of its 95 %.
+
+    None where one of both is unknown there, as it is of one pair alone.
+    """
+    last = watch["history"][-1]["behaviours"].get(behaviour, {})
+    mean, error = last.get("growth"), last.get("growth_error")
+    return None if mean is None or error is None else (mean, error)
 
 
 def _number(x: Any) -> float | None:
