@@ -95,3 +95,33 @@ def test_an_interval_of_pairs_is_that_of_their_differences() -> None:
 def test_one_state_says_nothing_of_its_spread() -> None:
     a, b = (streamed(normal(k, n, 3), [n]) for k, n in ((0, 1), (1, 9)))
     assert interval(a.mean - b.mean, [a, b]) == (0.0, math.inf)
+
+
+def test_repeats_are_one_draw() -> None:
+    """All states as often give the interval of once; a thousand copies of one are one draw."""
+    states = normal(0, 12, 5) + 1.0
+    once = streamed(states, [12])
+    often = streamed(states.repeat(20, 1), [240])
+    expected = interval(once.mean, [once])
+    assert interval(often.mean, [often], [[20] * 12]) == pytest.approx(expected, rel=1e-9)
+    assert interval(once.mean, [once], [[1] * 12]) == pytest.approx(expected, rel=1e-12)
+    low, high = interval(often.mean, [often])
+    assert high - low < 0.4 * (expected[1] - expected[0])
+    same = streamed(states[:1].repeat(9, 1), [9])
+    assert interval(same.mean, [same], [[9]]) == (0.0, math.inf)
+
+
+def test_intervals_cover_the_truth_where_some_are_repeated() -> None:
+    """95 % of 200 up to chance; counted as if all were draws, far fewer do."""
+    times = torch.tensor([1] * 10 + [2] * 5 + [6] * 5 + [12] * 2)
+    truth = torch.full((8,), 0.3).double()
+    hits = plain = 0
+    for seed in range(200):
+        states = (normal(seed, len(times), 8) + truth).repeat_interleave(times, dim=0)
+        moments = streamed(states, [len(states)])
+        low, high = interval(moments.mean, [moments], [times.tolist()])
+        hits += low <= float(truth.norm()) <= high
+        low, high = interval(moments.mean, [moments])
+        plain += low <= float(truth.norm()) <= high
+    assert hits >= 181
+    assert plain < 160

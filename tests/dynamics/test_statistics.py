@@ -183,6 +183,28 @@ def test_an_empty_text_is_one_whose_tokenizer_adds_but_its_own_tokens() -> None:
         dynamics.statistics(tiny.make(), tokenizer, rows)
 
 
+def test_texts_that_are_there_many_times_are_one_draw_each() -> None:
+    """Twenty copies of each row say no more than one: not of statements, and not of pairs."""
+    model = tiny.make()
+    for rows, kind, n in ((statements(["film"]), "texts", 12), (pairs(["film"]), "pairs", 5)):
+        once = dynamics.statistics(model, TOKENIZER, rows)["film"]
+        says = f"of {20 * n} {kind} of 'film' {n} are different; the interval counts each once$"
+        with pytest.warns(UserWarning, match=says):
+            often = dynamics.statistics(model, TOKENIZER, 20 * rows)["film"]
+        assert often.n == 20 * once.n
+        assert often.distinguishability == pytest.approx(once.distinguishability, rel=1e-4)
+        assert often.interval == pytest.approx(once.interval, rel=1e-3)
+
+
+def test_one_text_a_side_says_nothing_however_often_it_is_there() -> None:
+    rows = 20 * statements(each=1)
+    says = "of 40 texts of 'film' 2 are different; .* once .1 more behaviour has such"
+    with pytest.warns(UserWarning, match=says) as warned:
+        stats = dynamics.statistics(tiny.make(), TOKENIZER, rows)
+    assert len(warned) == 1
+    assert all(one.interval == (0.0, float("inf")) for one in stats.values())
+
+
 def wrong() -> Iterator[tuple[Any, type[Exception], str]]:
     film = {"behaviour": "film", "text": "the film", "label": True}
     yield ["the film"], TypeError, "row 0 of rows is a str; it must be a mapping"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,6 +21,7 @@ from .rows import TAG, Reader, Texts
 from .states import LastStates
 
 CHUNK = 256  # rows whose texts are held at a time, so that those of about one length share forwards
+REPEATS = 0.1  # a larger share of texts that are there already is warned of
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,8 @@ class Statistics:
         concentration: the larger of the covariances' largest eigenvalues.
         concentration_error: how far off it may be; 0.0 up to a width of 4,096.
         interval: of the distinguishability of all texts that there might be of this kind, at 95 %.
-            Where texts are few and states wide, `distinguishability` is above it by chance.
+            Where texts are few and states wide, `distinguishability` is above it by chance. A text
+            that is there many times is one draw of them.
         spreads: the variances of the positive and of the negative states along `step`; no less
             than these where `concentration_error` is not 0.
     """
@@ -133,26 +135,50 @@ class Statistics:
 
 
 class _Sides:
-    """The moments of a behaviour's states; of pairs, also those of their differences."""
+    """The moments of a behaviour's states; of pairs, also those of their differences.
 
-    def __init__(self, width: int) -> None:
+    Attributes:
+        times: by the hash of its ids, how many times a text of each side is there, or a pair.
+    """
+
+    def __init__(self, width: int, pairs: bool) -> None:
         self.positive, self.negative, self.differences = (Moments(width) for _ in range(3))
+        self.pairs = pairs
+        self.times: list[Counter[int]] = [Counter() for _ in range(1 if pairs else 2)]
 
-    def add(self, positive: Tensor, negative: Tensor, pairs: bool) -> None:
+    def add(self, positive: Tensor, negative: Tensor) -> None:
         self.positive.add(positive)
         self.negative.add(negative)
-        if pairs:
+        if self.pairs:
             self.differences.add(positive - negative)
 
-    def statistics(self, behaviour: str, pairs: bool) -> Statistics:
+    def count(self, text: Texts) -> None:
+        """Count the texts of a row whose states are added."""
+        ids = [tuple(x) for x in (text.positive, text.negative) if x is not None]
+        if self.pairs:
+            self.times[0][hash(tuple(ids))] += 1
+        else:
+            self.times[int(text.positive is None)][hash(ids[0])] += 1
+
+    @property
+    def read(self) -> int:
+        """How many texts, or pairs, were read."""
+        return sum(times.total() for times in self.times)
+
+    @property
+    def different(self) -> int:
+        """How many of these differ."""
+        return sum(map(len, self.times))
+
+    def statistics(self, behaviour: str) -> Statistics:
         a, b = sides = self.positive, self.negative
         low, high = (max(ends) for ends in zip(*(m.concentration for m in sides), strict=True))
         step = _step(a.n, a.mean, b.n, b.mean)
         # both responses of a pair follow the same prompt, so that they are no independent samples
-        samples = [self.differences] if pairs else [*sides]
+        samples = [self.differences] if self.pairs else [*sides]
         return Statistics(
             behaviour=behaviour,
-            pairs=pairs,
+            pairs=self.pairs,
             n_positive=a.n,
             n_negative=b.n,
             mean_positive=a.mean,
@@ -160,7 +186,7 @@ class _Sides:
             trace=max(m.trace for m in sides),
             concentration=(low + high) / 2,
             concentration_error=(high - low) / 2,
-            interval=interval(a.mean - b.mean, samples),
+            interval=interval(a.mean - b.mean, samples, [x.values() for x in self.times]),
             spreads=(a.variance_along(step), b.variance_along(step)),
         )
 
@@ -194,6 +220,10 @@ def statistics(
     than that is found up to a 4,096th of the trace or less, `concentration_error`; a warning says
     where that is more than 1 %.
 
+    Beside these moments a number a distinct text is kept, which says how many times it is there.
+    Means and covariances are of all texts, but the interval counts equal ones as one draw; a
+    warning says where more than a tenth of a behaviour's texts are repeats.
+
     Args:
         model: a causal LM, or a `Model` with an adapter.
         tokenizer: its tokenizer; None: that of the `Model`.
@@ -226,11 +256,10 @@ def statistics(
             _add(sides, chunk, states, reader, max_batch, count)
             count.add(reader.taken - count.done)  # those that were left out
     reader.left_out.warn()
-    pairs = bool(reader.pairs)
     found = {}
     for behaviour, side in sides.items():
         if side.positive.n and side.negative.n:
-            found[behaviour] = one = side.statistics(behaviour, pairs)
+            found[behaviour] = one = side.statistics(behaviour)
             if one.concentration_error > 0.01 * one.concentration:
                 warn(
                     f"concentration of {behaviour!r} is {one.concentration:.4g} within "
@@ -241,7 +270,22 @@ def statistics(
             warn(f"behaviour {behaviour!r} has texts of label {label} only; it is left out")
     if not found:
         raise ValueError("rows has no behaviour with texts of both labels; it must have one")
+    _warn_of_repeats({behaviour: sides[behaviour] for behaviour in found})
     return found
+
+
+def _warn_of_repeats(sides: Mapping[str, _Sides]) -> None:
+    """Name the behaviour with the largest share of repeats, where that is more than a tenth."""
+    shares = {behaviour: 1 - side.different / side.read for behaviour, side in sides.items()}
+    most = max(shares, key=shares.__getitem__)
+    if shares[most] > REPEATS:
+        side, others = sides[most], sum(share > REPEATS for share in shares.values()) - 1
+        warn(
+            f"of {side.read} {'pairs' if side.pairs else 'texts'} of {most!r} {side.different} are "
+            "different; the interval counts each once"
+            + (f" ({others} more behaviours have such repeats)" if others > 1 else "")
+            + (" (1 more behaviour has such repeats)" if others == 1 else "")
+        )
 
 
 class _Count:
@@ -288,18 +332,19 @@ def _add(
         count.add(int(not unread[row]))
 
     found = dict(zip(each, states(texts, max_batch, seen), strict=True))
+    width = len(next(iter(found.values())))
     of: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for i, row in enumerate(chunk):
         own = [found.get((i, side)) for side in (2, 3)]
         if not all(x is None or bool(x.isfinite().all()) for x in own):
             reader.left_out.add(row.number, "with a state that is not finite")
             continue
+        if row.behaviour not in sides:
+            sides[row.behaviour] = _Sides(width, bool(reader.pairs))
+        sides[row.behaviour].count(row)
         for x, kept in zip(own, of.setdefault(row.behaviour, ([], [])), strict=True):
             if x is not None:
                 kept.append(x)
-    width = len(next(iter(found.values())))
     for behaviour, both in of.items():
-        if behaviour not in sides:
-            sides[behaviour] = _Sides(width)
         positive, negative = (torch.stack(x) if x else torch.empty(0, width).double() for x in both)
-        sides[behaviour].add(positive, negative, bool(reader.pairs))
+        sides[behaviour].add(positive, negative)

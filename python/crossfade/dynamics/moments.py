@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -124,7 +125,48 @@ class Moments:
         return self.scatter.along(direction) / (max(1, self.n) * square) if square else 0.0
 
 
-def interval(difference: Tensor, samples: Sequence[Moments]) -> tuple[float, float]:
+class _Draws:
+    """What the numbers of times that a sample's draws are there say of its mean and its scatter.
+
+    With ``w_i = m_i / n`` for a draw that is there m_i times, the mean has the covariance C of the
+    states times ``sum w_i²``. The scatter is ``n X' A X`` with ``A = diag(w) - ww'``, and C times
+    ``n tr A`` on average; ``(tr A)² / tr A²`` are its degrees of freedom, one less than the draws
+    where each is there as often.
+    """
+
+    def __init__(self, moments: Moments, times: Iterable[int] | None) -> None:
+        self.moments = moments
+        n = max(1, moments.n)
+        counts = Counter({1: moments.n} if times is None else times)  # of draws that are as often there
+        self.n = sum(counts.values())
+        two, three = (sum(c * (m / n) ** k for m, c in counts.items()) for k in (2, 3))
+        self.share = two
+        self.left = n * (1 - two)
+        self.freedom = (1 - two) ** 2 / (two - 2 * three + two**2) if self.n > 1 else 0.0
+
+    @property
+    def scale(self) -> float:
+        """The covariance of the mean is so many times the scatter."""
+        return self.share / self.left
+
+    def square_trace(self) -> float:
+        """An estimate of the trace of the states' covariance's square, no larger by chance.
+
+        It is the unbiased one of normal states (Bai and Saranadasa, 1996), and no less than that of
+        the most even spectrum.
+        """
+        scatter, f = self.moments.scatter, self.freedom
+        square, trace = scatter.inner(scatter) / self.left**2, scatter.trace / self.left
+        if self.n > 2:
+            square = f**2 / ((f - 1) * (f + 2)) * (square - trace**2 / f)
+        return max(square, trace**2 / len(self.moments.mean))
+
+
+def interval(
+    difference: Tensor,
+    samples: Sequence[Moments],
+    times: Sequence[Iterable[int]] | None = None,
+) -> tuple[float, float]:
     """A 95 % interval of the length of what `difference` estimates.
 
     The square of a difference of means is too large by ``tr V`` on average, where V is the
@@ -137,35 +179,25 @@ def interval(difference: Tensor, samples: Sequence[Moments]) -> tuple[float, flo
     Args:
         difference: of means of independent samples, or the mean of one sample.
         samples: the moments of these.
+        times: for each sample, how many times each of its draws is there; None: all are there once.
 
     Returns:
-        Its ends; 0 and infinity where a sample has one state, which says nothing of its spread.
+        Its ends; 0 and infinity where a sample has one draw, which says nothing of its spread.
     """
-    if min(m.n for m in samples) < 2:
+    of = times or [None] * len(samples)
+    draws = [_Draws(moments, its) for moments, its in zip(samples, of, strict=True)]
+    if min(draw.n for draw in draws) < 2:
         return 0.0, math.inf
-    scales = [1 / (m.n * (m.n - 1)) for m in samples]  # V is the sum of these times the scatters
-    each = list(zip(samples, scales, strict=True))
-    noise = sum(scale * m.scatter.trace for m, scale in each)
-    along = sum(scale * m.scatter.along(difference) for m, scale in each)
-    square = sum(_square_trace(m) / m.n**2 for m in samples)
+    # V is the sum of the scatters times their scales
+    each = [(draw.moments.scatter, draw.scale) for draw in draws]
+    noise = sum(scale * scatter.trace for scatter, scale in each)
+    along = sum(scale * scatter.along(difference) for scatter, scale in each)
+    square = sum(draw.square_trace() * draw.share**2 for draw in draws)
     for i, (a, scale) in enumerate(each):
-        square += sum(2 * scale * s * a.scatter.inner(b.scatter) for b, s in each[:i])
+        square += sum(2 * scale * s * a.inner(b) for b, s in each[:i])
     length = float(difference.square().sum())
     centre, reach = length - noise, Z**2 * (2 * along / length if length else 0.0)
     # the ends are where (centre - square of the length)² is Z² times the variance there
     half = math.sqrt(max(0.0, reach**2 + 2 * reach * centre + 2 * Z**2 * square))
     low, high = (math.sqrt(max(0.0, centre + reach + side * half)) for side in (-1, 1))
     return low, high
-
-
-def _square_trace(moments: Moments) -> float:
-    """An estimate of the trace of a covariance's square, which chance makes no larger.
-
-    It is the unbiased one of normal states (Bai and Saranadasa, 1996), and no less than that of the
-    most even spectrum.
-    """
-    n, scatter = moments.n, moments.scatter
-    square, trace = scatter.inner(scatter) / (n - 1) ** 2, scatter.trace / (n - 1)
-    if n > 2:
-        square = (n - 1) ** 2 / ((n - 2) * (n + 1)) * (square - trace**2 / (n - 1))
-    return max(square, trace**2 / len(moments.mean))
