@@ -47,7 +47,8 @@ def statement_pairs(
 
     Returns:
         ``{tag: ..., "prompt_ids": ..., "chosen_ids": ..., "rejected_ids": ...}`` of each row, which
-        trainers take as they are. Rows without a tag or without a token are left out, with a
+        `crossfade.training.DPOTrainer` takes as they are. TRL's own trainers take texts alone, and
+        fail with ``KeyError: 'chosen'``. Rows without a tag or without a token are left out, with a
         warning.
 
     Raises:
