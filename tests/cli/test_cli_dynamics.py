@@ -180,7 +180,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any] | None, list[str], str]] = {
     "a label": (
         lambda: write("rows.jsonl", [*ROWS, {**ROWS[0], "label": "yes"}]),
         [],
-        f"label of row {len(ROWS)} of rows.jsonl is 'yes'; it must be a bool",
+        f"label of row {len(ROWS)} of rows.jsonl is 'yes'; it must be a bool (true or false",
     ),
     "both kinds": (
         lambda: write("rows.jsonl", [*ROWS, {**PAIRS[0], "behaviour": "first"}]),

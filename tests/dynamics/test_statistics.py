@@ -12,6 +12,7 @@ import tiny_models as tiny
 import torch
 from crossfade import dynamics
 from crossfade.dynamics import behaviours
+from crossfade.dynamics.rows import texts_of
 from crossfade.dynamics.states import LastStates
 from crossfade.training.encoding import encoded
 from statements import apart, pairs, statements
@@ -210,13 +211,32 @@ def wrong() -> Iterator[tuple[Any, type[Exception], str]]:
     yield ["the film"], TypeError, "row 0 of rows is a str; it must be a mapping"
     yield [{**film, "behaviour": 3}], TypeError, "behaviour of row 0 of rows is 3"
     yield [{**film, "text": 3}], TypeError, "text of row 0 of rows is 3; it must be a text"
-    yield [film, {**film, "label": "yes"}], TypeError, "label of row 1 of rows is 'yes'"
+    says = r"label of row 1 of rows is 'yes'; it must be a bool \(true or false in JSON\)"
+    yield [film, {**film, "label": "yes"}], TypeError, says
     wrong_key = {"behaviour": "film", "statement": "the film", "label": True}
     says = "text of row 1 of rows is missing; its keys are behaviour, statement, label; it must"
     yield [film, wrong_key], ValueError, says
     yield [{**film, "text": None}], TypeError, "text of row 0 of rows is None"
     yield [film, pairs()[0]], ValueError, "row 1 of rows is a pair of responses, and the first is"
     yield [{**pairs()[0], "prompt": None}], ValueError, "prompt of row 0 of rows is None"
+    chat = [{"role": "user", "content": "the film"}, {"role": "assistant", "content": " great"}]
+    pair = {
+        "behaviour": "film",
+        "chosen": chat,
+        "rejected": [*chat[:1], {**chat[1], "content": "x"}],
+    }
+    says = "prompt of row 0 of rows is a text, and chosen is 2 messages; .* drop prompt"
+    yield [{**pair, "prompt": "the plot"}], ValueError, says
+    apart = {"behaviour": "film", "chosen": " great", "rejected": "awful"}
+    says = (
+        "prompt of row 0 of rows is missing, and chosen and rejected begin with nothing in common"
+    )
+    yield [apart], ValueError, says
+    yield (
+        [{**pair, "rejected": " awful"}],
+        TypeError,
+        "rejected of row 0 of rows is ' awful'; without",
+    )
     yield [], ValueError, "no behaviour with texts of both labels"
 
 
@@ -224,6 +244,75 @@ def wrong() -> Iterator[tuple[Any, type[Exception], str]]:
 def test_wrong_rows(rows: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         dynamics.statistics(tiny.make(), TOKENIZER, rows)
+
+
+@pytest.mark.parametrize(("rows", "key"), [(statements(), "text"), (pairs(), "chosen")])
+def test_a_tokenizer_of_another_model(rows: list[dict[str, Any]], key: str) -> None:
+    """What does not fit is the tokenizer, and not the row; given ids are the row's."""
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.add_tokens(["unheard"])
+    rows = [{**rows[0], key: "the unheard film"}, *rows[1:]]
+    size = len(tokenizer)
+    says = (
+        f"once it is encoded: the tokenizer has {size} tokens and the model {tiny.VOCAB}; they must"
+    )
+    with pytest.raises(ValueError, match=says):
+        dynamics.statistics(tiny.make(), tokenizer, rows)
+    given = {
+        "behaviour": "film",
+        "prompt_ids": [5],
+        "chosen_ids": [6],
+        "rejected_ids": [tiny.VOCAB],
+    }
+    with pytest.raises(ValueError, match=f"rejected_ids of row 0 of rows has id {tiny.VOCAB}; ids"):
+        dynamics.statistics(tiny.make(), tokenizer, [given])
+
+
+def conversation(row: dict[str, Any], side: str) -> list[dict[str, str]]:
+    return [
+        {"role": "user", "content": row["prompt"]},
+        {"role": "assistant", "content": row[side]},
+    ]
+
+
+@pytest.mark.parametrize("kind", ["texts", "chats", "ultrafeedback"])
+def test_an_implicit_prompt_is_what_both_responses_begin_with(kind: str) -> None:
+    """The figures are those of the same pairs with their prompts."""
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    explicit, implicit = [], []
+    for row in pairs():
+        tagged, both = {"behaviour": row["behaviour"]}, ("chosen", "rejected")
+        if kind == "texts":
+            explicit.append(row)
+            implicit.append({**tagged, **{side: row["prompt"] + row[side] for side in both}})
+        else:
+            chats = {side: conversation(row, side) for side in both}
+            split = {side: chat[1:] for side, chat in chats.items()}
+            explicit.append({**tagged, "prompt": chats["chosen"][:1], **split})
+            text = {"prompt": row["prompt"]} if kind == "ultrafeedback" else {}
+            implicit.append({**tagged, **text, **chats})
+    model = tiny.make()
+    expected, found = (dynamics.statistics(model, tokenizer, x) for x in (explicit, implicit))
+    for name, one in expected.items():
+        torch.testing.assert_close(found[name].difference, one.difference)
+        assert found[name].interval == pytest.approx(one.interval)
+
+
+def test_an_implicit_prompt_is_trls() -> None:
+    trl = pytest.importorskip("trl")
+    user = {"role": "user", "content": "the film"}
+    great, awful = ({"role": "assistant", "content": x} for x in (" great", " awful"))
+    for chosen, rejected in (
+        ("the film was great", "the film was awful"),
+        ("the film was great", "the film was great"),
+        ("the film was", "the film was great"),
+        ([user, great], [user, awful]),
+        ([user, great, user, great], [user, great, user, awful]),
+        ([user, great], [user, great]),
+    ):
+        row = {"chosen": chosen, "rejected": rejected}
+        assert texts_of(row, "a row") == tuple(trl.extract_prompt(row).values())
 
 
 def test_models_whose_texts_would_not_be_read_as_they_stand() -> None:

@@ -137,7 +137,8 @@ class _Draws:
     def __init__(self, moments: Moments, times: Iterable[int] | None) -> None:
         self.moments = moments
         n = max(1, moments.n)
-        counts = Counter({1: moments.n} if times is None else times)  # of draws that are as often there
+        # how many draws are there so many times
+        counts = Counter({1: moments.n} if times is None else times)
         self.n = sum(counts.values())
         two, three = (sum(c * (m / n) ** k for m, c in counts.items()) for k in (2, 3))
         self.share = two
@@ -184,7 +185,7 @@ def interval(
     Returns:
         Its ends; 0 and infinity where a sample has one draw, which says nothing of its spread.
     """
-    of = times or [None] * len(samples)
+    of: Sequence[Iterable[int] | None] = times or [None] * len(samples)
     draws = [_Draws(moments, its) for moments, its in zip(samples, of, strict=True)]
     if min(draw.n for draw in draws) < 2:
         return 0.0, math.inf

@@ -99,16 +99,17 @@ class Reader:
         if ids == self.empty:
             ids = []
         else:
-            check_ids(ids, f"text of {where}", self.vocabulary)
+            self._check(ids, f"text of {where}", False)
         return (ids, None, len(ids)) if row["label"] else (None, ids, len(ids))
 
     def _pair(self, row: Mapping[str, Any], where: str) -> tuple[Ids, Ids, int]:
         """Both responses after their prompt, as trainers encode them."""
-        names = _names(row)
-        prompt, *responses = (row[name] for name in names)
+        are_ids = "chosen_ids" in row
+        names = OF_IDS if are_ids else OF_TEXTS
+        prompt, *responses = (row[name] for name in names) if are_ids else texts_of(row, where)
         found: list[list[int]] = []
         for name, response in zip(names[1:], responses, strict=True):
-            if names is OF_IDS:
+            if are_ids:
                 before = _list(prompt)
                 whole = [*before, *_list(response)]
             else:
@@ -116,9 +117,19 @@ class Reader:
                 before, after = encoded(prompt, response, self.tokenizer, has_eos, where)
                 whole = before + after
             if whole:
-                check_ids(whole, f"{name} of {where}", self.vocabulary)
+                self._check(whole, f"{name} of {where}", are_ids)
             found.append(whole)
         return found[0], found[1], len(before)
+
+    def _check(self, ids: list[int], name: str, given: bool) -> None:
+        """Require that the model knows ids, which were given or come from the tokenizer."""
+        if not given and max(ids) >= self.vocabulary:
+            raise ValueError(
+                f"{name} has id {max(ids)} once it is encoded: the tokenizer has "
+                f"{len(self.tokenizer)} tokens and the model {self.vocabulary}; they must be of "
+                "one model"
+            )
+        check_ids(ids, name, self.vocabulary)
 
 
 def sides(rows: Iterable[Any], tag: str) -> dict[str, set[bool]]:
@@ -149,10 +160,13 @@ def is_pair(row: Mapping[str, Any], where: str, first: bool | None) -> bool:
             "kind"
         )
     if pairs:
-        for name in (names := _names(row)):
-            if row.get(name) is None:
+        names = OF_IDS if "chosen_ids" in row else OF_TEXTS
+        for name in names:
+            if row.get(name) is None and (name in row or name != "prompt"):
                 there = "is None" if name in row else "is missing"
                 raise ValueError(f"{name} of {where} {there}; it must have {', '.join(names)}")
+        if names is OF_TEXTS:
+            texts_of(row, where)
         return True
     for name in ("text", "label"):
         if name not in row:
@@ -167,12 +181,57 @@ def is_pair(row: Mapping[str, Any], where: str, first: bool | None) -> bool:
             "rejected)"
         )
     if not isinstance(label, (bool, int)) or label not in (0, 1):
-        raise TypeError(f"label of {where} is {label!r:.80}; it must be a bool")
+        raise TypeError(
+            f"label of {where} is {label!r:.80}; it must be a bool (true or false in JSON)"
+        )
     return False
 
 
-def _names(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return OF_IDS if "chosen_ids" in row else OF_TEXTS
+def texts_of(row: Mapping[str, Any], where: str) -> tuple[Any, Any, Any]:
+    """The prompt of a pair of texts or chats, and both responses to it.
+
+    Without a prompt it is what both begin with, as for TRL's `extract_prompt`. So it is where the
+    prompt is a text and the responses are whole conversations whose first message of the user is
+    that text, as in UltraFeedback.
+
+    Raises:
+        ValueError: they begin with nothing in common, or their prompt is another one.
+    """
+    texts: list[Any] = [row.get(name) for name in OF_TEXTS]
+    prompt, chosen, rejected = texts
+    responses = {"chosen": chosen, "rejected": rejected}
+    if "prompt" in row:
+        # one message alone is a response to the prompt
+        whole = {k: x for k, x in responses.items() if isinstance(x, (list, tuple)) and len(x) > 1}
+        if not isinstance(prompt, str) or not whole:
+            return prompt, chosen, rejected
+        for name, chat in whole.items():
+            first = next(
+                (m for m in chat if isinstance(m, Mapping) and m.get("role") == "user"), {}
+            )
+            if len(whole) < 2 or first.get("content") != prompt:
+                raise ValueError(
+                    f"prompt of {where} is a text, and {name} is {len(chat)} messages; unless "
+                    "both responses begin with it as a message of the user, drop prompt, or give "
+                    "what follows it as chosen and rejected"
+                )
+    for name, x in responses.items():
+        if not isinstance(x, (str, list, tuple)) or type(x) is not type(chosen):
+            raise TypeError(
+                f"{name} of {where} is {x!r:.80}; without a prompt, chosen and rejected must be "
+                "texts or lists of messages that begin with it"
+            )
+    shared = min(len(chosen), len(rejected)) - 1  # where they are the same, all but the last
+    for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)):
+        if a != b:
+            shared = i - (i > 0 and chosen[i - 1] == " ")  # the space is the response's
+            break
+    if shared < 1:
+        raise ValueError(
+            f"prompt of {where} is missing, and chosen and rejected begin with nothing in common; "
+            f"it must have {', '.join(OF_TEXTS)}"
+        )
+    return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
 def behaviour_of(row: Any, tag: str, where: str) -> str | None:
