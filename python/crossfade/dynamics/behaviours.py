@@ -213,8 +213,9 @@ def statistics(
     responses as trainers take them, with a tag beside: ``{"behaviour": ..., "prompt": ...,
     "chosen": ..., "rejected": ...}``, or with `prompt_ids`, `chosen_ids` and `rejected_ids`. Where
     `prompt` is not there or is the text of the first message of whole conversations, the prompt is
-    what both responses begin with, as for TRL's trainers. Pairs are encoded as `training` encodes
-    them, and read at the last token of each response, EOS where it has one.
+    what both responses begin with, as TRL's `maybe_extract_prompt` finds it; trainers of such rows
+    want that text dropped. Pairs are encoded as `training` encodes them, and read at the last token
+    of each response, EOS where it has one.
 
     A text is forgotten once it is read. Of each side of a behaviour, at most 2 H states of H
     numbers are kept, or 4,096 above a width of 4,096. There the largest eigenvalue of more texts

@@ -190,9 +190,9 @@ def is_pair(row: Mapping[str, Any], where: str, first: bool | None) -> bool:
 def texts_of(row: Mapping[str, Any], where: str) -> tuple[Any, Any, Any]:
     """The prompt of a pair of texts or chats, and both responses to it.
 
-    Without a prompt it is what both begin with, as for TRL's `extract_prompt`. So it is where the
-    prompt is a text and the responses are whole conversations whose first message of the user is
-    that text, as in UltraFeedback.
+    Without a prompt it is what both begin with, as for TRL's `maybe_extract_prompt`. So it is where
+    the prompt is a text and the responses are whole conversations whose first message of the user
+    is that text, as in UltraFeedback.
 
     Raises:
         ValueError: they begin with nothing in common, or their prompt is another one.
