@@ -36,7 +36,7 @@ from crossfade.extras import old_names
 from reports.trl_parity import render
 from trl_parity_cases import ADAPTERS, KINDS, Case, all_cases, make, make_tokenizer, rows_of
 
-LIMIT = 1e-4
+LIMIT = 2e-4
 PLAIN = {
     "max_steps": 3,
     "per_device_train_batch_size": 4,
@@ -146,7 +146,11 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
     errors = {"loss": 0.0, "metrics": 0.0, "gradients": 0.0}
     same = [log.keys() for log in ours[0]] == [log.keys() for log in theirs[0]]
     for mine, its in zip(ours[0], theirs[0], strict=False):
+        # Before anything is learnt, rounding decides which reward is larger.
+        ties = all(abs(log.get("rewards/margins", 1.0)) < 1e-6 for log in (mine, its))
         for name in mine.keys() & its.keys():
+            if ties and name.endswith("accuracies"):
+                continue
             kind = "loss" if name.endswith("loss") else "metrics"
             errors[kind] = max(errors[kind], off(mine[name], its[name]))
     same = same and len(ours[1]) == len(theirs[1]) > 0

@@ -14,7 +14,7 @@ sys.path += [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 # datasets and TRL may be missing
 collect_ignore = [
     *([] if importlib.util.find_spec("datasets") else ["test_rebalancing.py"]),
-    *([] if importlib.util.find_spec("trl") else ["test_first_step.py", "test_watch.py"]),
+    *([] if importlib.util.find_spec("trl") else ["test_first_step.py", "test_watch_training.py"]),
 ]
 
 

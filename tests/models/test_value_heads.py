@@ -49,8 +49,9 @@ def test_searches_see_the_values(shape: str, head: str) -> None:
     ]
     assert not outs[0].stats.notes
     assert torch.equal(outs[0].sequences, outs[1].sequences)
-    torch.testing.assert_close(outs[0].values, outs[1].values, atol=1e-4, rtol=1e-4)
+    # Where a head gives bfloat16, a number that is summed for one token alone is less rounded.
     rough = {"atol": 0.05, "rtol": 0.02} if options.get("dtype") else {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(outs[0].values, outs[1].values, **rough)
     for i, (prompt, response) in enumerate(zip(PROMPTS, outs[0].responses, strict=True)):
         ids = prompt + response
         truth = last(model, by_hand(base, model, ids), ids)

@@ -150,7 +150,8 @@ def test_shapes_without_data(rows: int) -> None:
     """Fake tensors have the shapes and dtypes that real ones would."""
     with torch._subclasses.FakeTensorMode():
         z = [torch.empty(rows, 20, dtype=torch.bfloat16) for _ in range(3)]
-        args = z, torch.empty(3), [], torch.empty(0), 0.0, None, None, 17, None
+        settings = 0.0, None, None, 17, torch.empty(0), []
+        args = z, torch.empty(3), [], torch.empty(0), *settings, None
         log_p = torch.ops.crossfade.blend(*args)
     assert (log_p.shape, log_p.dtype) == ((rows, 17), torch.float32)
 
