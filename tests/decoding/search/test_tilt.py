@@ -62,7 +62,7 @@ def test_particles_of_a_sampler_are_a_sample_of_the_target(valued: bool) -> None
     search = cf.ParticleFilter(n, 1, value if valued else None, 2.0, tilt=tilt)
     out = cf.generate(
         sampler,
-        [[3, 1]] * 150,
+        [[3, 1]] * (150 if valued else 500),  # The two densities alone are nearer to each other.
         search=search,
         num_return_sequences=n,
         max_new_tokens=3,
