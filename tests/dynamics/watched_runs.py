@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import peft
 import pytest
+import small_runs
 import tiny_models as tiny
 import torch
 import transformers
@@ -32,20 +33,7 @@ class Recorder(transformers.TrainerCallback):
 
 
 def arguments(folder: Path, kind: Any = trl.DPOConfig, **options: Any) -> Any:
-    defaults = {
-        "output_dir": str(folder),
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "logging_steps": 1,
-        "learning_rate": 1e-2,
-        "report_to": "none",
-        "save_strategy": "no",
-        "bf16": False,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
-    }
-    return kind(**{**defaults, **options})
+    return kind(**{**small_runs.settings(folder, 4, 4), **options})
 
 
 def rows_of_ids(each: int = 6) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import peft
 import pytest
+import small_runs
 import tiny_models as tiny
 import trl
 from crossfade.training import DPOTrainer, KTOTrainer, SFTTrainer
@@ -25,20 +26,7 @@ OLD_NAMES = pytest.mark.filterwarnings("ignore:`[a-z_.]*gradient_checkpointing:F
 
 
 def arguments(kind: str, folder: Path, **options: Any) -> Any:
-    defaults = {
-        "output_dir": str(folder),
-        "max_steps": 3,
-        "per_device_train_batch_size": 3,
-        "logging_steps": 1,
-        "learning_rate": 1e-2,
-        "report_to": "none",
-        "save_strategy": "no",
-        "bf16": False,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,
-    }
-    return KINDS[kind][2](**{**defaults, **options})
+    return KINDS[kind][2](**{**small_runs.settings(folder, 3, 3), **options})
 
 
 def trainer(

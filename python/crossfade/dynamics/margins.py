@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import reading
-from .record import replace_file
+from ..files import write_text
 
 FILE, SETTINGS = "margins.json", "settings.json"
 
@@ -29,7 +29,7 @@ class Margins:
     def add(self, step: int, margins: Tensor) -> None:
         """Keep the margins ``[pairs]`` of a step."""
         self.found[step] = margins.tolist()
-        replace_file(self.file, json.dumps(self.found).encode())
+        write_text(self.file, json.dumps(self.found))
 
     @property
     def whole(self) -> bool:
@@ -65,4 +65,5 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
             f"output_dir is {str(folder)!r}, which has files of something else; it must be a new "
             "folder, or that of the same call before"
         )
-    replace_file(file, json.dumps(settings).encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(settings))

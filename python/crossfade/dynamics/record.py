@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import reading
+from ..files import write_bytes, write_text
 
 
 @dataclass
@@ -49,8 +49,9 @@ class Record:
 
     def write(self, path: Path) -> None:
         """Write it in place of what was there; the file is whole, whenever the process ends."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n"
-        replace_file(path, text.encode())
+        write_text(path, text)
 
     def go_on(self, before: Mapping[str, Any], step: int) -> None:
         """Take over what was seen up to a step that training goes on from."""
@@ -79,7 +80,8 @@ def read(path: Path) -> dict[str, Any]:
 def write_start(path: Path, start: Mapping[str, Tensor], pairs: Sequence[Any]) -> None:
     """Keep what a run's figures are compared with, so that it can be resumed."""
     tensors = {name: x.contiguous() for name, x in start.items()}
-    replace_file(path, safetensors.torch.save(tensors, {"pairs": fingerprint(pairs)}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, safetensors.torch.save(tensors, {"pairs": fingerprint(pairs)}))
 
 
 def read_start(path: Path, pairs: Sequence[Any]) -> dict[str, Tensor]:
@@ -104,11 +106,3 @@ def read_start(path: Path, pairs: Sequence[Any]) -> dict[str, Tensor]:
 def fingerprint(pairs: Sequence[Any]) -> str:
     """What tells pairs from others."""
     return hashlib.sha256(json.dumps([list(pair) for pair in pairs]).encode()).hexdigest()
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file in place of what was there; it is whole, whenever the process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}")
-    beside.write_bytes(data)
-    os.replace(beside, path)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from .. import reading
 from ..checks import did_you_mean
+from ..files import write_text
 from ..policies.metaaligner.data import STAGES, AlignerRows, metaaligner_rows
 from ..progress import print_line
 from .checkpoints import checkpoints
@@ -62,9 +62,8 @@ class Stage:
 
     def mark(self, metrics: Mapping[str, Any]) -> None:
         """Note that it was trained to its end; the note is whole, whenever the process ends."""
-        beside = self.folder / f".{MARK}"
-        beside.write_text(json.dumps({"record": self.record(), "metrics": metrics}, indent=1))
-        os.replace(beside, self.folder / MARK)
+        text = json.dumps({"record": self.record(), "metrics": metrics}, indent=1)
+        write_text(self.folder / MARK, text)
 
     def copy_to(self, folder: Path) -> None:
         """Copy what it saved, without its checkpoints."""
