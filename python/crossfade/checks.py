@@ -40,6 +40,25 @@ def plain_number(x: Any) -> Any:
     return x
 
 
+def check_called(how: str, function: Any, count: int) -> None:
+    """Require that a function of the caller takes so many arguments, by position.
+
+    What is not written in Python may not tell what it takes, and passes.
+
+    Args:
+        how: begins the error: "fn is called as fn(prompts, responses), with two lists".
+
+    Raises:
+        TypeError: it takes others.
+    """
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError as error:
+        raise TypeError(f"{how}, and cannot be: {error}") from None
+    except ValueError:
+        pass
+
+
 def did_you_mean(name: Any, known: Iterable[str], meant: Mapping[str, str] | None = None) -> str:
     """The end of an error about an unknown name: what was probably meant, or nothing.
 

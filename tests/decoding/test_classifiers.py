@@ -73,10 +73,18 @@ def by_hand(
         if len(written) % every == 0:
             pull = torch.zeros(VOCAB, dtype=torch.float64)
             begun = base.tokenizer.decode(ids + written, skip_special_tokens=True)
-            before = log_c(read(prompt, begun[len(prompt) :]))
+            after = {}
             for v in log_p.topk(TOP).indices.tolist():
                 text = base.tokenizer.decode([*ids, *written, v], skip_special_tokens=True)
-                pull[v] = log_c(read(prompt, text[len(prompt) :])) - before
+                if read(prompt, text[len(prompt) :]):
+                    after[v] = log_c(read(prompt, text[len(prompt) :]))
+            if text := read(prompt, begun[len(prompt) :]):
+                before = log_c(text)
+            else:  # The class's probability before anything is known of the text.
+                p = log_p[[*after]].softmax(-1)
+                before = math.log(p @ torch.tensor([*after.values()]).double().exp())
+            for v, log_c_v in after.items():
+                pull[v] = log_c_v - before
         row = (log_p + weight * pull).log_softmax(-1)
         written.append(int(row.argmax()))
         log_probs.append(float(row.max()))
@@ -108,6 +116,16 @@ def test_definition(shape: str, base: cf.Model, tokenizer: PreTrainedTokenizerFa
         steps = sum(map(len, out.responses))
         assert not out.stats.notes
         assert counted.tokens <= steps * (TOP + 1) + sum(len(p.split()) for p in PROMPTS)
+
+
+@pytest.mark.parametrize("shape", ["llama", "bert"])
+def test_the_response_alone(shape: str, base: cf.Model, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A template that leaves the prompt out gives no text before the first token."""
+    judge = classifier_model(shape)
+    read = lambda prompt, response: response  # noqa: E731
+    blend = base + 2.0 * cf.Classifier(judge, tokenizer, 2, top=TOP, template=read)
+    want = [by_hand(base, judge, tokenizer, p, read=read) for p in PROMPTS]
+    assert_is(cf.generate(blend, PROMPTS, max_new_tokens=NEW), want)
 
 
 def test_another_tokenizer(base: cf.Model) -> None:
@@ -209,7 +227,7 @@ def test_fudge(base: cf.Model, tokenizer: PreTrainedTokenizerFast) -> None:
     assert out.responses == [[int(top.indices[score.argmax()])]]
     want = score.log_softmax(-1).max().item()
     assert out.logprobs[0, 0].item() == pytest.approx(want, abs=1e-4)
-    with pytest.raises(TypeError, match="classifier has a Model; it must be a Classifier"):
+    with pytest.raises(TypeError, match="classifier is a Model; it must be a Classifier"):
         cf.presets.fudge(base, base)
 
 
@@ -245,6 +263,7 @@ def test_algebra(base: cf.Model, tokenizer: PreTrainedTokenizerFast) -> None:
         ({"tokenizer": None}, TypeError, "tokenizer is a NoneType; it must be the classifier's"),
         ({"tokenizer": "gpt2"}, TypeError, "tokenizer is 'gpt2'; it must be a Hugging Face"),
         ({"template": "x"}, TypeError, "template is a str; it must be a function or None"),
+        ({"template": lambda text: text}, TypeError, r"template is called as template\(prompt, re"),
         ({"model": make("llama")}, TypeError, "model is a LlamaForCausalLM, which is no text cla"),
         ({"model": "path"}, TypeError, "model is a str; it must be a loaded Hugging Face model"),
         ({"name": "a b"}, ValueError, "name is 'a b'; it must be an identifier"),
@@ -277,6 +296,9 @@ def test_what_it_cannot_do(base: cf.Model, tokenizer: PreTrainedTokenizerFast) -
         cf.score(base + good, PROMPTS, ["great"])
     with pytest.raises(NotImplementedError, match="kl_to has the classifier good"):
         cf.generate(base, PROMPTS, max_new_tokens=1, kl_to=base + good)
+    odd = cf.Classifier(good.model, tokenizer, 2, template=lambda p, r: 3, name="odd")
+    with pytest.raises(TypeError, match="the template of odd returned 3; it must return the text"):
+        cf.generate(base + odd, PROMPTS, max_new_tokens=1)
     with pytest.raises(ValueError, match="tokenizer is None; the classifier good reads texts"):
         cf.generate(cf.Model(base.model) + good, [[5, 6]], max_new_tokens=1)
     with pytest.raises(ValueError, match=r"weight of good is a tensor \[3\]; it must be \[2\]"):

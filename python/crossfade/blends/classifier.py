@@ -14,7 +14,7 @@ from ..models.hf import check_language_model, check_tokenizer, underlying
 from .algebra import TextValue
 from .blend import Blend
 from .printing import term_text
-from .terms import check_name
+from .terms import check_name, check_template
 
 
 @explained()
@@ -26,7 +26,8 @@ class Classifier(TextValue):
     ``2.0 * [log p(label | text + v) - log p(label | text)]``, for the `top` tokens that are most
     likely under the rest of the blend. The others get 0: they count as if they left the text as it
     is. So does a token without text, such as EOS. With the weight 1 it is Bayes' rule on those
-    tokens.
+    tokens. Where the text has no token, as at the start of a response whose prompt the template
+    leaves out, ``p(label | text)`` is the mean of ``p(label | v)`` over the tokens that are tried.
 
     The text is the prompt and the response so far, in the classifier's own tokens. A model with a
     causal backbone keeps a cache for each row, and reads of each candidate what it adds; any other
@@ -85,9 +86,7 @@ class Classifier(TextValue):
                 raise TypeError(f"{name} is {x!r:.80}; it must be an int")
             if x < 1:
                 raise ValueError(f"{name} is {x}; it must be at least 1")
-        if self.template is not None and not callable(self.template):
-            kind = type(self.template).__name__
-            raise TypeError(f"template is a {kind}; it must be a function or None")
+        check_template(self.template)
         object.__setattr__(self, "label", _label(self.label, base, classes))
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..checks import check_called
 from ..models.hf import underlying
 from .mixes import Mix
 from .printing import short
@@ -24,6 +25,19 @@ def check_name(name: Any) -> None:
         raise TypeError(f"name is a {type(name).__name__}; it must be a str or None")
     if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
         raise ValueError(f"name is {name!r}; it must be an identifier, as formulas need it")
+
+
+def check_template(template: Any) -> None:
+    """Require a function of a prompt and a response, or None.
+
+    Raises:
+        TypeError: it is something else, or takes other arguments.
+    """
+    if template is not None and not callable(template):
+        kind = type(template).__name__
+        raise TypeError(f"template is a {kind}; it must be a function or None")
+    if template is not None:
+        check_called("template is called as template(prompt, response)", template, 2)
 
 
 def default_name(model: Any, adapter: str | Mix | None, otherwise: str) -> str:

@@ -6,7 +6,6 @@ term of a blend besides.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import elsewhere
-from ..checks import check_number, explained
+from ..checks import check_called, check_number, explained
 from ..models.hf import check_language_model
 from ..ops import check
 from ..ops.check import WEIGHT_SUM_TOLERANCE
@@ -24,7 +23,7 @@ from .algebra import Algebra, Sums, is_callable, scaled
 from .blend import Blend, Model, ValueHead, as_term
 from .classifier import Classifier
 from .printing import settings_text, sum_text, term_text, weight_text
-from .terms import check_name, default_name, distinct_names
+from .terms import check_name, check_template, default_name, distinct_names
 from .weights import Weight, is_zero, merge_weights, weight_rows
 
 
@@ -141,10 +140,7 @@ class RewardModel(Values):
         if not callable(self.tokenizer):
             kind = type(self.tokenizer).__name__
             raise TypeError(f"tokenizer is a {kind}; it must be a Hugging Face tokenizer")
-        if self.template is not None and not callable(self.template):
-            raise TypeError(
-                f"template is a {type(self.template).__name__}; it must be a function or None"
-            )
+        check_template(self.template)
         labels = getattr(self.model.config, "num_labels", 1)
         if self.label is None and labels != 1:
             raise ValueError(f"label is None; the model has {labels} classes and needs one named")
@@ -181,14 +177,7 @@ class Reward(Values):
                 f"fn is a {type(self.fn).__name__}; it must be a function of two lists, prompts "
                 "and responses, that returns a list of scores"
             )
-        try:
-            inspect.signature(self.fn).bind([], [])
-        except TypeError as error:
-            raise TypeError(
-                f"fn is called as fn(prompts, responses), with two lists, and cannot be: {error}"
-            ) from None
-        except ValueError:  # What is not written in Python may have no signature.
-            pass
+        check_called("fn is called as fn(prompts, responses), with two lists", self.fn, 2)
         check_name(self.name)
 
     def __repr__(self) -> str:

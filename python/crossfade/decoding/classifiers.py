@@ -17,7 +17,7 @@ from .engine.options import Engine
 from .forms import Ids
 from .job import Row
 from .rows import Slots
-from .search.job import read_whole
+from .search.job import NOTHING, read_whole
 from .search.readers import Reader, Rereader, scalar
 from .simple.term_model import TermModel
 from .stats import ModelStats
@@ -166,12 +166,12 @@ class OneClassifier:
         except Unsupported as reason:  # Only its first forward shows what a model does.
             self._reread(reason)
             answers = dict(zip([a.slot for a in fit], self._answers(fit), strict=True))
-        said = []
-        for s, ids in zip(slots, tokens, strict=True):
-            before, after = answers.get(s, (0.0, [0.0] * len(ids)))
-            of_tokens = torch.tensor(after, dtype=torch.float32, device=log_p.device)
-            said.append(Said(ids, of_tokens - before))
-        return said
+        return [
+            Said(
+                ids, _log_ratios(a, answers.get(a.slot), log_p[a.slot, ids].cpu()).to(log_p.device)
+            )
+            for a, ids in zip(asked, tokens, strict=True)
+        ]
 
     def _texts(self, row: Row, written: Ids, tokens: Ids) -> tuple[Ids, list[Ids]]:
         """What the classifier reads of a row, and of it with each of the tokens."""
@@ -225,5 +225,26 @@ class OneClassifier:
         return list(zip(before, after, strict=True))
 
     def _read(self, places: Sequence[int], texts: Sequence[Ids]) -> list[float]:
-        (answers,) = self.reader.read(places, [texts], [[0] * len(texts)])
+        read = [text or NOTHING for text in texts]
+        (answers,) = self.reader.read(places, [read], [[0] * len(texts)])
         return [answer for (answer,) in answers]
+
+
+def _log_ratios(asked: Asked, answer: tuple[float, list[float]] | None, log_p: Tensor) -> Tensor:
+    """What is added to the log-probs of some tokens: ``log p(label | text + v) - log p(label |
+    text)`` of each, or 0 where ``text + v`` has no token, as where nothing is known.
+
+    Without a text ``p(label | text)`` is the mean of what follows: ``sum_v p(v) p(label | v)``.
+
+    Args:
+        answer: ``log p(label | .)`` after the text, and after each longer one.
+        log_p: ``[n]``: the log-probs of the tokens under the rest of the blend.
+    """
+    if answer is None:
+        return torch.zeros(len(asked.longer))
+    before, after = answer[0], torch.tensor(answer[1])
+    none = torch.tensor([not text for text in asked.longer])
+    if not asked.text:
+        p = log_p.float().masked_fill(none, -torch.inf).log_softmax(dim=0)
+        before = torch.where(none, -torch.inf, p + after).logsumexp(dim=0)
+    return torch.where(none, 0.0, after - before)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..blends.values import LogRatio, ValueSum, as_value
-from ..checks import check_number
+from ..checks import check_called, check_number
 
 MOST_ROWS = 1024  # of one prompt: the selection kernels take no more
 
@@ -159,6 +159,20 @@ def check_value(value: Any, tilt: LogRatio | None = None) -> ValueSum | None:
     return None if value is None else as_value(value)
 
 
+def check_objective(search: Search) -> None:
+    """Require that a value does not take away all that a tilt adds.
+
+    Raises:
+        ValueError: it does, so that all rows are equal.
+    """
+    objective = search.objective
+    if objective is not None and not objective.values:
+        raise ValueError(
+            f"value is {search.value}, which takes the tilt away again: nothing is left to choose "
+            "by"
+        )
+
+
 def check_tilt(tilt: Any) -> LogRatio | None:
     """A tilt, checked, with a name of its own among the parts of the objective."""
     if tilt is None:
@@ -170,6 +184,10 @@ def check_tilt(tilt: Any) -> LogRatio | None:
         )
     if tilt.normalize:
         raise ValueError("tilt is normalised by its length, and no ratio of densities then")
+    if tilt.beta <= 0:
+        raise ValueError(
+            f"tilt has the beta {tilt.beta:g}; it must be above 0, or what is meant counts against"
+        )
     return replace(tilt, name=tilt.name or "tilt")
 
 
@@ -181,13 +199,16 @@ def check_chunk_length(number: Any) -> None:
 def check_chunk_end(chunk_end: Any) -> None:
     if chunk_end is None or isinstance(chunk_end, EntropyAbove):
         return
-    if not callable(chunk_end):
+    if not callable(chunk_end) or isinstance(chunk_end, type):
+        kind = isinstance(chunk_end, type)
+        what = f"the class {chunk_end.__name__}" if kind else f"a {type(chunk_end).__name__}"
         raise TypeError(
-            f"chunk_end is a {type(chunk_end).__name__}; it must be a function, such as "
+            f"chunk_end is {what}; it must be a function of a text, such as "
             "sentence_end, or entropy_above(nats), or None"
         )
     if chunk_end is entropy_above:
         raise TypeError("chunk_end is entropy_above itself; it must have a number: (nats)")
+    check_called("chunk_end is called as chunk_end(text)", chunk_end, 1)
 
 
 def check_count(name: str, number: Any) -> None:

@@ -83,6 +83,7 @@ class ChunkBeamSearch(Search):
         base.check_chunk_end(self.chunk_end)
         check.flag("duplicate_finished", self.duplicate_finished)
         base.check_budget(self.budget)
+        base.check_objective(self)
 
     def of_rows(self, rows: int) -> ChunkBeamSearch:
         sizes = [(min(rows // n, self.width) * n, n) for n in range(1, min(rows, self.samples) + 1)]

@@ -89,6 +89,7 @@ class ParticleFilter(Search):
             raise ValueError(f"resample_below is {self.resample_below}; it must be within [0, 1]")
         base.check_chunk_end(self.chunk_end)
         base.check_budget(self.budget)
+        base.check_objective(self)
 
     def __repr__(self) -> str:
         others = settings_text(self, skip=["n", "chunk_length", "value"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 from .. import elsewhere
 from ..blends.algebra import Algebra
 from ..blends.values import Values, ValueSum, as_value, is_function
-from ..checks import explained
+from ..checks import check_called, explained
 from . import base
 from .base import Search
 
@@ -130,12 +129,9 @@ def check_prefer(judge: Any, name: str = "judge") -> None:
     Raises:
         TypeError: it takes something else.
     """
-    try:
-        inspect.signature(judge.prefer).bind([], [], [])
-    except TypeError as error:
-        raise TypeError(
-            f"{name} is a {type(judge).__name__}, whose prefer is called as prefer(contexts, "
-            f"firsts, seconds), with three lists, and cannot be: {error}"
-        ) from None
-    except ValueError:  # What is not written in Python may have no signature.
-        pass
+    check_called(
+        f"{name} is a {type(judge).__name__}, whose prefer is called as prefer(contexts, firsts, "
+        "seconds), with three lists",
+        judge.prefer,
+        3,
+    )

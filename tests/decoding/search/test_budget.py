@@ -106,7 +106,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (
         lambda: cf.BestOfN(4, value(), budget=30),
         {"num_return_sequences": 3},
-        "num_return_sequences is 3; it must be at most 2",
+        "num_return_sequences is 3; it must be at most 2, .* by its budget of",
     ),
 ]
 

@@ -101,6 +101,11 @@ def test_refusals() -> None:
     for nats, error, message in bad:
         with pytest.raises(error, match=message):
             cf.entropy_above(nats)
-    for ends, message in ((2.0, "chunk_end is a float"), (cf.entropy_above, "it must have a num")):
+    for ends, message in (
+        (2.0, "chunk_end is a float"),
+        (cf.entropy_above, "it must have a num"),
+        (type(cf.entropy_above(2.0)), "chunk_end is the class EntropyAbove"),
+        (lambda: True, r"chunk_end is called as chunk_end\(text\), and cannot be"),
+    ):
         with pytest.raises(TypeError, match=message):
             cf.ChunkBeamSearch(2, 2, 9, value, chunk_end=ends)

@@ -117,6 +117,34 @@ def test_a_reward_model_reads_chats(tokenizer: PreTrainedTokenizerFast) -> None:
     torch.testing.assert_close(out.values[0], z.detach(), atol=1e-4, rtol=1e-4)
 
 
+def test_a_reward_model_reads_the_response_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Before a response there is no text then; and one without words has no value."""
+    from transformers import AutoModelForSequenceClassification
+
+    judge = with_outputs(AutoModelForSequenceClassification, "qwen3", 1, 3)
+    base = cf.Model(make("llama"), tokenizer=tokenizer)
+    value = cf.RewardModel(judge, tokenizer, template=lambda p, r: r.replace("w2", "").strip())
+    search = cf.ChunkBeamSearch(2, 2, 1, value)
+    out = cf.generate(base, TEXTS, search=search, num_return_sequences=2, **DRAW)
+    plain = cf.generate(base, TEXTS, search=search, num_return_sequences=2, engine=SIMPLE, **DRAW)
+    assert out.responses == plain.responses
+    for i, text in enumerate(out.text):
+        read = value.template("", text)
+        z = judge(**tokenizer(read, return_tensors="pt")).logits[0, 0].detach()
+        torch.testing.assert_close(out.values.flatten()[i], z, atol=1e-4, rtol=1e-4)
+    nothing = cf.RewardModel(judge, tokenizer, template=lambda p, r: "")
+    for engine in (None, SIMPLE):
+        out = cf.generate(
+            base,
+            TEXTS,
+            search=cf.BestOfN(2, nothing),
+            max_new_tokens=2,
+            do_sample=True,
+            engine=engine,
+        )
+        assert out.values.isnan().all()
+
+
 def test_functions_see_what_grew(tokenizer: PreTrainedTokenizerFast) -> None:
     calls: list[tuple[list[Any], list[str]]] = []
 

@@ -11,7 +11,9 @@ import torch
 from searches import DRAW, PROMPTS, by_hand, few_words, log_ratio
 from sweeps import every
 from test_particles import closed_form, drawn_rows, pvalue
+from test_search_values import with_outputs
 from tiny_models import SHAPES, make, make_letters, make_tokenizer
+from transformers import AutoModelForSequenceClassification
 
 SEARCHES: dict[str, Any] = {
     "beams": lambda value, **tilt: cf.ChunkBeamSearch(2, 3, 4, value, **tilt),
@@ -83,7 +85,10 @@ def test_refusals() -> None:
         (target, TypeError, "tilt is a LlamaForCausalLM; it must be a LogRatio"),
         (value + tilt, TypeError, "tilt is a ValueSum"),
         (cf.LogRatio(target, sampler, normalize=True), ValueError, "tilt is normalised"),
+        (cf.LogRatio(target, sampler, -1.0), ValueError, "tilt has the beta -1; it must be above"),
     ]
+    with pytest.raises(ValueError, match="value is -log_ratio, which takes the tilt away again"):
+        cf.BestOfN(4, -tilt, tilt=tilt)
     for bad, error, message in made:
         for search in SEARCHES.values():
             with pytest.raises(error, match=message):
@@ -91,10 +96,13 @@ def test_refusals() -> None:
     small = make("gpt2", 5)
     letters = cf.Model(small, tokenizer=make_letters())
     words = cf.Model(sampler, tokenizer=make_tokenizer())
+    judge = with_outputs(AutoModelForSequenceClassification, "llama", 2, 3)
+    guided = words + cf.Classifier(judge, words.tokenizer, 0)
     cases: list[tuple[Any, Any, str]] = [
         (sampler, cf.LogRatio(target, other), "its second model must be the one that proposes"),
         (cf.Model(sampler) + 0.5 * cf.Model(other), tilt, "must be the one that proposes, alone"),
         (cf.Model(sampler).within(cf.Support(top_k=3)), tilt, "alone"),
+        (guided, cf.LogRatio(cf.Model(target), words), "alone: it is that density"),
         (words, cf.LogRatio(letters, words), "tilt is over two vocabularies.*for target"),
         (sampler, cf.LogRatio(few_words(1, words=5000), sampler), "tilt is over two vocabularies"),
     ]

@@ -103,6 +103,8 @@ class TextValuer:
         found = [[float("nan")]] * len(texts)
         fitting = []
         for i, ids in enumerate(texts):
+            if not ids:
+                continue
             if most is None or len(ids) <= most:
                 fitting.append(i)
                 continue

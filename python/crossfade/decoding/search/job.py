@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .candidates import Candidates
     from .finished import Finished
 
+NOTHING = [0]  # what is read in place of a text without tokens, whose answer is not used
+
 
 @dataclass(frozen=True)
 class SearchJob:
@@ -145,7 +147,8 @@ class SearchJob:
         if tilt is None:
             return
         one = isinstance(blend.weights[0], float) and blend.weights[0] == 1
-        plain = one and not blend.values and not blend.parts and blend.support is None
+        others = blend.values or blend.classifiers or blend.parts or blend.support
+        plain = one and not others
         if blend.terms != (tilt.ref,) or not plain:
             raise ValueError(
                 f"tilt is {tilt}, and what proposes is {blend}; its second model must be the one "
@@ -227,7 +230,8 @@ class SearchJob:
         def whole(request: int, response: str) -> Ids:
             return read_whole(value, name, self.texts[request], response, self.requests.chat)
 
-        prompts = left_pad([whole(r, "") for r in range(len(self.texts))], 0)
+        # A place in a cache begins with a token, also where a template leaves the prompt out.
+        prompts = left_pad([whole(r, "") or NOTHING for r in range(len(self.texts))], 0)
         model = self._model(value, name)
         model.check(prompts)
         return Source(value, model, prompts, whole=whole)
@@ -281,7 +285,12 @@ def read_whole(
 ) -> Ids:
     """A prompt and its response as a reward model reads them, `chat` with its chat template."""
     if value.template is not None:
-        return encode(value.template(prompt, response), value.tokenizer, name)
+        text = value.template(prompt, response)
+        if not isinstance(text, str):
+            raise TypeError(
+                f"the template of {name} returned {text!r:.80}; it must return the text to read"
+            )
+        return encode(text, value.tokenizer, name)
     if isinstance(prompt, str):
         return encode(prompt + response, value.tokenizer, name)
     *turns, last = prompt

@@ -22,7 +22,7 @@ from ..simple.term_model import TermModel
 from ..stats import ModelStats
 from .answers import log_ratios, numbers
 from .candidates import Candidates
-from .job import SearchJob, Source, search_of
+from .job import NOTHING, SearchJob, Source, search_of
 from .readers import Question, Reader, Rereader
 
 
@@ -97,27 +97,30 @@ class Reading:
                 for i, row, text in zip(at, its.rows, source.texts(its), strict=True):
                     texts[k][i] = text
                     firsts[k][i] = len(source.prompts[row.request])
-        texts, full = self._fitting(texts, candidates)
+        texts, unread = self._readable(texts, candidates)
         try:
             found = self.reader.read(candidates.slots, texts, firsts)
         except Unsupported as reason:
             self._reread(reason)
             found = self.reader.read(candidates.slots, texts, firsts)
-        for k, i in full:
+        for k, i in unread:
             found[k][i] = [float("nan")] * max(len(found[k][i]), 1)
         return dict(zip(self.keys, found, strict=True))
 
-    def _fitting(
+    def _readable(
         self, texts: list[list[Ids]], candidates: Candidates
     ) -> tuple[list[list[Ids]], list[tuple[int, int]]]:
-        """The texts, cut to what each model can read, and which ones were cut, as (model, text)."""
-        full = []
+        """The texts as each model can read them, and which others have no answer, as (model, text):
+        those that were cut, as they are longer than a context, and those without a token."""
+        unread = []
         for k, model in enumerate(self.models):
             most = None if model.context is None else model.context + self.question.predicted
             for i, text in enumerate(texts[k]):
-                if most is None or len(text) <= most:
+                if text and (most is None or len(text) <= most):
                     continue
-                full.append((k, i))
+                unread.append((k, i))
+                if not text:
+                    continue
                 row = candidates.rows[i]
                 if row not in self.full:
                     self.full.add(row)
@@ -127,8 +130,8 @@ class Reading:
                         f"{model.context}",
                         RuntimeWarning,
                     )
-            texts[k] = [text[:most] for text in texts[k]]
-        return texts, full
+            texts[k] = [text[:most] or NOTHING for text in texts[k]]
+        return texts, unread
 
 
 class Valuer:
