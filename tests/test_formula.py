@@ -156,6 +156,7 @@ def test_unions_and_intersections():
         ),
         ("base + eff(base, tuned, ref)", "unknown function 'eff' .*; did you mean 'eft'", 8),
         ("ivg(base, tuned, ref, base)", "ivg is a blend and a search; write eft", 1),
+        ("gsi(base, tuned, ref)", "gsi is a blend and a search; write sampler, and search by", 1),
         ("cfg(base, 1.5)", "one of them must be given", 1),
         ("cfg(base, 1.5, **base)", "only names, numbers", 1),
         ("cfg(*base)", "only names, numbers", 5),

@@ -65,6 +65,10 @@ def test_avoid():
     same(presets.arithmetic(Model(BASE) - 0.96 * union(Model(OTHER), Model(BASE))), score)
     with pytest.raises(ValueError, match=r"lam is 1\.0; it must be below 1"):
         presets.avoid(BASE, OTHER, 1.0)
+    with pytest.raises(
+        ValueError, match=r"lam is tensor\(\[0\.5000, 1\.0000\]\); it must be below"
+    ):
+        presets.avoid(BASE, OTHER, [0.5, 1.0])
     with pytest.raises(TypeError, match="attribute has a Blend; it must be a Model"):
         presets.avoid(BASE, Model(OTHER) + Model(REF))
 
@@ -76,6 +80,8 @@ def test_arithmetic():
     assert each.weights[1].tolist() == [0.5, 0.75, 0.0]
     with pytest.raises(ValueError, match="formula is a - b, whose weights sum to 0; it must be"):
         presets.arithmetic(a - b)
+    with pytest.raises(ValueError, match=r"whose weights sum to \[0\.5, 0\.0\]; it must be above"):
+        presets.arithmetic(a - torch.tensor([0.5, 1.0]) * b)
     with pytest.raises(TypeError, match="formula is a int"):
         presets.arithmetic(3)
 
@@ -191,6 +197,9 @@ def test_recipes_of_searches():
     [
         (lambda: presets.gsi(TUNED, Model(REF) + BASE_MODEL, OTHER), TypeError, "sampler"),
         (lambda: presets.gsi(TUNED, REF, OTHER, "1"), TypeError, "beta is '1'"),
+        (lambda: presets.gsi(TUNED, REF, OTHER, 0), ValueError, "beta is 0; it must be above 0"),
+        (lambda: presets.gsi(REF, REF, OTHER), ValueError, "target and sampler are both"),
+        (lambda: presets.fudge(BASE, OTHER), TypeError, "it must be a Classifier, without its w"),
         (lambda: presets.cards(BASE, OTHER, -1), ValueError, "nats is -1"),
         (lambda: presets.particles(BASE, OTHER, 1), ValueError, "n is 1"),
         (lambda: presets.eft(BASE, TUNED, REF, beta="1"), TypeError, "beta is a str"),

@@ -32,7 +32,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "power_mean": power_mean,
     "union": union,
     "intersection": intersection,
-    **{name: getattr(presets, name) for name in presets.__all__ if name != "ivg"},
+    **{name: getattr(presets, name) for name in presets.__all__ if name not in presets.RECIPES},
 }
 
 
@@ -186,8 +186,11 @@ def names_in(formula: str) -> set[str]:
 
 
 def _function(name: str, fail: Callable[[str], NoReturn]) -> Callable[..., Any]:
-    if name == "ivg":
-        fail("ivg is a blend and a search; write eft(base, tuned, ref), and search by the value")
+    if name in presets.RECIPES:
+        fail(
+            f"{name} is a blend and a search; write {presets.RECIPES[name]}, and search by the "
+            "value"
+        )
     if name not in FUNCTIONS:
         meant = did_you_mean(name, FUNCTIONS)
         fail(f"unknown function {name!r} (known: {', '.join(FUNCTIONS)}){meant}")

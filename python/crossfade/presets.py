@@ -18,7 +18,7 @@ from .blends.blend import Blend, Model, ValueHead, as_blend, as_term
 from .blends.classifier import Classifier
 from .blends.power_mean import power_mean, union
 from .blends.values import LogRatio, ValueSum, as_value
-from .blends.weights import Weight, check_sum, check_weight, weight_list
+from .blends.weights import Weight, check_sum, check_weight, holds, weight_list
 from .checks import check_number, did_you_mean, explained
 from .ops.types import Support
 from .search import ChunkBeamSearch, ParticleFilter, Recipe, entropy_above
@@ -40,6 +40,13 @@ __all__ = [
     "particles",
     "proxy_tuning",
 ]
+# The presets that give a `Recipe`, and the blends of these.
+RECIPES = {
+    "cards": "base",
+    "gsi": "sampler",
+    "ivg": "eft(base, tuned, ref)",
+    "particles": "base",
+}
 
 
 def __dir__() -> list[str]:
@@ -227,7 +234,11 @@ def fudge(base: Any, classifier: Any, weight: Weight = 1.0) -> Blend:
 
     Source: Yang and Klein, arXiv:2104.05218.
     """
-    classifier = as_term("classifier", classifier, Classifier)
+    if not isinstance(classifier, Classifier):
+        raise TypeError(
+            f"classifier is a {type(classifier).__name__}; it must be a Classifier, without its "
+            "weight: fudge(base, Classifier(model, tokenizer, label), weight)"
+        )
     kept = _blend(base, "base").within(Support(term=0, top_k=classifier.top))
     return kept + check_weight("weight", weight) * classifier
 
@@ -251,7 +262,7 @@ def avoid(base: Any, attribute: Any, lam: Weight = 0.96) -> Blend:
     Source: Dekoninck et al., arXiv:2311.14479 (the toxicity experiments, lam 0.9 to 0.99).
     """
     lam = check_weight("lam", lam)
-    if not isinstance(lam, Tensor) and not lam < 1:
+    if not holds(lam < 1):
         raise ValueError(f"lam is {lam}; it must be below 1")
     base, attribute = (
         Model(x, name=name) if isinstance(x, nn.Module) else as_term(name, x, Model)
@@ -277,8 +288,9 @@ def arithmetic(formula: Any) -> Blend:
     blend = as_blend(formula, "formula")
     each = [*blend.weights, *(w for part in blend.parts for w in part.weights)]
     total = sum(each, 0.0)
-    if not isinstance(total, Tensor) and total <= 0:
-        raise ValueError(f"formula is {blend}, whose weights sum to {total:g}; it must be above 0")
+    if not holds(total > 0):
+        sums = total.tolist() if isinstance(total, Tensor) else f"{total:g}"
+        raise ValueError(f"formula is {blend}, whose weights sum to {sums}; it must be above 0")
     return blend * (1 / total)
 
 
@@ -337,11 +349,16 @@ def gsi(
         Model(x, name=name) if isinstance(x, nn.Module) else as_term(name, x, Model)
         for name, x in (("target", target), ("sampler", sampler))
     )
+    if meant.model is proposes.model and meant == replace(proposes, name=meant.name):
+        raise ValueError(f"target and sampler are both {proposes}; they must differ")
+    beta = check_number("beta", beta)
+    if beta <= 0:
+        raise ValueError(f"beta is {beta:g}; it must be above 0")
     search = ChunkBeamSearch(
         1,
         samples,
         chunk_length,
-        check_number("beta", beta) * _value(value),
+        beta * _value(value),
         chunk_end,
         tilt=LogRatio(meant, proposes),
     )

@@ -243,7 +243,11 @@ def test_ctrl_c_loses_no_line_that_had_ended(
             'query 0 has the "answer" 3; it must',
         ),
         ([{"prompt": "a", "answer": "\ud800"}], ["--objective=x=y"], "half of a surrogate pair"),
-        (LINES, ["--objective=brevity", "--best-of=2"], "--best-of is given without --value or"),
+        (
+            LINES,
+            ["--objective=brevity", "--best-of=2"],
+            "--best-of is given without --value, --reward",
+        ),
         (LINES, ["--objective=brevity", "--value=a"], "--value is given without --best-of, --sea"),
         (LINES, ["--objective=brevity", "--n=2", "--greedy"], "--greedy and --n 2 are both given"),
         (LINES, ["--objective=brevity", "--n=3", "--best-of=2", "--reward=a:b"], "--n is 3; it mu"),

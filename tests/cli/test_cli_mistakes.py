@@ -168,7 +168,7 @@ MISTAKES = {
     "demo seed": (["demo", "--seed=-1"], "seed is -1"),
     "search for what": (
         ["generate", "a", "--model={base}", "--best-of=2"],
-        "--best-of is given without --value or --reward",
+        "--best-of is given without --value, --reward or --tilt",
     ),
     "value for what": (
         ["generate", "a", *TWO, "--blend=a", "--value=b-a"],

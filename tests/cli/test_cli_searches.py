@@ -80,9 +80,11 @@ MISTAKES = [
     (["--best-of=4", "--chunk-entropy=2"], "it belongs to --search or --particles"),
     (["--search=2,2,3", "--chunk-entropy=x"], "'x' must be a number of at least 0"),
     (["--tournament=4", "--tilt=large - small"], "--tilt is given with --tournament"),
-    (["--best-of=4", "--tilt=0.5 * (large - small)"], "--tilt: it must be one model less another"),
+    (["--best-of=4", "--tilt=0.5 * (large - small)"], "it must be one model less another"),
+    (["--best-of=4", "--tilt=large"], "--tilt: it is 'large'; it must be one model less another"),
     (["--best-of=4", "--tilt=small - large"], "its second model must be the one that proposes"),
-    (["--best-of=4", "--budget=5"], "budget is 5; it must be at least 6"),
+    (["--best-of=4", "--budget=5"], "--budget is 5; it must be at least 6, the tokens of a text"),
+    (["--particles=4,2", "--budget=9"], "--budget is 9; it must be at least 12, the tokens of 2"),
 ]
 
 

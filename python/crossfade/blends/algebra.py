@@ -264,6 +264,8 @@ def instead_of_blend(x: Any) -> str:
     instead = instead_of_model(x)
     if isinstance(x, Sums) or (is_callable(x) and not instead):
         return "; a search chooses by a value: generate(blend, inputs, search=BestOfN(16, x))"
+    if isinstance(getattr(x, "blend", None), Algebra) and hasattr(x, "search"):  # a `Recipe`
+        return "; its blend is recipe.blend"
     if isinstance(x, (list, tuple)) and not instead:
         return "; several are added with weights: 0.5 * a + 0.5 * b"
     return instead

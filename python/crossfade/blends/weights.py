@@ -47,6 +47,17 @@ def check_weight(name: str, w: Any) -> Weight:
     return w.detach().to(torch.float32, copy=True)
 
 
+def holds(condition: bool | Tensor) -> bool:
+    """Whether something is so of a weight: of each of its numbers, as far as the host has them.
+
+    The contents of a tensor on another device are not waited for; a row whose weights turn out to
+    be NaN fails alone.
+    """
+    if not isinstance(condition, Tensor):
+        return condition
+    return condition.device.type != "cpu" or bool(condition.all())
+
+
 def _of_requests(name: str, w: Any) -> Tensor:
     """A list or an array with a number for each request, as a tensor."""
     each = w.tolist() if is_array(w) else w

@@ -125,11 +125,24 @@ def check(arguments: argparse.Namespace) -> str | None:
             )
     if arguments.particle_temperature == 0:
         raise ValueError("--particle-temperature is 0; it must be above 0")
+    _check_budget(arguments)
     several = arguments.search or arguments.particles or [None]
     width = arguments.best_of or arguments.tournament or several[0]
     if width and (arguments.n or 1) > width:
         raise ValueError(f"--n is {arguments.n}; it must be at most {width}, as {searched} keeps")
     return searched
+
+
+def _check_budget(arguments: argparse.Namespace) -> None:
+    """Refuse a budget smaller than its fewest rows, unless prompts may have limits of their own."""
+    each, rows = arguments.max_new_tokens, 2 if arguments.particles else 1
+    own = getattr(arguments, "prompts", None) is not None
+    if arguments.budget is not None and not own and arguments.budget < rows * each:
+        what = "a text" if rows == 1 else f"{rows} texts"
+        raise ValueError(
+            f"--budget is {arguments.budget}; it must be at least {rows * each}, the tokens of "
+            f"{what} of --max-new-tokens {each}"
+        )
 
 
 def _check_deciding(arguments: argparse.Namespace, searched: str | None) -> None:
@@ -152,10 +165,10 @@ def _check_deciding(arguments: argparse.Namespace, searched: str | None) -> None
     if asked and decides != "--judge":
         raise ValueError(f"{asked[0]} is given without --judge, whose prompt it belongs to")
     if searched and decides is None:
-        judge = "--judge, " if searched == "--tournament" else ""
-        raise ValueError(
-            f"{searched} is given without {judge}--value or --reward, one of which must go with it"
-        )
+        others = "--judge, --value or --reward"
+        if searched != "--tournament":
+            others = "--value, --reward or --tilt"
+        raise ValueError(f"{searched} is given without {others}, one of which must go with it")
     if decides and searched is None:
         raise ValueError(
             f"{decides} is given without --best-of, --search, --particles or --tournament, one of "

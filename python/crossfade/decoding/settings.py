@@ -235,7 +235,7 @@ def check_search(search: Search, config: GenerationConfig) -> None:
     if returned > search.width:
         raise ValueError(
             f"num_return_sequences is {returned}; it must be at most {search.width}, as many rows "
-            "as the search keeps"
+            "as the search keeps" + (f" by its budget of {search.budget}" if search.budget else "")
         )
 
 

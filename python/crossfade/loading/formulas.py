@@ -38,12 +38,14 @@ def value_of(text: str, terms: Mapping[str, Any], faders: Mapping[str, Any]) -> 
     return ValueSum(tuple(meant.get(v, v) for v in found.values), found.weights)
 
 
-def tilt_of(value: ValueSum) -> LogRatio:
-    """The tilt that a formula means, which was read as a value: one model less another."""
-    (first, *others) = value.values
-    if others or value.weights != (1.0,) or not isinstance(first, LogRatio):
-        raise ValueError("it must be one model less another, as in target - sampler")
-    return first
+def tilt_of(text: str, terms: Mapping[str, Any], faders: Mapping[str, Any]) -> LogRatio:
+    """The tilt that a formula means: one model less another."""
+    blend = blend_of(text, {n: x for n, x in terms.items() if isinstance(x, Algebra)}, faders)
+    others = blend.values or blend.parts or blend.support or blend.power
+    if sorted(map(float, blend.weights)) == [-1.0, 1.0] and not others:
+        ref, target = blend.terms if blend.weights[0] == -1 else reversed(blend.terms)
+        return LogRatio(target, ref)
+    raise ValueError(f"it is {text!r}; it must be one model less another, as in target - sampler")
 
 
 def members_of(blend: Blend | None) -> dict[str, Any]:

@@ -186,13 +186,18 @@ class Plan:
     @property
     def formulas(self) -> dict[str, str]:
         """The formulas by their options."""
-        each = {"--blend": self.blend, **self.values, "--judge": self.judge}
+        each = {
+            "--blend": self.blend,
+            **self.values,
+            "--judge": self.judge,
+            "--tilt": self.tilt,
+        }
         return {option: text for option, text in each.items() if text is not None}
 
     @property
     def values(self) -> dict[str, str | None]:
         """The formulas of values by their options."""
-        return {"--value": self.value, "--accept": self.accept, "--tilt": self.tilt}
+        return {"--value": self.value, "--accept": self.accept}
 
     @cached_property
     def names(self) -> dict[str, set[str]]:
@@ -284,9 +289,10 @@ class Plan:
         for option, text in self.values.items():
             if text is not None:
                 with _errors_of(option):
-                    found = value_of(text, {**terms, **others}, faders)
-                    if option == "--tilt":
-                        tilt_of(found)
+                    value_of(text, {**terms, **others}, faders)
+        if self.tilt is not None:
+            with _errors_of("--tilt"):
+                tilt_of(self.tilt, {**terms, **others}, faders)
 
     def load(self, device: str = "cpu", dtype: str = "auto") -> Loaded:
         """Load the models. Terms over the same path share one.
@@ -314,12 +320,12 @@ class Plan:
             terms |= members_of(blend)
             judging |= members_of(blend)
         others = self.load_rewards(device, dtype)
-        value, accept, tilt = (
+        value, accept = (
             None if text is None else value_of(text, {**terms, **others}, self.faders)
             for text in self.values.values()
         )
         judge = None if self.judge is None else blend_of(self.judge, judging, self.faders)
-        ratio = None if tilt is None else tilt_of(tilt)
+        ratio = None if self.tilt is None else tilt_of(self.tilt, terms, self.faders)
         return Loaded(self.blend, terms, self.faders, value, blend, judge, accept, ratio)
 
     def load_rewards(self, device: Any, dtype: str) -> dict[str, Any]:
