@@ -48,11 +48,11 @@ decoding.simple
 decoding.engine
 decoding.mixer
 decoding.rows
-decoding.watch decoding.strays decoding.figures
+decoding.watch decoding.strays
 decoding.loop
 decoding.search
 decoding.classifiers
-decoding.driver
+decoding.driver decoding.figures
 decoding.call decoding.results
 decoding.generation decoding.hook decoding.scoring
 decoding

@@ -8,7 +8,7 @@ import torch
 from crossfade.decoding.engine.options import Engine
 from crossfade.decoding.engine.runner import EngineRunner
 from crossfade.decoding.generation import Generation
-from crossfade.decoding.job import Job, Row
+from crossfade.decoding.job import WEIGHTS, Job, Row
 from crossfade.decoding.loop import Loop
 from crossfade.decoding.mixer import Mixer
 from crossfade.decoding.output import Filtered
@@ -48,12 +48,9 @@ class Open:
         self.runner.fit(blend, table["weights"], call.vocabulary, why)
         mixer = Mixer(
             blend,
-            table["weights"],
-            table["value_weights"],
+            [table[name] for name in WEIGHTS],
             call.vocabulary,
             self.runner.models_of_logits,
-            part_weights=table["part_weights"],
-            classifier_weights=table["classifier_weights"],
         )
         how: dict[str, Any] = {"tells": tells}
         common = (self.runner, mixer, self.slots, range(places))

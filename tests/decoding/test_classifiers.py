@@ -231,6 +231,56 @@ def test_fudge(base: cf.Model, tokenizer: PreTrainedTokenizerFast) -> None:
         cf.presets.fudge(base, base)
 
 
+@pytest.mark.parametrize("shape", ["llama", "bert"])
+def test_scores(shape: str, base: cf.Model, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Log-probs, ranks and divergences of given responses are those of writing them."""
+    judge = classifier_model(shape)
+    good, bad = (cf.Classifier(judge, tokenizer, k, top=TOP, every=k or 3) for k in (1, 0))
+    w = torch.tensor([2.0, -1.0, 0.0])
+    blend, other = base + w * good + 0.5 * bad, base + 3.0 * bad
+    prompts = [*PROMPTS, "very dull"]
+    draw: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": True, "seed": [1, 2, 3]}
+    out = cf.generate(blend, prompts, kl_to=other, return_term_logprobs=True, **draw)
+    scores = cf.score(blend, prompts, out.responses, kl_to=other, return_term_logprobs=True)
+    for i, response in enumerate(out.responses):
+        for name in ("logprobs", "kl", "term_logprobs"):
+            got, want = (getattr(x, name)[i, : len(response)] for x in (scores, out))
+            torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    assert cf.generate(blend, prompts, **draw).responses == out.responses, "kl_to changes no token"
+    names = [name for s in scores.stats.models for name in s.names]
+    assert names == ["base", "classifier0", "classifier1", "kl_to.classifier0"]
+    assert ("reads whole texts" in "".join(scores.stats.notes)) == (shape == "bert")
+
+
+@pytest.mark.parametrize("engine", [None, SIMPLE])
+def test_divergence_from_a_classified_reference(
+    engine: cf.Engine | None, base: cf.Model, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """KL(base || base + 2 classifier) after each token, by the definition, in float64."""
+    judge = classifier_model()
+    reference = base + 2.0 * cf.Classifier(judge, tokenizer, 2, top=TOP)
+    out = cf.generate(base, PROMPTS, max_new_tokens=3, kl_to=reference, engine=engine)
+    for i, prompt in enumerate(PROMPTS):
+        ids = tokenizer(prompt)["input_ids"]
+        for t in range(len(out.responses[i])):
+            read = [*ids, *out.responses[i][:t]]
+            with torch.no_grad():
+                log_p = base.model(torch.tensor([read])).logits[0, -1].double().log_softmax(-1)
+                pull = torch.zeros(VOCAB, dtype=torch.float64)
+                for v in log_p.topk(TOP).indices.tolist():
+                    both = [
+                        tokenizer.decode(x, skip_special_tokens=True) for x in ([*read, v], read)
+                    ]
+                    after, before = (
+                        judge(torch.tensor([tokenizer(x)["input_ids"]])).logits[0].double()
+                        for x in both
+                    )
+                    pull[v] = after.log_softmax(-1)[2] - before.log_softmax(-1)[2]
+            log_q = (log_p + 2.0 * pull).log_softmax(-1)
+            want = (log_p.exp() * (log_p - log_q)).sum().item()
+            assert out.kl[i, t].item() == pytest.approx(want, abs=1e-4)
+
+
 def test_algebra(base: cf.Model, tokenizer: PreTrainedTokenizerFast) -> None:
     good = cf.Classifier(classifier_model(), tokenizer, "good", name="good")
     assert good.label == 2
@@ -292,10 +342,6 @@ def test_one_number_is_no_class(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_what_it_cannot_do(base: cf.Model, tokenizer: PreTrainedTokenizerFast) -> None:
     good = cf.Classifier(classifier_model(), tokenizer, 2, name="good")
-    with pytest.raises(NotImplementedError, match=r"blend has the classifier good; .* not scored"):
-        cf.score(base + good, PROMPTS, ["great"])
-    with pytest.raises(NotImplementedError, match="kl_to has the classifier good"):
-        cf.generate(base, PROMPTS, max_new_tokens=1, kl_to=base + good)
     odd = cf.Classifier(good.model, tokenizer, 2, template=lambda p, r: 3, name="odd")
     with pytest.raises(TypeError, match="the template of odd returned 3; it must return the text"):
         cf.generate(base + odd, PROMPTS, max_new_tokens=1)

@@ -20,6 +20,7 @@ from .each import Each
 from .inputs import Prompts, Requests, term_prompts
 from .job import WEIGHTS, Classified, Criteria, Job, weights_of
 from .members import Members, tokenizer_of
+from .mixer import row_weights
 from .search.job import SearchJob
 from .simple.contexts import ModelPrompts, Room
 from .simple.term_model import TermModel, term_models
@@ -212,19 +213,21 @@ class Call:
             term_logprobs=term_logprobs or (search is not None and search.needs_term_logprobs),
             references=self.members.references,
             search=search,
-            classified=self._classified(requests, prompts),
+            classified=self.classified(requests, prompts),
             **options,
         )
 
-    def _classified(self, requests: Requests, prompts: Sequence[Prompts]) -> Classified | None:
-        """What classifiers read of these requests; None if the blend has none."""
-        if not self.blend.classifiers:
+    def classified(self, requests: Requests, prompts: Sequence[Prompts]) -> Classified | None:
+        """What classifiers read of these requests; None if blend and references have none."""
+        blends = (self.blend, *(r.blend for r in self.members.references))
+        names = [name for blend in blends for name in blend.classifier_names]
+        if not names:
             return None
         writing = self.writing(prompts)
         if writing is None:
             raise ValueError(
-                f"tokenizer is None; the classifier {self.blend.classifier_names[0]} reads texts: "
-                "give Model(..., tokenizer=...) or tokenizer=..."
+                f"tokenizer is None; the classifier {names[0]} reads texts: give Model(..., "
+                "tokenizer=...) or tokenizer=..."
             )
         return Classified(as_texts(requests.items, self.tokenizer), writing, requests.chat)
 
@@ -236,20 +239,13 @@ class Call:
             (WEIGHTS, self.blend),
             *((weights_of(i), r.blend) for i, r in enumerate(self.members.references)),
         ):
-            each = (
-                blend.row_weights(total, self.device),
-                blend.row_value_weights(total, self.device),
-                blend.row_part_weights(total, self.device),
-            )
+            each = row_weights(blend, total, self.device)
             for name, weights in zip(names, each, strict=True):
                 if isinstance(weights, Tensor):
                     found[name] = requests.part_of(weights).repeat_interleave(copies, 0)
                 else:
                     found[name] = weights
-        own = self.blend.row_classifier_weights(total, self.device)
-        if isinstance(own, Tensor):
-            own = requests.part_of(own).repeat_interleave(copies, 0)
-        return found | {"classifier_weights": own}
+        return found
 
     def _room(
         self,

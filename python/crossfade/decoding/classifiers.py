@@ -1,9 +1,9 @@
-"""The classifiers of a blend: what they say of the tokens that its rows may write next."""
+"""Classifiers of blends: what they say of the tokens that rows may write next."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from weakref import WeakSet
 
 import torch
@@ -15,7 +15,8 @@ from ..checks import warn
 from .engine.modules import Unsupported
 from .engine.options import Engine
 from .forms import Ids
-from .job import Row
+from .job import Classified, Row
+from .mixer import Mixer
 from .rows import Slots
 from .search.job import NOTHING, read_whole
 from .search.readers import Reader, Rereader, scalar
@@ -40,28 +41,51 @@ class Asked(NamedTuple):
     longer: list[Ids]
 
 
+class Reads(Protocol):
+    """Whose texts classifiers read: a row of a job, or a response that is scored."""
+
+    @property
+    def classified(self) -> Classified | None: ...
+
+    @property
+    def request(self) -> int: ...
+
+    def __hash__(self) -> int: ...
+
+
 class Classifiers:
-    """Asks the classifiers of a blend about the rows in slots, before each of their tokens.
+    """Asks the classifiers of a blend and of its references before each token of rows in slots.
 
     Args:
+        mixer: the blend and its references, which are told what the classifiers say.
         slots: how many there are.
         limit, engine: as in `EngineRunner`.
     """
 
-    def __init__(self, blend: Blend, slots: int, limit: int, engine: Engine) -> None:
-        each = zip(blend.classifiers, blend.classifier_names, strict=True)
-        self.each = [OneClassifier(c, name, slots, limit, engine) for c, name in each]
+    def __init__(self, mixer: Mixer, slots: int, limit: int, engine: Engine) -> None:
+        self.mixer = mixer
+        self.own = classifiers_of(mixer.blend, slots, limit, engine)
+        self.of_references = [
+            classifiers_of(r.blend, slots, limit, engine, "kl_to.") for r, _ in mixer.references
+        ]
 
-    def values(self, log_p: Tensor, slots: Slots, seated: Mapping[int, Row]) -> list[Tensor]:
-        """What each classifier adds to the log-probs: ``[slots, V]`` float32.
+    @property
+    def each(self) -> list[OneClassifier]:
+        return [*self.own, *(c for some in self.of_references for c in some)]
 
-        Args:
-            log_p: ``[slots, V]`` under the rest of the blend, by which tokens are the top ones.
-        """
+    def ask(self, logits: Sequence[Tensor], slots: Slots, seated: Mapping[int, Row]) -> None:
+        """Let the mixers know what classifiers say of the tokens that these logits are of."""
         live, new = slots.live.tolist(), slots.new.tolist()
         going = [s for s in seated if live[s]]
         written = {s: slots.written["tokens"][s, : new[s]].tolist() for s in seated}
-        return [c.values(log_p, seated, written, going) for c in self.each]
+        mixers = [(self.mixer, logits)]
+        mixers += [(r, [logits[k] for k in places]) for r, places in self.mixer.references]
+        for (mixer, its), classifiers in zip(mixers, (self.own, *self.of_references), strict=True):
+            mixer.said = []
+            if classifiers:
+                log_p = mixer.log_probs(its)
+                each = [c.said_of(log_p, seated, written, going) for c in classifiers]
+                mixer.said = [dense(said, going, log_p.shape) for said in each]
 
     def stats(self) -> list[ModelStats]:
         return [s for c in self.each for s in c.reader.stats()]
@@ -77,6 +101,29 @@ class Classifiers:
     @property
     def peak_bytes(self) -> int:
         return sum(c.reader.peak_bytes for c in self.each)
+
+
+def classifiers_of(
+    blend: Blend, slots: int, limit: int, engine: Engine, prefix: str = ""
+) -> list[OneClassifier]:
+    """The classifiers of a blend; `prefix` comes before what errors call them."""
+    return [
+        OneClassifier(c, prefix + name, slots, limit, engine)
+        for c, name in zip(blend.classifiers, blend.classifier_names, strict=True)
+    ]
+
+
+def dense(said: Sequence[Said], rows: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """What is said of tokens as a float32 tensor ``[rows, V]`` of this shape, 0 elsewhere.
+
+    Args:
+        rows: the row that each of `said` is about.
+    """
+    device = said[0].values.device if said else None
+    found = torch.zeros(shape, dtype=torch.float32, device=device)
+    for row, of_row in zip(rows, said, strict=True):
+        found[row, of_row.tokens] = of_row.values
+    return found
 
 
 class OneClassifier:
@@ -96,7 +143,7 @@ class OneClassifier:
         self.lanes = max(1, min(slots, BRANCHES // classifier.top))
         self.notes: list[str] = []
         self.said: dict[tuple[object, ...], Said] = {}
-        self.full: WeakSet[Row] = WeakSet()  # rows whose text is longer than the context
+        self.full: WeakSet[Reads] = WeakSet()  # rows whose text is longer than the context
         assert isinstance(classifier.label, int)
         self.question = scalar(classifier.label)
         self.reader: Reader | Rereader = Rereader(self.question, [self.model])
@@ -112,41 +159,38 @@ class OneClassifier:
         self.notes.append(f"{self.name} reads whole texts at every step: {reason}")
         self.reader = Rereader(self.question, [self.model])
 
-    def values(
+    def said_of(
         self,
         log_p: Tensor,
-        rows: Mapping[int, Row],
+        rows: Mapping[int, Reads],
         written: Mapping[int, Ids],
         going: Sequence[int],
-    ) -> Tensor:
-        """What is added for the rows in the slots `going`.
+    ) -> list[Said]:
+        """What is added for the row in each of the slots `going`.
 
         Args:
+            log_p: ``[slots, V]`` under the rest of the blend, by which tokens are the top ones.
             rows: those in all slots, of which each has `written` so much.
         """
-        found = log_p.new_zeros(log_p.shape, dtype=torch.float32)
         every = self.classifier.every
         keys: dict[int, tuple[object, ...]] = {}
         unknown: dict[tuple[object, ...], int] = {}
         for s, row in rows.items():
             known = len(written[s]) - len(written[s]) % every
-            keys[s] = (id(row.job), row.request, *written[s][:known])
+            keys[s] = (id(row.classified), row.request, *written[s][:known])
         for s in going:
             if keys[s] not in self.said:
                 unknown.setdefault(keys[s], s)
         new = self._ask(log_p, [*unknown.values()], rows, written)
         self.said.update(zip(unknown, new, strict=True))
         self.said = {key: self.said[key] for key in keys.values() if key in self.said}
-        for s in going:
-            said = self.said[keys[s]]
-            found[s, said.tokens] = said.values
-        return found
+        return [self.said[keys[s]] for s in going]
 
     def _ask(
         self,
         log_p: Tensor,
         slots: Sequence[int],
-        rows: Mapping[int, Row],
+        rows: Mapping[int, Reads],
         written: Mapping[int, Ids],
     ) -> list[Said]:
         """What the classifier says of the top tokens of some slots."""
@@ -173,10 +217,10 @@ class OneClassifier:
             for a, ids in zip(asked, tokens, strict=True)
         ]
 
-    def _texts(self, row: Row, written: Ids, tokens: Ids) -> tuple[Ids, list[Ids]]:
+    def _texts(self, row: Reads, written: Ids, tokens: Ids) -> tuple[Ids, list[Ids]]:
         """What the classifier reads of a row, and of it with each of the tokens."""
-        job = row.job.classified
-        assert job is not None  # `Call.job` makes it where there are classifiers.
+        job = row.classified
+        assert job is not None  # `Call.classified` makes it where there are classifiers.
         responses = [list(written), *([*written, t] for t in tokens)]
         texts = job.writing.texts([row.request] * len(responses), responses)
         prompt, known = job.texts[row.request], dict.fromkeys(texts)
@@ -186,7 +230,7 @@ class OneClassifier:
         first, *longer = (ids[text] for text in texts)
         return first, longer
 
-    def _fits(self, row: Row, asked: Asked) -> bool:
+    def _fits(self, row: Reads, asked: Asked) -> bool:
         most, longest = self.model.context, max(map(len, [asked.text, *asked.longer]))
         if most is None or longest <= most:
             return True
@@ -242,7 +286,7 @@ def _log_ratios(asked: Asked, answer: tuple[float, list[float]] | None, log_p: T
     """
     if answer is None:
         return torch.zeros(len(asked.longer))
-    before, after = answer[0], torch.tensor(answer[1])
+    before, after = torch.tensor(answer[0]), torch.tensor(answer[1])
     none = torch.tensor([not text for text in asked.longer])
     if not asked.text:
         p = log_p.float().masked_fill(none, -torch.inf).log_softmax(dim=0)

@@ -22,7 +22,7 @@ from .engine.modules import Unsupported
 from .engine.options import Engine
 from .engine.prefix import PrefixCache, fingerprints_of
 from .engine.runner import EngineRunner
-from .job import Job, Row, weights_of
+from .job import WEIGHTS, Job, Row, weights_of
 from .loop import Loop, is_late
 from .memory import is_out_of_memory
 from .mixer import Mixer
@@ -360,9 +360,9 @@ class Driver:
             "every": self._steps_between_looks(limit, chunk),
             "strays": self.strays if self.strays.possible else None,
         }
-        if self.blend.classifiers:
+        if job.classified is not None:
             own = replace(engine, simple=self.simple)
-            how["classifiers"] = Classifiers(self.blend, count, limit, own)
+            how["classifiers"] = Classifiers(mixer, count, limit, own)
         if not self.simple:
             self._note_left_out(runner)
         if search is None:
@@ -373,21 +373,12 @@ class Driver:
     def _mixer(self, slots: Slots, runner: Runner) -> Mixer:
         """The arithmetic of the blend and its references, with the weights of the rows in slots."""
         table = slots.table
-        names = map(weights_of, range(len(self.job.references)))
         references = [
-            (Mixer(r.blend, table[w], table[v], self.vocabulary, part_weights=table[p]), r.places)
-            for r, (w, v, p) in zip(self.job.references, names, strict=True)
+            (Mixer(r.blend, [table[name] for name in weights_of(i)], self.vocabulary), r.places)
+            for i, r in enumerate(self.job.references)
         ]
-        return Mixer(
-            self.blend,
-            table["weights"],
-            table["value_weights"],
-            self.vocabulary,
-            runner.models_of_logits,
-            references,
-            table["part_weights"],
-            table["classifier_weights"],
-        )
+        own = [table[name] for name in WEIGHTS]
+        return Mixer(self.blend, own, self.vocabulary, runner.models_of_logits, references)
 
     @property
     def _host_acts(self) -> bool:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..blends.blend import Blend
+from .classifiers import OneClassifier, Said, classifiers_of, dense
+from .engine.options import Engine
 from .forms import Ids
 from .inputs import left_pad
+from .job import Classified
 from .members import Members
-from .mixer import Mixer
+from .mixer import Mixer, row_weights
 
 # The most numbers of each model's logits that are blended at once.
 MAX_MIXED = {"cpu": 1 << 20, "cuda": 1 << 24}
+MOST_READ = 8  # the responses about which classifiers are asked at a time
 
 
 class Figures(NamedTuple):
@@ -30,33 +35,60 @@ class Figures(NamedTuple):
     kl: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A response that is scored, as `classifiers.Reads` has it."""
+
+    request: int
+    classified: Classified
+
+    def __str__(self) -> str:
+        return f"response {self.request}"
+
+
 class Mixing:
     """What a blend and its references make of the logits of all models.
 
     Args:
         requests: how many the call has.
         terms: whether the log-probs under each term are wanted.
+        classified: what classifiers read of the requests; None if there are none.
+        limit: how many tokens a response has at most.
     """
 
     def __init__(
-        self, blend: Blend, members: Members, requests: int, device: torch.device, terms: bool
+        self,
+        blend: Blend,
+        members: Members,
+        requests: int,
+        device: torch.device,
+        terms: bool,
+        classified: Classified | None = None,
+        limit: int = 1,
     ) -> None:
         self.vocabulary, self.device, self.terms = members.vocabulary, device, terms
-        self.places = [r.places for r in members.references]
+        own = tuple(range(len(blend.terms) + len(blend.values)))
+        self.places = [own, *(r.places for r in members.references)]
         self.blends = [
-            (
-                x,
-                x.row_weights(requests, device),
-                x.row_value_weights(requests, device),
-                x.row_part_weights(requests, device),
-            )
+            (x, row_weights(x, requests, device))
             for x in (blend, *(r.blend for r in members.references))
         ]
+        self.classified, engine = classified, Engine()
+        places = min(requests, MOST_READ)
+        self.classifiers = [
+            classifiers_of(x, places, limit, engine, "kl_to." if k else "")
+            for k, (x, _) in enumerate(self.blends)
+        ]
+
+    @property
+    def each_classifier(self) -> list[OneClassifier]:
+        return [c for some in self.classifiers for c in some]
 
     def figures(
         self, requests: Sequence[int], logits: Sequence[Tensor], responses: Sequence[Ids]
     ) -> Iterator[Figures]:
         """The figures of each request's response."""
+        said = self._said(requests, logits, responses)
         tokens = left_pad(responses).ids.to(self.device)
         shape, flat = tokens.shape, [z.flatten(0, 1) for z in logits]
         request_of = torch.tensor(requests, device=self.device).repeat_interleave(shape[1])
@@ -65,26 +97,70 @@ class Mixing:
         for at in range(0, len(request_of), most):
             some = slice(at, at + most)
             here = [z[some].to(self.device) for z in flat]
-            parts.append(self._of_tokens(request_of[some], here, tokens.flatten()[some]))
+            now = [[c[some] for c in of_blend] for of_blend in said]
+            parts.append(self._of_tokens(request_of[some], here, tokens.flatten()[some], now))
         whole = [torch.cat(x).unflatten(0, shape) for x in zip(*parts, strict=True)]
         for i, response in enumerate(responses):
             yield Figures(*(x[i, shape[1] - len(response) :] for x in whole))
 
+    def _said(
+        self, requests: Sequence[int], logits: Sequence[Tensor], responses: Sequence[Ids]
+    ) -> list[list[list[Said | None]]]:
+        """What each classifier of each blend says before each token, as `figures` counts them.
+
+        Tokens are taken one after the other, as they were written: what is said of them may be kept
+        for some steps.
+        """
+        longest = max(map(len, responses))
+        found: list[list[list[Said | None]]] = [
+            [[None] * (len(responses) * longest) for _ in some] for some in self.classifiers
+        ]
+        if self.classified is None:
+            return found
+        rows = [Scored(r, self.classified) for r in requests]
+        for first in range(0, len(rows), MOST_READ):
+            some = range(first, min(first + MOST_READ, len(rows)))
+            for t in range(max(len(responses[i]) for i in some)):
+                now = [i for i in some if t < len(responses[i])]
+                at = [longest - len(responses[i]) + t for i in now]
+                of_rows = torch.tensor([requests[i] for i in now], device=self.device)
+                z = [x[now, at].to(self.device) for x in logits]
+                slots = [i - first for i in now]
+                reads = {s: rows[i] for s, i in zip(slots, now, strict=True)}
+                written = {s: responses[i][:t] for s, i in zip(slots, now, strict=True)}
+                for k, (blend, weights) in enumerate(self.blends):
+                    if not blend.classifiers:
+                        continue
+                    mixer = Mixer(blend, [_rows(w, of_rows) for w in weights], self.vocabulary)
+                    log_p = mixer.log_probs([z[p] for p in self.places[k]])
+                    by_slot = log_p.new_zeros(MOST_READ, log_p.shape[1])
+                    by_slot[slots] = log_p
+                    for c, classifier in enumerate(self.classifiers[k]):
+                        said = classifier.said_of(by_slot, reads, written, slots)
+                        for i, column, of_row in zip(now, at, said, strict=True):
+                            found[k][c][i * longest + column] = of_row
+        return found
+
     def _of_tokens(
-        self, requests: Tensor, logits: Sequence[Tensor], tokens: Tensor
+        self,
+        requests: Tensor,
+        logits: Sequence[Tensor],
+        tokens: Tensor,
+        said: Sequence[Sequence[Sequence[Said | None]]],
     ) -> tuple[Tensor, ...]:
-        """What `figures` gives, of tokens ``[n]``, each with its request and logits before it."""
-        mixer, *references = (
-            Mixer(
-                blend,
-                _rows(w, requests),
-                _rows(v, requests),
-                self.vocabulary,
-                part_weights=_rows(p, requests),
-            )
-            for blend, w, v, p in self.blends
-        )
-        mixer.references = list(zip(references, self.places, strict=True))
+        """What `figures` gives, of tokens ``[n]``, each with its request and logits before it.
+
+        Args:
+            said: of each blend and its classifiers, what is said before each token.
+        """
+        mixers = [
+            Mixer(blend, [_rows(w, requests) for w in weights], self.vocabulary)
+            for blend, weights in self.blends
+        ]
+        for each, of_blend in zip(mixers, said, strict=True):
+            each.said = [self._dense(c) for c in of_blend]
+        mixer, *references = mixers
+        mixer.references = list(zip(references, self.places[1:], strict=True))
         at = tokens[:, None]
         all_log_p = mixer.log_probs(logits)
         log_p = all_log_p.gather(1, at)
@@ -94,6 +170,11 @@ class Mixing:
         if references:
             (kl,) = mixer.divergences(logits).unbind(1)
         return log_p[:, 0], _ranks(all_log_p, at), terms, kl
+
+    def _dense(self, said: Sequence[Said | None]) -> Tensor:
+        rows = [i for i, x in enumerate(said) if x is not None]
+        known = [x for x in said if x is not None]
+        return dense(known, rows, (len(said), self.vocabulary)).to(self.device)
 
 
 def _ranks(log_p: Tensor, tokens: Tensor) -> Tensor:

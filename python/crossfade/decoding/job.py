@@ -28,7 +28,7 @@ DRAW = ("temperature", "top_k", "top_p", "min_p", "do_sample", "seed", "stream")
 
 @dataclass(frozen=True, eq=False)
 class Classified:
-    """What the classifiers of a blend read of requests.
+    """What the classifiers of a blend and of its references read of requests.
 
     Attributes:
         texts: the requests as texts and chats.
@@ -68,7 +68,7 @@ class Job:
             list.
         mixes: of each model, the weights ``[requests, adapters]`` of its mix of adapters; None for
             models without one. Empty: no model has one.
-        classified: what classifiers read of the requests; None if the blend has none.
+        classified: what classifiers read of the requests; None if there are none.
     """
 
     prompts: Sequence[Prompts]
@@ -146,11 +146,12 @@ class Job:
         return watched or reads
 
 
-WEIGHTS = ("weights", "value_weights", "part_weights")  # the table's names for those of the blend
+# The table's names for the weights of the blend.
+WEIGHTS = ("weights", "value_weights", "part_weights", "classifier_weights")
 
 
 def weights_of(reference: int) -> list[str]:
-    """The table's names for the weights of a reference's terms, of its values and of its parts."""
+    """The table's names for the weights of a reference."""
     return [f"{name} of reference {reference}" for name in WEIGHTS]
 
 
@@ -189,6 +190,11 @@ class Row:
     def mixes(self) -> tuple[Shares, ...]:
         """The weights of every model's mix of adapters, as `Runner.join` takes them."""
         return self.job.request_mixes[self.request]
+
+    @property
+    def classified(self) -> Classified | None:
+        """What classifiers read of its request."""
+        return self.job.classified
 
     def value(self, name: str) -> Any:
         """What the job's table has of this row."""

@@ -53,7 +53,7 @@ class Loop:
         every: how many steps pass before the host looks at what the device has done.
         tells: whether `Happened` has the tokens that rows got.
         strays: looks at some tokens, where the blend may leave what its terms would write.
-        classifiers: those of the blend; None if it has none.
+        classifiers: those of the blend and of its references; None if there are none.
 
     Attributes:
         waiting: rows that have joined and have no slot yet.
@@ -160,9 +160,7 @@ class Loop:
             source: as in `Runner.values`, where `logits` are those of other slots.
         """
         if self.classifiers is not None:
-            self.mixer.said = []
-            log_p = self.mixer.log_probs(logits)
-            self.mixer.said = self.classifiers.values(log_p, self.slots, self.seated)
+            self.classifiers.ask(logits, self.slots, self.seated)
         sample = self._draw(logits)
         kl = self.mixer.divergences(logits) if self.mixer.references else None
         by_entropy = self.slots.most_entropy is not None

@@ -98,18 +98,9 @@ def tokenizer_of(blend: Blend, given: Any = None) -> Any:
     return next((t for t in (given, *(m.tokenizer for m in members)) if t is not None), None)
 
 
-def refuse_classifiers(name: str, blend: Blend, what: str) -> None:
-    """Raise a NotImplementedError if a blend has classifiers; `what` says what it cannot be."""
-    if blend.classifiers:
-        has = " and ".join(blend.classifier_names)
-        raise NotImplementedError(f"{name} has the classifier {has}; such a blend is not {what}")
-
-
 def references_of(blend: Blend, kl_to: Any, to_base: bool = False) -> dict[str, Blend]:
     """What a call's blend is compared with, by the fields of `Output`."""
     found = {} if kl_to is None else {"kl": as_blend(kl_to, "kl_to")}
-    for reference in found.values():
-        refuse_classifiers("kl_to", reference, "what a divergence can be measured to")
     if to_base:
         found["kl_to_base"] = Blend(blend.terms[:1], (1.0,))
     return found

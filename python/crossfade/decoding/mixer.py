@@ -16,12 +16,25 @@ from ..ops.check import Weights
 PartWeights = tuple[tuple[float, ...], ...] | Tensor
 
 
+def row_weights(
+    blend: Blend, requests: int, device: torch.device
+) -> tuple[Weights, Weights, PartWeights, Weights]:
+    """The weights of a blend as `Mixer` takes them, of its terms, values, parts and classifiers,
+    for a batch of `requests`."""
+    return (
+        blend.row_weights(requests, device),
+        blend.row_value_weights(requests, device),
+        blend.row_part_weights(requests, device),
+        blend.row_classifier_weights(requests, device),
+    )
+
+
 class Mixer:
     """A blend of logits, each row with its own weights.
 
     Args:
-        weights, value_weights: numbers, or a tensor ``[rows, K]``.
-        part_weights: of each part of the blend K numbers, or a tensor ``[rows, parts, K]``.
+        weights: those of terms, values, parts and classifiers, as `row_weights` gives them: K
+            numbers, or a tensor ``[rows, K]``; of each part K, or a tensor ``[rows, parts, K]``.
         models_of_logits: the models that each tensor of logits stands for. Several share a head and
             come blended already. Those after the blend's own terms and values are of references.
             None: each tensor stands for one model.
@@ -37,22 +50,18 @@ class Mixer:
     def __init__(
         self,
         blend: Blend,
-        weights: Weights,
-        value_weights: Weights,
+        weights: Sequence[Any],
         vocabulary: int,
         models_of_logits: Sequence[tuple[int, ...]] | None = None,
         references: Sequence[tuple[Mixer, Sequence[int]]] = (),
-        part_weights: PartWeights = (),
-        classifier_weights: Weights = (),
     ) -> None:
         self.blend, self.vocabulary = blend, vocabulary
         k, all_own = len(blend.terms), len(blend.terms) + len(blend.values)
         each = models_of_logits or [(i,) for i in range(all_own)]
         self.models_of_logits = [models for models in each if models[0] < all_own]
         self.terms = sum(models[0] < k for models in self.models_of_logits)
-        self.weights, self.value_weights = weights, value_weights
-        self.references, self.part_weights = references, part_weights
-        self.classifier_weights, self.said = classifier_weights, list[Tensor]()
+        self.weights, self.value_weights, self.part_weights, self.classifier_weights = weights
+        self.references, self.said = references, list[Tensor]()
 
     def _term_weights(self) -> Weights:
         """The weight of each tensor of logits that stands for terms: 1 if it is blended already."""

@@ -28,7 +28,7 @@ from .engine.prefill import Prefill
 from .figures import Figures, Mixing
 from .forms import tensor, token_ids
 from .inputs import read_requests
-from .members import references_of, refuse_classifiers
+from .members import references_of
 from .memory import is_out_of_memory
 from .output import Scores
 from .settings import check_int
@@ -199,7 +199,6 @@ class Scoring:
         blend = as_blend(blend)
         check.flag("return_term_logprobs", return_term_logprobs)
         check_int("max_batch", max_batch, 1)
-        refuse_classifiers("blend", blend, "scored; generate gives its log-probs as it writes")
         call = Call(blend, tokenizer, references_of(blend, kl_to))
         self.members, self.models, self.max_batch = call.members, call.models, max_batch
         requests = read_requests(
@@ -208,15 +207,23 @@ class Scoring:
             multimodal=is_multimodal(blend.terms[0].model),
             name="prompts",
         )
-        chat = template_arguments(tools, chat_template_kwargs)
-        read = call.prompts(replace(requests, chat=chat))
+        requests = replace(requests, chat=template_arguments(tools, chat_template_kwargs))
+        read = call.prompts(requests)
         writing = call.writing(read)
         self.responses = _responses(responses, writing, len(requests), call.vocabulary)
         for model, prompt in zip(self.models, read, strict=True):
             check_context(model, prompt.mask.sum(dim=1), self.responses)
         self.prompts = [*zip(*(p.unpadded() for p in read), strict=True)]
         self.mixes = call.mixes(requests)
-        self.mixing = Mixing(blend, self.members, len(requests), call.device, return_term_logprobs)
+        self.mixing = Mixing(
+            blend,
+            self.members,
+            len(requests),
+            call.device,
+            return_term_logprobs,
+            call.classified(requests, read),
+            max(map(len, self.responses)),
+        )
 
         self.branches = Branches() if branches is None else branches
         self._stats: Stats | None = None
@@ -237,14 +244,18 @@ class Scoring:
                 yield i, figures
         runner, device = self.branches.runner, self.mixing.device
         cached, peak = (0, 0) if runner is None else (runner.cache_bytes, runner.peak_bytes)
+        classifiers = self.mixing.each_classifier
+        cached += sum(c.reader.cache_bytes for c in classifiers)
+        peak += sum(c.reader.peak_bytes for c in classifiers)
+        asked = [s for c in classifiers for s in c.reader.stats()]
         on_gpu = device.type == "cuda"
         self._stats = Stats(
             tokens=sum(map(len, self.responses)),
             seconds=time.perf_counter() - start,
-            models=summed([*since(before, self.branches.models_stats), *self._apart]),
+            models=summed([*since(before, self.branches.models_stats), *self._apart, *asked]),
             cache_bytes=cached,
             peak_bytes=torch.cuda.max_memory_allocated(device) if on_gpu else peak + size,
-            notes=(*self.branches.notes, *self._notes),
+            notes=(*self.branches.notes, *self._notes, *(n for c in classifiers for n in c.notes)),
         )
 
     def scores(self) -> Scores:

@@ -56,7 +56,7 @@ def test_entropies_of_a_blend_with_a_support_and_models_that_rest() -> None:
     for prompt, row, ours in zip(PROMPTS, outs[0].responses, outs[0].entropies, strict=True):
         ids = torch.tensor([prompt + row])
         each = [m.model(ids).logits[0, len(prompt) - 1 : -1].detach() for m in (base, amateur)]
-        log_p = Mixer(blend, (1.5, -0.5), (), each[0].shape[1]).log_probs(each)
+        log_p = Mixer(blend, ((1.5, -0.5), (), (), ()), each[0].shape[1]).log_probs(each)
         wanted = torch.special.entr(log_p.double().exp()).sum(dim=1).float()
         torch.testing.assert_close(ours[: len(row)], wanted, atol=1e-4, rtol=1e-4)
     low = outs[0].entropies[outs[0].entropies > 0]
