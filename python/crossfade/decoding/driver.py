@@ -336,9 +336,10 @@ class Driver:
     def _loop(self, rows: Sequence[Row], count: int) -> Loop:
         """A loop with so many slots, and the runner and the mixer that rows of this kind take."""
         job, engine, search = self.job, self.engine, self.job.search
-        if search is not None and search.settings.chunk_end is not None and self._same_step:
-            why = job.why_aligned or "the simple path keeps all rows at one step"
-            raise NotImplementedError(f"chunk_end lets rows wait for others, but {why}")
+        if search is not None and search.settings.chunk_end is not None:
+            why = "the simple path keeps all rows at one step" if self.simple else job.why_in_step
+            if why is not None:
+                raise NotImplementedError(f"chunk_end lets rows wait for others, but {why}")
         limit = max(1, *job.limits, *(row.limit for row in rows))
         chunk = None if search is None else search.settings.chunk_length
         slots = Slots(

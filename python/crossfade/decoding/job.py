@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
+from transformers.generation import logits_process as hf
 from transformers.generation.stopping_criteria import StopStringCriteria
 
 from .forms import Ids, Request
@@ -24,6 +25,28 @@ if TYPE_CHECKING:
 
 # The names of what the kernel takes of every row. They are those of `crossfade.ops.Draw`.
 DRAW = ("temperature", "top_k", "top_p", "min_p", "do_sample", "seed", "stream")
+
+# Logits processors of which each row has what it would have alone, and which keep nothing.
+OF_EACH_ROW = {
+    hf.EpsilonLogitsWarper,
+    hf.EtaLogitsWarper,
+    hf.ForcedEOSTokenLogitsProcessor,
+    hf.LogitNormalization,
+    hf.MinLengthLogitsProcessor,
+    hf.MinNewTokensLengthLogitsProcessor,
+    hf.MinPLogitsWarper,
+    hf.NoBadWordsLogitsProcessor,
+    hf.NoRepeatNGramLogitsProcessor,
+    hf.RepetitionPenaltyLogitsProcessor,
+    hf.SequenceBiasLogitsProcessor,
+    hf.SuppressTokensAtBeginLogitsProcessor,
+    hf.SuppressTokensLogitsProcessor,
+    hf.TemperatureLogitsWarper,
+    hf.TopHLogitsWarper,
+    hf.TopKLogitsWarper,
+    hf.TopPLogitsWarper,
+    hf.TypicalLogitsWarper,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +159,20 @@ class Job:
         if any(type(c.criterion) is not StopStringCriteria for c in self.criteria):
             return "stopping criteria read all rows at one step"
         return None if self.streamer is None else "a streamer takes all rows at one step"
+
+    @property
+    def why_in_step(self) -> str | None:
+        """Why no row can wait for others, as rows do at the ends of chunks; None if they can.
+
+        Processors of Hugging Face's that look at each row alone are asked about rows of one length
+        at a time.
+        """
+        if self.processors is None or len(self) == 0:
+            return self.why_aligned
+        others = [p for p in self.processors([0]) if type(p) not in OF_EACH_ROW]
+        if others:
+            return f"{type(others[0]).__name__} reads all rows at one step"
+        return replace(self, processors=None).why_aligned
 
     @property
     def watched(self) -> bool:

@@ -20,6 +20,8 @@ class Watch:
 
     Rows are aligned if all of them start at once, so that each is at the same step. Processors,
     streamers and most criteria need that; stop strings do not, as they look at the ends of rows.
+    Where chunks end at places of their own, rows start at once and then wait for each other: those
+    that have as many tokens are processed together.
 
     Args:
         aligned: the row of each slot, where rows are aligned; None where they come and go.
@@ -28,6 +30,7 @@ class Watch:
         rows: the row in each slot.
         criteria: each with the slots, as ``[slots]`` bool, whose rows it may end.
         ids: ``[slots, prompt + steps]``, where rows are aligned.
+        prompts: ``[slots, prompt]``, where rows that started at once wait for each other.
         tails: ``[slots, width]``, where they are not: the ends of the prompts, as far as stop
             strings may need them.
     """
@@ -38,6 +41,7 @@ class Watch:
         self.rows: dict[int, Row] = {}
         self.criteria: list[tuple[Any, Tensor]] = []
         self.ids: Tensor | None = None
+        self.prompts: Tensor | None = None
         self.processors: Any = None
         self.streamer: Any = None
         if aligned is not None:
@@ -46,6 +50,8 @@ class Watch:
             self.pad, self.streamer = job.pad, job.streamer
             if job.processors is not None:
                 self.processors = job.processors([row.index for row in aligned])
+            if job.search is not None and job.search.settings.chunk_end is not None:
+                self.ids, self.prompts = None, self.ids
         self.tails = torch.zeros(len(slots.each), 0, dtype=torch.int64, device=slots.device)
 
     def seat(self, seated: Mapping[int, Row]) -> None:
@@ -111,13 +117,28 @@ class Watch:
 
     def process(self, scores: Tensor) -> Tensor:
         """What the logits processors make of the scores; an error of theirs names the request."""
+        if self.prompts is None:
+            return self._process(self.processors, self.ids, scores, range(len(scores)))
+        new, processed = self.slots.new.tolist(), scores.clone()
+        for length in {new[slot] for slot in self.rows}:
+            its = [slot for slot in self.rows if new[slot] == length]
+            written = self.slots.written["tokens"][its, :length]
+            ids = torch.cat([self.prompts[its], written], dim=1)
+            job = self.rows[its[0]].job
+            assert job.processors is not None
+            processors = job.processors([self.rows[slot].index for slot in its])
+            processed[its] = self._process(processors, ids, scores[its], its)
+        return processed
+
+    def _process(self, processors: Any, ids: Any, scores: Tensor, slots: Sequence[int]) -> Tensor:
+        """What some processors make of the scores of the rows in some slots."""
         processed: Any = scores
-        for processor in self.processors:
+        for processor in processors:
             before = processed
             try:
-                processed = processor(self.ids, before)
+                processed = processor(ids, before)
             except Exception as error:
-                where = self._culprit(processor, before)
+                where = self._culprit(processor, ids, before, slots)
                 raise RuntimeError(
                     f"logits_processor {type(processor).__name__} raised {type(error).__name__} at "
                     f"token {self.steps} of {where}: {error}"
@@ -130,12 +151,13 @@ class Watch:
             )
         return processed
 
-    def _culprit(self, processor: Any, scores: Tensor) -> str:
+    def _culprit(self, processor: Any, ids: Any, scores: Tensor, slots: Sequence[int]) -> str:
         """Which request a processor fails at, as far as calling it for each row alone tells."""
-        ids: Any = self.ids
-        for slot, row in sorted(self.rows.items()):
-            with suppress(Exception):
-                processor(ids[slot : slot + 1], scores[slot : slot + 1])
+        for i, slot in enumerate(slots):
+            if slot not in self.rows:
                 continue
-            return str(row)
+            with suppress(Exception):
+                processor(ids[i : i + 1], scores[i : i + 1])
+                continue
+            return str(self.rows[slot])
         return f"the requests {sorted({row.request for row in self.rows.values()})}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -12,6 +13,11 @@ from crossfade.decoding.mixer import Mixer
 from searches import DRAW, PROMPTS, SIMPLE, by_hand, entropy, log_ratio
 from sweeps import product
 from tiny_models import SHAPES, make
+from transformers import (
+    NoRepeatNGramLogitsProcessor,
+    PreTrainedTokenizerFast,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 NATS = {"few": 2.6, "some": 2.2, "every token": 0.0}
 
@@ -87,11 +93,47 @@ def test_a_token_that_is_taken_back_is_read_again() -> None:
     assert [s.tokens for s in out.stats.models] == [5 + drawn + again, 5 + drawn, 5 + drawn]
 
 
+@pytest.mark.parametrize("ends", [cf.entropy_above(2.0), cf.sentence_end])
+def test_beside_processors(ends: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Rows that wait for each other have the processors' scores of their own texts."""
+    base, value = make("llama"), cf.LogRatio(make("llama", 1), make("llama", 2))
+    model = cf.Model(base, tokenizer=tokenizer)
+    prompts = [tokenizer(text)["input_ids"] for text in ("the film was", "plot very dull")]
+    search = cf.ChunkBeamSearch(2, 2, 3, value, chunk_end=ends)
+    hf: dict[str, Any] = {"repetition_penalty": 3.0, "no_repeat_ngram_size": 2}
+    out = cf.generate(model, prompts, search=search, num_return_sequences=2, **hf, **DRAW)
+    plain = cf.generate(model, prompts, search=search, num_return_sequences=2, **DRAW)
+    assert out.responses != plain.responses
+    seen = False
+    for i, row in enumerate(out.responses):
+        prompt = prompts[i // 2]
+        each = [*prompt, *row]
+        assert all(each.count(t) < 4 for t in set(row)), "nothing repeats with such a penalty"
+        pairs = list(itertools.pairwise(each))
+        assert len(pairs) == len(set(pairs))
+        seen |= len(row) > 6
+        with torch.no_grad():
+            logits = base(torch.tensor([each])).logits[0, len(prompt) - 1 : -1].double()
+        for t, (z, token) in enumerate(zip(logits, row, strict=True)):
+            past = torch.tensor([[*prompt, *row[:t]]])
+            left = NoRepeatNGramLogitsProcessor(2)(
+                past, RepetitionPenaltyLogitsProcessor(3.0)(past, z[None].clone())
+            )
+            want = (left[0] / 1.2).log_softmax(-1)[token].item()
+            assert out.sampled_logprobs[i, t].item() == pytest.approx(want, abs=1e-3)
+    assert seen
+
+
 def test_refusals() -> None:
     base, value = make("llama"), cf.LogRatio(make("llama", 1), make("llama", 2))
     search = cf.ChunkBeamSearch(2, 2, 9, value, chunk_end=cf.entropy_above(2.0))
-    for options in ({"engine": SIMPLE}, {"repetition_penalty": 1.3}):
-        with pytest.raises(NotImplementedError, match="chunk_end lets rows wait for others, but"):
+    own = [lambda ids, scores: scores]
+    for options, why in (
+        ({"engine": SIMPLE}, "the simple path keeps"),
+        ({"logits_processor": own}, "function reads all rows at one step"),
+        ({"stopping_criteria": [lambda ids, scores: False]}, "stopping criteria read"),
+    ):
+        with pytest.raises(NotImplementedError, match=f"chunk_end lets rows wait .* but {why}"):
             cf.generate(base, PROMPTS, search=search, **options, **DRAW)
     bad: list[tuple[Any, type[Exception], str]] = [
         (-1, ValueError, "nats is -1.0; it must be at least 0"),
