@@ -20,6 +20,7 @@ from .blends.power_mean import power_mean, union
 from .blends.values import LogRatio, ValueSum, as_value
 from .blends.weights import Weight, check_sum, check_weight, holds, weight_list
 from .checks import check_number, did_you_mean, explained
+from .ops.check import flag
 from .ops.types import Support
 from .search import ChunkBeamSearch, ParticleFilter, Recipe, entropy_above
 
@@ -331,17 +332,20 @@ def gsi(
     samples: int = 4,
     chunk_length: int | None = 32,
     chunk_end: Any = None,
+    best: bool = False,
 ) -> Recipe:
     """Guided speculative inference: a cheap sampler proposes chunks for a target.
 
-    Of `samples` chunks of `sampler` the one goes on with the largest ``beta * V + log p_target -
-    log p_sampler``. The paper draws one by the softmax of these, and asks the target to write where
-    all are low. `ParticleFilter` draws, with ``tilt=LogRatio(target, sampler)`` and the temperature
-    ``1 / beta``. A chunk costs forwards of the sampler for its tokens, and one of the target.
+    Of `samples` chunks of `sampler` one goes on, drawn by ``exp(beta * V + log p_target - log
+    p_sampler)`` of it. The paper also asks the target to write a chunk where that of the drawn one
+    is low; here the sampler writes all of them. A chunk costs forwards of the sampler for its
+    tokens, and one of the target.
 
     Args:
         target, sampler: `Model` terms or bare models of one vocabulary.
+        beta: above 0.
         chunk_end: what else ends a chunk, as in `ChunkBeamSearch`; the paper's end with paragraphs.
+        best: whether the chunk of the largest score goes on, in place of a drawn one.
 
     Source: Geuter et al., arXiv:2506.04118.
     """
@@ -361,6 +365,7 @@ def gsi(
         beta * _value(value),
         chunk_end,
         tilt=LogRatio(meant, proposes),
+        selection_temperature=0.0 if flag("best", best) else 1.0,
     )
     return Recipe(as_blend(proposes), search)
 

@@ -78,6 +78,7 @@ MISTAKES = [
     (["--particles=4,5", "--particle-temperature=0"], "--particle-temperature is 0"),
     (["--best-of=4", "--particle-temperature=2"], "it belongs to --particles"),
     (["--best-of=4", "--chunk-entropy=2"], "it belongs to --search or --particles"),
+    (["--particles=4,5", "--selection-temperature=2"], "it belongs to --best-of or --search"),
     (["--search=2,2,3", "--chunk-entropy=x"], "'x' must be a number of at least 0"),
     (["--tournament=4", "--tilt=large - small"], "--tilt is given with --tournament"),
     (["--best-of=4", "--tilt=0.5 * (large - small)"], "it must be one model less another"),

@@ -15,6 +15,7 @@ SEARCHES = ("--best-of", "--search", "--particles", "--tournament")
 # Options that belong to some searches alone.
 OWN = {
     "--particle-temperature": ("--particles",),
+    "--selection-temperature": ("--best-of", "--search"),
     "--chunk-entropy": ("--search", "--particles"),
     "--tilt": ("--best-of", "--search", "--particles"),
     "--budget": SEARCHES,
@@ -79,6 +80,12 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         type=options.number,
         metavar="T",
         help="what --particles divides values by (1)",
+    )
+    group.add_argument(
+        "--selection-temperature",
+        type=options.number,
+        metavar="T",
+        help="draw the texts that stay by exp(value / T), in place of keeping the best (0)",
     )
     group.add_argument(
         "--chunk-entropy",
@@ -221,6 +228,8 @@ def make(
         decides = question.judge(loaded.judge, f"--judge {arguments.judge}")
     if arguments.tournament is not None:
         return Tournament(decides, arguments.tournament, budget=budget)
+    if arguments.particles is None:
+        more["selection_temperature"] = arguments.selection_temperature or 0.0
     if arguments.best_of is not None:
         return BestOfN(arguments.best_of, decides, **more)
     if arguments.particles is not None:

@@ -113,6 +113,11 @@ class Search:
         return self.tilt._sum() if self.value is None else self.value + self.tilt
 
     @property
+    def selection_temperature(self) -> float:
+        """By ``exp(score / selection_temperature)`` the rows that stay are drawn; 0: the best."""
+        return 0.0
+
+    @property
     def rows(self) -> int:
         """How many rows are decoded for each prompt."""
         return self.width * self.samples

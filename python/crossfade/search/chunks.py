@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import elsewhere
 from ..blends.printing import settings_text
-from ..checks import explained
+from ..checks import check_number, explained
 from ..ops import check
 from . import base
 from .base import EntropyAbove, Search
@@ -49,6 +49,10 @@ class ChunkBeamSearch(Search):
             p_sampler(y|x)``, over the whole response so far, as the value is. So rows of several
             histories compare, and among those of one history the chunk alone counts. It is a part
             of `Output.values`, and the last of `Output.value_parts`. With it, `value` may be None.
+        selection_temperature: above 0, the rows that stay are drawn, without replacement, by
+            ``exp(V / selection_temperature)``, and come back in the order in which they were: soft
+            best of n, where the best of n is its limit at 0. The draws depend on the seed of the
+            prompt alone.
         budget: the most tokens that are drawn of a prompt, in all of its rows together. Where
             `rows` rows of `max_new_tokens` are more, the search has fewer: the width and the
             samples, neither larger than asked for, with the largest product that keeps it; of
@@ -58,9 +62,9 @@ class ChunkBeamSearch(Search):
         TypeError, ValueError: names the argument, what it was and what it must be.
 
     Source: chunk-level beam search (Zhou et al., arXiv:2405.19262); blockwise best-of-n is
-    controlled decoding's (Mudgal et al., arXiv:2310.17022); the tilt is guided speculative
-    inference's (Geuter et al., arXiv:2506.04118), which draws by the tilted values as
-    `ParticleFilter` does, where this search takes the best.
+    controlled decoding's (Mudgal et al., arXiv:2310.17022); draws of the best of n are Verdun et
+    al.'s, arXiv:2505.03156; the tilt, and draws by what it gives,
+    are guided speculative inference's (Geuter et al., arXiv:2506.04118).
     """
 
     width: int = 4
@@ -70,6 +74,7 @@ class ChunkBeamSearch(Search):
     chunk_end: Callable[[str], bool] | EntropyAbove | None = None
     duplicate_finished: bool = False
     tilt: Any = field(default=None, kw_only=True)
+    selection_temperature: float = field(default=0.0, kw_only=True)
     budget: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -82,6 +87,10 @@ class ChunkBeamSearch(Search):
         put(self, "value", base.check_value(self.value, self.tilt))
         base.check_chunk_end(self.chunk_end)
         check.flag("duplicate_finished", self.duplicate_finished)
+        temperature = check_number("selection_temperature", self.selection_temperature)
+        put(self, "selection_temperature", temperature)
+        if temperature < 0:
+            raise ValueError(f"selection_temperature is {temperature:g}; it must be at least 0")
         base.check_budget(self.budget)
         base.check_objective(self)
 
@@ -100,7 +109,12 @@ class ChunkBeamSearch(Search):
 
 @explained(elsewhere.SEARCH)
 def BestOfN(
-    n: int, value: Any = None, *, tilt: Any = None, budget: int | None = None
+    n: int,
+    value: Any = None,
+    *,
+    tilt: Any = None,
+    selection_temperature: float = 0.0,
+    budget: int | None = None,
 ) -> ChunkBeamSearch:
     """Best of n: of n whole samples, the one that the value scores highest.
 
@@ -108,9 +122,15 @@ def BestOfN(
 
     Args:
         n: how many rows are sampled for each prompt.
-        value, tilt, budget: as in `ChunkBeamSearch`.
+        value, tilt, selection_temperature, budget: as in `ChunkBeamSearch`.
     """
     base.check_count("n", n)
     return ChunkBeamSearch(
-        width=n, samples=1, chunk_length=None, value=value, tilt=tilt, budget=budget
+        width=n,
+        samples=1,
+        chunk_length=None,
+        value=value,
+        tilt=tilt,
+        selection_temperature=selection_temperature,
+        budget=budget,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,6 +26,11 @@ from .job import search_of
 from .valuer import Valuer
 
 NAN = float("nan")
+
+
+def gumbel(draw: random.Random) -> float:
+    """Gumbel noise. Python promises the same `random.random` in all its versions."""
+    return -math.log(-math.log(max(draw.random(), 1e-300)))
 
 
 class SearchLoop(Loop):
@@ -239,12 +246,30 @@ class SearchLoop(Loop):
             ``[groups, 1]`` bool. The rows of a group that is over are in order, the best first.
         """
         finished = ended & (not settings.duplicate_finished)
+        if settings.selection_temperature > 0:
+            scores = self._drawn_order(groups, settings.selection_temperature, scores)
         parents = ops.chunk_select(scores, finished, settings.width)
         kept = parents[:, :: settings.samples]
         over = ended.gather(1, kept).all(dim=1, keepdim=True) | last
         ranked = torch.full_like(parents, -1)
         ranked[:, : settings.width] = kept
         return torch.where(over, ranked, parents), over
+
+    def _drawn_order(self, groups: Sequence[int], temperature: float, scores: Tensor) -> Tensor:
+        """Scores ``[groups, rows]`` whose order is that of draws by ``exp(scores / temperature)``.
+
+        They have Gumbel noise, which depends on the seed and the stream of each group's first row
+        and on how much the group has written.
+        """
+        new, noise = self.slots.new.tolist(), []
+        for g in groups:
+            slots = range(g * self.size, g * self.size + scores.shape[1])
+            row = self.seated[slots[0]]
+            longest = max(new[s] for s in slots)
+            draw = random.Random(f"{row.value('seed')} {row.value('stream')} {longest}")
+            noise.append([gumbel(draw) for _ in slots])
+        drawn = scores.double() / temperature + torch.tensor(noise, device="cpu").double()
+        return drawn.float()
 
     def _order(self, slots: list[int], settings: Search) -> tuple[Tensor, Tensor]:
         """Scores by which the rows of groups are in order, and whether each has ended.
