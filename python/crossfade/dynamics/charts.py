@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import findings
-from .findings import aligned, percent, plain
+from .wording import aligned, percent, plain
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 250, 52, 30, 12, 42  # of curves, and their margins
 DIGIT = 8.6  # how wide a digit is at most, which the left margin leaves room for

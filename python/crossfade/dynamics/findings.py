@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from .wording import NAMED, Line, Sentence, aligned, counted, figure, listed, percent
 
 STARVED = 0.5  # from this priority on, the other behaviour is called starved
 OPPOSED = 1.0  # above it, a step on both moves the other behaviour the wrong way
 EVEN = 1.25  # shares within this factor are left as they are
-NAMED = 5  # behaviours of a list that a sentence names; the tables have all
-MOST_DECIMALS = 6  # of figures that are aligned
-LONGEST = 60  # characters of a name in a sentence
-NONE = "\u2013"  # in the place of a figure
 TODO = "What to do"
 SAME = "look the same to the model"
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """Words with a ``{}`` for each name of a behaviour or a file, which may hold any characters.
-
-    Code is between backticks.
-    """
-
-    words: str
-    names: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return self.words.format(*map(brief, self.names))
-
-
-@dataclass(frozen=True)
-class Line:
-    """A part of the answer."""
-
-    heading: str
-    sentences: Sequence[Sentence]
 
 
 def find(
@@ -143,14 +117,14 @@ def _order(data: Mapping[str, Any]) -> list[Line]:
         ("first", first, ": their intervals overlap"),
         ("last", last[::-1], ""),
     ):
-        who, names = _listed(some)
+        who, names = listed(some)
         if len(some) > 1:
             said = f"{who} come {place}. Which of them is too close to call{why}."
         else:
             said = f"{who} comes {place}." if between else f"{who} will be learnt {place}."
         lines.append(Line(f"Learnt {place}", [Sentence(said, names)]))
     if between:
-        who, names = _listed(between)
+        who, names = listed(between)
         has = "has an interval that overlaps"
         has = has if len(between) == 1 else "have intervals that overlap"
         said = f"{who} {has} with those of both ends: any place is possible."
@@ -201,12 +175,12 @@ def _told_apart(data: Mapping[str, Any]) -> list[Line]:
     same = data["answer"]["same"]
     lines = []
     if same:
-        who, names = _listed(same)
+        who, names = listed(same)
         lines.append(Line("No difference", [Sentence(f"Both sides of {who} {SAME}.", names)]))
     found = [b for b in data["answer"]["not_apart"] if b not in same]
     if not found or (len(found) == len(data["behaviours"]) > 1):
         return lines
-    who, names = _listed(found)
+    who, names = listed(found)
     rest = "are not told apart from chance, as their intervals begin at 0."
     if len(found) == 1:
         rest = "is not told apart from chance, as its interval begins at 0."
@@ -215,7 +189,7 @@ def _told_apart(data: Mapping[str, Any]) -> list[Line]:
 
 def _labels(data: Mapping[str, Any]) -> list[Line]:
     """What to do where both sides of a behaviour are the same: its share would be all rows."""
-    who, names = _listed(data["answer"]["same"])
+    who, names = listed(data["answer"]["same"])
     todo = [Sentence(f"Check the texts and labels of {who}: both sides {SAME}.", names)]
     if len(data["behaviours"]) > 1:
         todo.append(Sentence("Until then, leave the shares as they are."))
@@ -231,7 +205,7 @@ def _rebalancing(data: Mapping[str, Any]) -> list[Line]:
     kept = [b for b in each if b["name"] in starved and 1 / EVEN <= change[b["name"]] <= EVEN]
     left = []
     if kept:
-        who, names = _listed([b["name"] for b in kept], _changes(kept))
+        who, names = listed([b["name"] for b in kept], _changes(kept))
         are = "is" if len(kept) == 1 else "are"
         left.append(Sentence(f"Though starved, {who} {are} about even already.", names))
     if not each or max(max(x, 1 / x) for x in change.values()) <= EVEN:
@@ -241,12 +215,12 @@ def _rebalancing(data: Mapping[str, Any]) -> list[Line]:
     said = []
     guessed = [b["name"] for b in each if not b["interval"][0]]
     if guessed:
-        who, names = _listed(guessed)
+        who, names = listed(guessed)
         which = "its share is a guess" if len(guessed) == 1 else "their shares are guesses"
         said.append(Sentence(f"First get more texts of {who}: until then, {which}.", names))
     for verb, some in (("Give more rows to", more), ("Give fewer rows to", less)):
         if some:
-            who, names = _listed([b["name"] for b in some], _changes(some))
+            who, names = listed([b["name"] for b in some], _changes(some))
             said.append(Sentence(f"{verb} {who}.", names))
     said += left
     if data["balanced"] is not None:
@@ -267,7 +241,7 @@ def _rebalancing(data: Mapping[str, Any]) -> list[Line]:
     short = [b for b in each if b["repeats_needed"] > data["most"]]
     if short:
         each_said = [f" ({figure(b['repeats_needed'])} times as many)" for b in short]
-        who, names = _listed([b["name"] for b in short], each_said)
+        who, names = listed([b["name"] for b in short], each_said)
         words = f"As a row is repeated {data['most']} times at most, even learning needs new rows"
         said.append(Sentence(f"{words} of {who}.", names))
     return [Line(TODO, said)]
@@ -302,7 +276,7 @@ def _happened(watch: Mapping[str, Any]) -> Sentence:
 
     def add(some: Sequence[str], one: str, more: str) -> None:
         if some:
-            who, shown = _listed(some)
+            who, shown = listed(some)
             parts.append(f"{who} {one if len(some) == 1 else more}")
             names.extend(shown)
 
@@ -332,74 +306,3 @@ def parted(first: Sequence[str], last: Sequence[str]) -> tuple[list[str], list[s
         between,
         [b for b in last if b not in between],
     )
-
-
-def counted(n: int, what: str) -> str:
-    """So many of something, in words."""
-    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
-
-
-def _listed(
-    names: Sequence[str], after: Sequence[str] | None = None
-) -> tuple[str, tuple[str, ...]]:
-    """The words of a list and the names in it, of which there are few; `after` follows each."""
-    shown = tuple(names[:NAMED])
-    each = [f"{{}}{after[i] if after else ''}" for i in range(len(shown))]
-    if len(names) > NAMED:
-        each.append(f"{len(names) - NAMED} more")
-    return ", ".join(each[:-1]) + " and " * (len(each) > 1) + each[-1], shown
-
-
-def brief(name: str) -> str:
-    """A name that a sentence can hold."""
-    name = plain(name)
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-
-
-def plain(name: str) -> str:
-    """A name without line breaks, and without what steers a terminal or turns its text around."""
-    kept = "".join(
-        " " if x.isspace() else "\ufffd" if unicodedata.category(x) in ("Cc", "Cs") else x
-        for x in name
-        if unicodedata.bidirectional(x) not in _TURNS
-    )
-    return " ".join(kept.split()) or repr(name)
-
-
-_TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # classes of Unicode
-
-
-def figure(x: float | None) -> str:
-    """A figure with three digits, or with all before the point."""
-    if x is None:
-        return NONE
-    return f"{x:,.0f}" if 1000 <= abs(x) < 1e9 else f"{x:.3g}"
-
-
-def aligned(*figures: float | None) -> tuple[str, ...]:
-    """A figure and the ends of its interval with the same number of decimals; None is no end.
-
-    The largest has three digits, and the smallest at least one that is not 0.
-    """
-    known = [abs(x) for x in figures if x]
-    if not known or max(known) >= 1e9:
-        return tuple(map(end, figures))
-    digits = max(3 - _size(max(known)), 1 - _size(min(known)), 0)
-    if digits > MOST_DECIMALS:
-        return tuple(map(end, figures))
-    return tuple("∞" if x is None else f"{x:,.{digits}f}" for x in figures)
-
-
-def _size(x: float) -> int:
-    """How many digits stand before the point; 0 or less for what is below 1."""
-    return math.floor(math.log10(x)) + 1
-
-
-def end(x: float | None) -> str:
-    """The upper end of an interval."""
-    return "∞" if x is None else figure(x)
-
-
-def percent(x: float) -> str:
-    """A share; a small one keeps a digit that is not 0."""
-    return f"{100 * x:.0f} %" if x >= 0.02 or not x else f"{100 * x:.1g} %"

@@ -10,7 +10,8 @@ from typing import Any
 
 from . import charts, runs
 from .charts import Curve, escaped
-from .findings import NONE, STARVED, TODO, Sentence, aligned, brief, counted, figure, lines, percent
+from .findings import STARVED, TODO, lines
+from .wording import NONE, Sentence, aligned, brief, counted, figure, percent
 
 KINDS = {
     "statements": "statements, read as they stand",

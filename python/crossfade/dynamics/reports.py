@@ -12,7 +12,7 @@ from typing import Any
 from ..checks import explained
 from ..decoding.settings import check_int
 from ..files import write_text
-from . import findings, runs
+from . import findings, runs, wording
 from .behaviours import Statistics
 from .priority import priorities
 from .rebalancing import counts, shares
@@ -218,7 +218,7 @@ def _differences(name: str, watch: Mapping[str, Any], stats: Mapping[str, Statis
         ("watched, but not in the data", [b for b in watch["behaviours"] if b not in stats]),
     ):
         if some:
-            named = ", ".join(map(findings.brief, some[: findings.NAMED]))
-            more = len(some) - findings.NAMED
+            named = ", ".join(map(wording.brief, some[: wording.NAMED]))
+            more = len(some) - wording.NAMED
             found.append(f"{name}: {which}: {named}" + (f" and {more} more" if more > 0 else ""))
     return found
