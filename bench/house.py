@@ -52,7 +52,8 @@ decoding.watch decoding.strays
 decoding.loop
 decoding.search
 decoding.classifiers
-decoding.driver decoding.figures
+decoding.building decoding.figures
+decoding.driver
 decoding.call decoding.results
 decoding.generation decoding.hook decoding.scoring
 decoding

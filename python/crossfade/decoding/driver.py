@@ -5,34 +5,23 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
-from typing import Any
-
-import torch
 
 from ..blends.blend import Blend
 from ..checks import warn
 from ..progress import progress_bar
-from .classifiers import Classifiers
-from .engine.graph import Stepper
-from .engine.lazy import Lazy
+from .building import Builder
 from .engine.modules import Unsupported
 from .engine.options import Engine
-from .engine.prefix import PrefixCache, fingerprints_of
+from .engine.prefix import PrefixCache
 from .engine.runner import EngineRunner
-from .job import WEIGHTS, Job, Row, weights_of
+from .job import Job, Row
 from .loop import Loop, is_late
 from .memory import is_out_of_memory
-from .mixer import Mixer
-from .rows import Kept, Slots, Written, kept, unwritten
-from .runner import Runner
-from .search.loops import search_loop
-from .simple.runner import SimpleRunner
+from .rows import Written, unwritten
 from .simple.term_model import TermModel
 from .stats import ModelStats
-from .strays import Strays
 
 ROWS = {"cpu": 32, "cuda": 64}  # how many are decoded at a time by default, if they come and go
 TOKEN_BYTES = 16  # the least that is kept of a token: its id and two log-probs
@@ -68,14 +57,11 @@ class Driver:
         cache: PrefixCache | None = None,
         keep_cache: bool = False,
     ) -> None:
-        self.blend, self.models, self.vocabulary = blend, models, vocabulary
-        self.engine, self.max_batch, self.progress = engine, max_batch, progress
+        self.builder = Builder(blend, models, vocabulary, engine, cache, keep_cache)
+        self.max_batch, self.progress = max_batch, progress
         self.cache_in, self.keep_cache = cache, keep_cache
         self.cache: PrefixCache | None = None
-        # Of the engine's models, from before they run: for a cache that is given or kept.
-        self.fingerprints: list[Hashable] = []
         self.device = models[0].device
-        self.simple = engine.simple
         self.jobs: Iterator[Job] = iter(())
         self.job: Job  # The first one. All others are of its kind.
         self.todo: deque[Row] = deque()  # rows of the jobs taken so far that no loop has yet
@@ -84,8 +70,7 @@ class Driver:
         self.by_row: dict[int, Written] = {}  # what each row wrote, if a cache is kept
         self.interrupted = False
         self.on_rows: Callable[[int], object] | None = None  # is told how many rows have ended
-        self.notes: list[str] = []
-        self.strays = Strays(blend, vocabulary)
+        self.notes = self.builder.notes
         self.loop: Loop | None = None  # the one that is running
         self._models: list[ModelStats] = []  # of the loops before it
         self._cache_bytes = self._peak_bytes = 0
@@ -179,19 +164,6 @@ class Driver:
                 rows.append(row)
         return rows, others
 
-    @property
-    def _kept(self) -> Kept:
-        terms = len(self.blend.terms) * self.job.term_logprobs
-        search = self.job.search
-        entropies = search is not None and search.settings.most_entropy is not None
-        return kept(terms, len(self.job.references), entropies=entropies)
-
-    @property
-    def _value_size(self) -> int:
-        """How many numbers a search keeps of a row's value: the value itself and its parts."""
-        search = self.job.search
-        return 0 if search is None else 1 + search.weights.shape[1]
-
     def _refused(self, row: Row) -> Written:
         """Let a row fail that is refused, or whose prompt is longer than a model's context; the
         others go on."""
@@ -201,7 +173,13 @@ class Driver:
         return self._unwritten(row, failed=True)
 
     def _unwritten(self, row: Row, *, failed: bool = False) -> Written:
-        return unwritten(row, self._kept, self._value_size, self.device, failed=failed)
+        return unwritten(
+            row,
+            self.builder.kept(self.job),
+            self.builder.value_size(self.job),
+            self.device,
+            failed=failed,
+        )
 
     def _given(self, left: Iterable[Written] = ()) -> Iterator[Written]:
         """Give what rows have written that are done or were cut, and tell whoever watches of each.
@@ -244,19 +222,22 @@ class Driver:
         if self.job.why_aligned is not None and most < len(self.job):
             self.notes.append(f"fixed batches: {self.job.why_aligned}")
         while True:
-            rows, others = self._next_rows(most, self._same_step)
+            rows, others = self._next_rows(most, self.builder.same_step(self.job))
             yield from self._given(others)
             if not rows:
                 return
-            count, ran_out = len(self.job) if self._slot_is_index else len(rows), False
+            count, ran_out = (
+                len(self.job) if self.builder.slot_is_index(self.job) else len(rows),
+                False,
+            )
             try:
                 yield from self._decode(rows, count)
             except Unsupported as reason:
-                if self._has_cache or self.simple:
-                    what = "the simple path" if self.simple else "cache and return_cache"
+                if self.builder.has_cache or self.builder.simple:
+                    what = "the simple path" if self.builder.simple else "cache and return_cache"
                     raise NotImplementedError(f"{what}: {reason}") from None
                 self.notes.append(f"the simple path: {reason}")
-                self.simple = True
+                self.builder.simple = True
                 most = self._rows_at_a_time()
             except (RuntimeError, MemoryError) as error:
                 fewer = self._fewer_rows(count)
@@ -269,26 +250,11 @@ class Driver:
             self.todo.extendleft(reversed(self.under_way))  # They begin again.
             self.under_way.clear()
 
-    @property
-    def _same_step(self) -> bool:
-        """Whether the rows of a loop start at once, so that all are at the same step."""
-        return self.simple or self.job.why_aligned is not None
-
-    @property
-    def _has_cache(self) -> bool:
-        """Whether a cache is given or kept. It has a place for each row, so all run at once."""
-        return self.cache_in is not None or self.keep_cache
-
-    @property
-    def _slot_is_index(self) -> bool:
-        """Whether all rows are decoded at a time, each in the slot of its own index."""
-        return self._has_cache or self.job.streamer is not None
-
     def _rows_at_a_time(self) -> int:
         """How many rows are decoded at a time."""
         most = self.max_batch
         if most is None:
-            if self._same_step or self._has_cache:
+            if self.builder.same_step(self.job) or self.builder.has_cache:
                 most = len(self.job)
             else:
                 most = ROWS.get(self.device.type, ROWS["cuda"])
@@ -296,20 +262,20 @@ class Driver:
 
     def _fewer_rows(self, count: int) -> int:
         """How many rows to try at a time after memory ran out for `count`; 0: no fewer will do."""
-        if self._slot_is_index:
+        if self.builder.slot_is_index(self.job):
             return 0
         half = count // 2  # Only a search must keep the rows of a request together.
         return self._whole_requests(half) or (half if self.job.search is None else 0)
 
     def _whole_requests(self, rows: int) -> int:
         """So many rows, or a few less where a request's rows must be decoded together."""
-        whole = self._same_step or self.job.search is not None
+        whole = self.builder.same_step(self.job) or self.job.search is not None
         return rows - rows % self.job.copies if whole else rows
 
     def _decode(self, rows: Sequence[Row], count: int) -> Iterator[Written]:
         """Decode `rows` in `count` slots, and the rows after them as slots become free."""
-        job, same_step = self.job, self._same_step
-        loop = self.loop = self._loop(rows, count)
+        job, same_step = self.job, self.builder.same_step(self.job)
+        loop = self.loop = self.builder.loop(job, rows, count)
         try:
             loop.join(rows)
             while (happened := loop.advance()) is not None:
@@ -330,106 +296,7 @@ class Driver:
             each = [(row.prompt_ids, self.by_row[row.index].ids) for row in job.rows()]
             returned = [row.index for row in job.rows() if row.is_returned]
             assert isinstance(loop.runner, EngineRunner)  # `_batches` refuses the simple path.
-            self.cache = PrefixCache(loop.runner, self.fingerprints, each, returned)
-
-    @torch.no_grad()
-    def _loop(self, rows: Sequence[Row], count: int) -> Loop:
-        """A loop with so many slots, and the runner and the mixer that rows of this kind take."""
-        job, engine, search = self.job, self.engine, self.job.search
-        if search is not None and search.settings.chunk_end is not None:
-            why = "the simple path keeps all rows at one step" if self.simple else job.why_in_step
-            if why is not None:
-                raise NotImplementedError(f"chunk_end lets rows wait for others, but {why}")
-        limit = max(1, *job.limits, *(row.limit for row in rows))
-        chunk = None if search is None else search.settings.chunk_length
-        slots = Slots(
-            count,
-            job.table,
-            self._kept,
-            self._value_size,
-            limit,
-            self.device,
-            chunk,
-            None if search is None else search.settings.most_entropy,
-        )
-        runner = self._runner(slots, rows, limit)
-        mixer = self._mixer(slots, runner)
-        places = [row.index for row in rows] if self._slot_is_index else range(count)
-        how: dict[str, Any] = {
-            "aligned": (job.rows() if self._slot_is_index else rows) if self._same_step else None,
-            "stepper": Stepper(engine.cuda_graph and not self._host_acts),
-            "every": self._steps_between_looks(limit, chunk),
-            "strays": self.strays if self.strays.possible else None,
-        }
-        if job.classified is not None:
-            own = replace(engine, simple=self.simple)
-            how["classifiers"] = Classifiers(mixer, count, limit, own)
-        if not self.simple:
-            self._note_left_out(runner)
-        if search is None:
-            return Loop(runner, mixer, slots, places, **how)
-        engine, how["keep_cache"] = replace(engine, simple=self.simple), self.keep_cache
-        return search_loop(search, limit, engine, runner, mixer, slots, places, **how)
-
-    def _mixer(self, slots: Slots, runner: Runner) -> Mixer:
-        """The arithmetic of the blend and its references, with the weights of the rows in slots."""
-        table = slots.table
-        references = [
-            (Mixer(r.blend, [table[name] for name in weights_of(i)], self.vocabulary), r.places)
-            for i, r in enumerate(self.job.references)
-        ]
-        own = [table[name] for name in WEIGHTS]
-        return Mixer(self.blend, own, self.vocabulary, runner.models_of_logits, references)
-
-    @property
-    def _host_acts(self) -> bool:
-        """Whether the host takes part in every step, as it always does on CPUs."""
-        return self.job.watched or self.simple or self.device.type == "cpu"
-
-    def _steps_between_looks(self, limit: int, chunk: int | None) -> int:
-        """How many steps the host lets pass before it looks at what the device has done.
-
-        By default a GPU is looked at after 8 steps, and in a search so that a look falls on the end
-        of each chunk.
-        """
-        if not (self.job.watched or self.simple) and self.engine.sync_every is not None:
-            return self.engine.sync_every
-        if self._host_acts:
-            return 1
-        return 8 if chunk is None else _divisor(min(chunk, limit), 8)
-
-    def _runner(self, slots: Slots, rows: Sequence[Row], limit: int) -> SimpleRunner | EngineRunner:
-        """The simple path, or the engine with what the settings, the blend and the job allow."""
-        job, blend, engine = self.job, self.blend, self.engine
-        count = len(slots.each)
-        if self.simple:
-            return SimpleRunner(self.models, count)
-        known = [*job.prompt_ids, *(row.prompt_ids for row in rows)]
-        longest = [max(len(ids[k]) for ids in known) for k in range(len(self.models))]
-        # Processors and streamers see every step, and waiting for a scalar head takes one more.
-        heads = [] if job.search is None else job.search.heads(scalar=not self._same_step)
-        runner = EngineRunner(self.models, longest, count, limit, engine, heads)
-        runner.fit(blend, slots.table["weights"], self.vocabulary, job.why_each_term)
-        if self._has_cache:
-            self.fingerprints = fingerprints_of(runner)
-        if self.cache_in is not None:
-            self.notes += self.cache_in.give(runner, self.fingerprints, job.copies)
-        self.notes += [n for n in runner.notes if n not in self.notes]
-        return runner
-
-    def _note_left_out(self, runner: Any) -> None:
-        """Note which options of the engine are on, but cannot be followed in this job."""
-        engine, watched = self.engine, "the host looks at the rows after each step"
-        found = []
-        if engine.cuda_graph and self.device.type == "cuda" and self.job.watched:
-            found.append(f"steps are not captured in a CUDA graph: {watched}")
-        if engine.sync_every not in (None, 1) and self.job.watched:
-            found.append(f"sync_every is 1 and not {engine.sync_every}: {watched}")
-        if engine.compile and isinstance(runner.plan, Lazy):
-            found.append(
-                "models that rest are not compiled: later they read several tokens at once"
-            )
-        self.notes += [n for n in found if n not in self.notes]
+            self.cache = PrefixCache(loop.runner, self.builder.fingerprints, each, returned)
 
 
 def _check_addressable(job: Job) -> None:
@@ -440,8 +307,3 @@ def _check_addressable(job: Job) -> None:
             f"no memory holds what {len(job)} rows may write, {most} new tokens each; "
             "max_new_tokens must be smaller"
         )
-
-
-def _divisor(n: int, most: int) -> int:
-    """The largest divisor of n that is at most `most`."""
-    return next(d for d in range(min(n, most), 0, -1) if n % d == 0)
