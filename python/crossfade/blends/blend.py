@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import elsewhere
 from ..checks import explained
@@ -18,8 +17,9 @@ from ..models.hf import check_language_model, check_tokenizer, is_scalar
 from ..ops.check import MAX_TERMS
 from ..ops.types import Support
 from .algebra import Algebra, TextValue, instead_of_blend
+from .described import Described
 from .mixes import Mix
-from .parts import Part, part_rows, used_parts
+from .parts import Part, used_parts
 from .printing import blend_text, term_text
 from .saving import (
     check_saved,
@@ -29,13 +29,11 @@ from .saving import (
     loaded_weight,
     plain_blend,
 )
-from .terms import Costs, check_name, costs, default_names, distinct_names
-from .weights import Weight, check_mean, check_power, is_zero, merge_weights, weight_rows
+from .terms import as_term, check_name, check_prompt, check_system
+from .weights import Weight, check_mean, check_power, is_zero, merge_weights
 
 if TYPE_CHECKING:
     from .classifier import Classifier
-
-T = TypeVar("T")
 
 
 @explained(elsewhere.TERM)
@@ -92,29 +90,8 @@ class Model(Algebra):
         else:
             check_adapter(self.model, self.adapter)
         check_name(self.name)
-        if isinstance(self.system, (list, tuple)):
-            for i, own in enumerate(self.system):
-                if not isinstance(own, str):
-                    raise TypeError(f"system[{i}] is {own!r:.80}; it must be a text")
-            if not self.system:
-                raise ValueError("system is an empty list; it must have one text a request")
-            object.__setattr__(self, "system", tuple(self.system))
-        elif self.system is not None and not isinstance(self.system, str):
-            raise TypeError(
-                f"system is a {type(self.system).__name__}; it must be a text, a list of one a "
-                "request, or None"
-            )
-        if not (
-            self.prompt is None
-            or isinstance(self.prompt, (str, list, tuple))
-            or callable(self.prompt)
-        ):
-            raise TypeError(
-                f"prompt is a {type(self.prompt).__name__}; it must be a prompt, a list of one a "
-                "request, a function of the request, or None"
-            )
-        if isinstance(self.prompt, (list, tuple)) and not self.prompt:
-            raise ValueError("prompt is an empty list; it must have one prompt a request")
+        object.__setattr__(self, "system", check_system(self.system))
+        check_prompt(self.prompt)
 
     def __repr__(self) -> str:
         return term_text(self)
@@ -157,7 +134,7 @@ class ValueHead(Algebra):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Blend(Algebra):
+class Blend(Described):
     """Weighted next-token distributions and values, decoded as one. Immutable.
 
     ``log pi = log blend + sum_m value_weights[m] * values[m] - log Z``, where ``log blend`` is
@@ -249,76 +226,6 @@ class Blend(Algebra):
         put(self, "classifier_weights", tuple(pulls.values()))
         if s is not None:
             put(self, "support", replace(s, term=self.terms.index(terms[s.term])))
-
-    @property
-    def _members(self) -> tuple[Model | ValueHead, ...]:
-        return (*self.terms, *self.values)
-
-    @cached_property
-    def _all_names(self) -> tuple[str, ...]:
-        otherwise = [f"model{i}" for i in range(len(self.terms))]
-        otherwise += [f"value{i}" for i in range(len(self.values))]
-        otherwise += [f"classifier{i}" for i in range(len(self.classifiers))]
-        members = (*self._members, *self.classifiers)
-        return distinct_names(default_names(members, otherwise))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """A name for each term, different from all others of the blend."""
-        return self._all_names[: len(self.terms)]
-
-    @property
-    def value_names(self) -> tuple[str, ...]:
-        """A name for each value, different from all others of the blend."""
-        return self._all_names[len(self.terms) : len(self._members)]
-
-    @property
-    def classifier_names(self) -> tuple[str, ...]:
-        """A name for each classifier, different from all others of the blend."""
-        return self._all_names[len(self._members) :]
-
-    @property
-    def models(self) -> Costs:
-        """What the blend costs, by distinct underlying model; shared ones are counted once.
-
-        Classifiers are not among them: what one costs depends on its texts.
-        """
-        return costs((*self.names, *self.value_names), [m.model for m in self._members])
-
-    def row_weights(
-        self, requests: int, device: torch.device | str | None = None
-    ) -> tuple[float, ...] | Tensor:
-        """The weights as `crossfade.ops` takes them, for a batch of `requests`.
-
-        Returns:
-            ``[K]`` numbers, or float32 ``[requests, K]`` on `device` if any weight is a tensor.
-
-        Raises:
-            ValueError: a weight tensor has another length; names the term.
-        """
-        return weight_rows(self.names, self.weights, requests, device)
-
-    def row_value_weights(
-        self, requests: int, device: torch.device | str | None = None
-    ) -> tuple[float, ...] | Tensor:
-        """The weights of the values, in the form that `row_weights` has for the terms."""
-        return weight_rows(self.value_names, self.value_weights, requests, device)
-
-    def row_part_weights(
-        self, requests: int, device: torch.device | str | None = None
-    ) -> tuple[tuple[float, ...], ...] | Tensor:
-        """The weights of the terms in each part, in the form that `row_weights` has.
-
-        Returns:
-            ``[parts]`` tuples of K numbers, or float32 ``[requests, parts, K]`` on `device`.
-        """
-        return part_rows(self.parts, self.terms, self.names, requests, device)
-
-    def row_classifier_weights(
-        self, requests: int, device: torch.device | str | None = None
-    ) -> tuple[float, ...] | Tensor:
-        """The weights of the classifiers, in the form that `row_weights` has for the terms."""
-        return weight_rows(self.classifier_names, self.classifier_weights, requests, device)
 
     def to_dict(self) -> dict[str, Any]:
         """The blend as plain JSON: names, weights, prompts and settings, without the models.
@@ -464,21 +371,3 @@ def as_blend(x: Any, name: str = "blend") -> Blend:
     if not blend.terms:
         raise ValueError(f"{name} is {blend}, values alone; it must have at least one Model")
     return blend
-
-
-def as_term(name: str, x: Any, kind: type[T]) -> T:
-    """`x` as a term of a kind, `Model` or `ValueHead`: a bare model becomes one.
-
-    Args:
-        name: what errors call `x`.
-
-    Raises:
-        TypeError: `x` is of another kind.
-    """
-    if isinstance(x, nn.Module):
-        return kind(x)  # type: ignore[call-arg]
-    if not isinstance(x, kind):
-        raise TypeError(
-            f"{name} has a {type(x).__name__}; it must be a {kind.__name__} or a Hugging Face model"
-        )
-    return x

@@ -6,17 +6,38 @@ import keyword
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from torch import nn
 
 from ..checks import check_called
 from ..models.hf import underlying
 from .mixes import Mix
 from .printing import short
 
+T = TypeVar("T")
 CHECKPOINT = re.compile(r"(checkpoint|step|epoch|global_step)[-_]?\d+")
 # A hash of at least eight hexadecimal digits, with a version after it or not. It has letters and
 # numbers: what has letters alone is a word, and what has numbers alone is a date.
 HASH = re.compile(r"[-_.](?=[a-f]*\d)(?=\d*[a-f])[0-9a-f]{8,64}([-_.]v\d+)?$")
+
+
+def as_term(name: str, x: Any, kind: type[T]) -> T:
+    """`x` as a term of a kind, `Model` or `ValueHead`: a bare model becomes one.
+
+    Args:
+        name: what errors call `x`.
+
+    Raises:
+        TypeError: `x` is of another kind.
+    """
+    if isinstance(x, nn.Module):
+        return kind(x)  # type: ignore[call-arg]
+    if not isinstance(x, kind):
+        raise TypeError(
+            f"{name} has a {type(x).__name__}; it must be a {kind.__name__} or a Hugging Face model"
+        )
+    return x
 
 
 def check_name(name: Any) -> None:
@@ -25,6 +46,42 @@ def check_name(name: Any) -> None:
         raise TypeError(f"name is a {type(name).__name__}; it must be a str or None")
     if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
         raise ValueError(f"name is {name!r}; it must be an identifier, as formulas need it")
+
+
+def check_system(system: Any) -> Any:
+    """A term's system prompt: a text, a tuple of one a request, or None.
+
+    Raises:
+        TypeError, ValueError: it is something else, or is empty.
+    """
+    if system is None or isinstance(system, str):
+        return system
+    if not isinstance(system, (list, tuple)):
+        raise TypeError(
+            f"system is a {type(system).__name__}; it must be a text, a list of one a request, or "
+            "None"
+        )
+    for i, own in enumerate(system):
+        if not isinstance(own, str):
+            raise TypeError(f"system[{i}] is {own!r:.80}; it must be a text")
+    if not system:
+        raise ValueError("system is an empty list; it must have one text a request")
+    return tuple(system)
+
+
+def check_prompt(prompt: Any) -> None:
+    """Require a prompt, a list of one a request, a function of the request, or None.
+
+    Raises:
+        TypeError, ValueError: it is something else, or is empty.
+    """
+    if not (prompt is None or isinstance(prompt, (str, list, tuple)) or callable(prompt)):
+        raise TypeError(
+            f"prompt is a {type(prompt).__name__}; it must be a prompt, a list of one a request, a "
+            "function of the request, or None"
+        )
+    if isinstance(prompt, (list, tuple)) and not prompt:
+        raise ValueError("prompt is an empty list; it must have one prompt a request")
 
 
 def check_template(template: Any) -> None:

@@ -226,10 +226,8 @@ class Driver:
             yield from self._given(others)
             if not rows:
                 return
-            count, ran_out = (
-                len(self.job) if self.builder.slot_is_index(self.job) else len(rows),
-                False,
-            )
+            own_slots, ran_out = self.builder.slot_is_index(self.job), False
+            count = len(self.job) if own_slots else len(rows)
             try:
                 yield from self._decode(rows, count)
             except Unsupported as reason:
