@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +38,9 @@ def few_words(seed: int, words: int = 5) -> PreTrainedModel:
 def log_ratio(tuned: Any, ref: Any) -> Callable[[list[int], list[int]], float]:
     """The value of a response that follows a prompt, from whole texts."""
 
+    @functools.cache
     @torch.no_grad()
-    def score(prompt: list[int], response: list[int]) -> float:
+    def of(prompt: tuple[int, ...], response: tuple[int, ...]) -> float:
         ids = torch.tensor([prompt + response])
         at = torch.tensor(response)[:, None]
         total = 0.0
@@ -47,7 +49,18 @@ def log_ratio(tuned: Any, ref: Any) -> Callable[[list[int], list[int]], float]:
             total += sign * float(log_p.gather(1, at).double().sum())
         return total
 
-    return score
+    return lambda prompt, response: of(tuple(prompt), tuple(response))
+
+
+def last_logits(model: PreTrainedModel) -> Callable[[list[int]], torch.Tensor]:
+    """A function that gives ``[1, V]``, the logits after a text, which it reads whole but once."""
+
+    @functools.cache
+    def logits(text: tuple[int, ...]) -> torch.Tensor:
+        with torch.no_grad():
+            return model(torch.tensor([text])).logits[:, -1]
+
+    return lambda text: logits(tuple(text))
 
 
 def entropy(logits: torch.Tensor) -> float:
@@ -69,7 +82,7 @@ def by_hand(
     most_entropy: float = float("inf"),
 ) -> list[tuple[float, list[int]]]:
     """The rows that stay at the end, the best first, by lists and whole texts without a cache."""
-    limit = DRAW["max_new_tokens"]
+    limit, after = DRAW["max_new_tokens"], last_logits(model)
     rows: list[list[int] | None] = [[] for _ in range(width * samples)]
 
     def ended(row: list[int]) -> bool:
@@ -79,7 +92,7 @@ def by_hand(
         for slot, row in enumerate(rows):
             begun = 0 if row is None else len(row)
             while row is not None and not ended(row) and len(row) < begun + (chunk_length or limit):
-                logits = model(torch.tensor([prompt + row])).logits[:, -1]
+                logits = after(prompt + row)
                 if len(row) > begun and entropy(logits) > most_entropy:
                     break
                 stream = request + (slot << 32)

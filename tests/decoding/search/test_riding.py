@@ -12,7 +12,7 @@ import torch
 from crossfade.decoding.loop import Loop
 from crossfade.models.value_heads import value_head, value_model
 from searches import DRAW, PROMPTS, SIMPLE, by_hand
-from sweeps import product
+from sweeps import every, product
 from tiny_models import make, spread
 from transformers import (
     AutoModelForSequenceClassification,
@@ -95,8 +95,9 @@ def test_searches(case: str, kind: str) -> None:
     assert extra == 0 if kind == "q" else extra > 0, "a scalar head has the last tokens read"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", ["particles", "budget", "budget of particles"])
+@pytest.mark.parametrize(
+    ("case", "kind"), product(["particles", "budget", "budget of particles"], KINDS, together=1)
+)
 def test_the_simple_path(case: str, kind: str) -> None:
     base = make("llama")
     search = SEARCHES[case](value_of(heads(base), kind))
@@ -109,8 +110,7 @@ def test_the_simple_path(case: str, kind: str) -> None:
     torch.testing.assert_close(ours.values, theirs.values, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("nats", [0.0, NATS])
+@pytest.mark.parametrize(("nats", "kind"), product([0.0, NATS], KINDS, together=1))
 def test_a_number_of_a_token_that_is_taken_back_does_not_stay(nats: float, kind: str) -> None:
     """Against a loop over whole texts, which has only what was written."""
     base = make("llama")
@@ -141,7 +141,7 @@ def test_the_tokens_that_are_read() -> None:
         assert read.forwards == 1 + 12 + 11 + last // 6
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", every(2, KINDS))
 def test_a_tilt_beside_heads(kind: str) -> None:
     """Over the sampler, whose rows they ride on, or over the target, which reads chunks."""
     sampler, target = make("llama"), make("llama", 1)

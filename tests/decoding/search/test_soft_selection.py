@@ -12,7 +12,7 @@ import pytest
 import torch
 from crossfade import ops
 from scipy.stats import chisquare
-from searches import DRAW, EOS_IDS, PROMPTS, few_words, log_ratio
+from searches import DRAW, EOS_IDS, PROMPTS, few_words, last_logits, log_ratio
 from tiny_models import make
 
 
@@ -46,13 +46,13 @@ def one_chunk_at_a_time(
     model: Any, prompt: list[int], request: int, score: Any, samples: int, chunk_length: int
 ) -> list[int]:
     """Guided speculative inference's loop: of a few chunks one goes on, drawn by its score."""
-    limit, row = DRAW["max_new_tokens"], list[int]()
+    limit, after, row = DRAW["max_new_tokens"], last_logits(model), list[int]()
     while len(row) < limit and not (row and row[-1] in EOS_IDS):
         chunks = []
         for slot in range(samples):
             chunk = list(row)
             while len(chunk) < min(len(row) + chunk_length, limit):
-                logits = model(torch.tensor([prompt + chunk])).logits[:, -1]
+                logits = after(prompt + chunk)
                 stream = request + (slot << 32)
                 drawn = ops.blend_sample(
                     [logits], [1.0], temperature=1.2, seed=5, stream=stream, step=len(chunk)

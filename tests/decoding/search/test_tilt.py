@@ -60,7 +60,7 @@ def test_a_sampler_equal_to_the_target_is_plain_selection(kind: str) -> None:
 def test_particles_of_a_sampler_are_a_sample_of_the_target(valued: bool) -> None:
     sampler, target, tuned = (cf.Model(few_words(seed)) for seed in range(3))
     value = cf.LogRatio(tuned, target)
-    tilt, n = cf.LogRatio(target, sampler), 32
+    tilt, n = cf.LogRatio(target, sampler), 16 if valued else 32
     search = cf.ParticleFilter(n, 1, value if valued else None, 2.0, tilt=tilt)
     out = cf.generate(
         sampler,
