@@ -313,7 +313,7 @@ def test_algebra(base: cf.Model, tokenizer: PreTrainedTokenizerFast) -> None:
         ({"tokenizer": None}, TypeError, "tokenizer is a NoneType; it must be the classifier's"),
         ({"tokenizer": "gpt2"}, TypeError, "tokenizer is 'gpt2'; it must be a Hugging Face"),
         ({"template": "x"}, TypeError, "template is a str; it must be a function or None"),
-        ({"template": lambda text: text}, TypeError, r"template is called as template\(prompt, re"),
+        ({"template": str.upper}, TypeError, r"template is called as template\(prompt, re"),
         ({"model": make("llama")}, TypeError, "model is a LlamaForCausalLM, which is no text cla"),
         ({"model": "path"}, TypeError, "model is a str; it must be a loaded Hugging Face model"),
         ({"name": "a b"}, ValueError, "name is 'a b'; it must be an identifier"),
