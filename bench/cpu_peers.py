@@ -1,6 +1,7 @@
 """What a token costs on a CPU, beside what a CPU's user would pick instead: llama.cpp and a loop.
 
-    OMP_NUM_THREADS=2 OMP_PROC_BIND=true python bench/cpu_peers.py --json bench/results/cpu_peers.json
+    export OMP_NUM_THREADS=2 OMP_PROC_BIND=true
+    python bench/cpu_peers.py --json bench/results/cpu_peers.json
 
 All in one process, the contenders taking turns; medians over rounds, and ratios of turns of the
 same round. A step is the median time between two tokens of a run, sampled with top-k and top-p.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -28,8 +30,8 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-import crossfade as cf
 import cpu_tape
+import crossfade as cf
 import decode_peers as peers
 import llama_peer as llama
 import torch
@@ -209,8 +211,8 @@ def floor(c: Contender, batch: int, tokens: int, rate: dict[str, float]) -> dict
     read = (c.weight_bytes + batch * tokens * c.token_bytes) / rate["read"] / 1e6
     fast = rate["float32"] if c.weights == "float32" else max(rate["float32"], rate["bfloat16"])
     products = 2 * c.products * batch / fast / 1e6
-    floor = max(read, products)
-    return {"read_ms": round(read, 3), "products_ms": round(products, 3), "floor_ms": round(floor, 3)}
+    times = {"read_ms": read, "products_ms": products, "floor_ms": max(read, products)}
+    return {name: round(ms, 3) for name, ms in times.items()}
 
 
 def notes_of(result: Any) -> list[str]:
@@ -249,7 +251,6 @@ def calls(lineup: Lineup, args: argparse.Namespace) -> list[dict[str, Any]]:
     ids = torch.randint(20, lineup.vocabulary, (1, 20), generator=torch.Generator().manual_seed(0))
     contenders = [c for c in lineup.contenders(1, 64, False) if c.by != "llama.cpp"]
     contenders = [c for c in contenders if c.weights in ("float32", "bfloat16")]
-    rows = []
     fixed: dict[Any, list[float]] = {c.key: [] for c in contenders}
 
     def short(c: Contender) -> float:
@@ -257,7 +258,7 @@ def calls(lineup: Lineup, args: argparse.Namespace) -> list[dict[str, Any]]:
         start = time.perf_counter()
         c.run(ids, 20, True, lambda: ticks.append(time.perf_counter()))
         took = time.perf_counter() - start
-        step = statistics.median(b - a for a, b in zip(ticks[8:], ticks[9:], strict=False))
+        step = statistics.median(b - a for a, b in itertools.pairwise(ticks[8:]))
         fixed[c.key].append(took - 20 * step)
         return took
 
@@ -267,15 +268,14 @@ def calls(lineup: Lineup, args: argparse.Namespace) -> list[dict[str, Any]]:
     for each in fixed.values():
         each.clear()
     found, _ = turns(called, 2 * args.rounds, args.limit, "calls")
-    for c in contenders:
-        rows.append(
-            {
-                "size": lineup.name, "of": c.of, "by": c.by, "weights": c.weights,
-                "rounds_s": [round(s, 4) for s in found[c.key]],
-                "fixed_s": [round(s, 4) for s in fixed[c.key]],
-            }
-        )  # fmt: skip
-    return rows
+    return [
+        {
+            "size": lineup.name, "of": c.of, "by": c.by, "weights": c.weights,
+            "rounds_s": [round(s, 4) for s in found[c.key]],
+            "fixed_s": [round(s, 4) for s in fixed[c.key]],
+        }
+        for c in contenders
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

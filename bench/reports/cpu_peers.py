@@ -15,7 +15,6 @@ Row = dict[str, Any]
 ONE, THREE, ADAPTERS = "one model", "three models", "two adapters over one"
 LLAMA, NUMPY, MODULES = "llama.cpp", "llama.cpp + NumPy", f"{OURS}, no tape"
 LIKE = {"float32": "F16", "bfloat16": "F16", "8 bits": "Q8_0", "4 bits": "Q4_1"}
-PEER = {ONE: LLAMA, THREE: NUMPY, ADAPTERS: NUMPY}
 
 
 def render(report: dict[str, Any]) -> str:
@@ -52,11 +51,10 @@ def steps(rows: Sequence[Row]) -> list[str]:
     """A line a contender and batch: its step, its floor, and how many times longer others take."""
     lines = []
     for r in rows:
-        mine = r["by"].startswith(OURS)
-        llama = find(rows, r, by=PEER[r["of"]], weights=LIKE.get(r["weights"], "")) if mine else None
-        if mine and llama is None:  # Adapters are set against separate models.
-            weights = LIKE.get(r["weights"], "")
-            llama = find(rows, r, of=THREE, by=NUMPY, weights=weights)
+        llama = None
+        if r["by"].startswith(OURS):  # Adapters are set against separate models.
+            of, by = (ONE, LLAMA) if r["of"] == ONE else (THREE, NUMPY)
+            llama = find(rows, r, of=of, by=by, weights=LIKE[r["weights"]])
         modules = find(rows, r, by=MODULES) if r["by"] == OURS else None
         lines.append(
             [
