@@ -42,7 +42,7 @@ from reports.cpu_peers import render
 from torch import Tensor
 from tqdm import tqdm
 
-PACKAGES = ("crossfade", "torch", "transformers", "peft", "gguf", "llama_cpp_python")
+PACKAGES = ("crossfade", "torch", "transformers", "peft")
 PARTS = ("beyond", "errors", "steps", "prompts", "calls", "big")
 READ = 512 << 20  # bytes of the read that a floor's rate is taken from
 PRODUCT = 1024  # rows and columns of its product
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     report = _begun(args.json)
     report |= {
         "machine": hardware("cpu"),
-        "versions": {p: metadata.version(p) for p in PACKAGES if util.find_spec(_module(p))},
+        "versions": {p: metadata.version(p) for p in PACKAGES if util.find_spec(p)},
         "llama.cpp": llama.build(),
         "settings": {"prompt": 59, "new_tokens": args.new_tokens, **peers.SAMPLING},
     }
@@ -96,10 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 def _begun(file: Path | None) -> dict[str, Any]:
     """What was measured before; parts that are measured anew take the place of their like."""
     return json.loads(file.read_text()) if file is not None and file.exists() else {"parts": {}}
-
-
-def _module(package: str) -> str:
-    return "llama_cpp" if package == "llama_cpp_python" else package
 
 
 def measure(part: str, lineup: Lineup, args: argparse.Namespace) -> list[dict[str, Any]]:
