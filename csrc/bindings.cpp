@@ -117,10 +117,10 @@ Attention read_attention(const py::tuple& t) {
 }
 
 // `lora`: None, or (rank, address of a, row stride, of b, row stride, of scale, row stride, rows of
-// x to a row of scale)
+// x to a row of scale). `packed`: None, or (bits, group, addresses of numbers, scales and minima)
 Linear read_linear(int64_t rows, int64_t in, int64_t out, DType dtype, uintptr_t x,
                    int64_t x_stride, uintptr_t weight, int64_t weight_stride, uintptr_t bias,
-                   uintptr_t y, const py::object& lora) {
+                   uintptr_t y, const py::object& lora, const py::object& packed) {
   Linear l{};
   l.rows = rows;
   l.in = in;
@@ -129,6 +129,11 @@ Linear read_linear(int64_t rows, int64_t in, int64_t out, DType dtype, uintptr_t
   l.weight = {reinterpret_cast<void*>(weight), weight_stride, dtype};
   l.bias = reinterpret_cast<void*>(bias);
   l.y = reinterpret_cast<void*>(y);
+  if (!packed.is_none()) {
+    const auto p = py::reinterpret_borrow<py::tuple>(packed);
+    l.packed = {p[0].cast<int32_t>(), p[1].cast<int64_t>(), pointer<uint8_t>(p[2]),
+                pointer<uint16_t>(p[3]), pointer<uint16_t>(p[4])};
+  }
   if (lora.is_none()) return l;
   const auto t = py::reinterpret_borrow<py::tuple>(lora);
   l.rank = t[0].cast<int64_t>();
@@ -221,14 +226,15 @@ PYBIND11_MODULE(_native, m) {
     attention_cpu(a, threads);
   });
   // It takes plain numbers: it is called for each layer and token, and a tuple would cost more.
-  m.def("linear_cpu", [](int64_t rows, int64_t in, int64_t out, int dtype, uintptr_t x,
-                         int64_t x_stride, uintptr_t weight, int64_t weight_stride, uintptr_t bias,
-                         uintptr_t y, const py::object& lora, int threads) {
-    const Linear l = read_linear(rows, in, out, static_cast<DType>(dtype), x, x_stride, weight,
-                                 weight_stride, bias, y, lora);
-    py::gil_scoped_release release;
-    linear_cpu(l, threads);
-  });
+  m.def("linear_cpu",
+        [](int64_t rows, int64_t in, int64_t out, int dtype, uintptr_t x, int64_t x_stride,
+           uintptr_t weight, int64_t weight_stride, uintptr_t bias, uintptr_t y,
+           const py::object& lora, const py::object& packed, int threads) {
+          const Linear l = read_linear(rows, in, out, static_cast<DType>(dtype), x, x_stride,
+                                       weight, weight_stride, bias, y, lora, packed);
+          py::gil_scoped_release release;
+          linear_cpu(l, threads);
+        });
   m.def("logp_forward_cpu",
         [](const py::tuple& tile, uintptr_t sums, const py::tuple& moments, int threads) {
           const LogpTile t = read_logp_tile(tile);

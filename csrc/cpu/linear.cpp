@@ -2,64 +2,13 @@
 // dispatch.cpp chooses.
 #include <algorithm>
 
-#include "tiles.h"
+#include "numbers.h"
+#include "packed.h"
 
 namespace crossfade {
 inline namespace CF_ISA {
 
 namespace {
-
-template <DType kType>
-float number(const void* data, int64_t i) {
-  if constexpr (kType == DType::f32) return static_cast<const float*>(data)[i];
-  return load_first(kType, data, i, 1)[0];
-}
-
-template <DType kType>
-void put_number(void* data, int64_t i, float x) {
-  if constexpr (kType == DType::f32)
-    static_cast<float*>(data)[i] = x;
-  else
-    static_cast<uint16_t*>(data)[i] = kType == DType::bf16 ? to_bf16(x) : to_f16(x);
-}
-
-typedef uint16_t U16x4 __attribute__((vector_size(8)));
-typedef uint32_t U32x4 __attribute__((vector_size(16)));
-
-template <DType kType>
-F32x4 four_numbers(const void* data, int64_t i) {
-  if constexpr (kType == DType::f32) return load_bits<F32x4>(static_cast<const float*>(data) + i);
-  const auto bits = load_bits<U16x4>(static_cast<const uint16_t*>(data) + i);
-  if constexpr (kType == DType::bf16)
-    return bit_cast<F32x4>(__builtin_convertvector(bits, U32x4) << 16);
-#ifdef __AVX2__
-  return _mm_cvtph_ps(_mm_cvtsi64_si128(bit_cast<int64_t>(bits)));
-#else
-  return F32x4{number<kType>(data, i), number<kType>(data, i + 1), number<kType>(data, i + 2),
-               number<kType>(data, i + 3)};
-#endif
-}
-
-template <DType kType>
-void put_number(void* data, int64_t i, F32x4 x) {
-  if constexpr (kType == DType::f32) {
-    std::memcpy(static_cast<float*>(data) + i, &x, sizeof x);
-  } else {
-    U16x4 y;
-    if constexpr (kType == DType::bf16) {
-      const U32x4 bits = bit_cast<U32x4>(x);
-      const U32x4 rounded = (bits + 0x7FFFu + (bits >> 16 & 1)) >> 16;
-      y = __builtin_convertvector(x == x ? rounded : bits >> 16 | 0x40, U16x4);
-    } else {
-#ifdef __AVX2__
-      y = bit_cast<U16x4>(_mm_cvtsi128_si64(_mm_cvtps_ph(x, 0)));
-#else
-      y = U16x4{to_f16(x[0]), to_f16(x[1]), to_f16(x[2]), to_f16(x[3])};
-#endif
-    }
-    std::memcpy(static_cast<uint16_t*>(data) + i, &y, sizeof y);
-  }
-}
 
 // What is done with the numbers of y: the bias is added to them, and they are rounded.
 template <DType kType>
@@ -87,18 +36,25 @@ bool widened(DType dtype) {
 
 // What the threads of a team share while they compute a layer.
 struct Scratch {
-  float* x;       // [rows, in] x as float32, where the weights are multiplied as such
-  float* t;       // [rows, vectors * kLanes] x a^T times scale, padded with zeros
-  uint8_t* used;  // [rows, vectors] which vectors of t are not all 0
+  float* x;         // [rows, in] x as float32, where the weights are multiplied as such
+  float* t;         // [rows, vectors * kLanes] x a^T times scale, padded with zeros
+  Rounded rounded;  // x, where weights are packed
+  uint8_t* used;    // [rows, vectors] which vectors of t are not all 0
   int64_t vectors, bytes;
 
   Scratch(const Linear& l, void* at) {
     vectors = (l.rank + kLanes - 1) / kLanes;
-    const int64_t numbers = widened(l.x.dtype) ? l.rows * l.in : 0;
+    const bool packs = l.packed.bits > 0;
+    const bool widens = widened(l.x.dtype) && (!packs || l.rank > 0);
+    const int64_t rounds = packs ? l.rows * l.in : 0;
+    const int64_t groups = packs ? l.rows * (l.in / l.packed.group) : 0;
     x = static_cast<float*>(at);
-    t = x + numbers;
-    used = reinterpret_cast<uint8_t*>(t + l.rows * vectors * kLanes);
-    bytes = (numbers + l.rows * vectors * kLanes) * 4 + l.rows * vectors;
+    t = x + (widens ? l.rows * l.in : 0);
+    rounded.scale = t + l.rows * vectors * kLanes;
+    rounded.sum = reinterpret_cast<int32_t*>(rounded.scale + groups);
+    rounded.numbers = reinterpret_cast<int8_t*>(rounded.sum + groups);
+    used = reinterpret_cast<uint8_t*>(rounded.numbers + rounds);
+    bytes = reinterpret_cast<char*>(used + l.rows * vectors) - static_cast<char*>(at);
   }
 };
 
@@ -155,16 +111,86 @@ struct PutT {
   }
 };
 
+// Rounds groups [begin, end) of each row of x, of which there are `groups`.
+template <DType kType>
+void round_groups(const Linear& l, const Rounded& rounded, int64_t begin, int64_t end) {
+  const int64_t group = l.packed.group, groups = l.in / group;
+  float wide[kMostGroup];
+  for (int64_t row = 0; row < l.rows; ++row)
+    for (int64_t g = begin; g < end; ++g) {
+      const int64_t from = row * l.x.row_stride + g * group, to = row * groups + g;
+      for (int64_t k = 0; k < group; k += kLanes)
+        store(wide + k, load_as(kType, l.x.data, from + k));
+      round_group(wide, group, rounded.numbers + row * l.in + g * group, rounded.scale + to,
+                  rounded.sum + to);
+    }
+}
+
+// What is done with deltas: they are added to a block's sums.
+struct AddToBlock {
+  float (*sums)[kBlock];
+  int64_t row, column;
+
+  void operator()(int64_t m, int64_t n, float sum) const { sums[m - row][n - column] += sum; }
+  void operator()(int64_t m, int64_t n, F32x4 four) const {
+    for (int i = 0; i < 4; ++i) (*this)(m, n + i, four[i]);
+  }
+};
+
+template <int kBits, int kRows = kPackedRows>
+void add_rows(const Linear& l, const Rounded& x, int64_t row, int64_t rows, int64_t block,
+              float (*sums)[kBlock], const Ahead& ahead) {
+  if constexpr (kRows > 1)
+    if (rows < kRows) return add_rows<kBits, kRows - 1>(l, x, row, rows, block, sums, ahead);
+  add_block<kBits, kRows>(l.packed, l.in, x, row, block, sums, ahead);
+}
+
+// Computes blocks [begin, end) of all rows. `deltas` has products of t alone.
+template <DType kType, int kBits>
+void run_packed(const Linear& l, const Rounded& x, const Product<kType>& deltas, int64_t begin,
+                int64_t end) {
+  const PutY<kType> put{l};
+  const int64_t bytes = l.in * kBits / 8 * kBlock, tiles = (l.rows + kPackedRows - 1) / kPackedRows;
+  const auto* const numbers = reinterpret_cast<const char*>(l.packed.numbers);
+  const char *const first = numbers + begin * bytes, *const last = numbers + end * bytes;
+  Ahead{first, std::min(first + kAhead, last), kAhead}.step();
+  for (int64_t block = begin; block < end; ++block) {
+    const int64_t column = block * kBlock, columns = std::min<int64_t>(kBlock, l.out - column);
+    const char* const from = numbers + block * bytes + kAhead;
+    const int64_t lines = (std::min(bytes, last - from) + kLine - 1) / kLine;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t row = l.rows * i / tiles, rows = l.rows * (i + 1) / tiles - row;
+      float sums[kPackedRows][kBlock];
+      add_rows<kBits>(l, x, row, rows, block, sums,
+                      {from + lines * i / tiles * kLine, from + lines * (i + 1) / tiles * kLine,
+                       (kLine + tiles - 1) / tiles / kLine * kLine + kLine});
+      if (l.rank > 0)
+        run_block<kType>(deltas, row, rows, column, column + columns,
+                         AddToBlock{sums, row, column});
+      for (int64_t m = 0; m < rows; ++m) {
+        int64_t n = 0;
+        for (; n + 4 <= columns; n += 4) put(row + m, column + n, load_bits<F32x4>(sums[m] + n));
+        for (; n < columns; ++n) put(row + m, column + n, sums[m][n]);
+      }
+    }
+  }
+}
+
 template <DType kType>
 void run_part(const Linear& l, const Scratch& scratch, int rank, int size) {
   typedef typename Numbers<kType>::X X;
   constexpr bool kWiden = kWidened<kType>;
-  if constexpr (kWiden) {
+  const bool packs = l.packed.bits > 0;
+  if (kWiden && (!packs || l.rank > 0)) {
     const int64_t vectors = (l.in + kLanes - 1) / kLanes;
     widen<kType>(l, scratch, vectors * rank / size, vectors * (rank + 1) / size);
   }
   start_deltas(l, scratch, scratch.vectors * rank / size, scratch.vectors * (rank + 1) / size);
-  if (kWiden || l.rank > 0) meet(size);
+  if (packs) {
+    const int64_t groups = l.in / l.packed.group;
+    round_groups<kType>(l, scratch.rounded, groups * rank / size, groups * (rank + 1) / size);
+  }
+  if (kWiden || packs || l.rank > 0) meet(size);
 
   Product<kType> y, down;
   y.x = static_cast<const X*>(kWiden ? scratch.x : l.x.data);
@@ -184,7 +210,16 @@ void run_part(const Linear& l, const Scratch& scratch, int rank, int size) {
                PutT{l, scratch});
     meet(size);
   }
-  run<kType>(y, l.rows, share(l.out, rank, size), share(l.out, rank + 1, size), PutY<kType>{l});
+  if (!packs)
+    return run<kType>(y, l.rows, share(l.out, rank, size), share(l.out, rank + 1, size),
+                      PutY<kType>{l});
+  y.length = 0;
+  const int64_t blocks = (l.out + kBlock - 1) / kBlock;
+  const int64_t begin = blocks * rank / size, end = blocks * (rank + 1) / size;
+  if (l.packed.bits == 8)
+    run_packed<kType, 8>(l, scratch.rounded, y, begin, end);
+  else
+    run_packed<kType, 4>(l, scratch.rounded, y, begin, end);
 }
 
 }  // namespace

@@ -88,7 +88,7 @@ struct Product {
   const char* weights(int64_t column) const {
     return static_cast<const char*>(w.data) + column * w.row_stride * Numbers<kType>::kSize;
   }
-  bool dense() const { return w.row_stride == length; }
+  bool dense() const { return length > 0 && w.row_stride == length; }
 };
 
 // The part of the weights that a tile fetches for the tiles after it. It is fetched in order and
@@ -220,6 +220,16 @@ void run_columns(const Product<kType>& p, int64_t first, int64_t rows, int64_t c
   }
 }
 
+// Computes columns [begin, end) of some rows.
+template <DType kType, class Put>
+void run_block(const Product<kType>& p, int64_t first, int64_t rows, int64_t begin, int64_t end,
+               Put put) {
+  int64_t column = begin;
+  for (; column + kWidth <= end; column += kWidth)
+    run_columns<kType, kWidth>(p, first, rows, column, end, put);
+  for (; column < end; ++column) run_columns<kType, 1>(p, first, rows, column, end, put);
+}
+
 // Computes columns [begin, end) of all rows.
 template <DType kType, class Put>
 void run(const Product<kType>& p, int64_t rows, int64_t begin, int64_t end, Put put) {
@@ -238,9 +248,7 @@ void run(const Product<kType>& p, int64_t rows, int64_t begin, int64_t end, Put 
     if (count <= kNarrowRows)
       for (; column + kWide <= end; column += kWide)
         run_columns<kType, kWide>(p, first, count, column, end, put);
-    for (; column + kWidth <= end; column += kWidth)
-      run_columns<kType, kWidth>(p, first, count, column, end, put);
-    for (; column < end; ++column) run_columns<kType, 1>(p, first, count, column, end, put);
+    run_block<kType>(p, first, count, column, end, put);
   }
 }
 

@@ -16,6 +16,7 @@ LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 TESTS = {
     "test_attention.py": "native and not compile",
     "test_linear.py": "truth or deltas or rows_alone or threads or not_finite or rounding",
+    "test_linear_packed.py": "kernel",
     "test_long_rows.py": "native and test_thresholds",
     "logp": "native and (test_truth or test_error or test_same_bits or extreme or bad)",
 }
@@ -24,7 +25,7 @@ TESTS = {
 @pytest.mark.skipif(
     native.why_not(torch.device("cpu")) is not None, reason="the kernels are not built"
 )
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_vnni"])
 def test_lesser_instruction_sets(isa: str) -> None:
     """The kernels are chosen when a process begins: one process runs the tests of all files."""
     order, own = list(LEVELS), native._native.cpu_isa()
