@@ -114,14 +114,24 @@ def load(
     that comes with a model.
 
     Args:
-        folder: the model's path, or its id on the Hugging Face hub.
+        folder: the model's path, or its id on the Hugging Face hub; or a GGUF file, whose blocks of
+            8 and 4 bits stay so (see `crossfade.models.gguf`).
         device: where the model goes; None leaves it on the CPU.
-        dtype: of the weights, or "auto" for the one that they were saved in.
+        dtype: of the weights, or "auto" for the one that they were saved in. Of a GGUF file, or a
+            model that `crossfade.quantize` made, that of what is not quantised.
 
     Raises:
         OSError: there is no such model, or its weights are pickled or cannot be read.
         ValueError: something is missing, or the folder holds something else; says what.
     """
+    if os.fspath(folder).endswith(".gguf") and expanded(folder).is_file():
+        from . import (
+            gguf,
+        )  # it reads the small model's tokenizer too, which is built from such a file
+
+        check_dtype(dtype)
+        model, tokenizer = gguf.load(expanded(folder), dtype)
+        return model.to(device) if device is not None else model, tokenizer
     found = folder_of(folder)
     check_model_folder(found)
     tokenizer = load_tokenizer(found)

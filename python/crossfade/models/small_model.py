@@ -20,6 +20,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
@@ -276,21 +277,21 @@ def _convert(gguf: Path, folder: Path) -> None:
     config.name_or_path = HUB_ID
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
-    tokenizer = _tokenizer(gguf, config.max_position_embeddings)
+    fields = require("gguf", "smollm2").GGUFReader(gguf).fields
+    tokenizer = tokenizer_of(fields, config.max_position_embeddings)
     ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(t) for name, t in SPECIAL.items()}
     model.generation_config = GenerationConfig(**ids)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _tokenizer(gguf: Path, max_length: int) -> PreTrainedTokenizerFast:
-    """The tokenizer that the GGUF file describes.
+def tokenizer_of(fields: Any, max_length: int) -> PreTrainedTokenizerFast:
+    """The tokenizer that the fields of a SmolLM2's GGUF file describe.
 
     It is put together here, because releases of Transformers read such files in different ways,
     some with a wrong end-of-text token. None of them splits numbers into digits: the only sign of
     that rule in the file is the name "smollm".
     """
-    fields = require("gguf", "smollm2").GGUFReader(gguf).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
     kinds = fields["tokenizer.ggml.token_type"].contents()
     merges = [tuple(m.split(" ")) for m in fields["tokenizer.ggml.merges"].contents()]
