@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from .. import ops
 from ..extras import require
 from ..ops import packed
-from . import gguf_header, quantized, small_model
-from .saved import FROM_DISK, errors_of
+from . import gguf_header, gguf_tokenizer, quantized
 
 PLAIN = {0: np.float32, 1: np.float16}  # types without blocks
 ROWS_ALONE = ("TensorProcessor", "LlamaTensorProcessor", "Gemma2TensorProcessor")
@@ -37,39 +36,24 @@ def load(path: Path, dtype: torch.dtype | str = torch.float32) -> tuple[Any, Any
         ImportError: the package gguf is missing; names the extra that brings it.
     """
     gguf = require("gguf", "smollm2")
-    header = gguf_header.read(path)
-    with errors_of(path):
-        fields = gguf.GGUFReader(path).fields
-        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, **FROM_DISK)
-        tokenizer = _tokenizer(path, fields, config)
-        wanted = torch.float32 if dtype == "auto" else dtype
-        wanted = getattr(torch, wanted) if isinstance(wanted, str) else wanted
-        model, report = _model(path, header, fields, config, wanted)
+    header, fields = gguf_header.read(path), gguf.GGUFReader(path).fields
+    config = AutoConfig.from_pretrained(
+        path.parent, gguf_file=path.name, trust_remote_code=False, local_files_only=True
+    )
+    tokenizer = gguf_tokenizer.of_file(path, fields, config.max_position_embeddings)
+    wanted = torch.float32 if dtype == "auto" else dtype
+    wanted = getattr(torch, wanted) if isinstance(wanted, str) else wanted
+    model, report = _model(header, fields, path, config, wanted)
     if report["missing_keys"]:
         raise ValueError(f"{path} is incomplete: it has no {report['missing_keys'][0]}")
     model.config.name_or_path = model.name_or_path = str(path)
     return model, tokenizer
 
 
-def _tokenizer(path: Path, fields: Any, config: Any) -> Any:
-    pre = fields.get("tokenizer.ggml.pre")
-    if pre is not None and pre.contents() == "smollm":
-        return small_model.tokenizer_of(fields, config.max_position_embeddings)
-    tokenizer = AutoTokenizer.from_pretrained(
-        path.parent, gguf_file=path.name, padding_side="left", **FROM_DISK
-    )
-    template = fields.get("tokenizer.chat_template")
-    if template is not None:
-        tokenizer.chat_template = template.contents()
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 def _model(
-    path: Path,
     header: dict[str, gguf_header.Tensors],
     fields: Any,
+    path: Path,
     config: Any,
     dtype: torch.dtype,
 ) -> tuple[Any, dict[str, list[str]]]:

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.utils import logging
 
 from .. import reading
-from . import quantized
+from . import gguf, quantized
 from .hf import check_dtype
 
 logger = getLogger(__name__)
@@ -125,12 +125,9 @@ def load(
         ValueError: something is missing, or the folder holds something else; says what.
     """
     if os.fspath(folder).endswith(".gguf") and expanded(folder).is_file():
-        from . import (
-            gguf,
-        )  # it reads the small model's tokenizer too, which is built from such a file
-
         check_dtype(dtype)
-        model, tokenizer = gguf.load(expanded(folder), dtype)
+        with errors_of(folder), _quiet():
+            model, tokenizer = gguf.load(expanded(folder), dtype)
         return model.to(device) if device is not None else model, tokenizer
     found = folder_of(folder)
     check_model_folder(found)
