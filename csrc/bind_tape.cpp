@@ -48,9 +48,11 @@ void bind_tape(py::module_& m) {
            })
       .def("add_linear",
            [](Tape& tape, int64_t rows, int64_t in, int64_t out, int dtype, int64_t x_stride,
-              uintptr_t weight, int64_t weight_stride, uintptr_t bias, const py::object& lora) {
+              uintptr_t weight, int64_t weight_stride, uintptr_t bias, const py::object& lora,
+              const py::object& packed) {
              tape.linears.push_back(read_linear(rows, in, out, static_cast<DType>(dtype), 0,
-                                                x_stride, weight, weight_stride, bias, 0, lora));
+                                                x_stride, weight, weight_stride, bias, 0, lora,
+                                                packed));
              return tape.linears.size() - 1;
            })
       .def("add_attention",

@@ -162,14 +162,15 @@ PYBIND11_MODULE(_native, m) {
     attention_cpu(a, threads);
   });
   // It takes plain numbers: it is called for each layer and token, and a tuple would cost more.
-  m.def("linear_cpu", [](int64_t rows, int64_t in, int64_t out, int dtype, uintptr_t x,
-                         int64_t x_stride, uintptr_t weight, int64_t weight_stride, uintptr_t bias,
-                         uintptr_t y, const py::object& lora, int threads) {
-    const Linear l = read_linear(rows, in, out, static_cast<DType>(dtype), x, x_stride, weight,
-                                 weight_stride, bias, y, lora);
-    py::gil_scoped_release release;
-    linear_cpu(l, threads);
-  });
+  m.def("linear_cpu",
+        [](int64_t rows, int64_t in, int64_t out, int dtype, uintptr_t x, int64_t x_stride,
+           uintptr_t weight, int64_t weight_stride, uintptr_t bias, uintptr_t y,
+           const py::object& lora, const py::object& packed, int threads) {
+          const Linear l = read_linear(rows, in, out, static_cast<DType>(dtype), x, x_stride,
+                                       weight, weight_stride, bias, y, lora, packed);
+          py::gil_scoped_release release;
+          linear_cpu(l, threads);
+        });
   m.def("logp_forward_cpu",
         [](const py::tuple& tile, uintptr_t sums, const py::tuple& moments, int threads) {
           const LogpTile t = read_logp_tile(tile);

@@ -40,10 +40,10 @@ inline Attention read_attention(const py::tuple& t) {
 }
 
 // `lora`: None, or (rank, address of a, row stride, of b, row stride, of scale, row stride, rows of
-// x to a row of scale)
+// x to a row of scale). `packed`: None, or (bits, group, addresses of numbers, scales and minima)
 inline Linear read_linear(int64_t rows, int64_t in, int64_t out, DType dtype, uintptr_t x,
                           int64_t x_stride, uintptr_t weight, int64_t weight_stride, uintptr_t bias,
-                          uintptr_t y, const py::object& lora) {
+                          uintptr_t y, const py::object& lora, const py::object& packed) {
   Linear l{};
   l.rows = rows;
   l.in = in;
@@ -52,6 +52,11 @@ inline Linear read_linear(int64_t rows, int64_t in, int64_t out, DType dtype, ui
   l.weight = {reinterpret_cast<void*>(weight), weight_stride, dtype};
   l.bias = reinterpret_cast<void*>(bias);
   l.y = reinterpret_cast<void*>(y);
+  if (!packed.is_none()) {
+    const auto p = py::reinterpret_borrow<py::tuple>(packed);
+    l.packed = {p[0].cast<int32_t>(), p[1].cast<int64_t>(), pointer<uint8_t>(p[2]),
+                pointer<uint16_t>(p[3]), pointer<uint16_t>(p[4])};
+  }
   if (lora.is_none()) return l;
   const auto t = py::reinterpret_borrow<py::tuple>(lora);
   l.rank = t[0].cast<int64_t>();

@@ -104,14 +104,28 @@ struct Attention {
   Heads out;                     // [rows, heads, tokens, value_size]
 };
 
+// Weights of 8 or 4 bits, in blocks of 16 columns of y; those past the last one have scale 0. A
+// line of 64 bytes has 4 numbers of each column of a block, or 8 of 4 bits, of which the first 4
+// are the low halves of its bytes. A weight is scale * (number - 128), or scale * (number - 8) with
+// 4 bits, or scale * number + minimum where there are minima.
+struct Packed {
+  int32_t bits;            // 8 or 4; 0: there are none
+  int64_t group;           // numbers of a column that have one scale: a multiple of 16 up to 256
+  const uint8_t* numbers;  // [blocks, in * bits / 32, 64]
+  const uint16_t* scales;  // [blocks, in / group, 16] float16
+  const uint16_t* minima;  // the same, with 4 bits; or null
+};
+
 // y = x weight^T + bias + ((x a^T) * scale) b^T, with sums in float32. x is [rows, in], and y is
-// [rows, out] and contiguous. All of x, y, bias, a and b have the dtype of the weight.
+// [rows, out] and contiguous. All of x, y, bias, a and b have the dtype of the weight. With packed
+// weights, x is rounded to 8 bits a group.
 struct Linear {
   int64_t rows, in, out, rank;  // with rank 0 there are no a, b and scale
-  Matrix x, weight;             // weight [out, in]
-  const void* bias;             // [out], or null
-  Matrix a, b;                  // [rank, in] and [out, rank]
-  const float* scale;           // row r has `rank` numbers, from r / scale_rows * scale_stride on
+  Matrix x, weight;             // weight [out, in]; without data where there is `packed`
+  Packed packed;
+  const void* bias;    // [out], or null
+  Matrix a, b;         // [rank, in] and [out, rank]
+  const float* scale;  // row r has `rank` numbers, from r / scale_rows * scale_stride on
   int64_t scale_stride, scale_rows;
   void* y;
 };

@@ -135,6 +135,12 @@ void blends(int threads) {
   }
 }
 
+void run_linear(const Linear& l, int count) {
+  std::vector<char> scratch(linear_rows_scratch(l));
+#pragma omp parallel num_threads(count)
+  linear_rows_part(l, scratch.data(), omp_get_thread_num(), omp_get_num_threads());
+}
+
 void linears(int threads) {
   const int64_t rows = 5, in = 333, out = 1013, rank = 9;
   const auto x = normal(rows * in), weight = normal(out * in), bias = normal(out);
@@ -165,13 +171,40 @@ void linears(int threads) {
       const auto run = [&](int count) {
         auto y = filled<uint16_t>(rows * out * (wide ? 2 : 1));
         l.y = y.data();
-        std::vector<char> scratch(linear_rows_scratch(l));
-#pragma omp parallel num_threads(count)
-        linear_rows_part(l, scratch.data(), omp_get_thread_num(), omp_get_num_threads());
+        run_linear(l, count);
         return y;
       };
       same("linear", threads, run(1), run(threads));
     }
+}
+
+void packed_linears(int threads) {
+  const int64_t rows = 5, in = 320, out = 1013, rank = 9, group = 32, blocks = (out + 15) / 16;
+  const auto x = normal(rows * in), a = normal(rank * in), b = normal(out * rank);
+  const auto scale = normal(rows * rank);
+  const std::vector<uint8_t> numbers(blocks * in * 16, 0x5A);
+  const std::vector<uint16_t> scales(blocks * in / group * 16, 0x2C00);
+  for (int bits : {8, 4}) {
+    Linear l{};
+    l.rows = rows;
+    l.in = in;
+    l.out = out;
+    l.x = {x.data(), in, DType::f32};
+    l.packed = {bits, group, numbers.data(), scales.data(), nullptr};
+    l.rank = rank;
+    l.a = {a.data(), in, DType::f32};
+    l.b = {b.data(), rank, DType::f32};
+    l.scale = scale.data();
+    l.scale_stride = rank;
+    l.scale_rows = 1;
+    const auto run = [&](int count) {
+      auto y = filled<float>(rows * out);
+      l.y = y.data();
+      run_linear(l, count);
+      return y;
+    };
+    same("packed linear", threads, run(1), run(threads));
+  }
 }
 
 void attentions(int threads) {
@@ -318,6 +351,7 @@ int main(int, char** arguments) {
     for (int threads : {2, 3, 4}) {
       blends(threads);
       linears(threads);
+      packed_linears(threads);
       attentions(threads);
       logps(threads);
       forks(threads);

@@ -12,13 +12,17 @@
 
 namespace crossfade {
 
+#define CF_DECLARE_LINEAR(isa)                           \
+  namespace isa {                                        \
+  int64_t linear_rows_scratch(const Linear&);            \
+  void linear_rows_part(const Linear&, void*, int, int); \
+  }
 #define CF_DECLARE(isa)                                                        \
+  CF_DECLARE_LINEAR(isa)                                                       \
   namespace isa {                                                              \
   void blend_rows(const Blend&, float*, int);                                  \
   void blend_sample_rows(const Blend&, const Sampling&, int);                  \
   void attention_rows(const Attention&, int);                                  \
-  int64_t linear_rows_scratch(const Linear&);                                  \
-  void linear_rows_part(const Linear&, void*, int, int);                       \
   void logp_forward_rows(const LogpTile&, LogpSums*, const LogpMoments&, int); \
   void logp_backward_rows(const LogpTile&, const LogpGradient*, int);          \
   void tape_run(const Tape&, char* const*, int64_t, int64_t, int);             \
@@ -27,43 +31,82 @@ CF_DECLARE(baseline)
 #ifdef __x86_64__
 CF_DECLARE(avx2)
 CF_DECLARE(avx512)
+CF_DECLARE_LINEAR(avx512_vnni)
+CF_DECLARE_LINEAR(avx512_bf16)
 #endif
 #undef CF_DECLARE
+#undef CF_DECLARE_LINEAR
 
 namespace {
 
 constexpr int64_t kProductsPerThread = 32768;  // of a layer: fewer are not worth another thread
+
+struct LinearKernels {
+  decltype(&baseline::linear_rows_scratch) scratch;
+  decltype(&baseline::linear_rows_part) part;
+};
 
 struct Kernels {
   const char* isa;
   decltype(&baseline::blend_rows) blend;
   decltype(&baseline::blend_sample_rows) blend_sample;
   decltype(&baseline::attention_rows) attention;
-  decltype(&baseline::linear_rows_scratch) linear_scratch;
-  decltype(&baseline::linear_rows_part) linear_part;
+  LinearKernels linear;
   decltype(&baseline::logp_forward_rows) logp_forward;
   decltype(&baseline::logp_backward_rows) logp_backward;
   decltype(&baseline::tape_run) tape_run;
 };
 
-#define CF_KERNELS(isa)                                                                           \
-  Kernels {                                                                                       \
-    #isa, isa::blend_rows, isa::blend_sample_rows, isa::attention_rows, isa::linear_rows_scratch, \
-        isa::linear_rows_part, isa::logp_forward_rows, isa::logp_backward_rows, isa::tape_run     \
+#define CF_LINEAR(isa) \
+  LinearKernels { isa::linear_rows_scratch, isa::linear_rows_part }
+#define CF_KERNELS(isa)                                                                 \
+  Kernels {                                                                             \
+    #isa, isa::blend_rows, isa::blend_sample_rows, isa::attention_rows, CF_LINEAR(isa), \
+        isa::logp_forward_rows, isa::logp_backward_rows, isa::tape_run                 \
   }
+
+#ifdef __x86_64__
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+#endif
 
 // Tests set CROSSFADE_ISA to run a lesser instruction set than the CPU has.
 Kernels choose() {
 #ifdef __x86_64__
+  // A level holds those before it.
+  constexpr const char* kOrder[] = {"baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
   const char* wanted = std::getenv("CROSSFADE_ISA");
-  const auto may = [&](const char* isa) { return !wanted || !std::strcmp(wanted, isa); };
+  const auto may = [&](const char* isa) {
+    bool held = false;
+    for (const char* level : kOrder) {
+      held |= !std::strcmp(level, isa);
+      if (wanted && !std::strcmp(level, wanted)) return held;
+    }
+    return !wanted;
+  };
   __builtin_cpu_init();
-  if (may("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    return CF_KERNELS(avx512);
-  if (may("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c"))
-    return CF_KERNELS(avx2);
+  if (may("avx512") && has_avx512()) {
+    Kernels kernels = CF_KERNELS(avx512);
+    // Linear layers alone have instructions of their own.
+    if (may("avx512_vnni") && __builtin_cpu_supports("avx512vnni")) {
+      kernels.isa = "avx512_vnni";
+      kernels.linear = CF_LINEAR(avx512_vnni);
+    }
+    if (may("avx512_bf16") && __builtin_cpu_supports("avx512vnni") &&
+        __builtin_cpu_supports("avx512bf16")) {
+      kernels.isa = "avx512_bf16";
+      kernels.linear = CF_LINEAR(avx512_bf16);
+    }
+    return kernels;
+  }
+  if (may("avx2") && has_avx2()) return CF_KERNELS(avx2);
 #endif
   return CF_KERNELS(baseline);
 }
@@ -87,10 +130,10 @@ void attention_cpu(const Attention& attention, int threads) {
   if (attention.rows > 0 && attention.tokens > 0) kernels().attention(attention, threads);
 }
 
-int64_t linear_scratch(const Linear& linear) { return kernels().linear_scratch(linear); }
+int64_t linear_scratch(const Linear& linear) { return kernels().linear.scratch(linear); }
 
 void linear_part(const Linear& linear, void* scratch, int rank, int size) {
-  if (linear.rows > 0 && linear.out > 0) kernels().linear_part(linear, scratch, rank, size);
+  if (linear.rows > 0 && linear.out > 0) kernels().linear.part(linear, scratch, rank, size);
 }
 
 void linear_cpu(const Linear& linear, int threads) {

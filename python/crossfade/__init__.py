@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .decoding import generate as generate
     from .decoding import score as score
     from .formula import parse as parse
+    from .models.quantized import quantize as quantize
     from .ops import Support as Support
     from .policies.conditioned import ConditionedPolicy as ConditionedPolicy
     from .policies.metaaligner import AlignerTemplate as AlignerTemplate
@@ -86,6 +87,7 @@ _HOME = {
     "generate": "decoding",
     "intersection": "blends.power_mean",
     "parse": "formula",
+    "quantize": "models.quantized",
     "power_mean": "blends.power_mean",
     "score": "decoding",
     "sentence_end": "search",

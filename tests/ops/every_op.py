@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import normal
 from crossfade import ops
+from crossfade.ops import packed
 from torch import Tensor
 
 LENGTHS = torch.tensor([1, 3])
@@ -16,6 +17,9 @@ TARGETS = torch.tensor([4, 2])
 
 def floats(*shape: int, seed: int = 0) -> Tensor:
     return normal(1, torch.Size(shape).numel(), seed, scale=1.0).view(shape)
+
+
+PACKED = packed.quantize(floats(5, 32, seed=1), 4)
 
 
 def attend(query: Tensor, keys: Tensor) -> Tensor:
@@ -47,6 +51,7 @@ OPS: dict[str, Op] = {
         lambda x, w, a, b, s: ops.linear(x, w, lora=ops.Lora(a, b, s)),
         (floats(2, 9), floats(5, 9), floats(3, 9), floats(5, 3), floats(2, 3)),
     ),
+    "linear of 4 bits": (lambda x: ops.linear(x, PACKED), (floats(2, 32),)),
     "attend_": (attend, (floats(2, 2, 1, 8), floats(2, 1, 5, 8, seed=1))),
     "linear_logp": (
         lambda h, w: ops.linear_logp(h, w, TARGETS).logp,

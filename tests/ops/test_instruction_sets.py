@@ -12,9 +12,11 @@ import torch
 from crossfade.ops import native
 
 # The tests of each file or folder here, as pytest's -k selects them.
+LEVELS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 TESTS = {
     "test_attention.py": "native and not compile",
-    "test_linear.py": "truth or deltas or rows_alone or threads or not_finite",
+    "test_linear.py": "truth or deltas or rows_alone or threads or not_finite or rounding",
+    "test_linear_packed.py": "kernel",
     "test_long_rows.py": "native and test_thresholds",
     "logp": "native and (test_truth or test_error or test_same_bits or extreme or bad)",
 }
@@ -23,10 +25,10 @@ TESTS = {
 @pytest.mark.skipif(
     native.why_not(torch.device("cpu")) is not None, reason="the kernels are not built"
 )
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_vnni"])
 def test_lesser_instruction_sets(isa: str) -> None:
     """The kernels are chosen when a process begins: one process runs the tests of all files."""
-    order, own = ["baseline", "avx2", "avx512"], native._native.cpu_isa()
+    order, own = list(LEVELS), native._native.cpu_isa()
     if order.index(own) <= order.index(isa):
         pytest.skip(f"these tests run with {own} already")
     chosen = " or ".join(f"({file} and ({tests}))" for file, tests in TESTS.items())

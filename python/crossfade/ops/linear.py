@@ -14,11 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import backends, check, memory, native
+from . import packed as packing
+from .packed import Packed
 
-# With more rows F.linear is as fast. In bfloat16 that is so with few rows already, as processors
-# multiply numbers of that dtype directly.
-MOST_NATIVE_ROWS = {torch.float32: 256, torch.bfloat16: 16, torch.float16: 256}
-
+# With more rows F.linear is as fast. In bfloat16 that is so with few rows already where there is
+# AMX, which torch uses; in float16 it never is without AMX (by a factor of 5 at 512 rows).
+HAS_AMX = torch.cpu._is_amx_tile_supported()
+MOST_NATIVE_ROWS = {
+    torch.float32: 256,
+    torch.bfloat16: 16 if HAS_AMX else 256,
+    torch.float16: 256 if HAS_AMX else 4096,
+}
 
 BACKENDS = (None, "native", "reference")
 NATIVE_IS_MISSING = backends.why_not("native", native.CPU)
@@ -34,7 +40,7 @@ class Lora(NamedTuple):
 
 def linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Packed,
     bias: Tensor | None = None,
     *,
     lora: Lora | None = None,
@@ -48,19 +54,26 @@ def linear(
 
     The native kernel sums in float32 whatever the dtype, and in an order of its own: a row of y
     depends on that row of x (and of scale) alone, to the bit, not on the rest of the batch nor on
-    the number of threads. A row whose scale is 0 throughout is what the plain layer gives.
+    the number of threads. A row whose scale is 0 throughout is what the plain layer gives. CPUs
+    with avx512_bf16 take bfloat16 numbers below 2^-126 for zeros, as their instruction does.
+
+    With a weight of 8 or 4 bits, the formula takes its `dequantized` numbers, and the kernel also
+    rounds each group of x to 8 bits: to multiples of its largest magnitude / 127. A row of x with
+    numbers that are not finite then gives NaN alone.
 
     Args:
         x: ``[..., in]``, float32, bfloat16, float16 or float64 (which the formula alone takes). Its
             leading dimensions are the rows.
-        weight: ``[out, in]`` in x's dtype, used as it is: nothing is packed or copied.
+        weight: ``[out, in]`` in x's dtype, used as it is: nothing is packed or copied. Or a
+            `Packed` weight of 8 or 4 bits, with any of x's dtypes.
         bias: ``[out]`` in x's dtype, or None.
         lora: deltas, with `a` ``[R, in]`` and `b` ``[out, R]`` in x's dtype and `scale` float32:
             ``[rows, R]``, or, of an x with three dimensions or more, ``[x.shape[0], R]`` to serve
             all rows of each ``x[i]``.
-        backend: "native" (CPUs), "reference" (the torch formula), or None: native on a CPU for at
-            most `MOST_NATIVE_ROWS` rows where no gradient is wanted and the columns of weight, a
-            and b are contiguous; else the formula, which is differentiable.
+        backend: "native" (CPUs), "reference" (the torch formula), or None: native on a CPU where no
+            gradient is wanted and the columns of weight, a and b are contiguous, for at most
+            `MOST_NATIVE_ROWS` rows (for any number if the weight is packed); else the formula,
+            which is differentiable.
 
     Returns:
         ``[..., out]`` in x's dtype.
@@ -78,10 +91,13 @@ def linear(
     if backend == "reference":
         return _formula(x, weight, bias, lora)
     if not memory.unobserved():
-        if memory.want_gradient(x, weight, bias, *(lora or ())):
+        own = None if isinstance(weight, Packed) else weight
+        if memory.want_gradient(x, own, bias, *(lora or ())):
             return _instead(backend, "an argument requires a gradient", x, weight, bias, lora)
         if memory.recorded() and x.is_cpu:
             a, b, scale = (None, None, None) if lora is None else lora
+            if isinstance(weight, Packed):
+                return torch.ops.crossfade.linear_packed(x, *weight, bias, a, b, scale, backend)
             return torch.ops.crossfade.linear(x, weight, bias, a, b, scale, backend)
     try:
         return _run(x, weight, bias, lora, backend, out, inner)
@@ -94,14 +110,15 @@ def linear(
 
 def _run(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Packed,
     bias: Tensor | None,
     lora: Lora | None,
     backend: str | None,
     out: int,
     inner: int,
 ) -> Tensor:
-    if backend is None and x.numel() > MOST_NATIVE_ROWS.get(x.dtype, 0) * inner:
+    few = isinstance(weight, Packed) or x.numel() <= MOST_NATIVE_ROWS.get(x.dtype, 0) * inner
+    if backend is None and not few:
         return _formula(x, weight, bias, lora)
     reason = _why_not(x, weight, bias, lora)
     if reason is not None:
@@ -113,7 +130,7 @@ def _instead(
     backend: str | None,
     reason: str,
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Packed,
     bias: Tensor | None,
     lora: Lora | None,
 ) -> Tensor:
@@ -124,8 +141,8 @@ def _instead(
     return _formula(x, weight, bias, lora)
 
 
-def _formula(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) -> Tensor:
-    y = F.linear(x, weight, bias)
+def _formula(x: Tensor, weight: Tensor | Packed, bias: Tensor | None, lora: Lora | None) -> Tensor:
+    y = F.linear(x, weight.dequantized(x.dtype) if isinstance(weight, Packed) else weight, bias)
     if lora is None:
         return y
     down, scale = F.linear(x, lora.a), lora.scale
@@ -136,13 +153,15 @@ def _formula(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) 
     return y + F.linear((down * scale).to(x.dtype), lora.b)
 
 
-def _why_not(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) -> str | None:
+def _why_not(
+    x: Tensor, weight: Tensor | Packed, bias: Tensor | None, lora: Lora | None
+) -> str | None:
     """Why the native kernel cannot take these; None if it can."""
     if not x.is_cpu:
         return f"x is on {x.device}; the kernel is for CPUs"
     if x.dtype is torch.float64:
         return "x has dtype torch.float64; the kernel's sums are float32"
-    if weight.stride()[1] != 1 and weight.shape[1] > 1:
+    if not isinstance(weight, Packed) and weight.stride()[1] != 1 and weight.shape[1] > 1:
         return f"weight has column stride {weight.stride(1)}; it must be 1"
     if bias is not None and bias.stride() != (1,) and bias.shape[0] > 1:
         return f"bias has stride {bias.stride(0)}; it must be 1"
@@ -153,12 +172,19 @@ def _why_not(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) 
     return NATIVE_IS_MISSING
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None) -> tuple[int, int]:
+def _check(
+    x: Tensor, weight: Tensor | Packed, bias: Tensor | None, lora: Lora | None
+) -> tuple[int, int]:
     """Checks everything but the contents of tensors, quickly: a step has hundreds of calls."""
-    dtype, device, shape = x.dtype, x.device, weight.shape
+    dtype, device = x.dtype, x.device
+    if isinstance(weight, Packed):
+        packing.check(weight, device)
+        shape = torch.Size((weight.out, weight.inner))
+    else:
+        shape = weight.shape
     if dtype not in check.MATRIX_DTYPES:
         raise TypeError(f"x has dtype {dtype}; it must be {check.DTYPE_NAMES}")
-    if weight.dtype is not dtype or weight.device != device:
+    if not isinstance(weight, Packed) and (weight.dtype is not dtype or weight.device != device):
         _check_like_x("weight", weight, dtype, device)
     if len(shape) != 2 or shape[1] == 0:
         raise ValueError(f"weight has shape {list(shape)}; it must be [out, in], in at least 1")
@@ -209,7 +235,7 @@ def _check_like_x(name: str, t: Tensor, dtype: torch.dtype, device: torch.device
 
 def _check_kinds(x: Any, weight: Any, bias: Any, lora: Any) -> None:
     """Called after an error: an argument may be no tensor, or one without strides."""
-    given = {"x": x, "weight": weight}
+    given = {"x": x} | ({} if isinstance(weight, Packed) else {"weight": weight})
     if bias is not None:
         given["bias"] = bias
     if isinstance(lora, Lora):
@@ -237,3 +263,22 @@ def _linear(x, weight, bias, a, b, scale, backend):
 @torch.library.register_fake("crossfade::linear")
 def _linear_fake(x, weight, bias, a, b, scale, backend):
     return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+torch.library.define(
+    "crossfade::linear_packed",
+    "(Tensor x, Tensor numbers, Tensor scales, Tensor? minima, int out, int bits, Tensor? bias, "
+    "Tensor? a, Tensor? b, Tensor? scale, str? backend) -> Tensor",
+)
+
+
+@torch.library.impl("crossfade::linear_packed", "CompositeExplicitAutograd")
+def _linear_packed(x, numbers, scales, minima, out, bits, bias, a, b, scale, backend):
+    weight = Packed(numbers, scales, minima, out, bits)
+    lora = None if a is None else Lora(a, b, scale)
+    return _run(x, weight, bias, lora, backend, *_check(x, weight, bias, lora))
+
+
+@torch.library.register_fake("crossfade::linear_packed")
+def _linear_packed_fake(x, numbers, scales, minima, out, bits, bias, a, b, scale, backend):
+    return x.new_empty(*x.shape[:-1], out)

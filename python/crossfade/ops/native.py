@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import check
 from .memory import address, check_apart, written
+from .packed import Packed
 from .types import BlendSample, Draw, Inputs
 
 if TYPE_CHECKING:
@@ -153,13 +154,26 @@ def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> Blen
 
 def linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | Packed,
     bias: Tensor | None,
     lora: tuple[Tensor, Tensor, Tensor] | None,
     out: int,
     inner: int,
 ) -> Tensor:
     """`ops.linear` on a CPU, of checked tensors. In weight, a and b the column stride is 1."""
+    if isinstance(weight, Packed):
+        numbers, scales, minima, _, bits = weight
+        packed = (
+            bits,
+            inner // scales.shape[1],
+            address(numbers, "weight.numbers", integers=True),
+            address(scales, "weight.scales"),
+            0 if minima is None else address(minima, "weight.minima"),
+        )
+        at = 0, 0
+    else:
+        packed = None
+        at = address(weight, "weight"), weight.stride()[0]
     if x.dim() == 2:
         rows = x.shape[0]
         stride, columns = x.stride()
@@ -192,11 +206,11 @@ def linear(
         DTYPE_CODES[x.dtype],
         address(x, "x"),
         stride,
-        address(weight, "weight"),
-        weight.stride()[0],
+        *at,
         0 if bias is None else address(bias, "bias"),
         y.data_ptr(),
         deltas,
+        packed,
         torch.get_num_threads(),
     )
     return y

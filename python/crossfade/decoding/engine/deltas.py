@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ... import ops
 from ...blends.mixes import Mix
-from .modules import Forward, Unsupported, is_plain
+from .modules import Forward, Unsupported, dtype_of, is_plain, weight_of
 
 
 class Adapted(NamedTuple):
@@ -143,25 +143,25 @@ class Deltas:
             )
             for each in used
         )
-        weight = base.weight
+        device, dtype = a[0].device, dtype_of(base)
         known = {name: i for i, name in enumerate(self.mixed)}
         places = tuple(
             known.get(n, len(known)) for n, x in zip(names, a, strict=True) for _ in range(len(x))
         )
-        key = (signature, places, weight.device)
+        key = (signature, places, device)
         if key not in self.tables:
-            self.tables[key] = torch.tensor(signature, device=weight.device)
-            self.places[key] = torch.tensor(places, device=weight.device)
+            self.tables[key] = torch.tensor(signature, device=device)
+            self.places[key] = torch.tensor(places, device=device)
         # Forwards that took these from `self` would refer to this object in a circle.
         scales, backend = self.scales, self.backend
-        stacked_a = torch.cat(a).detach().to(weight.dtype)
-        stacked_b = torch.cat(b, dim=1).detach().to(weight.dtype)
+        stacked_a = torch.cat(a).detach().to(dtype)
+        stacked_b = torch.cat(b, dim=1).detach().to(dtype)
 
         if is_plain(base):
 
             def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
                 lora = ops.Lora(stacked_a, stacked_b, scales[key])
-                return ops.linear(x, base.weight, base.bias, lora=lora, backend=backend)
+                return ops.linear(x, weight_of(base), base.bias, lora=lora, backend=backend)
 
         else:  # Conv1D and quantized layers multiply in ways of their own; deltas are added after.
 

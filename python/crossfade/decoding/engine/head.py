@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ... import ops
+from ...models.quantized import QuantizedLinear
 from ...models.value_heads import LowRankHead, WideLinear
-from .modules import Forward, is_plain
+from .modules import Forward, dtype_of, is_plain, weight_of
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,7 @@ class Head:
         head, wanted = self.module, self.wanted
         hidden = hidden[:, -1:] if wanted.at is None else take(hidden, wanted.at)
         if not wanted.logits:  # What comes after the head gets zeros of the right shape.
-            columns = self.layer.out_features if head is None else len(head.weight)
-            return hidden.new_zeros(*hidden.shape[:-1], columns)
+            return hidden.new_zeros(*hidden.shape[:-1], self.layer.out_features)
         if wanted.states:
             return hidden
         if self.keeps:
@@ -114,8 +114,9 @@ class Head:
         if self.weights is not None:  # sum_k w_k (W h_k) = W (sum_k w_k h_k)
             self.hidden = None if torch.compiler.is_compiling() else hidden
             hidden = mix(hidden, self.weights.to(hidden.device)[:, self.terms])
-        if wanted.columns is None or not self.some_columns:
-            return ops.linear(hidden, head.weight, head.bias, backend=self.backend)
+        whole = wanted.columns is None or not self.some_columns
+        if whole or type(head) is QuantizedLinear:  # whose rows are packed together
+            return ops.linear(hidden, weight_of(head), head.bias, backend=self.backend)
         few = head.weight[wanted.columns]
         bias = None if head.bias is None else head.bias[wanted.columns]
         logits = hidden.new_zeros(*hidden.shape[:-1], len(head.weight))
@@ -127,7 +128,7 @@ class Head:
         states were not kept, as in compiled steps."""
         if self.hidden is None:
             return None
-        return ops.linear(self.hidden, self.module.weight, None, backend=self.backend)[:, 0]
+        return ops.linear(self.hidden, weight_of(self.module), None, backend=self.backend)[:, 0]
 
 
 def layer_of(module: Any) -> Any:
@@ -140,7 +141,7 @@ def product(layer: Any, hidden: Tensor, backend: str | None) -> Tensor:
     """What a head that `layer_of` gives makes of hidden states ``[..., H]``."""
     if isinstance(layer, LowRankHead):
         return layer(hidden)
-    numbers = ops.linear(hidden.to(layer.weight.dtype), layer.weight, layer.bias, backend=backend)
+    numbers = ops.linear(hidden.to(dtype_of(layer)), weight_of(layer), layer.bias, backend=backend)
     return numbers.float() if isinstance(layer, WideLinear) else numbers
 
 

@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ... import ops
 from ...models.adapters import adapter_layers
 from ...models.hf import text_config
+from ...models.quantized import QuantizedLinear
 from ..simple.term_model import TermModel
 from .kv_cache import KVCache
 
@@ -127,7 +128,9 @@ def linear_forwards(model: nn.Module) -> dict[nn.Module, Forward]:
 
 
 def is_plain(module: Any) -> bool:
-    """Whether a module is torch's own linear layer, and nobody has changed what it does."""
+    """Whether a module is torch's own linear layer, or a quantised one of ours, as it was made."""
+    if type(module) is QuantizedLinear:
+        return "forward" not in module.__dict__
     if type(module) is not nn.Linear or "forward" in module.__dict__:
         return False
     code = getattr(nn.Linear.forward, "__code__", None)
@@ -139,7 +142,20 @@ def is_plain(module: Any) -> bool:
     )
 
 
+def weight_of(module: Any) -> Any:
+    """The weight of a plain layer as `ops.linear` takes it."""
+    return module.packed if type(module) is QuantizedLinear else module.weight
+
+
+def dtype_of(layer: Any) -> torch.dtype:
+    """The dtype that a layer computes in."""
+    return layer.dtype if type(layer) is QuantizedLinear else layer.weight.dtype
+
+
 def _linear(module: Any) -> Forward:
+    if type(module) is QuantizedLinear:
+        return module.forward
+
     def forward(x: Tensor) -> Tensor:
         return ops.linear(x, module.weight, module.bias)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....ops.packed import Packed
 from .recording import Call, storage
 
 # `crossfade::Kind`: the numbers that instructions read and write.
@@ -285,17 +286,19 @@ def _all(found: Any) -> list[Instruction] | None:
 
 
 def product(
-    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, lora: Any = None
+    x: Tensor, weight: Tensor | Packed, bias: Tensor | None, out: Tensor, lora: Any = None
 ) -> list[Instruction] | None:
     """``out = x weightᵀ + bias``, for a weight ``[out, in]`` or the transpose of ``[in, out]``."""
-    if x.dtype not in FLOATS or {x.dtype, out.dtype} != {weight.dtype} or not x.is_contiguous():
+    packed = isinstance(weight, Packed)
+    dtype = x.dtype if packed else weight.dtype
+    if x.dtype not in FLOATS or {x.dtype, out.dtype} != {dtype} or not x.is_contiguous():
         return None
     if not out.is_contiguous() or (bias is not None and bias.stride() != (1,)):
         return None
     rows = x.numel() // x.shape[-1]
     about = {"rows": rows, "weight": weight, "bias": bias, "lora": lora}
     scale = [] if lora is None else [lora[2]]
-    if weight.stride(1) == 1 or weight.shape[1] == 1:
+    if packed or weight.stride(1) == 1 or weight.shape[1] == 1:
         return [Instruction(Op.LINEAR, out, [x, *scale], about=about)]
     if weight.stride(0) == 1 and lora is None:
         return [Instruction(Op.LINEAR_COLUMNS, out, [x], about=about)]
@@ -309,6 +312,15 @@ def _linear(call: Call) -> list[Instruction] | None:
     x, weight, bias, a, b, scale, backend = call.args
     if backend == "reference" or x.numel() > MOST_NATIVE_ROWS.get(x.dtype, 0) * weight.shape[1]:
         return None
+    return product(x, weight, bias, call.result, None if a is None else (a, b, scale))
+
+
+@rule("crossfade::linear_packed")
+def _linear_packed(call: Call) -> list[Instruction] | None:
+    x, numbers, scales, minima, out, bits, bias, a, b, scale, backend = call.args
+    if backend == "reference":
+        return None
+    weight = Packed(numbers, scales, minima, out, bits)
     return product(x, weight, bias, call.result, None if a is None else (a, b, scale))
 
 

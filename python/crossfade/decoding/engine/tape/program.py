@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .... import ops
 from ....ops import native
 from ..kv_cache import KVCache
 from .instructions import KINDS, TEAM, Instead, Instruction, Op, instructions
 from .layout import Layout, loops, rows_of, view
-from .recording import Call, NotTaped, changing, storage, with_tensors
+from .recording import Call, NotTaped, changing, storage, tensors_of, with_tensors
 
 DIMENSIONS = 5  # `crossfade::kTapeDims`
 BLANK = (0,) * DIMENSIONS
@@ -139,7 +140,7 @@ class _Writer:
                 self._add(place, step)
                 lora = step.about.get("lora") or ()
                 others = step.about.get("weight"), step.about.get("bias"), *lora
-                each = (*step.inputs, *(x for x in others if x is not None))
+                each = (*step.inputs, *tensors_of(others))
                 alive += [x for x in each if storage(x) not in self.offsets]
                 continue
             if begin < len(self.tape):
@@ -196,7 +197,17 @@ class _Writer:
     def _add_product(self, step: Instruction) -> int:
         about, x = step.about, step.inputs[0]
         weight, bias, lora = about["weight"], about["bias"], about["lora"]
-        out, inner = weight.shape
+        packed = None
+        if isinstance(weight, ops.Packed):
+            out, inner, place = weight.out, weight.inner, (0, 0)
+            low = weight.minima
+            places = (weight.numbers.data_ptr(), weight.scales.data_ptr())
+            minima = 0 if low is None else low.data_ptr()
+            packed = (weight.bits, weight.group, *places, minima)
+        else:
+            out, inner = weight.shape
+            columns = step.op is Op.LINEAR_COLUMNS
+            place = weight.data_ptr(), weight.stride(1 if columns else 0)
         deltas = None
         if lora is not None:
             a, b, scale = lora
@@ -209,10 +220,10 @@ class _Writer:
             out,
             native.DTYPE_CODES[x.dtype],
             inner,
-            weight.data_ptr(),
-            weight.stride(1 if step.op is Op.LINEAR_COLUMNS else 0),
+            *place,
             0 if bias is None else bias.data_ptr(),
             deltas,
+            packed,
         )
 
     def _add_attention(self, step: Instruction) -> int:
