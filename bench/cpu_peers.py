@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--new-tokens", type=int, default=18, help="of a run")
     parser.add_argument("--limit", type=float, default=float("inf"), metavar="SECONDS",
                         help="begin no further round of a batch after this long")  # fmt: skip
-    parser.add_argument("--compile", action="store_true", help="also Engine(compile=True)")
+    parser.add_argument("--compile", action="store_true",
+                        help="at batch 1 also Engine(compile=True): minutes")  # fmt: skip
     parser.add_argument("--work", type=Path, help="a folder for models in llama.cpp's format")
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(given)
@@ -113,7 +114,8 @@ def measure(part: str, lineup: Lineup, args: argparse.Namespace) -> list[dict[st
         return calls(lineup, args)
     rows = []
     for batch in args.batch if part == "steps" else args.batch[:1]:
-        contenders = lineup.contenders(batch, 59 + args.new_tokens + 1, args.compile)
+        compiled = args.compile and batch == 1
+        contenders = lineup.contenders(batch, 59 + args.new_tokens + 1, compiled)
         rows += steps(lineup, contenders, batch, args)
         lineup.close()
         gc.collect()
