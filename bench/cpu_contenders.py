@@ -76,11 +76,12 @@ class Lineup:
         """SmolLM2 and two models of its size, or tiny ones."""
         model = peers.load(torch.float32, quick)
         three = [model, peers.perturbed(model, 2), peers.perturbed(model, 3)]
-        models = {"float32": three, "bfloat16": [copy.deepcopy(m).bfloat16() for m in three]}
-        models |= {f"{b} bits": [quantised(m, b) for m in three] for b in BITS}
+        half = [copy.deepcopy(m).bfloat16() for m in three]
+        models = {"float32": three, "bfloat16": half}
+        models |= {f"{b} bits": [quantised(m, b) for m in half] for b in BITS}
         adapted = peers.adapted(model, 4 if quick else 16)
         guides = {"float32": adapted, "bfloat16": copy.deepcopy(adapted).bfloat16()}
-        guides |= {f"{b} bits": quantised(adapted, b) for b in BITS}
+        guides |= {f"{b} bits": quantised(guides["bfloat16"], b) for b in BITS}
         name = "a tiny random model" if quick else "SmolLM2-135M"
         text = list(range(20, 60))
         if not quick:
@@ -203,6 +204,7 @@ def guided(model: Any) -> Any:
 
 
 def quantised(model: Any, bits: int) -> Any:
+    """A copy with weights of so many bits, the head's too, as llama.cpp's files have them."""
     return cf.quantize(copy.deepcopy(model), bits=bits, head=True)
 
 
