@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             if part == "big" or lineup is None:
                 del lineup  # The small models are freed before the big ones are made.
                 lineup = (Lineup.big if part == "big" else Lineup.of)(args.quick, args.work)
-            rows = measure(part, lineup, args)
-            report["parts"][part] = {
-                "rows": rows,
+            done: dict[str, Any] = {
+                "rows": [],
                 "command": " ".join(["python bench/cpu_peers.py", *given]),
                 "load_before": round(load, 2),
-                "seconds": round(time.monotonic() - start, 1),
             }
-            if args.json is not None:
-                args.json.write_text(json.dumps(report, indent=1) + "\n")
+            report["parts"][part] = done
+            for rows in measure(part, lineup, args):
+                done["rows"] += rows
+                done["seconds"] = round(time.monotonic() - start, 1)
+                if args.json is not None:
+                    args.json.write_text(json.dumps(report, indent=1) + "\n")
     print(render(report))
     return report
 
@@ -99,27 +101,27 @@ def _begun(file: Path | None) -> dict[str, Any]:
     return json.loads(file.read_text()) if file is not None and file.exists() else {"parts": {}}
 
 
-def measure(part: str, lineup: Lineup, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of a part."""
+def measure(part: str, lineup: Lineup, args: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a part, as they are found."""
     if part == "beyond":
         small = [] if args.quick else lineup.taped()
-        blends = [*small, *cpu_tape.families(args.quick)]
-        return list(cpu_tape.measure(tqdm(blends, desc="beyond", file=sys.stderr)))
-    if part == "errors":
-        return errors(lineup)
-    if part == "prompts":
-        lengths = (20, 40) if args.quick else (400, 2000)
-        return [row for n in lengths for row in prompts(lineup, n, args)]
-    if part == "calls":
-        return calls(lineup, args)
-    rows = []
-    for batch in args.batch if part == "steps" else args.batch[:1]:
-        compiled = args.compile and batch == 1
-        contenders = lineup.contenders(batch, 59 + args.new_tokens + 1, compiled)
-        rows += steps(lineup, contenders, batch, args)
-        lineup.close()
-        gc.collect()
-    return rows
+        blends = itertools.chain(small, cpu_tape.families(args.quick))  # one model after the other
+        yield list(tqdm(cpu_tape.measure(blends), desc="beyond", file=sys.stderr))
+    elif part == "errors":
+        yield errors(lineup)
+    elif part == "prompts":
+        for length in (20, 40) if args.quick else (400, 2000):
+            yield prompts(lineup, length, args)
+    elif part == "calls":
+        yield calls(lineup, args)
+    else:
+        for batch in args.batch if part == "steps" else args.batch[:1]:
+            compiled = args.compile and batch == 1
+            contenders = lineup.contenders(batch, 59 + args.new_tokens + 1, compiled)
+            yield steps(lineup, contenders, batch, args)
+            del contenders
+            lineup.close()
+            gc.collect()
 
 
 # ---- Turns ---------------------------------------------------------------------------------------
