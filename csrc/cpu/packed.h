@@ -79,11 +79,11 @@ struct Sums {
     __m512i pairs;
     if constexpr (kNibbles) {
       pairs = _mm512_maddubs_epi16(w, x);
-    } else {  // magnitudes of x, so that sums of two products fit in 16 bits
+    } else {  // magnitudes of the weights, so that sums of two products fit in 16 bits
       const __m512i from_128 = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
       const __m512i turned =
-          _mm512_mask_sub_epi8(from_128, _mm512_movepi8_mask(x), _mm512_setzero_si512(), from_128);
-      pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(x), turned);
+          _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(from_128), _mm512_setzero_si512(), x);
+      pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(from_128), turned);
     }
     v = _mm512_add_epi32(v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 #endif
@@ -117,9 +117,9 @@ struct Sums {
       __m256i pairs;
       if constexpr (kNibbles) {
         pairs = _mm256_maddubs_epi16(w.v[i], x);
-      } else {  // magnitudes of x, so that sums of two products fit in 16 bits
+      } else {  // magnitudes of the weights, so that sums of two products fit in 16 bits
         const __m256i from_128 = _mm256_xor_si256(w.v[i], _mm256_set1_epi8(-128));
-        pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(from_128, x));
+        pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(from_128), _mm256_sign_epi8(x, from_128));
       }
       v[i] = _mm256_add_epi32(v[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
