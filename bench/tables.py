@@ -41,6 +41,7 @@ from reports import (  # noqa: E402
     metaaligner,
     ops,
     search,
+    searches,
     self_judge,
     session,
     speed,
@@ -85,6 +86,7 @@ PAGES: dict[str, dict[str, Section]] = {
         "demo": of(demo.render, "demo"),
         "moods": of(demo.moods, "moods"),
         "ivg": of(ivg.render, "ivg"),
+        "searches": of(searches.render, "searches"),
         "self-judge": of(self_judge.render, "self_judge"),
         "metaaligner": of(metaaligner.render, "metaaligner"),
         "clp": of(clp.render, "clp"),
@@ -97,6 +99,7 @@ PAGES: dict[str, dict[str, Section]] = {
     "docs/conditioned.md": {"clp": of(clp.summary, "clp")},
     "docs/dynamics.md": {"dynamics": of(dynamics.summary, "dynamics")},
     "docs/families.md": {"families": of(families.render, "families")},
+    "docs/searches.md": {"searches": of(searches.summary, "searches")},
 }
 
 
