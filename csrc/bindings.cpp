@@ -1,22 +1,14 @@
 // Turns Python integers into the structs of crossfade.h, and nothing else. Python checks the
 // arguments: see python/crossfade/ops/check.py and native.py.
-#include <pybind11/pybind11.h>
-
 #include <new>
 #include <stdexcept>
 #include <vector>
 
-#include "crossfade.h"
-
-namespace py = pybind11;
+#include "bind_tape.h"
+#include "bindings.h"
 
 namespace crossfade {
 namespace {
-
-template <class T>
-T* pointer(py::handle address) {
-  return reinterpret_cast<T*>(address.cast<uintptr_t>());
-}
 
 // [(address, row stride, dtype code), ...]
 int32_t read_matrices(py::handle list, Matrix* out) {
@@ -87,57 +79,6 @@ Sampling read_sampling(const py::tuple& t) {
           read_setting<float>(t[3]),   read_setting<int64_t>(t[4]), read_setting<int64_t>(t[5]),
           read_setting<int64_t>(t[6]), read_setting<int64_t>(t[7]), pointer<int64_t>(t[8]),
           pointer<float>(t[9]),        pointer<float>(t[10]),       pointer<float>(t[11])};
-}
-
-// (address, strides): of a [rows, heads, tokens, size] tensor
-Heads read_heads(py::handle object) {
-  const auto t = py::reinterpret_borrow<py::tuple>(object);
-  const auto s = py::reinterpret_borrow<py::tuple>(t[1]);
-  return {pointer<void>(t[0]), s[0].cast<int64_t>(), s[1].cast<int64_t>(), s[2].cast<int64_t>()};
-}
-
-// (dtype code, the shapes' eight numbers, query, key, value, keys, values, addresses of lengths and
-// cache rows, scale, softcap, window, address of the output): the fields of Attention in their
-// order
-Attention read_attention(const py::tuple& t) {
-  Attention a{};
-  a.dtype = static_cast<DType>(t[0].cast<int>());
-  int64_t* const shape[] = {&a.rows, &a.tokens,     &a.heads,      &a.kv_heads,
-                            &a.size, &a.value_size, &a.cache_rows, &a.capacity};
-  for (int i = 0; i < 8; ++i) *shape[i] = t[1 + i].cast<int64_t>();
-  Heads* const tensors[] = {&a.query, &a.key, &a.value, &a.keys, &a.values};
-  for (int i = 0; i < 5; ++i) *tensors[i] = read_heads(t[9 + i]);
-  a.lengths = pointer<int64_t>(t[14]);
-  a.cache_row = pointer<int64_t>(t[15]);
-  a.scale = t[16].cast<float>();
-  a.softcap = t[17].cast<float>();
-  a.window = t[18].cast<int64_t>();
-  a.out = pointer<void>(t[19]);
-  return a;
-}
-
-// `lora`: None, or (rank, address of a, row stride, of b, row stride, of scale, row stride, rows of
-// x to a row of scale)
-Linear read_linear(int64_t rows, int64_t in, int64_t out, DType dtype, uintptr_t x,
-                   int64_t x_stride, uintptr_t weight, int64_t weight_stride, uintptr_t bias,
-                   uintptr_t y, const py::object& lora) {
-  Linear l{};
-  l.rows = rows;
-  l.in = in;
-  l.out = out;
-  l.x = {reinterpret_cast<void*>(x), x_stride, dtype};
-  l.weight = {reinterpret_cast<void*>(weight), weight_stride, dtype};
-  l.bias = reinterpret_cast<void*>(bias);
-  l.y = reinterpret_cast<void*>(y);
-  if (lora.is_none()) return l;
-  const auto t = py::reinterpret_borrow<py::tuple>(lora);
-  l.rank = t[0].cast<int64_t>();
-  l.a = {pointer<void>(t[1]), t[2].cast<int64_t>(), dtype};
-  l.b = {pointer<void>(t[3]), t[4].cast<int64_t>(), dtype};
-  l.scale = pointer<float>(t[5]);
-  l.scale_stride = t[6].cast<int64_t>();
-  l.scale_rows = t[7].cast<int64_t>();
-  return l;
 }
 
 // [(address, strides, heads, length, size, bytes of a number), ...]
@@ -252,6 +193,8 @@ PYBIND11_MODULE(_native, m) {
     py::gil_scoped_release release;
     fork_cache_cpu(f, threads);
   });
+
+  bind_tape(m);
 
 #ifdef CROSSFADE_CUDA
   m.attr("cuda_architectures") = CROSSFADE_CUDA_ARCHITECTURES;

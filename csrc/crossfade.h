@@ -101,7 +101,7 @@ struct Attention {
   float scale;                   // what products of queries and keys are multiplied by
   float softcap;                 // scores become softcap * tanh(score / softcap); 0: off
   int64_t window;                // how many slots a query sees at most; 0: all
-  void* out;                     // [rows, tokens, heads, value_size]
+  Heads out;                     // [rows, heads, tokens, value_size]
 };
 
 // y = x weight^T + bias + ((x a^T) * scale) b^T, with sums in float32. x is [rows, in], and y is

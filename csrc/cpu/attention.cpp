@@ -253,9 +253,7 @@ class Attend {
           store(values + d, load(values + d) * mine + load(added + d) * its);
         all = {top, all.total * mine + other.total * its};
       }
-      T* to = static_cast<T*>(a_.out) +
-              ((b * a_.tokens + first + r / group_) * a_.heads + head * group_ + r % group_) *
-                  a_.value_size;
+      T* to = at(a_.out, b, head * group_ + r % group_, first + r / group_);
       const float inverse = 1.0f / all.total;
       for (int64_t d = 0; d < a_.value_size; d += kLanes)
         store_up_to(to + d, load(values + d) * inverse, a_.value_size - d);
@@ -286,10 +284,7 @@ void check(const Attention& a) {
   }
 }
 
-}  // namespace
-
-void attention_rows(const Attention& attention, int threads) {
-  check(attention);
+void attend(const Attention& attention, int threads) {
   switch (attention.dtype) {
     case DType::f32:
       return Attend<float>(attention).run(threads);
@@ -297,6 +292,52 @@ void attention_rows(const Attention& attention, int threads) {
       return Attend<Bf16>(attention).run(threads);
     default:
       return Attend<F16>(attention).run(threads);
+  }
+}
+
+// Moves the first row and the first head of a tensor.
+Heads from(Heads x, DType dtype, int64_t row, int64_t head) {
+  const int64_t bytes = dtype == DType::f32 ? 4 : 2;
+  x.data = static_cast<char*>(x.data) + (row * x.row_stride + head * x.head_stride) * bytes;
+  return x;
+}
+
+// The same attention, of some rows and kv heads alone.
+Attention some_of(Attention a, int64_t row, int64_t rows, int64_t head, int64_t heads) {
+  const int64_t group = a.heads / a.kv_heads, first = a.cache_row ? 0 : row;
+  a.query = from(a.query, a.dtype, row, head * group);
+  a.out = from(a.out, a.dtype, row, head * group);
+  a.key = from(a.key, a.dtype, row, head);
+  a.value = from(a.value, a.dtype, row, head);
+  a.keys = from(a.keys, a.dtype, first, head);
+  a.values = from(a.values, a.dtype, first, head);
+  a.lengths += row;
+  if (a.cache_row) a.cache_row += row;
+  a.rows = rows;
+  a.cache_rows -= first;
+  a.kv_heads = heads;
+  a.heads = heads * group;
+  return a;
+}
+
+}  // namespace
+
+void attention_rows(const Attention& attention, int threads) {
+  check(attention);
+  attend(attention, threads);
+}
+
+// What one of `size` threads computes: some of all kv heads of all rows, one row after the other.
+void attention_part(const Attention& a, int rank, int size) {
+  const int64_t all = a.rows * a.kv_heads;
+  int64_t first = all * rank / size;
+  const int64_t end = all * (rank + 1) / size;
+  while (first < end) {
+    const int64_t row = first / a.kv_heads, head = first % a.kv_heads;
+    const int64_t rows = head == 0 ? (end - first) / a.kv_heads : 0;
+    const int64_t heads = rows ? a.kv_heads : std::min(end - first, a.kv_heads - head);
+    attend(some_of(a, row, std::max<int64_t>(rows, 1), head, heads), 1);
+    first += std::max<int64_t>(rows, 1) * heads;
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "../crossfade.h"
+#include "tape.h"
 
 namespace crossfade {
 
@@ -15,6 +16,8 @@ namespace crossfade {
   void linear_rows(const Linear&, int);                                        \
   void logp_forward_rows(const LogpTile&, LogpSums*, const LogpMoments&, int); \
   void logp_backward_rows(const LogpTile&, const LogpGradient*, int);          \
+  void tape_run(const Tape&, char* const*, int64_t, int64_t, int);             \
+  int64_t tape_scratch(const Linear&);                                         \
   }
 CF_DECLARE(baseline)
 #ifdef __x86_64__
@@ -33,12 +36,14 @@ struct Kernels {
   decltype(&baseline::linear_rows) linear;
   decltype(&baseline::logp_forward_rows) logp_forward;
   decltype(&baseline::logp_backward_rows) logp_backward;
+  decltype(&baseline::tape_run) tape_run;
+  decltype(&baseline::tape_scratch) tape_scratch;
 };
 
 #define CF_KERNELS(isa)                                                                   \
   Kernels {                                                                               \
     #isa, isa::blend_rows, isa::blend_sample_rows, isa::attention_rows, isa::linear_rows, \
-        isa::logp_forward_rows, isa::logp_backward_rows                                   \
+        isa::logp_forward_rows, isa::logp_backward_rows, isa::tape_run, isa::tape_scratch  \
   }
 
 // Tests set CROSSFADE_ISA to run a lesser instruction set than the CPU has.
@@ -88,6 +93,12 @@ void logp_forward_cpu(const LogpTile& tile, LogpSums* sums, const LogpMoments& m
 void logp_backward_cpu(const LogpTile& tile, const LogpGradient* gradients, int threads) {
   kernels().logp_backward(tile, gradients, threads);
 }
+
+void tape_run_cpu(const Tape& tape, char* const* bases, int64_t begin, int64_t end, int threads) {
+  kernels().tape_run(tape, bases, begin, end, threads);
+}
+
+int64_t tape_scratch_cpu(const Linear& linear) { return kernels().tape_scratch(linear); }
 
 const char* cpu_isa() { return kernels().isa; }
 

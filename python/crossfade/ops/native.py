@@ -228,7 +228,7 @@ def attend_(given: Attention) -> Tensor:
         given.scale,
         given.softcap,
         given.window,
-        out.data_ptr(),
+        (out.data_ptr(), (tokens * heads * value_size, value_size, heads * value_size)),
     )
     written(keys, values)
     _native.attention_cpu(attention, torch.get_num_threads())

@@ -20,6 +20,7 @@ from .head import Head, Wanted, product, split
 from .kv_cache import KVCache
 from .lanes import Rider
 from .modules import Forward, ForwardPass, Unsupported, linear_forwards, refuse_unsupported
+from .tape import TapedStep
 
 AHEAD = 256  # the new tokens of a row that caches have room for at first, at most
 
@@ -50,7 +51,7 @@ class Group:
         deltas: the lanes' adapters, each for its own rows. None: all lanes have one adapter, which
             is switched on in the modules.
         own, riders: None: all lanes are of terms over the model that runs, and there are no others.
-        kernels, compile: as in `Engine`.
+        kernels, compile, tape: as in `Engine`.
         attention: Transformers' name of the function that layers attend by.
     """
 
@@ -67,6 +68,7 @@ class Group:
         riders: Mapping[int, Rider] | None = None,
         kernels: bool = True,
         compile: bool = False,
+        tape: bool = False,
         attention: str = "crossfade",
     ) -> None:
         first, self.most = models[0], longest + limit
@@ -92,6 +94,7 @@ class Group:
         replacements.update(self.head.replacements)
         replica = Replica(self.base)
         replica.install(replacements)
+        replica.silence()
         for state in first.adapter_states if deltas is None else ():
             state.apply(replica)
         text_config(replica.model)._attn_implementation = attention
@@ -113,7 +116,9 @@ class Group:
         self.pending = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.fresh = torch.zeros(rows, dtype=torch.bool, device=self.device)
         # The forward of a step. As a method it would refer to this object in a circle.
-        self.forward = torch.compile(forward, dynamic=False) if compile else forward
+        self.forward: Any = torch.compile(forward, dynamic=False) if compile else forward
+        if tape and native and not compile:
+            self.forward = TapedStep(forward, self.base, deltas)
         self.forwards_run = 0
         self.tokens_read = 0
 

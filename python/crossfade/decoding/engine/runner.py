@@ -83,6 +83,7 @@ class EngineRunner:
                 riders=shared.riders,
                 kernels=engine.kernels,
                 compile=engine.compile,
+                tape=engine.tape,
             )
             contract.check(group, engine.kernels)
             self.groups.append(group)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 HOOKS = {"_forward_hooks", "_forward_pre_hooks"}
 # Dicts of every module that each copy has for itself, as somebody may write into them.
@@ -64,6 +64,12 @@ class Replica:
         """
         for module, forward in forwards.items():
             self._twins[module].__dict__["forward"] = forward
+
+    def silence(self) -> None:
+        """Let no module warn of padding: it would look at the ids of every forward."""
+        for twin in self._twins.values():
+            if isinstance(twin, PreTrainedModel):
+                twin.__dict__["warn_if_padding_and_no_attention_mask"] = _no_warning
 
     def _attribute(self, module: nn.Module, name: str, value: Any, configs: dict[int, Any]) -> Any:
         """What the copy of `module` gets as one of its attributes."""
@@ -129,6 +135,10 @@ class Replica:
             return cell
         mapped = self._mapped(content)
         return cell if mapped is content else types.CellType(mapped)
+
+
+def _no_warning(*_: Any, **__: Any) -> None:
+    pass
 
 
 def _tree(module: nn.Module, found: dict[nn.Module, None] | None = None) -> dict[nn.Module, None]:

@@ -1,0 +1,5 @@
+"""A step of a model without Python: its operations, recorded once and replayed by native code."""
+
+from .step import TapedStep
+
+__all__ = ["TapedStep"]
