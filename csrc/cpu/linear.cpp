@@ -297,24 +297,6 @@ void run_linear(const Linear& l, int threads) {
 
 }  // namespace
 
-int64_t linear_scratch(const Linear&) { return 64; }
-void linear_rows(const Linear& linear, int threads);
-void linear_part(const Linear& l, void*, int rank, int size) {
-  Linear own = l;  // provisional
-  const int64_t begin = share(l.out, rank, size), end = share(l.out, rank + 1, size);
-  if (l.rows != 1) {
-    if (rank == 0) linear_rows(l, 1);
-    return;
-  }
-  const int64_t bytes = l.weight.dtype == DType::f32 ? 4 : 2;
-  own.out = end - begin;
-  own.weight.data = static_cast<const char*>(l.weight.data) + begin * l.weight.row_stride * bytes;
-  if (l.bias) own.bias = static_cast<const char*>(l.bias) + begin * bytes;
-  if (l.rank) own.b.data = static_cast<const char*>(l.b.data) + begin * l.b.row_stride * bytes;
-  own.y = static_cast<char*>(l.y) + begin * bytes;
-  if (own.out > 0) linear_rows(own, 1);
-}
-
 void linear_rows(const Linear& linear, int threads) {
   switch (linear.weight.dtype) {
     case DType::f32:

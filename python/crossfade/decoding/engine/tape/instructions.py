@@ -158,6 +158,8 @@ for _name in ("add", "sub", "mul", "maximum", "minimum"):
 for _name in ("_to_copy", "clone", "contiguous", "_reshape_copy", "_reshape_alias"):
     RULES[_name] = lambda call: _copy(call.args[0], call.result)
 RULES["copy_"] = lambda call: _copy(call.args[1], call.args[0])
+for _name in ("empty", "new_empty", "empty_like"):
+    RULES[_name] = lambda call: []
 RULES["where"] = lambda call: _each(call, Op.WHERE, call.args) if len(call.args) == 3 else None
 
 

@@ -130,11 +130,18 @@ def changing(calls: Sequence[Call], inputs: Sequence[Tensor], fixed: set[int]) -
     return found
 
 
+def _shape_depends_on_numbers(call: Call) -> bool:
+    if call.name == "aten.index.Tensor":  # Its tag is for masks.
+        return any(x.dtype in (torch.bool, torch.uint8) for x in tensors_of(call.args[1]))
+    tags = call.function.tags
+    return torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
+
+
 def _check(call: Call, moves: bool, fixed: set[int]) -> None:
     tags = call.function.tags
     if torch.Tag.nondeterministic_seeded in tags:
         raise NotTaped(f"it draws numbers ({call.name})")
-    if moves and (torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags):
+    if moves and _shape_depends_on_numbers(call):
         raise NotTaped(f"what it does depends on its numbers ({call.name})")
     if any(storage(x) in fixed for x in call.written):
         raise NotTaped(f"it writes into its weights ({call.name})")
