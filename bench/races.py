@@ -27,17 +27,18 @@ FLAGS = ["-std=gnu++17", "-O1", "-g", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 def build(folder: Path, sanitizer: str, kernels: Path) -> Path:
     """Compile the program with the kernels of a folder that is laid out like csrc/cpu."""
     flags = [*FLAGS, *SANITIZERS[sanitizer]]
-    objects = [folder / f"{name}.o" for name in KERNELS]
+    sources = [kernels / f"{name}.cpp" for name in KERNELS]
+    sources += [ROOT / "bench" / "races" / name for name in ("main.cpp", "openmp.cpp")]
+    objects = [folder / f"{source.stem}.o" for source in sources]
     jobs = [
-        subprocess.Popen(["g++", *flags, "-fopenmp", "-c", kernels / f"{name}.cpp", "-o", to])
-        for name, to in zip(KERNELS, objects, strict=True)
+        subprocess.Popen(["g++", *flags, "-fopenmp", "-c", source, "-o", to])
+        for source, to in zip(sources, objects, strict=True)
     ]
     codes = [job.wait() for job in jobs]
     if any(codes):
         raise SystemExit("the kernels do not compile")
-    own = [ROOT / "bench" / "races" / name for name in ("main.cpp", "openmp.cpp")]
     program = folder / "races"
-    subprocess.run(["g++", *flags, *own, *objects, "-o", program, "-pthread"], check=True)
+    subprocess.run(["g++", *flags, *objects, "-o", program, "-pthread"], check=True)
     return program
 
 

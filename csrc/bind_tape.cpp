@@ -60,7 +60,7 @@ void bind_tape(py::module_& m) {
            })
       // Bytes of memory that a product needs beside its operands.
       .def("scratch",
-           [](const Tape& tape, size_t index) { return tape_scratch_cpu(tape.linears.at(index)); })
+           [](const Tape& tape, size_t index) { return linear_scratch(tape.linears.at(index)); })
       // Caches may move and grow between runs. Each is (address, strides).
       .def("set_cache",
            [](Tape& tape, size_t index, py::handle keys, py::handle values, int64_t capacity) {

@@ -187,6 +187,13 @@ void blend_sample_cpu(const Blend& blend, const Sampling& sampling, int threads)
 void attention_cpu(const Attention& attention, int threads);
 // A row of y depends neither on the other rows nor on the number of threads.
 void linear_cpu(const Linear& linear, int threads);
+// The same within a team of threads that is there already. Each of them calls this with its rank,
+// and with the same scratch. They may wait for each other in it: all of them reach its barriers,
+// and with size 1 there are none. y is whole after the caller's next barrier, and so is the scratch
+// free again.
+void linear_part(const Linear& linear, void* scratch, int rank, int size);
+// The bytes of scratch that a call of linear_part needs, for all threads together.
+int64_t linear_scratch(const Linear& linear);
 // Adds a tile to the sums [rows] of its rows. A row's sums depend neither on the other rows, nor on
 // the moments, nor on the number of threads.
 void logp_forward_cpu(const LogpTile& tile, LogpSums* sums, const LogpMoments& moments,

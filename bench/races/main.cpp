@@ -1,5 +1,7 @@
 // Calls every CPU kernel with several threads, over and over, and compares the bits with those of
 // one thread. races.py builds it with ThreadSanitizer.
+#include <omp.h>
+
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -16,7 +18,8 @@ inline namespace baseline {
 void blend_rows(const Blend&, float*, int);
 void blend_sample_rows(const Blend&, const Sampling&, int);
 void attention_rows(const Attention&, int);
-void linear_rows(const Linear&, int);
+int64_t linear_rows_scratch(const Linear&);
+void linear_rows_part(const Linear&, void*, int, int);
 void logp_forward_rows(const LogpTile&, LogpSums*, const LogpMoments&, int);
 void logp_backward_rows(const LogpTile&, const LogpGradient*, int);
 }  // namespace baseline
@@ -157,7 +160,9 @@ void linears(int threads) {
       const auto run = [&](int count) {
         auto y = filled<uint16_t>(rows * out * (wide ? 2 : 1));
         l.y = y.data();
-        linear_rows(l, count);
+        std::vector<char> scratch(linear_rows_scratch(l));
+#pragma omp parallel num_threads(count)
+        linear_rows_part(l, scratch.data(), omp_get_thread_num(), omp_get_num_threads());
         return y;
       };
       same("linear", threads, run(1), run(threads));

@@ -1,7 +1,11 @@
 // The CPU kernels are built for several instruction sets. This file chooses those that this CPU
 // runs.
+#include <omp.h>
+
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #include "../crossfade.h"
 #include "tape.h"
@@ -13,11 +17,11 @@ namespace crossfade {
   void blend_rows(const Blend&, float*, int);                                  \
   void blend_sample_rows(const Blend&, const Sampling&, int);                  \
   void attention_rows(const Attention&, int);                                  \
-  void linear_rows(const Linear&, int);                                        \
+  int64_t linear_rows_scratch(const Linear&);                                  \
+  void linear_rows_part(const Linear&, void*, int, int);                       \
   void logp_forward_rows(const LogpTile&, LogpSums*, const LogpMoments&, int); \
   void logp_backward_rows(const LogpTile&, const LogpGradient*, int);          \
   void tape_run(const Tape&, char* const*, int64_t, int64_t, int);             \
-  int64_t tape_scratch(const Linear&);                                         \
   }
 CF_DECLARE(baseline)
 #ifdef __x86_64__
@@ -28,22 +32,24 @@ CF_DECLARE(avx512)
 
 namespace {
 
+constexpr int64_t kProductsPerThread = 32768;  // of a layer: fewer are not worth another thread
+
 struct Kernels {
   const char* isa;
   decltype(&baseline::blend_rows) blend;
   decltype(&baseline::blend_sample_rows) blend_sample;
   decltype(&baseline::attention_rows) attention;
-  decltype(&baseline::linear_rows) linear;
+  decltype(&baseline::linear_rows_scratch) linear_scratch;
+  decltype(&baseline::linear_rows_part) linear_part;
   decltype(&baseline::logp_forward_rows) logp_forward;
   decltype(&baseline::logp_backward_rows) logp_backward;
   decltype(&baseline::tape_run) tape_run;
-  decltype(&baseline::tape_scratch) tape_scratch;
 };
 
-#define CF_KERNELS(isa)                                                                   \
-  Kernels {                                                                               \
-    #isa, isa::blend_rows, isa::blend_sample_rows, isa::attention_rows, isa::linear_rows, \
-        isa::logp_forward_rows, isa::logp_backward_rows, isa::tape_run, isa::tape_scratch  \
+#define CF_KERNELS(isa)                                                                           \
+  Kernels {                                                                                       \
+    #isa, isa::blend_rows, isa::blend_sample_rows, isa::attention_rows, isa::linear_rows_scratch, \
+        isa::linear_rows_part, isa::logp_forward_rows, isa::logp_backward_rows, isa::tape_run     \
   }
 
 // Tests set CROSSFADE_ISA to run a lesser instruction set than the CPU has.
@@ -81,8 +87,23 @@ void attention_cpu(const Attention& attention, int threads) {
   if (attention.rows > 0 && attention.tokens > 0) kernels().attention(attention, threads);
 }
 
+int64_t linear_scratch(const Linear& linear) { return kernels().linear_scratch(linear); }
+
+void linear_part(const Linear& linear, void* scratch, int rank, int size) {
+  if (linear.rows > 0 && linear.out > 0) kernels().linear_part(linear, scratch, rank, size);
+}
+
 void linear_cpu(const Linear& linear, int threads) {
-  if (linear.rows > 0 && linear.out > 0) kernels().linear(linear, threads);
+  // Memory is kept from call to call: to allocate it anew costs more than a small product.
+  static thread_local std::vector<char> own;
+  const auto needed = static_cast<size_t>(linear_scratch(linear));
+  if (own.size() < needed) own.resize(needed);
+  void* const scratch = own.data();
+  const int64_t worth = linear.rows * linear.in * (linear.out + linear.rank) / kProductsPerThread;
+  threads = static_cast<int>(std::min<int64_t>(threads, worth));
+  if (threads <= 1) return linear_part(linear, scratch, 0, 1);  // without OpenMP's overhead
+#pragma omp parallel num_threads(threads)
+  linear_part(linear, scratch, omp_get_thread_num(), omp_get_num_threads());
 }
 
 void logp_forward_cpu(const LogpTile& tile, LogpSums* sums, const LogpMoments& moments,
@@ -97,8 +118,6 @@ void logp_backward_cpu(const LogpTile& tile, const LogpGradient* gradients, int 
 void tape_run_cpu(const Tape& tape, char* const* bases, int64_t begin, int64_t end, int threads) {
   kernels().tape_run(tape, bases, begin, end, threads);
 }
-
-int64_t tape_scratch_cpu(const Linear& linear) { return kernels().tape_scratch(linear); }
 
 const char* cpu_isa() { return kernels().isa; }
 

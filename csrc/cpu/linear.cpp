@@ -4,10 +4,7 @@
 // Weights are used as they lie in memory, once: a tile of some of their rows and of all rows of x
 // keeps one vector of partial sums for each pair, which steps along `in`. Every sum is taken in the
 // same order whatever the tile, so that a row does not depend on the others of its batch.
-#include <omp.h>
-
 #include <algorithm>
-#include <vector>
 
 #include "simd.h"
 
@@ -23,11 +20,10 @@ constexpr int kNarrowRows = 3;  // with up to so many rows, tiles are twice as w
 constexpr int kTileRows = 3;
 constexpr int kNarrowRows = 1;
 #endif
-constexpr int kWidth = 4;                      // columns of y in a tile
-constexpr int kWide = 2 * kWidth;              // columns of y in a tile of few rows
-constexpr int64_t kLine = 64;                  // bytes of a cache line
-constexpr int64_t kProductsPerThread = 32768;  // fewer are not worth another thread
-constexpr int64_t kCachedNumbers = 1 << 17;    // of x that stay in the second-level cache
+constexpr int kWidth = 4;                    // columns of y in a tile
+constexpr int kWide = 2 * kWidth;            // columns of y in a tile of few rows
+constexpr int64_t kLine = 64;                // bytes of a cache line
+constexpr int64_t kCachedNumbers = 1 << 17;  // of x that stay in the second-level cache
 
 // Which vectors of a row's scale have a number other than 0: [rows, vectors].
 struct Used {
@@ -210,101 +206,113 @@ void put_number(void* data, int64_t i, float x) {
     static_cast<uint16_t*>(data)[i] = kType == DType::bf16 ? to_bf16(x) : to_f16(x);
 }
 
-// Memory that is kept from call to call: to allocate it anew costs more than a small product.
+// What the threads of a team share while they compute a layer.
 struct Scratch {
-  std::vector<float> x, t;
-  std::vector<uint8_t> used;
-};
+  float* x;       // [rows, in] x as float32, unless it is that already
+  float* t;       // [rows, vectors * kLanes] x a^T times scale, padded with zeros
+  uint8_t* used;  // [rows, vectors] which vectors of t are not all 0
+  int64_t vectors, bytes;
 
-Scratch& own_scratch() {
-  static thread_local Scratch own;
-  return own;
-}
-
-// Converts x to float32 once, as every column of y reads it.
-template <DType kType>
-void widen(const Linear& l, std::vector<float>& wide) {
-  wide.resize(l.rows * l.in);
-  for (int64_t row = 0; row < l.rows; ++row) {
-    const int64_t from = row * l.x.row_stride;
-    float* to = wide.data() + row * l.in;
-    int64_t k = 0;
-    for (; k + kLanes <= l.in; k += kLanes) store(to + k, load_as(kType, l.x.data, from + k));
-    for (; k < l.in; ++k) to[k] = number<kType>(l.x.data, from + k);
+  Scratch(const Linear& l, void* at) {
+    vectors = (l.rank + kLanes - 1) / kLanes;
+    const int64_t numbers = l.x.dtype == DType::f32 ? 0 : l.rows * l.in;
+    x = static_cast<float*>(at);
+    t = x + numbers;
+    used = reinterpret_cast<uint8_t*>(t + l.rows * vectors * kLanes);
+    bytes = (numbers + l.rows * vectors * kLanes) * 4 + l.rows * vectors;
   }
-}
+};
 
 const float* scale_of(const Linear& l, int64_t row) {
   return l.scale + row / l.scale_rows * l.scale_stride;
 }
 
-template <DType kType>
-void run_linear(const Linear& l, int threads) {
-  Scratch& scratch = own_scratch();
-  Product y, down;
-  if constexpr (kType == DType::f32) {
-    y.x = static_cast<const float*>(l.x.data);
-    y.x_stride = l.x.row_stride;
-  } else {
-    widen<kType>(l, scratch.x);
-    y.x = scratch.x.data();
-    y.x_stride = l.in;
+// Waits until the whole team is here.
+void meet(int size) {
+  if (size > 1) {
+#pragma omp barrier
   }
+}
+
+// Converts vectors [begin, end) of each row of x to float32 once, as every column of y reads them.
+template <DType kType>
+void widen(const Linear& l, const Scratch& scratch, int64_t begin, int64_t end) {
+  for (int64_t row = 0; row < l.rows; ++row) {
+    const int64_t from = row * l.x.row_stride;
+    float* to = scratch.x + row * l.in;
+    for (int64_t k = begin * kLanes; k < std::min(end * kLanes, l.in); k += kLanes) {
+      if (k + kLanes <= l.in) {
+        store(to + k, load_as(kType, l.x.data, from + k));
+        continue;
+      }
+      for (int64_t i = k; i < l.in; ++i) to[i] = number<kType>(l.x.data, from + i);
+    }
+  }
+}
+
+// Finds which vectors [begin, end) of each row's scale are used, and clears the sums.
+void start_deltas(const Linear& l, const Scratch& scratch, int64_t begin, int64_t end) {
+  for (int64_t row = 0; row < l.rows; ++row)
+    for (int64_t v = begin; v < end; ++v) {
+      uint8_t any = 0;
+      for (int64_t k = v * kLanes; k < std::min((v + 1) * kLanes, l.rank); ++k)
+        any |= scale_of(l, row)[k] != 0;
+      scratch.used[row * scratch.vectors + v] = any;
+      store(scratch.t + (row * scratch.vectors + v) * kLanes, F32{});
+    }
+}
+
+template <DType kType>
+void run_part(const Linear& l, const Scratch& scratch, int rank, int size) {
+  constexpr bool kWiden = kType != DType::f32;
+  if constexpr (kWiden) {
+    const int64_t vectors = (l.in + kLanes - 1) / kLanes;
+    widen<kType>(l, scratch, vectors * rank / size, vectors * (rank + 1) / size);
+  }
+  start_deltas(l, scratch, scratch.vectors * rank / size, scratch.vectors * (rank + 1) / size);
+  if (kWiden || l.rank > 0) meet(size);
+
+  Product y, down;
+  y.x = kWiden ? scratch.x : static_cast<const float*>(l.x.data);
+  y.x_stride = kWiden ? l.in : l.x.row_stride;
   y.length = l.in;
   down = y;
   y.w = l.weight;
   down.w = l.a;
-
-  const int64_t vectors = (l.rank + kLanes - 1) / kLanes;
-  scratch.t.assign(l.rows * vectors * kLanes, 0.0f);
-  scratch.used.assign(l.rows * vectors, 0);
-  for (int64_t row = 0; row < l.rows; ++row)
-    for (int64_t k = 0; k < l.rank; ++k)
-      scratch.used[row * vectors + k / kLanes] |= scale_of(l, row)[k] != 0;
-  const Used used{scratch.used.data(), vectors};
-  float* t = scratch.t.data();
+  const Used used{scratch.used, scratch.vectors};
   if (l.rank > 0) {
     down.wanted = y.used = &used;
-    y.t = t;
-    y.t_stride = vectors * kLanes;
+    y.t = scratch.t;
+    y.t_stride = scratch.vectors * kLanes;
     y.rank = l.rank;
     y.b = l.b;
+    run<kType>(down, l.rows, share(l.rank, rank, size), share(l.rank, rank + 1, size),
+               [&](int64_t row, int64_t column, float sum) {
+                 const float scale = scale_of(l, row)[column];
+                 scratch.t[row * y.t_stride + column] = scale == 0 ? 0.0f : sum * scale;
+               });
+    meet(size);
   }
-
-  const auto put_t = [&](int64_t row, int64_t column, float sum) {
-    const float scale = scale_of(l, row)[column];
-    t[row * y.t_stride + column] = scale == 0 ? 0.0f : sum * scale;
-  };
-  const auto put_y = [&](int64_t row, int64_t column, float sum) {
-    if (l.bias) sum += number<kType>(l.bias, column);
-    put_number<kType>(l.y, row * l.out + column, sum);
-  };
-  const auto work = [&](int rank, int size) {
-    if (l.rank > 0) {
-      run<kType>(down, l.rows, share(l.rank, rank, size), share(l.rank, rank + 1, size), put_t);
-      if (size > 1) {
-#pragma omp barrier
-      }
-    }
-    run<kType>(y, l.rows, share(l.out, rank, size), share(l.out, rank + 1, size), put_y);
-  };
-  const int64_t worth = l.rows * l.in * (l.out + l.rank) / kProductsPerThread;
-  threads = static_cast<int>(std::min<int64_t>(threads, worth));
-  if (threads <= 1) return work(0, 1);  // without OpenMP's overhead
-#pragma omp parallel num_threads(threads)
-  work(omp_get_thread_num(), omp_get_num_threads());
+  run<kType>(y, l.rows, share(l.out, rank, size), share(l.out, rank + 1, size),
+             [&](int64_t row, int64_t column, float sum) {
+               if (l.bias) sum += number<kType>(l.bias, column);
+               put_number<kType>(l.y, row * l.out + column, sum);
+             });
 }
 
 }  // namespace
 
-void linear_rows(const Linear& linear, int threads) {
+int64_t linear_rows_scratch(const Linear& linear) { return Scratch(linear, nullptr).bytes; }
+
+void linear_rows_part(const Linear& linear, void* at, int rank, int size) {
+  const Scratch scratch(linear, at);
   switch (linear.weight.dtype) {
     case DType::f32:
-      return run_linear<DType::f32>(linear, threads);
+      return run_part<DType::f32>(linear, scratch, rank, size);
     case DType::bf16:
-      return run_linear<DType::bf16>(linear, threads);
+      return run_part<DType::bf16>(linear, scratch, rank, size);
     default:
-      return run_linear<DType::f16>(linear, threads);
+      return run_part<DType::f16>(linear, scratch, rank, size);
   }
 }
 

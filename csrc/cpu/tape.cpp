@@ -20,8 +20,6 @@
 namespace crossfade {
 inline namespace CF_ISA {
 
-int64_t linear_scratch(const Linear&);
-void linear_part(const Linear&, void* scratch, int rank, int size);
 void attention_part(const Attention&, int rank, int size);
 
 namespace {
@@ -413,8 +411,6 @@ void tape_run(const Tape& tape, char* const* bases, int64_t begin, int64_t end, 
   }
   if (thrown) std::rethrow_exception(thrown);
 }
-
-int64_t tape_scratch(const Linear& linear) { return linear_scratch(linear); }
 
 }  // namespace CF_ISA
 }  // namespace crossfade

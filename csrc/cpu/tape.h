@@ -74,7 +74,5 @@ struct Tape {
 
 // Runs instructions [begin, end).
 void tape_run_cpu(const Tape& tape, char* const* bases, int64_t begin, int64_t end, int threads);
-// Bytes of the scratch memory that a product of a tape needs.
-int64_t tape_scratch_cpu(const Linear& linear);
 
 }  // namespace crossfade
