@@ -20,7 +20,7 @@ from .head import Head, Wanted, product, split
 from .kv_cache import KVCache
 from .lanes import Rider
 from .modules import Forward, ForwardPass, Unsupported, linear_forwards, refuse_unsupported
-from .tape import TapedStep
+from .tape import SHORTEST, TapedStep
 
 AHEAD = 256  # the new tokens of a row that caches have room for at first, at most
 
@@ -117,8 +117,9 @@ class Group:
         self.fresh = torch.zeros(rows, dtype=torch.bool, device=self.device)
         # The forward of a step. As a method it would refer to this object in a circle.
         self.forward: Any = torch.compile(forward, dynamic=False) if compile else forward
-        if tape and native and not compile:
-            self.forward = TapedStep(forward, self.base, deltas)
+        self.taped: TapedStep | None = None
+        if tape and native and not compile and limit >= SHORTEST:
+            self.forward = self.taped = TapedStep(forward, models, rows, deltas)
         self.forwards_run = 0
         self.tokens_read = 0
 

@@ -45,7 +45,6 @@ class EngineRunner:
         models_of_logits: the models that each tensor of logits stands for, by their places in
             `models`.
         plan: decides which models read what at a step.
-        notes: what was left out, and why.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class EngineRunner:
     ) -> None:
         self.models, self.device = tuple(models), models[0].device
         self.slots, self.engine = slots, engine
-        self.notes: list[str] = []
+        self._notes: list[str] = []
         self.groups: list[Group] = []
         self.backend = None if engine.kernels else "reference"
         self._members = (*models, *heads)
@@ -87,7 +86,7 @@ class EngineRunner:
             )
             contract.check(group, engine.kernels)
             self.groups.append(group)
-        self.notes += lanes.notes
+        self._notes += lanes.notes
         self._riding = [
             (g, k)
             for k in range(len(models), len(self._members))
@@ -98,6 +97,12 @@ class EngineRunner:
         self.models_of_logits: list[tuple[int, ...]] = [(k,) for k in range(len(models))]
         self.plan: Plan = All(self.groups)
         self.joining: list[Joining] = []
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out so far, and why."""
+        taped = ((g.name, g.taped.note) for g in self.groups if g.taped is not None)
+        return [*self._notes, *(f"{name}: {note}" for name, note in taped if note is not None)]
 
     def fit(
         self, blend: Blend, weights: Weights, vocabulary: int, why_each_term: str | None
@@ -122,7 +127,7 @@ class EngineRunner:
         if blend.support is not None and on_cpu:
             restrict = engine.restrict_guides and why_mean is None
             if engine.restrict_guides and why_mean is not None:
-                self.notes.append(f"every model computes all columns: {why_mean}")
+                self._notes.append(f"every model computes all columns: {why_mean}")
             if restrict or engine.skip_guides:
                 skip = engine.skip_guides
                 self.rest_others(blend.support, vocabulary, restrict, skip, why_each_term)
@@ -145,7 +150,7 @@ class EngineRunner:
             if not_here is None:
                 group.head.weights = weights
             else:
-                self.notes.append(f"a head for each term of {group.name}: {not_here}")
+                self._notes.append(f"a head for each term of {group.name}: {not_here}")
         merged = [g.terms[: g.own] for g in self.groups if g.head.weights is not None]
         together = {k for terms in merged for k in terms}
         alone = [(k,) for k in range(len(self.models)) if k not in together]
@@ -168,14 +173,14 @@ class EngineRunner:
             why = "value heads are over the rows of some"
         if why is not None:
             if len(self.models) > 1:
-                self.notes.append(f"all models run in full at every step: {why}")
+                self._notes.append(f"all models run in full at every step: {why}")
             return
         self.plan = Lazy(self.groups, support, vocabulary, restrict=restrict, skip=skip)
         for group in others if restrict else ():
             not_here = _why_not_some_columns(group)
             group.head.some_columns = not_here is None
             if not_here is not None:
-                self.notes.append(f"all columns of the head of {group.name}: {not_here}")
+                self._notes.append(f"all columns of the head of {group.name}: {not_here}")
 
     def join(
         self,

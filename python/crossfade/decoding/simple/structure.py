@@ -37,17 +37,30 @@ def remembered(
     Args:
         find: gives what it finds, and whether that may be kept for later calls.
     """
-    known = _found.setdefault(model, {})
-    then, found = known.get(question, (None, None))
+    then, found = _found.get(model, {}).get(question, (None, None))
     if then == now:
         return found
-    found, keep = find()
-    known.pop(question, None)
-    if keep:
-        known[question] = now, found
-        for old in list(known)[:-KEPT]:
-            known.pop(old, None)  # Another thread may have dropped it already.
+    found, may_keep = find()
+    if may_keep:
+        keep(model, now, question, found)
+    else:
+        _found.get(model, {}).pop(question, None)
     return found
+
+
+def known(model: nn.Module, now: object, question: Hashable) -> Any:
+    """What was found of a model with the structure `now`; None if nothing was."""
+    then, found = _found.get(model, {}).get(question, (None, None))
+    return found if then == now else None
+
+
+def keep(model: nn.Module, now: object, question: Hashable, found: Any) -> None:
+    """Remember what was found of a model with the structure `now`."""
+    findings = _found.setdefault(model, {})
+    findings.pop(question, None)
+    findings[question] = now, found
+    for old in list(findings)[:-KEPT]:
+        findings.pop(old, None)  # Another thread may have dropped it already.
 
 
 def structure(model: nn.Module) -> Structure:

@@ -1,5 +1,5 @@
 """A step of a model without Python: its operations, recorded once and replayed by native code."""
 
-from .step import TapedStep
+from .step import SHORTEST, TapedStep
 
-__all__ = ["TapedStep"]
+__all__ = ["SHORTEST", "TapedStep"]

@@ -65,7 +65,7 @@ class Layout:
         steps: the instructions, and the calls between them.
         batch: rows of a forward.
         changing: storages whose numbers change.
-        given: storages that are no temporaries: they lie where somebody else keeps them.
+        temporaries: those of them that are memory of the step's own.
         kept: storages that are read after the step.
         scratch: of each product, by its place, how many bytes it needs to work in.
 
@@ -80,12 +80,12 @@ class Layout:
         steps: Sequence[Instruction | Instead],
         batch: int,
         changing: set[int],
-        given: set[int],
+        temporaries: set[int],
         kept: set[int],
         scratch: dict[int, int],
     ) -> None:
         self.steps, self.batch = steps, batch
-        self.changing, self.given = changing, given
+        self.changing, self.own = changing, temporaries
         self.temporaries: dict[Any, Temporary] = {}
         self.waits: set[int] = set()
         self._touched: dict[Any, set[tuple[Hashable, bool]]] = {}  # since the threads last met
@@ -125,7 +125,7 @@ class Layout:
 
     def _use(self, place: int, x: Tensor, who: Hashable) -> None:
         key = storage(x)
-        if key in self.given or key not in self.changing:
+        if key not in self.own:
             return
         size = x.untyped_storage().nbytes()
         found = self.temporaries.setdefault(key, Temporary(size, place, place))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,36 +14,37 @@ class NotTaped(Exception):
     """Says why a step cannot be replayed. Its modules can run it."""
 
 
-class Call(NamedTuple):
-    """An operation of torch's that was called, and what it gave."""
+class Call:
+    """An operation of torch's that was called, and what it gave.
 
-    function: Any  # an OpOverload
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    result: Any
+    Attributes:
+        function: the operation, an `OpOverload`.
+        inputs, outputs: the tensors among its arguments, and among what it gave.
+        written: the tensors among its arguments that it writes into.
+        reads, makes: the storages of `inputs`, and of `outputs` and `written`.
+    """
+
+    __slots__ = ("args", "function", "inputs", "kwargs", "makes", "outputs", "reads", "result")
+    __slots__ += ("written",)
+
+    def __init__(
+        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        self.function, self.args, self.kwargs, self.result = function, args, kwargs, result
+        self.inputs = [*tensors_of(args), *tensors_of(kwargs)]
+        self.outputs = list(tensors_of(result))
+        self.written: list[Tensor] = []
+        if function._schema.is_mutable:
+            for i, argument in enumerate(function._schema.arguments):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    value = args[i] if i < len(args) else kwargs.get(argument.name)
+                    self.written += tensors_of(value)
+        self.reads = {storage(x) for x in self.inputs}
+        self.makes = {storage(x) for x in (*self.outputs, *self.written)}
 
     @property
     def name(self) -> str:
         return str(self.function)
-
-    @property
-    def inputs(self) -> list[Tensor]:
-        return list(tensors_of((self.args, self.kwargs)))
-
-    @property
-    def outputs(self) -> list[Tensor]:
-        return list(tensors_of(self.result))
-
-    @property
-    def written(self) -> list[Tensor]:
-        """The arguments that the operation writes into."""
-        schema = self.function._schema
-        found: list[Tensor] = []
-        for i, argument in enumerate(schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                value = self.args[i] if i < len(self.args) else self.kwargs.get(argument.name)
-                found += tensors_of(value)
-        return found
 
 
 class Recorder(TorchDispatchMode):
@@ -82,8 +83,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
         for x in value:
             yield from tensors_of(x)
     elif isinstance(value, dict):
-        for x in value.values():
-            yield from tensors_of(x)
+        yield from tensors_of(list(value.values()))
 
 
 def with_tensors(value: Any, replace: Callable[[Tensor], Any]) -> Any:
@@ -114,20 +114,28 @@ def changing(calls: Sequence[Call], inputs: Sequence[Tensor], fixed: set[int]) -
     Raises:
         NotTaped: names an operation whose results cannot be replayed.
     """
-    made = {storage(x) for call in calls for x in call.outputs}
+    made = {key for call in calls for x in call.outputs for key in (storage(x),)}
     found = {storage(x) for x in inputs}
-    found |= {storage(x) for c in calls for x in c.inputs} - made - fixed
+    found |= {key for call in calls for key in call.reads} - made - fixed
     count = -1
     while count != len(found):
         count = len(found)
         for call in calls:
-            moves = any(storage(x) in found for x in call.inputs)
-            if not (moves or any(storage(x) in found for x in call.outputs)):
-                continue
-            _check(call, moves, fixed)
+            moves = not found.isdisjoint(call.reads)
             # A tensor that is filled before it is written into is filled anew each time.
-            found |= {storage(x) for x in (*call.outputs, *call.written)}
+            if moves or not found.isdisjoint(call.makes):
+                _check(call, moves, fixed)
+                found |= call.makes
     return found
+
+
+def _check(call: Call, moves: bool, fixed: set[int]) -> None:
+    if torch.Tag.nondeterministic_seeded in call.function.tags:
+        raise NotTaped(f"it draws numbers ({call.name})")
+    if moves and _shape_depends_on_numbers(call):
+        raise NotTaped(f"what it does depends on its numbers ({call.name})")
+    if any(storage(x) in fixed for x in call.written):
+        raise NotTaped(f"it writes into its weights ({call.name})")
 
 
 def _shape_depends_on_numbers(call: Call) -> bool:
@@ -135,13 +143,3 @@ def _shape_depends_on_numbers(call: Call) -> bool:
         return any(x.dtype in (torch.bool, torch.uint8) for x in tensors_of(call.args[1]))
     tags = call.function.tags
     return torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
-
-
-def _check(call: Call, moves: bool, fixed: set[int]) -> None:
-    tags = call.function.tags
-    if torch.Tag.nondeterministic_seeded in tags:
-        raise NotTaped(f"it draws numbers ({call.name})")
-    if moves and _shape_depends_on_numbers(call):
-        raise NotTaped(f"what it does depends on its numbers ({call.name})")
-    if any(storage(x) in fixed for x in call.written):
-        raise NotTaped(f"it writes into its weights ({call.name})")

@@ -2,99 +2,135 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...simple.structure import keep, known
+from ...simple.term_model import TermModel
 from ..deltas import Deltas
 from ..head import Head
+from ..kv_cache import KVCache
 from ..modules import ForwardPass
-from .program import Program, Recording
+from .program import Program, Recording, program_of
 from .recording import NotTaped, Recorder, storage
 
-WARM = 2  # steps that modules run before one is recorded: short calls need no tape
+WARM = 1  # steps that modules run before one is recorded: the first one makes the caches
+SHORTEST = 8  # tokens of a response for which recording pays
+
+Forward = Callable[[Any, Head, Tensor, Tensor, ForwardPass], Tensor]
 
 
 class TapedStep:
-    """The forward of a group's step, called as `group.forward` is.
+    """The forward of a group's step, called as the group's own is.
 
-    The first steps are run by the model's modules; then one is recorded, and the next is run both
-    ways. From then on native code replays it.
+    A step is recorded, and the next one is run both ways, unless that was done since the model
+    changed. From then on native code replays it.
 
     Attributes:
-        why: why there is no tape; None while there may be one.
+        why: why modules run the steps; None where they do not, or not for long.
         program: what is replayed.
+
+    Args:
+        models: of the group. The first one runs.
+        rows: of a step.
     """
 
-    def __init__(self, forward: Any, model: Any, deltas: Deltas | None) -> None:
+    def __init__(
+        self, forward: Forward, models: Sequence[TermModel], rows: int, deltas: Deltas | None
+    ) -> None:
         self.forward, self.deltas = forward, deltas
-        self._fixed = {storage(x) for x in (*model.parameters(), *model.buffers())}
-        self.why: str | None = None
+        self.bare = models[0].bare
+        self.structures = [m.structure for m in models]
+        weights = (*self.bare.parameters(), *self.bare.buffers())
+        self.fixed = {storage(x) for x in weights}
         self.program: Program | None = None
-        self._proved = False
-        self._steps = 0
-        self._bound: tuple[Any, int] | None = None  # the cache that the tape knows, and its size
+        self.steps = 0
+        self.bound: tuple[KVCache, int] | None = None  # the caches that the tape knows
+        self.question = "tape", deltas is not None, rows > 1
+        found = known(self.bare, self.structures, self.question)
+        self.proved = found == PROVED
+        self.why: str | None = None if self.proved else found
 
     def __call__(
         self, body: Any, head: Head, ids: Tensor, positions: Tensor, forward_pass: ForwardPass
     ) -> Tensor:
-        self._steps += 1
-        if self.why is not None or self._steps <= WARM:
+        def run() -> Tensor:
             return self.forward(body, head, ids, positions, forward_pass)
+
+        self.steps += 1
+        if self.why is not None or self.steps <= WARM:
+            return run()
         inputs = [ids, positions, forward_pass.lengths]
         if self.deltas is not None:
             inputs += self.deltas.scales.values()
         if head.weights is not None:
             inputs.append(head.weights)
+        cache = forward_pass.cache
         if self.program is None:
-            return self._record(body, head, inputs, forward_pass)
-        if self._bound != (forward_pass.cache, forward_pass.cache.capacity):
-            self.program.bind(forward_pass.cache)
-            self._bound = forward_pass.cache, forward_pass.cache.capacity
-        if not self._proved:
-            return self._prove(body, head, inputs, forward_pass)
+            return self._record(run, head, inputs, cache)
+        if self.bound is None or self.bound[0] is not cache or self.bound[1] != cache.capacity:
+            self.program.bind(cache)
+            self.bound = cache, cache.capacity
         self.program.run(inputs)
+        if not self.proved:
+            return self._prove(run)
         logits, head.states, head.hidden = self.program.results
+        assert logits is not None
         return logits
+
+    @property
+    def note(self) -> str | None:
+        """What does not run natively, for people; None if all does."""
+        if self.why is not None:
+            return f"its modules run every step: {self.why}"
+        if self.program is None or not self.program.called:
+            return None
+        return f"torch runs parts of each step: {', '.join(sorted(set(self.program.called)))}"
 
     def _record(
-        self, body: Any, head: Head, inputs: list[Tensor], forward_pass: ForwardPass
+        self, run: Callable[[], Tensor], head: Head, inputs: list[Tensor], cache: KVCache
     ) -> Tensor:
         with Recorder() as recorder:
-            logits = self.forward(body, head, *inputs[:2], forward_pass)
+            logits = run()
         results = logits, head.states, head.hidden
+        rows = len(inputs[0])
+        recording = Recording(recorder.calls, inputs, results, cache, self.fixed, rows)
         try:
-            self.program = Program(
-                Recording(
-                    recorder.calls, inputs, results, forward_pass.cache, self._fixed, len(inputs[0])
-                )
-            )
+            self.program = program_of(recording)
         except NotTaped as reason:
-            self.why = str(reason)
+            self._finds(str(reason))
         return logits
 
-    def _prove(
-        self, body: Any, head: Head, inputs: list[Tensor], forward_pass: ForwardPass
-    ) -> Tensor:
-        """Run a step both ways. What attention writes into caches, it writes twice."""
-        assert self.program is not None
-        self.program.run(inputs)
+    def _prove(self, run: Callable[[], Tensor]) -> Tensor:
+        """Run by modules the step that was just replayed. What it writes into caches is the same."""
+        assert self.program is not None and self.program.results[0] is not None
         by_tape = self.program.results[0].clone()
-        logits = self.forward(body, head, *inputs[:2], forward_pass)
+        logits = run()
         off = _off(by_tape, logits)
         if off <= 1e-3 + 16 * torch.finfo(logits.dtype).eps:
-            self._proved = True
+            self._finds(PROVED)
         else:
-            self.program, self.why = None, f"its logits on a tape are off by {off:.2g} of their spread"
+            self._finds(f"its logits on a tape are off by {off:.2g} of their spread")
         return logits
+
+    def _finds(self, finding: str) -> None:
+        keep(self.bare, self.structures, self.question, finding)
+        self.proved = finding == PROVED
+        if not self.proved:
+            self.program, self.why = None, finding
+
+
+PROVED = "proved"
 
 
 def _off(found: Tensor, own: Tensor) -> float:
     """How far logits ``[rows, V]`` are off a model's own, as a part of their spread."""
     found, own = found.double(), own.double()
     alike = (found == own) | (found.isnan() & own.isnan())
-    found, own = (x.masked_fill(alike, 0.0) for x in (found, own))
+    found, own = (x.masked_fill(alike & ~own.isfinite(), 0.0) for x in (found, own))
     spread = (own - own.mean(-1, keepdim=True)).norm(dim=-1).clamp(min=1e-30)
     off = ((found - own).norm(dim=-1) / spread).nan_to_num(torch.inf)
     return float(off.max()) if off.numel() else 0.0
