@@ -191,7 +191,8 @@ class Loop:
     def notes(self) -> list[str]:
         """What was not done as it was asked for, and why."""
         others = [] if self.classifiers is None else self.classifiers.notes
-        return [*([] if self.stepper.note is None else [self.stepper.note]), *others]
+        captured = [] if self.stepper.note is None else [self.stepper.note]
+        return [*captured, *self.runner.notes, *others]
 
     @property
     def cache_bytes(self) -> int:

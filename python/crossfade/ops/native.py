@@ -235,6 +235,11 @@ def attend_(given: Attention) -> Tensor:
     return out
 
 
+def tape() -> Any:
+    """An empty tape, to which `decoding.engine.tape` adds instructions."""
+    return _native.Tape()
+
+
 def logp_forward(tile: Tile, sums: Sums, second_scores: Tensor | None) -> None:
     """Adds a tile to the sums of its rows. Leaves what the moments, where kept, are made of."""
     moments = (

@@ -32,8 +32,8 @@ class Engine:
         skip_guides: with a support, the other models rest while one token survives in every row,
             and catch up in one forward later. On CPUs.
         cuda_graph: on GPUs, capture a step of all models once and replay it.
-        tape: on CPUs, record the operations of a step once, check the record against the model's own
-            forward, and let native code replay it.
+        tape: on CPUs, record the operations of a step once, check the record against the model's
+            own forward, and let native code replay it.
         compile: run each model's step under `torch.compile`. The first step of each shape takes
             a minute, which pays in long jobs.
         sync_every: steps between looks at what the device has done; None is 1 on CPUs and 8 on

@@ -269,7 +269,9 @@ def _stack(call: Call) -> list[Instruction] | None:
 def _repeat(call: Call) -> list[Instruction] | None:
     x, times = call.args
     out = call.result
-    if x.dim() != len(times) or any(n != 1 and size != 1 for n, size in zip(times, x.shape)):
+    if x.dim() != len(times):
+        return None
+    if any(n != 1 and size != 1 for n, size in zip(times, x.shape, strict=True)):
         return None
     return _copy(x, out)
 
@@ -326,7 +328,7 @@ def _addmm(call: Call) -> list[Instruction] | None:
 @rule("crossfade::attend_")
 def _attend(call: Call) -> list[Instruction] | None:
     names = [x.name for x in call.function._schema.arguments]
-    given = dict(zip(names, call.args)) | call.kwargs
+    given = dict(zip(names, call.args, strict=False)) | call.kwargs
     if given["rows"] is not None or given["backend"] == "reference":
         return None
     if given["query"].dtype not in FLOATS:

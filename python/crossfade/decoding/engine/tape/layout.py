@@ -45,7 +45,7 @@ def owner(x: Tensor, rows: int) -> Hashable:
     begin = x.storage_offset() * x.element_size()
     sizes = (part, *x.shape[1:])
     ends = sum((n - 1) * s for n, s in zip(sizes, x.stride(), strict=True)) + 1
-    return stride if 0 < stride and begin + ends * x.element_size() <= stride else ANY
+    return stride if stride > 0 and begin + ends * x.element_size() <= stride else ANY
 
 
 def rows_of(step: Instruction, batch: int) -> int:
@@ -192,8 +192,10 @@ def loops(
         last = d == len(shape) - 1
         if shape[d] == 1 and not last:
             continue
-        joins = len(sizes) > 1 and not (whole and last) and all(
-            mine[-1] == s[d] * shape[d] for mine, s in zip(strides, operands, strict=True)
+        joins = (
+            len(sizes) > 1
+            and not (whole and last)
+            and all(mine[-1] == s[d] * shape[d] for mine, s in zip(strides, operands, strict=True))
         )
         if joins:
             sizes[-1] *= shape[d]
@@ -216,4 +218,6 @@ def loops(
 def view(arena: Tensor, offset: int, like: Tensor) -> Tensor:
     """The tensor of the arena that has the geometry of a recorded one, in storage at `offset`."""
     whole = arena[offset : offset + like.untyped_storage().nbytes()].view(like.dtype)
-    return torch.as_strided(whole, like.shape, like.stride(), whole.storage_offset() + like.storage_offset())
+    return torch.as_strided(
+        whole, like.shape, like.stride(), whole.storage_offset() + like.storage_offset()
+    )

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .... import _native
-from ....ops.native import DTYPE_CODES
+from ....ops import native
 from ..kv_cache import KVCache
 from .instructions import KINDS, TEAM, Instead, Instruction, Op, instructions
 from .layout import Layout, loops, rows_of, view
@@ -100,11 +99,11 @@ class _Writer:
 
     def __init__(self, recording: Recording) -> None:
         self.recording, self.rows = recording, recording.rows
-        self.tape = _native.Tape()
+        self.tape = native.tape()
         self.inputs: dict[int, int] = {}  # of those that share memory, the first one's number
         for i, x in enumerate(recording.inputs):
             self.inputs.setdefault(storage(x), i)
-        self.begins = [x.storage_offset() for x in recording.inputs]
+        self.begins = [int(x.storage_offset()) for x in recording.inputs]
         self.layers = {storage(k): n for n, (k, _) in recording.cache.layers.items()}
         moves = changing(recording.calls, recording.inputs, recording.fixed)
         self.steps: list[Instruction | Instead] = []
@@ -159,7 +158,8 @@ class _Writer:
         return x if offset is None else view(self.arena, offset, x)
 
     def _operand(self, x: Tensor, strides: Sequence[int]) -> Operand:
-        key, begin, kind = storage(x), x.storage_offset() * x.element_size(), KINDS[x.dtype]
+        key, kind = storage(x), KINDS[x.dtype]
+        begin = int(x.storage_offset()) * x.element_size()
         number, offset = self.inputs.get(key), self.offsets.get(key)
         if number is not None:
             own = self.begins[number] * x.element_size()
@@ -207,7 +207,7 @@ class _Writer:
             about["rows"],
             inner,
             out,
-            DTYPE_CODES[x.dtype],
+            native.DTYPE_CODES[x.dtype],
             inner,
             weight.data_ptr(),
             weight.stride(1 if step.op is Op.LINEAR_COLUMNS else 0),
@@ -224,7 +224,7 @@ class _Writer:
         nowhere = 0
         index = self.tape.add_attention(
             (
-                DTYPE_CODES[query.dtype],
+                native.DTYPE_CODES[query.dtype],
                 *(rows, tokens, heads, kv_heads, size, value_size, slots, capacity),
                 *((nowhere, x.stride()) for x in (query, key, value)),
                 *((x.data_ptr(), x.stride()) for x in (keys, values)),
@@ -243,7 +243,7 @@ class _Writer:
             number = self.inputs.get(storage(x))
             if number is None:
                 return self._placed(x)
-            return _Input(number, x, x.storage_offset() - self.begins[number])
+            return _Input(number, x, int(x.storage_offset()) - self.begins[number])
 
         function = call.function
         args, kwargs = with_tensors(call.args, place), with_tensors(call.kwargs, place)

@@ -24,9 +24,6 @@ class Call:
         reads, makes: the storages of `inputs`, and of `outputs` and `written`.
     """
 
-    __slots__ = ("args", "function", "inputs", "kwargs", "makes", "outputs", "reads", "result")
-    __slots__ += ("written",)
-
     def __init__(
         self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:

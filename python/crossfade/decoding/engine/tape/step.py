@@ -105,9 +105,11 @@ class TapedStep:
         return logits
 
     def _prove(self, run: Callable[[], Tensor]) -> Tensor:
-        """Run by modules the step that was just replayed. What it writes into caches is the same."""
-        assert self.program is not None and self.program.results[0] is not None
-        by_tape = self.program.results[0].clone()
+        """Run the step by modules that was just replayed. What it writes into caches is the same."""
+        assert self.program is not None
+        found = self.program.results[0]
+        assert found is not None
+        by_tape = found.clone()
         logits = run()
         off = _off(by_tape, logits)
         if off <= 1e-3 + 16 * torch.finfo(logits.dtype).eps:
