@@ -105,7 +105,7 @@ class TapedStep:
         return logits
 
     def _prove(self, run: Callable[[], Tensor]) -> Tensor:
-        """Run the step by modules that was just replayed. What it writes into caches is the same."""
+        """Run by modules the step that was just replayed, which writes the same into caches."""
         assert self.program is not None
         found = self.program.results[0]
         assert found is not None
