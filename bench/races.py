@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-KERNELS = ("attention", "blend_sample", "linear", "logp", "search")
+KERNELS = ("attention", "blend_sample", "linear", "logp", "search", "tape")
 SANITIZERS = {"thread": ["-fsanitize=thread"], "address": ["-fsanitize=address"], "none": []}
 FLAGS = ["-std=gnu++17", "-O1", "-g", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 

@@ -42,8 +42,8 @@ inline Attention read_attention(const py::tuple& t) {
 // `lora`: None, or (rank, address of a, row stride, of b, row stride, of scale, row stride, rows of
 // x to a row of scale)
 inline Linear read_linear(int64_t rows, int64_t in, int64_t out, DType dtype, uintptr_t x,
-                   int64_t x_stride, uintptr_t weight, int64_t weight_stride, uintptr_t bias,
-                   uintptr_t y, const py::object& lora) {
+                          int64_t x_stride, uintptr_t weight, int64_t weight_stride, uintptr_t bias,
+                          uintptr_t y, const py::object& lora) {
   Linear l{};
   l.rows = rows;
   l.in = in;

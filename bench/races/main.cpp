@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/crossfade.h"
+#include "../../csrc/cpu/tape.h"
 
 namespace crossfade {
 inline namespace baseline {
@@ -22,7 +22,12 @@ int64_t linear_rows_scratch(const Linear&);
 void linear_rows_part(const Linear&, void*, int, int);
 void logp_forward_rows(const LogpTile&, LogpSums*, const LogpMoments&, int);
 void logp_backward_rows(const LogpTile&, const LogpGradient*, int);
+void tape_run(const Tape&, char* const*, int64_t, int64_t, int);
 }  // namespace baseline
+
+void linear_part(const Linear& linear, void* scratch, int rank, int size) {
+  linear_rows_part(linear, scratch, rank, size);
+}
 }  // namespace crossfade
 
 using namespace crossfade;
@@ -203,7 +208,7 @@ void attentions(int threads) {
         a.lengths = lengths.data();
         a.scale = 0.1f;
         a.window = window;
-        a.out = out.data();
+        a.out = {out.data(), tokens * heads * value_size, value_size, heads * value_size};
         attention_rows(a, count);
         // the last row's last tokens have no slot, so their results are undefined
         const int64_t fit = std::min(tokens, capacity - lengths[2]);
@@ -265,6 +270,46 @@ void forks(int threads) {
   same("fork", threads, run(1), run(threads));
 }
 
+// z = silu(x * x) times the sum of its row, before and after a product of each kind.
+void tapes(int threads) {
+  const int64_t rows = 5, size = 96;
+  const auto x = normal(rows * size), weight = normal(size * size);
+  const auto run = [&](int count) {
+    std::vector<std::vector<float>> memory(8, filled<float>(rows * size));
+    memory[0] = x;
+    Linear product{};
+    product.rows = rows;
+    product.in = product.out = size;
+    product.x = {nullptr, size, DType::f32};
+    product.weight = {weight.data(), size, DType::f32};
+    auto scratch = filled<char>(linear_rows_scratch(product) + 64);
+    std::vector<char*> bases;
+    for (auto& m : memory) bases.push_back(reinterpret_cast<char*>(m.data()));
+    bases.push_back(scratch.data());
+    const auto at = [&](int base, int64_t row, int64_t inner) {
+      return TapeTensor{base, Kind::f32, 0, {row, 0, 0, 0, inner}};
+    };
+    Tape tape;
+    tape.linears = {product};
+    const auto add = [&](TapeOp op, bool wait, TapeTensor out, std::vector<TapeTensor> in) {
+      TapeInstruction i{
+          op, wait, static_cast<int32_t>(in.size()), 0, {rows, 1, 1, 1, size}, {1, 0}, out, {}};
+      for (size_t n = 0; n < in.size(); ++n) i.in[n] = in[n];
+      tape.instructions.push_back(i);
+    };
+    add(TapeOp::mul, false, at(1, size, 1), {at(0, size, 1), at(0, size, 1)});
+    add(TapeOp::silu, false, at(2, size, 1), {at(1, size, 1)});
+    add(TapeOp::linear, true, at(3, 0, 0), {at(2, 0, 0), at(0, 0, 0), at(8, 0, 0)});
+    add(TapeOp::sum, true, at(4, size, 0), {at(3, size, 1)});
+    add(TapeOp::mul, false, at(5, size, 1), {at(3, size, 1), at(4, size, 0)});
+    add(TapeOp::linear_columns, true, at(6, 0, 0), {at(5, 0, 0)});
+    add(TapeOp::add, true, at(7, size, 1), {at(6, size, 1), at(2, 0, 1)});
+    tape_run(tape, bases.data(), 0, static_cast<int64_t>(tape.instructions.size()), count);
+    return memory[7];
+  };
+  same("tape", threads, run(1), run(threads));
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -276,6 +321,7 @@ int main(int, char** arguments) {
       attentions(threads);
       logps(threads);
       forks(threads);
+      tapes(threads);
     }
   std::printf("%d rounds, %d calls that differ\n", rounds, differing);
   return differing > 0;

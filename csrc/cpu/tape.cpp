@@ -76,10 +76,8 @@ inline F32 fetch(const Line& line, int64_t k, int64_t count) {
 
 inline void put(const Line& line, int64_t k, int64_t count, F32 x) {
   if (line.stride == 1) {
-    if (line.kind == Kind::f32)
-      return store_up_to(reinterpret_cast<float*>(line.at) + k, x, count);
-    if (line.kind == Kind::bf16)
-      return store_up_to(reinterpret_cast<Bf16*>(line.at) + k, x, count);
+    if (line.kind == Kind::f32) return store_up_to(reinterpret_cast<float*>(line.at) + k, x, count);
+    if (line.kind == Kind::bf16) return store_up_to(reinterpret_cast<Bf16*>(line.at) + k, x, count);
     return store_up_to(reinterpret_cast<F16*>(line.at) + k, x, count);
   }
   for (int64_t i = 0; i < std::min<int64_t>(count, kLanes); ++i) put_number(line, k + i, x[i]);
@@ -152,8 +150,8 @@ void for_lines(const TapeInstruction& i, Bases bases, int64_t begin, int64_t end
         for (int64_t d = 0; d < i.shape[3]; ++d) {
           for (int n = 0; n < count; ++n) {
             const int64_t* s = n == 0 ? i.out.stride : i.in[n - 1].stride;
-            line[n].at = start[n] + (a * s[0] + b * s[1] + c * s[2] + d * s[3]) *
-                                        bytes_of(line[n].kind);
+            line[n].at =
+                start[n] + (a * s[0] + b * s[1] + c * s[2] + d * s[3]) * bytes_of(line[n].kind);
           }
           f(line);
         }
@@ -185,8 +183,8 @@ void copy(const TapeInstruction& i, Bases bases, int64_t begin, int64_t end) {
       return;
     }
     for (int64_t k = 0; k < n; ++k)
-      std::memcpy(line[0].at + k * line[0].stride * bytes,
-                  line[1].at + k * line[1].stride * bytes, bytes);
+      std::memcpy(line[0].at + k * line[0].stride * bytes, line[1].at + k * line[1].stride * bytes,
+                  bytes);
   });
 }
 
@@ -249,11 +247,11 @@ void embedding(const TapeInstruction& i, Bases bases, int64_t begin, int64_t end
 // Computes the rows [begin, end) of an instruction that is neither a product nor attention.
 void run_rows(const TapeInstruction& i, Bases bases, int64_t begin, int64_t end) {
   const float p = i.number[0], q = i.number[1];
-#define CF_UNARY(name, result)                                       \
-  case TapeOp::name:                                                 \
+#define CF_UNARY(name, result) \
+  case TapeOp::name:           \
     return each<1>(i, bases, begin, end, [&](F32 x) { return result; });
-#define CF_BINARY(name, result)                                      \
-  case TapeOp::name:                                                 \
+#define CF_BINARY(name, result) \
+  case TapeOp::name:            \
     return each<2>(i, bases, begin, end, [&](F32 x, F32 y) { return result; });
   switch (i.op) {
     CF_UNARY(convert, x)
@@ -272,8 +270,7 @@ void run_rows(const TapeInstruction& i, Bases bases, int64_t begin, int64_t end)
     CF_UNARY(silu, x * sigmoid(x))
     CF_UNARY(relu, x > 0.0f ? x : (x == x ? F32{} : x))
     CF_UNARY(gelu, 0.5f * x * (1.0f + erf(x * 0.70710678f)))
-    CF_UNARY(gelu_tanh,
-             0.5f * x * (1.0f + tanh(0.79788456f * fma(x * x * x, splat(0.044715f), x))))
+    CF_UNARY(gelu_tanh, 0.5f * x * (1.0f + tanh(0.79788456f * fma(x * x * x, splat(0.044715f), x))))
     CF_UNARY(clamp, x < p ? splat(p) : (x > q ? splat(q) : x))
     CF_BINARY(add, fma(y, splat(p), x))
     CF_BINARY(sub, fma(y, splat(-p), x))
@@ -282,8 +279,7 @@ void run_rows(const TapeInstruction& i, Bases bases, int64_t begin, int64_t end)
     CF_BINARY(maximum, x != x ? x : (y != y ? y : (x > y ? x : y)))
     CF_BINARY(minimum, x != x ? x : (y != y ? y : (x < y ? x : y)))
     case TapeOp::where:
-      return each<3>(i, bases, begin, end,
-                     [](F32 c, F32 x, F32 y) { return c != 0.0f ? x : y; });
+      return each<3>(i, bases, begin, end, [](F32 c, F32 x, F32 y) { return c != 0.0f ? x : y; });
     case TapeOp::copy:
       return copy(i, bases, begin, end);
     case TapeOp::sum:
@@ -369,7 +365,9 @@ void run_attention(const Tape& tape, const TapeInstruction& i, Bases bases, int 
 }
 
 // The rows of `count` that a thread computes.
-int64_t share(int64_t count, int64_t rank, int64_t size) { return (count * rank + size - 1) / size; }
+int64_t share(int64_t count, int64_t rank, int64_t size) {
+  return (count * rank + size - 1) / size;
+}
 
 void run(const Tape& tape, const TapeInstruction& i, Bases bases, int rank, int size) {
   switch (i.op) {

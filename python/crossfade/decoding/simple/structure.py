@@ -123,6 +123,18 @@ def why_as_it_is(model: nn.Module) -> str | None:
     return None
 
 
+def foreign_module(model: nn.Module) -> str | None:
+    """The name of a module whose forward is of the caller's own, and may do more than compute.
+
+    None where all are of libraries, or of a model's own code on the hub.
+    """
+    for name, module in model.named_modules():
+        package = type(module).__module__.partition(".")[0]
+        if "forward" in vars(module) or package not in {*LIBRARIES, "transformers_modules"}:
+            return name or "it"
+    return None
+
+
 def _global_hooks() -> Iterator[Any]:
     for name in ("_global_forward_hooks", "_global_forward_pre_hooks"):
         yield from getattr(torch.nn.modules.module, name).values()

@@ -102,7 +102,11 @@ def adapters(shape: str) -> Any:
 
 
 def mixes(shape: str) -> Any:
-    return cf.Model(adapted(shape)).mix({"tuned": [0.1, 0.5, 0.9, 1.2, 0], "ref": 0.4})
+    """Each request has its own mix of two adapters."""
+    model = adapted(shape)
+    base = cf.Model(model, adapter=None)
+    mixed = cf.Model(model, adapter={"tuned": [0.1, 0.5, 0.9, 1.2, 0.0], "ref": 0.4})
+    return base + 0.8 * (mixed - base)
 
 
 def separate(shape: str) -> Any:
@@ -119,6 +123,7 @@ def weighted(shape: str) -> Any:
 
 BLENDS: dict[str, Callable[[str], Any]] = {
     "adapters": adapters,
+    "mixes": mixes,
     "separate": separate,
     "weighted": weighted,
 }
@@ -163,12 +168,20 @@ def test_a_response_of_few_tokens_is_not_recorded(monkeypatch: pytest.MonkeyPatc
     cf.generate(cf.Model(make()), PROMPTS, **(DRAW | {"max_new_tokens": step.SHORTEST - 1}))
 
 
-class Branch(nn.Module):
-    """Looks at its numbers."""
+class Wrapped(nn.Module):
+    """A module of some library's, over another one."""
+
+    __module__ = "transformers.tests"
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
+
+
+class Branch(Wrapped):
+    """Looks at its numbers."""
+
+    __module__ = "transformers.tests"
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x) if x.sum().item() != 0 else x
@@ -182,12 +195,10 @@ def test_a_model_that_looks_at_its_numbers_runs_as_it_is() -> None:
     assert note.startswith("looks: its modules run every step: what it does depends on its numbers")
 
 
-class Shy(nn.Module):
+class Shy(Wrapped):
     """Gives something else while somebody records what torch is asked to do."""
 
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
+    __module__ = "transformers.tests"
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x) * (1.2 if torch._C._len_torch_dispatch_stack() else 1.0)
@@ -210,10 +221,8 @@ def test_a_wrong_instruction_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_torch_runs_is_named() -> None:
     model = make("llama")
 
-    class Softer(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
+    class Softer(Wrapped):
+        __module__ = "transformers.tests"
 
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x) + x.softmax(-1)
@@ -221,6 +230,29 @@ def test_what_torch_runs_is_named() -> None:
     model.model.norm = Softer(model.model.norm)
     out = both(cf.Model(model, name="soft"))
     assert out.stats.notes == ("soft: torch runs parts of each step: aten._softmax.default",)
+
+
+@pytest.mark.parametrize("how", ["a class", "a forward"])
+def test_forwards_of_the_callers_own_see_every_step(how: str) -> None:
+    """They may do more than compute."""
+    model = make("llama")
+    norm, seen = model.model.norm, []
+
+    class Own(Wrapped):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.shape)
+            return self.inner(x)
+
+    Own.__module__ = "mine"
+    if how == "a class":
+        model.model.norm = Own(norm)
+    else:
+        forward = norm.forward
+        norm.forward = lambda x: (seen.append(x.shape), forward(x))[1]
+    out = cf.generate(cf.Model(model, name="own"), PROMPTS[:1], **(DRAW | {"eos_token_id": None}))
+    assert len(seen) >= DRAW["max_new_tokens"]
+    (note,) = out.stats.notes
+    assert note == "own: its modules run every step: model.norm has a forward of the caller's own"
 
 
 def test_a_changed_model_is_proved_anew(monkeypatch: pytest.MonkeyPatch) -> None:

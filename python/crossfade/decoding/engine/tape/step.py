@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...simple.structure import keep, known
+from ...simple.structure import foreign_module, keep, known
 from ...simple.term_model import TermModel
 from ..deltas import Deltas
 from ..head import Head
@@ -53,6 +53,8 @@ class TapedStep:
         found = known(self.bare, self.structures, self.question)
         self.proved = found == PROVED
         self.why: str | None = None if self.proved else found
+        if (name := foreign_module(self.bare)) is not None:
+            self.why = f"{name} has a forward of the caller's own"
 
     def __call__(
         self, body: Any, head: Head, ids: Tensor, positions: Tensor, forward_pass: ForwardPass
