@@ -57,6 +57,9 @@ void put_number(const Line& line, int64_t k, float x) {
     case Kind::bf16:
       *reinterpret_cast<uint16_t*>(at) = to_bf16(x);
       return;
+    case Kind::boolean:
+      *at = x != 0;
+      return;
     default:
       *reinterpret_cast<uint16_t*>(at) = to_f16(x);
   }
@@ -75,7 +78,7 @@ inline F32 fetch(const Line& line, int64_t k, int64_t count) {
 }
 
 inline void put(const Line& line, int64_t k, int64_t count, F32 x) {
-  if (line.stride == 1) {
+  if (line.stride == 1 && line.kind <= Kind::f16) {
     if (line.kind == Kind::f32) return store_up_to(reinterpret_cast<float*>(line.at) + k, x, count);
     if (line.kind == Kind::bf16) return store_up_to(reinterpret_cast<Bf16*>(line.at) + k, x, count);
     return store_up_to(reinterpret_cast<F16*>(line.at) + k, x, count);
@@ -278,6 +281,9 @@ void run_rows(const TapeInstruction& i, Bases bases, int64_t begin, int64_t end)
     CF_BINARY(div, x / y)
     CF_BINARY(maximum, x != x ? x : (y != y ? y : (x > y ? x : y)))
     CF_BINARY(minimum, x != x ? x : (y != y ? y : (x < y ? x : y)))
+    CF_BINARY(equal, x == y ? splat(1.0f) : F32{})
+    CF_BINARY(less, x < y ? splat(1.0f) : F32{})
+    CF_BINARY(at_most, x <= y ? splat(1.0f) : F32{})
     case TapeOp::where:
       return each<3>(i, bases, begin, end, [](F32 c, F32 x, F32 y) { return c != 0.0f ? x : y; });
     case TapeOp::copy:

@@ -263,7 +263,9 @@ def test_caches_that_move_for_a_prompt_are_told_at_the_next_step(
 
 
 def test_the_engine_states_its_peak(base: PreTrainedModel) -> None:
-    """All that torch allocates beyond `peak_bytes` is a step's activations and the results."""
+    """All that torch allocates beyond `peak_bytes` is a step's activations, once more while it is
+    recorded, and the results."""
+    cf.generate(base, PROMPTS, **DRAW)  # What is found out about the model stays.
     beyond = []
     for new in (50, 100, 400):
         arguments = {**DRAW, "max_new_tokens": new, "eos_token_id": None}
@@ -271,5 +273,5 @@ def test_the_engine_states_its_peak(base: PreTrainedModel) -> None:
         assert most >= out.stats.cache_bytes
         results = 10 * new * (8 + 8 + 4 + 4)  # sequences, written tokens, two kinds of log-probs
         beyond.append(most - out.stats.peak_bytes - results)
-    assert max(beyond) - min(beyond) < 20_000
+    assert max(beyond) - min(beyond) < 30_000
     assert max(beyond) < 60_000

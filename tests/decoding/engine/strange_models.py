@@ -35,7 +35,8 @@ def check(model: Any, why: str | None) -> None:
     out = cf.generate(model, PROMPTS, max_new_tokens=NEW)
     assert out.responses == theirs
     if why is None:
-        assert out.stats.notes == ()
+        whole = ": its modules run every step: ", ": torch runs parts of each step: "
+        assert all(any(w in note for w in whole) for note in out.stats.notes)
     else:
         (note,) = out.stats.notes
         assert note.startswith("the simple path: ")

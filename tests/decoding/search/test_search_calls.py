@@ -152,12 +152,3 @@ def test_what_a_value_needs_is_asked_for_first(tokenizer: PreTrainedTokenizerFas
     weights = cf.BestOfN(2, torch.ones(3) * cf.LogRatio(base, make("llama", 1)))
     with pytest.raises(ValueError, match="the weight of log_ratio is a tensor"):
         cf.generate(base, PROMPTS, search=weights, **DRAW)
-    sentences = cf.ChunkBeamSearch(2, 2, 9, cf.LogRatio(base, make("llama", 1)), cf.sentence_end)
-    with pytest.raises(NotImplementedError, match="chunk_end"):
-        cf.generate(
-            cf.Model(base, tokenizer=tokenizer),
-            ["the"],
-            search=sentences,
-            repetition_penalty=1.3,
-            **DRAW,
-        )

@@ -67,7 +67,7 @@ class Head:
         self.states: Tensor | None = None
         self.weights: Tensor | None = None
         self.some_columns = False
-        self.terms = torch.tensor(terms, device=device)
+        self.terms = tuple(terms)
         self.wanted = Wanted()
         self.hidden: Tensor | None = None
 
@@ -113,7 +113,8 @@ class Head:
             return product(self.layer, hidden, self.backend)
         if self.weights is not None:  # sum_k w_k (W h_k) = W (sum_k w_k h_k)
             self.hidden = None if torch.compiler.is_compiling() else hidden
-            hidden = mix(hidden, self.weights.to(hidden.device)[:, self.terms])
+            each = self.weights.to(hidden.device).unbind(1)
+            hidden = mix(hidden, torch.stack([each[k] for k in self.terms], dim=1))
         if wanted.columns is None or not self.some_columns:
             return ops.linear(hidden, head.weight, head.bias, backend=self.backend)
         few = head.weight[wanted.columns]

@@ -89,6 +89,13 @@ BETWEEN: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
         lambda x, w: w * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)),
         ((3, 1, 576), (576,)),
     ),
+    "sum over rows": (lambda x: (x * 2).sum(0) + x, ((3, 5, 17),)),
+    "mean over the middle": (lambda x: x.mean(1, keepdim=True) + x, ((3, 5, 17),)),
+    "comparisons": (
+        lambda x, y: torch.where(x > y, x, torch.where(y == 2, 1.0, (x <= 0) * y)),
+        ((3, 17), (3, 17)),
+    ),
+    "masks": (lambda x: (x < 0, x >= 1), ((3, 17),)),
     "layer norm": (lambda x, w, b: F.layer_norm(x, (67,), w, b), ((3, 2, 67), (67,), (67,))),
     "layer norm alone": (lambda x: F.layer_norm(x, (67,)), ((3, 2, 67),)),
     "transposed": (lambda x, y: x.transpose(1, 2) + y, ((3, 4, 17), (3, 17, 4))),
@@ -113,8 +120,6 @@ def test_over_tensors(name: str, dtype: torch.dtype) -> None:
 
 LEFT_TO_TORCH: dict[str, Callable[..., Any]] = {
     "softmax": lambda x: torch.softmax(x * 2, -1) + 1,
-    "a sum over rows": lambda x: (x * 2).sum(0) + x,
-    "a comparison": lambda x: torch.where(x > 0, x, -x) * 2,
     "topk": lambda x: x.topk(3, dim=-1).values * 2,
     "filled, then written": lambda x: x.new_zeros(3, 20).index_fill_(1, torch.tensor([1]), 7) + x,
     "written in part": lambda x: torch.zeros(3, 40).index_copy_(1, torch.arange(20) * 2, x) * 2,

@@ -45,6 +45,9 @@ class Op(enum.IntEnum):
     DIV = enum.auto()
     MAXIMUM = enum.auto()
     MINIMUM = enum.auto()
+    EQUAL = enum.auto()
+    LESS = enum.auto()
+    AT_MOST = enum.auto()
     WHERE = enum.auto()
     SUM = enum.auto()
     LAYER_NORM = enum.auto()
@@ -126,6 +129,12 @@ def _each(
     out = _out(call)
     if out.dtype not in FLOATS or not all(isinstance(x, Tensor) or _is_number(x) for x in inputs):
         return None
+    return _loop(op, out, inputs, numbers)
+
+
+def _loop(
+    op: Op, out: Tensor, inputs: Sequence[Any], numbers: tuple[float, float] = (0.0, 0.0)
+) -> list[Instruction] | None:
     tensors = [_as_tensor(x) for x in inputs]
     if any(x.dtype not in KINDS for x in tensors):
         return None
@@ -138,6 +147,18 @@ def _unary(op: Op) -> Rule:
 
 def _binary(op: Op) -> Rule:
     return lambda call: _each(call, op, call.args[:2], (call.kwargs.get("alpha", 1.0), 0.0))
+
+
+def _comparison(op: Op, *, swapped: bool = False) -> Rule:
+    def rule(call: Call) -> list[Instruction] | None:
+        """A comparison of floating-point numbers."""
+        inputs = call.args[1::-1] if swapped else call.args[:2]
+        floats = [x.dtype in FLOATS for x in inputs if isinstance(x, Tensor)]
+        if not all(floats) or _out(call).dtype is not torch.bool:
+            return None
+        return _loop(op, _out(call), inputs)
+
+    return rule
 
 
 def _copy(source: Tensor, out: Tensor) -> list[Instruction] | None:
@@ -155,6 +176,9 @@ for _name in ("sigmoid", "silu", "relu"):
     RULES[_name] = _unary(Op[_name.upper()])
 for _name in ("add", "sub", "mul", "maximum", "minimum"):
     RULES[_name] = _binary(Op[_name.upper()])
+RULES["eq"] = _comparison(Op.EQUAL)
+RULES["lt"], RULES["gt"] = _comparison(Op.LESS), _comparison(Op.LESS, swapped=True)
+RULES["le"], RULES["ge"] = _comparison(Op.AT_MOST), _comparison(Op.AT_MOST, swapped=True)
 for _name in ("_to_copy", "clone", "contiguous", "_reshape_copy", "_reshape_alias"):
     RULES[_name] = lambda call: _copy(call.args[0], call.result)
 RULES["copy_"] = lambda call: _copy(call.args[1], call.args[0])
@@ -207,24 +231,27 @@ def _clamp(call: Call) -> list[Instruction] | None:
 
 @rule("mean")
 def _mean(call: Call) -> list[Instruction] | None:
-    return _over_last(call, 1.0 / call.args[0].shape[-1] if call.args[0].dim() else 1.0)
+    return _over_one(call, mean=True)
 
 
 @rule("sum")
 def _sum(call: Call) -> list[Instruction] | None:
-    return _over_last(call, 1.0)
+    return _over_one(call, mean=False)
 
 
-def _over_last(call: Call, factor: float) -> list[Instruction] | None:
-    """The sum over the last dimension, times a factor."""
+def _over_one(call: Call, *, mean: bool) -> list[Instruction] | None:
+    """The sum or the mean over one dimension."""
     x, dims, keep = (*call.args, None, False)[:3]
     keep = call.kwargs.get("keepdim", keep)
     if x.dtype not in FLOATS or call.result.dtype not in FLOATS or x.dim() == 0:
         return None
-    if dims is None or [d % x.dim() for d in dims] != [x.dim() - 1]:
+    if dims is None or len(dims) != 1:
         return None
-    out = call.result if keep else call.result.unsqueeze(-1)
-    return [Instruction(Op.SUM, out.expand(x.shape), [x], x.shape, (factor, 0.0))]
+    dim = dims[0] % x.dim()
+    line = x.movedim(dim, -1)
+    out = call.result.movedim(dim, -1) if keep else call.result.unsqueeze(-1)
+    factor = 1.0 / x.shape[dim] if mean else 1.0
+    return [Instruction(Op.SUM, out.expand(line.shape), [line], line.shape, (factor, 0.0))]
 
 
 @rule("native_layer_norm")

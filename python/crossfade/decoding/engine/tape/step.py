@@ -17,8 +17,8 @@ from ..modules import ForwardPass
 from .program import Program, Recording, program_of
 from .recording import NotTaped, Recorder, storage
 
-WARM = 1  # steps that modules run before one is recorded: the first one makes the caches
 SHORTEST = 8  # tokens of a response for which recording pays
+PROVED = "proved"
 
 Forward = Callable[[Any, Head, Tensor, Tensor, ForwardPass], Tensor]
 
@@ -26,12 +26,14 @@ Forward = Callable[[Any, Head, Tensor, Tensor, ForwardPass], Tensor]
 class TapedStep:
     """The forward of a group's step, called as the group's own is.
 
-    A step is recorded, and the next one is run both ways, unless that was done since the model
-    changed. From then on native code replays it.
+    The first step is recorded, and native code replays it and all others. The second one is run by
+    the model's modules too, unless that was done since the model changed. Where the two differ,
+    modules run all further steps.
 
     Attributes:
         why: why modules run the steps; None where they do not, or not for long.
         program: what is replayed.
+        steps: how many were run both ways.
 
     Args:
         models: of the group. The first one runs.
@@ -60,10 +62,10 @@ class TapedStep:
         self, body: Any, head: Head, ids: Tensor, positions: Tensor, forward_pass: ForwardPass
     ) -> Tensor:
         def run() -> Tensor:
+            forward_pass.seen.clear()
             return self.forward(body, head, ids, positions, forward_pass)
 
-        self.steps += 1
-        if self.why is not None or self.steps <= WARM:
+        if self.why is not None:
             return run()
         inputs = [ids, positions, forward_pass.lengths]
         if self.deltas is not None:
@@ -71,16 +73,26 @@ class TapedStep:
         if head.weights is not None:
             inputs.append(head.weights)
         cache = forward_pass.cache
+        own: Tensor | None = None
         if self.program is None:
-            return self._record(run, head, inputs, cache)
+            if not cache.layers:
+                run()  # The first forward of all makes the caches.
+            own = self._record(run, head, inputs, cache)
+            if self.program is None:
+                return own
+        elif not self.proved:
+            own = run()
+        states = head.states, head.hidden
         if self.bound is None or self.bound[0] is not cache or self.bound[1] != cache.capacity:
             self.program.bind(cache)
             self.bound = cache, cache.capacity
         self.program.run(inputs)
-        if not self.proved:
-            return self._prove(run)
         logits, head.states, head.hidden = self.program.results
         assert logits is not None
+        if own is not None and not self._agrees(logits, own):
+            run()  # What the tape has written into caches is written anew.
+            head.states, head.hidden = states
+            return own
         return logits
 
     @property
@@ -95,6 +107,7 @@ class TapedStep:
     def _record(
         self, run: Callable[[], Tensor], head: Head, inputs: list[Tensor], cache: KVCache
     ) -> Tensor:
+        """Run a step by modules, and write its program."""
         with Recorder() as recorder:
             logits = run()
         results = logits, head.states, head.hidden
@@ -106,28 +119,22 @@ class TapedStep:
             self._finds(str(reason))
         return logits
 
-    def _prove(self, run: Callable[[], Tensor]) -> Tensor:
-        """Run by modules the step that was just replayed, which writes the same into caches."""
-        assert self.program is not None
-        found = self.program.results[0]
-        assert found is not None
-        by_tape = found.clone()
-        logits = run()
-        off = _off(by_tape, logits)
-        if off <= 1e-3 + 16 * torch.finfo(logits.dtype).eps:
-            self._finds(PROVED)
-        else:
+    def _agrees(self, by_tape: Tensor, own: Tensor) -> bool:
+        """Whether the tape and the modules gave the same logits. Otherwise the tape is dropped."""
+        self.steps += 1
+        off = _off(by_tape, own)
+        if off > 1e-3 + 16 * torch.finfo(own.dtype).eps:
             self._finds(f"its logits on a tape are off by {off:.2g} of their spread")
-        return logits
+            return False
+        if self.steps > 1:  # The first one is of the tokens that were recorded.
+            self._finds(PROVED)
+        return True
 
     def _finds(self, finding: str) -> None:
         keep(self.bare, self.structures, self.question, finding)
         self.proved = finding == PROVED
         if not self.proved:
             self.program, self.why = None, finding
-
-
-PROVED = "proved"
 
 
 def _off(found: Tensor, own: Tensor) -> float:
