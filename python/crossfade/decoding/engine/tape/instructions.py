@@ -316,8 +316,7 @@ def product(
     x: Tensor, weight: Tensor | Packed, bias: Tensor | None, out: Tensor, lora: Any = None
 ) -> list[Instruction] | None:
     """``out = x weightᵀ + bias``, for a weight ``[out, in]`` or the transpose of ``[in, out]``."""
-    packed = isinstance(weight, Packed)
-    dtype = x.dtype if packed else weight.dtype
+    dtype = weight.dtype if isinstance(weight, Tensor) else x.dtype
     if x.dtype not in FLOATS or {x.dtype, out.dtype} != {dtype} or not x.is_contiguous():
         return None
     if not out.is_contiguous() or (bias is not None and bias.stride() != (1,)):
@@ -325,7 +324,7 @@ def product(
     rows = x.numel() // x.shape[-1]
     about = {"rows": rows, "weight": weight, "bias": bias, "lora": lora}
     scale = [] if lora is None else [lora[2]]
-    if packed or weight.stride(1) == 1 or weight.shape[1] == 1:
+    if not isinstance(weight, Tensor) or weight.stride(1) == 1 or weight.shape[1] == 1:
         return [Instruction(Op.LINEAR, out, [x, *scale], about=about)]
     if weight.stride(0) == 1 and lora is None:
         return [Instruction(Op.LINEAR_COLUMNS, out, [x], about=about)]

@@ -212,8 +212,8 @@ class _Writer:
         if lora is not None:
             a, b, scale = lora
             each = about["rows"] // scale.shape[0]  # rows that have one row of the scale
-            places = a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0), 0, scale.stride(0)
-            deltas = (a.shape[0], *places, each)
+            where = a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0), 0, scale.stride(0)
+            deltas = (a.shape[0], *where, each)
         return self.tape.add_linear(
             about["rows"],
             inner,
