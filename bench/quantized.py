@@ -3,14 +3,13 @@
     python bench/quantized.py --tokens 2000 --json bench/results/quantized.json
 
 The text is what the float32 model itself samples at temperature 1, so that its own perplexity is
-the exponential of its entropy. "random" is a model of random weights of the same shape: those of
-SmolLM2 come from a file of 4 bits, which flatters their errors.
+the exponential of its entropy. SmolLM2's
+own weights come from a file of 4 bits.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import platform
 from pathlib import Path
@@ -47,20 +46,6 @@ def measure(name: str, build: Any, ids: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def random_twin(model: Any) -> Any:
-    """A model of the same shape and sizes of weights, which are random."""
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    twin = AutoModelForCausalLM.from_config(copy.deepcopy(model.config)).eval()
-    for new, old in zip(twin.parameters(), model.parameters(), strict=True):
-        if new.dim() > 1:
-            torch.nn.init.normal_(new, std=old.std().item())
-        else:
-            new.data.copy_(old.data)
-    return twin
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=2000)
@@ -72,10 +57,7 @@ def main() -> None:
     model, _ = cf.models.smollm2()
     start = torch.full((max(1, args.tokens // 100), 1), model.config.bos_token_id)
     ids = model.generate(start, do_sample=True, top_k=0, max_new_tokens=100, min_new_tokens=100)
-    found = {
-        "smollm2": measure("smollm2", lambda: cf.models.smollm2()[0], ids),
-        "random": measure("random", lambda: random_twin(model), ids),
-    }
+    found = {"smollm2": measure("smollm2", lambda: cf.models.smollm2()[0], ids)}
     if args.json:
         about = {"torch": torch.__version__, "machine": platform.processor(), "command": __doc__}
         args.json.write_text(json.dumps({**about, **found}, indent=1) + "\n")
