@@ -89,6 +89,11 @@ CHANGES = {
 }
 
 
+def left_out(out: cf.Output) -> tuple[str, ...]:
+    """The notes, but for that of classes of the tests' own, which run every step."""
+    return tuple(n for n in out.stats.notes if ": its modules run every step" not in n)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_comes_after_the_head_is_seen(name: str, dtype: torch.dtype) -> None:
@@ -110,7 +115,7 @@ def test_a_head_is_shared_where_logits_are_its_linear_map(name: str) -> None:
     assert out.responses == theirs.responses
     torch.testing.assert_close(out.logprobs, theirs.logprobs, rtol=1e-4, atol=1e-4)
     note = "a head for each term of m: what the model makes of its outputs is not linear"
-    assert out.stats.notes == (() if linear else (note,))
+    assert left_out(out) == (() if linear else (note,))
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
@@ -127,10 +132,10 @@ def test_few_columns_of_a_guide_where_they_stand_alone(name: str, power: float) 
     assert out.responses == theirs.responses
     torch.testing.assert_close(out.logprobs, theirs.logprobs, rtol=1e-4, atol=1e-4)
     if power != 0:
-        assert out.stats.notes == ("every model computes all columns: the blend has power 1",)
+        assert left_out(out) == ("every model computes all columns: the blend has power 1",)
     else:
         note = "all columns of the head of guide: what the model makes of its outputs mixes them"
-        assert out.stats.notes == (() if apart else (note,))
+        assert left_out(out) == (() if apart else (note,))
 
 
 def family(config: Any, model: Callable[[Any], PreTrainedModel]) -> PreTrainedModel:
@@ -158,7 +163,7 @@ def test_families_that_scale_or_cap(config: Any, model: Any, linear: bool) -> No
     out = cf.generate(blend, PROMPTS, **DRAW)
     assert out.responses == theirs.responses
     torch.testing.assert_close(out.logprobs, theirs.logprobs, rtol=1e-4, atol=1e-4)
-    assert bool(out.stats.notes) != linear
+    assert bool(left_out(out)) != linear
 
 
 HOOKS: dict[str, Callable[[Any], Any]] = {
@@ -280,4 +285,4 @@ def test_options_that_are_left_out_are_named(
     blend: Any, options: dict[str, Any], notes: tuple[str, ...]
 ) -> None:
     out = cf.generate(blend(*terms()), PROMPTS, tokenizer=make_letters(), **DRAW, **options)
-    assert out.stats.notes == notes
+    assert left_out(out) == notes
