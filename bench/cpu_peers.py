@@ -44,6 +44,7 @@ from tqdm import tqdm
 
 PACKAGES = ("crossfade", "torch", "transformers", "peft")
 PARTS = ("beyond", "errors", "steps", "prompts", "calls", "big")
+PROMPT = 59  # tokens; four times as many in all rows of a batch, at most
 READ = 512 << 20  # bytes of the read that a floor's rate is taken from
 PRODUCT = 1024  # rows and columns of its product
 
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                         help="begin no further round of a batch after this long")  # fmt: skip
     parser.add_argument("--compile", action="store_true",
                         help="at batch 1 also Engine(compile=True): minutes")  # fmt: skip
-    parser.add_argument("--work", type=Path, help="a folder for models in llama.cpp's format")
+    parser.add_argument("--work", type=Path, help="a folder that keeps llama.cpp's models")
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(given)
     args.rounds = args.rounds or (2 if args.quick else 5)
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "machine": hardware("cpu"),
         "versions": {p: metadata.version(p) for p in PACKAGES if util.find_spec(p)},
         "llama.cpp": llama.build(),
-        "settings": {"prompt": 59, "new_tokens": args.new_tokens, **peers.SAMPLING},
+        "settings": {"prompt": PROMPT, "new_tokens": args.new_tokens, **peers.SAMPLING},
     }
     with tempfile.TemporaryDirectory() as folder:
         args.work = args.work or Path(folder)
@@ -117,7 +118,7 @@ def measure(part: str, lineup: Lineup, args: argparse.Namespace) -> Iterator[lis
     else:
         for batch in args.batch if part == "steps" else args.batch[:1]:
             compiled = args.compile and batch == 1
-            contenders = lineup.contenders(batch, 59 + args.new_tokens + 1, compiled)
+            contenders = lineup.contenders(batch, PROMPT + args.new_tokens + 1, compiled)
             yield steps(lineup, contenders, batch, args)
             del contenders
             lineup.close()
@@ -178,7 +179,7 @@ def steps(
     lineup: Lineup, contenders: Sequence[Contender], batch: int, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Milliseconds of a step of each contender, and of its floor."""
-    prompt = 9 if args.quick else 59
+    prompt = 9 if args.quick else min(PROMPT, 4 * PROMPT // batch)
     generator = torch.Generator().manual_seed(batch)
     ids = torch.randint(20, lineup.vocabulary, (batch, prompt), generator=generator)
     sizes = argparse.Namespace(long=args.new_tokens)
@@ -195,6 +196,7 @@ def steps(
     return [
         {
             "size": lineup.name, "of": c.of, "by": c.by, "weights": c.weights, "batch": batch,
+            "prompt": prompt,
             "rounds_ms": [round(ms, 3) for ms in found[c.key]],
             "step_ms": round(statistics.median(found[c.key]), 3),
             **floor(c, batch, tokens, rate),
