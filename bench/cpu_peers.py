@@ -37,7 +37,6 @@ import llama_peer as llama
 import torch
 from cpu_contenders import Contender, Lineup, errors
 from crossfade.bench import hardware, timing
-from decode import step_ms
 from reports.cpu_peers import render
 from torch import Tensor
 from tqdm import tqdm
@@ -162,9 +161,14 @@ def _best(call: Callable[[], object], times: int = 3) -> float:
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def clock() -> float:
+    """Seconds; on one thread those of the processor, as others may use it too."""
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 @functools.cache
@@ -182,14 +186,10 @@ def steps(
     prompt = 9 if args.quick else min(PROMPT, 4 * PROMPT // batch)
     generator = torch.Generator().manual_seed(batch)
     ids = torch.randint(20, lineup.vocabulary, (batch, prompt), generator=generator)
-    sizes = argparse.Namespace(long=args.new_tokens)
     setup, notes = {}, {}
     for c in contenders:  # The first call of each is not in the rounds.
         setup[c.key] = _seconds(lambda c=c: notes.update({c.key: notes_of(c.run(ids, 12, True))}))
-    called = {
-        c.key: functools.partial(step_ms, c.run, ids, sizes, True)  # type: ignore[arg-type]
-        for c in contenders
-    }
+    called = {c.key: functools.partial(step_ms, c.run, ids, args.new_tokens) for c in contenders}
     found, rates = turns(called, args.rounds, args.limit, f"batch {batch}")
     tokens = prompt + args.new_tokens // 2
     rate = {name: statistics.median(r[name] for r in rates) for name in rates[0]}
@@ -206,6 +206,13 @@ def steps(
         }
         for c in contenders
     ]  # fmt: skip
+
+
+def step_ms(run: peers.Run, ids: Tensor, new: int) -> float:
+    """The median time between two tokens of a run."""
+    ticks: list[float] = []
+    run(ids, new, True, lambda: ticks.append(clock()))
+    return 1e3 * statistics.median(b - a for a, b in itertools.pairwise(ticks))
 
 
 def floor(c: Contender, batch: int, tokens: int, rate: dict[str, float]) -> dict[str, float]:
@@ -257,9 +264,9 @@ def calls(lineup: Lineup, args: argparse.Namespace) -> list[dict[str, Any]]:
 
     def short(c: Contender) -> float:
         ticks: list[float] = []
-        start = time.perf_counter()
-        c.run(ids, 20, True, lambda: ticks.append(time.perf_counter()))
-        took = time.perf_counter() - start
+        start = clock()
+        c.run(ids, 20, True, lambda: ticks.append(clock()))
+        took = clock() - start
         step = statistics.median(b - a for a, b in itertools.pairwise(ticks[8:]))
         fixed[c.key].append(took - 20 * step)
         return took
