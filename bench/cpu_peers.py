@@ -45,6 +45,7 @@ PACKAGES = ("crossfade", "torch", "transformers", "peft")
 PARTS = ("beyond", "errors", "steps", "prompts", "calls", "big")
 PROMPT = 59  # tokens; four times as many in all rows of a batch, at most
 READ = 512 << 20  # bytes of the read that a floor's rate is taken from
+PIECE = 16 << 20  # that are read at once: both halves of a larger one lie too far apart
 PRODUCT = 1024  # rows and columns of its product
 
 
@@ -146,8 +147,9 @@ def turns(
 
 def machine_rates() -> dict[str, float]:
     """GB/s of a read, and GFLOP/s of products in float32 and bfloat16, with torch's threads."""
-    big = _numbers(READ // 4)
-    found = {"read": big.nbytes / 1e9 / _best(functools.partial(timing.read, big))}
+    pieces = _numbers(READ // 4).split(PIECE // 4)
+    seconds = _best(lambda: [timing.read(p) for p in pieces])
+    found = {"read": READ / 1e9 / seconds}
     for dtype in (torch.float32, torch.bfloat16):
         x = _numbers(PRODUCT * PRODUCT).view(PRODUCT, PRODUCT).to(dtype)
         seconds = _best(functools.partial(torch.mm, x, x))
