@@ -114,7 +114,8 @@ class Lineup:
             work.mkdir(exist_ok=True)
             files = [work / f"{i}.gguf" for i in range(len(own))]
             for model, file in zip(own, files, strict=True):
-                llama.write(model, file)
+                if not file.exists():
+                    llama.write(model, file)
             for kind in llama.KINDS:
                 each = files if kind == "F16" else [llama.quantised(f, kind) for f in files]
                 loaded[kind] = [llama.Weights(f) for f in each]
@@ -126,7 +127,10 @@ class Lineup:
         return next(iter(self.models.values()))[0].config.vocab_size
 
     def contenders(self, batch: int, tokens: int, compiled: bool) -> list[Contender]:
-        """All that decode `batch` rows of up to so many tokens. At batch 1 also without a tape."""
+        """All that decode `batch` rows of up to so many tokens.
+
+        At batch 1 also in float32, which llama.cpp is not set against, and floats without a tape.
+        """
         ways: dict[str, dict[str, Any]] = {OURS: {}}
         if batch == 1:
             ways[MODULES] = {"tape": False}
@@ -135,7 +139,9 @@ class Lineup:
         found = list(self._llamas(batch, tokens))
         for way, options in ways.items():
             for of, weights, blend, models in self._blends():
-                if "compile" not in options or (of == ONE and weights in FLOATS):
+                if batch > 1 and weights == "float32":
+                    continue
+                if not options or (weights in FLOATS and (of == ONE or way == MODULES)):
                     found.append(
                         Contender(
                             *(of, way, weights),

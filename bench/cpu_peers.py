@@ -37,14 +37,15 @@ import llama_peer as llama
 import torch
 from cpu_contenders import Contender, Lineup, errors
 from crossfade.bench import hardware, timing
-from decode import step_ms
 from reports.cpu_peers import render
 from torch import Tensor
 from tqdm import tqdm
 
 PACKAGES = ("crossfade", "torch", "transformers", "peft")
 PARTS = ("beyond", "errors", "steps", "prompts", "calls", "big")
+PROMPT = 59  # tokens; four times as many in all rows of a batch, at most
 READ = 512 << 20  # bytes of the read that a floor's rate is taken from
+PIECE = 16 << 20  # that are read at once: both halves of a larger one lie too far apart
 PRODUCT = 1024  # rows and columns of its product
 
 
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                         help="begin no further round of a batch after this long")  # fmt: skip
     parser.add_argument("--compile", action="store_true",
                         help="at batch 1 also Engine(compile=True): minutes")  # fmt: skip
-    parser.add_argument("--work", type=Path, help="a folder for models in llama.cpp's format")
+    parser.add_argument("--work", type=Path, help="a folder that keeps llama.cpp's models")
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(given)
     args.rounds = args.rounds or (2 if args.quick else 5)
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "machine": hardware("cpu"),
         "versions": {p: metadata.version(p) for p in PACKAGES if util.find_spec(p)},
         "llama.cpp": llama.build(),
-        "settings": {"prompt": 59, "new_tokens": args.new_tokens, **peers.SAMPLING},
+        "settings": {"prompt": PROMPT, "new_tokens": args.new_tokens, **peers.SAMPLING},
     }
     with tempfile.TemporaryDirectory() as folder:
         args.work = args.work or Path(folder)
@@ -117,7 +118,7 @@ def measure(part: str, lineup: Lineup, args: argparse.Namespace) -> Iterator[lis
     else:
         for batch in args.batch if part == "steps" else args.batch[:1]:
             compiled = args.compile and batch == 1
-            contenders = lineup.contenders(batch, 59 + args.new_tokens + 1, compiled)
+            contenders = lineup.contenders(batch, PROMPT + args.new_tokens + 1, compiled)
             yield steps(lineup, contenders, batch, args)
             del contenders
             lineup.close()
@@ -146,8 +147,9 @@ def turns(
 
 def machine_rates() -> dict[str, float]:
     """GB/s of a read, and GFLOP/s of products in float32 and bfloat16, with torch's threads."""
-    big = _numbers(READ // 4)
-    found = {"read": big.nbytes / 1e9 / _best(functools.partial(timing.read, big))}
+    pieces = _numbers(READ // 4).split(PIECE // 4)
+    seconds = _best(lambda: [timing.read(p) for p in pieces])
+    found = {"read": READ / 1e9 / seconds}
     for dtype in (torch.float32, torch.bfloat16):
         x = _numbers(PRODUCT * PRODUCT).view(PRODUCT, PRODUCT).to(dtype)
         seconds = _best(functools.partial(torch.mm, x, x))
@@ -161,9 +163,14 @@ def _best(call: Callable[[], object], times: int = 3) -> float:
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def clock() -> float:
+    """Seconds; on one thread those of the processor, as others may use it too."""
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 @functools.cache
@@ -178,23 +185,20 @@ def steps(
     lineup: Lineup, contenders: Sequence[Contender], batch: int, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Milliseconds of a step of each contender, and of its floor."""
-    prompt = 9 if args.quick else 59
+    prompt = 9 if args.quick else min(PROMPT, 4 * PROMPT // batch)
     generator = torch.Generator().manual_seed(batch)
     ids = torch.randint(20, lineup.vocabulary, (batch, prompt), generator=generator)
-    sizes = argparse.Namespace(long=args.new_tokens)
     setup, notes = {}, {}
     for c in contenders:  # The first call of each is not in the rounds.
         setup[c.key] = _seconds(lambda c=c: notes.update({c.key: notes_of(c.run(ids, 12, True))}))
-    called = {
-        c.key: functools.partial(step_ms, c.run, ids, sizes, True)  # type: ignore[arg-type]
-        for c in contenders
-    }
+    called = {c.key: functools.partial(step_ms, c.run, ids, args.new_tokens) for c in contenders}
     found, rates = turns(called, args.rounds, args.limit, f"batch {batch}")
     tokens = prompt + args.new_tokens // 2
     rate = {name: statistics.median(r[name] for r in rates) for name in rates[0]}
     return [
         {
             "size": lineup.name, "of": c.of, "by": c.by, "weights": c.weights, "batch": batch,
+            "prompt": prompt,
             "rounds_ms": [round(ms, 3) for ms in found[c.key]],
             "step_ms": round(statistics.median(found[c.key]), 3),
             **floor(c, batch, tokens, rate),
@@ -204,6 +208,13 @@ def steps(
         }
         for c in contenders
     ]  # fmt: skip
+
+
+def step_ms(run: peers.Run, ids: Tensor, new: int) -> float:
+    """The median time between two tokens of a run."""
+    ticks: list[float] = []
+    run(ids, new, True, lambda: ticks.append(clock()))
+    return 1e3 * statistics.median(b - a for a, b in itertools.pairwise(ticks))
 
 
 def floor(c: Contender, batch: int, tokens: int, rate: dict[str, float]) -> dict[str, float]:
@@ -255,9 +266,9 @@ def calls(lineup: Lineup, args: argparse.Namespace) -> list[dict[str, Any]]:
 
     def short(c: Contender) -> float:
         ticks: list[float] = []
-        start = time.perf_counter()
-        c.run(ids, 20, True, lambda: ticks.append(time.perf_counter()))
-        took = time.perf_counter() - start
+        start = clock()
+        c.run(ids, 20, True, lambda: ticks.append(clock()))
+        took = clock() - start
         step = statistics.median(b - a for a, b in itertools.pairwise(ticks[8:]))
         fixed[c.key].append(took - 20 * step)
         return took

@@ -91,6 +91,8 @@ def quantised(file: Path, kind: str) -> Path:
     import llama_cpp
 
     other = file.with_name(f"{file.stem}.{kind}.gguf")
+    if other.exists():
+        return other
     quiet()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = KINDS[kind], torch.get_num_threads()

@@ -127,10 +127,12 @@ def notes(report: dict[str, Any]) -> Iterator[str]:
     loads = ", ".join(f"{n} {p['load_before']:.1f}" for n, p in report["parts"].items())
     commands = dict.fromkeys(p["command"] for p in report["parts"].values())
     yield (
-        f"{machine(report['machine'])}; prompts of {settings['prompt']} tokens; torch "
+        f"{machine(report['machine'])}; prompts of {settings['prompt']} tokens, in "
+        f"larger batches of {4 * settings['prompt']} in all at most; torch "
         f"{versions['torch']}; {' and '.join(f'`{c}`' for c in commands)}. In brackets intervals "
         "of 95 %. Floor: the larger of a read of all weights and live caches and of the products, "
-        "at rates measured in the same rounds. llama.cpp's Q8_0 and Q4_1 are set against 8 and 4 "
+        "at rates measured in the same rounds. On one thread, times are the "
+        "processor's. llama.cpp's Q8_0 and Q4_1 are set against 8 and 4 "
         "bits, F16 against the floats; adapters against three models. Load of the machine before "
         f"each part: {loads}."
     )
