@@ -49,7 +49,7 @@ def light_collections() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def steady_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads are so small here that a machine that does other things makes any time of them."""
-    monkeypatch.setattr(decode, "read_gb_per_s", lambda *_: 1.0)
+    monkeypatch.setattr(decode, "read_gb_per_s", lambda *_: 4.0)
 
 
 def test_a_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -21,7 +20,7 @@ from ..extras import require
 from ..ops import packed
 from . import gguf_header, gguf_tokenizer, quantized
 
-PLAIN = {0: np.float32, 1: np.float16}  # types without blocks
+PLAIN = {0: "float32", 1: "float16"}  # types without blocks
 ROWS_ALONE = ("TensorProcessor", "LlamaTensorProcessor", "Gemma2TensorProcessor")
 
 
@@ -72,6 +71,7 @@ def _model(
         skeleton = AutoModelForCausalLM.from_config(config)
     names = theirs.get_gguf_hf_weights_map(skeleton, processor)
     embeddings = skeleton.get_input_embeddings()
+    np = require("numpy", "smollm2")
     data = np.memmap(path, mode="r")
     found: dict[str, Tensor] = {}
     for name, at in header.items():
@@ -109,7 +109,7 @@ def _put_head(found: dict[str, Tensor], skeleton: Any, blocks: Any, at: Any, own
         found[key] = own
 
 
-def _dequantized(blocks: np.ndarray, at: gguf_header.Tensors) -> np.ndarray:
+def _dequantized(blocks: Any, at: gguf_header.Tensors) -> Any:
     if at.type in PLAIN:
         return blocks.view(PLAIN[at.type]).reshape(at.shape)
     gguf = require("gguf", "smollm2")
@@ -119,7 +119,7 @@ def _dequantized(blocks: np.ndarray, at: gguf_header.Tensors) -> np.ndarray:
 
 def _rows(weight: ops.Packed, processor: Any, name: str) -> ops.Packed:
     """The rows in the order that the model has them in: llama.cpp permutes those of queries."""
-    places = np.arange(weight.out)[:, None]
+    places = torch.arange(weight.out).numpy()[:, None]
     order = torch.from_numpy(processor.process(weights=places, name=name).weights[:, 0].copy())
     if torch.equal(order, torch.arange(weight.out)):
         return weight
@@ -128,9 +128,9 @@ def _rows(weight: ops.Packed, processor: Any, name: str) -> ops.Packed:
     return packed.pack(numbers[order], scales[order], low, weight.bits)
 
 
-def _packed(blocks: np.ndarray, at: gguf_header.Tensors) -> ops.Packed:
+def _packed(blocks: Any, at: gguf_header.Tensors) -> ops.Packed:
     size = gguf_header.BLOCKS[at.type][1]
-    each = torch.from_numpy(np.array(blocks)).view(-1, size)
+    each = torch.from_numpy(blocks.copy()).view(-1, size)
     bits, q, scales, minima = READERS[at.type](each)
     out = at.shape[0]
     if not bool(scales.isfinite().all()):
