@@ -223,7 +223,7 @@ def floor(c: Contender, batch: int, tokens: int, rate: dict[str, float]) -> dict
     fast = rate["float32"] if c.weights == "float32" else max(rate["float32"], rate["bfloat16"])
     products = 2 * c.products * batch / fast / 1e6
     times = {"read_ms": read, "products_ms": products, "floor_ms": max(read, products)}
-    return {name: round(ms, 3) for name, ms in times.items()}
+    return {name: round(ms, 6) for name, ms in times.items()}
 
 
 def notes_of(result: Any) -> list[str]:
