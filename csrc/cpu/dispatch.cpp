@@ -62,7 +62,7 @@ struct Kernels {
 #define CF_KERNELS(isa)                                                                 \
   Kernels {                                                                             \
     #isa, isa::blend_rows, isa::blend_sample_rows, isa::attention_rows, CF_LINEAR(isa), \
-        isa::logp_forward_rows, isa::logp_backward_rows, isa::tape_run                 \
+        isa::logp_forward_rows, isa::logp_backward_rows, isa::tape_run                  \
   }
 
 #ifdef __x86_64__
