@@ -117,13 +117,17 @@ def _run(
     out: int,
     inner: int,
 ) -> Tensor:
-    few = isinstance(weight, Packed) or x.numel() <= MOST_NATIVE_ROWS.get(x.dtype, 0) * inner
-    if backend is None and not few:
+    if backend is None and not has_few_rows(x, weight, inner):
         return _formula(x, weight, bias, lora)
     reason = _why_not(x, weight, bias, lora)
     if reason is not None:
         return _instead(backend, reason, x, weight, bias, lora)
     return native.linear(x, weight, bias, lora, out, inner)
+
+
+def has_few_rows(x: Tensor, weight: Tensor | Packed, inner: int) -> bool:
+    """Whether the kernel is the faster one for so many rows of x."""
+    return isinstance(weight, Packed) or x.numel() <= MOST_NATIVE_ROWS.get(x.dtype, 0) * inner
 
 
 def _instead(

@@ -28,6 +28,7 @@ from ..runner import Shares
 from ..simple.runner import CachedTerm
 from ..simple.structure import remembered, why_as_it_is
 from ..simple.term_model import TermModel
+from .comparing import distance, worst_of
 from .deltas import Deltas
 from .group import Group
 from .head import ScoreHead
@@ -143,25 +144,14 @@ def _run_both(
             return Finding(f"a few tokens ended in {type(error).__name__}: {what:.120}"), True
     tells, worst = True, 0.0
     for model, here, there in zip(members, by_engine, itself, strict=True):
-        off, spread = _off(here, there)
+        off, spread = distance(here, there)
         tells &= bool((spread > 0).all())
         if not bool((off <= _tolerance(there, model) * spread).all()):
-            worst = max(worst, float((off / spread.clamp(min=1e-30)).nan_to_num(torch.inf).max()))
+            worst = max(worst, worst_of(off, spread))
     if worst == 0.0:
         return min(_findings.get(), key=_first), tells
     why = f"its logits on the engine are not its own (off by {worst:.2g} of their spread)"
     return Finding(why), True
-
-
-def _off(found: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """How far a model's logits ``[2, rows, V]`` on the engine are off its own, and the spread of
-    these."""
-    found, own = found.double(), own.double()
-    if own.shape[-1] == 1:  # The numbers of a scalar head are compared for all tokens at once.
-        found, own = (x.flatten()[None] for x in (found, own))
-    alike = (found == own) | (found.isnan() & own.isnan())  # Banned tokens have -inf in both.
-    found, own = (x.masked_fill(alike & ~own.isfinite(), 0.0) for x in (found, own))
-    return (found - own).norm(dim=-1), (own - own.mean(-1, keepdim=True)).norm(dim=-1)
 
 
 def _first(finding: Finding) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....ops.linear import has_few_rows
 from ....ops.packed import Packed
 from .recording import Call, storage
 
@@ -333,10 +334,8 @@ def product(
 
 @rule("crossfade::linear")
 def _linear(call: Call) -> list[Instruction] | None:
-    from ....ops.linear import MOST_NATIVE_ROWS
-
     x, weight, bias, a, b, scale, backend = call.args
-    if backend == "reference" or x.numel() > MOST_NATIVE_ROWS.get(x.dtype, 0) * weight.shape[1]:
+    if backend == "reference" or not has_few_rows(x, weight, weight.shape[1]):
         return None
     return product(x, weight, bias, call.result, None if a is None else (a, b, scale))
 

@@ -32,6 +32,11 @@ class Temporary:
     owners: set[Hashable] = field(default_factory=set)  # as `owner` gives them
     offset: int = -1
 
+    @property
+    def room(self) -> int:
+        """The bytes that it takes of an arena, in whole cache lines."""
+        return -(-max(self.bytes, 1) // ALIGNED) * ALIGNED
+
 
 def owner(x: Tensor, rows: int) -> Hashable:
     """Which thread touches which part of a tensor's memory, in an instruction over `rows`.
@@ -148,7 +153,7 @@ class Layout:
                     free.setdefault(size, []).extend(offsets)
                 owned.clear()
             for t in begins.get(place, ()):
-                size = -(-max(t.bytes, 1) // ALIGNED) * ALIGNED
+                size = t.room
                 same = owned.get((size, _only(t)))
                 if same and _only(t) != ANY:
                     t.offset = same.pop()
@@ -157,8 +162,7 @@ class Layout:
                 else:
                     t.offset, total = total, total + size
             for t in ends.get(place, ()):
-                size = -(-max(t.bytes, 1) // ALIGNED) * ALIGNED
-                owned.setdefault((size, _only(t)), []).append(t.offset)
+                owned.setdefault((t.room, _only(t)), []).append(t.offset)
         return total
 
 

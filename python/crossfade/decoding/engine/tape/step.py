@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...simple.structure import foreign_module, keep, known
 from ...simple.term_model import TermModel
+from ..comparing import distance, worst_of
 from ..deltas import Deltas
 from ..head import Head
 from ..kv_cache import KVCache
@@ -122,7 +123,7 @@ class TapedStep:
     def _agrees(self, by_tape: Tensor, own: Tensor) -> bool:
         """Whether the tape and the modules gave the same logits. Otherwise the tape is dropped."""
         self.steps += 1
-        off = _off(by_tape, own)
+        off = worst_of(*distance(by_tape, own))
         if off > 1e-3 + 16 * torch.finfo(own.dtype).eps:
             self._finds(f"its logits on a tape are off by {off:.2g} of their spread")
             return False
@@ -135,13 +136,3 @@ class TapedStep:
         self.proved = finding == PROVED
         if not self.proved:
             self.program, self.why = None, finding
-
-
-def _off(found: Tensor, own: Tensor) -> float:
-    """How far logits ``[rows, V]`` are off a model's own, as a part of their spread."""
-    found, own = found.double(), own.double()
-    alike = (found == own) | (found.isnan() & own.isnan())
-    found, own = (x.masked_fill(alike & ~own.isfinite(), 0.0) for x in (found, own))
-    spread = (own - own.mean(-1, keepdim=True)).norm(dim=-1).clamp(min=1e-30)
-    off = ((found - own).norm(dim=-1) / spread).nan_to_num(torch.inf)
-    return float(off.max()) if off.numel() else 0.0
