@@ -59,6 +59,8 @@ def outputs(page: str, name: str) -> Iterator[tuple[Example, str]]:
     """Run a page's examples; each of them, and what it printed."""
     names: dict[str, Any] = {"__name__": "__main__"}
     before = Path.cwd()
+    modules = [Path(e[0]).stem for e in examples(page) if isinstance(e, tuple)]
+    _forget(modules)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
@@ -74,6 +76,13 @@ def outputs(page: str, name: str) -> Iterator[tuple[Example, str]]:
                 yield example, out.getvalue()
         finally:
             os.chdir(before)
+            _forget(modules)
+
+
+def _forget(modules: list[str]) -> None:
+    """A page's modules are its own, whatever another page or program has called its modules."""
+    for name in modules:
+        sys.modules.pop(name, None)
 
 
 def _run_commands(code: str) -> None:

@@ -1,6 +1,7 @@
 """The examples of a page: what runs, and what is said to be printed."""
 
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,15 @@ def test_a_command_that_fails_is_an_error() -> None:
     page = "```bash\npip install nothing\ncrossfade generate hello\n```\n"
     with pytest.raises(RuntimeError, match="crossfade generate hello ended with 2"):
         list(outputs(page, "page"))
+
+
+def test_a_page_has_modules_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another page, or a program, may have modules of the same names."""
+    monkeypatch.setitem(sys.modules, "numbers_", types.ModuleType("numbers_"))
+    code = (
+        "import sys\nsys.path[:0] = ['']\nimport numbers_\ndel sys.path[0]\nprint(numbers_.ONE)\n"
+    )
+    for value in (1, 2):
+        page = f"```py numbers_.py\nONE = {value}\n```\n\n```python\n{code}```\n"
+        assert [out for _, out in outputs(page, "page")] == [f"{value}\n"]
+        assert "numbers_" not in sys.modules

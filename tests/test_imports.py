@@ -31,6 +31,14 @@ def test_every_place_in_the_order_is_there() -> None:
     assert set(house.ORDER.split()) <= found
 
 
+def test_no_two_files_beside_the_package_have_one_name() -> None:
+    """Tests, measurements and the pages' tools import one another as modules of one process."""
+    places = [*house.ROOT.glob("tests/**/*.py"), *house.ROOT.glob("bench/*.py")]
+    places += [*house.ROOT.glob("bench/reproduce/*.py"), *house.ROOT.glob("docs/*.py")]
+    names = [path.name for path in places if path.name != "conftest.py"]
+    assert [name for name in set(names) if names.count(name) > 1] == []
+
+
 def package(folder: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         path = folder / "crossfade" / name

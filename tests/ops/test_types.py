@@ -25,9 +25,9 @@ def test_arguments_are_those_of_the_public_ops() -> None:
 
 def test_public_names() -> None:
     """Each op, and each type that one of them takes or returns."""
-    types = ["BlendSample", "Draw", "Inputs", "LinearLogp", "Lora", "Part", "Support"]
+    types = ["BlendSample", "Draw", "Inputs", "LinearLogp", "Lora", "Packed", "Part"]
     run = ["attend_", "blend", "blend_sample", "chunk_select", "fork_cache_"]
-    assert ops.__all__ == [*types, *run, "linear", "linear_logp"]
+    assert ops.__all__ == [*types, "Support", *run, "linear", "linear_logp"]
 
 
 def test_inputs() -> None:

@@ -8,7 +8,7 @@ import crossfade as cf
 import pytest
 import torch
 from judges import Keeper, words
-from searches import DRAW, PROMPTS, few_words
+from search_cases import DRAW, PROMPTS, few_words
 from tiny_models import make
 
 

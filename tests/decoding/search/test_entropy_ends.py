@@ -10,7 +10,7 @@ import crossfade as cf
 import pytest
 import torch
 from crossfade.decoding.mixer import Mixer
-from searches import DRAW, PROMPTS, SIMPLE, by_hand, entropy, log_ratio
+from search_cases import DRAW, PROMPTS, SIMPLE, by_hand, entropy, log_ratio
 from sweeps import product
 from tiny_models import SHAPES, make
 from transformers import (

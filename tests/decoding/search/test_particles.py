@@ -13,7 +13,7 @@ import torch
 from crossfade import ops
 from crossfade.decoding.search.particles import effective_size, normalised, resampled
 from scipy.stats import chisquare
-from searches import DRAW, EOS_IDS, PROMPTS, TEXTS, few_words, last_logits, log_ratio
+from search_cases import DRAW, EOS_IDS, PROMPTS, TEXTS, few_words, last_logits, log_ratio
 from sweeps import every
 from tiny_models import make
 from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -11,7 +11,7 @@ import pytest
 import torch
 from crossfade.decoding.loop import Loop
 from crossfade.models.value_heads import value_head, value_model
-from searches import DRAW, PROMPTS, SIMPLE, by_hand
+from search_cases import DRAW, PROMPTS, SIMPLE, by_hand
 from sweeps import every, product
 from tiny_models import make, spread
 from transformers import (

@@ -12,7 +12,7 @@ import crossfade as cf
 import pytest
 import torch
 from scipy.stats import chisquare
-from searches import DRAW, PROMPTS, SIMPLE, TEXTS, by_hand, few_words, log_ratio
+from search_cases import DRAW, PROMPTS, SIMPLE, TEXTS, by_hand, few_words, log_ratio
 from sweeps import product
 from tiny_models import EOS, SHAPES, VOCAB, lora, make, make_letters, make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -8,7 +8,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from searches import DRAW, PROMPTS, TEXTS
+from search_cases import DRAW, PROMPTS, TEXTS
 from tiny_models import make, make_letters
 from transformers import PreTrainedTokenizerFast
 

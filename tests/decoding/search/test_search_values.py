@@ -7,7 +7,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from searches import DRAW, PROMPTS, SIMPLE, TEXTS
+from search_cases import DRAW, PROMPTS, SIMPLE, TEXTS
 from tiny_models import SHAPES, VOCAB, make
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 

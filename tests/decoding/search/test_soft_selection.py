@@ -12,7 +12,7 @@ import pytest
 import torch
 from crossfade import ops
 from scipy.stats import chisquare
-from searches import DRAW, EOS_IDS, PROMPTS, few_words, last_logits, log_ratio
+from search_cases import DRAW, EOS_IDS, PROMPTS, few_words, last_logits, log_ratio
 from tiny_models import make
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from searches import DRAW, PROMPTS, by_hand, few_words, log_ratio
+from search_cases import DRAW, PROMPTS, by_hand, few_words, log_ratio
 from sweeps import every
 from test_particles import closed_form, drawn_rows, pvalue
 from test_search_values import with_outputs

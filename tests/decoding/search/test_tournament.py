@@ -15,7 +15,7 @@ import torch
 from crossfade.bulk.decode import decode
 from judges import EVEN, Judge, writer
 from scipy.stats import chi2_contingency
-from searches import PROMPTS, SIMPLE, few_words
+from search_cases import PROMPTS, SIMPLE, few_words
 from tiny_models import EOS, make_tokenizer
 
 SIZES = range(1, 18)

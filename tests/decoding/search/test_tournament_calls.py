@@ -16,7 +16,7 @@ from crossfade import training
 from crossfade.bulk.decode import decode
 from crossfade.identity import run_id
 from judges import EVEN, Judge, Keeper, writer
-from searches import PROMPTS, SIMPLE
+from search_cases import PROMPTS, SIMPLE
 from tiny_models import make
 
 
