@@ -33,7 +33,7 @@ ops
 metrics losses
 models
 blends
-search
+search drafts
 presets
 formula rewards specs
 loading
@@ -48,6 +48,7 @@ decoding.simple
 decoding.engine
 decoding.mixer
 decoding.rows
+decoding.speculation
 decoding.watch decoding.strays
 decoding.loop
 decoding.search

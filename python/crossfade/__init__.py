@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .decoding import decode as decode
     from .decoding import generate as generate
     from .decoding import score as score
+    from .drafts import Draft as Draft
     from .formula import parse as parse
     from .models.quantized import quantize as quantize
     from .ops import Support as Support
@@ -63,6 +64,7 @@ _HOME = {
     "ConditionedPolicy": "policies.conditioned",
     "Classifier": "blends.classifier",
     "Corrections": "policies.metaaligner",
+    "Draft": "drafts",
     "Engine": "decoding",
     "Judge": "policies.self_judge",
     "JudgeTemplate": "policies.self_judge",

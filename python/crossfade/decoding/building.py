@@ -10,12 +10,13 @@ import torch
 
 from ..blends.blend import Blend
 from .classifiers import Classifiers
+from .engine.drafting import Guessers
 from .engine.graph import Stepper
 from .engine.lazy import Lazy
 from .engine.options import Engine
 from .engine.prefix import PrefixCache, fingerprints_of
 from .engine.runner import EngineRunner
-from .job import WEIGHTS, Job, Row, weights_of
+from .job import WEIGHTS, Drafted, Job, Row, weights_of
 from .loop import Loop
 from .mixer import Mixer
 from .rows import Kept, Slots, kept
@@ -23,6 +24,8 @@ from .runner import Runner
 from .search.loops import search_loop
 from .simple.runner import SimpleRunner
 from .simple.term_model import TermModel
+from .speculation.drafter import Drafter, TextDrafter
+from .speculation.models import ModelDrafter
 from .strays import Strays
 
 
@@ -115,6 +118,8 @@ class Builder:
         if job.classified is not None:
             own = replace(engine, simple=self.simple)
             how["classifiers"] = Classifiers(mixer, count, limit, own)
+        if job.draft is not None:
+            how["drafter"] = self._drafter(job.draft, slots, runner)
         if not self.simple:
             self._note_left_out(job, runner)
         if search is None:
@@ -132,9 +137,24 @@ class Builder:
         own = [table[name] for name in WEIGHTS]
         return Mixer(self.blend, own, self.vocabulary, runner.models_of_logits, references)
 
+    def _drafter(self, draft: Drafted, slots: Slots, runner: Runner) -> Drafter | None:
+        """What guesses the tokens of rows; None where the engine cannot let it."""
+        if isinstance(runner, SimpleRunner):
+            self.notes.append("no draft: the simple path reads a token at a time")
+            return None
+        if draft.blend is None:
+            return TextDrafter(slots, draft.length)
+        assert isinstance(runner, EngineRunner)
+        if runner.drafting is None:
+            return None
+        weights = [slots.table[name] for name in weights_of(None)]
+        mixer = Mixer(draft.blend, weights, self.vocabulary)
+        return ModelDrafter(runner.drafting, mixer, slots, draft.length)
+
     def _host_acts(self, job: Job) -> bool:
         """Whether the host takes part in every step, as it always does on CPUs."""
-        return job.watched or self.simple or self.device.type == "cpu"
+        drafts = job.draft is not None
+        return job.watched or drafts or self.simple or self.device.type == "cpu"
 
     def _steps_between_looks(self, job: Job, limit: int, chunk: int | None) -> int:
         """How many steps the host lets pass before it looks at what the device has done.
@@ -142,7 +162,8 @@ class Builder:
         By default a GPU is looked at after 8 steps, and in a search so that a look falls on the end
         of each chunk.
         """
-        if not (job.watched or self.simple) and self.engine.sync_every is not None:
+        looked_at = job.watched or self.simple or job.draft is not None
+        if not looked_at and self.engine.sync_every is not None:
             return self.engine.sync_every
         if self._host_acts(job):
             return 1
@@ -160,8 +181,15 @@ class Builder:
         longest = [max(len(ids[k]) for ids in known) for k in range(len(self.models))]
         # Processors and streamers see every step, and waiting for a scalar head takes one more.
         heads = [] if job.search is None else job.search.heads(scalar=not self.same_step(job))
-        runner = EngineRunner(self.models, longest, count, limit, engine, heads)
-        runner.fit(blend, slots.table["weights"], self.vocabulary, job.why_each_term)
+        if heads and job.draft is not None:
+            self.notes.append("value heads read chunks in forwards of their own: a draft")
+            heads = []
+        guessers = None
+        if job.draft is not None and job.draft.blend is not None:
+            guessers = Guessers(job.draft.places, job.draft.first)
+        runner = EngineRunner(self.models, longest, count, limit, engine, heads, draft=guessers)
+        drafts = job.draft is not None
+        runner.fit(blend, slots.table["weights"], self.vocabulary, job.why_each_term, drafts=drafts)
         if self.has_cache:
             self.fingerprints = fingerprints_of(runner)
         if self.cache_in is not None:
@@ -173,9 +201,10 @@ class Builder:
         """Note which options of the engine are on, but cannot be followed in this job."""
         engine, watched = self.engine, "the host looks at the rows after each step"
         found = []
-        if engine.cuda_graph and self.device.type == "cuda" and job.watched:
+        looked_at = job.watched or job.draft is not None
+        if engine.cuda_graph and self.device.type == "cuda" and looked_at:
             found.append(f"steps are not captured in a CUDA graph: {watched}")
-        if engine.sync_every not in (None, 1) and job.watched:
+        if engine.sync_every not in (None, 1) and looked_at:
             found.append(f"sync_every is 1 and not {engine.sync_every}: {watched}")
         if engine.compile and isinstance(runner.plan, Lazy):
             found.append(

@@ -12,19 +12,20 @@ from transformers import GenerationConfig, LogitsProcessorList
 from ..blends.blend import Blend, Model, ValueHead, as_blend
 from ..blends.mixes import Mix
 from ..blends.vocabulary import check_vocabularies
+from ..drafts import AUTO, Draft
 from ..models.value_heads import check_width
 from ..search import Recipe, Search, check_search
 from . import settings
 from .chats import check_read
 from .each import Each
 from .inputs import Prompts, Requests, term_prompts
-from .job import WEIGHTS, Classified, Criteria, Job, weights_of
+from .job import WEIGHTS, Classified, Criteria, Drafted, Job, weights_of
 from .members import Members, tokenizer_of
 from .mixer import row_weights
 from .search.job import SearchJob
 from .simple.contexts import ModelPrompts, Room
 from .simple.term_model import TermModel, term_models
-from .writing import Writing, as_texts
+from .writing import Writing, as_texts, given_tokens
 
 Seed = int | Sequence[int] | Tensor | None
 
@@ -36,6 +37,7 @@ class Call:
         tokenizer: for the members that have none.
         references: the blends that divergences are measured to, by the fields of `Output` that
             they fill.
+        draft: what guesses tokens; None if nothing does.
 
     Attributes:
         vocabulary: how many tokens all models share.
@@ -44,12 +46,17 @@ class Call:
     """
 
     def __init__(
-        self, blend: Blend, tokenizer: Any = None, references: Mapping[str, Blend] | None = None
+        self,
+        blend: Blend,
+        tokenizer: Any = None,
+        references: Mapping[str, Blend] | None = None,
+        draft: Draft | None = None,
     ) -> None:
-        self.blend = blend
+        self.blend, self.draft = blend, draft
         vocabulary = check_vocabularies(blend, tokenizer)
         self.tokenizer = tokenizer_of(blend, tokenizer)
-        self.members = Members(blend, vocabulary, self.tokenizer, references)
+        guessing = None if draft is None else draft.blend
+        self.members = Members(blend, vocabulary, self.tokenizer, references, guessing)
         self.vocabulary = self.members.vocabulary
         self.models = term_models(self.members)
         for member, name in zip(self.members.all, self.members.names, strict=True):
@@ -214,8 +221,31 @@ class Call:
             references=self.members.references,
             search=search,
             classified=self.classified(requests, prompts),
+            draft=self._drafted(requests, prompts),
             **options,
         )
+
+    def _drafted(self, requests: Requests, prompts: Sequence[Prompts]) -> Drafted | None:
+        """What guesses the tokens of these requests."""
+        if self.draft is None:
+            return None
+        length = None if self.draft.length == AUTO else int(self.draft.length)
+        texts: list[list[int]] | None = None
+        if self.draft.texts is not None:
+            total = requests.total or len(requests)
+            if len(self.draft.texts) != total:
+                raise ValueError(
+                    f"draft.texts has {len(self.draft.texts)} entries; it must have {total}, one a "
+                    "request (None for a request without one)"
+                )
+            writing, texts = self.writing(prompts), []
+            for i, given in enumerate(requests.part_of(self.draft.texts)):
+                name = f"draft.texts[{requests.number(i)}]"
+                if given is None:
+                    texts.append([])
+                else:
+                    texts.append(given_tokens(name, given, i, writing, self.vocabulary))
+        return Drafted(texts, self.draft.blend, self.members.draft, self.members.judges, length)
 
     def classified(self, requests: Requests, prompts: Sequence[Prompts]) -> Classified | None:
         """What classifiers read of these requests; None if blend and references have none."""
@@ -235,9 +265,11 @@ class Call:
         """The weights of the blend and of its references, as a job's table has them."""
         found: dict[str, Any] = {}
         total = requests.total or len(requests)
+        guessing = None if self.draft is None else self.draft.blend
         for names, blend in (
             (WEIGHTS, self.blend),
             *((weights_of(i), r.blend) for i, r in enumerate(self.members.references)),
+            *(() if guessing is None else ((weights_of(None), guessing),)),
         ):
             each = row_weights(blend, total, self.device)
             for name, weights in zip(names, each, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 
@@ -44,6 +44,7 @@ class Driver:
         notes: what was not done as the settings say, and why.
         cache: for a later call, if `keep_cache`.
         interrupted: whether Ctrl-C cut the rows.
+        drafted: the fields of `Stats` about guesses.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Driver:
         self.notes = self.builder.notes
         self.loop: Loop | None = None  # the one that is running
         self._models: list[ModelStats] = []  # of the loops before it
+        self._drafted: Counter[str] = Counter()  # the same of guesses
         self._cache_bytes = self._peak_bytes = 0
         self.start = 0.0
         self.end: float | None = None
@@ -126,6 +128,10 @@ class Driver:
     def models_stats(self) -> list[ModelStats]:
         """What the models did, of each loop so far."""
         return [*self._models, *([] if self.loop is None else self.loop.stats())]
+
+    @property
+    def drafted(self) -> dict[str, int]:
+        return dict(self._drafted + (Counter() if self.loop is None else self.loop.drafted))
 
     @property
     def cache_bytes(self) -> int:
@@ -288,6 +294,7 @@ class Driver:
             raise
         finally:
             self._models, self._cache_bytes = self.models_stats, self.cache_bytes
+            self._drafted += loop.drafted
             self._peak_bytes, self.loop = self.peak_bytes, None
             self.notes += [n for n in loop.notes if n not in self.notes]
         if self.keep_cache:

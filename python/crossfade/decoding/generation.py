@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from .. import elsewhere
 from ..blends.algebra import Algebra
 from ..checks import explained, warn
+from ..drafts import Draft, check_draft
 from ..models.hf import is_multimodal, underlying
 from ..ops import check
 from ..search import Search
@@ -55,6 +56,7 @@ def generate(
     cache: PrefixCache | None = None,
     return_cache: bool = False,
     search: Search | None = None,
+    draft: Draft | None = None,
     tools: Sequence[Any] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     **arguments: Any,
@@ -104,6 +106,9 @@ def generate(
         search: how rows are chosen by a value or a judge; see `ChunkBeamSearch`, `BestOfN`,
             `ParticleFilter` and `Tournament`. It samples ``search.rows`` rows a request, all of
             them counted by `max_batch`, and gives the `num_return_sequences` best.
+        draft: what guesses tokens, which all models then check in one forward; see `Draft`. The
+            tokens are the same, sooner. Where rows are to stay at one step, as with processors that
+            read all of them, a forward yields what all of them drew as it was guessed.
         tools: what a chat may call: functions with docstrings and type hints, or JSON schemas, as
             ``apply_chat_template`` takes them. Every term's chat template gets them.
         chat_template_kwargs: what else chat templates are given, such as
@@ -135,11 +140,13 @@ def generate(
         kl_to=kl_to,
         return_kl_to_base=return_kl_to_base,
         search=search,
+        draft=draft,
         tools=tools,
         chat_template_kwargs=chat_template_kwargs,
         arguments=arguments,
     )
     check_running(max_batch, progress, engine)
+    check_draft(draft, simple=engine is not None and engine.simple)
     check.flag("return_cache", return_cache)
     if cache is not None and not isinstance(cache, PrefixCache):
         raise TypeError(
@@ -216,6 +223,7 @@ class Generation:
         kl_to: Any = None,
         return_kl_to_base: bool = False,
         search: Search | None = None,
+        draft: Draft | None = None,
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         arguments: dict[str, Any],
@@ -233,7 +241,9 @@ class Generation:
                     f"{name} is a {type(x).__name__}; it must be a list, also of one, or None"
                 )
         check_streamer(streamer, self.search)
-        self.call = Call(mixed, tokenizer, references_of(mixed, kl_to, return_kl_to_base))
+        check_draft(draft)
+        references = references_of(mixed, kl_to, return_kl_to_base)
+        self.call = Call(mixed, tokenizer, references, draft)
         self.chat = template_arguments(tools, chat_template_kwargs)
         self.term_logprobs = return_term_logprobs
         self.streamer = streamer

@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..blends.blend import Blend, Model
+from ..drafts import Draft, check_draft
 from ..models.hf import is_multimodal, underlying
 from ..ops import check
 from ..search import Search
@@ -95,6 +96,7 @@ def decode(
     blend_streamer: Any = None,
     blend_stop_strings: str | Sequence[Any] | None = None,
     search: Search | None = None,
+    draft: Draft | None = None,
     seed: Seed = None,
     return_term_logprobs: bool = False,
     kl_to: Any = None,
@@ -129,7 +131,7 @@ def decode(
         blend_streamer: a streamer of Hugging Face's, as `streamer` in `crossfade.generate`.
         blend_stop_strings: as `stop_strings` in `crossfade.generate`.
         search: as in `crossfade.generate`; ``do_sample=True`` must be passed with it.
-        seed, engine: as in `crossfade.generate`.
+        draft, seed, engine: as in `crossfade.generate`.
         return_term_logprobs, kl_to, return_kl_to_base: as in `crossfade.generate`; they need
             ``return_dict_in_generate=True``.
         tools, chat_template_kwargs: what chat templates are given besides the chats of
@@ -146,6 +148,7 @@ def decode(
         raise TypeError("blend is None; pass it to generate: custom_generate=decode, blend=...")
     blend, search = blend_and_search(blend, search)
     check_engine(engine)
+    check_draft(draft, simple=engine is not None and engine.simple)
     check_streamer(blend_streamer, search, "blend_streamer")
     terms = [*blend.terms, *blend.values]
     if all(underlying(t.model) is not underlying(model) for t in terms):
@@ -172,7 +175,7 @@ def decode(
     stated = generation_config._pad_token_tensor
     pad = 0 if stated is None else int(stated)
 
-    call = Call(blend, blend_tokenizer, references_of(blend, kl_to, return_kl_to_base))
+    call = Call(blend, blend_tokenizer, references_of(blend, kl_to, return_kl_to_base), draft)
     chat = template_arguments(tools, chat_template_kwargs)
     requests = _requests(given, call.members, blend_inputs, chat)
     each, stops = _stops(blend_stop_strings, call.tokenizer, len(requests))

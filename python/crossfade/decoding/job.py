@@ -19,6 +19,7 @@ from .members import Reference
 from .runner import Shares
 
 if TYPE_CHECKING:
+    from ..blends.blend import Blend
     from .search.job import SearchJob
     from .simple.contexts import Room
     from .writing import Writing
@@ -65,6 +66,26 @@ class Classified:
 
 
 @dataclass(frozen=True, eq=False)
+class Drafted:
+    """What guesses the tokens of some requests.
+
+    Attributes:
+        texts: of each request, the tokens that its responses may repeat; None: guesses are looked
+            up in prompts and in what was written, or a blend makes them.
+        blend: what makes them; None if they are looked up.
+        places: of the blend's terms, then of its values, among the models of the call.
+        first: the models from this place on do nothing but guess.
+        length: guesses at a time; None: as many as pay.
+    """
+
+    texts: Sequence[Ids] | None = None
+    blend: Blend | None = None
+    places: tuple[int, ...] = ()
+    first: int = 0
+    length: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Job:
     """Some requests, each with as many rows, and what is to be done with them.
 
@@ -75,7 +96,8 @@ class Job:
             ``[rows, ...]``. The names are those of `DRAW`; ``limit``, the new tokens that are asked
             for; ``eos``, the tokens that end a row, filled up with -1 where a row has fewer;
             ``weights``, ``value_weights``, ``part_weights`` and ``classifier_weights`` of the
-            blend; and the names that `weights_of` gives, for those of each reference.
+            blend; and the names that `weights_of` gives, for those of each reference and of the
+            blend that guesses.
         context_room: what the contexts of the models leave of the limit.
         pad: the id that fills shorter rows of the output.
         deadline: the time, as ``time.time()`` counts it, at which the rows are cut.
@@ -92,6 +114,7 @@ class Job:
         mixes: of each model, the weights ``[requests, adapters]`` of its mix of adapters; None for
             models without one. Empty: no model has one.
         classified: what classifiers read of the requests; None if there are none.
+        draft: what guesses their tokens; None if nothing does.
     """
 
     prompts: Sequence[Prompts]
@@ -110,6 +133,7 @@ class Job:
     numbers: Sequence[int] | None = None
     mixes: Sequence[Tensor | None] = ()
     classified: Classified | None = None
+    draft: Drafted | None = None
 
     @property
     def requests(self) -> int:
@@ -187,9 +211,10 @@ class Job:
 WEIGHTS = ("weights", "value_weights", "part_weights", "classifier_weights")
 
 
-def weights_of(reference: int) -> list[str]:
-    """The table's names for the weights of a reference."""
-    return [f"{name} of reference {reference}" for name in WEIGHTS]
+def weights_of(reference: int | None) -> list[str]:
+    """The table's names for the weights of a reference; None: of the blend that guesses."""
+    which = "the draft" if reference is None else f"reference {reference}"
+    return [f"{name} of {which}" for name in WEIGHTS]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from .watch import Watch
 
 if TYPE_CHECKING:
     from .classifiers import Classifiers
+    from .speculation.drafter import Drafter, Guesses
 
 
 @dataclass
@@ -54,12 +55,16 @@ class Loop:
         tells: whether `Happened` has the tokens that rows got.
         strays: looks at some tokens, where the blend may leave what its terms would write.
         classifiers: those of the blend and of its references; None if there are none.
+        drafter: guesses tokens that a step then checks; None if nothing does.
 
     Attributes:
         waiting: rows that have joined and have no slot yet.
         seated: the rows in slots.
         free: the slots that rows can take.
         begun: how many rows have had a slot.
+        drafted: of guesses, what `Stats` has: how many steps checked some, how many tokens were
+            guessed, and how many of these were drawn.
+        unkept: tokens of guesses that models read and rows did not keep.
     """
 
     def __init__(
@@ -74,8 +79,11 @@ class Loop:
         tells: bool = False,
         strays: Strays | None = None,
         classifiers: Classifiers | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
-        self.strays, self.classifiers = strays, classifiers
+        self.strays, self.classifiers, self.drafter = strays, classifiers, drafter
+        self.drafted: Counter[str] = Counter()
+        self.unkept = 0
         self.runner, self.mixer, self.slots = runner, mixer, slots
         self.stepper, self.every = stepper or Stepper(capture=False), every
         self.watch = Watch(slots, aligned)
@@ -137,7 +145,10 @@ class Loop:
         self._read()
         if self._under_way:
             for _ in range(self._steps):
-                logits = self.stepper(self.step, self._reserve())
+                if self.drafter is None:
+                    logits = self.stepper(self.step, self._reserve())
+                else:
+                    logits = self._step_with(self.drafter)
             self._look(logits)
         happened = Happened(self.new_tokens, self.left)
         self.new_tokens, self.left = [], []
@@ -150,28 +161,86 @@ class Loop:
             The logits that the tokens were drawn from.
         """
         logits = self.runner.step(self.slots.tokens, self.slots.live)
-        self._write(logits)
+        waits = self._write(logits)
+        if waits is not None:
+            self.runner.take_back(waits.long())
         return logits
 
-    def _write(self, logits: list[Tensor], source: Tensor | None = None) -> None:
+    def _step_with(self, drafter: Drafter) -> list[Tensor]:
+        """A step in which guesses are checked, or a plain one where there are none that pay."""
+        going = self.slots.live.tolist()
+        live = [s for s in self.seated if going[s]]
+        guesses = drafter.guess(live) if live else None
+        begin = time.perf_counter()
+        if guesses is None:
+            logits = self.stepper(self.step, self._reserve())
+            self._see(logits)
+        else:
+            logits = self._check(guesses)
+        size = 1 if guesses is None else 1 + guesses.tokens.shape[1]
+        drafter.costs.measured(size, time.perf_counter() - begin)
+        drafter.learn(live)
+        return logits
+
+    def _check(self, guesses: Guesses) -> list[Tensor]:
+        """Let every model read the last tokens and the guesses, and draw as plain steps would, as
+        long as what is drawn is what was guessed.
+
+        Rows that are to stay at one step end where the first of them draws something else.
+
+        Returns:
+            Of each row, the logits that its last token was drawn from.
+        """
+        slots, tokens = self.slots, guesses.tokens
+        runner: Any = self.runner  # The simple path is given no guesses.
+        n = 1 + tokens.shape[1]
+        self._reserve(n)
+        read = torch.cat([slots.tokens[:, None], tokens], dim=1)
+        logits = runner.verify(read, guesses.logits)
+        counts = torch.tensor(guesses.counts, device=slots.device)
+        kept, last = torch.zeros_like(slots.new), torch.zeros_like(slots.new)
+        began, aside = slots.live.clone(), torch.zeros_like(slots.live)
+        before = int(slots.guessed.sum())
+        for i in range(n):
+            going = slots.live.clone()
+            waits = self._write([z[:, i] for z in logits])
+            kept += going if waits is None else going & ~waits
+            last = torch.where(going, i, last)
+            right = slots.wrote & (slots.tokens == tokens[:, i]) if i < n - 1 else ~slots.wrote
+            slots.guessed += right & slots.wrote & (i < counts)
+            self._see([z[:, 0] for z in logits] if i == 0 else None)
+            away = slots.live & ~right
+            if not bool((slots.live & right).any()) or (self.watch.in_step and bool(away.any())):
+                break
+            aside |= away
+            slots.live &= right
+        slots.live |= aside
+        self.runner.keep(kept)
+        drawn = int(slots.guessed.sum()) - before
+        self.drafted.update(rounds=1, guessed=sum(guesses.counts), right=drawn)
+        self.unkept += n * int(began.sum()) - int(kept.sum())
+        return [z[slots.each.to(z.device), last.to(z.device)] for z in logits]
+
+    def _write(self, logits: list[Tensor], source: Tensor | None = None) -> Tensor | None:
         """Draw the next tokens of live rows, and write these down.
 
         Args:
             source: as in `Runner.values`, where `logits` are those of other slots.
+
+        Returns:
+            The rows that wait before their tokens, as `Slots.write` gives them.
         """
         if self.classifiers is not None:
             self.classifiers.ask(logits, self.slots, self.seated)
         sample = self._draw(logits)
         kl = self.mixer.divergences(logits) if self.mixer.references else None
         by_entropy = self.slots.most_entropy is not None
-        waits = self.slots.write(
+        return self.slots.write(
             sample,
             kl,
             self.runner.values(sample.tokens, source),
             self.mixer.entropies(logits) if by_entropy else None,
         )
-        if waits is not None:
-            self.runner.take_back(waits)
 
     @property
     def _steps(self) -> int:
@@ -185,7 +254,7 @@ class Loop:
 
     def _undrawn(self) -> int:
         """How many tokens were read so far after which none was drawn. A search may add some."""
-        return int(self.slots.waited)
+        return int(self.slots.waited) + self.unkept
 
     @property
     def notes(self) -> list[str]:
@@ -259,6 +328,8 @@ class Loop:
 
     def _start(self, slots: Sequence[int]) -> None:
         """Let rows write whose prompts have been read. A search overrides it."""
+        if self.drafter is not None:
+            self.drafter.join({s: self.seated[s] for s in slots})
         self.slots.start(slots)
 
     @property
@@ -266,19 +337,16 @@ class Loop:
         """Whether any row in a slot has read its prompt to the end."""
         return bool(self.seated.keys() - self.reading.keys())
 
-    def _reserve(self) -> bool:
-        """The host's part of a step; True if buffers moved, so that a captured step is void."""
-        moved = self.runner.reserve()
-        return self.slots.reserve() or moved
+    def _reserve(self, tokens: int = 1) -> bool:
+        """The host's part of a step that feeds so many tokens of each row; True if buffers moved,
+        so that a captured step is void."""
+        moved = self.runner.reserve(tokens)
+        return self.slots.reserve(tokens) or moved
 
     def _look(self, logits: list[Tensor]) -> None:
         """Wait for the device, and let the rows leave that have ended or have no more time."""
-        if self.strays is not None and self.strays.due(self.every):
-            terms = self.runner.apart(logits)
-            if terms is not None:
-                self.strays.look(terms, self.slots)
-        self.watch.look()
-        self._after_step()
+        if self.drafter is None:
+            self._see(logits)
         if self.tells:
             self._tell()
         slots = self.slots
@@ -295,6 +363,19 @@ class Loop:
         if late or waiting:
             self._time_is_up(late)
             self.cancel([*(self.seated[s] for s in late), *waiting])
+
+    def _see(self, logits: list[Tensor] | None) -> None:
+        """Look at the tokens that were just drawn.
+
+        Args:
+            logits: that they were drawn from, if these are those of a step.
+        """
+        if self.strays is not None and logits is not None and self.strays.due(self.every):
+            terms = self.runner.apart(logits)
+            if terms is not None:
+                self.strays.look(terms, self.slots)
+        self.watch.look()
+        self._after_step()
 
     def _after_step(self) -> None:
         """What else the host does after every step. A search overrides it."""

@@ -1,4 +1,4 @@
-"""The models of a call: those of its blend, and those of what the blend is compared with."""
+"""The models of a call: of its blend, of what that is compared with, and of what guesses tokens."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ class Reference:
 
 
 class Members:
-    """The models of a call: of the blend's terms, then of its values, then of its references.
+    """The models of a call: of the blend's terms, its values, its references, and of its draft.
 
     Each is there once: a reference adds only models that the blend does not run already.
 
     Attributes:
         all: the members, in this order.
         names: of the members.
+        draft: the places of the members of what guesses tokens.
+        judges: how many members do more than guess. They are the first ones.
         vocabulary: how many tokens all of them share. References count, as they read what is
             written.
         tokenizer: of the members that have none.
@@ -42,9 +44,10 @@ class Members:
         vocabulary: how many tokens the blend's own members share.
         tokenizer: for the members that have none.
         references: the blends to compare with, by the fields of `Output` that they fill.
+        draft: the blend that guesses tokens; None if there is none.
 
     Raises:
-        ValueError: the vocabulary of a reference differs from the blend's.
+        ValueError: the vocabulary of a reference or of the draft differs from the blend's.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Members:
         vocabulary: int,
         tokenizer: Any,
         references: Mapping[str, Blend] | None = None,
+        draft: Blend | None = None,
     ) -> None:
         self.all: list[Member] = [*blend.terms, *blend.values]
         self.names: list[str] = [*blend.names, *blend.value_names]
@@ -60,13 +64,22 @@ class Members:
         self.tokenizer = tokenizer
         self.references: list[Reference] = []
         for output, reference in (references or {}).items():
-            places = []
-            members: list[Member] = [*reference.terms, *reference.values]
-            names = (*reference.names, *reference.value_names)
-            for member, name in zip(members, names, strict=True):
+            places = self._places(blend, reference, "kl_to")
+            self.references.append(Reference(output, reference, places))
+        self.judges = len(self.all)
+        self.draft = () if draft is None else self._places(blend, draft, "draft")
+
+    def _places(self, blend: Blend, other: Blend, argument: str) -> tuple[int, ...]:
+        """The places of another blend's members, which are added if need be."""
+        places = []
+        members: list[Member] = [*other.terms, *other.values]
+        for member, name in zip(members, (*other.names, *other.value_names), strict=True):
+            try:
                 self.vocabulary = min(self.vocabulary, self._common(blend, member))
-                places.append(self._place(member, f"kl_to.{name}"))
-            self.references.append(Reference(output, reference, tuple(places)))
+            except ValueError as error:
+                raise ValueError(f"{argument}: {error}") from None
+            places.append(self._place(member, f"{argument}.{name}"))
+        return tuple(places)
 
     def _place(self, member: Member, name: str) -> int:
         """The place of a member among those of the call, to which it is added if need be."""

@@ -111,6 +111,7 @@ class Output:
             that of the rows at the end, as `weights` has them unless they were resampled there.
         entropies: ``[rows, new]`` float32, nats: of a search whose chunks end by the entropy, the
             blend's entropy where each token was drawn, at temperature 1; 0 past the end.
+        tokens_by_draft: with a draft, ``[rows]`` int64: how many new tokens it had guessed.
     """
 
     sequences: Tensor
@@ -134,6 +135,7 @@ class Output:
     weights: Tensor | None = None
     effective_sizes: list[list[float]] | None = None
     entropies: Tensor | None = None
+    tokens_by_draft: Tensor | None = None
 
     def __repr__(self) -> str:
         """For people: what was written, cut after some rows and characters, and why it ended."""

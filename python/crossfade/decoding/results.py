@@ -47,6 +47,9 @@ def output_of(
         others |= _of_search(job.search, rows)
     if divergences is not None:
         others |= {r.output: divergences[..., i] for i, r in enumerate(job.references)}
+    if job.draft is not None:
+        of_draft = [w.guessed for w in rows]
+        others["tokens_by_draft"] = torch.tensor(of_draft, dtype=torch.int64, device=device)
     lengths = [len(w) for w in rows]
     prompts = job.prompts[0].ids[requests].to(device)
     if alone:
@@ -72,6 +75,7 @@ def output_of(
             peak_bytes=peak,
             notes=tuple(driver.notes),
             interrupted=driver.interrupted,
+            **driver.drafted,
         ),
         entropies=column(rows, "entropies"),
         term_logprobs=column(rows, "term_logprobs") if term_logprobs else None,

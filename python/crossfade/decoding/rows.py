@@ -52,6 +52,7 @@ class Written:
         finished, failed: as in `Output`.
         ended: whether the row is done: finished, failed or at its limit. False if it was cut.
         outcome: what the search knows of the row's request, if it is one that knows more.
+        guessed: how many of its tokens a draft had guessed.
     """
 
     row: Row
@@ -63,6 +64,7 @@ class Written:
     failed: bool = False
     ended: bool = False
     outcome: Outcome | None = None
+    guessed: int = 0
 
     def __len__(self) -> int:
         return self.length
@@ -133,6 +135,7 @@ class Slots:
         values: ``[slots, value_size]``: in a search, each row's value, then the parts of this.
         outcomes: of each slot, what a search knows of its row's request.
         begun: ``[slots]``: how many tokens each row had when its chunk began.
+        guessed: ``[slots]``: how many tokens of each row a draft had guessed.
         waited: how often a chunk ended by the entropy: each time, a token that was read is read
             again when the row goes on.
 
@@ -165,6 +168,7 @@ class Slots:
         self.new = torch.zeros_like(self.tokens)
         self.stop_at = torch.zeros_like(self.tokens)
         self.begun = torch.zeros_like(self.tokens)
+        self.guessed = torch.zeros_like(self.tokens)
         self.waited = torch.zeros((), dtype=torch.int64, device=device)
         self.limits = torch.zeros_like(self.tokens)
         self.live = torch.zeros(count, dtype=torch.bool, device=device)
@@ -200,19 +204,19 @@ class Slots:
         shape = len(self.each), len(of_fed)
         self.heads = torch.full(shape, float("nan"), dtype=torch.float32, device=self.device)
 
-    def reserve(self) -> bool:
-        """The host's part of a step: make room for one more token of each row.
+    def reserve(self, tokens: int = 1) -> bool:
+        """The host's part of a step: make room for so many more tokens of each row.
 
         Returns:
             Whether the buffers moved.
         """
-        self.bound += 1
+        self.bound += tokens
         if self.bound <= self.capacity:
             return False
-        self.bound = int(self.new.max()) + 1
+        self.bound = int(self.new.max()) + tokens
         if self.bound <= self.capacity:
             return False
-        old, capacity = self.written, 2 * self.capacity
+        old, capacity = self.written, max(2 * self.capacity, self.bound)
         self.written = self._buffers(capacity)
         for name, buffer in old.items():
             self.written[name][:, : self.capacity] = buffer[:, : self.capacity]
@@ -233,7 +237,9 @@ class Slots:
         limits = torch.tensor([row.limit for row in rows], device=self.device)
         self.limits[at] = limits
         self.stop_at[at] = limits if self.chunk is None else limits.clamp(max=self.chunk)
-        for state in (self.tokens, self.new, self.begun, self.finished, self.failed):
+        for state in (
+            *(self.tokens, self.new, self.begun, self.guessed, self.finished, self.failed),
+        ):
             state[at] = 0
         self.values[at] = float("nan")
         for slot in slots:
@@ -311,7 +317,8 @@ class Slots:
         longest = int(self.new[source].max())
         for x in self.written.values():
             x[at, :longest] = x[source, :longest]
-        for x in (self.values, self.heads, self.finished, self.failed, self.tokens, self.new):
+        states = self.finished, self.failed, self.tokens, self.new, self.guessed
+        for x in (self.values, self.heads, *states):
             x[at] = x[source]
         self.begun[at] = self.new[at]
         limits = self.limits[at]
@@ -329,8 +336,8 @@ class Slots:
             return []
         at = torch.tensor([*seated], device=self.device)
         self.live[at] = False
-        lengths, finished, failed = torch.stack(
-            [x[at].long() for x in (self.new, self.finished, self.failed)]
+        lengths, finished, failed, guessed = torch.stack(
+            [x[at].long() for x in (self.new, self.finished, self.failed, self.guessed)]
         ).tolist()
         longest = max(lengths)
         # These are copies, as the slots go to other rows.
@@ -347,6 +354,7 @@ class Slots:
                 bool(failed[i]),
                 not cut,
                 self.outcomes[slot],
+                guessed[i],
             )
             for i, (slot, row) in enumerate(seated.items())
         ]

@@ -70,8 +70,9 @@ class Runner(Protocol):
         The two are equal already in their prompts and in their first ``shared[i]`` new tokens.
         """
 
-    def reserve(self) -> bool:
-        """The host's part of a step; True if buffers moved, so that a captured step is void."""
+    def reserve(self, tokens: int = 1) -> bool:
+        """The host's part of a step that feeds so many tokens of each row; True if buffers moved,
+        so that a captured step is void."""
 
     def step(self, tokens: Tensor, live: Tensor) -> list[Tensor]:
         """Logits ``[slots, V]`` of each of `models_of_logits` after one more token ``[slots]``.
@@ -95,9 +96,10 @@ class Runner(Protocol):
             source: the slot whose state each slot goes by; None: its own.
         """
 
-    def keep(self, slots: Tensor) -> None:
-        """Let some rows, ``[slots]`` bool, keep the token that the last step fed them while they
-        were not live. The next step must feed another one. Only asked where there are `heads`."""
+    def keep(self, counts: Tensor) -> None:
+        """Let rows keep so many ``[slots]`` of the tokens that they were last fed and did not keep:
+        by a step while they were not live, or by `EngineRunner.verify`. The next step must feed the
+        one after these. The simple path is never asked."""
 
     def take_back(self, which: Tensor) -> None:
         """Let rows forget the token that the last step fed them: ``which`` is ``[slots]`` bool.

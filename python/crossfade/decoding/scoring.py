@@ -17,7 +17,6 @@ from ..blends.blend import as_blend
 from ..checks import explained
 from ..models.hf import is_multimodal
 from ..ops import check
-from ..reading import check_unicode
 from .call import Call
 from .chats import template_arguments
 from .engine.asked import Asked
@@ -35,7 +34,7 @@ from .settings import check_int
 from .simple.contexts import check_context
 from .simple.term_model import TermModel
 from .stats import ModelStats, Stats, since, summed
-from .writing import Writing
+from .writing import Writing, given_tokens
 
 MAX_LOGITS = 1 << 27  # the most numbers of logits that are held at once, of all models together
 # The part of all tokens that must be saved for the engine to read what texts begin with alike once.
@@ -371,21 +370,9 @@ def _responses(
         )
     rows = []
     for i, given in enumerate(responses):
-        if isinstance(given, str):
-            if writing is None:
-                raise ValueError("tokenizer is None; texts as responses need one (or give ids)")
-            check_unicode(given, f"responses[{i}]")
-            (response,) = writing.tokens([i], [given])
-        else:
-            response = token_ids(f"responses[{i}]", given) or []
+        name = f"responses[{i}]"
+        response = given_tokens(name, given, i, writing, vocabulary)
         if not response:
-            raise TypeError(
-                f"responses[{i}] is {given!r:.80}; it must be a text or token ids, not empty"
-            )
-        outside = [t for t in response if not 0 <= t < vocabulary]
-        if outside:
-            raise ValueError(
-                f"responses[{i}] has id {outside[0]}; ids must be within [0, {vocabulary})"
-            )
+            raise TypeError(f"{name} is {given!r:.80}; it must be a text or token ids, not empty")
         rows.append(response)
     return rows

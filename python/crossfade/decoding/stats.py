@@ -37,6 +37,9 @@ class Stats:
             the size of caches and results at their largest.
         notes: what the engine left out, and why.
         interrupted: whether Ctrl-C cut the call short.
+        rounds: with a draft, how many steps checked guesses.
+        guessed: how many tokens it guessed, those past an end or a limit not counted.
+        right: how many of these were drawn.
     """
 
     tokens: int
@@ -46,6 +49,14 @@ class Stats:
     peak_bytes: int
     notes: tuple[str, ...] = ()
     interrupted: bool = False
+    rounds: int = 0
+    guessed: int = 0
+    right: int = 0
+
+    @property
+    def acceptance(self) -> float:
+        """Of the tokens that a draft guessed, the share that was drawn; 0.0 if it guessed none."""
+        return self.right / self.guessed if self.guessed else 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -67,6 +78,9 @@ class Stats:
             for m in self.models
         ]
         notes = [f"note: {note}" for note in self.notes]
+        if self.guessed:
+            share = f"{self.acceptance:.0%} of {self.guessed} guessed tokens were drawn"
+            read.append(f"draft: {share}, in {self.rounds} rounds")
         return "\n  ".join([f"Stats({self.summary}; {memory})", *read, *notes])
 
 

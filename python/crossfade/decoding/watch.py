@@ -54,6 +54,11 @@ class Watch:
                 self.ids, self.prompts = None, self.ids
         self.tails = torch.zeros(len(slots.each), 0, dtype=torch.int64, device=slots.device)
 
+    @property
+    def in_step(self) -> bool:
+        """Whether all rows stay at one step."""
+        return self.ids is not None
+
     def seat(self, seated: Mapping[int, Row]) -> None:
         """Watch these rows instead of those that their slots had before."""
         self.rows.update(seated)

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..reading import check_unicode
 from .chats import render
-from .forms import Ids, Request, is_ids
+from .forms import Ids, Request, is_ids, token_ids
 from .inputs import Prompts
 
 # A response is decoded after the last tokens of its prompt, so many of them, and encoded after the
@@ -72,6 +73,28 @@ def _apart(tokenizer: Any, head: Ids, text: str) -> list[int]:
     read = text_after(tokenizer, [head] * len(found), found)
     alike = [ids for ids, back in zip(found, read, strict=True) if back == text]
     return next(iter(alike or found), [])
+
+
+def given_tokens(
+    name: str, given: Any, request: int, writing: Writing | None, vocabulary: int
+) -> list[int]:
+    """The token ids of a response that the caller gives, as a text or as ids; maybe none.
+
+    Raises:
+        TypeError, ValueError: names what is given, what it was and what it must be.
+    """
+    if not isinstance(given, str):
+        found = token_ids(name, given) or []
+    elif writing is None:
+        what = name.partition("[")[0]
+        raise ValueError(f"tokenizer is None; texts as {what} need one (or give ids)")
+    else:
+        check_unicode(given, name)
+        (found,) = writing.tokens([request], [given])
+    outside = [t for t in found if not 0 <= t < vocabulary]
+    if outside:
+        raise ValueError(f"{name} has id {outside[0]}; ids must be within [0, {vocabulary})")
+    return list(found)
 
 
 def _rest(head: list[int], whole: list[int]) -> list[int]:

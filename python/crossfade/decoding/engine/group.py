@@ -117,9 +117,9 @@ class Group:
         self.fresh = torch.zeros(rows, dtype=torch.bool, device=self.device)
         # The forward of a step. As a method it would refer to this object in a circle.
         self.forward: Any = torch.compile(forward, dynamic=False) if compile else forward
-        self.taped: TapedStep | None = None
-        if tape and native and not compile and limit >= SHORTEST:
-            self.forward = self.taped = TapedStep(forward, models, rows, deltas)
+        self._compiled = compile
+        self.tapes = tape and native and not compile and limit >= SHORTEST
+        self.taped: dict[int, TapedStep] = {}  # by how many tokens a row they feed
         self.forwards_run = 0
         self.tokens_read = 0
 
@@ -145,6 +145,12 @@ class Group:
         return logits
 
     @property
+    def _highest_position(self) -> int:
+        """The last position that a row's own token may have, prompt and response together."""
+        context = self.models[0].context
+        return min(self.most, self.most if context is None else context) - 1
+
+    @property
     def last_position(self) -> int | None:
         """The last position of the model's context, where rows that have ended are fed again and
         again; None if no row comes so far."""
@@ -162,17 +168,22 @@ class Group:
             self.most = most
             self.moved = True  # A captured step is void, as it may depend on the length.
 
-    def reserve(self) -> bool:
-        """The host's part of a step: make room for one more token of each row in use.
+    def reserve(self, tokens: int = 1) -> bool:
+        """The host's part of a step: make room for so many more tokens of each row in use.
 
         Returns:
             Whether the cache's buffers moved since the last step.
         """
+        if tokens > 1:
+            self.count()
         self.bounds = [
-            min(n + used, self.most) for n, used in zip(self.bounds, self.used, strict=True)
+            min(n + used * tokens, self.most)
+            for n, used in zip(self.bounds, self.used, strict=True)
         ]
-        # A row that is not in use is fed too: its token is written after its last one.
-        self._make_room(min(max(self.bounds) + 1, self.most))
+        # A row that is not in use is fed too: its tokens are written after its last one. And of
+        # several tokens, some may be written past the end of a row, which keeps none of those.
+        past = self.most + tokens - 1
+        self._make_room(min(max(self.bounds) + tokens, past))
         moved, self.moved = self.moved, False
         return moved
 
@@ -188,30 +199,49 @@ class Group:
         Returns:
             Logits ``[own * slots, V]`` of the lanes that go through the head of the model.
         """
-        terms = len(self.terms)
-        ids = torch.where(self.fresh, self.pending, tokens.repeat(terms))
-        positions = (
-            self.lengths
-            if self.last_position is None
-            else self.lengths.clamp(max=self.last_position)
-        )
+        logits = self.feed(tokens[:, None])[:, 0]
+        self.keep(live)
+        return logits
+
+    def feed(self, tokens: Tensor, at: Tensor | None = None) -> Tensor:
+        """Feed the next tokens ``[slots, n]``, of which rows keep what `keep` says.
+
+        Args:
+            at: ``[slots]``: after which of them a row's logits are wanted; None: after each.
+
+        Returns:
+            Logits ``[own * slots, n or 1, V]`` of the lanes that go through the head of the model.
+        """
+        lanes, n = len(self.terms), tokens.shape[1]
+        first = torch.where(self.fresh, self.pending, tokens[:, 0].repeat(lanes))[:, None]
+        ids = first if n == 1 else torch.cat([first, tokens[:, 1:].repeat(lanes, 1)], dim=1)
+        positions = self.lengths[:, None]
+        if n > 1:
+            positions = positions + torch.arange(n, device=self.device)
+        if n > 1 or self.last_position is not None:
+            positions = positions.clamp(max=self._highest_position)
+        wanted = Wanted(every=True, rows=self.own * self.slots)
+        if at is not None:
+            wanted = Wanted(at=at.repeat(lanes)[:, None], rows=self.own * self.slots)
+        how = self.forward if n == 1 or not self._compiled else forward
+        if self.tapes and at is None:
+            if n not in self.taped:
+                self.taped[n] = TapedStep(forward, self.models, ids.shape, self.deltas)
+            how = self.taped[n]
         forward_pass = ForwardPass(self.cache, self.lengths)
-        with self.head.reading(Wanted(rows=self.own * self.slots)):
-            logits = self._run(
-                self.forward, slice(None), ids[:, None], positions[:, None], forward_pass
-            )
+        with self.head.reading(wanted):
+            logits = self._run(how, slice(None), ids, positions, forward_pass)
         self.fresh.zero_()
-        self.lengths += live.repeat(terms)
         return logits
 
     def states(self, lane: int) -> Tensor:
-        """``[slots, H]``: the hidden states of a lane after the last step."""
+        """``[slots, n, H]``: the hidden states of a lane after each token that was last fed."""
         states = self.head.states
-        assert states is not None  # `step` keeps them where there are riders.
-        return states[lane * self.slots : (lane + 1) * self.slots, -1]
+        assert states is not None  # `feed` keeps them where there are riders.
+        return states[lane * self.slots : (lane + 1) * self.slots]
 
     def ridden(self, place: int) -> Tensor:
-        """``[slots, V]``: what a rider's head makes of its lane's states after the last step."""
+        """``[slots, n, V]``: what a rider's head makes of its lane's states."""
         rider = self.riders[place]
         return product(rider.layer, self.states(rider.lane), self.backend)
 
@@ -219,13 +249,23 @@ class Group:
         """The head of a model that makes its numbers of the hidden states of its lane."""
         return self.riders[place].layer if place in self.riders else self.head.layer
 
-    def keep(self, slots: Tensor) -> None:
-        """Let the rows of these slots keep the token that the last step fed them."""
-        self.lengths += slots.to(self.device).repeat(len(self.terms))
+    def keep(self, counts: Tensor) -> None:
+        """Let the rows keep so many ``[slots]`` of the tokens that they were last fed."""
+        self.lengths += counts.to(self.device).repeat(len(self.terms))
 
-    def take_back(self, which: Tensor) -> None:
-        """Forget the token of the last step in the slots of ``which [slots]``, which kept it."""
-        self.lengths -= which.to(self.device).repeat(len(self.terms)).long()
+    def take_back(self, counts: Tensor) -> None:
+        """Forget the last tokens of rows, so many ``[slots]`` of those that they kept."""
+        self.lengths -= counts.to(self.device).repeat(len(self.terms)).long()
+
+    def count(self) -> None:
+        """Let the host know how long rows are, after some have kept fewer tokens than there was
+        room made for."""
+        self.bounds = [
+            length if used else bound
+            for length, bound, used in zip(
+                self.lengths.tolist(), self.bounds, self.used, strict=True
+            )
+        ]
 
     def join(
         self, rows: Sequence[int], prompts: Sequence[Ids], mixes: Sequence[Shares] | None = None

@@ -26,6 +26,7 @@ class Wanted:
     Attributes:
         logits: False where none are read, as when a prompt is read but for its last token.
         at: ``[B, n]``: the positions of each row that are read. None: the last one of all rows.
+        every: whether all positions are read.
         columns: the columns of the head that are read, where others may be left out; None: all.
         states: whether the hidden states are read in the place of logits. Nothing may come after
             the head.
@@ -34,6 +35,7 @@ class Wanted:
 
     logits: bool = True
     at: Tensor | None = None
+    every: bool = False
     columns: Tensor | None = None
     states: bool = False
     rows: int | None = None
@@ -89,11 +91,13 @@ class Head:
     @property
     def keep(self) -> int:
         """Hugging Face's `logits_to_keep`, where 0 means all positions."""
-        return 1 if self.wanted.at is None else 0
+        return 1 if self.wanted.at is None and not self.wanted.every else 0
 
     def logits(self, output: Any) -> Tensor:
         """The logits ``[B, V]`` of a model's output, or ``[B, n, V]`` of the positions wanted."""
         at = self.wanted.at
+        if self.wanted.every:
+            return output.logits
         if at is None:
             return output.logits[:, -1]
         return take(output.logits, at) if self.layer is None else output.logits
@@ -101,7 +105,7 @@ class Head:
     def project(self, hidden: Tensor) -> Tensor:
         """Logits ``[B, n, V]`` of hidden states ``[B, tokens, H]``, of the positions wanted."""
         head, wanted = self.module, self.wanted
-        hidden = hidden[:, -1:] if wanted.at is None else take(hidden, wanted.at)
+        hidden = self._at(hidden)
         if not wanted.logits:  # What comes after the head gets zeros of the right shape.
             return hidden.new_zeros(*hidden.shape[:-1], self.layer.out_features)
         if wanted.states:
@@ -124,12 +128,18 @@ class Head:
         logits[..., wanted.columns] = ops.linear(hidden, few, bias, backend=self.backend)
         return logits
 
+    def _at(self, hidden: Tensor) -> Tensor:
+        """The states of the positions wanted."""
+        if self.wanted.every:
+            return hidden
+        return hidden[:, -1:] if self.wanted.at is None else take(hidden, self.wanted.at)
+
     def of_each(self) -> Tensor | None:
-        """``[terms * slots, V]`` of the last step, of each term that shares the head; None if its
-        states were not kept, as in compiled steps."""
+        """``[terms * slots, n, V]`` of the last step, of each term that shares the head; None if
+        its states were not kept, as in compiled steps."""
         if self.hidden is None:
             return None
-        return ops.linear(self.hidden, weight_of(self.module), None, backend=self.backend)[:, 0]
+        return ops.linear(self.hidden, weight_of(self.module), None, backend=self.backend)
 
 
 def layer_of(module: Any) -> Any:
@@ -155,10 +165,9 @@ class ScoreHead(Head):
 
     def logits(self, output: Any) -> Tensor:
         """``[B, labels]`` at the last position, or ``[B, n, labels]`` of the positions wanted."""
-        hidden, at = output.last_hidden_state, self.wanted.at
-        hidden = hidden[:, -1:] if at is None else take(hidden, at)
+        hidden = self._at(output.last_hidden_state)
         found = self.score(hidden) if self.wanted.logits else hidden
-        return found[:, 0] if at is None else found
+        return found[:, 0] if self.wanted.at is None and not self.wanted.every else found
 
 
 def split(model: Any, terms: Sequence[int], backend: str | None) -> tuple[Any, Head]:

@@ -49,6 +49,11 @@ class Shared:
     own: int
     riders: dict[int, Rider] = field(default_factory=dict)
 
+    def at(self, places: Sequence[int]) -> Shared:
+        """The same, where the models have other places: the one at i has ``places[i]``."""
+        riders = {places[k]: rider for k, rider in self.riders.items()}
+        return Shared([places[k] for k in self.places], self.own, riders)
+
 
 class Lanes:
     """Lets models share forwards, as far as their backbones, heads and adapters tell.

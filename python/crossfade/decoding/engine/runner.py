@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from ..runner import PromptIds, Shares
 from ..simple.term_model import TermModel
 from ..stats import ModelStats
 from . import contract
+from .drafting import Drafting, Guessers
 from .group import Group
 from .lanes import Lanes, after_head_of, same_text
 from .lazy import Lazy
@@ -39,8 +40,11 @@ class EngineRunner:
         heads: value models that are asked about the tokens that are drawn, where that takes no
             forward but those of `models`.
         by_states: as of `Lanes`, for whoever reads by `Group.read_at`.
+        draft: which of the models guess tokens; there are no `heads` then.
 
     Attributes:
+        groups: of the models that decide which tokens are drawn.
+        drafting: the models that guess; None if there are none.
         heads: those of the given ones for which that is so: they ride on lanes of the groups.
         models_of_logits: the models that each tensor of logits stands for, by their places in
             `models`.
@@ -57,6 +61,7 @@ class EngineRunner:
         heads: Sequence[TermModel] = (),
         *,
         by_states: bool = False,
+        draft: Guessers | None = None,
     ) -> None:
         self.models, self.device = tuple(models), models[0].device
         self.slots, self.engine = slots, engine
@@ -69,12 +74,43 @@ class EngineRunner:
         self._texts += [
             next((k for k, m in enumerate(models) if same_text(m, head)), -1) for head in heads
         ]
-        lanes = Lanes(models, heads, self.backend, by_states=by_states)
+        judges = models if draft is None else models[: draft.first]
+        lanes = Lanes(judges, heads, self.backend, by_states=by_states)
+        self.groups = self._grouped(lanes, longest, limit)
+        self._notes += lanes.notes
+        self.drafting = None if draft is None else self._drafting(draft, longest, limit)
+        self._riding = [
+            (g, k)
+            for k in range(len(models), len(self._members))
+            for g in self.groups
+            if k in g.riders
+        ]
+        self.heads = tuple(self._members[k] for _, k in self._riding)
+        self._judges = range(len(judges))
+        self.models_of_logits: list[tuple[int, ...]] = [(k,) for k in self._judges]
+        self.plan: Plan = All(self.groups)
+        self.joining: list[Joining] = []
+
+    def _grouped(
+        self,
+        lanes: Lanes,
+        longest: Sequence[int],
+        limit: int,
+        places: Sequence[int] | None = None,
+    ) -> list[Group]:
+        """The groups of models that share forwards.
+
+        Args:
+            places: of the models of `lanes`, among all of the call; None: they are the first ones.
+        """
+        engine, found = self.engine, []
         for shared, deltas in lanes.together() if engine.share_weights else lanes.apart():
+            if places is not None:
+                shared = shared.at(places)
             group = Group(
                 [self._members[k] for k in shared.places],
                 shared.places,
-                slots,
+                self.slots,
                 longest=max(longest[self._texts[k]] for k in shared.places),
                 limit=limit,
                 deltas=deltas,
@@ -85,27 +121,45 @@ class EngineRunner:
                 tape=engine.tape,
             )
             contract.check(group, engine.kernels)
-            self.groups.append(group)
+            found.append(group)
+        return found
+
+    def _drafting(self, draft: Guessers, longest: Sequence[int], limit: int) -> Drafting | None:
+        """What guesses: a term's own group, if nothing else is in it; else groups beside the
+        others."""
+        for group in self.groups:
+            if draft.places == group.terms and group.own == 1 and not group.riders:
+                return Drafting([group], draft.places, True, self._of_places)
+        lanes = Lanes([self.models[k] for k in draft.places], (), self.backend)
+        try:
+            groups = self._grouped(lanes, longest, limit, draft.places)
+        except Unsupported as reason:
+            self._notes.append(f"no draft: {reason}")
+            return None
         self._notes += lanes.notes
-        self._riding = [
-            (g, k)
-            for k in range(len(models), len(self._members))
-            for g in self.groups
-            if k in g.riders
-        ]
-        self.heads = tuple(self._members[k] for _, k in self._riding)
-        self.models_of_logits: list[tuple[int, ...]] = [(k,) for k in range(len(models))]
-        self.plan: Plan = All(self.groups)
-        self.joining: list[Joining] = []
+        return Drafting(groups, draft.places, False, self._of_places)
+
+    @property
+    def _all_groups(self) -> list[Group]:
+        """Those that decide, and those that only guess."""
+        drafting = self.drafting
+        return [*self.groups, *(() if drafting is None or drafting.shared else drafting.groups)]
 
     @property
     def notes(self) -> list[str]:
         """What was left out so far, and why."""
-        taped = ((g.name, g.taped.note) for g in self.groups if g.taped is not None)
-        return [*self._notes, *(f"{name}: {note}" for name, note in taped if note is not None)]
+        taped = ((g.name, tape.note) for g in self._all_groups for tape in g.taped.values())
+        said = [f"{name}: {note}" for name, note in taped if note is not None]
+        return [*self._notes, *dict.fromkeys(said)]
 
     def fit(
-        self, blend: Blend, weights: Weights, vocabulary: int, why_each_term: str | None
+        self,
+        blend: Blend,
+        weights: Weights,
+        vocabulary: int,
+        why_each_term: str | None,
+        *,
+        drafts: bool = False,
     ) -> None:
         """Leave out what this blend does not need, as far as the options of the engine allow.
 
@@ -113,6 +167,7 @@ class EngineRunner:
             weights: of the blend's terms: numbers, or ``[slots, terms]``.
             vocabulary: how many columns of the logits count.
             why_each_term: why all logits of every term are needed; None if they are not.
+            drafts: whether steps check guesses, several tokens a row.
         """
         engine = self.engine
         why_mean = f"the blend has power {blend.power:g}" if blend.power != 0 else None
@@ -129,8 +184,9 @@ class EngineRunner:
             if engine.restrict_guides and why_mean is not None:
                 self._notes.append(f"every model computes all columns: {why_mean}")
             if restrict or engine.skip_guides:
-                skip = engine.skip_guides
-                self.rest_others(blend.support, vocabulary, restrict, skip, why_each_term)
+                skip, why = engine.skip_guides, why_each_term
+                why = "a draft" if drafts else why
+                self.rest_others(blend.support, vocabulary, restrict, skip, why)
 
     def share_heads(self, weights: Tensor, why: str | None = None) -> None:
         """Let terms over one model share its head, by blending their hidden states before it.
@@ -153,7 +209,7 @@ class EngineRunner:
                 self._notes.append(f"a head for each term of {group.name}: {not_here}")
         merged = [g.terms[: g.own] for g in self.groups if g.head.weights is not None]
         together = {k for terms in merged for k in terms}
-        alone = [(k,) for k in range(len(self.models)) if k not in together]
+        alone = [(k,) for k in self._judges if k not in together]
         self.models_of_logits = sorted([*alone, *merged])
 
     def rest_others(
@@ -198,7 +254,7 @@ class EngineRunner:
         self._check_texts(new)
         each = list(zip(prompts, limits, strict=True))
         self.extend([max(len(p[k]) + n for p, n in each) for k in range(len(self.models))])
-        for group in self.groups:
+        for group in self._all_groups:
             mixed = [j.mixes[k] if k < len(j.mixes) else None for k in group.terms for j in new]
             group.join(*self._first_rows(group, new), mixed)
         self.joining += new
@@ -209,7 +265,7 @@ class EngineRunner:
         Raises:
             Unsupported: names the models.
         """
-        for group in self.groups:
+        for group in self._all_groups:
             for k, rider in group.riders.items():
                 other = group.terms[rider.lane]
                 if max(k, other) < len(self.models) and any(
@@ -224,7 +280,7 @@ class EngineRunner:
         Raises:
             Unsupported: the engine cannot run a model on rows of that length.
         """
-        for group in self.groups:
+        for group in self._all_groups:
             most = max(longest[self._texts[k]] for k in group.terms)
             if most > group.most:
                 group.extend(most)
@@ -233,7 +289,7 @@ class EngineRunner:
     def read(self, *, each: bool = False) -> list[int]:
         """As of `Runner`: every model reads on in the prompts of rows that joined."""
         unread = set()
-        for group in self.groups:
+        for group in self._all_groups:
             group.read(each=each)
             unread |= {x.row % self.slots for x in group.unread}
         ready = [j for j in self.joining if j.slots[0] not in unread]
@@ -246,7 +302,7 @@ class EngineRunner:
             for slot in j.slots:
                 parents[slot] = j.slots[0]
         slots = [slot for j in ready for slot in j.slots]
-        for group in self.groups:
+        for group in self._all_groups:
             group.begin(*self._first_rows(group, ready))
             if len(slots) > len(ready):
                 group.fork(self._rows(group, parents))
@@ -256,12 +312,12 @@ class EngineRunner:
     def leave(self, slots: Sequence[int]) -> None:
         """As of `Runner`: let rows give up their slots."""
         self.joining = [j for j in self.joining if j.slots[0] not in slots]
-        for group in self.groups:
+        for group in self._all_groups:
             group.leave([m * self.slots + s for m in range(len(group.terms)) for s in slots])
 
     def fork(self, parents: Sequence[int], shared: Sequence[int]) -> None:
         """As of `Runner`: slot i becomes what slot ``parents[i]`` is."""
-        for group in self.groups:
+        for group in self._all_groups:
             same = torch.tensor(shared, device=group.device).repeat(len(group.terms))
             group.fork(self._rows(group, parents), group.prompt_lengths + same)
         self.plan.fork(parents)
@@ -281,7 +337,35 @@ class EngineRunner:
 
     def step(self, tokens: Tensor, live: Tensor) -> list[Tensor]:
         """Logits ``[slots, V]`` of each of `models_of_logits`, after one more token ``[slots]``."""
-        found = self.plan.step(tokens, live)
+        return self._logits(self.plan.step(tokens, live))
+
+    def verify(self, tokens: Tensor, known: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Logits ``[slots, n, V]`` of each of `models_of_logits` after each of the next tokens.
+
+        Rows keep of ``tokens [slots, n]`` what `keep` says.
+
+        Args:
+            known: ``[slots, V]`` after each token, of the term that guessed and has read them.
+        """
+        found: dict[Group, Tensor] = {}
+        for group in self.groups:
+            if known is not None and self.drafting is not None and group in self.drafting.groups:
+                found[group] = torch.stack([*known], dim=1)
+            else:
+                found[group] = group.feed(tokens.to(group.device))
+        return self._logits(found)
+
+    def _logits(self, found: Mapping[Group, Tensor]) -> list[Tensor]:
+        """The logits of each of `models_of_logits`, of those that groups gave."""
+        each = self._of_each(found)
+        return [each[c] for c in self.models_of_logits]
+
+    def _of_places(self, found: Mapping[Group, Tensor], places: Sequence[int]) -> list[Tensor]:
+        """The logits of models, of those that groups gave."""
+        each = self._of_each(found)
+        return [each[(k,)] for k in places]
+
+    def _of_each(self, found: Mapping[Group, Tensor]) -> dict[tuple[int, ...], Tensor]:
         each: dict[tuple[int, ...], Tensor] = {}
         for group, logits in found.items():
             logits, own = logits.to(self.device), group.terms[: group.own]
@@ -289,9 +373,11 @@ class EngineRunner:
                 each[own] = logits
             else:
                 each.update(((k,), z) for k, z in zip(own, logits.chunk(len(own)), strict=True))
-            ridden = (k for k in group.riders if k < len(self.models))
-            each.update(((k,), group.ridden(k).to(self.device)) for k in ridden)
-        return [each[c] for c in self.models_of_logits]
+            for k in group.riders:
+                if k < len(self.models):
+                    ridden = group.ridden(k).to(self.device)
+                    each[(k,)] = ridden if logits.dim() == 3 else ridden[:, 0]
+        return each
 
     def values(self, tokens: Tensor, source: Tensor | None = None) -> Tensor | None:
         """As of `Runner`: what `heads` say, from the hidden states of the last step."""
@@ -300,16 +386,16 @@ class EngineRunner:
         found = []
         for group, k in self._riding:
             rider = group.riders[k]
-            states = group.states(rider.lane)
+            states = group.states(rider.lane)[:, -1]
             states = states if source is None else states[source.to(group.device)]
             drawn = tokens.clamp(min=0).to(group.device)
             found.append(token_values(rider.layer, states, drawn).to(self.device))
         return torch.stack(found, dim=1)
 
-    def keep(self, slots: Tensor) -> None:
-        """As of `Runner`: let the rows of these slots keep the token that the last step fed."""
+    def keep(self, counts: Tensor) -> None:
+        """As of `Runner`: let rows keep so many of the tokens that they were last fed."""
         for group in self.groups:
-            group.keep(slots)
+            group.keep(counts)
 
     def take_back(self, which: Tensor) -> None:
         """As of `Runner`: rows forget the token that the last step fed them."""
@@ -329,14 +415,15 @@ class EngineRunner:
             if alone is None:
                 return None
             own = group.terms[: group.own]
-            each.update(zip(own, alone.to(self.device).chunk(len(own)), strict=True))
+            each.update(zip(own, alone[:, 0].to(self.device).chunk(len(own)), strict=True))
         return [each[k] for k in sorted(each)]
 
-    def reserve(self) -> bool:
+    def reserve(self, tokens: int = 1) -> bool:
         """The host's part of a step; True if buffers moved, so that a captured step is void."""
         for group in self.plan.stepped:
-            group.forwards_run += 1
-        moved = [group.reserve() for group in self.groups]
+            guesses = self.drafting is not None and group in self.drafting.groups
+            group.forwards_run += not (guesses and tokens > 1)  # It has read what it guessed.
+        moved = [group.reserve(tokens) for group in self.groups]
         return any(moved)
 
     def stats(self, drawn: int, rows: int) -> list[ModelStats]:
@@ -347,16 +434,16 @@ class EngineRunner:
                 g.forwards_run,
                 g.tokens_read + (drawn * len(g.terms) if g in self.plan.stepped else 0),
             )
-            for g in self.groups
+            for g in self._all_groups
         ]
 
     @property
     def cache_bytes(self) -> int:
-        return sum(g.cache.nbytes for g in self.groups)
+        return sum(g.cache.nbytes for g in self._all_groups)
 
     @property
     def peak_bytes(self) -> int:
-        return sum(g.cache.peak_bytes for g in self.groups)
+        return sum(g.cache.peak_bytes for g in self._all_groups)
 
 
 @dataclass

@@ -354,6 +354,8 @@ class SearchLoop(Loop):
         for s, p in zip(at, source, strict=True):
             self.started[s] = new[p]
         self.watch.fork(at, source)
+        if self.drafter is not None:
+            self.drafter.fork(at, source)
         if any(p >= 0 for p in caches):
             self.runner.fork(caches, same)
             self.valuer.fork(caches)

@@ -171,7 +171,7 @@ class SimpleRunner:
         for term, ks in self.groups:
             term.fork(torch.cat([rows + m * count for m in range(len(ks))]))
 
-    def reserve(self) -> bool:
+    def reserve(self, tokens: int = 1) -> bool:
         return False  # Hugging Face's caches grow by themselves.
 
     def _spread(self, logits: list[Tensor]) -> list[Tensor]:
@@ -184,7 +184,7 @@ class SimpleRunner:
     def values(self, tokens: Tensor, source: Tensor | None = None) -> Tensor | None:
         return None  # Heads are models of their own here.
 
-    def keep(self, slots: Tensor) -> None:
+    def keep(self, counts: Tensor) -> None:
         raise NotImplementedError("rows here have no token that they were fed and do not keep")
 
     def apart(self, logits: Sequence[Tensor]) -> Sequence[Tensor] | None:

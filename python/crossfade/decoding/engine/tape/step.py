@@ -38,11 +38,15 @@ class TapedStep:
 
     Args:
         models: of the group. The first one runs.
-        rows: of a step.
+        shape: of the ids of a step, rows and tokens.
     """
 
     def __init__(
-        self, forward: Forward, models: Sequence[TermModel], rows: int, deltas: Deltas | None
+        self,
+        forward: Forward,
+        models: Sequence[TermModel],
+        shape: Sequence[int],
+        deltas: Deltas | None,
     ) -> None:
         self.forward, self.deltas = forward, deltas
         self.bare = models[0].bare
@@ -52,7 +56,7 @@ class TapedStep:
         self.program: Program | None = None
         self.steps = 0
         self.bound: tuple[KVCache, int] | None = None  # the caches that the tape knows
-        self.question = "tape", deltas is not None, rows > 1
+        self.question = "tape", deltas is not None, *(n > 1 for n in shape)
         found = known(self.bare, self.structures, self.question)
         self.proved = found == PROVED
         self.why: str | None = None if self.proved else found

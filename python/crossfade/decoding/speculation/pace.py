@@ -1,0 +1,151 @@
+"""How many tokens are guessed at a time: as many as pay, by what rounds have cost and yielded."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+
+SIZES = (2, 4, 8, 16)  # tokens that a round reads of each row: the last one and the guesses
+FIRST = 2  # rounds of a size whose seconds say nothing: what runs them is being prepared
+KEPT = 9  # seconds of rounds that count, the last ones
+# What a further token of a row costs at first, as a share of a plain step.
+SHARE = {"cpu": 0.05, "cuda": 0.01}
+LONG = 8  # so many tokens alike and more are one kind of guess
+# The chance of a guess with so many tokens alike before it, until there is experience: text that
+# goes on as another one did, for a few tokens, is likely to go on so.
+CHANCE = (0.0, 0.2, 0.35, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
+WEIGHT = 4.0  # guesses that this counts for
+MEMORY = 64.0  # guesses that are remembered of each kind
+
+MODEL_CHANCE = 0.7  # of a model's guess, until there is experience
+SOON, SELDOM = 16, 256  # plain steps after which models that do not pay are tried again
+
+Yield = Sequence[float]  # of 0, 1, 2, ... guesses: how many tokens are expected to be drawn again
+
+
+class Chances:
+    """How likely a guess is, by how many tokens before it were alike."""
+
+    def __init__(self) -> None:
+        self.hits = [WEIGHT * p for p in CHANCE]
+        self.tries = [WEIGHT] * len(CHANCE)
+
+    def learn(self, matched: int, hit: bool) -> None:
+        kind = min(matched, LONG)
+        if self.tries[kind] >= MEMORY:
+            self.hits[kind] /= 2
+            self.tries[kind] /= 2
+        self.hits[kind] += hit
+        self.tries[kind] += 1
+
+    def of(self, matched: int) -> float:
+        kind = min(matched, LONG)
+        return self.hits[kind] / self.tries[kind]
+
+    def expected(self, matched: int, guesses: int) -> Yield:
+        """What is expected of up to so many guesses after `matched` tokens that were alike."""
+        found, chance = [0.0], 1.0
+        for i in range(guesses):
+            chance *= self.of(matched + i)
+            found.append(found[-1] + chance)
+        return found
+
+
+class Costs:
+    """Seconds of a round by how many tokens it reads of each row, measured or estimated.
+
+    Args:
+        device: the type of device.
+        rows: how many rows a round reads.
+    """
+
+    def __init__(self, device: str, rows: int) -> None:
+        self.share = SHARE.get(device, SHARE["cuda"]) * rows
+        self.sizes = SIZES
+        self.seconds: dict[int, deque[float]] = {}
+        self.counts: dict[int, int] = {}
+
+    def measured(self, size: int, seconds: float) -> None:
+        self.counts[size] = self.counts.get(size, 0) + 1
+        if self.counts[size] > FIRST:
+            self.seconds.setdefault(size, deque(maxlen=KEPT)).append(seconds)
+
+    def of(self, size: int) -> float:
+        """Seconds of a round of this size. Only ratios count where nothing was measured."""
+        known = {n: statistics.median(x) for n, x in self.seconds.items()}
+        if size in known:
+            return known[size]
+        plain = known.get(1)
+        if plain is None:
+            nearest = min(known, default=None)
+            if nearest is None:
+                return 1.0 + self.share * (size - 1)
+            plain = known[nearest] / (1.0 + self.share * (nearest - 1))
+        shares = [(x / plain - 1.0) / (n - 1) for n, x in known.items() if n > 1]
+        share = statistics.median(shares) if shares else self.share
+        return plain * (1.0 + max(share, 0.0) * (size - 1))
+
+
+def best_size(yields: Sequence[Yield], costs: Costs, each_guess: float = 0.0) -> int:
+    """How many tokens of each row a round is to read, for most tokens a second; 1: a plain step.
+
+    Args:
+        yields: of each row that is under way.
+        each_guess: seconds that making a guess takes, for all rows.
+    """
+    rows = len(yields)
+    longest = max(map(len, yields), default=1)  # with the last token, which is no guess
+    best, most = 1, rows / costs.of(1)
+    for size in SIZES:
+        drawn = rows + sum(y[min(size, len(y)) - 1] for y in yields)
+        rate = drawn / (costs.of(size) + each_guess * (size - 1))
+        if rate > most:
+            best, most = size, rate
+        if size >= longest:
+            break
+    return best
+
+
+class Hope:
+    """What models' guesses yield and cost, so that those who do not pay rest, and are tried again.
+
+    Attributes:
+        seconds: of a guess of all rows.
+    """
+
+    def __init__(self) -> None:
+        self.hits, self.tries_in_all = WEIGHT * MODEL_CHANCE, WEIGHT
+        self.times: deque[float] = deque(maxlen=KEPT)
+        self.rested, self.patience = 0, SOON
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.times) if self.times else 0.0
+
+    def costs(self, guesses: int, seconds: float) -> None:
+        self.times.append(seconds / guesses)
+
+    def learn(self, hits: int, tried: int) -> None:
+        if self.tries_in_all >= MEMORY:
+            self.hits /= 2
+            self.tries_in_all /= 2
+        self.hits += hits
+        self.tries_in_all += tried
+
+    def expected(self, guesses: int) -> Yield:
+        chance, found = self.hits / self.tries_in_all, [0.0]
+        for i in range(min(guesses, max(SIZES) - 1)):
+            found.append(found[-1] + chance ** (i + 1))
+        return found
+
+    def tries(self, count: int) -> int:
+        """So many guesses; where they do not pay, one after more and more plain steps."""
+        if count > 0:
+            self.rested, self.patience = 0, SOON
+            return count
+        self.rested += 1
+        if self.rested < self.patience:
+            return 0
+        self.rested, self.patience = 0, min(2 * self.patience, SELDOM)
+        return 1
