@@ -220,7 +220,7 @@ def _engine(
     for tokens in (torch.zeros_like(next_tokens), next_tokens):
         group.reserve()
         own = group.step(tokens, live).clone().unflatten(0, (group.own, len(rows)))
-        found.append([*own, *map(group.ridden, group.riders)])
+        found.append([*own, *(group.ridden(k)[:, 0] for k in group.riders)])
     return [torch.stack(pair) for pair in zip(*found, strict=True)]
 
 
