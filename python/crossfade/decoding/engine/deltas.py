@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ... import ops
 from ...blends.mixes import Mix
 from .modules import Forward, Unsupported, dtype_of, is_plain, weight_of
+from .tape import shelf
 
 
 class Adapted(NamedTuple):
@@ -42,6 +43,9 @@ class Deltas:
         replacements: what runs in the place of the forward of each layer that has adapters, in the
             first member's model, which is the one that runs.
         mixed: the names of the adapters that terms mix. These are of one model.
+        programs: what earlier calls have recorded.
+        stacks: the A and B of each layer, by its name. Where an earlier call has left some of the
+            same shapes, they are written anew where they lie, so that programs find them there.
 
     Args:
         members: the model and the adapter of each lane of rows. All have one backbone.
@@ -52,6 +56,8 @@ class Deltas:
     """
 
     def __init__(self, members: Sequence[Adapted], backend: str | None = None) -> None:
+        self.programs = shelf.lend(self, members[0].bare, len(members))
+        self.stacks = self.programs.stacks
         self.adapters, self.backend = [m.adapter for m in members], backend
         mixed = {name for m in self.adapters if isinstance(m, Mix) for name in m.names}
         self.mixed = tuple(sorted(mixed))
@@ -62,6 +68,7 @@ class Deltas:
         self.tables: dict[Any, Tensor] = {}
         self.places: dict[Any, Tensor] = {}
         self.scales: dict[Any, Tensor] = {}
+        self.layers: list[tuple[str, int]] = []  # the names, and the place of each one's table
         trees = {id(m.bare): dict(m.bare.named_modules()) for m in members}
         adapted = {
             name: None
@@ -72,11 +79,17 @@ class Deltas:
         runs = trees[id(members[0].bare)]
         self.replacements: dict[nn.Module, Forward] = {
             runs[name]: self._replacement(
-                runs[name], [trees[id(m.bare)].get(name) for m in members]
+                name, runs[name], [trees[id(m.bare)].get(name) for m in members]
             )
             for name in adapted
             if name in runs  # An adapter of another model's head is no part of the backbone.
         }
+
+    @property
+    def layout(self) -> object:
+        """What is equal for adapters whose numbers lie in the same places and are used alike."""
+        places = [x.data_ptr() for name, _ in self.layers for x in self.stacks[name]]
+        return self.layers, places, list(self.tables)
 
     def shares(self, member: int, weights: Sequence[float] | None) -> list[float]:
         """The shares that a row of a term has of the adapters in `mixed`, and then 1.
@@ -107,7 +120,7 @@ class Deltas:
             scale = table[member]
             self.scales[key] = scale * shares[:, self.places[key]] if self.mixed else scale
 
-    def _replacement(self, runs: Any, layers: Sequence[Any]) -> Forward:
+    def _replacement(self, name: str, runs: Any, layers: Sequence[Any]) -> Forward:
         """A forward of the layer that runs, by which each row gets the adapters of its own term.
 
         Args:
@@ -156,6 +169,13 @@ class Deltas:
         scales, backend = self.scales, self.backend
         stacked_a = torch.cat(a).detach().to(dtype)
         stacked_b = torch.cat(b, dim=1).detach().to(dtype)
+        before = self.stacks.get(name)
+        if before is not None and _are_alike(before, (stacked_a, stacked_b)):
+            for old, new in zip(before, (stacked_a, stacked_b), strict=True):
+                old.copy_(new)
+            stacked_a, stacked_b = before
+        self.stacks[name] = stacked_a, stacked_b
+        self.layers.append((name, list(self.tables).index(key)))
 
         if is_plain(base):
 
@@ -171,6 +191,13 @@ class Deltas:
                 return base(x) + nn.functional.linear(low, stacked_b)
 
         return forward
+
+
+def _are_alike(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
+    return all(
+        (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device)
+        for x, y in zip(before, now, strict=True)
+    )
 
 
 def _used(layer: Any, adapter: str | Mix | None) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...blends.mixes import Mix
 from ...models.hf import text_config
 from ..forms import Ids, common
 from ..runner import Shares
@@ -20,7 +21,7 @@ from .head import Head, Wanted, product, split
 from .kv_cache import KVCache
 from .lanes import Rider
 from .modules import Forward, ForwardPass, Unsupported, linear_forwards, refuse_unsupported
-from .tape import SHORTEST, TapedStep
+from .tape import SHORTEST, Programs, TapedStep, shelf
 
 AHEAD = 256  # the new tokens of a row that caches have room for at first, at most
 
@@ -119,9 +120,21 @@ class Group:
         self.forward: Any = torch.compile(forward, dynamic=False) if compile else forward
         self._compiled = compile
         self.tapes = tape and native and not compile and limit >= SHORTEST
+        if self.tapes:
+            self.programs = self._programs()
         self.taped: dict[int, TapedStep] = {}  # by how many tokens a row they feed
         self.forwards_run = 0
         self.tokens_read = 0
+
+    def _programs(self) -> Programs:
+        """What earlier calls have recorded of these models, as they are now."""
+        bare, deltas = self.base, self.deltas
+        found = shelf.lend(self, bare, len(self.models)) if deltas is None else deltas.programs
+        structures = [m.structure for m in self.models]
+        adapters = [a.names if isinstance(a := m.adapter, Mix) else a for m in self.models]
+        weights = shelf.places([*bare.parameters(), *bare.buffers()])
+        found.settle((structures, adapters, weights, deltas and deltas.layout))
+        return found
 
     def _run(
         self,
@@ -226,7 +239,9 @@ class Group:
         how = self.forward if n == 1 or not self._compiled else forward
         if self.tapes and at is None:
             if n not in self.taped:
-                self.taped[n] = TapedStep(forward, self.models, ids.shape, self.deltas)
+                self.taped[n] = TapedStep(
+                    forward, self.models, ids.shape, self.deltas, self.programs
+                )
             how = self.taped[n]
         forward_pass = ForwardPass(self.cache, self.lengths)
         with self.head.reading(wanted):

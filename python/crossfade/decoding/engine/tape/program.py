@@ -58,7 +58,7 @@ class Program:
         attentions: of each attention of the tape, its number and its layer.
         results: where those of the recording lie after each run.
         called: the names of the operations that torch runs.
-        alive: tensors that the tape refers to by their addresses.
+        alive: tensors that the tape refers to by their addresses, besides the model's weights.
     """
 
     tape: Any
@@ -133,6 +133,7 @@ class _Writer:
     def program(self) -> Program:
         parts: list[tuple[int, int] | Torch] = []
         alive: list[Tensor] = []
+        known = {*self.offsets, *self.recording.fixed}
         called: list[str] = []
         begin = 0
         for place, step in enumerate(self.steps):
@@ -141,7 +142,7 @@ class _Writer:
                 lora = step.about.get("lora") or ()
                 others = step.about.get("weight"), step.about.get("bias"), *lora
                 each = (*step.inputs, *tensors_of(others))
-                alive += [x for x in each if storage(x) not in self.offsets]
+                alive += [x for x in each if storage(x) not in known]
                 continue
             if begin < len(self.tape):
                 parts.append((begin, len(self.tape)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,12 +11,15 @@ from torch import Tensor
 from ...simple.structure import foreign_module, keep, known
 from ...simple.term_model import TermModel
 from ..comparing import distance, worst_of
-from ..deltas import Deltas
 from ..head import Head
 from ..kv_cache import KVCache
 from ..modules import ForwardPass
 from .program import Program, Recording, program_of
 from .recording import NotTaped, Recorder, storage
+from .shelf import Programs
+
+if TYPE_CHECKING:
+    from ..deltas import Deltas
 
 SHORTEST = 8  # tokens of a response for which recording pays
 PROVED = "proved"
@@ -39,6 +42,7 @@ class TapedStep:
     Args:
         models: of the group. The first one runs.
         shape: of the ids of a step, rows and tokens.
+        programs: those of earlier calls, and later ones.
     """
 
     def __init__(
@@ -47,12 +51,15 @@ class TapedStep:
         models: Sequence[TermModel],
         shape: Sequence[int],
         deltas: Deltas | None,
+        programs: Programs,
     ) -> None:
-        self.forward, self.deltas = forward, deltas
+        self.forward, self.deltas, self.programs = forward, deltas, programs
+        self.shape = tuple(shape)
         self.bare = models[0].bare
         self.structures = [m.structure for m in models]
-        weights = (*self.bare.parameters(), *self.bare.buffers())
-        self.fixed = {storage(x) for x in weights}
+        # Programs know them by their addresses, so that these must stay theirs.
+        self.weights = (*self.bare.parameters(), *self.bare.buffers())
+        self.fixed = {storage(x) for x in self.weights}
         self.program: Program | None = None
         self.steps = 0
         self.bound: tuple[KVCache, int] | None = None  # the caches that the tape knows
@@ -79,12 +86,16 @@ class TapedStep:
             inputs.append(head.weights)
         cache = forward_pass.cache
         own: Tensor | None = None
+        if not cache.layers:
+            run()  # The first forward of all makes the caches.
         if self.program is None:
-            if not cache.layers:
-                run()  # The first forward of all makes the caches.
+            key = self.shape, head.keeps, head.wanted.rows, head.weights is not None
+            self.program = self.programs.of.get(key)
+        if self.program is None:
             own = self._record(run, head, inputs, cache)
             if self.program is None:
                 return own
+            self.programs.keep(key, self.program)
         elif not self.proved:
             own = run()
         states = head.states, head.hidden
@@ -140,3 +151,4 @@ class TapedStep:
         self.proved = finding == PROVED
         if not self.proved:
             self.program, self.why = None, finding
+            self.programs.of.clear()
