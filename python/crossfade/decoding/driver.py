@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
+from typing import Any
 
 from ..blends.blend import Blend
 from ..checks import warn
@@ -75,6 +76,7 @@ class Driver:
         self.loop: Loop | None = None  # the one that is running
         self._models: list[ModelStats] = []  # of the loops before it
         self._drafted: Counter[str] = Counter()  # the same of guesses
+        self._times: dict[str, Any] = {}
         self._cache_bytes = self._peak_bytes = 0
         self.start = 0.0
         self.end: float | None = None
@@ -130,8 +132,9 @@ class Driver:
         return [*self._models, *([] if self.loop is None else self.loop.stats())]
 
     @property
-    def drafted(self) -> dict[str, int]:
-        return dict(self._drafted + (Counter() if self.loop is None else self.loop.drafted))
+    def drafted(self) -> dict[str, Any]:
+        counts = self._drafted + (Counter() if self.loop is None else self.loop.drafted)
+        return {**counts, **self._times}
 
     @property
     def cache_bytes(self) -> int:
@@ -295,6 +298,9 @@ class Driver:
         finally:
             self._models, self._cache_bytes = self.models_stats, self.cache_bytes
             self._drafted += loop.drafted
+            if loop.drafter is not None:
+                costs = loop.drafter.costs
+                self._times = {"step_seconds": costs.medians, "guess_seconds": costs.guess}
             self._peak_bytes, self.loop = self.peak_bytes, None
             self.notes += [n for n in loop.notes if n not in self.notes]
         if self.keep_cache:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from ..blends.printing import short
 
@@ -40,6 +40,9 @@ class Stats:
         rounds: with a draft, how many steps checked guesses.
         guessed: how many tokens it guessed, those past an end or a limit not counted.
         right: how many of these were drawn.
+        step_seconds: the median time of a step, by how many tokens of each row it read: 1 in plain
+            ones. `crossfade.drafts.speedup` says from them what a draft is worth.
+        guess_seconds: the median time of a guess, where models make them.
     """
 
     tokens: int
@@ -52,6 +55,8 @@ class Stats:
     rounds: int = 0
     guessed: int = 0
     right: int = 0
+    step_seconds: Mapping[int, float] = field(default_factory=dict)
+    guess_seconds: float = 0.0
 
     @property
     def acceptance(self) -> float:

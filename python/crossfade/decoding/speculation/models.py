@@ -57,7 +57,7 @@ class ModelDrafter:
             return None
         begin = time.perf_counter()
         guesses = self._guess(live, count, left)
-        self.hope.costs(count, time.perf_counter() - begin)
+        self.costs.guesses.append((time.perf_counter() - begin) / count)
         return guesses
 
     def _count(self, rows: int, most: int) -> int:
@@ -65,7 +65,7 @@ class ModelDrafter:
         if self.length is not None:
             return self.length
         yields = [self.hope.expected(most)] * rows
-        count = best_size(yields, self.costs, self.hope.seconds) - 1
+        count = best_size(yields, self.costs) - 1
         return self.hope.tries(count)
 
     def _guess(self, live: Sequence[int], count: int, left: Sequence[int]) -> Guesses:

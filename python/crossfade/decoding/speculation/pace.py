@@ -65,15 +65,26 @@ class Costs:
         self.sizes = SIZES
         self.seconds: dict[int, deque[float]] = {}
         self.counts: dict[int, int] = {}
+        self.guesses: deque[float] = deque(maxlen=KEPT)
+
+    @property
+    def guess(self) -> float:
+        """Seconds of a guess of all rows; 0.0 where guesses cost nothing."""
+        return statistics.median(self.guesses) if self.guesses else 0.0
 
     def measured(self, size: int, seconds: float) -> None:
         self.counts[size] = self.counts.get(size, 0) + 1
         if self.counts[size] > FIRST:
             self.seconds.setdefault(size, deque(maxlen=KEPT)).append(seconds)
 
+    @property
+    def medians(self) -> dict[int, float]:
+        """Seconds by size, as far as they were measured."""
+        return {n: statistics.median(x) for n, x in sorted(self.seconds.items())}
+
     def of(self, size: int) -> float:
         """Seconds of a round of this size. Only ratios count where nothing was measured."""
-        known = {n: statistics.median(x) for n, x in self.seconds.items()}
+        known = self.medians
         if size in known:
             return known[size]
         plain = known.get(1)
@@ -87,19 +98,18 @@ class Costs:
         return plain * (1.0 + max(share, 0.0) * (size - 1))
 
 
-def best_size(yields: Sequence[Yield], costs: Costs, each_guess: float = 0.0) -> int:
+def best_size(yields: Sequence[Yield], costs: Costs) -> int:
     """How many tokens of each row a round is to read, for most tokens a second; 1: a plain step.
 
     Args:
         yields: of each row that is under way.
-        each_guess: seconds that making a guess takes, for all rows.
     """
     rows = len(yields)
     longest = max(map(len, yields), default=1)  # with the last token, which is no guess
     best, most = 1, rows / costs.of(1)
     for size in SIZES:
         drawn = rows + sum(y[min(size, len(y)) - 1] for y in yields)
-        rate = drawn / (costs.of(size) + each_guess * (size - 1))
+        rate = drawn / (costs.of(size) + costs.guess * (size - 1))
         if rate > most:
             best, most = size, rate
         if size >= longest:
@@ -108,23 +118,11 @@ def best_size(yields: Sequence[Yield], costs: Costs, each_guess: float = 0.0) ->
 
 
 class Hope:
-    """What models' guesses yield and cost, so that those who do not pay rest, and are tried again.
-
-    Attributes:
-        seconds: of a guess of all rows.
-    """
+    """What models' guesses yield, so that those who do not pay rest, and are tried again."""
 
     def __init__(self) -> None:
         self.hits, self.tries_in_all = WEIGHT * MODEL_CHANCE, WEIGHT
-        self.times: deque[float] = deque(maxlen=KEPT)
         self.rested, self.patience = 0, SOON
-
-    @property
-    def seconds(self) -> float:
-        return statistics.median(self.times) if self.times else 0.0
-
-    def costs(self, guesses: int, seconds: float) -> None:
-        self.times.append(seconds / guesses)
 
     def learn(self, hits: int, tried: int) -> None:
         if self.tries_in_all >= MEMORY:
