@@ -30,6 +30,7 @@ def test_no_argument_of_ours_is_answered_as_unknown() -> None:
         "SEARCH": {*signature(cf.ChunkBeamSearch).parameters},
         "TOURNAMENT": {*signature(cf.Tournament).parameters},
         "ENGINE": {*signature(cf.Engine).parameters},
+        "DRAFT": {*signature(cf.Draft).parameters},
         "SUPPORT": {*signature(cf.Support).parameters},
     }
     for table, names in known.items():
@@ -47,8 +48,8 @@ def test_what_is_said_names_arguments_that_there_are() -> None:
 @pytest.mark.parametrize("name", sorted(elsewhere.GENERATE))
 def test_generate_says_what_was_meant(name: str, base: PreTrainedModel) -> None:
     kind = NotImplementedError if name in UNSUPPORTED_ARGUMENTS else TypeError
-    if name in ("num_beams", "guidance_scale"):
-        kind = NotImplementedError
+    if name in ("num_beams", "guidance_scale", "prompt_lookup_num_tokens", "num_assistant_tokens"):
+        kind = NotImplementedError  # They are fields of GenerationConfig.
     with pytest.raises(kind, match=re.escape(f"; {elsewhere.GENERATE[name]}")):
         cf.generate(base, [5, 6], max_new_tokens=2, **{name: 3})
 
@@ -86,6 +87,9 @@ CALLS: list[tuple[Any, dict[str, Any], str]] = [
     (cf.Engine, {"cudagraph": True}, "did you mean 'cuda_graph'"),
     (cf.ChunkBeamSearch, {"beam_width": 4}, "here it is width"),
     (cf.BestOfN, {"reward": len}, "here it is value"),
+    (cf.Draft, {"model": make()}, "here it is source"),
+    (cf.Draft, {"num_speculative_tokens": 4}, "here it is length"),
+    (cf.Draft, {"lenght": 4}, "did you mean 'length'"),
     (cf.Support, {"topk": 4}, "did you mean 'top_k'"),
     (cf.LogRatio, {"weight": 4}, "multiplied by its weight"),
     (cf.Reward, {"function": len}, "here it is fn"),

@@ -102,7 +102,11 @@ def test_what_a_function_does_not_get_arrives_here() -> None:
         ({"formula": "a", "terms": {"a": "gpt2"}}, TypeError, "'gpt2'; it must be a loaded model"),
         ({"formula": "base", "terms": {"w": 0.8}}, ValueError, "the fader w is not in 'base'"),
         ({"formula": "base + tune"}, ValueError, "unknown name 'tune'"),
-        ({"formula": "base", "assistant_model": BASE}, NotImplementedError, "assistant_model is"),
+        (
+            {"formula": "base", "assistant_model": BASE},
+            NotImplementedError,
+            "assistant_model is not supported with a blend; draft=",
+        ),
         ({"formula": "base", "synced_gpus": True}, NotImplementedError, "synced_gpus is not"),
         ({"formula": "base", "num_beams": 2}, NotImplementedError, "num_beams=2"),
         ({"formula": "base", "bland": 2}, ValueError, "bland"),

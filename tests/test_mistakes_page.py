@@ -14,7 +14,7 @@ import crossfade as cf
 import pytest
 import torch
 from crossfade import cli
-from tiny_models import lora, make, make_tokenizer
+from tiny_models import lora, make, make_letters, make_tokenizer
 from transformers import LlamaForSequenceClassification
 
 PAGE = (Path(__file__).parent.parent / "docs" / "mistakes.md").read_text()
@@ -67,6 +67,14 @@ ARGUMENTS = {
     "`messages=[...]`": {"messages": CHAT},
     "`temperature=0.7` without `do_sample=True`": {"temperature": 0.7},
     "`generation_config={...}`": {"generation_config": {}},
+    '`draft="prompt"`': {"draft": "prompt"},
+    "`assistant_model=small`": {"assistant_model": make("llama", 1)},
+    "`prompt_lookup_num_tokens=8`": {"prompt_lookup_num_tokens": 8},
+    '`prediction="a text"`': {"prediction": "a text"},
+    "`draft=cf.Draft(texts=[...])` of two texts, and one prompt": {
+        "draft": cf.Draft(texts=[[5], [6]])
+    },
+    '`draft=cf.Draft("answer")` in `cf.generate`': {"draft": cf.Draft("answer")},
 }
 
 
@@ -130,6 +138,12 @@ def swept(methods: Any = None, rewards: Any = None, **arguments: Any) -> Callabl
     methods, rewards = methods or {"a": lambda w: term}, rewards or {"r": f}
     arguments = {"max_new_tokens": 2, **arguments}
     return lambda: cf.pareto.sweep(methods, ["the film"], rewards, **arguments)
+
+
+def drafted_by_others() -> Any:
+    term = cf.Model(make("llama", 0), tokenizer=make_tokenizer())
+    other = cf.Model(make("gpt2", 1), tokenizer=make_letters(), name="small")
+    return cf.generate(term, [[5, 6]], draft=cf.Draft(other), max_new_tokens=2)
 
 
 def adapter(name: str, base: str = "", **options: Any) -> Path:
@@ -230,6 +244,13 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "`aligner(queries, answers, objectives)`": lambda: edits()(TEXTS, TEXTS, ["brevity"]),
     "`cf.correct(..., accept=judge)`": lambda: correct(accept=judge()),
     "`cf.correct(..., tokenizer=tokenizer)`": lambda: correct(tokenizer=make_tokenizer()),
+    "`cf.Draft(model, num_speculative_tokens=8)`": lambda: cf.Draft(
+        make(), num_speculative_tokens=8
+    ),  # type: ignore[call-arg]
+    '`cf.Draft("promt")`': lambda: cf.Draft("promt"),
+    '`cf.Draft(texts="a text")`': lambda: cf.Draft(texts="a text"),
+    "a draft of another vocabulary": drafted_by_others,
+    '`cf.correct(..., draft="prompt")`': lambda: correct(draft="prompt"),
     "`out[0]`": lambda: cf.generate(make(), [[5, 6]], max_new_tokens=1)[0],
 }
 
@@ -273,6 +294,8 @@ COMMANDS: dict[str, list[str]] = {
     "`--judge base` alone": [*PAIR[:1], "--judge=base"],
     "`--judge bas --tournament 4`": [*PAIR[:1], "--judge=bas", "--tournament=4"],
     "`--template HH`": ["judge", "pair.jsonl", *PAIR[:1], "--template=HH"],
+    "`--draft promt`": [*PAIR[:1], "--draft=promt"],
+    "`--draft-length 8` alone": [*PAIR[:1], "--draft-length=8"],
     "`judge`: `--principle polite`": ["judge", "pair.jsonl", *PAIR[:1], "--principle=polite"],
     "`judge`: `response_a` in a line": ["judge", "named.jsonl", *PAIR[:1]],
     "`judge`: `first` and `chosen` in a line": ["judge", "both.jsonl", *PAIR[:1]],

@@ -11,8 +11,8 @@ from crossfade.models.adapters import adapter_configs
 
 # Arguments of `generate` that a blend has no use for, with what to do in their place.
 REFUSED = {
-    "assistant_model": "leave it out",
-    "assistant_tokenizer": "leave it out",
+    "assistant_model": "draft=crossfade.Draft(model) lets a model guess tokens",
+    "assistant_tokenizer": "a model that guesses tokens has the vocabulary of the blend",
     "negative_prompt_ids": "crossfade.presets.cfg is classifier-free guidance",
     "negative_prompt_attention_mask": "crossfade.presets.cfg is classifier-free guidance",
 }
@@ -47,7 +47,7 @@ def generate(
         blend: in place of a formula, a `crossfade.Blend` or a `crossfade.Recipe`.
         tokenizer, streamer, stop_strings, generation_config: as in Hugging Face.
         arguments: of Hugging Face's `generate`, or named parameters of `crossfade.decode`, such as
-            `seed`, `search`, `kl_to` and `blend_inputs`.
+            `seed`, `search`, `draft`, `kl_to` and `blend_inputs`.
 
     Returns:
         What `generate` returns; with ``return_dict_in_generate=True`` it has log-probs as well.

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+from . import elsewhere
 from .blends.blend import Blend, as_blend
-from .checks import did_you_mean
+from .checks import did_you_mean, explained
 
-PROMPT, AUTO = "prompt", "auto"
+PROMPT, ANSWER, AUTO = "prompt", "answer", "auto"
 LONGEST = 64  # tokens that one round may check
 
 DraftText = str | Sequence[int] | None
 
 
+@explained(elsewhere.DRAFT)
 @dataclass(frozen=True, eq=False)
 class Draft:
     """Something cheap that guesses tokens, which all models of a blend then check in one forward.
@@ -29,7 +31,7 @@ class Draft:
             written. Or a `Model`, a Hugging Face model or a `Blend` of the same vocabulary, which
             draws with the same noise, temperature and truncation, without logits processors. A
             model that is a term of the blend, and shares its forward with no other, is run once
-            for both.
+            for both. In `crossfade.correct` also ``"answer"``: the answer that is edited.
         texts: in the place of `source`, a text or token ids for each request, which the response is
             likely to repeat with changes, and None where there is none. After a change the text is
             found again where it goes on.
@@ -60,10 +62,11 @@ class Draft:
         if self.texts is not None:
             self._check_texts()
         elif isinstance(self.source, str):
-            if self.source != PROMPT:
+            if self.source not in (PROMPT, ANSWER):
+                meant = did_you_mean(self.source, [PROMPT])
                 raise ValueError(
-                    f"draft.source is {self.source!r:.80}; it must be 'prompt', a Model or a Blend"
-                    f"{did_you_mean(self.source, [PROMPT])}. Texts are given as texts=[...]"
+                    f"draft.source is {self.source!r:.80}; it must be 'prompt', a Model or a Blend "
+                    f"(and texts are given as texts=[...]){meant}"
                 )
         else:
             _ = self.blend  # Its error names what the source is.
@@ -108,6 +111,11 @@ def check_draft(draft: Any, *, simple: bool = False) -> None:
         raise TypeError(
             f"draft is a {type(draft).__name__}; it must be a crossfade.Draft, such as "
             "Draft('prompt'), Draft(model) or Draft(texts=[...])"
+        )
+    if draft.source == ANSWER:
+        raise ValueError(
+            "draft.source is 'answer', which crossfade.correct alone has; Draft(texts=[...]) takes "
+            "texts that responses edit"
         )
     if simple:
         raise ValueError("engine is simple, which reads a token at a time; leave draft out")

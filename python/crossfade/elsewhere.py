@@ -18,6 +18,9 @@ _BEAMS = (
     "is one by a value"
 )
 _INPUTS = "texts, chats and token ids are the second argument: crossfade.generate(blend, inputs)"
+_GUESSES = "a model that guesses tokens is draft=crossfade.Draft(model)"
+_LOOKED_UP = "tokens are looked up in the prompt by draft=crossfade.Draft('prompt')"
+_GUESSED = "how many tokens are guessed at a time is draft=crossfade.Draft(..., length=8)"
 _OF_A_MODEL = "it belongs to a term: crossfade.Model(model, {}=...)"
 
 # Arguments of `crossfade.generate`, and of all that hand theirs on to it.
@@ -107,6 +110,33 @@ GENERATE: dict[str, str] = {
     **_each(
         ("past_key_values", "kv_cache"),
         "return_cache=True gives Output.cache, and cache=output.cache goes on from it",
+    ),
+    **_each(
+        (
+            *("assistant_model", "draft_model", "speculative_model", "model_draft"),
+            *("speculative_config", "speculative", "speculation", "speculative_decoding"),
+            *("assistant", "drafter"),
+        ),
+        _GUESSES,
+    ),
+    "assistant_tokenizer": "a model that guesses tokens has the vocabulary of the blend",
+    **_each(
+        (
+            *("prompt_lookup_num_tokens", "prompt_lookup", "prompt_lookup_decoding"),
+            *("ngram_prompt_lookup_max", "prompt_lookup_max", "lookup"),
+        ),
+        _LOOKED_UP,
+    ),
+    **_each(
+        (
+            *("num_assistant_tokens", "num_speculative_tokens", "num_draft_tokens"),
+            *("draft_max", "draft_n", "n_draft", "draft_length", "gamma"),
+        ),
+        _GUESSED,
+    ),
+    **_each(
+        ("prediction", "predictions", "predicted_outputs"),
+        "texts that responses will repeat, with changes, are draft=crossfade.Draft(texts=[...])",
     ),
     "custom_generate": "model.generate(..., custom_generate=crossfade.decode, blend=...) has it",
     "trust_remote_code": "code beside a model is run where it is loaded, by transformers",
@@ -302,6 +332,33 @@ ENGINE: dict[str, str] = {
     ),
     **_each(("backend", "attn_implementation"), "simple=True is Hugging Face's own path"),
     "torch_compile": "here it is compile",
+}
+
+# Arguments of `Draft`.
+DRAFT: dict[str, str] = {
+    **_each(
+        ("model", "draft_model", "assistant_model", "speculative_model", "blend", "term"),
+        "here it is source, the first argument: Draft(model)",
+    ),
+    **_each(
+        ("text", "answers", "responses", "prediction", "drafts"),
+        "here it is texts, one for each request",
+    ),
+    **_each(
+        (
+            *("num_tokens", "num_assistant_tokens", "num_speculative_tokens", "max_tokens"),
+            *("prompt_lookup_num_tokens", "n", "k", "gamma", "draft_max", "window"),
+        ),
+        "here it is length",
+    ),
+    **_each(
+        ("temperature", "top_k", "top_p", "seed"),
+        "a draft draws as the blend does, with the same noise",
+    ),
+    **_each(
+        ("tokenizer", "assistant_tokenizer"),
+        "a draft has the vocabulary of the blend",
+    ),
 }
 
 # Arguments of `Support`.

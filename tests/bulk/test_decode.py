@@ -138,6 +138,36 @@ def test_outputs_say_what_it_cost_so_far(engine: Any, base: PreTrainedModel) -> 
     assert costs[-1].models[0].tokens == read + written - 9  # Nobody reads a row's last token.
 
 
+@pytest.mark.parametrize("kind", ["prompt", "texts", "a model", "a blend with weights a prompt"])
+def test_drafted_prompts_get_what_they_get_without(kind: str, base: PreTrainedModel) -> None:
+    """What guesses is there for each prompt, whenever that takes a place."""
+    guide = cf.Model(make("gpt2", 1))
+    blend = cf.Model(base) + 0.5 * guide
+    plain = dict(decode(blend, PROMPTS[:20], seed=3, skip={2}, max_batch=4, **DRAW))
+    again = [plain[i].responses[0] if i % 3 and i != 2 else None for i in range(20)]
+    draft = {
+        "prompt": cf.Draft("prompt", length=3),
+        "texts": cf.Draft(texts=again, length=3),
+        "a model": cf.Draft(guide, length=3),
+        "a blend with weights a prompt": cf.Draft(
+            cf.Model(base) + torch.linspace(0, 1, 20) * guide, length=3
+        ),
+    }[kind]
+    found = dict(decode(blend, PROMPTS[:20], seed=3, skip={2}, max_batch=4, draft=draft, **DRAW))
+    assert found.keys() == plain.keys()
+    by_draft = {}
+    for i, out in found.items():
+        assert torch.equal(out.sequences, plain[i].sequences)
+        assert out.tokens_by_draft is not None
+        by_draft[i] = int(out.tokens_by_draft)
+    last = max(found.values(), key=lambda out: out.stats.rounds).stats
+    assert last.right == sum(by_draft.values()), "of all so far"
+    if kind == "texts":
+        for i, tokens in by_draft.items():
+            # The last token is read by nobody, and an end is not guessed.
+            assert (tokens > 0) == (again[i] is not None and len(again[i]) > 1)
+
+
 def test_what_each_prompt_has_of_its_own(base: PreTrainedModel) -> None:
     """Weights, prompts of terms and lists of settings have an entry for each of all prompts."""
     weights = torch.linspace(0, 1, 50)
@@ -275,6 +305,12 @@ def test_memory_and_models_that_the_engine_cannot_run(
         ({"progress": True}, TypeError, "progress is a bool"),
         ({"engine": 3}, TypeError, "engine is a int"),
         ({"max_tokens": 3}, TypeError, "unknown argument 'max_tokens'"),
+        ({"draft": "prompt"}, TypeError, "draft is a str; it must be a crossfade.Draft"),
+        (
+            {"draft": cf.Draft("prompt"), "engine": cf.Engine(simple=True)},
+            ValueError,
+            "engine is simple, which reads a token at a time; leave draft out",
+        ),
     ],
     ids=lambda x: str(x) if isinstance(x, str) else "",
 )
@@ -319,6 +355,14 @@ def test_entries_for_each_request_need_the_number_of_prompts(base: PreTrainedMod
         ValueError, match=r"the weight of brief is a tensor \[3\]; it must be \[4\]"
     ):
         decode(base, PROMPTS[:4], **more)
+    texts: Any = {"draft": cf.Draft(texts=[[5], None, [6]])}
+    with pytest.raises(ValueError, match=r"draft\.texts has an entry .* prompts is a generator"):
+        decode(base, generator, **texts)
+    with pytest.raises(ValueError, match="texts has 3 entries; it must have 4, one a prompt"):
+        decode(base, PROMPTS[:4], **texts)
+    guess: Any = {"draft": cf.Draft(weighed)}
+    with pytest.raises(ValueError, match=r"the weight of guide is a tensor \[3\]; it must be"):
+        decode(base, PROMPTS[:4], **guess)
     own = cf.Model(base, prompt=[[5], [6]], name="base")
     with pytest.raises(ValueError, match="prompt of base is a list with an entry a request"):
         list(decode(own, generator, **DRAW))

@@ -150,6 +150,39 @@ def test_values_of_a_search_are_one_a_row(base: PreTrainedModel, batch: Batch) -
     assert torch.equal(theirs.search_value_parts, ours.value_parts.flatten(0, 1))
 
 
+DRAFTS = ["prompt", "texts", "a term", "another model"]
+
+
+@pytest.mark.parametrize("how", [{}, {"do_sample": True, "seed": 3, "num_return_sequences": 2}])
+@pytest.mark.parametrize("kind", DRAFTS)
+def test_a_draft_gives_the_same_tokens(
+    kind: str, how: dict[str, Any], blend: cf.Blend, base: PreTrainedModel, batch: Batch
+) -> None:
+    asked: dict[str, Any] = {
+        **{"custom_generate": cf.decode, "blend": blend, "max_new_tokens": 9},
+        **{"return_dict_in_generate": True, **how},
+    }
+    plain = base.generate(**batch, **asked)
+    copies = len(plain.sequences) // 4
+    texts = [row[-9:].tolist() for row in plain.sequences[::copies]]
+    draft = {
+        "prompt": cf.Draft("prompt", length=3),
+        "texts": cf.Draft(texts=texts, length=3),
+        "a term": cf.Draft(blend.terms[0], length=3),
+        "another model": cf.Draft(make("gpt2", 4), length=3),
+    }[kind]
+    out = base.generate(**batch, draft=draft, **asked)
+    assert torch.equal(out.sequences, plain.sequences)
+    torch.testing.assert_close(out.logprobs, plain.logprobs, atol=1e-4, rtol=1e-4)
+    assert plain.tokens_by_draft is None
+    assert out.tokens_by_draft.shape == (4 * copies,)
+    assert out.tokens_by_draft.sum() == out.stats.right
+    if kind == "texts":
+        assert (out.tokens_by_draft[::copies] > 0).all()
+    bare = {**asked, "return_dict_in_generate": False}
+    assert torch.equal(base.generate(**batch, draft=draft, **bare), plain.sequences)
+
+
 class Kept:
     """A streamer that keeps what it is told."""
 

@@ -18,6 +18,7 @@ from ..decoding.output import Output
 from ..decoding.results import output_of
 from ..decoding.rows import Written
 from ..decoding.settings import check_int
+from ..drafts import check_draft
 from .records import seed_of
 
 # The arguments of `generate` that are no fields of Hugging Face's GenerationConfig.
@@ -56,7 +57,7 @@ def decode(
         progress: is called with how many rows have ended since its last call.
         engine, generation: as in `crossfade.generate`, but without a streamer and caches. A list or
             tensor with an entry for each request has one for each of `prompts`, which must have a
-            length then.
+            length then; so have the texts of a `draft`.
 
     Yields:
         The place of a prompt in `prompts` and its `Output`, of one request; prompts that end sooner
@@ -79,6 +80,7 @@ def decode(
     if progress is not None and not callable(progress):
         raise TypeError(f"progress is a {type(progress).__name__}; it must be a function or None")
     check_engine(engine)
+    check_draft(generation.get("draft"), simple=engine is not None and engine.simple)
     for name in ("streamer", "cache", "return_cache", "attention_mask"):
         given = generation.pop(name, None)
         if given is not None and given is not False:
@@ -107,10 +109,14 @@ def _check_seed(name: str, seed: Any) -> None:
 
 def _check_length(generation: Generation, prompts: Iterable[Any], seed: Any) -> None:
     """Refuse lists and tensors with an entry a request that do not have one for each prompt."""
-    members = generation.call.members
-    blends = [generation.call.blend, *(r.blend for r in members.references)]
-    seeds = seed if isinstance(seed, Sequence) else None
-    each = {**generation.each.table, "stop_strings": generation.each.stop_strings, "seed": seeds}
+    call, draft = generation.call, generation.call.draft
+    blends = [call.blend, *(r.blend for r in call.members.references)]
+    blends += [] if draft is None or draft.blend is None else [draft.blend]
+    lists = {
+        "seed": seed if isinstance(seed, Sequence) else None,
+        "draft.texts": None if draft is None else draft.texts,
+    }
+    each = {**generation.each.table, "stop_strings": generation.each.stop_strings, **lists}
     given = [name for name, entries in each.items() if entries is not None]
     value = None if generation.search is None else generation.search.objective
     values = [] if value is None else [value]
@@ -128,10 +134,11 @@ def _check_length(generation: Generation, prompts: Iterable[Any], seed: Any) -> 
     ]
     if isinstance(prompts, Sized):
         generation.each.check(len(prompts))
-        if seeds is not None and len(seeds) != len(prompts):
-            raise ValueError(
-                f"seed has {len(seeds)} entries; it must have {len(prompts)}, one a prompt"
-            )
+        for name, entries in lists.items():
+            if entries is not None and len(entries) != len(prompts):
+                raise ValueError(
+                    f"{name} has {len(entries)} entries; it must have {len(prompts)}, one a prompt"
+                )
         for blend in blends:
             blend.row_weights(len(prompts), "cpu")
             blend.row_value_weights(len(prompts), "cpu")

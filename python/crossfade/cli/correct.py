@@ -35,11 +35,13 @@ examples:
       --output corrected.jsonl --resume
   crossfade correct answers.jsonl --aligner smollm2 --objective brevity \\
       --reward rewards:brevity --best-of 8 --accept brevity
+  crossfade correct answers.jsonl --aligner base@aligner --draft answer \\
+      --objective readability
 """
 # Keys of results, which --keep must not name.
 RESULT = {"index", "prompt", "messages", "answer", "objectives", "text", "rounds", "unchanged"}
 RESULT |= {"edit_distance", "scores", "tokens", "finished", "failed", "run", "outputs", "value"}
-RESULT |= {"slot", "bracket", "weight", "effective_sizes"}
+RESULT |= {"slot", "bracket", "weight", "effective_sizes", "tokens_by_draft"}
 OWN = ("answer", "objectives")  # what lines have beside the query
 # What to say of keys that other programs have.
 MEANT = {
@@ -77,8 +79,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=PATH[@GUIDE]",
-        help="a model that --value, --accept or --judge names, which may also name aligner and "
-        "policy; may be given several times",
+        help="a model that --value, --accept, --judge or --draft names, which may also name "
+        "aligner and policy; may be given several times",
     )
     options.add_fader_option(group)
     options.add_device_option(group)
@@ -120,6 +122,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_sampling_options(parser, max_new_tokens=128)
     searches.add_search_options(parser)
     group = parser.add_argument_group("queries and results")
+    options.add_draft_options(group, answers=True)
     options.add_batch_options(group, "answers are corrected", chats=False)
     options.add_resume_option(group)
     group.add_argument(
@@ -181,11 +184,12 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         judge=arguments.judge,
         accept=arguments.accept,
         tilt=arguments.tilt,
+        draft=options.draft_formula(arguments, ("answer", "prompt")),
     )
     searched = searches.search_of(arguments)
     if searched and plan.value is None and plan.judge is None and plan.tilt is None:
         raise ValueError("--value is missing; with several rewards it must be a formula of them")
-    asked = ["--accept", "--judge", "--tilt", *(["--value"] if searched else [])]
+    asked = ["--accept", "--judge", "--tilt", "--draft", *(["--value"] if searched else [])]
     used = set().union(*(plan.names.get(option, ()) for option in asked))
     for option, given in (
         ("--model", plan.specs),
@@ -195,8 +199,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         for name in given:
             if name not in own and name not in used:
                 raise ValueError(
-                    f"{option} {name}=... is given, but no formula of --value, --accept or --judge "
-                    "uses it"
+                    f"{option} {name}=... is given, but no formula of --value, --accept, --judge "
+                    "or --draft uses it"
                 )
     plan.check()
     return plan

@@ -15,6 +15,7 @@ from . import options, searches
 if TYPE_CHECKING:
     from ..bulk.prompts import Line
     from ..bulk.records import Results
+    from ..decoding.stats import Stats
     from ..loading import Loaded
 
 BAD = re.compile(
@@ -52,6 +53,7 @@ class Writer:
 
         self.arguments, self.aligner, self.queries = arguments, aligner, queries
         self.search, self.accept = search, loaded.accept
+        self.draft = options.draft_of(arguments, loaded)
         self.policy: Any = loaded.terms.get("policy")
         self.common = options.writing(arguments, draws=(arguments.n or 1) > 1)
         self.of_policy = options.writing(arguments)
@@ -72,6 +74,7 @@ class Writer:
             generation=dict(self.common),
             **more,
         )
+        self.stats: list[Stats] = []
         self.unchanged: list[bool] = []
         self.distances: list[float] = []
         self.failed = 0
@@ -94,6 +97,7 @@ class Writer:
                     results.write(self._record(batch[place], out, place, reasons.get(place)))
                 if out.stats.interrupted:
                     raise KeyboardInterrupt
+                self.stats.append(out.stats)
                 tokens += out.stats.tokens
                 bar.update(len(batch))
         results.finish()
@@ -128,6 +132,7 @@ class Writer:
                 rounds=self.arguments.rounds,
                 search=self.search,
                 accept=self.accept,
+                draft=self.draft,
                 seed=[self.seeds[i] for i in batch],
                 num_return_sequences=self.arguments.n or 1,
                 progress=False,
@@ -188,11 +193,15 @@ class Writer:
             "finished": bool(out.finished[row]),
             "failed": bool(out.failed[row]),
         }
+        if out.tokens_by_draft is not None:
+            found["tokens_by_draft"] = int(out.tokens_by_draft[row])
         if out.scores is not None:
             found["scores"] = [number(x) for x in out.scores[row]]
         return {**found, **searches.figures(out, row)}
 
     def _say(self, written: int, kept: int, tokens: int, seconds: float) -> None:
+        from ..decoding.stats import together
+
         said = [f"{written} answer{'' if written == 1 else 's'}"]
         aside = [f"{self.failed} failed"] if self.failed else []
         aside += [f"{kept} more were in the file"] if kept else []
@@ -202,4 +211,6 @@ class Writer:
             said.append(f"{sum(self.unchanged) / n:.1%} unchanged")
             said.append(f"edit distance {sum(self.distances) / n:.2f}")
         speed = f", {tokens / seconds:.1f} tokens/s" if tokens else ""
+        if self.draft is not None and self.stats:
+            speed += f"; {together(self.stats).drafted}"
         print(f"{', '.join(said)}, {tokens} tokens{speed}", file=sys.stderr)

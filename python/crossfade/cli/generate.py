@@ -37,11 +37,12 @@ examples:
       --reward rewards:brevity --best-of 8
   crossfade generate "Tell me a story." --model smollm2 \\
       --judge model --tournament 8
+  crossfade generate --prompts prompts.jsonl --model smollm2 --draft prompt
 """
 # Keys of results, which --keep must not name.
 RESULT = {"index", "prompt", "settings", "text", "tokens", "logprob", "finished", "failed", "value"}
 RESULT |= {"terms", "logprobs", "outputs", "blend", "run", "messages", "slot", "bracket"}
-RESULT |= {"weight", "effective_sizes"}
+RESULT |= {"weight", "effective_sizes", "tokens_by_draft"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a file with a prompt on each line, or a .jsonl file with an object on each line, as "
         "described below; - is stdin",
     )
+    options.add_draft_options(group)
     options.add_batch_options(group)
     options.add_resume_option(group)
     group.add_argument(

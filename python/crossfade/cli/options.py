@@ -145,6 +145,60 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, max_new_tokens: int
     )
 
 
+def add_draft_options(group: Any, *, answers: bool = False) -> None:
+    """The options that say what guesses tokens.
+
+    Args:
+        answers: whether the command edits answers, which may guess too.
+    """
+    more = "answer, the answer that is corrected, " if answers else ""
+    group.add_argument(
+        "--draft",
+        metavar="|".join([*(["answer"] if answers else []), "prompt", "FORMULA"]),
+        help="guess tokens, which one forward then checks, for the same texts sooner: by "
+        f"{more}prompt, what followed the last tokens in the prompt or the text before, or the "
+        "name of a small --model or a blend of several",
+    )
+    group.add_argument(
+        "--draft-length",
+        type=_draft_length,
+        metavar="N",
+        help="how many tokens --draft guesses at a time; auto, the default, is as many as pay",
+    )
+
+
+def _draft_length(text: str) -> int | str:
+    from ..drafts import AUTO, LONGEST
+
+    if text == AUTO or (text.isdecimal() and 1 <= int(text) <= LONGEST):
+        return text if text == AUTO else int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} must be a number from 1 to {LONGEST}, or auto")
+
+
+def draft_formula(
+    arguments: argparse.Namespace, words: Collection[str] = ("prompt",)
+) -> str | None:
+    """The formula of --draft; None if there is none, or if it is a word that needs no model."""
+    draft = getattr(arguments, "draft", None)
+    if draft is None and getattr(arguments, "draft_length", None) is not None:
+        raise ValueError("--draft-length is given without --draft, which says what guesses")
+    if draft not in words:
+        return draft
+    if any(text.startswith(f"{draft}=") for text in arguments.model):
+        raise ValueError(f"--draft is {draft!r}, and a --model has that name; give it another one")
+    return None
+
+
+def draft_of(arguments: argparse.Namespace, loaded: Loaded) -> Any | None:
+    """What guesses tokens, as `generate` takes it; None if nothing does."""
+    from ..drafts import AUTO, Draft
+
+    if arguments.draft is None:
+        return None
+    length = arguments.draft_length or AUTO
+    return Draft(arguments.draft if loaded.draft is None else loaded.draft, length=length)
+
+
 def add_batch_options(
     group: Any, work: str = "prompts are worked on", *, chats: bool = True
 ) -> None:
@@ -284,6 +338,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         reward=getattr(arguments, "reward", ()),
         judge=getattr(arguments, "judge", None),
         tilt=getattr(arguments, "tilt", None),
+        draft=draft_formula(arguments),
     )
 
 

@@ -13,6 +13,7 @@ from . import options, searches
 
 if TYPE_CHECKING:
     from ..bulk.prompts import Line
+    from ..decoding.stats import Stats
     from ..loading import Loaded
     from .judges import Question
 
@@ -37,6 +38,7 @@ class Writer:
         self.chat = options.sends_chats(arguments, loaded, self.blend, lines)
         self.prompts = [line.sent(chat=self.chat) for line in lines]
         self.search = searches.make(arguments, loaded, question)
+        self.draft = options.draft_of(arguments, loaded)
         saved = self.blend.terms[0].model.generation_config
         drawn = common if self.search is None else {"do_sample": True, **common}
         self.generation = settings.arguments(own, drawn, saved)
@@ -57,12 +59,13 @@ class Writer:
                 self.prompts,
                 seed=self.seeds,
                 streamer=Printer(first.tokenizer, chat=not isinstance(self.prompts[0], str)),
+                draft=self.draft,
                 **self.generation,
             )
         print(flush=True)
         if out.stats.interrupted:
             raise KeyboardInterrupt
-        self._say(1, 0, out.stats.tokens, time.perf_counter() - start)
+        self._say(1, 0, out.stats.tokens, time.perf_counter() - start, out.stats)
 
     def write(self, results: Any) -> None:
         """Write a line for each prompt that `results` lacks, and figures to stderr.
@@ -77,6 +80,7 @@ class Writer:
         run = self._run()
         finished = results.begin(self.prompts, run, own)
         todo, tokens, start = len(self.prompts) - len(finished), 0, time.perf_counter()
+        stats = None
         n = self.arguments.n or 1
         rows = n if self.search is None else self.search.rows
         unit, prints = "prompt" if n == 1 else "text", self.arguments.output is None
@@ -89,15 +93,17 @@ class Writer:
                 max_batch=self.arguments.batch_size * rows,
                 progress=bar.update,
                 search=self.search,
+                draft=self.draft,
                 num_return_sequences=n,
                 return_term_logprobs=self.arguments.terms,
                 **self.generation,
             ):
                 record = {"index": i, "prompt": self.prompts[i], **own[i], **self._figures(out)}
                 results.write({**record, "blend": self._formula(i), "run": run})
-                tokens += out.stats.tokens
+                stats = out.stats
+                tokens += stats.tokens
         results.finish()
-        self._say(todo, len(finished), tokens, time.perf_counter() - start)
+        self._say(todo, len(finished), tokens, time.perf_counter() - start, stats)
 
     def _run(self) -> str:
         """The identity of the run, which does not depend on settings that prompts have of their
@@ -142,6 +148,8 @@ class Writer:
             "failed": bool(out.failed[row]),
         }
         figures |= searches.figures(out, row)
+        if out.tokens_by_draft is not None:
+            figures["tokens_by_draft"] = int(out.tokens_by_draft[row])
         terms = None if out.term_logprobs is None else out.term_logprobs[row, :length].double()
         if terms is not None:
             figures["terms"] = self._by_term(terms.sum(dim=0).tolist())
@@ -164,11 +172,15 @@ class Writer:
 
         return dict(zip(self.blend.names, map(number, each), strict=True))
 
-    def _say(self, written: int, kept: int, tokens: int, seconds: float) -> None:
+    def _say(
+        self, written: int, kept: int, tokens: int, seconds: float, stats: Stats | None
+    ) -> None:
+        """Figures on stderr, with what `stats`, of all that was written, say of guesses."""
         more = f" ({kept} more were in the file)" if kept else ""
         speed = f", {tokens / seconds:.1f} tokens/s" if tokens else ""
         plural = "" if written == 1 else "s"
-        print(f"{written} prompt{plural}{more}, {tokens} tokens{speed}", file=sys.stderr)
+        guessed = "" if self.draft is None or stats is None else f"; {stats.drafted}"
+        print(f"{written} prompt{plural}{more}, {tokens} tokens{speed}{guessed}", file=sys.stderr)
 
 
 class PlainTexts:

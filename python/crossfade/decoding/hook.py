@@ -63,6 +63,7 @@ class BlendDecoderOnlyOutput(GenerateDecoderOnlyOutput):
     entropies: Tensor | None = None
     bracket: list[list[list[Match]]] | None = None
     slots: Tensor | None = None
+    tokens_by_draft: Tensor | None = None
     stats: Stats | None = None
 
     @classmethod

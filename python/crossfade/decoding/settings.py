@@ -93,6 +93,10 @@ INSTEAD = {
     "use_cache": "each term has a cache of its own; leave it out, Engine(simple=True) is the plain "
     "path of Hugging Face",
     "cache_implementation": "each term has a cache of its own; leave it out",
+    "num_assistant_tokens": GENERATE["num_assistant_tokens"],
+    "prompt_lookup_num_tokens": GENERATE["prompt_lookup_num_tokens"],
+    "assistant_early_exit": GENERATE["assistant_model"],
+    "use_mtp": GENERATE["assistant_model"],
     "decoder_start_token_id": "a response begins with its prompt; leave it out",
 }
 # Arguments of model.generate that are not fields of GenerationConfig.

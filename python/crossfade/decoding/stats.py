@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..blends.printing import short
@@ -64,6 +64,14 @@ class Stats:
         return self.right / self.guessed if self.guessed else 0.0
 
     @property
+    def drafted(self) -> str:
+        """What a draft has guessed, for people."""
+        if not self.guessed:
+            return "no token was guessed"
+        share = f"{self.acceptance:.0%} of {self.guessed} guessed tokens were drawn"
+        return f"{share}, in {self.rounds} round{'' if self.rounds == 1 else 's'}"
+
+    @property
     def tokens_per_second(self) -> float:
         """Tokens a second, of all rows together; 0.0 where no time has passed."""
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
@@ -84,9 +92,24 @@ class Stats:
         ]
         notes = [f"note: {note}" for note in self.notes]
         if self.guessed:
-            share = f"{self.acceptance:.0%} of {self.guessed} guessed tokens were drawn"
-            read.append(f"draft: {share}, in {self.rounds} rounds")
+            read.append(f"draft: {self.drafted}")
         return "\n  ".join([f"Stats({self.summary}; {memory})", *read, *notes])
+
+
+def together(each: Sequence[Stats], *, interrupted: bool = False) -> Stats:
+    """What several calls, one after the other, cost together."""
+    return Stats(
+        tokens=sum(s.tokens for s in each),
+        seconds=sum(s.seconds for s in each),
+        models=summed(m for s in each for m in s.models),
+        cache_bytes=each[-1].cache_bytes,
+        peak_bytes=max(s.peak_bytes for s in each),
+        notes=tuple(dict.fromkeys(n for s in each for n in s.notes)),
+        interrupted=interrupted,
+        rounds=sum(s.rounds for s in each),
+        guessed=sum(s.guessed for s in each),
+        right=sum(s.right for s in each),
+    )
 
 
 def summed(each: Iterable[ModelStats]) -> tuple[ModelStats, ...]:

@@ -27,6 +27,7 @@ class Loaded:
         judge: the blend that judges, of terms without the system prompts of options.
         accept: the value that a correction must raise.
         tilt: of a search.
+        draft: the blend that guesses tokens.
     """
 
     formula: str
@@ -37,6 +38,7 @@ class Loaded:
     judge: Blend | None = None
     accept: ValueSum | None = None
     tilt: LogRatio | None = None
+    draft: Blend | None = None
 
     def blend(self, own: Mapping[str, Weight] | None = None) -> Blend:
         """The blend, with some faders at other positions: numbers, or tensors ``[requests]``."""

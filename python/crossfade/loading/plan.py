@@ -14,6 +14,7 @@ from ..blends import file_reader
 from ..blends.blend import Blend, Model, ValueHead
 from ..blends.values import Reward, RewardModel
 from ..checks import did_you_mean
+from ..drafts import PROMPT
 from ..models import saved
 from ..specs import Spec, fader_of, system_of
 from .formulas import Unloaded, blend_of, members_of, tilt_of, value_of
@@ -41,6 +42,7 @@ class Plan:
         judge: the formula of the blend that judges in a tournament, or None.
         accept: the formula of the value that a correction must raise, or None.
         tilt: the formula of a search's tilt, or None.
+        draft: the formula of the blend that guesses tokens, or None.
     """
 
     specs: Mapping[str, Spec]
@@ -55,6 +57,7 @@ class Plan:
     judge: str | None = None
     accept: str | None = None
     tilt: str | None = None
+    draft: str | None = None
 
     @classmethod
     def of_rewards(cls, models: Mapping[str, str], rewards: Mapping[str, str]) -> Plan:
@@ -95,6 +98,7 @@ class Plan:
         judge: str | None = None,
         accept: str | None = None,
         tilt: str | None = None,
+        draft: str | None = None,
     ) -> Plan:
         """Read the texts of options.
 
@@ -109,6 +113,7 @@ class Plan:
             judge: a formula of the models that judge, most often a name.
             accept: a formula of the value that a correction must raise.
             tilt: a formula of two models, ``target - sampler``.
+            draft: a formula of the models that guess tokens, most often a name.
 
         Raises:
             ValueError: an option is malformed or does not fit the others. OSError: a model or
@@ -146,6 +151,7 @@ class Plan:
             ("--judge", judge, "judge"),
             ("--accept", accept, "reward"),
             ("--tilt", tilt, "target"),
+            ("--draft", draft, "small"),
         ):
             if text is not None and text not in {**specs, **functions} and os.path.isdir(text):
                 raise ValueError(
@@ -181,6 +187,7 @@ class Plan:
             judge,
             accept,
             tilt,
+            draft,
         )
 
     @property
@@ -191,6 +198,7 @@ class Plan:
             **self.values,
             "--judge": self.judge,
             "--tilt": self.tilt,
+            "--draft": self.draft,
         }
         return {option: text for option, text in each.items() if text is not None}
 
@@ -239,8 +247,8 @@ class Plan:
         single = next(iter(self.specs.values())) if len(self.specs) == 1 else None
         if single is not None and single.name == SINGLE:
             return f"; a single model without a name is called {SINGLE}"
-        if option == "--judge":
-            return f"; a judge is a model: --model {name}=PATH"
+        if option in ("--judge", "--draft"):
+            return f"; a {option[2:]} is a model: --model {name}=PATH"
         if option in self.values:
             return f"; it is given as --model {name}=PATH or --reward {name}=MODULE:FUNCTION"
         return f"; a fader is given as --fader {name}=NUMBER"
@@ -268,7 +276,7 @@ class Plan:
         given = [*self.specs, *self.rewards, *faders, *members_of(self.outline)]
         for option, names in self.names.items():
             for name in sorted(names.difference(given)):
-                meant = did_you_mean(name, given)
+                meant = did_you_mean(name, [*given, PROMPT] if option == "--draft" else given)
                 raise ValueError(
                     f"{option} has the unknown name {name!r} (known: {', '.join(sorted(given))})"
                     + (meant or self._instead_of(option, name))
@@ -282,9 +290,10 @@ class Plan:
         terms |= members_of(self.outline)
         with _errors_of("--blend"):
             blend_of(self.blend, terms, faders)
-        if self.judge is not None:
-            with _errors_of("--judge"):
-                blend_of(self.judge, terms, faders)
+        for option, text in (("--judge", self.judge), ("--draft", self.draft)):
+            if text is not None:
+                with _errors_of(option):
+                    blend_of(text, terms, faders)
         others = {n: Reward(max, name=n) for n in (*self.labels, *self.rewards)}
         for option, text in self.values.items():
             if text is not None:
@@ -326,7 +335,8 @@ class Plan:
         )
         judge = None if self.judge is None else blend_of(self.judge, judging, self.faders)
         ratio = None if self.tilt is None else tilt_of(self.tilt, terms, self.faders)
-        return Loaded(self.blend, terms, self.faders, value, blend, judge, accept, ratio)
+        draft = None if self.draft is None else blend_of(self.draft, terms, self.faders)
+        return Loaded(self.blend, terms, self.faders, value, blend, judge, accept, ratio, draft)
 
     def load_rewards(self, device: Any, dtype: str) -> dict[str, Any]:
         """The functions and the reward models, by name; arguments and errors are as in `load`."""

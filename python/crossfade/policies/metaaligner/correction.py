@@ -14,6 +14,7 @@ from ...checks import explained
 from ...decoding.call import Seed, seeds_and_streams
 from ...decoding.forms import is_chat
 from ...decoding.settings import check_int
+from ...drafts import ANSWER, Draft, check_draft
 from ...reading import check_unicode
 from ...search import Recipe
 from .aligner import MetaAligner
@@ -71,7 +72,9 @@ def correct(
         rounds: how often each answer is edited. A round before the last goes on with one
             correction of each query, the best of a search.
         search: how rows are chosen by a value, as in `generate`.
-        draft: not supported yet; it must be None.
+        draft: what guesses tokens, as in `generate`, for the same corrections sooner: ``"answer"``,
+            which in each round is the answer that it edits, or a `Draft`, also
+            ``Draft("answer", length=8)``. A model that guesses reads what the aligner reads.
         accept: a value, as searches take them: a correction stands only where its value is higher
             than that of the answer which it edits. Both are scored as texts that have ended.
         seed: as in `generate`, whose tokens the first round's are. Later rounds and the policy draw
@@ -97,17 +100,14 @@ def correct(
             f"aligner is a {type(aligner).__name__}; it must be a MetaAligner: "
             "correct(MetaAligner(model, tokenizer), queries, answers, objectives)"
         )
-    if draft is not None:
-        raise NotImplementedError(
-            f"draft is {draft!r:.80}, which is not supported yet; it must be None"
-        )
+    draft = _draft(draft)
     if rounds is None:
         raise TypeError("rounds is None; it must be an int")
     check_int("rounds", rounds, 1)
     for name, says in REFUSED.items():
         if generation.get(name) is not None:
             raise NotImplementedError(f"{name} is not supported by crossfade.correct; {says}")
-    work = Rounds(aligner, _queries(queries), objectives)
+    work = Rounds(aligner, _queries(queries), objectives, draft)
     policy = answers_or_policy
     is_policy = isinstance(policy, (Algebra, nn.Module, Recipe))
     if policy_generation is not None and not is_policy:
@@ -125,6 +125,20 @@ def correct(
         work.take_answers(given)
     work.run(rounds, search, seed, generation)
     return work.corrections()
+
+
+def _draft(draft: Any) -> Draft | None:
+    """What guesses the tokens of corrections."""
+    if isinstance(draft, str):
+        if draft != ANSWER:
+            raise ValueError(
+                f"draft is {draft!r:.80}; it must be 'answer', or a crossfade.Draft such as "
+                "Draft('prompt')"
+            )
+        return Draft(ANSWER)
+    if not isinstance(draft, Draft) or draft.source != ANSWER:
+        check_draft(draft)
+    return draft
 
 
 def _queries(queries: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...decoding.output import Output
-from ...decoding.stats import Stats, summed
+from ...decoding.stats import Stats, together
 from ...metrics import edit_distance
 
 
@@ -72,15 +72,7 @@ def corrections_of(
     of_last |= {
         "text": text,
         "failed": column(failed, torch.bool),
-        "stats": Stats(
-            tokens=sum(s.tokens for s in stats),
-            seconds=sum(s.seconds for s in stats),
-            models=summed(m for s in stats for m in s.models),
-            cache_bytes=stats[-1].cache_bytes,
-            peak_bytes=max(s.peak_bytes for s in stats),
-            notes=tuple(dict.fromkeys(n for s in stats for n in s.notes)),
-            interrupted=interrupted,
-        ),
+        "stats": together(stats, interrupted=interrupted),
     }
     return Corrections(
         **of_last,

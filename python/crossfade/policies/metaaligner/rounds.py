@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,17 +23,21 @@ from ...decoding.members import tokenizer_of
 from ...decoding.output import Output
 from ...decoding.search.finished import TextValuer
 from ...decoding.stats import Stats
+from ...drafts import ANSWER, Draft, check_draft
 from ..turns import turns
 from .aligner import MetaAligner
 from .corrections import Corrections, corrections_of
 from .objectives import resolve_each
 
 RUNNING = inspect.signature(check_running).parameters.keys()
-OWN = inspect.signature(Generation).parameters.keys() - {"blend", "arguments"}
+OWN = inspect.signature(Generation).parameters.keys() - {"blend", "draft", "arguments"}
 
 
 class Rounds:
     """Some answers while they are corrected.
+
+    Args:
+        draft: what guesses the tokens of corrections, maybe the answers themselves.
 
     Attributes:
         queries: as the caller gave them.
@@ -44,8 +49,14 @@ class Rounds:
         interrupted: whether Ctrl-C has ended the work. What stood before it stands.
     """
 
-    def __init__(self, aligner: MetaAligner, queries: Sequence[Any], objectives: Any) -> None:
-        self.aligner, self.queries = aligner, queries
+    def __init__(
+        self,
+        aligner: MetaAligner,
+        queries: Sequence[Any],
+        objectives: Any,
+        draft: Draft | None = None,
+    ) -> None:
+        self.aligner, self.queries, self.draft = aligner, queries, draft
         self.sets = resolve_each(objectives, len(queries), aligner.objectives)
         self.blanks = [self._prompt(i, "-") for i in range(len(queries))]
         self.items: list[Request] = [
@@ -83,6 +94,8 @@ class Rounds:
         asked = dict(generation)
         running = {name: asked.pop(name, None) for name in RUNNING}
         check_running(**running)
+        engine, draft = running["engine"], self._drafted_by(self.blanks, [None] * len(self.items))
+        check_draft(draft, simple=engine is not None and engine.simple)
         own = {name: asked.pop(name) for name in OWN & asked.keys()}
         if own.get("kl_to") is not None:
             own["kl_to"] = self.aligner.reading(self.blanks, as_blend(own["kl_to"], "kl_to"))
@@ -90,12 +103,24 @@ class Rounds:
             self.aligner.reading(self.blanks),
             tokenizer=self.aligner.tokenizer,
             search=search,
+            draft=draft,
             arguments=asked,
             **own,
         )
         # Without a seed none is taken from torch's generator here.
         job = checked.job(checked.read(Requests(self.items)), 0 if seed is None else seed)
         check_together(len(job), running["max_batch"], own.get("streamer"))
+
+    def _drafted_by(self, prompts: Sequence[str], answers: Sequence[str | None]) -> Draft | None:
+        """What guesses the corrections of these answers, for which the aligner reads prompts."""
+        draft = self.draft
+        if draft is None or draft.texts is not None:
+            return draft
+        if draft.source == ANSWER:
+            return Draft(texts=answers, length=draft.length)
+        if draft.blend is not None:
+            return replace(draft, source=self.aligner.reading(prompts, draft.blend))
+        return draft
 
     def refuse_empty(self, what: str, found: Sequence[Any]) -> None:
         """Let those fail whose text or chat has no word, after a warning."""
@@ -175,6 +200,7 @@ class Rounds:
             Requests(self.items, refused=self.refused),
             tokenizer=self.aligner.tokenizer,
             search=search,
+            draft=self._drafted_by(prompts, self.texts),
             seed=seed if number == 1 else _seed_of(seed, number),
             **asked,
         )
