@@ -200,7 +200,7 @@ class Loop:
         counts = torch.tensor(guesses.counts, device=slots.device)
         kept, last = torch.zeros_like(slots.new), torch.zeros_like(slots.new)
         began, aside = slots.live.clone(), torch.zeros_like(slots.live)
-        before = int(slots.guessed.sum())
+        before, waited = int(slots.guessed.sum()), int(slots.waited)
         for i in range(n):
             going = slots.live.clone()
             waits = self._write([z[:, i] for z in logits])
@@ -218,7 +218,8 @@ class Loop:
         self.runner.keep(kept)
         drawn = int(slots.guessed.sum()) - before
         self.drafted.update(rounds=1, guessed=sum(guesses.counts), right=drawn)
-        self.unkept += n * int(began.sum()) - int(kept.sum())
+        waited = int(slots.waited) - waited  # These rows' tokens are counted already.
+        self.unkept += n * int(began.sum()) - int(kept.sum()) - waited
         return [z[slots.each.to(z.device), last.to(z.device)] for z in logits]
 
     def _write(self, logits: list[Tensor], source: Tensor | None = None) -> Tensor | None:
