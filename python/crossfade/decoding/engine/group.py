@@ -231,7 +231,6 @@ class Group:
         forward_pass = ForwardPass(self.cache, self.lengths)
         with self.head.reading(wanted):
             logits = self._run(how, slice(None), ids, positions, forward_pass)
-        self.fresh.zero_()
         return logits
 
     def states(self, lane: int) -> Tensor:
@@ -251,7 +250,9 @@ class Group:
 
     def keep(self, counts: Tensor) -> None:
         """Let the rows keep so many ``[slots]`` of the tokens that they were last fed."""
-        self.lengths += counts.to(self.device).repeat(len(self.terms))
+        kept = counts.to(self.device).repeat(len(self.terms))
+        self.lengths += kept
+        self.fresh &= kept == 0
 
     def take_back(self, counts: Tensor) -> None:
         """Forget the last tokens of rows, so many ``[slots]`` of those that they kept."""
