@@ -114,7 +114,6 @@ class Group:
         self.shares = torch.tensor(each, device=self.device).repeat_interleave(slots, 0)
         self.unread: list[Unread] = []  # what is yet to be read of prompts, in order
         self.pending = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        self.fresh = torch.zeros(rows, dtype=torch.bool, device=self.device)
         # The forward of a step. As a method it would refer to this object in a circle.
         self.forward: Any = torch.compile(forward, dynamic=False) if compile else forward
         self._compiled = compile
@@ -143,6 +142,11 @@ class Group:
         if set(self.cache.layers) != set(range(self.config.num_hidden_layers)):
             raise Unsupported("its layers do not all use Transformers' attention interface")
         return logits
+
+    @property
+    def fresh(self) -> Tensor:
+        """``[rows]`` bool: of which rows the next token to feed is the prompt's last one."""
+        return self.lengths < self.prompt_lengths
 
     @property
     def _highest_position(self) -> int:
@@ -250,9 +254,7 @@ class Group:
 
     def keep(self, counts: Tensor) -> None:
         """Let the rows keep so many ``[slots]`` of the tokens that they were last fed."""
-        kept = counts.to(self.device).repeat(len(self.terms))
-        self.lengths += kept
-        self.fresh &= kept == 0
+        self.lengths += counts.to(self.device).repeat(len(self.terms))
 
     def take_back(self, counts: Tensor) -> None:
         """Forget the last tokens of rows, so many ``[slots]`` of those that they kept."""
@@ -340,7 +342,6 @@ class Group:
         those last tokens."""
         at = torch.tensor(rows, device=self.device)
         self.pending[at] = torch.tensor([p[-1] for p in prompts], device=self.device)
-        self.fresh[at] = True
         for row in rows:
             self.used[row] = True
 
@@ -455,7 +456,7 @@ class Group:
         # A row that has yet to read tokens holds fewer than it has in common with its parent.
         starts = self.lengths.clamp(max=starts)
         self.cache.fork(source, sources, starts, self.lengths[source])
-        for state in (self.lengths, self.prompt_lengths, self.pending, self.fresh, self.shares):
+        for state in (self.lengths, self.prompt_lengths, self.pending, self.shares):
             state.copy_(state[source])
         self.bounds = [self.bounds[s] for s in sources]
         self.used = [self.used[s] for s in sources]
