@@ -287,7 +287,8 @@ class Call:
         limit: int,
     ) -> Room:
         """What is left of a limit of new tokens by the contexts of all models, a value's too."""
-        each = list(map(ModelPrompts, self.models, prompts))
+        deciding = self.models[: self.members.judges]  # Others guess as long as they have room.
+        each = [ModelPrompts(*pair) for pair in zip(deciding, prompts, strict=False)]
         for question, sources in () if search is None else search.questions:
             for s in sources:
                 own_tokens = s.writing is not None or s.whole is not None

@@ -65,6 +65,7 @@ class Loop:
         drafted: of guesses, what `Stats` has: how many steps checked some, how many tokens were
             guessed, and how many of these were drawn.
         unkept: tokens of guesses that models read and rows did not keep.
+        doubts: whether the next step is a plain one, as guesses may have spoilt the last.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Loop:
     ) -> None:
         self.strays, self.classifiers, self.drafter = strays, classifiers, drafter
         self.drafted: Counter[str] = Counter()
-        self.unkept = 0
+        self.unkept, self.doubts = 0, False
         self.runner, self.mixer, self.slots = runner, mixer, slots
         self.stepper, self.every = stepper or Stepper(capture=False), every
         self.watch = Watch(slots, aligned)
@@ -161,7 +162,7 @@ class Loop:
             The logits that the tokens were drawn from.
         """
         logits = self.runner.step(self.slots.tokens, self.slots.live)
-        waits = self._write(logits)
+        waits = self._write(logits, self._sample(logits))
         if waits is not None:
             self.runner.take_back(waits.long())
         return logits
@@ -170,7 +171,8 @@ class Loop:
         """A step in which guesses are checked, or a plain one where there are none that pay."""
         going = self.slots.live.tolist()
         live = [s for s in self.seated if going[s]]
-        guesses = drafter.guess(live) if live else None
+        guesses = drafter.guess(live) if live and not self.doubts else None
+        self.doubts = False
         begin = time.perf_counter()
         if guesses is None:
             logits = self.stepper(self.step, self._reserve())
@@ -186,7 +188,10 @@ class Loop:
         """Let every model read the last tokens and the guesses, and draw as plain steps would, as
         long as what is drawn is what was guessed.
 
-        Rows that are to stay at one step end where the first of them draws something else.
+        Rows that are to stay at one step end where the first of them draws something else. And all
+        end where one of them has nothing to draw from. A plain step then shows whether that is so:
+        a model may only say so because of a guess that comes later, as attention multiplies by 0
+        what a token is not to see.
 
         Returns:
             Of each row, the logits that its last token was drawn from.
@@ -200,15 +205,19 @@ class Loop:
         counts = torch.tensor(guesses.counts, device=slots.device)
         kept, last = torch.zeros_like(slots.new), torch.zeros_like(slots.new)
         began, aside = slots.live.clone(), torch.zeros_like(slots.live)
-        before = int(slots.guessed.sum())
+        before, waited = int(slots.guessed.sum()), int(slots.waited)
         for i in range(n):
-            going = slots.live.clone()
-            waits = self._write([z[:, i] for z in logits])
+            going, each = slots.live.clone(), [z[:, i] for z in logits]
+            sample = self._sample(each)
+            self.doubts = bool((going & (sample.tokens < 0)).any())
+            if self.doubts:
+                break
+            waits = self._write(each, sample)
             kept += going if waits is None else going & ~waits
             last = torch.where(going, i, last)
             right = slots.wrote & (slots.tokens == tokens[:, i]) if i < n - 1 else ~slots.wrote
             slots.guessed += right & slots.wrote & (i < counts)
-            self._see([z[:, 0] for z in logits] if i == 0 else None)
+            self._see(each if i == 0 else None)
             away = slots.live & ~right
             if not bool((slots.live & right).any()) or (self.watch.in_step and bool(away.any())):
                 break
@@ -218,21 +227,28 @@ class Loop:
         self.runner.keep(kept)
         drawn = int(slots.guessed.sum()) - before
         self.drafted.update(rounds=1, guessed=sum(guesses.counts), right=drawn)
-        self.unkept += n * int(began.sum()) - int(kept.sum())
+        waited = int(slots.waited) - waited  # These rows' tokens are counted already.
+        self.unkept += n * int(began.sum()) - int(kept.sum()) - waited
         return [z[slots.each.to(z.device), last.to(z.device)] for z in logits]
 
-    def _write(self, logits: list[Tensor], source: Tensor | None = None) -> Tensor | None:
-        """Draw the next tokens of live rows, and write these down.
+    def _sample(self, logits: list[Tensor]) -> BlendSample:
+        """The next token of each slot, once classifiers have said what they have to say."""
+        if self.classifiers is not None:
+            self.classifiers.ask(logits, self.slots, self.seated)
+        return self._draw(logits)
+
+    def _write(
+        self, logits: list[Tensor], sample: BlendSample, source: Tensor | None = None
+    ) -> Tensor | None:
+        """Write down the next tokens of live rows.
 
         Args:
+            sample: what was drawn from the logits.
             source: as in `Runner.values`, where `logits` are those of other slots.
 
         Returns:
             The rows that wait before their tokens, as `Slots.write` gives them.
         """
-        if self.classifiers is not None:
-            self.classifiers.ask(logits, self.slots, self.seated)
-        sample = self._draw(logits)
         kl = self.mixer.divergences(logits) if self.mixer.references else None
         by_entropy = self.slots.most_entropy is not None
         return self.slots.write(

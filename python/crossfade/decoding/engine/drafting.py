@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .group import Group
@@ -59,6 +60,16 @@ class Drafting:
             if not self.shared:
                 group.tokens_read += int(counts.sum()) * len(group.terms)
         return [z[:, 0] for z in self._logits(found, self.places)]
+
+    def room(self) -> list[int] | None:
+        """Of each slot, how many more tokens its row has room for in the contexts of all models;
+        None where no row can fill one."""
+        rooms = [
+            (context - group.lengths).view(-1, group.slots).amin(dim=0).cpu()
+            for group in self.groups
+            if (context := group.models[0].context) is not None and context < group.most
+        ]
+        return torch.stack(rooms).amin(dim=0).tolist() if rooms else None
 
     def take_back(self, counts: Tensor) -> None:
         """Let rows forget so many ``[slots]`` of the tokens that they read last."""

@@ -115,7 +115,6 @@ class Group:
         self.shares = torch.tensor(each, device=self.device).repeat_interleave(slots, 0)
         self.unread: list[Unread] = []  # what is yet to be read of prompts, in order
         self.pending = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        self.fresh = torch.zeros(rows, dtype=torch.bool, device=self.device)
         # The forward of a step. As a method it would refer to this object in a circle.
         self.forward: Any = torch.compile(forward, dynamic=False) if compile else forward
         self._compiled = compile
@@ -156,6 +155,11 @@ class Group:
         if set(self.cache.layers) != set(range(self.config.num_hidden_layers)):
             raise Unsupported("its layers do not all use Transformers' attention interface")
         return logits
+
+    @property
+    def fresh(self) -> Tensor:
+        """``[rows]`` bool: of which rows the next token to feed is the prompt's last one."""
+        return self.lengths < self.prompt_lengths
 
     @property
     def _highest_position(self) -> int:
@@ -246,7 +250,6 @@ class Group:
         forward_pass = ForwardPass(self.cache, self.lengths)
         with self.head.reading(wanted):
             logits = self._run(how, slice(None), ids, positions, forward_pass)
-        self.fresh.zero_()
         return logits
 
     def states(self, lane: int) -> Tensor:
@@ -354,7 +357,6 @@ class Group:
         those last tokens."""
         at = torch.tensor(rows, device=self.device)
         self.pending[at] = torch.tensor([p[-1] for p in prompts], device=self.device)
-        self.fresh[at] = True
         for row in rows:
             self.used[row] = True
 
@@ -469,7 +471,7 @@ class Group:
         # A row that has yet to read tokens holds fewer than it has in common with its parent.
         starts = self.lengths.clamp(max=starts)
         self.cache.fork(source, sources, starts, self.lengths[source])
-        for state in (self.lengths, self.prompt_lengths, self.pending, self.fresh, self.shares):
+        for state in (self.lengths, self.prompt_lengths, self.pending, self.shares):
             state.copy_(state[source])
         self.bounds = [self.bounds[s] for s in sources]
         self.used = [self.used[s] for s in sources]

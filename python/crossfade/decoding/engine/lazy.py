@@ -57,7 +57,6 @@ class Lazy:
                 for slot in slots:
                     row = m * group.slots + slot
                     owed[row] = [pending[row]]
-            group.fresh.zero_()
 
     def fork(self, parents: Sequence[int]) -> None:
         """Slot i owes what slot ``parents[i]`` does; -1 leaves it as it is."""

@@ -130,6 +130,14 @@ class EngineRunner:
         for group in self.groups:
             if draft.places == group.terms and group.own == 1 and not group.riders:
                 return Drafting([group], draft.places, True, self._of_places)
+        for k in draft.places:
+            context = self.models[k].context
+            if context is not None and longest[k] > context:
+                self._notes.append(
+                    f"no draft: a prompt has {longest[k]} tokens for {self.models[k].name}, whose "
+                    f"context is {context}"
+                )
+                return None
         lanes = Lanes([self.models[k] for k in draft.places], (), self.backend)
         try:
             groups = self._grouped(lanes, longest, limit, draft.places)

@@ -391,7 +391,8 @@ class SearchLoop(Loop):
         others, which = here.live.clone(), torch.zeros_like(here.live)
         which[at] = going.flatten().to(device)
         here.live.copy_(which)
-        self._write([z[source.to(z.device)] for z in logits], source)
+        of_parents = [z[source.to(z.device)] for z in logits]
+        self._write(of_parents, self._sample(of_parents), source)
         self.watch.look()
         self._after_step()
         here.live |= others & ~which

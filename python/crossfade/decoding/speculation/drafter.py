@@ -112,7 +112,6 @@ class TextDrafter:
         self.ends = ends_of(self.slots)
 
     def fork(self, slots: Sequence[int], parents: Sequence[int]) -> None:
-        self.learn(sorted(set(parents)))
         kept = {p: (self.lookups[p], self.progress.seen[p]) for p in parents}
         for slot, parent in zip(slots, parents, strict=True):
             lookup, self.progress.seen[slot] = kept[parent]

@@ -101,8 +101,8 @@ class Lookup:
         places = self.after.get(tuple(last[-3:])) or self.after.get(tuple(last[-1:])) or []
         if self.near is not None and len(places) > PLACES:
             places = sorted(places, key=self._nearness)
-        each = ((self._alike(place, last), self._nearness(place), place) for place in places)
-        alike, _, place = max(list(each)[-PLACES:], default=(0, 0, 0))
+        each = ((self._alike(p, last), self._nearness(p), p) for p in places[-PLACES:])
+        alike, _, place = max(each, default=(0, 0, 0))
         if alike > self.matched:
             self.at, self.matched = place, alike
 

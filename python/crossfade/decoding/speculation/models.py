@@ -57,7 +57,8 @@ class ModelDrafter:
             return None
         begin = time.perf_counter()
         guesses = self._guess(live, count, left)
-        self.costs.guesses.append((time.perf_counter() - begin) / count)
+        if guesses is not None:
+            self.costs.guesses.append((time.perf_counter() - begin) / count)
         return guesses
 
     def _count(self, rows: int, most: int) -> int:
@@ -68,7 +69,9 @@ class ModelDrafter:
         count = best_size(yields, self.costs) - 1
         return self.hope.tries(count)
 
-    def _guess(self, live: Sequence[int], count: int, left: Sequence[int]) -> Guesses:
+    def _guess(self, live: Sequence[int], count: int, left: Sequence[int]) -> Guesses | None:
+        """So many guesses of each row, as far as it has room for them in its limit, as `left` says,
+        and in the contexts of the models; None if no row has."""
         slots, drafting = self.slots, self.drafting
         new, written = slots.new.tolist(), slots.written["tokens"]
         # The last token of the prompt comes first; the models know it, each its own.
@@ -78,11 +81,20 @@ class ModelDrafter:
         }
         if drafting.shared:  # It has read what the others have.
             owed = {s: [int(slots.tokens[s])] for s in live}
+        context = drafting.room()
+        if context is not None:
+            owed = {s: ids for s, ids in owed.items() if len(ids) <= context[s]}
+            # The last guess is not read.
+            left = [min(n, context[s] - len(owed.get(s, ())) + 1) for s, n in enumerate(left)]
+        if not owed:
+            return None
         width = max(map(len, owed.values()))
         fed = [[*owed.get(s, ()), *[0] * (width - len(owed.get(s, ())))] for s in range(len(new))]
         counts = torch.tensor([len(owed.get(s, ())) for s in range(len(new))], device=slots.device)
         draw = {name: slots.table[name] for name in DRAW}
+        # Of a row's guesses, those that models read: not past its room, where it has no place.
         going = counts > 0
+        reads = torch.tensor(left, device=slots.device) - int(not drafting.shared)
         tokens, logits = torch.tensor(fed, device=slots.device), []
         guesses, total = [], torch.zeros_like(counts)
         for i in range(count + drafting.shared):
@@ -93,15 +105,14 @@ class ModelDrafter:
             if i < count:
                 drawn = self.mixer.sample(found, {**draw, "step": slots.new + i}).tokens
                 guesses.append(drawn)
-                tokens, counts = drawn.clamp(min=0)[:, None], going.long()
+                tokens, counts = drawn.clamp(min=0)[:, None], (going & (i < reads)).long()
         each = torch.stack(guesses, dim=1)
         if drafting.shared:  # `EngineRunner.verify` goes on from where the others are.
             drafting.take_back(total)
-        rows = each.tolist()
-        self.guessed = {s: (rows[s], new[s]) for s in live}
+        rows = [row[:n] for row, n in zip(each.tolist(), left, strict=True)]
+        self.guessed = {s: (rows[s], new[s]) for s in owed}
         kept = [
-            len(before_end(rows[s][: left[s]], self.ends[s])) if s in owed else 0
-            for s in range(len(new))
+            len(before_end(row, self.ends[s])) if s in owed else 0 for s, row in enumerate(rows)
         ]
         return Guesses(each.clamp(min=0), kept, logits or None)
 
@@ -110,13 +121,13 @@ class ModelDrafter:
         if not self.guessed:
             return
         back = [0] * len(self.slots.each)
-        for slot in live:
-            (guesses, before), new = self.guessed[slot], written[slot]
+        for slot, (guesses, before) in self.guessed.items():
+            new = written[slot]
             pairs = enumerate(zip(guesses, new, strict=False))
             alike = next((i for i, (a, b) in pairs if a != b), min(len(guesses), len(new)))
             self.hope.learn(alike, min(alike + 1, len(guesses), len(new)))
             # It has read all guesses but the last. The row's last token is yet to be read.
-            read, right = len(guesses) - 1, min(alike, len(new) - 1)
+            read, right = max(len(guesses) - 1, 0), min(alike, len(new) - 1)
             back[slot] = max(read - right, 0)
             self.read[slot] = 1 + before + read - back[slot]
         self.guessed = {}
