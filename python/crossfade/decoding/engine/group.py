@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...blends.mixes import Mix
 from ...models.hf import text_config
 from ..forms import Ids, common
 from ..runner import Shares
@@ -21,7 +20,7 @@ from .head import Head, Wanted, product, split
 from .kv_cache import KVCache
 from .lanes import Rider
 from .modules import Forward, ForwardPass, Unsupported, linear_forwards, refuse_unsupported
-from .tape import SHORTEST, Programs, TapedStep, shelf
+from .tape import SHORTEST, Tapes
 
 AHEAD = 256  # the new tokens of a row that caches have room for at first, at most
 
@@ -118,22 +117,11 @@ class Group:
         # The forward of a step. As a method it would refer to this object in a circle.
         self.forward: Any = torch.compile(forward, dynamic=False) if compile else forward
         self._compiled = compile
-        self.tapes = tape and native and not compile and limit >= SHORTEST
-        if self.tapes:
-            self.programs = self._programs()
-        self.taped: dict[int, TapedStep] = {}  # by how many tokens a row they feed
+        self.tapes: Tapes | None = None
+        if tape and native and not compile and limit >= SHORTEST:
+            self.tapes = Tapes(forward, models, deltas)
         self.forwards_run = 0
         self.tokens_read = 0
-
-    def _programs(self) -> Programs:
-        """What earlier calls have recorded of these models, as they are now."""
-        bare, deltas = self.base, self.deltas
-        found = shelf.lend(self, bare, len(self.models)) if deltas is None else deltas.programs
-        structures = [m.structure for m in self.models]
-        adapters = [a.names if isinstance(a := m.adapter, Mix) else a for m in self.models]
-        weights = shelf.places([*bare.parameters(), *bare.buffers()])
-        found.settle((structures, adapters, weights, deltas and deltas.layout))
-        return found
 
     def _run(
         self,
@@ -241,12 +229,8 @@ class Group:
         if at is not None:
             wanted = Wanted(at=at.repeat(lanes)[:, None], rows=self.own * self.slots)
         how = self.forward if n == 1 or not self._compiled else forward
-        if self.tapes and at is None:
-            if n not in self.taped:
-                self.taped[n] = TapedStep(
-                    forward, self.models, ids.shape, self.deltas, self.programs
-                )
-            how = self.taped[n]
+        if self.tapes is not None and at is None:
+            how = self.tapes.step(ids.shape)
         forward_pass = ForwardPass(self.cache, self.lengths)
         with self.head.reading(wanted):
             logits = self._run(how, slice(None), ids, positions, forward_pass)

@@ -156,9 +156,8 @@ class EngineRunner:
     @property
     def notes(self) -> list[str]:
         """What was left out so far, and why."""
-        taped = ((g.name, tape.note) for g in self._all_groups for tape in g.taped.values())
-        said = [f"{name}: {note}" for name, note in taped if note is not None]
-        return [*self._notes, *dict.fromkeys(said)]
+        taped = ((g.name, g.tapes.notes) for g in self._all_groups if g.tapes is not None)
+        return [*self._notes, *(f"{name}: {note}" for name, notes in taped for note in notes)]
 
     def fit(
         self,

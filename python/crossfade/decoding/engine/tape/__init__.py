@@ -1,6 +1,5 @@
 """A step of a model without Python: its operations, recorded once and replayed by native code."""
 
-from .shelf import Programs
-from .step import SHORTEST, TapedStep
+from .step import SHORTEST, Tapes
 
-__all__ = ["SHORTEST", "Programs", "TapedStep"]
+__all__ = ["SHORTEST", "Tapes"]

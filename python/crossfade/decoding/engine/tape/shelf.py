@@ -22,6 +22,7 @@ class Programs:
     Attributes:
         stacks: as of `Deltas`.
         of: by what they depend on.
+        now: what the model and its adapters were when they were made.
     """
 
     stacks: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ....blends.mixes import Mix
 from ...simple.structure import foreign_module, keep, known
 from ...simple.term_model import TermModel
 from ..comparing import distance, worst_of
 from ..head import Head
 from ..kv_cache import KVCache
 from ..modules import ForwardPass
+from . import shelf
 from .program import Program, Recording, program_of
 from .recording import NotTaped, Recorder, storage
-from .shelf import Programs
 
 if TYPE_CHECKING:
     from ..deltas import Deltas
@@ -25,6 +26,51 @@ SHORTEST = 8  # tokens of a response for which recording pays
 PROVED = "proved"
 
 Forward = Callable[[Any, Head, Tensor, Tensor, ForwardPass], Tensor]
+
+
+class Tapes:
+    """The steps of one group, each with as many tokens a row as it feeds.
+
+    Attributes:
+        bare: the model that runs.
+        structures: of the models.
+        weights: of `bare`. Programs know them by their addresses, so that these must stay theirs.
+        fixed: the storages of the weights.
+        foreign: the module of `bare`, if there is one, whose forward is of the caller's own.
+        programs: those of earlier calls, and later ones.
+
+    Args:
+        forward: the group's own.
+        models: of the group. The first one runs.
+    """
+
+    def __init__(
+        self, forward: Forward, models: Sequence[TermModel], deltas: Deltas | None
+    ) -> None:
+        self.forward, self.deltas = forward, deltas
+        bare = self.bare = models[0].bare
+        self.structures = [m.structure for m in models]
+        self.weights = (*bare.parameters(), *bare.buffers())
+        self.fixed = {storage(x) for x in self.weights}
+        self.foreign = foreign_module(bare)
+        self.steps: dict[tuple[int, ...], TapedStep] = {}
+        self.programs = shelf.lend(self, bare, len(models)) if deltas is None else deltas.programs
+        adapters = [a.names if isinstance(a := m.adapter, Mix) else a for m in models]
+        layout = None if deltas is None else deltas.layout
+        self.programs.settle((self.structures, adapters, shelf.places(self.weights), layout))
+
+    def step(self, shape: Sequence[int]) -> TapedStep:
+        """The step that feeds ids of this shape."""
+        found = self.steps.get(tuple(shape))
+        if found is None:
+            found = self.steps[tuple(shape)] = TapedStep(self, tuple(shape))
+        return found
+
+    @property
+    def notes(self) -> list[str]:
+        """What does not run natively, for people."""
+        each = (step.note for step in self.steps.values())
+        return list(dict.fromkeys(note for note in each if note is not None))
 
 
 class TapedStep:
@@ -37,38 +83,26 @@ class TapedStep:
     Attributes:
         why: why modules run the steps; None where they do not, or not for long.
         program: what is replayed.
-        steps: how many were run both ways.
+        runs: how many steps were run both ways.
 
     Args:
-        models: of the group. The first one runs.
         shape: of the ids of a step, rows and tokens.
-        programs: those of earlier calls, and later ones.
     """
 
-    def __init__(
-        self,
-        forward: Forward,
-        models: Sequence[TermModel],
-        shape: Sequence[int],
-        deltas: Deltas | None,
-        programs: Programs,
-    ) -> None:
-        self.forward, self.deltas, self.programs = forward, deltas, programs
-        self.shape = tuple(shape)
-        self.bare = models[0].bare
-        self.structures = [m.structure for m in models]
-        # Programs know them by their addresses, so that these must stay theirs.
-        self.weights = (*self.bare.parameters(), *self.bare.buffers())
-        self.fixed = {storage(x) for x in self.weights}
+    def __init__(self, tapes: Tapes, shape: tuple[int, ...]) -> None:
+        # Not the tapes themselves, which refer to this object.
+        self.forward, self.deltas = tapes.forward, tapes.deltas
+        self.bare, self.structures, self.fixed = tapes.bare, tapes.structures, tapes.fixed
+        self.programs, self.shape = tapes.programs, shape
         self.program: Program | None = None
-        self.steps = 0
+        self.runs = 0
         self.bound: tuple[KVCache, int] | None = None  # the caches that the tape knows
-        self.question = "tape", deltas is not None, *(n > 1 for n in shape)
+        self.question = "tape", self.deltas is not None, *(n > 1 for n in shape)
         found = known(self.bare, self.structures, self.question)
         self.proved = found == PROVED
         self.why: str | None = None if self.proved else found
-        if (name := foreign_module(self.bare)) is not None:
-            self.why = f"{name} has a forward of the caller's own"
+        if tapes.foreign is not None:
+            self.why = f"{tapes.foreign} has a forward of the caller's own"
 
     def __call__(
         self, body: Any, head: Head, ids: Tensor, positions: Tensor, forward_pass: ForwardPass
@@ -137,12 +171,12 @@ class TapedStep:
 
     def _agrees(self, by_tape: Tensor, own: Tensor) -> bool:
         """Whether the tape and the modules gave the same logits. Otherwise the tape is dropped."""
-        self.steps += 1
+        self.runs += 1
         off = worst_of(*distance(by_tape, own))
         if off > 1e-3 + 16 * torch.finfo(own.dtype).eps:
             self._finds(f"its logits on a tape are off by {off:.2g} of their spread")
             return False
-        if self.steps > 1:  # The first one is of the tokens that were recorded.
+        if self.runs > 1:  # The first one is of the tokens that were recorded.
             self._finds(PROVED)
         return True
 
