@@ -4,8 +4,9 @@
 
 The tasks, on SmolLM2 in float32:
 
-- `edits`: answers of the blend ``base + 0.8 (sentiment - base)`` in which one to three sentences
-  were replaced by those of other answers; the blend writes its own answer again, drafted from that;
+- `edits`: a model's answers in which one to three sentences were replaced by those of other texts;
+  the model writes its own answer again, drafted from that. The model is SmolLM2, or the blend
+  ``base + 0.8 (sentiment - base)`` of it and an adapter;
 - `quotes`: a passage is to be copied, greedily, by one model; guesses are looked up in the prompt;
 - `free text`: open questions, sampled from the blend, with the same look-up, which finds little;
 - `separate models`: ``base + 0.8 (sentiment - base) + 0.4 (brevity - base)`` as three models, of
@@ -43,6 +44,7 @@ from crossfade.bench import hardware
 from reports import OURS
 from reports.speculation import (
     EDITS,
+    EDITS_BLEND,
     FIXED,
     FREE,
     HF_ASSISTANT,
@@ -55,10 +57,11 @@ from reports.speculation import (
 )
 from tqdm import tqdm
 
-TASKS = [EDITS, QUOTES, FREE, SEPARATE, FIXED]
+TASKS = [EDITS, EDITS_BLEND, QUOTES, FREE, SEPARATE, FIXED]
 GOALS = {EDITS: 2.5, QUOTES: 1.5, FREE: 0.97}  # at batch 1
 NEAR = 1e-3  # nats: tokens as likely as that may change places
-ROUNDS, BATCHES, NEW = 9, (1, 4, 16), 96
+ROUNDS, BATCHES = 9, (1, 4, 16)
+NEW, EDITED = 96, 192  # tokens of a row, and of an answer that is edited
 GAMMA = 4  # guesses at a time of the separate models, where the formula is compared
 SUBJECTS = (
     *("a heist film", "a silent comedy", "the rain", "a new bicycle", "fresh bread", "the moon"),
@@ -90,6 +93,7 @@ class Task(NamedTuple):
     blend: Any
     inputs: Any
     settings: Settings
+    new: int
     draft: Callable[[cf.Output], cf.Draft]
 
 
@@ -139,9 +143,12 @@ def chats(texts: Sequence[str]) -> list[Any]:
     return [[{"role": "user", "content": text}] for text in texts]
 
 
-def questions(round_: int, batch: int) -> list[Any]:
+SHORT = ("Write a short review of", "Tell me about", "Write a few sentences about")
+LONG = ("Write a long essay about", "Write a long and detailed description of")
+
+
+def questions(kinds: Sequence[str], round_: int, batch: int) -> list[Any]:
     draw = random.Random(f"{round_} {batch}")
-    kinds = ("Write a short review of", "Tell me about", "Write a few sentences about")
     return chats([f"{draw.choice(kinds)} {draw.choice(SUBJECTS)}." for _ in range(batch)])
 
 
@@ -173,7 +180,7 @@ class Contest:
     """Models, and the tasks that are decoded with them."""
 
     def __init__(self, quick: bool) -> None:
-        self.new = 12 if quick else NEW
+        self.new, self.edited = (12, 12) if quick else (NEW, EDITED)
         self.one, self.tokenizer, adapted, separate = small() if quick else real()
         self.assistant = cut(self.one, 1 if quick else 8)
         base, kind = (
@@ -189,20 +196,23 @@ class Contest:
 
     def task(self, name: str, round_: int, batch: int) -> Task:
         """A round of a task: each has prompts and seeds of its own."""
-        asked, sampled = questions(round_, batch), SAMPLED | {"seed": round_}
-        if name == EDITS:
-            return Task(self.blend, asked, sampled, lambda out: self._edits(out, round_))
-        if name == QUOTES:
-            one = cf.Model(self.one, tokenizer=self.tokenizer)
-            return Task(one, copies(round_, batch), GREEDY, lambda out: cf.Draft("prompt"))
-        if name == FREE:
-            return Task(self.blend, asked, sampled, lambda out: cf.Draft("prompt"))
+        asked, sampled = questions(SHORT, round_, batch), SAMPLED | {"seed": round_}
+        one = cf.Model(self.one, tokenizer=self.tokenizer)
+        if name in (EDITS, EDITS_BLEND):
+            edits, asked = functools.partial(self._edits, round_), questions(LONG, round_, batch)
+            blend = one if name == EDITS else self.blend
+            return Task(blend, asked, sampled, self.edited, edits)
+        if name in (QUOTES, FREE):
+            prompt = cf.Draft("prompt")
+            if name == QUOTES:
+                return Task(one, copies(round_, batch), GREEDY, self.new, lambda _: prompt)
+            return Task(self.blend, asked, sampled, self.new, lambda _: prompt)
         base, kind, short = self.models
         blend = base + 0.8 * (kind - base) + 0.4 * (short - base)
-        length = "auto" if name == SEPARATE else GAMMA
-        return Task(blend, asked, sampled, lambda out: cf.Draft(kind, length=length))
+        draft = cf.Draft(kind, length="auto" if name == SEPARATE else GAMMA)
+        return Task(blend, asked, sampled, self.new, lambda _: draft)
 
-    def _edits(self, out: cf.Output, round_: int) -> cf.Draft:
+    def _edits(self, round_: int, out: cf.Output) -> cf.Draft:
         texts = out.text or []
         others = [text for text in texts[1:] if text] + list(PASSAGES)
         return cf.Draft(texts=edited(texts, others, random.Random(round_)))
@@ -240,10 +250,9 @@ def cut(model: Any, layers: int) -> Any:
     return shallow
 
 
-def ours(task: Task, new: int, draft: cf.Draft | None) -> cf.Output:
-    return cf.generate(
-        task.blend, task.inputs, max_new_tokens=new, draft=draft, progress=False, **task.settings
-    )
+def ours(task: Task, draft: cf.Draft | None) -> cf.Output:
+    settings: Settings = {"max_new_tokens": task.new, "progress": False, **task.settings}
+    return cf.generate(task.blend, task.inputs, draft=draft, **settings)
 
 
 def hugging_face(contest: Contest, task: Task, **options: Any) -> Any:
@@ -254,7 +263,7 @@ def hugging_face(contest: Contest, task: Task, **options: Any) -> Any:
     found = []
     for text in texts:
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
-        found.append(model.generate(**ids, max_new_tokens=contest.new, do_sample=False, **options))
+        found.append(model.generate(**ids, max_new_tokens=task.new, do_sample=False, **options))
     return found
 
 
@@ -273,8 +282,8 @@ def measure(contest: Contest, name: str, batch: int, rounds: int) -> list[dict[s
     outputs = []
     for i in tqdm(range(rounds + 1), desc=f"{name}, batch {batch}", file=sys.stderr):
         task = contest.task(name, i, batch)
-        took, plain = timed(ours, task, contest.new, None)
-        taken = {OURS: timed(ours, task, contest.new, task.draft(plain))}
+        took, plain = timed(ours, task, None)
+        taken = {OURS: timed(ours, task, task.draft(plain))}
         taken |= {n: timed(run, task) for n, run in runs.items()}
         same_now = check(name, plain, taken[OURS][1])
         if i == 0:  # The first round prepares, and is not counted.
@@ -341,7 +350,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "command": " ".join(["python bench/speculation.py", *given]),
         "machine": hardware("cpu"),
         "versions": {p: metadata.version(p) for p in ("crossfade", "torch", "transformers")},
-        "settings": {"model": "tiny" if args.quick else "SmolLM2-135M, float32", "new": NEW},
+        "settings": {
+            "model": "tiny" if args.quick else "SmolLM2-135M, float32",
+            "new": NEW,
+            "edited": EDITED,
+        },
         "rows": [],
     }
     if args.json is not None and args.json.exists():

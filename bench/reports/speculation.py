@@ -7,7 +7,8 @@ from typing import Any
 from . import OURS
 from .markdown import machine, number, table, text
 
-EDITS, QUOTES, FREE = "edits", "quotes", "free text"
+EDITS, EDITS_BLEND = "edits", "edits, a blend of two"
+QUOTES, FREE = "quotes", "free text"
 SEPARATE, FIXED = "separate models", "separate models, 4 guesses"
 PLAIN = "crossfade, plain"
 HF_PLAIN = "`generate`"
@@ -19,7 +20,8 @@ def render(report: dict[str, Any]) -> str:
     rounds = max(row["rounds"] for row in rows)
     return text(
         speedups(rows),
-        f"Up to {settings['new']} new tokens a row; {settings['model']}; "
+        f"Up to {settings['new']} new tokens a row, {settings['edited']} of edits; "
+        f"{settings['model']}; "
         f"{machine(report['machine'])}; torch {report['versions']['torch']}, transformers "
         f"{report['versions']['transformers']}; `{report['command']}`, {rounds} rounds in turns.",
     )

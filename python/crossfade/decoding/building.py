@@ -143,7 +143,7 @@ class Builder:
             self.notes.append("no draft: the simple path reads a token at a time")
             return None
         if draft.blend is None:
-            return TextDrafter(slots, draft.length)
+            return TextDrafter(slots, draft.length, given=draft.texts is not None)
         assert isinstance(runner, EngineRunner)
         if runner.drafting is None:
             return None

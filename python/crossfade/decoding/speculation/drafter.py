@@ -87,13 +87,14 @@ class TextDrafter:
     Guesses cost nothing, so that they are compared with what is drawn in plain steps as well.
 
     Args:
+        given: whether texts are given that rows are said to repeat.
         length: guesses at a time; None: as many as pay.
     """
 
-    def __init__(self, slots: Slots, length: int | None) -> None:
+    def __init__(self, slots: Slots, length: int | None, *, given: bool = False) -> None:
         self.slots, self.length = slots, length
         self.lookups: dict[int, Lookup] = {}
-        self.chances = Chances()
+        self.chances = Chances(given=given)
         self.costs = Costs(slots.device.type, len(slots.each))
         self.progress = Progress(slots)
         self.ends: list[set[int]] = []
