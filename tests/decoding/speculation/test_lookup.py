@@ -123,7 +123,7 @@ def test_texts_with_a_period() -> None:
     assert told == [True] * 15
     told = wrote(lookup, [9, *[1, 2, 3] * 3])
     assert told[0] is False
-    assert told[-5:] == [True] * 5
+    assert told.count(True) >= 6, "it follows the nearest place, up to where that ended"
     same = Lookup([], [4])
     told = wrote(same, [4] * 10)
     assert told[1:] == [True] * 9
