@@ -14,6 +14,7 @@ import pytest
 import torch
 from crossfade import ops
 from drafted import SAMPLED
+from sweeps import product
 from tiny_models import VOCAB, make
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -75,9 +76,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize(("vocabulary", "apart"), [(61, 0.5), (61, 2.0), (700, 1.0)])
-def test_draws_of_two_distributions(vocabulary: int, apart: float, settings: str) -> None:
+@pytest.mark.parametrize(
+    ("settings", "vocabulary", "apart"),
+    product([*SETTINGS], [61, 700], [0.5, 1.0, 2.0], together=1),
+)
+def test_draws_of_two_distributions(settings: str, vocabulary: int, apart: float) -> None:
     generator = torch.Generator().manual_seed(vocabulary)
     z = torch.randn(vocabulary, generator=generator) * 2
     y = z + apart * torch.randn(vocabulary, generator=generator)

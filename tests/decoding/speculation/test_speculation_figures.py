@@ -11,6 +11,7 @@ import torch
 from crossfade.decoding.engine.group import Group
 from crossfade.decoding.loop import Loop
 from drafted import PROMPTS, SAMPLED, blend, both, changed, model, noise
+from sweeps import product
 
 COUNTED: dict[str, Any] = {
     "right texts": lambda plain: {"texts": plain},
@@ -43,8 +44,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return found
 
 
-@pytest.mark.parametrize("kind", COUNTED)
-@pytest.mark.parametrize("most", [None, 2])
+@pytest.mark.parametrize(("kind", "most"), product([*COUNTED], [None, 2], together=1))
 def test_what_was_read_and_guessed(kind: str, most: int | None, read: Counter[str]) -> None:
     how = {**SAMPLED, "max_new_tokens": [12, 5, 9, 1, 12], "max_batch": most}
     plain = cf.generate(blend(), PROMPTS, **how)

@@ -51,26 +51,24 @@ def riding(kind: str) -> cf.ValueHead:
     return cf.ValueHead(found)
 
 
-def drafts(plain: list[list[int]], target: Any, length: int = 4) -> list[cf.Draft]:
-    """Texts that are right for some, a model that is the first term, and one that is none."""
-    texts = [plain[0], *(changed(r, 5) for r in plain[1:3]), None, *noise(len(plain) - 4, 9)]
-    return [
-        cf.Draft(texts=texts[: len(plain)], length=length),
-        cf.Draft(cf.Blend(target.terms[:1], (1.0,)), length=length),
-        cf.Draft(cf.Model(model("gemma3", 5)), length=length),
-    ]
-
-
-@pytest.mark.parametrize("kind", BLENDS)
-def test_blends(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "guesses"), product([*BLENDS], ["texts", "the first term", "a model"], together=1)
+)
+def test_blends(kind: str, guesses: str) -> None:
     target = BLENDS[kind]()
     target = target if isinstance(target, cf.Blend) else 1.0 * target
     how = {**SAMPLED, "max_new_tokens": [13, 9, 13, 2, 13], "max_batch": 4}
-    plain = cf.generate(target, PROMPTS, **how).responses
-    for draft in drafts(plain, target):
-        found = both(target, PROMPTS, draft, **how).drafted
-        lazy = [n for n in found.stats.notes if "run in full at every step: a draft" in n]
-        assert bool(lazy) == (kind == "a support")
+    plain = cf.generate(target, PROMPTS, **how)
+    first, *others = plain.responses
+    texts = [first, *(changed(r, 5) for r in others[:2]), None, *noise(1, 9)]
+    draft = {
+        "texts": cf.Draft(texts=texts, length=4),
+        "the first term": cf.Draft(target.terms[0], length=4),
+        "a model": cf.Draft(cf.Model(model("gemma3", 5)), length=4),
+    }[guesses]
+    found = both(target, PROMPTS, draft, plain, **how).drafted
+    lazy = [n for n in found.stats.notes if "run in full at every step: a draft" in n]
+    assert bool(lazy) == (kind == "a support")
     assert found.stats.rounds > 0
 
 
@@ -115,13 +113,14 @@ def test_classifiers(every_tokens: int) -> None:
     judge = cf.Classifier(classifier(), tokenizer, "good", top=5, every=every_tokens)
     target, prompts = base + 1.5 * judge, ["the film was", "a great plot w3 w4", "awful"]
     how = {**SAMPLED, "max_new_tokens": 9, "max_batch": 2}
-    plain = cf.generate(target, prompts, **how).responses
+    plain = cf.generate(target, prompts, **how)
+    texts = [plain.responses[0], changed(plain.responses[1], 3), None]
     for draft in (
-        cf.Draft(texts=[plain[0], changed(plain[1], 3), None], length=4),
+        cf.Draft(texts=texts, length=4),
         cf.Draft(base, length=3),
         cf.Draft("prompt", length=3),
     ):
-        both(target, prompts, draft, **how)
+        both(target, prompts, draft, plain, **how)
 
 
 RATIO = cf.LogRatio(B, C)
@@ -152,12 +151,12 @@ def test_searches(kind: str, draft: str, most: int | None) -> None:
     how |= {"eos_token_id": [1, *range(20, 26)], "max_batch": most, "tokenizer": make_tokenizer()}
     sources: dict[str, Any] = {"prompt": "prompt", "shared": A, "a term": B}
     sources["a model"] = cf.Model(model("gemma3", 5))
+    plain = cf.generate(target, SOME, **how)
     if draft == "texts":
-        best = cf.generate(target, SOME, **how).responses
-        given = cf.Draft(texts=best, length=4)
+        given = cf.Draft(texts=plain.responses, length=4)
     else:
         given = cf.Draft(sources[draft], length=3)
-    found = both(target, SOME, given, **how).drafted
+    found = both(target, SOME, given, plain, **how).drafted
     note = "value heads read chunks in forwards of their own: a draft"
     assert (note in found.stats.notes) == ("head" in kind)
     if draft == "shared" and "certain" not in kind and kind != "phrases":
@@ -185,9 +184,10 @@ def test_searches_give_several_rows_and_caches(kind: str) -> None:
 def test_processors_and_certain_chunks() -> None:
     """Rows wait for each other, and those of one length are processed together."""
     search = SEARCHES["certain chunks"]()
-    how = {**SAMPLED, "max_new_tokens": 12, "search": search, "repetition_penalty": 1.4}
+    how = {**SAMPLED, "max_new_tokens": 9, "search": search, "repetition_penalty": 1.4}
+    plain = cf.generate(A, SOME, **how)
     for source in ("prompt", A, cf.Model(model("gemma3", 5))):
-        both(A, SOME, cf.Draft(source, length=3), **how)
+        both(A, SOME, cf.Draft(source, length=3), plain, **how)
 
 
 def test_guesses_of_a_fork_follow_what_its_row_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
