@@ -84,7 +84,11 @@ def given_tokens(
         TypeError, ValueError: names what is given, what it was and what it must be.
     """
     if not isinstance(given, str):
-        found = token_ids(name, given) or []
+        ids = token_ids(name, given)
+        empty = hasattr(given, "__len__") and len(given) == 0
+        if ids is None and not empty:
+            raise TypeError(f"{name} is {given!r:.80}; it must be a text or token ids")
+        found = ids or []
     elif writing is None:
         what = name.partition("[")[0]
         raise ValueError(f"tokenizer is None; texts as {what} need one (or give ids)")

@@ -40,9 +40,15 @@ class Both(NamedTuple):
     drafted: Output
 
 
-def both(target: Any, prompts: Any, draft: cf.Draft, **arguments: Any) -> Both:
-    """Decode with and without a draft, and check that both give the same."""
-    plain = cf.generate(target, prompts, **arguments)
+def both(
+    target: Any, prompts: Any, draft: cf.Draft, plain: Output | None = None, **arguments: Any
+) -> Both:
+    """Decode with and without a draft, and check that both give the same.
+
+    Args:
+        plain: what the call without one gave, if it is known.
+    """
+    plain = plain or cf.generate(target, prompts, **arguments)
     found = Both(plain, cf.generate(target, prompts, draft=draft, **arguments))
     check_same(found.drafted, plain)
     return found

@@ -22,6 +22,7 @@ from drafted import (
     model,
     noise,
 )
+from sweeps import every, product
 from tiny_models import VOCAB, make, make_letters
 from torch import Tensor
 
@@ -32,8 +33,9 @@ def written(target: Any, prompts: Any = PROMPTS, **arguments: Any) -> list[list[
     return cf.generate(target, prompts, **{**SAMPLED, **arguments}).responses
 
 
-@pytest.mark.parametrize("length", [1, 3, 8])
-@pytest.mark.parametrize("kind", ["shared", "a copy", "a blend"])
+@pytest.mark.parametrize(
+    ("kind", "length"), product(["shared", "a copy", "a blend"], [1, 3, 8], together=1)
+)
 def test_the_draft_reads_the_last_guess_after_all_were_right(kind: str, length: int) -> None:
     """A draft that is the target is right for ever only if it has read all that was written."""
     target = blend() if kind == "a blend" else cf.Model(model())
@@ -80,7 +82,7 @@ def test_a_seed_of_torchs_generator() -> None:
     assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.parametrize("length", [2, 5, 30])
+@pytest.mark.parametrize("length", every(2, [5, 2, 30]))
 def test_eos_inside_a_run(length: int) -> None:
     """Texts go on past it, and so does a model that would draw it."""
     whole = written(blend(), max_new_tokens=25)
@@ -105,8 +107,7 @@ def test_eos_is_the_first_token_and_the_last() -> None:
         assert len(drafted.responses[0]) <= at + 1
 
 
-@pytest.mark.parametrize("each", [False, True])
-@pytest.mark.parametrize("length", [4, 30])
+@pytest.mark.parametrize(("each", "length"), product([False, True], [4, 30], together=1))
 def test_stop_strings_inside_a_run(length: int, each: bool) -> None:
     target, tokenizer = blend(), make_letters()
     whole = written(target, max_new_tokens=20)
@@ -164,17 +165,17 @@ PROCESSED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("processed", PROCESSED)
-@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize(("processed", "rows"), product(PROCESSED, [4, 1], together=1))
 def test_processors_read_each_position(rows: int, processed: dict[str, Any]) -> None:
     prompts = [p for p in PROMPTS if len(p) > 1][:rows]
     how = {**SAMPLED, "max_new_tokens": 14, **processed}
-    plain = cf.generate(blend(), prompts, **how).responses
-    texts: list[Any] = [*plain[:1], *(changed(r, 6) for r in plain[1:3]), *[None] * rows][:rows]
-    found = both(blend(), prompts, cf.Draft(texts=texts, length=5), **how)
+    plain = cf.generate(blend(), prompts, **how)
+    first, *others = plain.responses
+    texts: list[Any] = [first, *(changed(r, 6) for r in others[:2]), *[None] * len(others[2:])]
+    found = both(blend(), prompts, cf.Draft(texts=texts, length=5), plain, **how)
     assert found.drafted.stats.right > 0
-    both(blend(), prompts, cf.Draft(model("qwen3", 8), length=3), **how)
-    both(blend(), prompts, cf.Draft(blend().terms[0], length=3), **how)
+    both(blend(), prompts, cf.Draft(model("qwen3", 8), length=3), plain, **how)
+    both(blend(), prompts, cf.Draft(blend().terms[0], length=3), plain, **how)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -207,8 +208,7 @@ class Kept:
         self.told.append("end")
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("eos", [None, 2])
+@pytest.mark.parametrize(("rows", "eos"), product([3, 1], [None, 2], together=1))
 def test_a_streamer_is_told_each_token_in_order(rows: int, eos: int | None) -> None:
     """Several tokens of one round arrive one after another, and nothing after the end."""
     prompts = [[7, 9, 30], [8, 9, 11], [40, 41, 42]][:rows]
@@ -255,8 +255,7 @@ def broken(seed: int = 0, token: int = BAD) -> Any:
     return found
 
 
-@pytest.mark.parametrize("kernels", [True, False])
-@pytest.mark.parametrize("length", [2, 6])
+@pytest.mark.parametrize(("kernels", "length"), product([True, False], [2, 6], together=1))
 def test_rows_that_fail_inside_a_run(length: int, kernels: bool) -> None:
     """One row fails where it fails without a draft, for the reason that the same warning gives."""
     target = cf.Model(broken()) + 0.2 * cf.Model(model("gpt2", 1))
@@ -312,8 +311,9 @@ FIGURES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("asked", FIGURES)
-@pytest.mark.parametrize("kind", ["texts", "the reference", "a term"])
+@pytest.mark.parametrize(
+    ("asked", "kind"), product([*FIGURES], ["texts", "the reference", "a term"], together=1)
+)
 def test_figures_are_the_verifiers(asked: str, kind: str) -> None:
     how = {**SAMPLED, "max_new_tokens": 11, **FIGURES[asked]}
     texts = written(blend(), max_new_tokens=11, temperature=how.get("temperature", 1.0))
@@ -326,7 +326,7 @@ def test_figures_are_the_verifiers(asked: str, kind: str) -> None:
     assert kind != "texts" or (drafted.tokens_by_draft > 3).all()
 
 
-@pytest.mark.parametrize("kind", ["prompt", "texts", "a model"])
+@pytest.mark.parametrize("kind", every(2, ["texts", "prompt", "a model"]))
 def test_a_conversation_goes_on(kind: str) -> None:
     """A cache of a call with a draft serves one without, and the other way."""
     target = blend()
