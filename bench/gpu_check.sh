@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tests and measures the CUDA and Triton code on this machine's NVIDIA GPU, without a network.
-#   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|fork|logp|steps|search|judge|correct]
+#   bash bench/gpu_check.sh [build|ops|decoding|sanitizer|bench|fork|logp|steps|search|judge|correct|speculation]
 #   (no argument: build, ops and decoding)
 # Needs torch, triton, transformers, pybind11, scikit-build-core, cmake, ninja, pytest and nvcc in
 # place. Each stage ends within 8 minutes and adds what it found to bench/results/<gpu>.json.
@@ -106,17 +106,25 @@ correct() {
   python3 bench/correct.py --json build/gpu_check_correct.json
 }
 
-export -f build ops decoding sanitizer bench fork logp steps search judge correct
+# Drafts on models of the shape of Llama 3 1B: edits, and separate models of which one drafts.
+speculation() {
+  rm -f build/gpu_check_speculation.json
+  python3 bench/speculation.py --json build/gpu_check_speculation.json --rounds 3 --batch 1 8 \
+    --only "edits" "edits, a blend of two" "separate models"
+}
+
+export -f build ops decoding sanitizer bench fork logp steps search judge correct speculation
 export site result
 for name in "${@:-build ops decoding}"; do
   for one in $name; do
     case $one in
-      build | ops | decoding | sanitizer | bench | fork | logp | steps | search | judge | correct)
+      build | ops | decoding | sanitizer | bench | fork | logp | steps | search | judge | \
+        correct | speculation)
         stage "$one" bash -euo pipefail -c "$one"
         ;;
       *)
         echo "unknown stage '$one'; it must be one of build ops decoding sanitizer bench" \
-          "fork logp steps search judge correct" >&2
+          "fork logp steps search judge correct speculation" >&2
         exit 2
         ;;
     esac

@@ -18,6 +18,9 @@ two tokens are apart. Of ratios there is the median, and an interval that covers
 their order. The separate models are also set beside what `crossfade.drafts.speedup` says of the
 measured times and acceptance. Hugging Face decodes the quotes with `prompt_lookup_num_tokens` and
 with `assistant_model`, the first layers of the model, greedily too.
+
+On a GPU models have the shape of Llama 3 1B and random weights, texts are token ids, and edits are
+spans of other ids.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from typing import Any, NamedTuple
 
 import crossfade as cf
 import decode_peers as peers
+import torch
 from crossfade import drafts, models
 from crossfade.bench import hardware
 from reports import OURS
@@ -104,17 +108,15 @@ def timed(run: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """Covers the median of what was drawn with at least 95 %, from 9 values on with the second and
-    the second last of 9; of fewer, the least and the largest."""
+    """Covers the median with at least 95 %, from 6 values on: of 9, the second to the eighth.
+
+    How many values lie below the median is binomial, with the chance of one half.
+    """
     ordered, n = sorted(ratios), len(ratios)
-    # The number of values below the median is binomial with one half.
-    left = next((k for k in range(n // 2, 0, -1) if _below(n, k) <= 0.025), 0)
-    return ordered[left], ordered[n - 1 - left]
-
-
-def _below(n: int, k: int) -> float:
-    """The chance that fewer than k + 1 of n values are below the median."""
-    return sum(math.comb(n, i) for i in range(k)) / 2**n
+    chances = [math.comb(n, i) / 2**n for i in range(n)]
+    outside = [k for k in range(n // 2) if 2 * sum(chances[: k + 1]) <= 0.05]
+    at = max(outside, default=0)
+    return ordered[at], ordered[n - 1 - at]
 
 
 def check(name: str, plain: cf.Output, drafted: cf.Output) -> int:
@@ -169,6 +171,15 @@ def edited(texts: Sequence[str], others: Sequence[str], draw: random.Random) -> 
     return found
 
 
+def respanned(ids: Sequence[int], draw: random.Random) -> list[int]:
+    """One to three spans of a dozen tokens replaced by other ones."""
+    found = list(ids)
+    for _ in range(draw.randint(1, 3)):
+        at = draw.randrange(max(1, len(found) - 12))
+        found[at : at + 12] = [draw.randrange(20, 20_000) for _ in range(12)]
+    return found
+
+
 def sentences(text: str) -> list[str]:
     return re.findall(r"[^.!?]+[.!?]*\s*", text)
 
@@ -179,9 +190,10 @@ def sentences(text: str) -> list[str]:
 class Contest:
     """Models, and the tasks that are decoded with them."""
 
-    def __init__(self, quick: bool) -> None:
+    def __init__(self, device: str, quick: bool) -> None:
         self.new, self.edited = (12, 12) if quick else (NEW, EDITED)
-        self.one, self.tokenizer, adapted, separate = small() if quick else real()
+        made = small() if quick else real() if device == "cpu" else random_(device)
+        self.one, self.tokenizer, adapted, separate = made
         self.assistant = cut(self.one, 1 if quick else 8)
         base, kind = (
             cf.Model(adapted, tokenizer=self.tokenizer, adapter=a, name=n)
@@ -196,10 +208,10 @@ class Contest:
 
     def task(self, name: str, round_: int, batch: int) -> Task:
         """A round of a task: each has prompts and seeds of its own."""
-        asked, sampled = questions(SHORT, round_, batch), SAMPLED | {"seed": round_}
+        asked, sampled = self.asked(SHORT, round_, batch), SAMPLED | {"seed": round_}
         one = cf.Model(self.one, tokenizer=self.tokenizer)
         if name in (EDITS, EDITS_BLEND):
-            edits, asked = functools.partial(self._edits, round_), questions(LONG, round_, batch)
+            edits, asked = functools.partial(self._edits, round_), self.asked(LONG, round_, batch)
             blend = one if name == EDITS else self.blend
             return Task(blend, asked, sampled, self.edited, edits)
         if name in (QUOTES, FREE):
@@ -212,10 +224,19 @@ class Contest:
         draft = cf.Draft(kind, length="auto" if name == SEPARATE else GAMMA)
         return Task(blend, asked, sampled, self.new, lambda _: draft)
 
+    def asked(self, kinds: Sequence[str], round_: int, batch: int) -> list[Any]:
+        if self.tokenizer is not None:
+            return questions(kinds, round_, batch)
+        draw = random.Random(f"{round_} {batch}")
+        return [[draw.randrange(20, 20_000) for _ in range(24)] for _ in range(batch)]
+
     def _edits(self, round_: int, out: cf.Output) -> cf.Draft:
+        draw = random.Random(round_)
+        if self.tokenizer is None:
+            return cf.Draft(texts=[respanned(ids.tolist(), draw) for ids in out.responses])
         texts = out.text or []
         others = [text for text in texts[1:] if text] + list(PASSAGES)
-        return cf.Draft(texts=edited(texts, others, random.Random(round_)))
+        return cf.Draft(texts=edited(texts, others, draw))
 
 
 def real() -> tuple[Any, Any, Any, list[Any]]:
@@ -240,6 +261,15 @@ def small() -> tuple[Any, Any, Any, list[Any]]:
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     adapted = lora(2, lora(1, make("llama"), "sentiment"), "brevity")
     return make("llama"), tokenizer, adapted, [make("llama", seed=i) for i in range(3)]
+
+
+def random_(device: str) -> tuple[Any, None, Any, list[Any]]:
+    """Models of the shape of Llama 3 1B, in float32, in which tokens are the same to the last."""
+    one, other, *separate = (
+        peers.random_model(peers.LLAMA_1B, device, torch.float32, seed) for seed in range(5)
+    )
+    adapted = peers.adapted(other, 16)
+    return one, None, adapted, separate
 
 
 def cut(model: Any, layers: int) -> Any:
@@ -346,12 +376,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     args = parser.parse_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = "SmolLM2-135M" if device == "cpu" else "random weights of the shape of Llama 3 1B"
     report: dict[str, Any] = {
         "command": " ".join(["python bench/speculation.py", *given]),
-        "machine": hardware("cpu"),
+        "machine": hardware(device),
         "versions": {p: metadata.version(p) for p in ("crossfade", "torch", "transformers")},
         "settings": {
-            "model": "tiny" if args.quick else "SmolLM2-135M, float32",
+            "model": "tiny random models" if args.quick else f"{model}, float32",
             "new": NEW,
             "edited": EDITED,
         },
@@ -363,7 +395,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             parser.error(f"{args.json} is of another machine or version; remove it to begin anew")
         report = kept
     done = {(row["task"], row["batch"]) for row in report["rows"]}
-    contest = Contest(args.quick)
+    contest = Contest(device, args.quick)
     for batch in args.batch:
         for name in args.only:
             if (name, batch) in done:
