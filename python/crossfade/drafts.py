@@ -31,7 +31,8 @@ class Draft:
             written. Or a `Model`, a Hugging Face model or a `Blend` of the same vocabulary, which
             draws with the same noise, temperature and truncation, without logits processors. A
             model that is a term of the blend, and shares its forward with no other, is run once
-            for both. In `crossfade.correct` also ``"answer"``: the answer that is edited.
+            for both. Rows that fill the context of one that is none go on without guesses. In
+            `crossfade.correct` also ``"answer"``: the answer that is edited.
         texts: in the place of `source`, a text or token ids for each request, which the response is
             likely to repeat with changes, and None where there is none. After a change the text is
             found again where it goes on.

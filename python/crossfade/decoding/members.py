@@ -66,8 +66,13 @@ class Members:
         for output, reference in (references or {}).items():
             places = self._places(blend, reference, "kl_to")
             self.references.append(Reference(output, reference, places))
-        self.judges = len(self.all)
+        self.judges, decided = len(self.all), self.vocabulary
         self.draft = () if draft is None else self._places(blend, draft, "draft")
+        if self.vocabulary < decided:
+            raise ValueError(
+                f"draft has {self.vocabulary:,} tokens and the blend {decided:,}; what guesses "
+                "must know all tokens that may be drawn"
+            )
 
     def _places(self, blend: Blend, other: Blend, argument: str) -> tuple[int, ...]:
         """The places of another blend's members, which are added if need be."""

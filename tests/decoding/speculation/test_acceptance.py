@@ -109,8 +109,9 @@ def test_draws_of_two_distributions(settings: str, vocabulary: int, apart: float
         assert counts[wanted == 0].sum() == 0
 
 
-@pytest.mark.parametrize("kind", ["a term", "a model"])
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("kind", "temperature"), product(["a term", "a model"], [1.0, 2.0], together=1)
+)
 def test_guesses_of_models(kind: str, temperature: float) -> None:
     """The share of first guesses that were drawn, over rows with seeds of their own."""
     target, other = near(0.0), near(0.3)

@@ -16,7 +16,7 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({}, ValueError, r"a Draft has a source .* or texts; it has neither"),
     ({"source": "prompt", "texts": [None]}, ValueError, "source and texts are both given"),
     ({"source": "prompts"}, ValueError, "draft.source is 'prompts'; .*did you mean 'prompt'"),
-    ({"source": "a text to copy"}, ValueError, "Texts are given as texts="),
+    ({"source": "a text to copy"}, ValueError, "texts are given as texts="),
     ({"source": 3}, TypeError, "draft.source is"),
     ({"source": ["prompt"]}, TypeError, "draft.source is"),
     ({"texts": "a text"}, TypeError, "draft.texts is a str; it must be a list"),

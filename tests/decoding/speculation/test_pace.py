@@ -60,7 +60,9 @@ def test_sure_guesses_are_made_by_the_dozen_and_hopeless_ones_not_at_all() -> No
     sure, hopeless = [float(i) for i in range(16)], [0.0] * 16
     assert best_size([sure], costs) == SIZES[-1]
     assert best_size([hopeless], costs) == 1
-    assert best_size([sure], costs, each_guess=2.0) == 1, "guesses cost more than they yield"
+    dear = measured({1: 1.0, 16: 1.75})
+    dear.guesses.append(2.0)
+    assert best_size([sure], dear) == 1, "guesses cost more than they yield"
     assert best_size([[0.0]], costs) == 1, "nothing to guess"
     assert best_size([sure[:4]], costs) == 4, "no longer than there are guesses"
     assert best_size([], costs) == 1
@@ -99,10 +101,10 @@ def rounds(hope: Hope, costs: Costs, hit: float, steps: int) -> list[int]:
     """How many guesses each of some steps makes, of which the first ones are right that often."""
     found, owed = [], 0.0
     for _ in range(steps):
-        count = hope.tries(best_size([hope.expected(63)], costs, hope.seconds) - 1)
+        count = hope.tries(best_size([hope.expected(63)], costs) - 1)
         found.append(count)
         if count:
-            hope.costs(count, 0.1 * count)
+            costs.guesses.append(0.1)
             owed += hit
             right = count if owed >= 1 else 0
             owed -= owed >= 1
@@ -144,6 +146,6 @@ def test_a_good_draft_never_rests() -> None:
 def test_a_draft_that_takes_longer_than_it_saves_rests() -> None:
     hope, costs = Hope(), measured({1: 1.0, 16: 1.75})
     for _ in range(KEPT):
-        hope.costs(3, 9.0)
-    assert hope.seconds == 3.0
-    assert best_size([hope.expected(15)], costs, hope.seconds) == 1
+        costs.guesses.append(3.0)
+    assert costs.guess == 3.0
+    assert best_size([hope.expected(15)], costs) == 1

@@ -124,7 +124,6 @@ def test_searches_count_what_they_read(read: Counter[str]) -> None:
     prompts = sum(len(p) - 1 for p in PROMPTS)
     for search in (
         cf.ChunkBeamSearch(2, 2, 3, ratio),
-        cf.ChunkBeamSearch(2, 2, 6, ratio, cf.entropy_above(2.2)),
         cf.ParticleFilter(4, 6, ratio, chunk_end=cf.entropy_above(2.2)),
     ):
         for source in ("prompt", model()):

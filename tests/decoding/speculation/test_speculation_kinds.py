@@ -79,13 +79,9 @@ def test_a_draft_with_weights_of_each_request() -> None:
     how = {**SAMPLED, "max_new_tokens": 10, "max_batch": 2, "num_return_sequences": 2}
     stats = both(target, PROMPTS, cf.Draft(A + w * (B - C), length=3), **how).drafted.stats
     assert stats.right == stats.guessed > 0
-    for power in (1.0, -1.0):
-        mean = cf.Blend((A, B), (0.3, 0.7), power=power)
-        found = both(mean, PROMPTS, cf.Draft(mean, length=3), **how).drafted.stats
-        assert found.acceptance == 1.0
 
 
-@pytest.mark.parametrize("kind", ["a value", "a riding value", "a support", "a clamp"])
+@pytest.mark.parametrize("kind", every(3, ["a support", "a clamp", "a value", "a riding value"]))
 def test_any_blend_can_guess(kind: str) -> None:
     """Values, supports and parts of a draft count as they do in a target."""
     guesser = BLENDS[kind]()
@@ -106,7 +102,7 @@ def classifier() -> PreTrainedModel:
     return judge
 
 
-@pytest.mark.parametrize("every_tokens", [1, 3])
+@pytest.mark.parametrize("every_tokens", every(2, [1, 3]))
 def test_classifiers(every_tokens: int) -> None:
     tokenizer = make_tokenizer()
     base = cf.Model(model(), tokenizer=tokenizer)
@@ -164,7 +160,7 @@ def test_searches(kind: str, draft: str, most: int | None) -> None:
     assert (found.stats.guessed == 0) == (kind == "chunks of one token")
 
 
-@pytest.mark.parametrize("kind", every(2, ["chunks", "particles", "certain chunks", "best of"]))
+@pytest.mark.parametrize("kind", every(4, ["certain chunks", "chunks", "particles", "best of"]))
 def test_searches_give_several_rows_and_caches(kind: str) -> None:
     search = SEARCHES[kind]()
     how = {**SAMPLED, "max_new_tokens": 9, "search": search, "num_return_sequences": 2}
@@ -186,7 +182,7 @@ def test_processors_and_certain_chunks() -> None:
     search = SEARCHES["certain chunks"]()
     how = {**SAMPLED, "max_new_tokens": 9, "search": search, "repetition_penalty": 1.4}
     plain = cf.generate(A, SOME, **how)
-    for source in ("prompt", A, cf.Model(model("gemma3", 5))):
+    for source in ("prompt", cf.Model(model("gemma3", 5))):
         both(A, SOME, cf.Draft(source, length=3), plain, **how)
 
 
@@ -207,6 +203,6 @@ def test_guesses_of_a_fork_follow_what_its_row_wrote(monkeypatch: pytest.MonkeyP
         return guess(self, live)
 
     monkeypatch.setattr(TextDrafter, "guess", checked)
-    for kind in ("certain chunks", "certain particles", "chunks", "drawn rows"):
+    for kind in ("certain chunks", "drawn rows"):
         how = {**SAMPLED, "max_new_tokens": 17, "search": SEARCHES[kind](), "top_k": VOCAB // 2}
         cf.generate(A, SOME, draft=cf.Draft("prompt", length=3), max_batch=8, **how)

@@ -13,6 +13,7 @@ from crossfade.decoding.call import Call
 from crossfade.decoding.engine.group import Group
 from crossfade.decoding.engine.modules import Unsupported
 from drafted import GREEDY, PROMPTS, SAMPLED, blend, both, check_same, model, noise
+from sweeps import every
 from tiny_models import VOCAB, make
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
@@ -25,7 +26,7 @@ def mirrored() -> PreTrainedModel:
     return found
 
 
-@pytest.mark.parametrize("length", [1, 5, "auto"])
+@pytest.mark.parametrize("length", every(2, [5, 1, "auto"]))
 def test_always_wrong(length: Any) -> None:
     for draft in (
         cf.Draft(mirrored(), length=length),
@@ -35,7 +36,7 @@ def test_always_wrong(length: Any) -> None:
         assert stats.right <= stats.guessed // 10
 
 
-@pytest.mark.parametrize("length", [1, 5, "auto"])
+@pytest.mark.parametrize("length", every(2, [5, 1, "auto"]))
 def test_always_right(length: Any) -> None:
     target = cf.Model(model())
     plain = cf.generate(target, PROMPTS, **GREEDY, max_new_tokens=15)
@@ -158,7 +159,7 @@ def small(context: int) -> PreTrainedModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, **sizes, **ids)).eval()
 
 
-@pytest.mark.parametrize("length", [1, 4, 20])
+@pytest.mark.parametrize("length", every(2, [4, 1, 20]))
 def test_a_draft_of_a_shorter_context(length: int) -> None:
     """Rows go on past it, unguessed; nothing is said of them, as nothing is missing."""
     how = {**SAMPLED, "max_new_tokens": [30, 4, 25, 6, 30], "max_batch": 2}

@@ -8,7 +8,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 from drafted import GREEDY, PROMPTS, SAMPLED, blend, both, changed, model, noise
-from sweeps import product
+from sweeps import every, product
 from tiny_models import SHAPES, lora, make
 
 # PEFT 0.21 uses a name that Transformers 5.23 has changed.
@@ -67,7 +67,7 @@ def test_the_same_tokens(shape: str, kind: str, length: Any, sampled: bool) -> N
 
 
 @pytest.mark.parametrize(
-    ("kind", "shape"), product(["prompt", "mixed", "a term", "a model"], [*SHAPES], together=1)
+    ("kind", "shape"), product(["mixed", "a model"], [*SHAPES][:2], together=1)
 )
 def test_the_longest_drafts(kind: str, shape: str) -> None:
     target = blend(shape, OTHER[shape])
@@ -144,7 +144,7 @@ def test_texts_are_read_as_texts(tokenizer: Any) -> None:
     assert drafted.stats.acceptance == 1.0
 
 
-@pytest.mark.parametrize("kind", ["prompt", "a term", "a model"])
+@pytest.mark.parametrize("kind", every(2, ["prompt", "a term", "a model"]))
 def test_several_rows_of_a_request(kind: str) -> None:
     target = blend()
     draft = draft_of(kind, target, PROMPTS, 3)

@@ -66,7 +66,7 @@ def test_seeds_of_each_request(kind: str) -> None:
     how: dict[str, Any] = {**SAMPLED, "max_new_tokens": 12}
     how["temperature"] = list(map(float, temperatures))
     together = both(blend(), PROMPTS, draft, **{**how, "seed": seeds}).drafted
-    for i, prompt in enumerate(PROMPTS):
+    for i, prompt in list(enumerate(PROMPTS))[2:4]:
         own = {**how, "seed": [seeds[i]], "temperature": [float(temperatures[i])]}
         alone = cf.generate(blend(), [prompt], draft=draft, **own)
         assert alone.responses == [together.responses[i]]
@@ -82,7 +82,7 @@ def test_a_seed_of_torchs_generator() -> None:
     assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.parametrize("length", every(2, [5, 2, 30]))
+@pytest.mark.parametrize("length", every(3, [5, 2, 30]))
 def test_eos_inside_a_run(length: int) -> None:
     """Texts go on past it, and so does a model that would draw it."""
     whole = written(blend(), max_new_tokens=25)
@@ -119,7 +119,7 @@ def test_stop_strings_inside_a_run(length: int, each: bool) -> None:
     both(target, PROMPTS, cf.Draft("prompt", length=length), max_batch=2, **how)
 
 
-@pytest.mark.parametrize("kind", ["texts", "a model", "a term"])
+@pytest.mark.parametrize("kind", every(2, ["texts", "a term", "a model"]))
 def test_the_limit_inside_a_run(kind: str) -> None:
     limits = [1, 2, 3, 9, 10]
     texts = written(blend(), max_new_tokens=40)
@@ -326,7 +326,7 @@ def test_figures_are_the_verifiers(asked: str, kind: str) -> None:
     assert kind != "texts" or (drafted.tokens_by_draft > 3).all()
 
 
-@pytest.mark.parametrize("kind", every(2, ["texts", "prompt", "a model"]))
+@pytest.mark.parametrize("kind", every(3, ["texts", "prompt", "a model"]))
 def test_a_conversation_goes_on(kind: str) -> None:
     """A cache of a call with a draft serves one without, and the other way."""
     target = blend()

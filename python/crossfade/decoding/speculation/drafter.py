@@ -12,7 +12,7 @@ from torch import Tensor
 from ..job import Row
 from ..rows import Slots
 from .lookup import Lookup
-from .pace import Chances, Costs, best_size
+from .pace import SIZES, Chances, Costs, best_size
 
 
 @dataclass
@@ -131,7 +131,9 @@ class TextDrafter:
             ]
             count = best_size(yields, self.costs) - 1
         else:
-            count = self.length if any(each.values()) else 0
+            longest = max(map(len, each.values()))
+            enough = next((n for n in SIZES if n > longest), self.length + 1) - 1
+            count = min(enough, self.length) if longest else 0
         if count == 0:
             return None
         rows = [each.get(s, [])[:count] for s in range(len(left))]

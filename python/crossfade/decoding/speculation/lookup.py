@@ -74,11 +74,12 @@ class Lookup:
         if guess == token and self.at is not None:
             self.at, self.matched = self.at + 1, self.matched + 1
         else:
-            if self.at is not None:
-                self.near = self.at
+            self.near = self.near if self.at is None else self.at
             self.at, self.matched = None, 0
         if self.near is not None:
             self.near += 1
+        if self.at is None and not self.own and self.near is not None:
+            self.at = min(self.near, self.first - 1)  # One token may have been changed.
         if self.matched < SURE:
             self._find()
         return None if guess is None else guess == token
