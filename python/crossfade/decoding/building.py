@@ -26,6 +26,7 @@ from .simple.runner import SimpleRunner
 from .simple.term_model import TermModel
 from .speculation.drafter import Drafter, TextDrafter
 from .speculation.models import ModelDrafter
+from .speculation.rounds import Rounds
 from .strays import Strays
 
 
@@ -119,7 +120,8 @@ class Builder:
             own = replace(engine, simple=self.simple)
             how["classifiers"] = Classifiers(mixer, count, limit, own)
         if job.draft is not None:
-            how["drafter"] = self._drafter(job.draft, slots, runner)
+            drafter = self._drafter(job.draft, slots, runner)
+            how["rounds"] = None if drafter is None else Rounds(drafter)
         if not self.simple:
             self._note_left_out(job, runner)
         if search is None:

@@ -133,7 +133,8 @@ class Driver:
 
     @property
     def drafted(self) -> dict[str, Any]:
-        counts = self._drafted + (Counter() if self.loop is None else self.loop.drafted)
+        rounds = None if self.loop is None else self.loop.rounds
+        counts = self._drafted + (Counter() if rounds is None else rounds.drafted)
         return {**counts, **self._times}
 
     @property
@@ -297,9 +298,9 @@ class Driver:
             raise
         finally:
             self._models, self._cache_bytes = self.models_stats, self.cache_bytes
-            self._drafted += loop.drafted
-            if loop.drafter is not None:
-                costs = loop.drafter.costs
+            if loop.rounds is not None:
+                costs = loop.rounds.drafter.costs
+                self._drafted += loop.rounds.drafted
                 self._times = {"step_seconds": costs.medians, "guess_seconds": costs.guess}
             self._peak_bytes, self.loop = self.peak_bytes, None
             self.notes += [n for n in loop.notes if n not in self.notes]

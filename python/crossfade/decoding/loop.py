@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from .watch import Watch
 
 if TYPE_CHECKING:
     from .classifiers import Classifiers
-    from .speculation.drafter import Drafter, Guesses
+    from .speculation.rounds import Rounds
 
 
 @dataclass
@@ -55,17 +55,13 @@ class Loop:
         tells: whether `Happened` has the tokens that rows got.
         strays: looks at some tokens, where the blend may leave what its terms would write.
         classifiers: those of the blend and of its references; None if there are none.
-        drafter: guesses tokens that a step then checks; None if nothing does.
+        rounds: steps that check guesses; None if nothing guesses.
 
     Attributes:
         waiting: rows that have joined and have no slot yet.
         seated: the rows in slots.
         free: the slots that rows can take.
         begun: how many rows have had a slot.
-        drafted: of guesses, what `Stats` has: how many steps checked some, how many tokens were
-            guessed, and how many of these were drawn.
-        unkept: tokens of guesses that models read and rows did not keep.
-        doubts: whether the next step is a plain one, as guesses may have spoilt the last.
     """
 
     def __init__(
@@ -80,11 +76,9 @@ class Loop:
         tells: bool = False,
         strays: Strays | None = None,
         classifiers: Classifiers | None = None,
-        drafter: Drafter | None = None,
+        rounds: Rounds | None = None,
     ) -> None:
-        self.strays, self.classifiers, self.drafter = strays, classifiers, drafter
-        self.drafted: Counter[str] = Counter()
-        self.unkept, self.doubts = 0, False
+        self.strays, self.classifiers, self.rounds = strays, classifiers, rounds
         self.runner, self.mixer, self.slots = runner, mixer, slots
         self.stepper, self.every = stepper or Stepper(capture=False), every
         self.watch = Watch(slots, aligned)
@@ -146,10 +140,10 @@ class Loop:
         self._read()
         if self._under_way:
             for _ in range(self._steps):
-                if self.drafter is None:
-                    logits = self.stepper(self.step, self._reserve())
+                if self.rounds is None:
+                    logits = self.stepper(self.step, self.reserve())
                 else:
-                    logits = self._step_with(self.drafter)
+                    logits = self.rounds.step(self)
             self._look(logits)
         happened = Happened(self.new_tokens, self.left)
         self.new_tokens, self.left = [], []
@@ -162,82 +156,18 @@ class Loop:
             The logits that the tokens were drawn from.
         """
         logits = self.runner.step(self.slots.tokens, self.slots.live)
-        waits = self._write(logits, self._sample(logits))
+        waits = self.write(logits, self.sample(logits))
         if waits is not None:
             self.runner.take_back(waits.long())
         return logits
 
-    def _step_with(self, drafter: Drafter) -> list[Tensor]:
-        """A step in which guesses are checked, or a plain one where there are none that pay."""
-        going = self.slots.live.tolist()
-        live = [s for s in self.seated if going[s]]
-        guesses = drafter.guess(live) if live and not self.doubts else None
-        self.doubts = False
-        begin = time.perf_counter()
-        if guesses is None:
-            logits = self.stepper(self.step, self._reserve())
-            self._see(logits)
-        else:
-            logits = self._check(guesses)
-        size = 1 if guesses is None else 1 + guesses.tokens.shape[1]
-        drafter.costs.measured(size, time.perf_counter() - begin)
-        drafter.learn(live)
-        return logits
-
-    def _check(self, guesses: Guesses) -> list[Tensor]:
-        """Let every model read the last tokens and the guesses, and draw as plain steps would, as
-        long as what is drawn is what was guessed.
-
-        Rows that are to stay at one step end where the first of them draws something else. And all
-        end where one of them has nothing to draw from. A plain step then shows whether that is so:
-        a model may only say so because of a guess that comes later, as attention multiplies by 0
-        what a token is not to see.
-
-        Returns:
-            Of each row, the logits that its last token was drawn from.
-        """
-        slots, tokens = self.slots, guesses.tokens
-        runner: Any = self.runner  # The simple path is given no guesses.
-        n = 1 + tokens.shape[1]
-        self._reserve(n)
-        read = torch.cat([slots.tokens[:, None], tokens], dim=1)
-        logits = runner.verify(read, guesses.logits)
-        counts = torch.tensor(guesses.counts, device=slots.device)
-        kept, last = torch.zeros_like(slots.new), torch.zeros_like(slots.new)
-        began, aside = slots.live.clone(), torch.zeros_like(slots.live)
-        before, waited = int(slots.guessed.sum()), int(slots.waited)
-        for i in range(n):
-            going, each = slots.live.clone(), [z[:, i] for z in logits]
-            sample = self._sample(each)
-            self.doubts = bool((going & (sample.tokens < 0)).any())
-            if self.doubts:
-                break
-            waits = self._write(each, sample)
-            kept += going if waits is None else going & ~waits
-            last = torch.where(going, i, last)
-            right = slots.wrote & (slots.tokens == tokens[:, i]) if i < n - 1 else ~slots.wrote
-            slots.guessed += right & slots.wrote & (i < counts)
-            self._see(each if i == 0 else None)
-            away = slots.live & ~right
-            if not bool((slots.live & right).any()) or (self.watch.in_step and bool(away.any())):
-                break
-            aside |= away
-            slots.live &= right
-        slots.live |= aside
-        self.runner.keep(kept)
-        drawn = int(slots.guessed.sum()) - before
-        self.drafted.update(rounds=1, guessed=sum(guesses.counts), right=drawn)
-        waited = int(slots.waited) - waited  # These rows' tokens are counted already.
-        self.unkept += n * int(began.sum()) - int(kept.sum()) - waited
-        return [z[slots.each.to(z.device), last.to(z.device)] for z in logits]
-
-    def _sample(self, logits: list[Tensor]) -> BlendSample:
+    def sample(self, logits: list[Tensor]) -> BlendSample:
         """The next token of each slot, once classifiers have said what they have to say."""
         if self.classifiers is not None:
             self.classifiers.ask(logits, self.slots, self.seated)
         return self._draw(logits)
 
-    def _write(
+    def write(
         self, logits: list[Tensor], sample: BlendSample, source: Tensor | None = None
     ) -> Tensor | None:
         """Write down the next tokens of live rows.
@@ -270,7 +200,8 @@ class Loop:
 
     def _undrawn(self) -> int:
         """How many tokens were read so far after which none was drawn. A search may add some."""
-        return int(self.slots.waited) + self.unkept
+        unkept = 0 if self.rounds is None else self.rounds.unkept
+        return int(self.slots.waited) + unkept
 
     @property
     def notes(self) -> list[str]:
@@ -344,8 +275,8 @@ class Loop:
 
     def _start(self, slots: Sequence[int]) -> None:
         """Let rows write whose prompts have been read. A search overrides it."""
-        if self.drafter is not None:
-            self.drafter.join({s: self.seated[s] for s in slots})
+        if self.rounds is not None:
+            self.rounds.drafter.join({s: self.seated[s] for s in slots})
         self.slots.start(slots)
 
     @property
@@ -353,7 +284,7 @@ class Loop:
         """Whether any row in a slot has read its prompt to the end."""
         return bool(self.seated.keys() - self.reading.keys())
 
-    def _reserve(self, tokens: int = 1) -> bool:
+    def reserve(self, tokens: int = 1) -> bool:
         """The host's part of a step that feeds so many tokens of each row; True if buffers moved,
         so that a captured step is void."""
         moved = self.runner.reserve(tokens)
@@ -361,8 +292,8 @@ class Loop:
 
     def _look(self, logits: list[Tensor]) -> None:
         """Wait for the device, and let the rows leave that have ended or have no more time."""
-        if self.drafter is None:
-            self._see(logits)
+        if self.rounds is None:
+            self.see(logits)
         if self.tells:
             self._tell()
         slots = self.slots
@@ -380,7 +311,7 @@ class Loop:
             self._time_is_up(late)
             self.cancel([*(self.seated[s] for s in late), *waiting])
 
-    def _see(self, logits: list[Tensor] | None) -> None:
+    def see(self, logits: list[Tensor] | None) -> None:
         """Look at the tokens that were just drawn.
 
         Args:

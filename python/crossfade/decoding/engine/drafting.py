@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .group import Group
-
-Logits = Callable[[Mapping[Group, Tensor], Sequence[int]], list[Tensor]]
+from .group import Group, logits_of
 
 
 class Guessers(NamedTuple):
@@ -33,14 +31,14 @@ class Drafting:
 
     Args:
         places: of the models, among those of the call.
-        logits: gives the logits of each place, of those that groups gave.
+        models: how many these are.
     """
 
     def __init__(
-        self, groups: Sequence[Group], places: Sequence[int], shared: bool, logits: Logits
+        self, groups: Sequence[Group], places: Sequence[int], models: int, *, shared: bool = False
     ) -> None:
         self.groups, self.places, self.shared = tuple(groups), tuple(places), shared
-        self._logits = logits
+        self._models = models
 
     def feed(self, tokens: Tensor, counts: Tensor) -> list[Tensor]:
         """Let each row read the first ``counts [slots]`` of its ``tokens [slots, n]``, and keep
@@ -59,7 +57,8 @@ class Drafting:
             group.keep(counts)
             if not self.shared:
                 group.tokens_read += int(counts.sum()) * len(group.terms)
-        return [z[:, 0] for z in self._logits(found, self.places)]
+        each = logits_of(found, tokens.device, self._models)
+        return [each[(k,)][:, 0] for k in self.places]
 
     def room(self) -> list[int] | None:
         """Of each slot, how many more tokens its row has room for in the contexts of all models;

@@ -17,8 +17,9 @@ from ..runner import PromptIds, Shares
 from ..simple.term_model import TermModel
 from ..stats import ModelStats
 from . import contract
-from .drafting import Drafting, Guessers
-from .group import Group
+from .drafting import Guessers
+from .group import Group, logits_of
+from .grouping import Grouping
 from .lanes import Lanes, after_head_of, same_text
 from .lazy import Lazy
 from .modules import Unsupported
@@ -66,7 +67,6 @@ class EngineRunner:
         self.models, self.device = tuple(models), models[0].device
         self.slots, self.engine = slots, engine
         self._notes: list[str] = []
-        self.groups: list[Group] = []
         self.backend = None if engine.kernels else "reference"
         self._members = (*models, *heads)
         # The model whose prompts each of these reads: itself, or one that reads the same.
@@ -76,9 +76,11 @@ class EngineRunner:
         ]
         judges = models if draft is None else models[: draft.first]
         lanes = Lanes(judges, heads, self.backend, by_states=by_states)
-        self.groups = self._grouped(lanes, longest, limit)
-        self._notes += lanes.notes
-        self.drafting = None if draft is None else self._drafting(draft, longest, limit)
+        rows = [longest[k] for k in self._texts]
+        grouping = Grouping(self._members, rows, slots, limit, engine, len(models))
+        self.groups = grouping.groups(lanes)
+        self.drafting = None if draft is None else grouping.drafting(self.groups, draft)
+        self._notes += grouping.notes
         self._riding = [
             (g, k)
             for k in range(len(models), len(self._members))
@@ -90,62 +92,6 @@ class EngineRunner:
         self.models_of_logits: list[tuple[int, ...]] = [(k,) for k in self._judges]
         self.plan: Plan = All(self.groups)
         self.joining: list[Joining] = []
-
-    def _grouped(
-        self,
-        lanes: Lanes,
-        longest: Sequence[int],
-        limit: int,
-        places: Sequence[int] | None = None,
-    ) -> list[Group]:
-        """The groups of models that share forwards.
-
-        Args:
-            places: of the models of `lanes`, among all of the call; None: they are the first ones.
-        """
-        engine, found = self.engine, []
-        for shared, deltas in lanes.together() if engine.share_weights else lanes.apart():
-            if places is not None:
-                shared = shared.at(places)
-            group = Group(
-                [self._members[k] for k in shared.places],
-                shared.places,
-                self.slots,
-                longest=max(longest[self._texts[k]] for k in shared.places),
-                limit=limit,
-                deltas=deltas,
-                own=shared.own,
-                riders=shared.riders,
-                kernels=engine.kernels,
-                compile=engine.compile,
-                tape=engine.tape,
-            )
-            contract.check(group, engine.kernels)
-            found.append(group)
-        return found
-
-    def _drafting(self, draft: Guessers, longest: Sequence[int], limit: int) -> Drafting | None:
-        """What guesses: a term's own group, if nothing else is in it; else groups beside the
-        others."""
-        for group in self.groups:
-            if draft.places == group.terms and group.own == 1 and not group.riders:
-                return Drafting([group], draft.places, True, self._of_places)
-        for k in draft.places:
-            context = self.models[k].context
-            if context is not None and longest[k] > context:
-                self._notes.append(
-                    f"no draft: a prompt has {longest[k]} tokens for {self.models[k].name}, whose "
-                    f"context is {context}"
-                )
-                return None
-        lanes = Lanes([self.models[k] for k in draft.places], (), self.backend)
-        try:
-            groups = self._grouped(lanes, longest, limit, draft.places)
-        except Unsupported as reason:
-            self._notes.append(f"no draft: {reason}")
-            return None
-        self._notes += lanes.notes
-        return Drafting(groups, draft.places, False, self._of_places)
 
     @property
     def _all_groups(self) -> list[Group]:
@@ -364,27 +310,8 @@ class EngineRunner:
 
     def _logits(self, found: Mapping[Group, Tensor]) -> list[Tensor]:
         """The logits of each of `models_of_logits`, of those that groups gave."""
-        each = self._of_each(found)
+        each = logits_of(found, self.device, len(self.models))
         return [each[c] for c in self.models_of_logits]
-
-    def _of_places(self, found: Mapping[Group, Tensor], places: Sequence[int]) -> list[Tensor]:
-        """The logits of models, of those that groups gave."""
-        each = self._of_each(found)
-        return [each[(k,)] for k in places]
-
-    def _of_each(self, found: Mapping[Group, Tensor]) -> dict[tuple[int, ...], Tensor]:
-        each: dict[tuple[int, ...], Tensor] = {}
-        for group, logits in found.items():
-            logits, own = logits.to(self.device), group.terms[: group.own]
-            if group.head.weights is not None:
-                each[own] = logits
-            else:
-                each.update(((k,), z) for k, z in zip(own, logits.chunk(len(own)), strict=True))
-            for k in group.riders:
-                if k < len(self.models):
-                    ridden = group.ridden(k).to(self.device)
-                    each[(k,)] = ridden if logits.dim() == 3 else ridden[:, 0]
-        return each
 
     def values(self, tokens: Tensor, source: Tensor | None = None) -> Tensor | None:
         """As of `Runner`: what `heads` say, from the hidden states of the last step."""

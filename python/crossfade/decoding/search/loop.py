@@ -177,7 +177,7 @@ class SearchLoop(Loop):
     def _feed(self) -> None:
         """A step that draws nothing: scalar heads say of each row what it has written by now."""
         slots = self.slots
-        self._reserve()
+        self.reserve()
         self.stepper.forget()
         self.runner.step(slots.tokens, torch.zeros_like(slots.live))
         said = self.runner.values(slots.tokens)
@@ -354,8 +354,8 @@ class SearchLoop(Loop):
         for s, p in zip(at, source, strict=True):
             self.started[s] = new[p]
         self.watch.fork(at, source)
-        if self.drafter is not None:
-            self.drafter.fork(at, source)
+        if self.rounds is not None:
+            self.rounds.drafter.fork(at, source)
         if any(p >= 0 for p in caches):
             self.runner.fork(caches, same)
             self.valuer.fork(caches)
@@ -392,7 +392,7 @@ class SearchLoop(Loop):
         which[at] = going.flatten().to(device)
         here.live.copy_(which)
         of_parents = [z[source.to(z.device)] for z in logits]
-        self._write(of_parents, self._sample(of_parents), source)
+        self.write(of_parents, self.sample(of_parents), source)
         self.watch.look()
         self._after_step()
         here.live |= others & ~which

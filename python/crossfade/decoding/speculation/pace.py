@@ -15,6 +15,8 @@ LONG = 8  # so many tokens alike and more are one kind of guess
 # The chance of a guess with so many tokens alike before it, until there is experience: text that
 # goes on as another one did, for a few tokens, is likely to go on so.
 CHANCE = (0.0, 0.2, 0.35, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
+# The same of a text that rows are said to repeat. Where none are alike, one may have been changed.
+GIVEN = (0.25, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.9, 0.95)
 WEIGHT = 4.0  # guesses that this counts for
 MEMORY = 64.0  # guesses that are remembered of each kind
 
@@ -28,13 +30,12 @@ class Chances:
     """How likely a guess is, by how many tokens before it were alike.
 
     Args:
-        given: whether guesses are of texts that rows are said to repeat: at first their chance of
-            being wrong is taken for a half of what it is elsewhere.
+        given: whether guesses are of texts that rows are said to repeat.
     """
 
     def __init__(self, *, given: bool = False) -> None:
-        self.hits = [WEIGHT * ((1.0 + p) / 2 if given else p) for p in CHANCE]
-        self.tries = [WEIGHT] * len(CHANCE)
+        self.hits = [WEIGHT * p for p in (GIVEN if given else CHANCE)]
+        self.tries = [WEIGHT] * len(self.hits)
 
     def learn(self, matched: int, hit: bool) -> None:
         kind = min(matched, LONG)
