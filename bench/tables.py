@@ -45,6 +45,7 @@ from reports import (  # noqa: E402
     searches,
     self_judge,
     session,
+    speculation,
     speed,
     trl_parity,
 )
@@ -78,6 +79,7 @@ PAGES: dict[str, dict[str, Section]] = {
         "bulk": of(bulk.render, "bulk"),
         "session": of(session.render, "session"),
         "search": of(search.render, "search"),
+        "speculation": of(speculation.render, "speculation"),
         "judge": of(judge.render, "judge"),
         "correct": of(correct.render, "correct"),
         "conditioned": of(conditioned.render, "conditioned"),

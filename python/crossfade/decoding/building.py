@@ -26,6 +26,7 @@ from .simple.runner import SimpleRunner
 from .simple.term_model import TermModel
 from .speculation.drafter import Drafter, TextDrafter
 from .speculation.models import ModelDrafter
+from .speculation.pace import Costs
 from .speculation.rounds import Rounds
 from .strays import Strays
 
@@ -141,17 +142,18 @@ class Builder:
 
     def _drafter(self, draft: Drafted, slots: Slots, runner: Runner) -> Drafter | None:
         """What guesses the tokens of rows; None where the engine cannot let it."""
-        if isinstance(runner, SimpleRunner):
+        if not isinstance(runner, EngineRunner):
             self.notes.append("no draft: the simple path reads a token at a time")
             return None
+        lanes = max(len(group.terms) for group in runner.groups)
+        costs = Costs(self.device.type, lanes * len(slots.each))
         if draft.blend is None:
-            return TextDrafter(slots, draft.length, given=draft.texts is not None)
-        assert isinstance(runner, EngineRunner)
+            return TextDrafter(slots, costs, draft.length, given=draft.texts is not None)
         if runner.drafting is None:
             return None
         weights = [slots.table[name] for name in weights_of(None)]
         mixer = Mixer(draft.blend, weights, self.vocabulary)
-        return ModelDrafter(runner.drafting, mixer, slots, draft.length)
+        return ModelDrafter(runner.drafting, mixer, slots, costs, draft.length)
 
     def _host_acts(self, job: Job) -> bool:
         """Whether the host takes part in every step, as it always does on CPUs."""

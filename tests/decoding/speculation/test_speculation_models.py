@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import crossfade as cf
@@ -11,6 +13,7 @@ import torch
 from crossfade.blends.blend import as_blend
 from crossfade.decoding.call import Call
 from crossfade.decoding.engine.group import Group
+from crossfade.decoding.engine.kv_cache import KVCache
 from crossfade.decoding.engine.modules import Unsupported
 from drafted import GREEDY, PROMPTS, SAMPLED, blend, both, check_same, model, noise
 from sweeps import every
@@ -228,3 +231,26 @@ def test_rows_that_wait_while_others_are_guessed_keep_their_place() -> None:
         again = group.feed(torch.zeros(2, 1, dtype=torch.int64))[:, 0]
     torch.testing.assert_close(again[1], both_rows[1])
     assert not torch.allclose(again[0], both_rows[0])
+
+
+def test_caches_are_given_up_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No circle of references keeps the models that guess, or their caches."""
+    caches: list[weakref.ref[KVCache]] = []
+    own = KVCache.__init__
+
+    def init(self: KVCache, *args: Any) -> None:
+        own(self, *args)
+        caches.append(weakref.ref(self))
+
+    model = cf.Model(make("llama", seed=1), name="guesses")
+    target = cf.Model(make("llama"), name="target")
+    cf.generate(target, [[3, 4, 5]], max_new_tokens=9, draft=cf.Draft(model, length=2))
+    gc.collect()
+    gc.disable()
+    try:
+        monkeypatch.setattr(KVCache, "__init__", init)
+        cf.generate(target, [[3, 4, 5]], max_new_tokens=9, draft=cf.Draft(model, length=2))
+        assert len(caches) >= 2
+        assert [ref for ref in caches if ref() is not None] == []
+    finally:
+        gc.enable()

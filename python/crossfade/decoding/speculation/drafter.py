@@ -87,15 +87,18 @@ class TextDrafter:
     Guesses cost nothing, so that they are compared with what is drawn in plain steps as well.
 
     Args:
-        given: whether texts are given that rows are said to repeat.
+        costs: what rounds have cost.
         length: guesses at a time; None: as many as pay.
+        given: whether texts are given that rows are said to repeat.
     """
 
-    def __init__(self, slots: Slots, length: int | None, *, given: bool = False) -> None:
+    def __init__(
+        self, slots: Slots, costs: Costs, length: int | None, *, given: bool = False
+    ) -> None:
         self.slots, self.length = slots, length
         self.lookups: dict[int, Lookup] = {}
         self.chances = Chances(given=given)
-        self.costs = Costs(slots.device.type, len(slots.each))
+        self.costs = costs
         self.progress = Progress(slots)
         self.ends: list[set[int]] = []
 

@@ -26,12 +26,20 @@ class ModelDrafter:
 
     Args:
         mixer: of the blend that guesses, with the weights of the rows in slots.
+        costs: what rounds have cost.
         length: guesses at a time; None: as many as pay.
     """
 
-    def __init__(self, drafting: Drafting, mixer: Mixer, slots: Slots, length: int | None) -> None:
+    def __init__(
+        self,
+        drafting: Drafting,
+        mixer: Mixer,
+        slots: Slots,
+        costs: Costs,
+        length: int | None,
+    ) -> None:
         self.drafting, self.mixer, self.slots, self.length = drafting, mixer, slots, length
-        self.costs = Costs(slots.device.type, len(slots.each))
+        self.costs = costs
         self.hope = Hope()
         self.read: dict[int, int] = {}
         self.ends: list[set[int]] = []

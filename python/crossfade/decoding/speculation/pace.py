@@ -63,7 +63,7 @@ class Costs:
 
     Args:
         device: the type of device.
-        rows: how many rows a round reads.
+        rows: how many rows one of the models' forwards has in a plain step, at most.
     """
 
     def __init__(self, device: str, rows: int) -> None:
