@@ -15,7 +15,7 @@ constexpr int kTileRows = 6;
 constexpr int kNarrowRows = 3;  // with up to so many rows, tiles are twice as wide
 #else
 constexpr int kTileRows = 3;
-constexpr int kNarrowRows = 1;
+constexpr int kNarrowRows = 0;  // the sums of wider tiles would not stay in registers
 #endif
 constexpr int kWidth = 4;                    // columns of y in a tile
 constexpr int kWide = 2 * kWidth;            // columns of y in a tile of few rows
@@ -189,7 +189,7 @@ void run_tile(const Product<kType>& p, int64_t row, int64_t column, const Ahead&
 }
 
 constexpr int most_rows(int columns) {
-  return columns == kWidest ? 1 : columns == kWide ? kNarrowRows : kTileRows;
+  return columns == kWidest ? 1 : columns == kWide ? std::max(kNarrowRows, 1) : kTileRows;
 }
 
 template <DType kType, int kColumns, int kRows = most_rows(kColumns), class Put>
@@ -242,7 +242,7 @@ void run(const Product<kType>& p, int64_t rows, int64_t begin, int64_t end, Put 
   for (int64_t i = 0; i < parts; ++i) {
     const int64_t first = rows * i / parts, count = rows * (i + 1) / parts - first;
     int64_t column = begin;
-    if (count == 1)
+    if (count == 1 && kNarrowRows > 0)
       for (; column + kWidest <= end; column += kWidest)
         run_columns<kType, kWidest>(p, first, count, column, end, put);
     if (count <= kNarrowRows)
