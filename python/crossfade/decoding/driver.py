@@ -286,12 +286,14 @@ class Driver:
         loop = self.loop = self.builder.loop(job, rows, count)
         try:
             loop.join(rows)
+            loop.refilled = bool(self.todo) and not same_step
             while (happened := loop.advance()) is not None:
                 yield from self._given(happened.left)
                 if not same_step:
                     rows, others = self._next_rows(loop.free_places, False)
                     yield from self._given(others)
                     loop.join(rows)
+                    loop.refilled = bool(self.todo)
         except KeyboardInterrupt:
             self.interrupted = True
             yield from self._given(loop.cut())

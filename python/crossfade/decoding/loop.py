@@ -62,6 +62,7 @@ class Loop:
         seated: the rows in slots.
         free: the slots that rows can take.
         begun: how many rows have had a slot.
+        refilled: whether more rows are to join when others end.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Loop:
         self.left: list[Written] = []  # rows that left since `advance` last gave them
         self.new_tokens: list[tuple[Row, list[int]]] = []
         self.begun = 0
+        self.refilled = False
         self.taken = 0  # tokens of the rows that have left
         self.warned: set[Row] = set()  # rows in slots that failed, of which a warning has told why
         self.tells = tells

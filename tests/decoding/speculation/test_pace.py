@@ -13,6 +13,7 @@ from crossfade.decoding.speculation.pace import (
     SELDOM,
     SIZES,
     SOON,
+    WORTH,
     Chances,
     Costs,
     Hope,
@@ -77,6 +78,21 @@ def test_a_row_that_is_sure_must_carry_the_others() -> None:
         each = [(1 + others + sure[n - 1]) / costs.of(n) for n in (1, *SIZES)]
         assert drawn / costs.of(size) == pytest.approx(max(each))
     assert best_size([sure, *[hopeless] * 100], costs) == 1
+
+
+def test_where_no_row_takes_the_place_of_another_the_last_one_counts() -> None:
+    sure, hopeless = [float(i) for i in range(16)], [0.0] * 16
+    costs = measured({1: 1.0, 2: 1.2, 8: 2.0}, rows=4)
+    assert best_size([sure, sure, hopeless], costs) > 1
+    assert best_size([sure, sure, hopeless], costs, [50, 50, 50]) == 1
+    assert best_size([sure, sure, hopeless], costs, [50, 50, 6]) == 8, "it ends in time"
+    assert best_size([sure], costs, [50]) == best_size([sure], costs)
+
+
+def test_guesses_that_hardly_pay_are_not_made() -> None:
+    costs = measured({1: 1.0, 2: 1.0})
+    assert best_size([[0.0, WORTH - 1.01]], costs) == 1
+    assert best_size([[0.0, WORTH - 0.99]], costs) == 2
 
 
 def test_chances_are_learnt_by_kind() -> None:

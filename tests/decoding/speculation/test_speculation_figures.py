@@ -10,6 +10,7 @@ import pytest
 import torch
 from crossfade.decoding.engine.group import Group
 from crossfade.decoding.loop import Loop
+from crossfade.decoding.speculation.rounds import Rounds
 from drafted import PROMPTS, SAMPLED, blend, both, changed, model, noise
 from sweeps import product
 
@@ -28,19 +29,19 @@ COUNTED: dict[str, Any] = {
 def read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How many tokens of rows that were under way checks and plain steps fed, and how often."""
     found: Counter[str] = Counter()
-    step, check = Loop.step, Loop._check
+    step, check = Loop.step, Rounds._check
 
     def stepped(self: Loop) -> Any:
         found.update(tokens=int(self.slots.live.sum()), steps=1)
         return step(self)
 
-    def checked(self: Loop, guesses: Any) -> Any:
-        fed = int(self.slots.live.sum()) * (1 + guesses.tokens.shape[1])
+    def checked(self: Rounds, loop: Loop, guesses: Any) -> Any:
+        fed = int(loop.slots.live.sum()) * (1 + guesses.tokens.shape[1])
         found.update(tokens=fed, rounds=1, guessed=sum(guesses.counts))
-        return check(self, guesses)
+        return check(self, loop, guesses)
 
     monkeypatch.setattr(Loop, "step", stepped)
-    monkeypatch.setattr(Loop, "_check", checked)
+    monkeypatch.setattr(Rounds, "_check", checked)
     return found
 
 

@@ -192,7 +192,7 @@ def test_guesses_of_a_fork_follow_what_its_row_wrote(monkeypatch: pytest.MonkeyP
 
     guess = TextDrafter.guess
 
-    def checked(self: Any, live: Any) -> Any:
+    def checked(self: Any, live: Any, *, refilled: bool) -> Any:
         new, tokens = self.slots.new.tolist(), self.slots.written["tokens"]
         for s in live:
             lookup = self.lookups[s]
@@ -200,7 +200,7 @@ def test_guesses_of_a_fork_follow_what_its_row_wrote(monkeypatch: pytest.MonkeyP
             text = lookup.text[lookup.first :]
             assert text[len(text) - new[s] :] == tokens[s, : new[s]].tolist()
             assert text[: len(text) - new[s]] in SOME
-        return guess(self, live)
+        return guess(self, live, refilled=refilled)
 
     monkeypatch.setattr(TextDrafter, "guess", checked)
     for kind in ("certain chunks", "drawn rows"):

@@ -42,8 +42,12 @@ class Drafter(Protocol):
     def fork(self, slots: Sequence[int], parents: Sequence[int]) -> None:
         """Slot ``slots[i]`` becomes what slot ``parents[i]`` is."""
 
-    def guess(self, live: Sequence[int]) -> Guesses | None:
-        """Guess tokens of the rows in these slots; None: a plain step pays more."""
+    def guess(self, live: Sequence[int], *, refilled: bool) -> Guesses | None:
+        """Guess tokens of the rows in these slots; None: a plain step pays more.
+
+        Args:
+            refilled: whether other rows take the places of those that end.
+        """
 
     def learn(self, live: Sequence[int]) -> None:
         """The rows in these slots have written tokens since they were asked about."""
@@ -121,7 +125,7 @@ class TextDrafter:
             lookup, self.progress.seen[slot] = kept[parent]
             self.lookups[slot] = lookup if slot == parent else lookup.copy()
 
-    def guess(self, live: Sequence[int]) -> Guesses | None:
+    def guess(self, live: Sequence[int], *, refilled: bool) -> Guesses | None:
         left = room(self.slots)
         most = max(self.costs.sizes) - 1 if self.length is None else self.length
         each = {
@@ -132,7 +136,8 @@ class TextDrafter:
                 self.chances.expected(self.lookups[s].matched, len(found))
                 for s, found in each.items()
             ]
-            count = best_size(yields, self.costs) - 1
+            most_left = None if refilled else [left[s] + 1 for s in each]
+            count = best_size(yields, self.costs, most_left) - 1
         else:
             longest = max(map(len, each.values()))
             enough = next((n for n in SIZES if n > longest), self.length + 1) - 1

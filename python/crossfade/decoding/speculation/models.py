@@ -57,7 +57,7 @@ class ModelDrafter:
             kept = {p: state[p] for p in parents}
             state.update((s, kept[p]) for s, p in zip(slots, parents, strict=True))
 
-    def guess(self, live: Sequence[int]) -> Guesses | None:
+    def guess(self, live: Sequence[int], *, refilled: bool) -> Guesses | None:
         left = room(self.slots)
         most = max(left[s] for s in live)
         count = min(self._count(len(live), most), most)

@@ -20,6 +20,7 @@ GIVEN = (0.25, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.9, 0.95)
 WEIGHT = 4.0  # guesses that this counts for
 MEMORY = 64.0  # guesses that are remembered of each kind
 
+WORTH = 1.03  # how many times as fast guesses must be expected to be
 MODEL_CHANCE = 0.7  # of a model's guess, until there is experience
 SOON, SELDOM = 16, 256  # plain steps after which models that do not pay are tried again
 
@@ -104,23 +105,32 @@ class Costs:
         return plain * (1.0 + max(share, 0.0) * (size - 1))
 
 
-def best_size(yields: Sequence[Yield], costs: Costs) -> int:
-    """How many tokens of each row a round is to read, for most tokens a second; 1: a plain step.
+def best_size(yields: Sequence[Yield], costs: Costs, left: Sequence[int] | None = None) -> int:
+    """How many tokens of each row a round is to read; 1: a plain step.
+
+    Where other rows take the places of those that end, the best size gives most tokens a second.
+    Where none do, it lets the row end soonest that would otherwise end last: that some rows have
+    good guesses is of no use to the one that all wait for, and which has none.
 
     Args:
         yields: of each row that is under way.
+        left: of each, how many more tokens it may have; None: others take the places of rows.
     """
-    rows = len(yields)
-    longest = max(map(len, yields), default=1)  # with the last token, which is no guess
-    best, most = 1, rows / costs.of(1)
-    for size in SIZES:
-        drawn = rows + sum(y[min(size, len(y)) - 1] for y in yields)
-        rate = drawn / (costs.of(size) + costs.guess * (size - 1))
-        if rate > most:
-            best, most = size, rate
-        if size >= longest:
-            break
-    return best
+    if not yields:
+        return 1
+    longest = max(map(len, yields))  # with the last token, which is no guess
+
+    def rate(size: int) -> float:
+        drawn = [1.0 + y[min(size, len(y)) - 1] for y in yields]
+        seconds = costs.of(size) + costs.guess * (size - 1)
+        if left is None:
+            return sum(drawn) / seconds
+        rounds = max(n / d for n, d in zip(left, drawn, strict=True))
+        return 1.0 / (rounds * seconds)
+
+    sizes = [n for i, n in enumerate(SIZES) if i == 0 or SIZES[i - 1] < longest]
+    best = max(sizes, key=rate)
+    return best if longest > 1 and rate(best) > WORTH * rate(1) else 1
 
 
 class Hope:

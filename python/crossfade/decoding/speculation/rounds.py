@@ -38,7 +38,9 @@ class Rounds:
         """
         going = loop.slots.live.tolist()
         live = [s for s in loop.seated if going[s]]
-        guesses = self.drafter.guess(live) if live and not self.doubts else None
+        guesses = None
+        if live and not self.doubts:
+            guesses = self.drafter.guess(live, refilled=loop.refilled)
         self.doubts = False
         begin = time.perf_counter()
         if guesses is None:
