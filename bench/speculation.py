@@ -309,7 +309,7 @@ def measure(contest: Contest, name: str, batch: int, rounds: int) -> list[dict[s
         }
     seconds: dict[str, list[float]] = {n: [] for n in (PLAIN, OURS, *runs)}
     same = rows = 0
-    outputs = []
+    outputs, by_formula = [], []
     for i in tqdm(range(rounds + 1), desc=f"{name}, batch {batch}", file=sys.stderr):
         task = contest.task(name, i, batch)
         took, plain = timed(ours, task, None)
@@ -320,6 +320,9 @@ def measure(contest: Contest, name: str, batch: int, rounds: int) -> list[dict[s
             continue
         same, rows = same + same_now, rows + batch
         outputs.append(taken[OURS][1])
+        if name == FIXED:
+            first, _ = timed(ours, task._replace(new=1), None)
+            by_formula.append(predicted(taken[OURS][1], first, took))
         seconds[PLAIN].append(took)
         for n, (s, _) in taken.items():
             seconds[n].append(s)
@@ -337,6 +340,8 @@ def measure(contest: Contest, name: str, batch: int, rounds: int) -> list[dict[s
         }
         if n == OURS:
             row |= {"same": same, "rows": rows, **drafted(outputs)}
+            if by_formula:
+                row["predicted"] = round(statistics.median(by_formula), 3)
         found.append(row)
     return found
 
@@ -351,20 +356,20 @@ def drafted(outputs: Sequence[cf.Output]) -> dict[str, Any]:
         "acceptance": round(acceptance, 3),
         "share": round(right / tokens, 3),
         "guesses a round": round(guessed / rounds, 2) if rounds else 0.0,
-        **predicted(stats, acceptance),
     }
 
 
-def predicted(stats: Sequence[Any], acceptance: float) -> dict[str, float]:
-    """The speed-up by the formula, where a model makes `GAMMA` guesses, from measured times."""
-    size = GAMMA + 1
-    known = [s for s in stats if s.guess_seconds and {1, size} <= set(s.step_seconds)]
-    if not known:
-        return {}
-    check_ = statistics.median(s.step_seconds[size] / s.step_seconds[1] for s in known)
-    guess = statistics.median(s.guess_seconds / s.step_seconds[1] for s in known)
-    found = drafts.speedup(acceptance, GAMMA, check_, guess)
-    return {"check": round(check_, 3), "guess": round(guess, 3), "predicted": round(found, 3)}
+def predicted(out: cf.Output, first: float, plain: float) -> float:
+    """How many times as fast as plain decoding `GAMMA` guesses a round are by the formula.
+
+    Args:
+        first: seconds of a plain call for one token, most of which is reading the prompts.
+        plain: seconds of the plain call.
+    """
+    step = (plain - first) / max(int(out.lengths.max()) - 1, 1)
+    check_ = out.stats.step_seconds.get(GAMMA + 1, math.nan) / step
+    rate = drafts.speedup(out.stats.acceptance, GAMMA, check_, out.stats.guess_seconds / step)
+    return plain / (first + (plain - first) / rate)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

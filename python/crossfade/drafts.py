@@ -122,42 +122,27 @@ def check_draft(draft: Any, *, simple: bool = False) -> None:
         raise ValueError("engine is simple, which reads a token at a time; leave draft out")
 
 
-def expected_tokens(acceptance: float, length: int) -> float:
-    """How many tokens a round draws that checks so many guesses, ``sum_{i=0}^{length} a^i``.
-
-    Each guess is drawn again with the chance `acceptance`, if those before it were; the token at
-    which a row leaves its guesses, or the one after all of them, is drawn in the same round
-    (Leviathan et al., arXiv:2211.17192, equation 1).
-    """
-    return sum(acceptance**i for i in range(length + 1))
-
-
 def speedup(acceptance: float, length: int, check: float = 1.0, guess: float = 0.0) -> float:
-    """How many times as fast as plain decoding a draft is, ``tokens / (check + length guess)``.
+    """How many times as fast as plain decoding a draft is: the tokens of a round over its time in
+    plain steps, ``(1 + acceptance length) / (check + length guess)``.
 
     Args:
-        acceptance: the share of guesses that are drawn, `Output.stats.acceptance`.
+        acceptance: the share of guesses that are drawn, `Output.stats.acceptance`. Where each is
+            with a chance of a, if those before it were, it is ``(a + ... + a^length) / length``
+            (Leviathan et al., arXiv:2211.17192).
         length: guesses at a time.
         check: the time of a forward that reads ``length + 1`` tokens of each row, in plain steps:
             ``stats.step_seconds[length + 1] / stats.step_seconds[1]``.
         guess: the time that making a guess takes, in plain steps; nothing where texts draft.
     """
-    return expected_tokens(acceptance, length) / (check + length * guess)
+    return (1.0 + acceptance * length) / (check + length * guess)
 
 
-def acceptance_needed(length: int, check: float = 1.0, guess: float = 0.0) -> float | None:
-    """The acceptance from which on a draft is as fast as plain decoding; None: it never is.
+def acceptance_needed(length: int, check: float = 1.0, guess: float = 0.0) -> float:
+    """The acceptance from which on a draft is as fast as plain decoding, ``(check - 1) / length +
+    guess``; above 1 it never is.
 
     Args:
         length, check, guess: as of `speedup`.
     """
-    low, high = 0.0, 1.0
-    if speedup(high, length, check, guess) < 1.0:
-        return None
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        if speedup(middle, length, check, guess) < 1.0:
-            low = middle
-        else:
-            high = middle
-    return high
+    return (check - 1.0) / length + guess

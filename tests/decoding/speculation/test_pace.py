@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from crossfade import drafts
 from crossfade.decoding.speculation.pace import (
     CHANCE,
     FIRST,
@@ -165,3 +166,13 @@ def test_a_draft_that_takes_longer_than_it_saves_rests() -> None:
         costs.guesses.append(3.0)
     assert costs.guess == 3.0
     assert best_size([hope.expected(15)], costs) == 1
+
+
+def test_what_a_draft_is_worth() -> None:
+    assert drafts.speedup(0.0, 4) == 1.0
+    assert drafts.speedup(1.0, 4) == 5.0
+    assert drafts.speedup(0.6, 4, check=1.2) == pytest.approx(3.4 / 1.2)
+    for length, check, guess in ((1, 1.1, 0.0), (4, 2.0, 0.3), (7, 1.0, 0.9)):
+        needed = drafts.acceptance_needed(length, check, guess)
+        assert drafts.speedup(needed, length, check, guess) == pytest.approx(1.0)
+    assert drafts.acceptance_needed(1, check=1.5, guess=0.7) > 1, "it never is worth it"
