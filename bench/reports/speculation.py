@@ -17,7 +17,8 @@ HF_LOOKUP, HF_ASSISTANT = "`prompt_lookup_num_tokens`", "`assistant_model`, 8 la
 
 def render(report: dict[str, Any]) -> str:
     settings, rows = report["settings"], report["rows"]
-    rounds = max(row["rounds"] for row in rows)
+    counts = sorted({row["rounds"] for row in rows}, reverse=True)
+    rounds = " or ".join(map(str, counts))
     return text(
         speedups(rows),
         f"Up to {settings['new']} new tokens a row, {settings['edited']} of edits; "

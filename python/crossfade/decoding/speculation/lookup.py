@@ -9,7 +9,7 @@ from ..forms import Ids
 BREAK = -1  # stands between texts; no token has this id
 LONGEST = 16  # tokens up to which places are compared
 SURE = 4  # A place that has so many of the last tokens is not looked for again.
-PLACES = 32  # that are compared with each other, the last ones
+PLACES = 8  # that are compared with each other, the last ones or the nearest
 
 
 class Lookup:
