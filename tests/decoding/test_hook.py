@@ -8,6 +8,7 @@ import crossfade as cf
 import pytest
 import torch
 from crossfade.decoding.settings import Sampling, split_processors
+from streamers import Kept
 from tiny_models import make, make_letters, make_tokenizer
 from transformers import (
     DynamicCache,
@@ -181,19 +182,6 @@ def test_a_draft_gives_the_same_tokens(
         assert (out.tokens_by_draft[::copies] > 0).all()
     bare = {**asked, "return_dict_in_generate": False}
     assert torch.equal(base.generate(**batch, draft=draft, **bare), plain.sequences)
-
-
-class Kept:
-    """A streamer that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[Any] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        self.told.append(value.tolist())
-
-    def end(self) -> None:
-        self.told.append("end")
 
 
 def test_what_hugging_face_drops(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from crossfade.decoding.engine.group import Group
 from crossfade.decoding.engine.modules import Unsupported
+from streamers import Kept
 from tiny_models import make
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,22 +18,6 @@ from transformers import PreTrainedModel
 PROMPTS = torch.tensor([[7, 9, 30], [8, 9, 11]])
 GREEDY: dict[str, Any] = {"max_new_tokens": 5, "pad_token_id": 0, "progress": False}
 SIMPLE = cf.Engine(simple=True)
-
-
-class Kept:
-    """A streamer that keeps what it is told."""
-
-    def __init__(self, fails_at: int | None = None) -> None:
-        self.told: list[Any] = []
-        self.fails_at = fails_at
-
-    def put(self, value: Tensor) -> None:
-        if len(self.told) == self.fails_at:
-            raise OSError("the line is cut")
-        self.told.append(value.tolist())
-
-    def end(self) -> None:
-        self.told.append("end")
 
 
 def told_by_hugging_face(model: PreTrainedModel, **arguments: Any) -> list[Any]:

@@ -16,6 +16,7 @@ from crossfade.decoding.engine.group import Group
 from crossfade.decoding.engine.kv_cache import KVCache
 from crossfade.decoding.engine.modules import Unsupported
 from drafted import GREEDY, PROMPTS, SAMPLED, blend, both, check_same, model, noise
+from streamers import Kept
 from sweeps import every
 from tiny_models import VOCAB, make
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
@@ -102,16 +103,6 @@ def test_a_target_that_the_engine_cannot_run() -> None:
 @pytest.mark.parametrize("at", [0, 4, 9])
 def test_the_engine_gives_up_on_the_way(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The simple path begins anew, and tells a streamer nothing twice."""
-
-    class Kept:
-        def __init__(self) -> None:
-            self.told: list[Any] = []
-
-        def put(self, value: torch.Tensor) -> None:
-            self.told.append(value.tolist())
-
-        def end(self) -> None:
-            self.told.append("end")
 
     how = {**SAMPLED, "max_new_tokens": 9}
     first, feed = Kept(), Group.feed

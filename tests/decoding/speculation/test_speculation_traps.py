@@ -22,6 +22,7 @@ from drafted import (
     model,
     noise,
 )
+from streamers import Kept
 from sweeps import every, product
 from tiny_models import VOCAB, make, make_letters
 from torch import Tensor
@@ -190,22 +191,6 @@ def test_processors_see_every_step_once(rows: int) -> None:
         cf.generate(blend(), prompts, draft=draft, **how)
         seen.append(processor.seen)
     assert seen[0] == seen[1] == seen[2]
-
-
-class Kept:
-    """A streamer that keeps what it is told."""
-
-    def __init__(self, fails_at: int | None = None) -> None:
-        self.told: list[Any] = []
-        self.fails_at = fails_at
-
-    def put(self, value: Tensor) -> None:
-        if len(self.told) == self.fails_at:
-            raise KeyboardInterrupt
-        self.told.append(value.tolist())
-
-    def end(self) -> None:
-        self.told.append("end")
 
 
 @pytest.mark.parametrize(("rows", "eos"), product([3, 1], [None, 2], together=1))
@@ -404,7 +389,7 @@ def test_an_interrupt_inside_a_run_leaves_rows_as_they_are(rows: int) -> None:
     whole = written(blend(), prompts, max_new_tokens=12)
     found = []
     for draft in (None, cf.Draft(texts=whole, length=5), cf.Draft(blend(), length=5)):
-        kept = Kept(fails_at=8)
+        kept = Kept(fails_at=8, error=KeyboardInterrupt())
         how = {**SAMPLED, "max_new_tokens": 12, "streamer": kept, "return_term_logprobs": True}
         out = cf.generate(blend(), prompts, draft=draft, **how)
         assert out.stats.interrupted
