@@ -157,8 +157,7 @@ class Builder:
 
     def _host_acts(self, job: Job) -> bool:
         """Whether the host takes part in every step, as it always does on CPUs."""
-        drafts = job.draft is not None
-        return job.watched or drafts or self.simple or self.device.type == "cpu"
+        return job.watched or self.simple or self.device.type == "cpu"
 
     def _steps_between_looks(self, job: Job, limit: int, chunk: int | None) -> int:
         """How many steps the host lets pass before it looks at what the device has done.
@@ -166,8 +165,7 @@ class Builder:
         By default a GPU is looked at after 8 steps, and in a search so that a look falls on the end
         of each chunk.
         """
-        looked_at = job.watched or self.simple or job.draft is not None
-        if not looked_at and self.engine.sync_every is not None:
+        if not (job.watched or self.simple) and self.engine.sync_every is not None:
             return self.engine.sync_every
         if self._host_acts(job):
             return 1
@@ -185,14 +183,13 @@ class Builder:
         longest = [max(len(ids[k]) for ids in known) for k in range(len(self.models))]
         # Processors and streamers see every step, and waiting for a scalar head takes one more.
         heads = [] if job.search is None else job.search.heads(scalar=not self.same_step(job))
-        if heads and job.draft is not None:
+        drafts, guessers = job.draft is not None, None
+        if heads and drafts:
             self.notes.append("value heads read chunks in forwards of their own: a draft")
             heads = []
-        guessers = None
         if job.draft is not None and job.draft.blend is not None:
             guessers = Guessers(job.draft.places, job.draft.first)
         runner = EngineRunner(self.models, longest, count, limit, engine, heads, draft=guessers)
-        drafts = job.draft is not None
         runner.fit(blend, slots.table["weights"], self.vocabulary, job.why_each_term, drafts=drafts)
         if self.has_cache:
             self.fingerprints = fingerprints_of(runner)
@@ -205,10 +202,9 @@ class Builder:
         """Note which options of the engine are on, but cannot be followed in this job."""
         engine, watched = self.engine, "the host looks at the rows after each step"
         found = []
-        looked_at = job.watched or job.draft is not None
-        if engine.cuda_graph and self.device.type == "cuda" and looked_at:
+        if engine.cuda_graph and self.device.type == "cuda" and job.watched:
             found.append(f"steps are not captured in a CUDA graph: {watched}")
-        if engine.sync_every not in (None, 1) and looked_at:
+        if engine.sync_every not in (None, 1) and job.watched:
             found.append(f"sync_every is 1 and not {engine.sync_every}: {watched}")
         if engine.compile and isinstance(runner.plan, Lazy):
             found.append(

@@ -202,7 +202,7 @@ class Job:
     def watched(self) -> bool:
         """Whether the host has something to do after every step."""
         watched = self.search is not None and self.search.settings.text_end is not None
-        watched |= self.classified is not None
+        watched |= self.classified is not None or self.draft is not None
         reads = self.processors is not None or bool(self.criteria) or self.streamer is not None
         return watched or reads
 

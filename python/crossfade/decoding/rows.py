@@ -237,9 +237,8 @@ class Slots:
         limits = torch.tensor([row.limit for row in rows], device=self.device)
         self.limits[at] = limits
         self.stop_at[at] = limits if self.chunk is None else limits.clamp(max=self.chunk)
-        for state in (
-            *(self.tokens, self.new, self.begun, self.guessed, self.finished, self.failed),
-        ):
+        counts = self.tokens, self.new, self.begun, self.guessed
+        for state in (*counts, self.finished, self.failed):
             state[at] = 0
         self.values[at] = float("nan")
         for slot in slots:

@@ -40,6 +40,11 @@ class Wanted:
     states: bool = False
     rows: int | None = None
 
+    @property
+    def last(self) -> bool:
+        """Whether the last position of all rows is read, and no other."""
+        return self.at is None and not self.every
+
 
 class Head:
     """The head of a model. One that is no layer of a known kind is run by the model itself.
@@ -91,16 +96,13 @@ class Head:
     @property
     def keep(self) -> int:
         """Hugging Face's `logits_to_keep`, where 0 means all positions."""
-        return 1 if self.wanted.at is None and not self.wanted.every else 0
+        return 1 if self.wanted.last else 0
 
     def logits(self, output: Any) -> Tensor:
         """The logits ``[B, V]`` of a model's output, or ``[B, n, V]`` of the positions wanted."""
-        at = self.wanted.at
-        if self.wanted.every:
-            return output.logits
-        if at is None:
+        if self.wanted.last:
             return output.logits[:, -1]
-        return take(output.logits, at) if self.layer is None else output.logits
+        return self._at(output.logits) if self.layer is None else output.logits
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits ``[B, n, V]`` of hidden states ``[B, tokens, H]``, of the positions wanted."""
@@ -128,11 +130,11 @@ class Head:
         logits[..., wanted.columns] = ops.linear(hidden, few, bias, backend=self.backend)
         return logits
 
-    def _at(self, hidden: Tensor) -> Tensor:
-        """The states of the positions wanted."""
-        if self.wanted.every:
-            return hidden
-        return hidden[:, -1:] if self.wanted.at is None else take(hidden, self.wanted.at)
+    def _at(self, x: Tensor) -> Tensor:
+        """What ``[B, tokens, d]`` has at the positions wanted."""
+        if self.wanted.last:
+            return x[:, -1:]
+        return x if self.wanted.at is None else take(x, self.wanted.at)
 
     def of_each(self) -> Tensor | None:
         """``[terms * slots, n, V]`` of the last step, of each term that shares the head; None if
@@ -167,7 +169,7 @@ class ScoreHead(Head):
         """``[B, labels]`` at the last position, or ``[B, n, labels]`` of the positions wanted."""
         hidden = self._at(output.last_hidden_state)
         found = self.score(hidden) if self.wanted.logits else hidden
-        return found[:, 0] if self.wanted.at is None and not self.wanted.every else found
+        return found[:, 0] if self.wanted.last else found
 
 
 def split(model: Any, terms: Sequence[int], backend: str | None) -> tuple[Any, Head]:
