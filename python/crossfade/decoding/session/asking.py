@@ -14,6 +14,7 @@ from ...checks import did_you_mean
 from ...formula import names_in, parse
 from ..generation import Generation
 from ..job import DRAW, OF_EACH_ROW, Job
+from ..simple.term_model import TermModel
 from .asked import Asked, Given, check_position, own_weight
 from .penalties import CountPenalty
 
@@ -41,6 +42,7 @@ class Asking:
     ) -> None:
         self.terms, self.tokenizer = dict(terms), tokenizer
         self.blend, self.weights = blend, dict(weights)
+        self._known: dict[Hashable, TermModel] = {}
         self.models = {n: x for n, x in self.terms.items() if isinstance(x, Model)}
 
     def read(self, inputs: Any, given: Given) -> Asked:
@@ -67,6 +69,7 @@ class Asking:
             search=given.search,
             draft=given.draft,
             arguments=arguments,
+            known=self._known,
         )
         requests = generation.read(inputs)
         if len(requests) != 1:
@@ -138,7 +141,7 @@ class Asking:
         blend = parse(given.blend, **terms, **of_request)
         if given.guidance_scale is not None:
             blend = _guided(blend, given)
-        models = [replace(x, name=n) for n, x in terms.items() if isinstance(x, Model)]
+        models = [x for x in terms.values() if isinstance(x, Model)]
         geometric = blend.power == 0 and not blend.parts and blend.support is None
         if geometric and all(t in models or t.name == NEGATIVE for t in blend.terms):
             others = [t for t in blend.terms if t not in models]

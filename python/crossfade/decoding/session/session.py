@@ -6,6 +6,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -304,7 +305,8 @@ def _named(terms: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, x in terms.items():
         check_name(name)
-        found[name] = Model(x, name=name) if isinstance(x, nn.Module) else x
+        x = Model(x) if isinstance(x, nn.Module) else x
+        found[name] = replace(x, name=name) if hasattr(x, "name") else x
     first = next(iter(found.values()), None)
     if not isinstance(first, Model):
         raise TypeError(
