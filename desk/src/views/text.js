@@ -1,0 +1,96 @@
+// The text of a strip: each token in the colour of the fader that moved it most.
+
+import { html } from "htm/preact";
+import { useEffect, useRef } from "preact/hooks";
+import * as desk from "../desk.js";
+import { strength, strongest } from "../tokens.js";
+import { closeTip, showTip, tip } from "./tip.js";
+
+export function Text({ strip, take }) {
+  const box = useRef();
+  const shown = tip.value?.take === take ? tip.value : null;
+  useEffect(() => {
+    const token = shown && box.current?.querySelector(`[data-at="${shown.at}"]`);
+    token?.classList.add("current");
+    return () => token?.classList.remove("current");
+  }, [shown]);
+  if (!take) {
+    return html`<p class="text empty">
+      Nothing yet. Press <b>Write</b>, then move a fader while the text comes.
+    </p>`;
+  }
+  take.version.value; // It is drawn anew when tokens have come.
+  const at = (event) => Number(event.target.closest?.("[data-at]")?.dataset.at ?? -1);
+  const show = (i, how) => showTip({ strip, take, at: i, how, box: box.current });
+  const onPointer = (event) => {
+    if (event.pointerType !== "mouse" || tip.value?.how === "tap") return;
+    if (at(event) >= 0) show(at(event), "hover");
+    else if (tip.value?.how === "hover") closeTip();
+  };
+  const onClick = (event) => {
+    const i = at(event);
+    if (i < 0 || (shown?.how === "tap" && shown.at === i)) closeTip();
+    else show(i, "tap");
+  };
+  const onKeyDown = (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    const ends = { Home: [-1, 1], End: [take.tokens.length, -1] }[event.key];
+    if ((!step && !ends) || event.ctrlKey || event.metaKey || event.altKey) return;
+    const [from, by] = ends ?? [shown?.at ?? (step > 0 ? -1 : take.tokens.length), step];
+    let i = from + by;
+    while (take.tokens[i] && !take.tokens[i].text) i += by; // A token may have no text of its own.
+    if (!take.tokens[i]) return;
+    event.preventDefault();
+    show(i, "keys");
+  };
+  return html`
+    <div
+      ref=${box}
+      class="text"
+      tabindex="0"
+      role="group"
+      aria-label=${`Text of strip ${strip.name}; arrow keys go from word to word`}
+      onPointerOver=${onPointer}
+      onPointerLeave=${() => tip.value?.how === "hover" && closeTip()}
+      onClick=${onClick}
+      onKeyDown=${onKeyDown}
+      onBlur=${() => tip.value?.how === "keys" && closeTip()}
+    >
+      ${pieces(take)}${take.active && html`<i class="caret"></i>`}
+    </div>
+  `;
+}
+
+/** The tokens, and where faders were moved. A token is drawn once, while its colour is the same. */
+function pieces(take) {
+  const hues = desk.channels.value;
+  const found = [];
+  const moves = [...take.moves];
+  let before = 0; // tokens of the model's
+  take.tokens.forEach((token, i) => {
+    while (moves.length && moves[0].at <= before) found.push(moved(moves.shift()));
+    if (token.hues !== hues) Object.assign(token, { hues, drawn: drawn(token, i) });
+    found.push(token.drawn);
+    before += token.count;
+  });
+  return [...found, ...moves.map(moved)];
+}
+
+/** One token. The space before a word has no colour, since it may hang at the end of a line. */
+function drawn(token, i) {
+  const push = strongest(token);
+  const strong = push ? strength(push.nats) : 0;
+  if (!strong) return html`<span key=${i} data-at=${i}>${token.text}</span>`;
+  const kind = `${desk.colour(push.name)} s${strong}${push.nats < 0 ? " against" : ""}`;
+  const word = token.text.trimStart();
+  const space = token.text.slice(0, token.text.length - word.length);
+  return html`<span key=${i} data-at=${i}>${space}<span class=${kind}>${word}</span></span>`;
+}
+
+function moved({ at, changed }) {
+  return html`<span key=${`moved-${at}`} class="moved" aria-hidden="true">
+    ${Object.entries(changed).map(
+      ([name, x]) => html`<b class=${desk.colour(name)} data-moved=${`${name} ${x}`}></b>`,
+    )}
+  </span>`;
+}
