@@ -52,8 +52,8 @@ export function App() {
         <${Code} />
       </div>
       <${Settings} />
+      <${Tip} />
     </main>`}
-    <${Tip} />
     <div class="unseen" role="status">${desk.said}</div>
   `;
 }

@@ -20,7 +20,7 @@ export function Channel({ strip, fader }) {
   const onRange = (event) => strip.move(fader, Number(event.target.value));
   return html`
     <div class="channel ${desk.colour(fader)} ${silent ? "silent" : ""}" role="group" aria-label=${named}>
-      <div class="name"><code>${fader}</code>${what && html`<small title=${what}>${what}</small>`}</div>
+      <div class="name"><code title=${fader}>${fader}</code>${what && html`<small title=${what}>${what}</small>`}</div>
       <div class="slot">
         <div class="scale" aria-hidden="true">
           <span>+${reach}</span><span>0</span><span>−${reach}</span>

@@ -6,6 +6,8 @@ import { Channel } from "./channel.js";
 import { Divergence } from "./charts.js";
 import { Text } from "./text.js";
 
+const MANY = 3; // faders, more of which stand closer
+
 /** What the colours mean. */
 export function Legend() {
   return html`
@@ -66,7 +68,7 @@ function Strip({ strip }) {
         </button>`}
       </header>
       <div class="mixer">
-        <div class="channels">
+        <div class=${`channels ${desk.faders.value.length > MANY ? "many" : ""}`}>
           ${desk.faders.value.map(
             (fader) => html`<${Channel} key=${fader} strip=${strip} fader=${fader} />`,
           )}
@@ -111,7 +113,7 @@ function Measured({ strip, take }) {
         </div>
         <div>
           <dt>speed</dt>
-          <dd>${figure(take?.rate, 1)} <small>tokens a second</small></dd>
+          <dd>${figure(take?.rate, take?.rate < 100 ? 1 : 0)} <small>tokens a second</small></dd>
         </div>
         <div>
           <dt>length</dt>
