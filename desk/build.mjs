@@ -20,7 +20,9 @@ async function hashOfSources() {
     .map((entry) => path.relative(HERE, path.join(entry.parentPath, entry.name)));
   const sha256 = (data) => createHash("sha256").update(data).digest("hex");
   const lines = [...names, ...MADE_BY].map((name) => name.split(path.sep).join("/")).sort();
-  const hashes = await Promise.all(lines.map((name) => readFile(path.join(HERE, name)).then(sha256)));
+  const hashes = await Promise.all(
+    lines.map((name) => readFile(path.join(HERE, name)).then(sha256)),
+  );
   return sha256(lines.map((name, i) => `${hashes[i]}  ${name}\n`).join(""));
 }
 
@@ -34,7 +36,9 @@ async function notices(inputs) {
   const parts = [];
   for (const name of [...packages].sort()) {
     const folder = path.join(HERE, "node_modules", name);
-    const { version, license } = JSON.parse(await readFile(path.join(folder, "package.json"), "utf8"));
+    const { version, license } = JSON.parse(
+      await readFile(path.join(folder, "package.json"), "utf8"),
+    );
     const file = (await readdir(folder)).find((x) => /^licen[cs]e/i.test(x));
     if (!file) throw new Error(`${name} has no file of its licence`);
     const text = (await readFile(path.join(folder, file), "utf8")).trim();
@@ -45,7 +49,7 @@ async function notices(inputs) {
 }
 
 const sources = await hashOfSources();
-const banner = `/* crossfade's mixing desk, made of the sources ${sources}. Licences: NOTICES.txt */`;
+const banner = `/* The mixing desk, made of the sources ${sources}. Licences: NOTICES.txt */`;
 const result = await build({
   entryPoints: { app: path.join(HERE, "src", "main.js"), style: path.join(HERE, "src", "app.css") },
   outdir: PAGE,
@@ -62,7 +66,9 @@ const result = await build({
 });
 
 await mkdir(PAGE, { recursive: true });
-const [js, css] = [".js", ".css"].map((end) => result.outputFiles.find((f) => f.path.endsWith(end)));
+const [js, css] = [".js", ".css"].map((end) =>
+  result.outputFiles.find((f) => f.path.endsWith(end)),
+);
 await writeFile(path.join(PAGE, "app.js"), js.contents);
 await writeFile(path.join(PAGE, "app.css"), css.contents);
 const index = await readFile(path.join(HERE, "src", "index.html"), "utf8");

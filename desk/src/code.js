@@ -5,7 +5,9 @@ import { names } from "./formula.js";
 // A JSON string is a Python string too.
 const text = (x) => JSON.stringify(x);
 const mapping = (x) =>
-  `{${Object.entries(x).map(([name, value]) => `${text(name)}: ${typeof value === "string" ? text(value) : value}`).join(", ")}}`;
+  `{${Object.entries(x)
+    .map(([name, value]) => `${text(name)}: ${typeof value === "string" ? text(value) : value}`)
+    .join(", ")}}`;
 
 function chat(request) {
   const turns = request.messages.map(({ role, content }) => mapping({ role, content }));

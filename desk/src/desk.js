@@ -36,7 +36,10 @@ export const systems = signal({}); // system prompts by term
 export const strips = signal([]);
 export const follow = signal(true); // whether a moved fader writes a finished text anew
 
-export const known = computed(() => [...(server.value?.terms ?? []), ...(server.value?.values ?? [])]);
+export const known = computed(() => [
+  ...(server.value?.terms ?? []),
+  ...(server.value?.values ?? []),
+]);
 export const faders = computed(() => formula.faders(settings.blend.value, known.value));
 
 /** What colours stand for, in their order: faders or, in a formula without any, its other terms. */

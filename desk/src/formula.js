@@ -1,8 +1,18 @@
 // What a formula's text says: its names, its faders and what each of them moves.
 // Only the server evaluates formulas; see crossfade/formula.py, whose spelling this follows.
 
-const PIECE =
-  /\s+|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[\p{L}_][\p{L}\p{N}_]*|[\s\S]/gu;
+const PIECE = new RegExp(
+  [
+    /\s+/, // spaces
+    /"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'/, // texts
+    /(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?/, // numbers
+    /[\p{L}_][\p{L}\p{N}_]*/u, // names
+    /[\s\S]/, // signs
+  ]
+    .map((kind) => kind.source)
+    .join("|"),
+  "gu",
+);
 const NAME = /^[\p{L}_]/u;
 const CLOSING = { ")": "(", "]": "[" };
 

@@ -4,7 +4,12 @@
 const LONGEST = 4000; // characters a text in a link may have
 const STRIP = /^([^:,]{1,64}):(-?\d{1,6}(?:\.\d{1,6})?)(m?)(s?)$/u;
 
-const NUMBERS = { temperature: [0, 10], top_p: [0.001, 1], max_tokens: [1, 1e6], seed: [0, 2 ** 53 - 1] };
+const NUMBERS = {
+  temperature: [0, 10],
+  top_p: [0.001, 1],
+  max_tokens: [1, 1e6],
+  seed: [0, 2 ** 53 - 1],
+};
 const WHOLE = ["max_tokens", "seed"];
 const TEXTS = ["prompt", "system", "blend"];
 
@@ -16,10 +21,10 @@ export function toHash({ settings, systems, strips }) {
   if (!settings.chat) found.set("chat", "0");
   for (const name of Object.keys(NUMBERS)) found.set(name, String(settings[name]));
   for (const { weights, muted, soloed } of strips) {
-    const each = Object.entries(weights).map(
-      ([name, x]) =>
-        `${name}:${Number(x.toFixed(6))}${muted.has(name) ? "m" : ""}${soloed.has(name) ? "s" : ""}`,
-    );
+    const each = Object.entries(weights).map(([name, x]) => {
+      const switches = (muted.has(name) ? "m" : "") + (soloed.has(name) ? "s" : "");
+      return `${name}:${Number(x.toFixed(6))}${switches}`;
+    });
     found.append("strip", each.join(","));
   }
   return `#${found}`;

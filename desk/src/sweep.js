@@ -13,7 +13,7 @@ export const settings = {
   positions: signal(9),
   texts: signal(2),
 };
-export const points = signal([]); // {fader, position, takes, value}: by which value they were scored
+export const points = signal([]); // {fader, position, takes, value}; `value` has scored the takes
 export const measure = signal(""); // what is drawn upwards: the name of a value, or "length"
 
 /** The fader that is swept: the one that was chosen, if the formula still has it. */

@@ -1,4 +1,4 @@
-// A take: one text that is written, from its request to its end. Strips and sweeps are made of takes.
+// A take: one text that is written, from its request to its end. Strips and sweeps have takes.
 
 import { signal } from "@preact/signals";
 import * as api from "./api.js";
@@ -21,12 +21,14 @@ export class Take {
   note = signal("");
   /** Grows when tokens have come, at most once a frame. */
   version = signal(0);
-  /** What came: see `tokensOf`. */
+  /** What came: see `tokensOf`. `start` is how many of the model's tokens came before a token. */
   tokens = [];
   /** Nats at each token of the model's, null where the server told none. */
   kl = [];
   /** The faders that were moved while it was written: `{at, changed}`, after how many tokens. */
   moves = [];
+  /** How often faders were moved: `moves` has a new look each time. */
+  moved = 0;
   /** The score of the text by the value that was asked for; null where there is none. */
   value = null;
   /** The field that the server refused, as it names it; null if it refused none. */
@@ -123,8 +125,14 @@ export class Take {
     if (found.length) {
       this.#latest = performance.now();
       if (!this.tokens.length) this.#started = this.#latest;
-      this.tokens.push(...found);
-      this.kl.push(...(choice.kl_to_base ?? found.flatMap((token) => Array(token.count).fill(null))));
+      let start = this.count;
+      for (const token of found) {
+        this.tokens.push({ ...token, start });
+        start += token.count;
+      }
+      this.kl.push(
+        ...(choice.kl_to_base ?? found.flatMap((token) => Array(token.count).fill(null))),
+      );
       if (this.active) this.state.value = "writing";
       this.note.value = "";
       this.#changed();
@@ -157,7 +165,10 @@ export class Take {
 
   /** Move its faders, from the next token on. Moves that follow each other closely become one. */
   move(weights) {
-    const own = Object.keys(this.weights).map((name) => [name, weights[name] ?? this.weights[name]]);
+    const own = Object.keys(this.weights).map((name) => [
+      name,
+      weights[name] ?? this.weights[name],
+    ]);
     this.#wanted = Object.fromEntries(own);
     if (this.#id !== null) this.#postSoon();
   }
@@ -187,7 +198,7 @@ export class Take {
   }
 
   /**
-   * Remember a move. A fader that is drawn along makes many; those of a few tokens are shown as one.
+   * Remember a move. A fader that is drawn along makes many; those of a few tokens become one.
    *
    * @param {object} said the server's answer, which tells how many tokens had been written.
    */
@@ -199,6 +210,7 @@ export class Take {
     if (last && at - last.latest <= NEAR) Object.assign(last.changed, changed);
     else this.moves.push({ at, changed });
     this.moves.at(-1).latest = at;
+    this.moved++;
     this.weights = weights;
     this.#changed();
   }

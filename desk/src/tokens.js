@@ -24,7 +24,7 @@ export function tokensOf(choice) {
   return [{ text, count: Math.max(each.length, 1), logprob, pushes, kl }];
 }
 
-/** The single tokens that a choice tells of: OpenAI's log-probs, and what crossfade adds to them. */
+/** The single tokens of a choice: OpenAI's log-probs, and what crossfade adds to them. */
 function single({ logprobs, pushes, kl_to_base: kl }) {
   const texts = logprobs?.content?.map((token) => token.token) ?? logprobs?.tokens ?? [];
   const numbers = logprobs?.content?.map((token) => token.logprob) ?? logprobs?.token_logprobs;
@@ -41,7 +41,8 @@ function single({ logprobs, pushes, kl_to_base: kl }) {
 export function strongest(token) {
   let found = null;
   for (const [name, nats] of Object.entries(token.pushes)) {
-    if (Number.isFinite(nats) && Math.abs(nats) > Math.abs(found?.nats ?? 0)) found = { name, nats };
+    if (Number.isFinite(nats) && Math.abs(nats) > Math.abs(found?.nats ?? 0))
+      found = { name, nats };
   }
   return found;
 }

@@ -38,22 +38,27 @@ export function App() {
       <h1>crossfade <span>mixing desk</span></h1>
       <${Connection} />
       <p class="lead">
-        Several models write one text together. <strong>Push a fader up and the next words lean its
-        way; pull it below 0 and they lean the other way</strong>, even in the middle of a text.
+        Several models write one text together.
+        <strong
+          >Push a fader up and the next words lean its way; pull it below 0 and they lean the other
+          way</strong
+        >, even in the middle of a text.
       </p>
     </header>
-    ${ready &&
-    html`<main>
-      <${Prompt} />
-      <div class="stage">
-        <${Legend} />
-        <${Strips} />
-        <${Sweep} />
-        <${Code} />
-      </div>
-      <${Settings} />
-      <${Tip} />
-    </main>`}
+    ${
+      ready &&
+      html`<main>
+        <${Prompt} />
+        <div class="stage">
+          <${Legend} />
+          <${Strips} />
+          <${Sweep} />
+          <${Code} />
+        </div>
+        <${Settings} />
+        <${Tip} />
+      </main>`
+    }
     <div class="unseen" role="status">${desk.said}</div>
   `;
 }

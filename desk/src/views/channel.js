@@ -17,10 +17,14 @@ export function Channel({ strip, fader }) {
   const silent = !strip.sounds(fader);
   const what = moved(desk.settings.blend.value, fader);
   const named = `${fader} of strip ${strip.name}`;
+  const kind = `channel ${desk.colour(fader)}${silent ? " silent" : ""}`;
   const onRange = (event) => strip.move(fader, Number(event.target.value));
   return html`
-    <div class="channel ${desk.colour(fader)} ${silent ? "silent" : ""}" role="group" aria-label=${named}>
-      <div class="name"><code title=${fader}>${fader}</code>${what && html`<small title=${what}>${what}</small>`}</div>
+    <div class=${kind} role="group" aria-label=${named}>
+      <div class="name">
+        <code title=${fader}>${fader}</code>
+        ${what && html`<small title=${what}>${what}</small>`}
+      </div>
       <div class="slot">
         <div class="scale" aria-hidden="true">
           <span>+${reach}</span><span>0</span><span>−${reach}</span>

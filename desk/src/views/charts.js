@@ -106,7 +106,7 @@ export function Divergence({ name, take }) {
   const label =
     mean === null
       ? `Divergence of strip ${name} from the base: nothing yet`
-      : `Divergence of strip ${name} from the base, token by token: ${mean.toFixed(2)} nats a token`;
+      : `Divergence of strip ${name} from the base by token: ${mean.toFixed(2)} nats a token`;
   return html`<${Chart} label=${label} height=${132} make=${make} data=${seen.current.data} />`;
 }
 
@@ -144,7 +144,14 @@ export function Front({ label, across, up, points }) {
         { ...x, label: across, labelSize: 20, size: 24 },
         { ...y, label: up, labelSize: 20, size: 44 },
       ],
-      series: [{}, { stroke: palette.ink, paths: () => null, points: { show: true, size: 9, fill: palette.ink } }],
+      series: [
+        {},
+        {
+          stroke: palette.ink,
+          paths: () => null,
+          points: { show: true, size: 9, fill: palette.ink },
+        },
+      ],
       hooks: { draw: [(chart) => drawPath(chart, now.current, palette)] },
     };
   };

@@ -24,13 +24,15 @@ export function Code() {
     <details class="panel code">
       <summary>Take it with you <small>a link, and the code that writes this</small></summary>
       <div class="range">
-        ${strips.length > 1 &&
-        html`<label class="field">
-          <span>Strip</span>
-          <select value=${strip.name} onChange=${(event) => (chosen.value = event.target.value)}>
-            ${strips.map(({ name }) => html`<option value=${name}>${name}</option>`)}
-          </select>
-        </label>`}
+        ${
+          strips.length > 1 &&
+          html`<label class="field">
+            <span>Strip</span>
+            <select value=${strip.name} onChange=${(event) => (chosen.value = event.target.value)}>
+              ${strips.map(({ name }) => html`<option value=${name}>${name}</option>`)}
+            </select>
+          </label>`
+        }
         <${CopyButton}
           label="Copy a link to these settings"
           text=${() => new URL(desk.address.value, location.href).href}
@@ -39,9 +41,7 @@ export function Code() {
       ${Object.entries(blocks).map(
         ([title, text]) => html`
           <figure key=${title}>
-            <figcaption>
-              ${title} <${CopyButton} label="Copy" text=${() => text} />
-            </figcaption>
+            <figcaption>${title} <${CopyButton} label="Copy" text=${() => text} /></figcaption>
             <pre tabindex="0"><code>${text}</code></pre>
           </figure>
         `,

@@ -23,11 +23,13 @@ export function Connection() {
       ${WORDS[state]}
       ${state === "ready" && version && html`<span class="version"> · version ${version}</span>`}
     </p>
-    ${bad &&
-    html`<div class="banner" role="alert">
-      <span>${desk.trouble}</span>
-      <button type="button" onClick=${desk.connect}>Try now</button>
-    </div>`}
+    ${
+      bad &&
+      html`<div class="banner" role="alert">
+        <span>${desk.trouble}</span>
+        <button type="button" onClick=${desk.connect}>Try now</button>
+      </div>`
+    }
     ${state === "locked" && html`<${Key} />`}
   `;
 }

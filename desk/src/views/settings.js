@@ -1,4 +1,4 @@
-// What all strips share: the prompt with the buttons that write and stop, the formula, the sampling.
+// What all strips share: the prompt and the buttons below it, the formula, the sampling.
 
 import { html } from "htm/preact";
 import * as desk from "../desk.js";
@@ -21,13 +21,14 @@ export function Prompt() {
       <${Transport} />
       <div class="examples" role="group" aria-label="Examples of prompts">
         ${desk.EXAMPLES.map(
-          (text) => html`<button
-            type="button"
-            aria-pressed=${prompt.value === text}
-            onClick=${() => (prompt.value = text)}
-          >
-            ${text}
-          </button>`,
+          (text) =>
+            html`<button
+              type="button"
+              aria-pressed=${prompt.value === text}
+              onClick=${() => (prompt.value = text)}
+            >
+              ${text}
+            </button>`,
         )}
       </div>
     </section>
@@ -88,7 +89,11 @@ function Systems() {
   const area = (label, value, onInput) => html`
     <label class="field">
       <span>${label}</span>
-      <textarea rows="2" value=${value} onInput=${(event) => onInput(event.target.value)}></textarea>
+      <textarea
+        rows="2"
+        value=${value}
+        onInput=${(event) => onInput(event.target.value)}
+      ></textarea>
     </label>
   `;
   return html`
@@ -110,7 +115,9 @@ function Formula() {
   const each = oneFaderEach(terms, values);
   const refused = desk.strips.value.find((strip) => {
     const take = strip.take.value;
-    return take?.state.value === "failed" && take.refused === "blend" && take.body.blend === blend.value;
+    return (
+      take?.state.value === "failed" && take.refused === "blend" && take.body.blend === blend.value
+    );
   });
   const wrong = refused ? refused.take.value.note.value : problem(blend.value);
   return html`
@@ -128,16 +135,20 @@ function Formula() {
         onInput=${(event) => (blend.value = event.target.value)}
       ></textarea>
       <p id="blend-help">
-        ${wrong
-          ? html`<span class="problem shown">${wrong}</span>`
-          : html`Models: ${list(terms)}${values.length > 0 && html`; values: ${list(values)}`}. Any
-              other name is a fader.`}
+        ${
+          wrong
+            ? html`<span class="problem shown">${wrong}</span>`
+            : html`Models: ${list(terms)}${values.length > 0 && html`; values: ${list(values)}`}.
+              Any other name is a fader.`
+        }
       </p>
-      ${blend.value !== each &&
-      terms.length + values.length > 1 &&
-      html`<button type="button" class="quiet" onClick=${() => (blend.value = each)}>
-        One fader for each
-      </button>`}
+      ${
+        blend.value !== each &&
+        terms.length + values.length > 1 &&
+        html`<button type="button" class="quiet" onClick=${() => (blend.value = each)}>
+          One fader for each
+        </button>`
+      }
     </div>
   `;
 }

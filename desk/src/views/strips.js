@@ -31,10 +31,12 @@ export function Strips() {
     <div class="strips" data-count=${strips.length}>
       ${strips.map((strip) => html`<${Strip} key=${strip.name} strip=${strip} />`)}
     </div>
-    ${strips.length < desk.STRIPS &&
-    html`<button type="button" class="add" onClick=${() => desk.addStrip()}>
-      + Add a strip <small>the same prompt at other positions</small>
-    </button>`}
+    ${
+      strips.length < desk.STRIPS &&
+      html`<button type="button" class="add" onClick=${() => desk.addStrip()}>
+        + Add a strip <small>the same prompt at other positions</small>
+      </button>`
+    }
   `;
 }
 
@@ -57,26 +59,30 @@ function Strip({ strip }) {
         >
           ${active ? "■" : "▶"}
         </button>
-        ${desk.strips.value.length > 1 &&
-        html`<button
-          type="button"
-          class="icon"
-          aria-label=${`Remove ${name}`}
-          onClick=${() => desk.removeStrip(strip)}
-        >
-          ×
-        </button>`}
+        ${
+          desk.strips.value.length > 1 &&
+          html`<button
+            type="button"
+            class="icon"
+            aria-label=${`Remove ${name}`}
+            onClick=${() => desk.removeStrip(strip)}
+          >
+            ×
+          </button>`
+        }
       </header>
       <div class="mixer">
         <div class=${`channels ${desk.faders.value.length > MANY ? "many" : ""}`}>
           ${desk.faders.value.map(
             (fader) => html`<${Channel} key=${fader} strip=${strip} fader=${fader} />`,
           )}
-          ${desk.faders.value.length === 0 &&
-          html`<p class="hint">
-            This formula has no faders. A name in it that is no model is one: write${" "}
-            <code>w</code> in place of a number.
-          </p>`}
+          ${
+            desk.faders.value.length === 0 &&
+            html`<p class="hint">
+              This formula has no faders. A name in it that is no model is one: write${" "}
+              <code>w</code> in place of a number.
+            </p>`
+          }
         </div>
         <${Measured} strip=${strip} take=${take} />
       </div>

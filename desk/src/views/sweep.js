@@ -70,7 +70,8 @@ function Range() {
       </button>
     </div>
     <p class="hint">
-      Other faders stand as in strip ${desk.strips.value[0]?.name}. Each position has the same seeds.
+      Other faders stand as in strip ${desk.strips.value[0]?.name}; each position has the same
+      seeds.
     </p>
   `;
 }
@@ -97,18 +98,22 @@ function Found() {
     .map(({ point, across, up }) => ({ across, up, name: String(point.position) }));
   const [{ fader: swept, value }] = sweep.points.value;
   return html`
-    ${drawn.length > 0 &&
-    html`<${Front}
-      label=${`${title(measure)} against ${ACROSS}, at ${drawn.length} positions of ${swept}`}
-      across=${ACROSS}
-      up=${title(measure)}
-      points=${drawn}
-    />`}
-    ${measure !== "length" &&
-    measure !== value &&
-    html`<p class="hint">Sweep again to have <code>${measure}</code> of the texts.</p>`}
+    ${
+      drawn.length > 0 &&
+      html`<${Front}
+        label=${`${title(measure)} against ${ACROSS}, at ${drawn.length} positions of ${swept}`}
+        across=${ACROSS}
+        up=${title(measure)}
+        points=${drawn}
+      />`
+    }
+    ${
+      measure !== "length" &&
+      measure !== value &&
+      html`<p class="hint">Sweep again to have <code>${measure}</code> of the texts.</p>`
+    }
     <ol class="points">
-      ${rows.map(({ point, across, up }) => html`<${Row} key=${point.position} ...${{ point, across, up, measure }} />`)}
+      ${rows.map((row) => html`<${Row} key=${row.point.position} measure=${measure} ...${row} />`)}
     </ol>
   `;
 }

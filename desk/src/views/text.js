@@ -6,8 +6,11 @@ import * as desk from "../desk.js";
 import { strength, strongest } from "../tokens.js";
 import { closeTip, showTip, tip } from "./tip.js";
 
+const BLOCK = 64; // tokens that are drawn at once
+
 export function Text({ strip, take }) {
   const box = useRef();
+  const full = useRef(new Map());
   const shown = tip.value?.take === take ? tip.value : null;
   useEffect(() => {
     const token = shown && box.current?.querySelector(`[data-at="${shown.at}"]`);
@@ -56,24 +59,40 @@ export function Text({ strip, take }) {
       onKeyDown=${onKeyDown}
       onBlur=${() => tip.value?.how === "keys" && closeTip()}
     >
-      ${pieces(take)}${take.active && html`<i class="caret"></i>`}
+      ${blocks(take, full.current)}${take.active && html`<i class="caret"></i>`}
     </div>
   `;
 }
 
-/** The tokens, and where faders were moved. A token is drawn once, while its colour is the same. */
-function pieces(take) {
+/**
+ * The tokens in blocks, with the places where faders were moved. What is full is drawn once, while
+ * its colours are the same, so that a long text costs no more than a short one as it grows.
+ */
+function blocks(take, full) {
   const hues = desk.channels.value;
   const found = [];
-  const moves = [...take.moves];
-  let before = 0; // tokens of the model's
-  take.tokens.forEach((token, i) => {
-    while (moves.length && moves[0].at <= before) found.push(moved(moves.shift()));
-    if (token.hues !== hues) Object.assign(token, { hues, drawn: drawn(token, i) });
-    found.push(token.drawn);
-    before += token.count;
-  });
-  return [...found, ...moves.map(moved)];
+  for (let first = 0; first < take.tokens.length; first += BLOCK) {
+    const end = Math.min(first + BLOCK, take.tokens.length);
+    const old = full.get(first);
+    const same =
+      old?.take === take && old.hues === hues && old.moved === take.moved && old.end === end;
+    if (!same)
+      full.set(first, { take, hues, moved: take.moved, end, drawn: block(take, first, end) });
+    found.push(full.get(first).drawn);
+  }
+  return found;
+}
+
+function block({ tokens, moves }, first, end) {
+  const found = [];
+  const from = first > 0 ? tokens[first].start : -1; // What was moved at a block's end is its own.
+  const to = end < tokens.length ? tokens[end].start : Infinity;
+  const inside = moves.filter(({ at }) => at >= from && at < to);
+  for (let i = first; i < end; i++) {
+    while (inside.length && inside[0].at <= tokens[i].start) found.push(moved(inside.shift()));
+    found.push(drawn(tokens[i], i));
+  }
+  return html`<span key=${first}>${[...found, ...inside.map(moved)]}</span>`;
 }
 
 /** One token. The space before a word has no colour, since it may hang at the end of a line. */

@@ -80,28 +80,47 @@ export function Tip() {
   return html`
     <div ref=${own} class="tip" role="tooltip">
       <p class="token"><q>${visible(token.text)}</q></p>
-      ${each.length > 0
-        ? html`<table>
-            <caption>
-              moved away from the base, in nats
-            </caption>
-            ${each.map(
-              ([name, x]) => html`<tr class=${desk.colour(name)}>
-                <th scope="row"><code>${name}</code></th>
-                <td>${nats(x)}</td>
-                <td class="bar">
-                  <i style=${{ "--part": `${(100 * Math.abs(x)) / most}%` }}></i>
-                </td>
-              </tr>`,
-            )}
-          </table>`
-        : html`<p class="hint">The server told no pushes of this token.</p>`}
+      ${
+        each.length > 0
+          ? html`<table>
+              <caption>
+                moved away from the base, in nats
+              </caption>
+              ${each.map(
+                ([name, x]) =>
+                  html`<tr class=${desk.colour(name)}>
+                    <th scope="row"><code>${name}</code></th>
+                    <td>${nats(x)}</td>
+                    <td class="bar">
+                      <i style=${{ "--part": `${(100 * Math.abs(x)) / most}%` }}></i>
+                    </td>
+                  </tr>`,
+              )}
+            </table>`
+          : html`<p class="hint">The server told no pushes of this token.</p>`
+      }
       <dl>
-        ${token.logprob !== null &&
-        html`<div><dt>probability</dt><dd>${percent(token.logprob)}</dd></div>`}
-        ${token.kl !== null &&
-        html`<div><dt>divergence here</dt><dd>${token.kl.toFixed(2)} nats</dd></div>`}
-        ${token.count > 1 && html`<div><dt>tokens</dt><dd>${token.count}</dd></div>`}
+        ${
+          token.logprob !== null &&
+          html`<div>
+            <dt>probability</dt>
+            <dd>${percent(token.logprob)}</dd>
+          </div>`
+        }
+        ${
+          token.kl !== null &&
+          html`<div>
+            <dt>divergence here</dt>
+            <dd>${token.kl.toFixed(2)} nats</dd>
+          </div>`
+        }
+        ${
+          token.count > 1 &&
+          html`<div>
+            <dt>tokens</dt>
+            <dd>${token.count}</dd>
+          </div>`
+        }
       </dl>
     </div>
   `;
