@@ -56,11 +56,10 @@ class Asked:
 
 @dataclass
 class Got:
-    """What a client saw of its request: when it sent it, and when each piece of text came."""
+    """What a client saw of its request: when it sent it, and when each token came."""
 
     sent: float
     tokens: list[float] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -146,7 +145,7 @@ def measure(
         for _ in tqdm(range(args.rounds), desc="all at once", file=sys.stderr):
             calls.append(new * len(asked) / call_of_all(terms, asked, new))
             got, seconds = at_once(server.url, asked, new)
-            served.append(sum(len(g.ids) for g in got) / seconds)
+            served.append(sum(len(g.tokens) for g in got) / seconds)
         rate = statistics.median(calls) / new  # requests a second
         found = {}
         for times in RATES:
@@ -170,7 +169,7 @@ def measure(
     ):
         at_once(server.url, few[:1], 4)
         got, seconds = at_once(server.url, few, new)
-        alone = sum(len(g.ids) for g in got) / seconds
+        alone = sum(len(g.tokens) for g in got) / seconds
     recipe = recipe_of(terms, model)
     recipe_seconds = [
         seconds_of_recipe(recipe, a, new) for a in tqdm(few, "recipe", file=sys.stderr)
@@ -232,7 +231,7 @@ async def _ask(client: httpx.AsyncClient, asked: Asked, new: int, start: float) 
     await asyncio.sleep(max(0.0, start + asked.at - time.perf_counter()))
     body = {
         "model": "crossfade", "prompt": asked.ids, "weights": asked.weights, "seed": asked.seed,
-        "max_tokens": new, "stream": True, "return_tokens": True, **peers.SAMPLING,
+        "max_tokens": new, "stream": True, "logprobs": 0, **peers.SAMPLING,
     }  # fmt: skip
     got = Got(time.perf_counter())
     async with client.stream("POST", "/v1/completions", json=body) as response:
@@ -243,9 +242,8 @@ async def _ask(client: httpx.AsyncClient, asked: Asked, new: int, start: float) 
                 continue
             chunk = json.loads(line.removeprefix("data: "))
             for choice in chunk["choices"]:
-                ids = (choice.get("crossfade") or {}).get("ids", [])
-                got.tokens += [time.perf_counter()] * len(ids)
-                got.ids += ids
+                new_tokens = (choice.get("logprobs") or {}).get("tokens", [])
+                got.tokens += [time.perf_counter()] * len(new_tokens)
     return got
 
 
@@ -254,7 +252,7 @@ def latencies(got: Sequence[Got], seconds: float) -> dict[str, Any]:
     first = [1e3 * (g.tokens[0] - g.sent) for g in got]
     between = [1e3 * (b - a) for g in got for a, b in itertools.pairwise(g.tokens)]
     return {
-        "tokens_per_s": round(sum(len(g.ids) for g in got) / seconds, 2),
+        "tokens_per_s": round(sum(len(g.tokens) for g in got) / seconds, 2),
         "first_ms": [round(x, 1) for x in _quantiles(first)],
         "between_ms": [round(x, 1) for x in _quantiles(between)],
     }
