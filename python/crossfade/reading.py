@@ -36,19 +36,24 @@ def decode(data: bytes, where: str) -> str:
         raise ValueError(f"{where} is not UTF-8 text: {error.reason} in line {line}") from None
 
 
-def parse_json(text: str, where: str, *, unique: bool = False) -> Any:
+def parse_json(text: str, where: str, *, unique: bool = False, finite: bool = False) -> Any:
     """The value of a JSON text. Errors begin with `where`, which names a file and a line, say.
 
     Args:
         unique: refuse a key that an object has twice, of which JSON keeps the last one.
+        finite: refuse NaN and infinity, which JSON does not have and Python reads.
 
     Raises:
         ValueError: the text is not JSON, or is nested more than `DEPTH` levels deep, or has a
             number with more digits than Python reads or a string that UTF-8 cannot write.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique if unique else None)
-    except _TwiceError as error:
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique if unique else None,
+            parse_constant=_infinite if finite else None,
+        )
+    except (_TwiceError, _InfiniteError) as error:
         raise ValueError(f"{where}: {error}") from None
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text else ""
@@ -66,6 +71,14 @@ def parse_json(text: str, where: str, *, unique: bool = False) -> Any:
 
 class _TwiceError(ValueError):
     """An object has a key twice."""
+
+
+class _InfiniteError(ValueError):
+    """A number is none that JSON has."""
+
+
+def _infinite(name: str) -> float:
+    raise _InfiniteError(f"{name} is no number of JSON")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
