@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 import crossfade
 
 from .. import reading
-from . import answers, errors
+from . import answers, errors, limits
 from .chat import ChatForm, ChatRequest
 from .completions import CompletionForm, CompletionRequest
 from .contract import Session
@@ -31,8 +31,8 @@ from .service import Service
 from .settings import Settings
 
 ABOUT = (
-    "OpenAI's API over blends of language models: each request may have a formula, faders, guidance, "
-    "a search and drafts of its own."
+    "OpenAI's API over blends of language models: each request may have a formula, faders, "
+    "guidance, a search and drafts of its own."
 )
 FAILED = {
     "4XX": {"model": ErrorBody, "description": "the request is refused"},
@@ -49,7 +49,9 @@ class StrictRequest(Request):
         body = await self.body()
         try:
             text = reading.decode(body, "the body")
-            return reading.parse_json(text, "the body", unique=True, finite=True)
+            return reading.parse_json(
+                text, "the body", unique=True, finite=True, most_keys=limits.KEYS
+            )
         except ValueError as error:
             raise APIError(400, str(error), code="invalid_json") from None
 

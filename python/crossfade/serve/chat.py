@@ -19,7 +19,7 @@ from .answers import (
     Usage,
 )
 from .errors import refused
-from .fields import Generation, Name, Part, Strict, Text, joined
+from .fields import Content, Generation, Name, Strict, few, joined
 from .forms import Head, Written
 from .service import Service
 from .tokens import Token, figures_of
@@ -31,9 +31,9 @@ class ChatMessage(Strict):
     """A message of a chat. `refusal`, `annotations` and the like are what OpenAI's answers have."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[list[Part], Field(max_length=limits.MESSAGES)] | None = None
+    content: Content | None = None
     name: Name | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], few(128)] | None = None
     tool_call_id: Name | None = None
     refusal: str | None = None
     annotations: list[Any] | None = None
@@ -57,6 +57,9 @@ class ChatMessage(Strict):
         return found
 
 
+Messages = Annotated[list[ChatMessage], few(limits.MESSAGES, 1)]
+
+
 class ResponseFormat(Strict):
     """What an answer must be; here it is text."""
 
@@ -66,18 +69,18 @@ class ResponseFormat(Strict):
 class ChatRequest(Generation):
     """A chat to answer."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=limits.MESSAGES)]
+    messages: Messages
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=limits.TOP_LOGPROBS)] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = Field(
+    tools: Annotated[list[dict[str, Any]], few(128)] | None = Field(
         None, description="given to the chat template; a call is a part of the answer's text"
     )
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    modalities: Annotated[list[Literal["text"]], Field(min_length=1)] | None = None
+    modalities: Annotated[list[Literal["text"]], few(1, 1)] | None = None
     chat_template_kwargs: Annotated[dict[Name, Scalar], Field(max_length=16)] | None = Field(
         None, description='what the chat template reads besides, such as {"enable_thinking": false}'
     )
@@ -109,7 +112,9 @@ class ChatForm:
 
     def __init__(self, asked: ChatRequest, service: Service) -> None:
         if not service.has_chat_template:
-            raise refused("messages", "messages need a chat template, which the model does not have")
+            raise refused(
+                "messages", "messages need a chat template, which the model does not have"
+            )
         self.asked, self.spelling = asked, service.spelling
         self.prompts = [[m.for_template(service.knows_developers) for m in asked.messages]]
         self.drawn = self.kept = asked.n or 1

@@ -9,13 +9,13 @@ from pydantic import Field, model_validator
 
 from . import limits
 from .answers import Completion, CompletionChoice, Usage
-from .fields import Generation, Text, TokenId
+from .fields import Generation, Text, TokenId, few
 from .forms import Head, Written
 from .service import Service
 from .tokens import Token, figures_of
 
 SHORT = 16  # tokens that OpenAI's API writes where a request does not say how many
-Ids = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20)]
+Ids = Annotated[list[TokenId], few(1 << 20, 1)]
 
 
 class CompletionRequest(Generation):
@@ -23,9 +23,9 @@ class CompletionRequest(Generation):
 
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=limits.PROMPTS)]
+        | Annotated[list[Text], few(limits.PROMPTS, 1)]
         | Ids
-        | Annotated[list[Ids], Field(min_length=1, max_length=limits.PROMPTS)]
+        | Annotated[list[Ids], few(limits.PROMPTS, 1)]
     )
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
         None, description=f"{SHORT} if it is not given; at 0 the prompt alone is scored"
@@ -42,8 +42,9 @@ class CompletionRequest(Generation):
         if self.best_of is not None and self.best_of < (self.n or 1):
             raise ValueError(f"best_of is {self.best_of}; it must be at least n, {self.n}")
         if self.best_of is not None and self.best_of > (self.n or 1) and self.stream:
-            raise ValueError("best_of is more than n, and the best are known at the end alone; "
-                             "leave stream out")
+            raise ValueError(
+                "best_of is more than n, and the best are known at the end alone; leave stream out"
+            )
         if self.max_tokens == 0 and not (self.echo and self.logprobs is not None):
             raise ValueError("max_tokens is 0; it must be above 0 without echo and logprobs")
         other = ("systems", "lora", "guidance_scale", "search")

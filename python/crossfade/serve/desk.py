@@ -17,7 +17,12 @@ from .service import Service
 from .submitting import default_model
 
 # Some systems have no types of these, or wrong ones.
-TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
+TYPES = {
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".html": "text/html",
+    ".svg": "image/svg+xml",
+}
 INDEX = "index.html"
 
 

@@ -138,7 +138,7 @@ class Exchange:
         Raises:
             Exception: what made one of them fail.
         """
-        queue: asyncio.Queue[tuple[Written, Piece | None | Exception]] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[Written, Piece | Exception | None]] = asyncio.Queue()
 
         async def follow(written: Written, request: Request) -> None:
             try:

@@ -14,6 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from . import limits
 
+
+def few(most: int, least: int = 0) -> Any:
+    """Of a list: how many items it may have. Its first bad item ends it, so that a long list of
+    them is not a long list of errors."""
+    return Field(min_length=least, max_length=most, fail_fast=True)
+
+
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Text = Annotated[str, Field(max_length=1 << 20)]
 Stop = Annotated[str, Field(min_length=1, max_length=limits.STOP_LENGTH)]
@@ -35,6 +42,9 @@ class Part(Strict):
 
     type: Literal["text"]
     text: Text
+
+
+Content = Text | Annotated[list[Part], few(limits.MESSAGES)]
 
 
 def joined(content: str | list[Part]) -> str:
@@ -77,7 +87,9 @@ class Search(Strict):
     chunk_length: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None, description="tokens of a chunk (5)"
     )
-    tournament: Count | None = Field(None, description="write so many texts, which a judge compares")
+    tournament: Count | None = Field(
+        None, description="write so many texts, which a judge compares"
+    )
     value: Name | None = Field(None, description="what scores the texts, by its name")
     judge: Name | None = Field(None, description="what compares the texts, by its name")
 
@@ -111,7 +123,7 @@ class Prediction(Strict):
     """What the answer is likely to repeat, as OpenAI's API has it."""
 
     type: Literal["content"]
-    content: Text | list[Part]
+    content: Content
 
 
 class Ignored(Strict):
@@ -144,7 +156,7 @@ class Sampling(Strict):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = Field(
         None, description="the same request with the same seed gives the same tokens"
     )
-    stop: Stop | Annotated[list[Stop], Field(max_length=limits.STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], few(limits.STOPS)] | None = None
 
 
 class Extensions(Strict):
@@ -157,7 +169,7 @@ class Extensions(Strict):
     systems: Annotated[dict[Name, Text], Field(max_length=limits.NAMES)] | None = Field(
         None, description="system prompts that single terms read"
     )
-    lora: Annotated[list[Lora], Field(min_length=1, max_length=limits.NAMES)] | None = Field(
+    lora: Annotated[list[Lora], few(limits.NAMES, 1)] | None = Field(
         None, description="one mix of adapters in weight space, in place of a blend"
     )
     guidance_scale: float | None = Field(None, description="of classifier-free guidance; 1 is none")

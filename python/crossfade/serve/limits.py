@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 # What the form of a request allows, whatever the server is told; see `fields.py`.
+KEYS = 1024  # of any object in a body
 CHOICES = 128  # texts to a prompt
 PROMPTS = 1024  # prompts of one request
 MESSAGES = 4096  # of a chat

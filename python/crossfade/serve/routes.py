@@ -11,13 +11,13 @@ from pydantic import BaseModel, Field, model_validator
 import crossfade
 
 from ..decoding.chats import render
-from . import limits, submitting
+from . import submitting
 from .answers import Change
-from .chat import ChatMessage
+from .chat import Messages
 from .desk import Desk, desk_of
 from .errors import APIError, refused
 from .exchange import in_thread
-from .fields import Faders, Name, Strict, Text
+from .fields import Faders, Name, Strict, Text, TokenId, few
 from .security import owner_of
 from .service import Service
 
@@ -46,12 +46,12 @@ class TokenizeRequest(Strict):
 
     model: Name | None = None
     prompt: Text | None = None
-    messages: Annotated[list[ChatMessage], Field(max_length=limits.MESSAGES)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool = True
 
     @model_validator(mode="after")
     def one_of_both(self) -> TokenizeRequest:
-        if (self.prompt is None) == (not self.messages):
+        if (self.prompt is None) == (self.messages is None):
             raise ValueError("prompt is what is tokenized, or else messages; give one of them")
         return self
 
@@ -67,7 +67,7 @@ class DetokenizeRequest(Strict):
     """Tokens, of which the text is asked for."""
 
     model: Name | None = None
-    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1 << 20)]
+    tokens: Annotated[list[TokenId], few(1 << 20)]
 
 
 class Detokenized(BaseModel):

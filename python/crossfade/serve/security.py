@@ -1,8 +1,8 @@
 """Who is let in, before anything of a request is read: hosts, origins, keys, sizes.
 
-A page that a user visits may try to reach a server on the same machine. It cannot send a `Host` that
-it does not have (a name that it makes point here is not among the server's own), nor hide its
-`Origin`, nor send JSON without asking first; so all three are checked even where there is no key.
+A page that a user visits may try to reach a server on the same machine. Its browser tells the name
+by which it was reached as `Host`, whose page it is as `Origin`, and asks before it sends JSON. So
+all three are checked, even where there is no key.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import APIError, internal
 from .service import LOG, Service
-from .streams import GONE
 
 OPEN = ("/", "/health", "/version", "/openapi.json")  # what needs no key, besides the page's files
 PUBLIC_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")

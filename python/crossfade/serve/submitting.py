@@ -96,7 +96,7 @@ def cost_of(
         raise refused(
             "n",
             f"the request costs {rows * each + scored} rows times {terms} terms, {cost}; it must "
-            f"cost at most {limits.cost}: ask for fewer prompts, choices, rows of a search or terms",
+            f"cost at most {limits.cost}: ask for fewer prompts, choices, rows or terms",
             "too_expensive",
         )
     return cost
