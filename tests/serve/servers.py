@@ -2,60 +2,38 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import httpx
-from crossfade.serve import Settings, create_app
-from crossfade.serve.server import Server, bind
+from crossfade.serve import Background, Settings
 from scripted import Session
 
 
-class Running:
-    """A server that runs in a thread.
+class Running(Background):
+    """A server in a thread, over a session that is most often a scripted one.
 
     Attributes:
-        url: where it is.
         http: a client of it.
     """
 
     def __init__(self, session: Any, settings: Settings, grace: float) -> None:
         self.session = session
-        self.socket = bind("127.0.0.1", 0)
-        self.port = self.socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.app = create_app(session, settings)
-        begun = threading.Event()
-        self.server = Server(self.app, grace=grace, begun=begun.set)
-        self.thread = threading.Thread(target=self.server.run, args=([self.socket],))
-        self.thread.start()
-        assert begun.wait(30)
+        super().__init__(session, settings, grace=grace)
+        self.port = int(self.url.rpartition(":")[2])
         self.http = httpx.Client(base_url=self.url, timeout=30)
 
-    def stop(self) -> None:
-        """Tell it to stop, and wait until it has."""
+    def close(self) -> None:
         self.http.close()
-        self.server.should_exit = True
-        self.thread.join(60)
-        assert not self.thread.is_alive()
-        self.socket.close()
+        super().close()
 
     def post(self, path: str, body: Any, **options: Any) -> Any:
         return self.http.post(path, json=body, **options)
 
 
-@contextmanager
-def running(
-    session: Any = None, settings: Settings | None = None, *, grace: float = 30
-) -> Iterator[Running]:
-    server = Running(session or Session(), settings or Settings(), grace)
-    try:
-        yield server
-    finally:
-        server.stop()
+def running(session: Any = None, settings: Settings | None = None, *, grace: float = 30) -> Running:
+    return Running(session or Session(), settings or Settings(), grace)
 
 
 def raw(content: bytes, length: bytes | None = None) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Security
@@ -69,7 +68,7 @@ class StrictRoute(APIRoute):
 
 
 def create_app(session: Session, settings: Settings | None = None) -> FastAPI:
-    """The application of a server. It closes the session when it ends.
+    """The application of a server. The session stays its owner's, who closes it.
 
     Args:
         session: a `crossfade.Session`, or anything that has what `contract.Session` says.
@@ -77,18 +76,12 @@ def create_app(session: Session, settings: Settings | None = None) -> FastAPI:
     """
     service = Service(session, settings or Settings())
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> Any:
-        yield
-        session.close(drain=False)  # All calls have ended by now.
-
     app = FastAPI(
         title="crossfade",
         description=ABOUT,
         version=crossfade.__version__,
         docs_url=None,  # Pages that load scripts from elsewhere.
         redoc_url=None,
-        lifespan=lifespan,
         separate_input_output_schemas=False,
         dependencies=[Security(HTTPBearer(auto_error=False))] if service.settings.keys else None,
         exception_handlers={

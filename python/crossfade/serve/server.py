@@ -1,13 +1,21 @@
-"""Runs the application until it is told to stop, and then lets requests end."""
+"""Runs the application until it is told to stop, and then lets requests end.
+
+The session is its owner's, who closes it afterwards.
+"""
 
 from __future__ import annotations
 
 import signal
 import socket
+import threading
 from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
+
+from .app import create_app
+from .contract import Session
+from .settings import Settings
 
 BACKLOG = 1024  # connections that wait to be taken
 
@@ -58,6 +66,55 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self.begun()
+
+
+class Background:
+    """A server in a thread of this process, as notebooks and tests need it; a context manager.
+
+    It ends with `close`, which lets requests end first, and leaves the session open.
+
+    Args:
+        session: a `crossfade.Session`.
+        settings: what the server is told.
+        port: 0 takes a free one.
+        grace: as of `Server`.
+
+    Attributes:
+        url: where it is.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings | None = None,
+        *,
+        port: int = 0,
+        grace: float = 60.0,
+    ) -> None:
+        self.app = create_app(session, settings)
+        self._socket = bind("127.0.0.1", port)
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        begun = threading.Event()
+        self.server = Server(self.app, grace=grace, begun=begun.set)
+        self.thread = threading.Thread(
+            target=self.server.run, args=([self._socket],), name="crossfade-serve", daemon=True
+        )
+        self.thread.start()
+        while not begun.wait(0.1):
+            if not self.thread.is_alive():
+                raise RuntimeError("the server could not begin; its log says why")
+
+    def close(self) -> None:
+        """Take no more requests, and wait until those under way have ended."""
+        self.server.should_exit = True
+        self.thread.join()
+        self._socket.close()
+
+    def __enter__(self) -> Background:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def run(server: Server, at: socket.socket) -> None:
