@@ -14,6 +14,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from crossfade import formula
+from crossfade.blends.blend import Model
+from crossfade.loading.formulas import Unloaded
 from crossfade.serve.contract import Closed, Full
 from tiny_models import EOS, WORDS, make_tokenizer
 
@@ -59,7 +62,7 @@ class Request:
         self.cancelled = False
         self.until = time.monotonic() + (options.get("timeout") or 1e9)
         seen = repr((self.prompt_ids, options.get("seed"), options["sample"]))
-        self.noise = hashlib.sha256(seen.encode()).digest() * 64
+        self.noise = hashlib.sha256(seen.encode()).digest()
 
     @property
     def done(self) -> bool:
@@ -67,6 +70,7 @@ class Request:
 
     def cancel(self) -> None:
         self.cancelled = True
+        self.reason = self.reason or "cancelled"
 
     def weights(self, **faders: float) -> None:
         for name in faders:
@@ -86,18 +90,14 @@ class Request:
         try:
             while self.reason is None:
                 await asyncio.sleep(self.session.delay)
-                while self.session.paused and not self.cancelled:
+                while self.session.paused and self.reason is None:
                     await asyncio.sleep(0.002)
                 if self.session.fails_at == len(self.written):
                     raise RuntimeError(f"request {self.session.requests.index(self)}: a NaN")
-                if self.cancelled:
-                    self.reason = "cancelled"
-                elif time.monotonic() > self.until:
+                if self.reason is None and time.monotonic() > self.until:
                     self.reason = "timeout"
-                else:
-                    piece = self.step()
-                    if piece is not None:
-                        yield piece
+                elif self.reason is None and (piece := self.step()) is not None:
+                    yield piece
         except RuntimeError:
             self.reason = "error"
             raise
@@ -105,7 +105,7 @@ class Request:
     def step(self) -> Piece | None:
         n = len(self.written)
         ended = n == self.session.length
-        token = EOS if ended else FIRST + self.noise[n] % len(WORDS)
+        token = EOS if ended else FIRST + self.noise[n % 32] % len(WORDS)
         word = "" if ended else WORDS[token - FIRST]
         if word in (self.options.get("stop_strings") or ()):
             self.reason = "stop"
@@ -200,11 +200,14 @@ class Session:
             raise Closed("the session is closed")
         if self.full:
             raise Full("256 requests wait, as many as may")
-        if blend is not None and "power_mean" in blend:
-            raise NotImplementedError("blend is a power mean, which does not share a batch")
+        terms = {name: Model(Unloaded()) for name in self.terms}
+        faders = formula.names_in(blend or BLEND) - {*terms}
         for name in weights or ():
-            if name != "w":
-                raise ValueError(f"weights has {name!r}; the faders are w")
+            if name not in faders:
+                raise ValueError(f"weights has {name!r}; the faders are {', '.join(faders)}")
+        found = formula.parse(blend or BLEND, **terms, **dict.fromkeys(faders, 0.5))
+        if found.power != 0:
+            raise NotImplementedError("blend is a power mean, which does not share a batch")
 
     def submit(
         self,

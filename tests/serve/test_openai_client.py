@@ -187,7 +187,7 @@ def test_extensions_reach_the_session(client: openai.OpenAI, server: Running) ->
         user="somebody",
         extra_body={
             "blend": "base + v * kind",
-            "weights": {"w": 0.5},
+            "weights": {"v": 0.5},
             "systems": {"kind": "Be kind."},
             "top_k": 5,
             "return_pushes": True,
@@ -198,7 +198,7 @@ def test_extensions_reach_the_session(client: openai.OpenAI, server: Running) ->
     options = server.session.requests[0].options
     expected = {
         "blend": "base + v * kind",
-        "weights": {"w": 0.5},
+        "weights": {"v": 0.5},
         "systems": {"kind": "Be kind."},
         "temperature": 0.5,
         "top_k": 5,

@@ -56,7 +56,7 @@ def test_all_but_a_few_paths_need_a_key(server: Running, path: str) -> None:
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize"])
 def test_nothing_is_read_of_a_request_without_a_key(server: Running, path: str) -> None:
     assert server.http.post(path, content=b"{").status_code == 401
-    assert server.post(path, TEXT, headers={"Authorization": "Bearer \xe9"}).status_code == 401
+    assert server.post(path, TEXT, headers={"Authorization": b"Bearer \xe9"}).status_code == 401
     assert server.session.requests == []
 
 
@@ -79,7 +79,8 @@ def test_a_request_is_its_owners_alone(server: Running) -> None:
     body = {"messages": [{"role": "user", "content": "a"}], "stream": True}
     path = "/v1/chat/completions"
     with server.http.stream("POST", path, json=body, headers=as_(ONE)) as stream:
-        id = json.loads(next(stream.iter_lines()).removeprefix("data: "))["id"]
+        lines = stream.iter_lines()
+        id = json.loads(next(lines).removeprefix("data: "))["id"]
         for what, more in (("weights", {"weights": {"w": 1}}), ("cancel", {})):
             answer = server.post(f"/v1/requests/{id}/{what}", more, headers=as_(TWO))
             assert answer.status_code == 404

@@ -89,7 +89,7 @@ def test_bodies_are_json_to_the_letter(server: Running, body: bytes, says: str) 
         ({"blend": "base.config"}, "blend", "only names, numbers"),
         ({"blend": "__import__('os')"}, "blend", "unknown function '__import__'"),
         ({"blend": "x" * 4097}, "blend", "at most 4096 characters"),
-        ({"blend": "power_mean([base, kind], r=2)"}, "blend", "blend is a power mean"),
+        ({"blend": "power_mean([base, kind], [0.5, 0.5], r=2)"}, "blend", "blend is a power mean"),
         ({"lora": [{"id": 7, "scale": 1}]}, "lora", "the last one is 1"),
         ({"lora": [{"name": "knid", "scale": 1}]}, "lora", "did you mean 'kind'?"),
         ({"lora": [{"id": 0, "name": "base", "scale": 1}]}, "lora[0]", "not both"),

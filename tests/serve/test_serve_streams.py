@@ -60,7 +60,7 @@ def test_an_error_in_a_stream_is_an_event(server: Running) -> None:
     assert found[-1]["error"]["type"] == "server_error"
     assert all("error" not in chunk for chunk in found[:-1])
     soon(lambda: server.session.running == 0)  # the other text is cancelled
-    assert server.app.state.service.calls.load == 0
+    soon(lambda: server.app.state.service.calls.load == 0)
 
 
 def test_a_mistake_is_told_before_a_stream_begins(server: Running) -> None:
@@ -71,7 +71,7 @@ def test_a_mistake_is_told_before_a_stream_begins(server: Running) -> None:
 
 
 def test_a_stream_says_that_it_waits(serve: Any) -> None:
-    server = serve(settings=Settings(chunk_seconds=0.02))
+    server = serve(settings=Settings(pulse=0.02))
     server.session.delay = 0.1
     text = server.post("/v1/completions", {"prompt": "a", "max_tokens": 2, "stream": True}).text
     assert text.count(": waiting\n\n") >= 2
@@ -112,12 +112,12 @@ def leave(server: Running, body: dict[str, Any], until: Any) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_goes_away_cancels_what_was_asked(server: Running, stream: bool) -> None:
-    server.session.length, server.session.delay = 100_000, 0.001
+    server.session.length = 100_000  # There is always a next token, which must not get in the way.
     body = {"prompt": ["a", "the"], "n": 2, "max_tokens": 4000, "stream": stream}
     leave(server, body, lambda: sum(len(r.written) > 3 for r in server.session.requests) == 4)
     soon(lambda: server.session.running == 0)
     assert [r.reason for r in server.session.requests] == ["cancelled"] * 4
-    assert server.app.state.service.calls.load == 0
+    soon(lambda: server.app.state.service.calls.load == 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -16,14 +16,12 @@ from .contract import Closed, Full
 
 INVALID = "invalid_request_error"
 RETRY = {"Retry-After": "1"}  # seconds after which a place in the queue is likely to be free
-# Arguments of a session, and the fields that set them.
+# Arguments of a session, and the fields that set them: the first one that a request has.
 FIELDS = {
-    "max_new_tokens": "max_tokens",
-    "stop_strings": "stop",
-    "system": "systems",
-    "chat": "messages",
-    "request": "messages",
-    "formula": "blend",
+    "inputs": ("prompt", "messages"),
+    "max_new_tokens": ("max_tokens",),
+    "stop_strings": ("stop",),
+    "formula": ("blend",),
 }
 # What a field with several forms must be; pydantic would say it of each form by itself.
 FORMS = {
@@ -117,8 +115,9 @@ def of_submit(error: Exception, known: Iterable[str]) -> APIError:
     if isinstance(error, (TypeError, ValueError, NotImplementedError)):
         found = re.match(r"[A-Za-z_]\w*", str(error))
         named = found[0] if found else ""
-        field = FIELDS.get(named, named)
-        if field not in known:
+        fields = set(known)
+        field = next((f for f in FIELDS.get(named, (named,)) if f in fields), None)
+        if field is None:
             return APIError(400, str(error))
         return refused(field, f"{field}{str(error)[len(named) :]}")
     return internal()
@@ -156,6 +155,9 @@ def of_validation(errors: Iterable[Mapping[str, Any]], known: Iterable[str]) -> 
     loc = [part for part in first["loc"] if part not in ("body", "query", "path")]
     path = _path(loc)
     kind, given = first["type"], first.get("input")
+    if kind == "value_error":
+        said = str(first["ctx"]["error"])
+        return refused(path or said.partition(" ")[0], said, kind)
     if not loc:
         what = "missing" if given is None else f"a {type(given).__name__}"
         return APIError(400, f"the body is {what}; it must be a JSON object", code=kind)
@@ -171,8 +173,6 @@ def of_validation(errors: Iterable[Mapping[str, Any]], known: Iterable[str]) -> 
         return refused(path, f"{path} is not of its form; it must be {FORMS[named[-1]]}", kind)
     if kind == "none_required":
         return refused(path, f"{path} is not supported; leave it out", "unsupported_field")
-    if kind == "value_error":
-        return refused(path, str(first["ctx"]["error"]), kind)
     said = str(first["msg"]).replace("Input should be", "it must be", 1)
     said = said[:1].lower() + said[1:]
     return refused(path, f"{path} is {given!r:.80}; {said}", kind)

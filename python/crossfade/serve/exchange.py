@@ -133,12 +133,13 @@ class Exchange:
     async def _pieces(self) -> AsyncGenerator[tuple[Written, Piece | None] | None, None]:
         """The pieces of all texts as they come, and None as the last one of each.
 
-        Where nothing comes for a while there is a None in place of the pair.
+        From time to time there is a None in place of the pair, so that a stream can say that it
+        still waits.
 
         Raises:
             Exception: what made one of them fail.
         """
-        queue: asyncio.Queue[tuple[Written, Piece | Exception | None]] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[Written, Piece | Exception | None] | None] = asyncio.Queue()
 
         async def follow(written: Written, request: Request) -> None:
             try:
@@ -148,17 +149,22 @@ class Exchange:
             except Exception as error:
                 queue.put_nowait((written, error))
 
+        async def pulse() -> None:
+            while True:
+                await asyncio.sleep(self.service.settings.pulse)
+                queue.put_nowait(None)
+
         pairs = zip(self.written, self.call.requests, strict=False)
         tasks = [asyncio.ensure_future(follow(w, r)) for w, r in pairs]
         left = len(tasks)
+        tasks.append(asyncio.ensure_future(pulse()))
         try:
             while left:
-                try:
-                    patience = self.service.settings.chunk_seconds
-                    written, piece = await asyncio.wait_for(queue.get(), patience)
-                except asyncio.TimeoutError:
+                item = await queue.get()
+                if item is None:
                     yield None
                     continue
+                written, piece = item
                 if isinstance(piece, Exception):
                     raise piece
                 if piece is None:

@@ -7,13 +7,13 @@ all three are checked, even where there is no key.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 import uuid
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -155,9 +155,9 @@ class _Body:
         if self.whole:
             return await self.receive()
         try:
-            seconds = max(0.0, self.until - time.monotonic())
-            message = await asyncio.wait_for(self.receive(), seconds)
-        except asyncio.TimeoutError:
+            with anyio.fail_after(max(0.0, self.until - time.monotonic())):
+                message = await self.receive()
+        except TimeoutError:
             raise APIError(
                 408,
                 f"the body did not come within {self.limits.body_seconds:g} seconds",

@@ -30,7 +30,7 @@ class Settings:
         origins: pages of other servers whose scripts may ask.
         limits: how much may be asked for.
         page: the folder of the page at /.
-        chunk_seconds: after so many seconds without a token a stream says that it still waits.
+        pulse: seconds after which a stream says again that it is there.
     """
 
     name: str = "crossfade"
@@ -43,7 +43,7 @@ class Settings:
     origins: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     page: Path = PAGE
-    chunk_seconds: float = 15.0
+    pulse: float = 15.0
 
 
 def is_loopback(host: str) -> bool:
