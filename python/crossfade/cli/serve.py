@@ -13,7 +13,8 @@ from . import options
 if TYPE_CHECKING:
     from ..loading import Served, ServerPlan
 
-HELP = "Serve a blend to others: OpenAI's API, with faders for each request, and a page of them."
+HELP = "Serve a blend by OpenAI's API, with faders for each request."
+USAGE = "[--model [NAME=]PATH ...] [options]"
 EXAMPLES = """\
 examples:
   crossfade serve
@@ -169,8 +170,9 @@ def _seconds(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    for module in ("fastapi", "uvicorn", "prometheus_client"):
-        require(module, "serve")
+    require("fastapi", "serve")  # what is missing is said before the work
+    require("uvicorn", "serve")
+    require("prometheus_client", "serve")
     from ..serve import server, settings
     from ..serve.keys import Keys, read_keys
 

@@ -33,7 +33,7 @@ ABOUT = (
     "OpenAI's API over blends of language models: each request may have a formula, faders, "
     "guidance, a search and drafts of its own."
 )
-FAILED = {
+FAILED: dict[int | str, Any] = {
     "4XX": {"model": ErrorBody, "description": "the request is refused"},
     "5XX": {"model": ErrorBody, "description": "the request has failed"},
 }

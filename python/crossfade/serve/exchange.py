@@ -207,8 +207,8 @@ class Exchange:
         try:
             async with aclosing(self._pieces()) as pieces:
                 async for item in pieces:
-                    if item is not None and item[1] is not None:
-                        written, piece = item
+                    written, piece = item or (None, None)
+                    if written is not None and piece is not None:
                         written.tokens += self._take(written, piece)
                         written.text += piece.text
         except Exception as error:

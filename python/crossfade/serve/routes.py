@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Request, Response
@@ -14,6 +14,7 @@ from ..decoding.chats import render
 from . import submitting
 from .answers import Change
 from .chat import Messages
+from .contract import Request as SessionRequest
 from .desk import Desk, desk_of
 from .errors import APIError, refused
 from .exchange import in_thread
@@ -159,7 +160,7 @@ def router(service: Service, created: int, errors: Mapping[int | str, Any]) -> A
         """Move faders of a request that is being written, from its next token on."""
         call = service.calls.find(id, owner_of(http.scope))
         try:
-            await in_thread(lambda: [r.weights(**moved.weights) for r in call.requests])
+            await in_thread(lambda: _move(call.requests, moved.weights))
         except (TypeError, ValueError) as error:
             raise refused("weights", str(error)) from None
         changes = [
@@ -192,6 +193,11 @@ def router(service: Service, created: int, errors: Mapping[int | str, Any]) -> A
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     return found
+
+
+def _move(requests: Iterable[SessionRequest], weights: Mapping[str, float]) -> None:
+    for request in requests:
+        request.weights(**weights)
 
 
 def _encode(service: Service, asked: TokenizeRequest) -> list[int]:
