@@ -180,6 +180,7 @@ class Completion(Answer):
 
 
 def schema_of_stream(chunk: type[BaseModel]) -> dict[str, Any]:
-    """What the OpenAPI document says of a stream."""
-    what = f"server-sent events: each a {chunk.__name__} or an error; the last one is [DONE]"
-    return {"schema": {"type": "string", "description": what}}
+    """What the OpenAPI document says of each event of a stream."""
+    what = f"a {chunk.__name__} or an error as JSON; the last one is [DONE]"
+    data = {"type": "string", "description": what}
+    return {"schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}}
