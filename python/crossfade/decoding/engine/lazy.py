@@ -67,8 +67,11 @@ class Lazy:
                 for r in range(len(owed))
             ]
 
-    def step(self, tokens: Tensor, live: Tensor) -> dict[Group, Tensor]:
+    def step(
+        self, tokens: Tensor, live: Tensor, slots: Tensor | None = None
+    ) -> dict[Group, Tensor]:
         """Logits ``[rows, V]`` of every group; those of a group that rests are 0."""
+        assert slots is None, "a lazy plan feeds all slots"
         fresh = self.first.fresh[: self.first.slots].tolist()
         going, new = live.tolist(), tokens.tolist()
         found = {self.first: self.first.step(tokens, live)}
