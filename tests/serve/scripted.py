@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from crossfade import formula
 from crossfade.blends.blend import Model
+from crossfade.decoding.session import Closed, Full
 from crossfade.loading.formulas import Unloaded
-from crossfade.serve.contract import Closed, Full
 from tiny_models import EOS, WORDS, make_tokenizer
 
 BLEND = "base + w * (kind - base)"
@@ -45,7 +45,7 @@ class Piece:
 
 @dataclass
 class Stats:
-    requests: int
+    requests: dict[str, int]
     tokens: int
     notes: str = "no figure"
 
@@ -82,7 +82,8 @@ class Request:
         async def output() -> Any:
             search = self.options.get("search")
             values = None if search is None else torch.tensor([0.5])
-            return SimpleNamespace(stats=SimpleNamespace(right=3, guessed=5), values=values)
+            drafted = None if self.options.get("draft") is None else torch.tensor([3])
+            return SimpleNamespace(tokens_by_draft=drafted, values=values)
 
         return output().__await__()
 
@@ -129,24 +130,6 @@ class Request:
         return piece
 
 
-class Scoring:
-    """The log-probs of a prompt: -0.1, -0.2 and so on."""
-
-    def __init__(self, ids: list[int], tops: int) -> None:
-        self.ids, self.tops, self.cancelled = ids, tops, False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        async def scores() -> Any:
-            logprobs = [None, *(-0.1 * i for i in range(1, len(self.ids)))]
-            top = [{} if i == 0 or not self.tops else {3: -0.05} for i in range(len(self.ids))]
-            return SimpleNamespace(ids=self.ids, logprobs=logprobs, top_logprobs=top)
-
-        return scores().__await__()
-
-
 class Session:
     """See the module.
 
@@ -159,8 +142,8 @@ class Session:
         fails_at: how many tokens a text has when it fails.
     """
 
-    terms = ("base", "kind")
-    values = ()
+    terms: tuple[str, ...] = ("base", "kind")
+    values: tuple[str, ...] = ()
     blend = BLEND
 
     def __init__(self, length: int = 6) -> None:
@@ -174,7 +157,7 @@ class Session:
         self.delay, self.paused, self.full, self.alive = 0.0, False, False, True
         self.fails_at: int | None = None
         self.requests: list[Request] = []
-        self.scorings: list[Scoring] = []
+        self.weights: dict[str, float] = {}
 
     @property
     def running(self) -> int:
@@ -248,17 +231,26 @@ class Session:
     def score(
         self,
         inputs: Any,
+        responses: Any,
         *,
         blend: str | None = None,
         weights: Mapping[str, float] | None = None,
+        timeout: float | None = None,
         top_logprobs: int = 0,
-    ) -> Scoring:
+    ) -> Any:
+        """The tokens of a response have the log-probs -0.1, -0.2 and so on."""
         self.check(blend, weights)
-        self.scorings.append(Scoring(self.ids_of(inputs), top_logprobs))
-        return self.scorings[-1]
+        for response in responses:
+            self.ids_of(response)
+        shape = len(responses), max(map(len, responses))
+        logprobs = -0.1 * torch.arange(1, shape[1] + 1).expand(shape)
+        tops: Any = (None, None)
+        if top_logprobs:
+            tops = torch.full((*shape, 1), 3), torch.full((*shape, 1), -0.05)
+        return SimpleNamespace(logprobs=logprobs, top_tokens=tops[0], top_logprobs=tops[1])
 
     def stats(self) -> Stats:
-        return Stats(len(self.requests), sum(len(r.written) for r in self.requests))
+        return Stats({"stop": 2}, sum(len(r.written) for r in self.requests))
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
         self.closed = {"drain": drain, "timeout": timeout}

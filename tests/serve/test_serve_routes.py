@@ -36,9 +36,10 @@ def test_models_choose_the_blend(server: Running) -> None:
 
 def test_a_page_learns_what_there_is(serve: Any) -> None:
     session = Session()
-    session.values = ("quality",)
+    session.terms, session.values = ("base", "kind", "quality"), ("quality",)
+    session.weights = {"w": 0.5, "v": 1.0}
     session.blend = "base + w * (kind - base) + v * quality"
-    server = serve(session, Settings(weights={"w": 0.5, "v": 1.0}, drafts={"small": None}))
+    server = serve(session, Settings(drafts={"small": None}))
     desk = server.http.get("/v1/desk").json()
     limits = desk.pop("limits")
     assert limits["max_tokens"] == 4096
@@ -129,6 +130,7 @@ def test_figures_are_counted(serve: Any) -> None:
         "crossfade_running 0.0",
         "crossfade_load 0.0",
         "crossfade_session_tokens 6.0",
+        'crossfade_session_requests{reason="stop"} 2.0',
     ):
         assert line in text.splitlines()
 

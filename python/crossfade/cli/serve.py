@@ -225,15 +225,12 @@ def _serve(arguments: argparse.Namespace, served: Served, keys: Any, at: Any) ->
     """Serve what is loaded until the process is told to stop."""
     import crossfade as cf
 
-    from ..blends.blend import ValueHead
     from ..serve import create_app, server
     from ..serve.settings import LOOPBACK, Settings
 
     loaded = served.loaded
-    heads = {name: x for name, x in loaded.terms.items() if isinstance(x, ValueHead)}
     settings = Settings(
         name=arguments.name,
-        weights=loaded.faders,
         values=served.values,
         judges=_judges(served),
         drafts=served.drafts,
@@ -243,8 +240,7 @@ def _serve(arguments: argparse.Namespace, served: Served, keys: Any, at: Any) ->
         limits=_limits(arguments),
     )
     session = cf.Session(
-        {name: x for name, x in loaded.terms.items() if name not in heads},
-        values=heads,
+        loaded.terms,
         blend=loaded.formula,
         weights=loaded.faders,
         max_batch=arguments.max_batch,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 
-from .contract import Request, Scoring
+from .contract import Request
 from .errors import APIError, busy
 from .limits import Limits
 
@@ -23,7 +23,6 @@ class Call:
     def __init__(self, calls: Calls, id: str, owner: str, cost: int) -> None:
         self.id, self.owner, self.cost = id, owner, cost
         self.requests: list[Request] = []
-        self._scorings: list[Scoring] = []
         self._calls = calls
         self._lock = threading.Lock()
         self._closed = False
@@ -36,18 +35,10 @@ class Call:
         if closed:
             request.cancel()
 
-    def add_scoring(self, scoring: Scoring) -> None:
-        """Take in a prompt that is scored, as `add` does a text."""
-        with self._lock:
-            self._scorings.append(scoring)
-            closed = self._closed
-        if closed:
-            scoring.cancel()
-
     def cancel(self) -> None:
         """Let its texts end where they are."""
         with self._lock:
-            under_way = [*self.requests, *self._scorings]
+            under_way = [*self.requests]
         for request in under_way:
             request.cancel()
 

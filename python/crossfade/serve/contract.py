@@ -6,14 +6,6 @@ from collections.abc import AsyncIterator, Generator, Mapping
 from typing import Any, Protocol
 
 
-class Full(RuntimeError):
-    """As many requests wait as may."""
-
-
-class Closed(RuntimeError):
-    """The session was closed, or the thread that owns its models has died."""
-
-
 class Piece(Protocol):
     """What a request has written since its last piece."""
 
@@ -31,40 +23,29 @@ class Request(Protocol):
 
     prompt_ids: list[int]
     changes: list[tuple[int, dict[str, float]]]
-    reason: str | None
 
+    @property
+    def done(self) -> bool: ...
+    @property
+    def reason(self) -> str | None: ...
     def __aiter__(self) -> AsyncIterator[Piece]: ...
     def __await__(self) -> Generator[Any, None, Any]: ...
     def cancel(self) -> None: ...
     def weights(self, **faders: float) -> None: ...
 
 
-class Scores(Protocol):
-    """The log-probs of a prompt's own tokens; its first one has none."""
-
-    ids: list[int]
-    logprobs: list[float | None]
-    top_logprobs: list[dict[int, float]]
-
-
-class Scoring(Protocol):
-    """A prompt that is being scored."""
-
-    def __await__(self) -> Generator[Any, None, Scores]: ...
-    def cancel(self) -> None: ...
-
-
 class Session(Protocol):
     """A thread that owns the models, and what is asked of it from any other thread."""
+
+    blend: str
+    tokenizer: Any
 
     @property
     def terms(self) -> tuple[str, ...]: ...
     @property
     def values(self) -> tuple[str, ...]: ...
     @property
-    def blend(self) -> str: ...
-    @property
-    def tokenizer(self) -> Any: ...
+    def weights(self) -> Mapping[str, float]: ...
     @property
     def alive(self) -> bool: ...
     @property
@@ -76,10 +57,12 @@ class Session(Protocol):
     def score(
         self,
         inputs: Any,
+        responses: Any,
         *,
         blend: str | None = None,
         weights: Mapping[str, float] | None = None,
-        top_logprobs: int = 0,
-    ) -> Scoring: ...
+        timeout: float | None = None,
+        **arguments: Any,
+    ) -> Any: ...
     def stats(self) -> Any: ...
     def close(self, *, drain: bool = True, timeout: float | None = None) -> None: ...

@@ -14,7 +14,7 @@ import crossfade
 
 from .. import formula
 from .service import Service
-from .submitting import default_model
+from .submitting import default_model, models_of
 
 # Some systems have no types of these, or wrong ones.
 TYPES = {
@@ -81,7 +81,7 @@ class Desk(BaseModel):
 def faders_of(service: Service) -> list[str]:
     """The names in the default blend that are no models."""
     session = service.session
-    return sorted(formula.names_in(session.blend) - {*session.terms, *session.values})
+    return sorted(formula.names_in(session.blend) - {*session.terms})
 
 
 def desk_of(service: Service) -> Desk:
@@ -89,11 +89,11 @@ def desk_of(service: Service) -> Desk:
     limits: Mapping[str, Any] = dataclasses.asdict(settings.limits)
     return Desk(
         model=default_model(session, settings),
-        terms=list(session.terms),
+        terms=models_of(session),
         values=list(session.values),
         blend=session.blend,
         faders=faders_of(service),
-        weights=dict(settings.weights),
+        weights=dict(session.weights),
         searches=list(settings.values),
         judges=list(settings.judges),
         drafts=["prompt", *settings.drafts],

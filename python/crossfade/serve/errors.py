@@ -12,13 +12,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from ..checks import did_you_mean
-from .contract import Closed, Full
+from ..decoding.session import Closed, Full
 
 INVALID = "invalid_request_error"
 RETRY = {"Retry-After": "1"}  # seconds after which a place in the queue is likely to be free
 # Arguments of a session, and the fields that set them: the first one that a request has.
 FIELDS = {
     "inputs": ("prompt", "messages"),
+    "prompts": ("prompt",),
+    "responses": ("prompt",),
     "max_new_tokens": ("max_tokens",),
     "stop_strings": ("stop",),
     "formula": ("blend",),

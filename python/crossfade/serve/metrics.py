@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import numbers
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -113,6 +113,12 @@ class _OfSession:
         stats = session.stats()
         for field in dataclasses.fields(stats):
             value = getattr(stats, field.name)
+            name = f"crossfade_session_{field.name}"
+            what = f"SessionStats.{field.name} of crossfade.Session"
             if isinstance(value, numbers.Real):
-                what = f"SessionStats.{field.name} of crossfade.Session"
-                yield GaugeMetricFamily(f"crossfade_session_{field.name}", what, float(value))
+                yield GaugeMetricFamily(name, what, float(value))
+            elif isinstance(value, Mapping):
+                family = GaugeMetricFamily(name, what, labels=["reason"])
+                for reason, count in value.items():
+                    family.add_metric([reason], float(count))
+                yield family

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from .fields import Faders, Name, Strict, Text, TokenId, few
 from .security import owner_of
 from .service import Service
 
+SOON = 200  # hundredths of a second in which moved faders are waited for
 Id = Annotated[str, Path(pattern=r"^[a-z]{1,16}-[0-9a-f]{32}$", description="the id of an answer")]
 
 
@@ -126,7 +128,7 @@ def router(service: Service, created: int, errors: Mapping[int | str, Any]) -> A
     async def models() -> ModelList:
         """The names that `model` may have: the default blend, then each term."""
         names = {submitting.default_model(session, settings): session.blend}
-        names |= {term: term for term in session.terms}
+        names |= {term: term for term in submitting.models_of(session)}
         cards = [
             ModelCard(id=id, object="model", created=created, owned_by="crossfade", blend=blend)
             for id, blend in names.items()
@@ -159,10 +161,16 @@ def router(service: Service, created: int, errors: Mapping[int | str, Any]) -> A
     async def weights(id: Id, moved: Moved, http: Request) -> Moves:
         """Move faders of a request that is being written, from its next token on."""
         call = service.calls.find(id, owner_of(http.scope))
+        before = [len(request.changes) for request in call.requests]
         try:
             await in_thread(lambda: _move(call.requests, moved.weights))
         except (TypeError, ValueError) as error:
             raise refused("weights", str(error)) from None
+        for _ in range(SOON):  # The session takes note of it between two steps.
+            pairs = zip(call.requests, before, strict=False)
+            if all(request.done or len(request.changes) > n for request, n in pairs):
+                break
+            await asyncio.sleep(0.01)
         changes = [
             [Change(tokens=n, weights=dict(w)) for n, w in request.changes]
             for request in call.requests
@@ -197,7 +205,8 @@ def router(service: Service, created: int, errors: Mapping[int | str, Any]) -> A
 
 def _move(requests: Iterable[SessionRequest], weights: Mapping[str, float]) -> None:
     for request in requests:
-        request.weights(**weights)
+        if not request.done:
+            request.weights(**weights)
 
 
 def _encode(service: Service, asked: TokenizeRequest) -> list[int]:

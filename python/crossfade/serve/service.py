@@ -60,6 +60,10 @@ class Service:
             return prompt
         return self.tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
 
+    def ids_of(self, prompt: Any) -> list[int]:
+        """The tokens of a prompt."""
+        return self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
+
     def log_failure(self, id: str, error: BaseException) -> None:
         """Note why a request failed; an error without a name for clients, with where it happened.
 

@@ -21,7 +21,6 @@ class Settings:
 
     Attributes:
         name: what /v1/models calls the default blend, where it is not a single term.
-        weights: where the faders of the default blend stand if a request does not say it.
         values: what a search may be decided by, by name.
         judges: what may compare the texts of a tournament, by name.
         drafts: blends that may guess tokens, by name.
@@ -34,7 +33,6 @@ class Settings:
     """
 
     name: str = "crossfade"
-    weights: Mapping[str, float] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
     judges: Mapping[str, Any] = field(default_factory=dict)
     drafts: Mapping[str, Any] = field(default_factory=dict)

@@ -22,9 +22,14 @@ from .settings import Settings
 DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
 
 
+def models_of(session: Session) -> list[str]:
+    """The terms that are blends by themselves, as values are not, in their order."""
+    return [name for name in session.terms if name not in session.values]
+
+
 def default_model(session: Session, settings: Settings) -> str:
     """What /v1/models calls the default blend: a single term by its own name."""
-    return session.blend if session.blend in session.terms else settings.name
+    return session.blend if session.blend in models_of(session) else settings.name
 
 
 def blend_of(asked: fields.Generation, session: Session, settings: Settings) -> str | None:
@@ -40,9 +45,9 @@ def blend_of_model(name: str | None, session: Session, settings: Settings) -> st
     """The formula that the name of a model stands for; None is the default one."""
     if name is None or name == default_model(session, settings):
         return None
-    if name in session.terms:
+    if name in models_of(session):
         return name
-    known = [default_model(session, settings), *session.terms]
+    known = [default_model(session, settings), *models_of(session)]
     raise APIError(
         404,
         f"there is no model {name!r:.80}; /v1/models lists those that there are"
@@ -53,15 +58,15 @@ def blend_of_model(name: str | None, session: Session, settings: Settings) -> st
 
 
 def terms_of(text: str, session: Session) -> int:
-    """How many models a formula runs, at most: those that it names, and one more for each preset,
-    which may add a prompt to one of them.
+    """How many models read a row of a formula, at most: all of the session, the values that the
+    formula names, and one more for each preset, which may add a prompt to a model.
 
     Raises:
         APIError: it cannot be read.
     """
     try:
-        known = {*session.terms, *session.values}
-        return max(1, len(formula.names_in(text) & known) + formula.calls_in(text))
+        values = formula.names_in(text) & {*session.values}
+        return len(models_of(session)) + len(values) + formula.calls_in(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         try:
             formula.evaluate(text, {})
@@ -145,7 +150,7 @@ def options_of(
 
 def _lora(mix: list[fields.Lora], session: Session) -> dict[str, float]:
     """The scale of each adapter, by the name of its term."""
-    terms = session.terms
+    terms = models_of(session)
     found: dict[str, float] = {}
     for adapter in mix:
         if adapter.id is not None and adapter.id >= len(terms):
