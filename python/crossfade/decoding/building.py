@@ -19,7 +19,7 @@ from .engine.runner import EngineRunner
 from .job import WEIGHTS, Drafted, Job, Row, weights_of
 from .loop import Loop
 from .mixer import Mixer
-from .rows import Kept, Slots, kept
+from .rows import AHEAD, Kept, Slots, kept
 from .runner import Runner
 from .search.loops import search_loop
 from .simple.runner import SimpleRunner
@@ -100,6 +100,7 @@ class Builder:
             if why is not None:
                 raise NotImplementedError(f"chunk_end lets rows wait for others, but {why}")
         limit = max(1, *job.limits, *(row.limit for row in rows))
+        limit = max(limit, AHEAD) if tells else limit  # Longer rows may join it.
         chunk = None if search is None else search.settings.chunk_length
         slots = Slots(
             count,

@@ -189,9 +189,8 @@ class Scores:
             that several texts share and that are read once.
         term_logprobs: ``[requests, tokens, terms]`` float32: under each term alone; on demand.
         kl: ``[requests, tokens]`` float32, nats: KL(blend || `kl_to`) at each token; on demand.
-        top_tokens: ``[requests, tokens, k]`` int64: the likeliest tokens in the place of each
-            token, the best first; on demand.
-        top_logprobs: ``[requests, tokens, k]`` float32: their log-probs; on demand.
+        top_tokens, top_logprobs: ``[requests, tokens, n]``: the n tokens that the blend likes best
+            at each place, the best first, and their log-probs; on demand.
     """
 
     logprobs: Tensor

@@ -50,9 +50,9 @@ def score(
     tokenizer: Any = None,
     attention_mask: Tensor | None = None,
     max_batch: int | None = None,
-    top_logprobs: int = 0,
     return_term_logprobs: bool = False,
     kl_to: Any = None,
+    top_logprobs: int = 0,
     tools: Sequence[Any] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Scores:
@@ -76,7 +76,7 @@ def score(
             would span the two, the prompt stays as it is, and the response is encoded as if after a
             character that it shares no token with. In a chat it is the content of an answer.
         max_batch: how many requests share a forward, at most; None: as many as memory is meant for.
-        top_logprobs: how many of the likeliest tokens are told in the place of each token.
+        top_logprobs: how many of the best tokens at each place are given, with their log-probs.
         tokenizer, attention_mask, return_term_logprobs, kl_to, tools, chat_template_kwargs: as in
             `crossfade.generate`.
 
@@ -90,9 +90,9 @@ def score(
         tokenizer=tokenizer,
         attention_mask=attention_mask,
         max_batch=max_batch,
-        top_logprobs=top_logprobs,
         return_term_logprobs=return_term_logprobs,
         kl_to=kl_to,
+        top_logprobs=top_logprobs,
         tools=tools,
         chat_template_kwargs=chat_template_kwargs,
     )
@@ -192,9 +192,9 @@ class Scoring:
         tokenizer: Any = None,
         attention_mask: Tensor | None = None,
         max_batch: int | None = None,
-        top_logprobs: int = 0,
         return_term_logprobs: bool = False,
         kl_to: Any = None,
+        top_logprobs: int = 0,
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         branches: Branches | None = None,
@@ -267,9 +267,8 @@ class Scoring:
         """The figures of all requests."""
         found = dict(self.each())
         each = zip(*(found[i] for i in range(len(found))), strict=True)
-        log_p, ranks, terms, kl, tops, top_log_p = (
-            pad_sequence(list(x), batch_first=True) for x in each
-        )
+        log_p, ranks, terms, kl, *best = (pad_sequence(list(x), batch_first=True) for x in each)
+        top_tokens, top_logprobs = best if self.mixing.tops else (None, None)
         assert self._stats is not None
         return Scores(
             logprobs=log_p,
@@ -278,8 +277,8 @@ class Scoring:
             stats=self._stats,
             term_logprobs=terms if self.mixing.terms else None,
             kl=kl if self.members.references else None,
-            top_tokens=tops if self.mixing.tops else None,
-            top_logprobs=top_log_p if self.mixing.tops else None,
+            top_tokens=top_tokens,
+            top_logprobs=top_logprobs,
         )
 
     def _read(self) -> Iterator[tuple[Sequence[int], list[Tensor]]]:

@@ -2,6 +2,7 @@
 
 from .request import Piece as Piece
 from .request import Request as Request
+from .scored import PromptScores as PromptScores
 from .session import Session as Session
 from .worker import Closed as Closed
 from .worker import Full as Full

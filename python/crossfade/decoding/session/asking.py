@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 from ...blends.blend import Blend, Model
+from ...blends.mixes import Mix
 from ...checks import did_you_mean
 from ...formula import names_in, parse
+from ...models.hf import is_multimodal
+from ..call import Call
 from ..generation import Generation
+from ..inputs import read_requests
 from ..job import DRAW, OF_EACH_ROW, Job
+from ..simple.term_model import TermModel
 from .asked import Asked, Given, check_position, own_weight
 from .penalties import CountPenalty
 
@@ -41,6 +46,7 @@ class Asking:
     ) -> None:
         self.terms, self.tokenizer = dict(terms), tokenizer
         self.blend, self.weights = blend, dict(weights)
+        self._known: dict[Hashable, TermModel] = {}
         self.models = {n: x for n, x in self.terms.items() if isinstance(x, Model)}
 
     def read(self, inputs: Any, given: Given) -> Asked:
@@ -69,12 +75,10 @@ class Asking:
             tools=arguments.pop("tools", None),
             chat_template_kwargs=arguments.pop("chat_template_kwargs", None),
             arguments=arguments,
+            known=self._known,
         )
         requests = generation.read(inputs)
-        if len(requests) != 1:
-            raise ValueError(
-                f"inputs are {len(requests)} requests; they must be one: a text, a chat or ids"
-            )
+        check_one(len(requests))
         for penalty in processors:
             penalty.prompt = len(generation.call.prompts(requests)[0].unpadded()[0])
         job = generation.job(requests, 0 if given.seed is None else given.seed)
@@ -94,6 +98,14 @@ class Asking:
             TypeError, ValueError: as of `read`.
         """
         self.mixed(formula, {})
+
+    def ids(self, blend: Blend, inputs: Any) -> list[int]:
+        """What the first term reads of a request."""
+        call = Call(blend, self.tokenizer, known=self._known)
+        multimodal = is_multimodal(blend.terms[0].model)
+        requests = read_requests(inputs, None, multimodal=multimodal, name="inputs")
+        check_one(len(requests))
+        return list(call.prompts(requests)[0].unpadded()[0])
 
     def mixed(self, formula: str, weights: Mapping[str, float]) -> Blend:
         """The blend that a formula means, with these faders and the session's."""
@@ -140,7 +152,7 @@ class Asking:
         blend = parse(given.blend, **terms, **of_request)
         if given.guidance_scale is not None:
             blend = _guided(blend, given)
-        models = [replace(x, name=n) for n, x in terms.items() if isinstance(x, Model)]
+        models = [x for x in terms.values() if isinstance(x, Model)]
         geometric = blend.power == 0 and not blend.parts and blend.support is None
         if geometric and all(t in models or t.name == NEGATIVE for t in blend.terms):
             others = [t for t in blend.terms if t not in models]
@@ -183,6 +195,12 @@ class Asking:
         ]
         mix = {name: torch.tensor([adapters.get(name, 0.0)]) for name in dict.fromkeys(every)}
         return Blend((replace(first, adapter=mix, name="lora"),), (own_weight(1.0),))
+
+
+def check_one(requests: int) -> None:
+    """Refuse inputs that are not one request."""
+    if requests != 1:
+        raise ValueError(f"inputs are {requests} requests; they must be one: a text, a chat or ids")
 
 
 def positions_in(formula: str, positions: Mapping[str, float]) -> dict[str, float]:
@@ -271,7 +289,7 @@ def _kind(generation: Generation, job: Job, given: Given) -> Hashable:
     call = generation.call
     blend, draft = call.blend, given.draft
     models = tuple(
-        (id(m.model), m.adapter.names if hasattr(m.adapter, "names") else m.adapter)
+        (id(m.model), m.adapter.names if isinstance(m.adapter, Mix) else m.adapter)
         for m in call.models
     )
     parts = tuple((p.power, p.min, p.max, tuple(map(id, p.terms))) for p in blend.parts)

@@ -6,6 +6,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -22,10 +23,10 @@ from .. import settings
 from ..driver import ROWS
 from ..engine.options import Engine, check_engine
 from ..members import tokenizer_of
-from ..scoring import score
 from .asked import Given
 from .asking import Asking
 from .request import Request
+from .scored import Scoring
 from .worker import SessionStats, Worker
 
 
@@ -238,27 +239,24 @@ class Session:
     def score(
         self,
         inputs: Any,
-        responses: Any,
         *,
         blend: str | None = None,
         weights: Mapping[str, float] | None = None,
-        timeout: float | None = None,
-        **arguments: Any,
-    ) -> Any:
-        """`crossfade.score` by the session's models, between two steps of its requests.
+        top_logprobs: int = 0,
+    ) -> Scoring:
+        """The log-probs of a prompt's own tokens, read between two steps of the requests.
 
         Args:
-            blend, weights: as of `submit`.
-            inputs, responses, arguments: as of `crossfade.score`.
+            inputs, blend, weights: as of `submit`.
+            top_logprobs: how many of the best tokens at each place are told.
 
         Raises:
-            TimeoutError: it was not done after so many seconds.
+            TypeError, ValueError, Closed: as of `submit`.
         """
         formula = self.blend if blend is None else blend
         mixed = self._asking.mixed(formula, dict(weights or {}))
-        return self._worker.call(
-            lambda: score(mixed, inputs, responses, tokenizer=self.tokenizer, **arguments), timeout
-        )
+        ids = self._asking.ids(mixed, inputs)
+        return Scoring(ids, self._worker, mixed, self.tokenizer, top_logprobs)
 
     def stats(self) -> SessionStats:
         """What it has done so far."""
@@ -312,7 +310,8 @@ def _named(terms: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, x in terms.items():
         check_name(name)
-        found[name] = Model(x, name=name) if isinstance(x, nn.Module) else x
+        x = Model(x) if isinstance(x, nn.Module) else x
+        found[name] = replace(x, name=name) if hasattr(x, "name") else x
     first = next(iter(found.values()), None)
     if not isinstance(first, Model):
         raise TypeError(

@@ -7,8 +7,9 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from .lane import Lane
 from .request import Request
 from .waiting import Waiting
 
+T = TypeVar("T")
 LANES = 4  # loops without rows that are kept for later requests, with what their caches hold
 
 
@@ -84,6 +86,7 @@ class Worker:
         self._ended: Counter[str] = Counter()
         self._tokens = self._prompt_tokens = self._reused = 0
         self._busy = 0.0
+        self._over: Closed | None = None  # what everybody is told once the thread has ended
         self._steps = itertools.count()
 
     def add(self, request: Request, priority: int) -> None:
@@ -118,31 +121,27 @@ class Worker:
         """Give a request other weights, as its faders have moved."""
         self._later(lambda: self._move(request, dict(faders), weights))
 
-    def call(self, function: Callable[[], Any], timeout: float | None) -> Any:
-        """What a function gives that the thread calls between two steps.
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """What a function will give that the thread calls between two steps.
 
         Raises:
-            TimeoutError, Closed: it was not called in time, or not at all.
+            Closed: nobody calls it any more.
         """
-        done = threading.Event()
-        found: dict[str, Any] = {}
+        future: Future[T] = Future()
 
         def act() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
-                if self.death is not None:
-                    self._check_alive()
-                found["result"] = function()
-            except BaseException as error:
-                found["error"] = error
-            done.set()
+                if self._over is not None:
+                    raise self._over
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
 
         self._check_alive()
         self._later(act)
-        if not done.wait(timeout):
-            raise TimeoutError(f"the session did not come to it in {timeout} s")
-        if "error" in found:
-            raise found["error"]
-        return found["result"]
+        return future
 
     def close(self, *, drain: bool) -> None:
         """Take no more requests, and end once there are none; cancel those there are, if not
@@ -228,8 +227,8 @@ class Worker:
     def _seat(self) -> None:
         """Let requests that wait join their loops, as long as there is room."""
         now = time.time()
-        for request in self.waiting.late(now):
-            self._end(request, [])
+        for late in self.waiting.late(now):
+            self._end(late, [])
         running = Counter(
             r.asked.given.scope for lane in self.lanes.values() for r in lane.requests.values()
         )
@@ -297,14 +296,10 @@ class Worker:
 
     def _forget_lanes(self) -> None:
         """Drop the loops that have been idle for longest, beyond a few."""
-        idle = (
-            sorted((lane.idle_since, key) for key, lane in self.lanes.items() if not lane.busy)
-            if len(self.lanes) > LANES
-            else []
-        )
-        for _, key in idle[: len(self.lanes) - LANES]:
-            loop = self.lanes.pop(key).loop
-            self._reused += 0 if loop is None else loop.reused
+        idle = [key for key, lane in self.lanes.items() if not lane.busy]
+        idle.sort(key=lambda key: self.lanes[key].idle_since)
+        for key in idle[: max(0, len(self.lanes) - LANES)]:
+            self._reused += self.lanes.pop(key).all_reused
 
     def _die(self, error: BaseException | None) -> None:
         """Let everybody who waits for something raise."""
@@ -313,7 +308,7 @@ class Worker:
             todo, self._todo = self._todo, deque()
         why = "the session was closed" if error is None else f"the session's thread died: {error!r}"
         closed = Closed(why)
-        closed.__cause__ = error
+        closed.__cause__, self._over = error, closed
         under_way = [r for x in self.lanes.values() for r in (*x.requests.values(), *x.again)]
         for request in (*self.waiting.all(), *under_way):
             request.fail(closed)
