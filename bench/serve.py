@@ -241,6 +241,8 @@ async def _ask(client: httpx.AsyncClient, asked: Asked, new: int, start: float) 
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
             chunk = json.loads(line.removeprefix("data: "))
+            if "error" in chunk:
+                raise RuntimeError(line)
             for choice in chunk["choices"]:
                 new_tokens = (choice.get("logprobs") or {}).get("tokens", [])
                 got.tokens += [time.perf_counter()] * len(new_tokens)
