@@ -142,20 +142,49 @@ void add_rows(const Linear& l, const Rounded& x, int64_t row, int64_t rows, int6
               float (*sums)[kBlock], const Ahead& ahead) {
   if constexpr (kRows > 1)
     if (rows < kRows) return add_rows<kBits, kRows - 1>(l, x, row, rows, block, sums, ahead);
-  add_block<kBits, kRows>(l.packed, l.in, x, row, block, sums, ahead);
+  add_blocks<kBits, kRows>(l.packed, l.in, x, row, block, 0, sums, ahead);
 }
 
-// Computes blocks [begin, end) of all rows. `deltas` has products of t alone.
+// Adds deltas to the sums of a block, and puts these into y. `deltas` has products of t alone.
+template <DType kType>
+void finish_block(const Linear& l, const Product<kType>& deltas, int64_t row, int64_t rows,
+                  int64_t block, float (*sums)[kBlock]) {
+  const PutY<kType> put{l};
+  const int64_t column = block * kBlock, columns = std::min<int64_t>(kBlock, l.out - column);
+  if (l.rank > 0)
+    run_block<kType>(deltas, row, rows, column, column + columns, AddToBlock{sums, row, column});
+  for (int64_t m = 0; m < rows; ++m) {
+    int64_t n = 0;
+    for (; n + 4 <= columns; n += 4) put(row + m, column + n, load_bits<F32x4>(sums[m] + n));
+    for (; n < columns; ++n) put(row + m, column + n, sums[m][n]);
+  }
+}
+
+// Computes blocks [begin, end) of one row, but for a few, and gives the first one that is left.
+// They are read in streams, as `run_streams` reads weights that are not packed.
+template <DType kType, int kBits>
+int64_t run_packed_streams(const Linear& l, const Rounded& x, const Product<kType>& deltas,
+                           int64_t begin, int64_t end) {
+  const int64_t apart = (end - begin) / kPackedStreams;
+  for (int64_t block = begin; block < begin + apart; ++block) {
+    float sums[kPackedStreams][kBlock];
+    add_blocks<kBits, 1, kPackedStreams>(l.packed, l.in, x, 0, block, apart, sums, Ahead{});
+    for (int i = 0; i < kPackedStreams; ++i)
+      finish_block<kType>(l, deltas, 0, 1, block + i * apart, sums + i);
+  }
+  return begin + apart * kPackedStreams;
+}
+
+// Computes blocks [begin, end) of all rows.
 template <DType kType, int kBits>
 void run_packed(const Linear& l, const Rounded& x, const Product<kType>& deltas, int64_t begin,
                 int64_t end) {
-  const PutY<kType> put{l};
+  if (l.rows == 1) begin = run_packed_streams<kType, kBits>(l, x, deltas, begin, end);
   const int64_t bytes = l.in * kBits / 8 * kBlock, tiles = (l.rows + kPackedRows - 1) / kPackedRows;
   const auto* const numbers = reinterpret_cast<const char*>(l.packed.numbers);
   const char *const first = numbers + begin * bytes, *const last = numbers + end * bytes;
   Ahead{first, std::min(first + kAhead, last), kAhead}.step();
   for (int64_t block = begin; block < end; ++block) {
-    const int64_t column = block * kBlock, columns = std::min<int64_t>(kBlock, l.out - column);
     const char* const from = numbers + block * bytes + kAhead;
     const int64_t lines = (std::min(bytes, last - from) + kLine - 1) / kLine;
     for (int64_t i = 0; i < tiles; ++i) {
@@ -164,14 +193,7 @@ void run_packed(const Linear& l, const Rounded& x, const Product<kType>& deltas,
       add_rows<kBits>(l, x, row, rows, block, sums,
                       {from + lines * i / tiles * kLine, from + lines * (i + 1) / tiles * kLine,
                        (kLine + tiles - 1) / tiles / kLine * kLine + kLine});
-      if (l.rank > 0)
-        run_block<kType>(deltas, row, rows, column, column + columns,
-                         AddToBlock{sums, row, column});
-      for (int64_t m = 0; m < rows; ++m) {
-        int64_t n = 0;
-        for (; n + 4 <= columns; n += 4) put(row + m, column + n, load_bits<F32x4>(sums[m] + n));
-        for (; n < columns; ++n) put(row + m, column + n, sums[m][n]);
-      }
+      finish_block<kType>(l, deltas, row, rows, block, sums);
     }
   }
 }

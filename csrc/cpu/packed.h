@@ -16,11 +16,11 @@ constexpr int kBlock = 16;  // columns of y whose weights are packed together
 constexpr int64_t kMostGroup = 256;
 constexpr int kParts = kBlock / kLanes;  // vectors of a number for each of these columns
 #if defined(__AVX512F__)
-constexpr int kPackedRows = 8;
+constexpr int kPackedRows = 8, kPackedStreams = 4;
 #elif defined(__AVX2__)
-constexpr int kPackedRows = 2;
+constexpr int kPackedRows = 2, kPackedStreams = 2;
 #else
-constexpr int kPackedRows = 1;
+constexpr int kPackedRows = 1, kPackedStreams = 1;
 #endif
 
 // A row's x, as x = scale * numbers in each group. A group with a number that is not finite has the
@@ -169,54 +169,64 @@ constexpr int32_t kOffset =
     kBits == 8 ? 128 : 8;
 #endif
 
-// The products of kRows rows with the columns of a block, into sum[row][column].
-template <int kBits, int kRows>
-void add_block(const Packed& p, int64_t in, const Rounded& x, int64_t row, int64_t block,
-               float (*sums)[kBlock], Ahead ahead) {
+// The products of kRows rows with the columns of kBlocks blocks, which are `apart` from each other,
+// into sums[row * kBlocks + block][column].
+template <int kBits, int kRows, int kBlocks = 1>
+void add_blocks(const Packed& p, int64_t in, const Rounded& x, int64_t row, int64_t block,
+                int64_t apart, float (*sums)[kBlock], Ahead ahead) {
   constexpr int kPerLine = 32 / kBits;  // numbers of a column in a line
-  const int64_t groups = in / p.group;
-  const uint8_t* w = p.numbers + block * (in / kPerLine) * kLine;
-  F32 sum[kRows][kParts] = {};
+  const int64_t groups = in / p.group, bytes = in / kPerLine * kLine;
+  const uint8_t* w = p.numbers + block * bytes;
+  F32 sum[kRows][kBlocks][kParts] = {};
   for (int64_t g = 0; g < groups; ++g) {
     const int8_t* numbers = x.numbers + row * in + g * p.group;
-    const int64_t at = (block * groups + g) * kBlock;
-    Sums dot[kRows];
+    Sums dot[kRows][kBlocks];
     for (int m = 0; m < kRows; ++m)
-      dot[m] = Sums(p.minima ? 0 : -kOffset<kBits> * x.sum[(row + m) * groups + g]);
+      for (int b = 0; b < kBlocks; ++b)
+        dot[m][b] = Sums(p.minima ? 0 : -kOffset<kBits> * x.sum[(row + m) * groups + g]);
     for (int64_t k = 0; k < p.group; k += kPerLine, w += kLine) {
       ahead.step();
-      const Line line = load_line(w);
-      const auto add = [&](Line from, int64_t i) {
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) {
+        const Line line = load_line(w + b * apart * bytes);
+        const auto add = [&](Line from, int64_t i) {
 #pragma GCC unroll 8
-        for (int m = 0; m < kRows; ++m)
-          dot[m].template add<kBits == 4>(from, load_bits<int32_t>(numbers + m * in + i));
-      };
-      if constexpr (kBits == 8) {
-        add(line, k);
-      } else {
-        add(low_halves(line), k);
-        add(high_halves(line), k + 4);
+          for (int m = 0; m < kRows; ++m)
+            dot[m][b].template add<kBits == 4>(from, load_bits<int32_t>(numbers + m * in + i));
+        };
+        if constexpr (kBits == 8) {
+          add(line, k);
+        } else {
+          add(low_halves(line), k);
+          add(high_halves(line), k + 4);
+        }
       }
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < kParts; ++i) {
-      const F32 scale = load_f16(p.scales + at + i * kLanes);
+    for (int b = 0; b < kBlocks; ++b) {
+      const int64_t at = ((block + b * apart) * groups + g) * kBlock;
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts; ++i) {
+        const F32 scale = load_f16(p.scales + at + i * kLanes);
 #pragma GCC unroll 8
-      for (int m = 0; m < kRows; ++m) {
-        const int64_t of = (row + m) * groups + g;
-        sum[m][i] = fma(dot[m].part(i), scale * x.scale[of], sum[m][i]);
-      }
-      if (!p.minima) continue;
-      const F32 low = load_f16(p.minima + at + i * kLanes);
+        for (int m = 0; m < kRows; ++m) {
+          const int64_t of = (row + m) * groups + g;
+          sum[m][b][i] = fma(dot[m][b].part(i), scale * x.scale[of], sum[m][b][i]);
+        }
+        if (!p.minima) continue;
+        const F32 low = load_f16(p.minima + at + i * kLanes);
 #pragma GCC unroll 8
-      for (int m = 0; m < kRows; ++m) {
-        const int64_t of = (row + m) * groups + g;
-        sum[m][i] = fma(low, splat(x.scale[of] * static_cast<float>(x.sum[of])), sum[m][i]);
+        for (int m = 0; m < kRows; ++m) {
+          const int64_t of = (row + m) * groups + g;
+          const float shift = x.scale[of] * static_cast<float>(x.sum[of]);
+          sum[m][b][i] = fma(low, splat(shift), sum[m][b][i]);
+        }
       }
     }
   }
   for (int m = 0; m < kRows; ++m)
-    for (int i = 0; i < kParts; ++i) store(sums[m] + i * kLanes, sum[m][i]);
+    for (int b = 0; b < kBlocks; ++b)
+      for (int i = 0; i < kParts; ++i) store(sums[m * kBlocks + b] + i * kLanes, sum[m][b][i]);
 }
 
 }  // namespace CF_ISA

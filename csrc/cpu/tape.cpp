@@ -366,6 +366,7 @@ void run_attention(const Tape& tape, const TapeInstruction& i, Bases bases, int 
   a.key.data = address<void>(bases, i.in[1]);
   a.value.data = address<void>(bases, i.in[2]);
   a.lengths = address<int64_t>(bases, i.in[3]);
+  if (i.inputs > 4) a.cache_row = address<int64_t>(bases, i.in[4]);
   a.out.data = address<void>(bases, i.out);
   attention_part(a, rank, size);
 }

@@ -7,7 +7,7 @@
 namespace crossfade {
 
 constexpr int kTapeDims = 5;    // of an instruction's loops, the outermost first
-constexpr int kTapeInputs = 4;  // operands of an instruction
+constexpr int kTapeInputs = 5;  // operands of an instruction
 
 enum class Kind : int32_t { f32, bf16, f16, i64, boolean };
 
@@ -72,7 +72,7 @@ struct TapeInstruction {
 struct Tape {
   std::vector<TapeInstruction> instructions;
   std::vector<Linear> linears;        // their x, y and scale are operands
-  std::vector<Attention> attentions;  // their query, key, value, lengths and out are operands
+  std::vector<Attention> attentions;  // their query, key, value, lengths, cache_row and out are operands
 };
 
 // Runs instructions [begin, end).

@@ -17,9 +17,9 @@ constexpr int kNarrowRows = 3;  // with up to so many rows, tiles are twice as w
 constexpr int kTileRows = 3;
 constexpr int kNarrowRows = 0;  // the sums of wider tiles would not stay in registers
 #endif
+constexpr int kStreamRows = 1;               // with up to so many rows, weights are read in streams
 constexpr int kWidth = 4;                    // columns of y in a tile
 constexpr int kWide = 2 * kWidth;            // columns of y in a tile of few rows
-constexpr int kWidest = 4 * kWidth;          // columns of y in a tile of one row
 constexpr int64_t kLine = 64;                // bytes of a cache line
 constexpr int64_t kAhead = 24 * 1024;        // bytes between what is fetched and what is used
 constexpr int64_t kCachedNumbers = 1 << 17;  // of x that stay in the second-level cache
@@ -94,14 +94,21 @@ struct Product {
 // The part of the weights that a tile fetches for the tiles after it. It is fetched in order and
 // into the second-level cache, which can wait for more lines at once than the first-level cache.
 struct Ahead {
-  const char* at;
-  const char* end;
-  int64_t bytes;  // how many are fetched at each step
+  const char* at = nullptr;
+  const char* end = nullptr;
+  int64_t bytes = 0;  // how many are fetched at each step
 
   inline void step() {
     const char* stop = std::min(at + bytes, end);
     for (; at < stop; at += kLine) __builtin_prefetch(at, 0, 2);
   }
+};
+
+// The columns of a tile: neighbours, or equally far apart.
+struct Columns {
+  int64_t first, apart;
+
+  int64_t operator[](int n) const { return first + n * apart; }
 };
 
 template <DType kType, int kRows, int kColumns>
@@ -124,22 +131,22 @@ struct Tile {
     }
   }
 
-  inline void add_weights(const Product<kType>& p, int64_t row, int64_t column, Ahead ahead) {
+  inline void add_weights(const Product<kType>& p, int64_t row, Columns columns, Ahead ahead) {
     const typename N::X* x = p.x + row * p.x_stride;
-    const int64_t w = column * p.w.row_stride;
+    const int64_t w = columns.first * p.w.row_stride, apart = columns.apart * p.w.row_stride;
     int64_t k = 0;
     for (; k + N::kStep <= p.length; k += N::kStep) {
       ahead.step();
       step([&](int m) { return N::x(x + m * p.x_stride + k); },
-           [&](int n) { return N::w(p.w.data, w + n * p.w.row_stride + k); });
+           [&](int n) { return N::w(p.w.data, w + n * apart + k); });
     }
     const int64_t rest = p.length - k;
     if (rest > 0)
       step([&](int m) { return N::first_x(x + m * p.x_stride + k, rest); },
-           [&](int n) { return N::first_w(p.w.data, w + n * p.w.row_stride + k, rest); });
+           [&](int n) { return N::first_w(p.w.data, w + n * apart + k, rest); });
   }
 
-  inline void add_deltas(const Product<kType>& p, int64_t row, int64_t column) {
+  inline void add_deltas(const Product<kType>& p, int64_t row, Columns columns) {
     const float* t = p.t + row * p.t_stride;
     for (int64_t k = 0; k < p.rank; k += kLanes) {
       const int64_t rest = p.rank - k;
@@ -149,7 +156,7 @@ struct Tile {
         const F32 numbers = load(t + m * p.t_stride + k);
 #pragma GCC unroll 16
         for (int n = 0; n < kColumns; ++n) {
-          const int64_t b = (column + n) * p.b.row_stride + k;
+          const int64_t b = columns[n] * p.b.row_stride + k;
           const F32 w =
               rest < kLanes ? load_first(kType, p.b.data, b, rest) : load_as(kType, p.b.data, b);
           sum[m][n] = fma(w, numbers, sum[m][n]);
@@ -160,44 +167,63 @@ struct Tile {
 
   // Calls put(row, column, sums) for each number of the tile, or for four at once.
   template <class Put>
-  inline void put_sums(int64_t row, int64_t column, Put put) const {
+  inline void put_sums(int64_t row, Columns columns, Put put) const {
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       if constexpr (kColumns == 1) {
-        put(row + m, column, total_of(sum[m][0]));
+        put(row + m, columns.first, total_of(sum[m][0]));
       } else {
 #pragma GCC unroll 4
-        for (int n = 0; n < kColumns; n += 4)
-          put(row + m, column + n, sums_of(sum[m][n], sum[m][n + 1], sum[m][n + 2], sum[m][n + 3]));
+        for (int n = 0; n < kColumns; n += 4) {
+          const F32x4 sums = sums_of(sum[m][n], sum[m][n + 1], sum[m][n + 2], sum[m][n + 3]);
+          if (columns.apart == 1)
+            put(row + m, columns[n], sums);
+          else
+            for (int i = 0; i < 4; ++i) put(row + m, columns[n + i], sums[i]);
+        }
       }
     }
   }
 };
 
 template <DType kType, int kRows, int kColumns, class Put>
-void run_tile(const Product<kType>& p, int64_t row, int64_t column, const Ahead& ahead, Put put) {
+void run_tile(const Product<kType>& p, int64_t row, Columns columns, const Ahead& ahead, Put put) {
   if (p.wanted) {
     bool any = false;
     for (int m = 0; m < kRows; ++m)
-      for (int n = 0; n < kColumns; n += kWidth) any |= (*p.wanted)(row + m, column + n);
+      for (int n = 0; n < kColumns; n += kWidth) any |= (*p.wanted)(row + m, columns[n]);
     if (!any) return;
   }
   Tile<kType, kRows, kColumns> tile;
-  tile.add_weights(p, row, column, ahead);
-  if (p.t) tile.add_deltas(p, row, column);
-  tile.put_sums(row, column, put);
+  tile.add_weights(p, row, columns, ahead);
+  if (p.t) tile.add_deltas(p, row, columns);
+  tile.put_sums(row, columns, put);
 }
 
 constexpr int most_rows(int columns) {
-  return columns == kWidest ? 1 : columns == kWide ? std::max(kNarrowRows, 1) : kTileRows;
+  return columns == kWide ? std::max(kNarrowRows, 1) : kTileRows;
 }
 
 template <DType kType, int kColumns, int kRows = most_rows(kColumns), class Put>
-void run_rows(const Product<kType>& p, int64_t row, int64_t rows, int64_t column,
+void run_rows(const Product<kType>& p, int64_t row, int64_t rows, Columns columns,
               const Ahead& ahead, Put put) {
   if constexpr (kRows > 1)
-    if (rows < kRows) return run_rows<kType, kColumns, kRows - 1>(p, row, rows, column, ahead, put);
-  run_tile<kType, kRows, kColumns>(p, row, column, ahead, put);
+    if (rows < kRows)
+      return run_rows<kType, kColumns, kRows - 1>(p, row, rows, columns, ahead, put);
+  run_tile<kType, kRows, kColumns>(p, row, columns, ahead, put);
+}
+
+// Computes columns [begin, end) of so few rows that one tile has them all, and gives the first
+// column that is left. The columns of a tile are far apart, and so are those of the next one, right
+// behind: all of memory is read in a few streams, each without a gap, which the processor itself
+// fetches ahead as fast as the memory gives.
+template <DType kType, class Put>
+int64_t run_streams(const Product<kType>& p, int64_t first, int64_t rows, int64_t begin,
+                    int64_t end, Put put) {
+  const int64_t apart = (end - begin) / kWidth;
+  for (int64_t i = 0; i < apart; ++i)
+    run_rows<kType, kWidth>(p, first, rows, {begin + i, apart}, Ahead{}, put);
+  return begin + apart * kWidth;
 }
 
 // Computes some columns of all rows, in tiles of equally many rows. Each tile fetches its part of
@@ -216,7 +242,7 @@ void run_columns(const Product<kType>& p, int64_t first, int64_t rows, int64_t c
     const Ahead ahead{from + lines * i / tiles * kLine, from + lines * (i + 1) / tiles * kLine,
                       each};
     const int64_t row = rows * i / tiles, count = rows * (i + 1) / tiles - row;
-    run_rows<kType, kColumns>(p, first + row, count, column, ahead, put);
+    run_rows<kType, kColumns>(p, first + row, count, {column, 1}, ahead, put);
   }
 }
 
@@ -235,16 +261,15 @@ template <DType kType, class Put>
 void run(const Product<kType>& p, int64_t rows, int64_t begin, int64_t end, Put put) {
   const int64_t most = std::max<int64_t>(kCachedNumbers / p.length, kTileRows);
   const int64_t parts = (rows + most - 1) / most;
-  if (p.dense() && begin < end) {
+  const bool streams = rows <= kStreamRows && p.dense() && !p.wanted;
+  if (p.dense() && !streams && begin < end) {
     const int64_t bytes = std::min(kAhead, p.weights(end) - p.weights(begin));
     Ahead{p.weights(begin), p.weights(begin) + bytes, bytes}.step();
   }
   for (int64_t i = 0; i < parts; ++i) {
     const int64_t first = rows * i / parts, count = rows * (i + 1) / parts - first;
     int64_t column = begin;
-    if (count == 1 && kNarrowRows > 0)
-      for (; column + kWidest <= end; column += kWidest)
-        run_columns<kType, kWidest>(p, first, count, column, end, put);
+    if (streams) column = run_streams<kType>(p, first, count, begin, end, put);
     if (count <= kNarrowRows)
       for (; column + kWide <= end; column += kWide)
         run_columns<kType, kWide>(p, first, count, column, end, put);

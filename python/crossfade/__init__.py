@@ -35,6 +35,9 @@ if TYPE_CHECKING:  # type checkers take `X as X` for a public name
     from .decoding import decode as decode
     from .decoding import generate as generate
     from .decoding import score as score
+    from .decoding.session import Piece as Piece
+    from .decoding.session import Request as Request
+    from .decoding.session import Session as Session
     from .drafts import Draft as Draft
     from .formula import parse as parse
     from .models.quantized import quantize as quantize
@@ -73,10 +76,13 @@ _HOME = {
     "Model": "blends.blend",
     "Output": "decoding",
     "ParticleFilter": "search",
+    "Piece": "decoding.session",
     "Recipe": "search",
+    "Request": "decoding.session",
     "Reward": "blends.values",
     "RewardModel": "blends.values",
     "Scores": "decoding",
+    "Session": "decoding.session",
     "Support": "ops",
     "Tournament": "search",
     "ValueHead": "blends.blend",

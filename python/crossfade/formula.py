@@ -278,7 +278,7 @@ def parse(formula: str, /, **models: Any) -> Blend:
             names[name] = x
         else:
             x = x if isinstance(x, (ValueHead, Classifier)) else as_term(name, x, Model)
-            names[name] = replace(x, name=name)
+            names[name] = x if x.name == name else replace(x, name=name)
     lengths = {len(w): name for name, w in faders.items() if isinstance(w, Tensor)}
     if len(lengths) > 1:
         each = " and ".join(f"{name} [{length}]" for length, name in lengths.items())

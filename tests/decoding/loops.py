@@ -67,7 +67,8 @@ class Open:
         happened = self.loop.advance()
         if happened is None:
             return False
-        for row, tokens in happened.new_tokens:
+        for news in happened.news:
+            row, tokens = news.row, news.columns["tokens"].tolist()
             assert tokens, "only new tokens are told"
             assert row not in self.left, "a row that has left writes no more"
             self.told.setdefault(row, []).extend(tokens)
@@ -95,9 +96,9 @@ class Open:
         """Every slot is free, has a row, or is reading for rows that share its prompt."""
         loop, places = self.loop, len(self.slots.each)
         taken = loop.seated.keys() | loop.reading.keys()
-        assert len(set(loop.free)) == len(loop.free)
-        assert not taken & set(loop.free)
-        assert len(loop.free) + len(taken) == places
+        assert len(set(loop.places.free)) == len(loop.places.free)
+        assert not taken & set(loop.places.free)
+        assert len(loop.places.free) + len(taken) == places
         assert loop.watch.rows.keys() == loop.seated.keys()
         assert set(loop.told) <= set(loop.seated.values())
         live = self.slots.live.tolist()

@@ -376,7 +376,7 @@ class Machine(RuleBasedStateMachine):
             self.open.drain()
         self.open.check_places()
         assert not self.open.loop.seated
-        assert len(self.open.loop.free) == PLACES
+        assert len(self.open.loop.places.free) == PLACES
         assert self.open.left.keys() == self.rows.keys(), "every row leaves"
         for row, which in self.rows.items():
             written = self.open.left[row]

@@ -19,7 +19,7 @@ from .engine.runner import EngineRunner
 from .job import WEIGHTS, Drafted, Job, Row, weights_of
 from .loop import Loop
 from .mixer import Mixer
-from .rows import Kept, Slots, kept
+from .rows import AHEAD, Kept, Slots, kept
 from .runner import Runner
 from .search.loops import search_loop
 from .simple.runner import SimpleRunner
@@ -66,7 +66,7 @@ class Builder:
         terms = len(self.blend.terms) * job.term_logprobs
         search = job.search
         entropies = search is not None and search.settings.most_entropy is not None
-        return kept(terms, len(job.references), entropies=entropies)
+        return kept(terms, len(job.references), entropies=entropies, tops=job.tops)
 
     def value_size(self, job: Job) -> int:
         """How many numbers a search keeps of a row's value: the value itself and its parts."""
@@ -87,14 +87,20 @@ class Builder:
         return self.has_cache or job.streamer is not None
 
     @torch.no_grad()
-    def loop(self, job: Job, rows: Sequence[Row], count: int) -> Loop:
-        """A loop with so many slots, and the runner and the mixer that rows of this kind take."""
+    def loop(self, job: Job, rows: Sequence[Row], count: int, *, tells: bool = False) -> Loop:
+        """A loop with so many slots, and the runner and the mixer that rows of this kind take.
+
+        Args:
+            tells: whether it tells of each token as it comes. It is to run for long then, and
+                remembers what its caches hold.
+        """
         engine, search = self.engine, job.search
         if search is not None and search.settings.chunk_end is not None:
             why = "the simple path keeps all rows at one step" if self.simple else job.why_in_step
             if why is not None:
                 raise NotImplementedError(f"chunk_end lets rows wait for others, but {why}")
         limit = max(1, *job.limits, *(row.limit for row in rows))
+        limit = max(limit, AHEAD) if tells else limit  # Longer rows may join it.
         chunk = None if search is None else search.settings.chunk_length
         slots = Slots(
             count,
@@ -116,6 +122,8 @@ class Builder:
             "stepper": Stepper(engine.cuda_graph and not self._host_acts(job)),
             "every": self._steps_between_looks(job, limit, chunk),
             "strays": self.strays if self.strays.possible else None,
+            "tells": tells,
+            "remembers": tells and search is None,
         }
         if job.classified is not None:
             own = replace(engine, simple=self.simple)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class Call:
         references: the blends that divergences are measured to, by the fields of `Output` that
             they fill.
         draft: what guesses tokens; None if nothing does.
+        known: as of `term_models`.
 
     Attributes:
         vocabulary: how many tokens all models share.
@@ -51,6 +52,7 @@ class Call:
         tokenizer: Any = None,
         references: Mapping[str, Blend] | None = None,
         draft: Draft | None = None,
+        known: dict[Hashable, TermModel] | None = None,
     ) -> None:
         self.blend, self.draft = blend, draft
         vocabulary = check_vocabularies(blend, tokenizer)
@@ -58,7 +60,7 @@ class Call:
         guessing = None if draft is None else draft.blend
         self.members = Members(blend, vocabulary, self.tokenizer, references, guessing)
         self.vocabulary = self.members.vocabulary
-        self.models = term_models(self.members)
+        self.models = term_models(self.members, known)
         for member, name in zip(self.members.all, self.members.names, strict=True):
             if isinstance(member, ValueHead):
                 check_width(member.model, name, self.vocabulary)

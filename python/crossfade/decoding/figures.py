@@ -33,6 +33,8 @@ class Figures(NamedTuple):
     ranks: Tensor
     term_logprobs: Tensor
     kl: Tensor
+    top_tokens: Tensor
+    top_logprobs: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,7 @@ class Mixing:
         terms: whether the log-probs under each term are wanted.
         classified: what classifiers read of the requests; None if there are none.
         limit: how many tokens a response has at most.
+        tops: how many of the best tokens at each place are wanted.
     """
 
     def __init__(
@@ -65,8 +68,10 @@ class Mixing:
         terms: bool,
         classified: Classified | None = None,
         limit: int = 1,
+        tops: int = 0,
     ) -> None:
         self.vocabulary, self.device, self.terms = members.vocabulary, device, terms
+        self.tops = min(tops, self.vocabulary)
         own = tuple(range(len(blend.terms) + len(blend.values)))
         self.places = [own, *(r.places for r in members.references)]
         self.blends = [
@@ -169,7 +174,8 @@ class Mixing:
             terms = torch.cat([p.gather(1, at) for p in mixer.term_log_probs(logits)], dim=1)
         if references:
             (kl,) = mixer.divergences(logits).unbind(1)
-        return log_p[:, 0], _ranks(all_log_p, at), terms, kl
+        best = all_log_p.topk(self.tops)
+        return log_p[:, 0], _ranks(all_log_p, at), terms, kl, best.indices, best.values
 
     def _dense(self, said: Sequence[Said | None]) -> Tensor:
         rows = [i for i, x in enumerate(said) if x is not None]

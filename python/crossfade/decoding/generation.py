@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from .job import Job
 from .members import references_of
 from .output import Output
 from .results import output_of
+from .simple.term_model import TermModel
 from .streaming import Stream, check_streamer
 
 
@@ -227,8 +228,10 @@ class Generation:
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         arguments: dict[str, Any],
+        known: dict[Hashable, TermModel] | None = None,
     ) -> None:
-        """The arguments are those of `generate`; `arguments` has all those without a name there."""
+        """The arguments are those of `generate`; `arguments` has all those without a name there,
+        and `known` is as of `term_models`."""
         mixed, self.search = blend_and_search(blend, search)
         check.flag("return_term_logprobs", return_term_logprobs)
         check.flag("return_kl_to_base", return_kl_to_base)
@@ -243,7 +246,7 @@ class Generation:
         check_streamer(streamer, self.search)
         check_draft(draft)
         references = references_of(mixed, kl_to, return_kl_to_base)
-        self.call = Call(mixed, tokenizer, references, draft)
+        self.call = Call(mixed, tokenizer, references, draft, known)
         self.chat = template_arguments(tools, chat_template_kwargs)
         self.term_logprobs = return_term_logprobs
         self.streamer = streamer

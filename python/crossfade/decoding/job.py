@@ -115,6 +115,9 @@ class Job:
             models without one. Empty: no model has one.
         classified: what classifiers read of the requests; None if there are none.
         draft: what guesses their tokens; None if nothing does.
+        apart: whether logits processors look at each row alone, so that rows may come and go.
+        tops: how many of the best tokens of each step are kept, with their log-probs.
+        scope: whose the requests are. What caches hold of prompts serves rows of one scope alone.
     """
 
     prompts: Sequence[Prompts]
@@ -134,6 +137,9 @@ class Job:
     mixes: Sequence[Tensor | None] = ()
     classified: Classified | None = None
     draft: Drafted | None = None
+    apart: bool = False
+    tops: int = 0
+    scope: str = ""
 
     @property
     def requests(self) -> int:
@@ -178,7 +184,7 @@ class Job:
     @property
     def why_aligned(self) -> str | None:
         """Why all rows of a batch must be at the same step; None if they need not be."""
-        if self.processors is not None:
+        if self.processors is not None and not self.apart:
             return "logits processors read all rows at one step"
         if any(type(c.criterion) is not StopStringCriteria for c in self.criteria):
             return "stopping criteria read all rows at one step"

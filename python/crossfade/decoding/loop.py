@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..checks import warn
 from ..ops import BlendSample
+from .drawing import Drawing
 from .engine.graph import Stepper
-from .job import DRAW, Row
+from .job import Row
 from .mixer import Mixer
+from .places import Places
 from .rows import Slots, Written
 from .runner import PromptIds, Runner
 from .stats import ModelStats
@@ -28,17 +30,33 @@ if TYPE_CHECKING:
     from .speculation.rounds import Rounds
 
 
+# The numbers of slots that steps feed where not all have a row. They are few, as each is recorded
+# or compiled anew.
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+
+@dataclass(frozen=True, eq=False)
+class News:
+    """Tokens that a row got.
+
+    Attributes:
+        columns: ``[tokens, ...]`` of each name that `kept` gives.
+    """
+
+    row: Row
+    columns: dict[str, Tensor]
+
+
 @dataclass
 class Happened:
     """What came of some steps of a loop.
 
     Attributes:
-        new_tokens: the tokens that rows got since the last `advance`; empty unless the loop
-            `tells`.
+        news: the tokens that rows got since the last `advance`; empty unless the loop `tells`.
         left: rows that have left their places, because they have ended or were cut.
     """
 
-    new_tokens: list[tuple[Row, list[int]]] = field(default_factory=list)
+    news: list[News] = field(default_factory=list)
     left: list[Written] = field(default_factory=list)
 
 
@@ -53,6 +71,9 @@ class Loop:
         stepper: calls steps, as they are or as a captured graph.
         every: how many steps pass before the host looks at what the device has done.
         tells: whether `Happened` has the tokens that rows got.
+        remembers: whether it runs for long. What a row has read and written stays in its slot's
+            caches then, for the prompt of a later row that begins alike, and steps of few rows feed
+            few slots, which pays once they are recorded.
         strays: looks at some tokens, where the blend may leave what its terms would write.
         classifiers: those of the blend and of its references; None if there are none.
         rounds: steps that check guesses; None if nothing guesses.
@@ -60,8 +81,10 @@ class Loop:
     Attributes:
         waiting: rows that have joined and have no slot yet.
         seated: the rows in slots.
-        free: the slots that rows can take.
+        places: the slots that rows can take.
         begun: how many rows have had a slot.
+        stepped: the slots ``[n]`` that the last step fed; None: all.
+        report: is told why a row failed; a warning by default.
         refilled: whether more rows are to join when others end.
     """
 
@@ -75,6 +98,7 @@ class Loop:
         stepper: Stepper | None = None,
         every: int = 1,
         tells: bool = False,
+        remembers: bool = False,
         strays: Strays | None = None,
         classifiers: Classifiers | None = None,
         rounds: Rounds | None = None,
@@ -83,24 +107,30 @@ class Loop:
         self.runner, self.mixer, self.slots = runner, mixer, slots
         self.stepper, self.every = stepper or Stepper(capture=False), every
         self.watch = Watch(slots, aligned)
+        self.drawing = Drawing(mixer, slots, self.watch)
+        others = aligned, classifiers, rounds
+        self.feeds_some = remembers and all(x is None for x in others)
+        self.stepped: Tensor | None = None
         self.waiting: deque[Row] = deque()
         self.changed: dict[Row, dict[str, Tensor]] = {}  # values that waiting rows will have
         self.seated: dict[int, Row] = {}
         self.reading: dict[int, PromptIds] = {}  # the prompts that slots have not read to the end
-        self.free = list(places)
+        self.places = Places(runner, places, remembers=remembers)
         self.left: list[Written] = []  # rows that left since `advance` last gave them
-        self.new_tokens: list[tuple[Row, list[int]]] = []
+        self.news: list[News] = []
         self.begun = 0
         self.refilled = False
         self.taken = 0  # tokens of the rows that have left
         self.warned: set[Row] = set()  # rows in slots that failed, of which a warning has told why
+        self.remembers = remembers
+        self.report: Callable[[Row, str], object] = lambda row, why: warn(why, RuntimeWarning)
         self.tells = tells
         self.told: dict[Row, int] = {}  # how many tokens of each row in a slot have been told
 
     @property
     def free_places(self) -> int:
         """How many more rows could join and get a slot at once."""
-        return len(self.free) - len(self.waiting)
+        return len(self.places.free) - len(self.waiting)
 
     def join(self, rows: Iterable[Row]) -> None:
         """Let rows take slots as these become free: first come, first seated."""
@@ -147,8 +177,8 @@ class Loop:
                 else:
                     logits = self.rounds.step(self)
             self._look(logits)
-        happened = Happened(self.new_tokens, self.left)
-        self.new_tokens, self.left = [], []
+        happened = Happened(self.news, self.left)
+        self.news, self.left = [], []
         return happened
 
     def step(self) -> list[Tensor]:
@@ -157,7 +187,8 @@ class Loop:
         Returns:
             The logits that the tokens were drawn from.
         """
-        logits = self.runner.step(self.slots.tokens, self.slots.live)
+        self.stepped = self._to_feed()
+        logits = self.runner.step(self.slots.tokens, self.slots.live, self.stepped)
         waits = self.write(logits, self.sample(logits))
         if waits is not None:
             self.runner.take_back(waits.long())
@@ -167,7 +198,22 @@ class Loop:
         """The next token of each slot, once classifiers have said what they have to say."""
         if self.classifiers is not None:
             self.classifiers.ask(logits, self.slots, self.seated)
-        return self._draw(logits)
+        return self.drawing.sample(logits, self.stepped)
+
+    def _to_feed(self) -> Tensor | None:
+        """The slots of the rows under way, and maybe some others; None: all slots.
+
+        A row's numbers are the same whatever slots are fed beside it.
+        """
+        if not (self.feeds_some and self.runner.feeds_some):
+            return None
+        slots = [s for s in self.seated if s not in self.reading]
+        size = next((n for n in SIZES if n >= len(slots)), len(self.slots.each))
+        if size >= len(self.slots.each):
+            return None
+        others = (s for s in range(len(self.slots.each)) if s not in slots)
+        slots += islice(others, size - len(slots))
+        return torch.tensor(sorted(slots), device=self.slots.device)
 
     def write(
         self, logits: list[Tensor], sample: BlendSample, source: Tensor | None = None
@@ -181,14 +227,8 @@ class Loop:
         Returns:
             The rows that wait before their tokens, as `Slots.write` gives them.
         """
-        kl = self.mixer.divergences(logits) if self.mixer.references else None
-        by_entropy = self.slots.most_entropy is not None
-        return self.slots.write(
-            sample,
-            kl,
-            self.runner.values(sample.tokens, source),
-            self.mixer.entropies(logits) if by_entropy else None,
-        )
+        columns = self.drawing.columns(logits, self.stepped)
+        return self.slots.write(sample, columns, self.runner.values(sample.tokens, source))
 
     @property
     def _steps(self) -> int:
@@ -235,9 +275,12 @@ class Loop:
 
     def _seat(self) -> None:
         """Give free slots to waiting rows."""
-        slots, self.free = self.free[: len(self.waiting)], self.free[len(self.waiting) :]
-        if slots:
-            self._occupy({slot: self.waiting.popleft() for slot in slots})
+        seated = {}
+        while self.places.free and self.waiting:
+            row = self.waiting.popleft()
+            seated[self.places.take(row)] = row
+        if seated:
+            self._occupy(seated)
 
     def _occupy(self, seated: dict[int, Row]) -> None:
         """Put rows into these slots, whose prompts `_read` reads from now on."""
@@ -271,7 +314,7 @@ class Loop:
             # Kept until now because other rows shared their prompt.
             cancelled = [s for s in ready if s not in self.seated]
             self.runner.leave(cancelled)
-            self.free += cancelled
+            self.places.give_back(cancelled)
             if self._under_way:
                 return
 
@@ -322,7 +365,7 @@ class Loop:
         if self.strays is not None and logits is not None and self.strays.due(self.every):
             terms = self.runner.apart(logits)
             if terms is not None:
-                self.strays.look(terms, self.slots)
+                self.strays.look(terms, self.slots, self.stepped)
         self.watch.look()
         self._after_step()
 
@@ -345,6 +388,10 @@ class Loop:
         if not slots:
             return
         left = self.slots.take({s: self.seated[s] for s in slots}, cut=cut)
+        if self.remembers and self.rounds is None:
+            for slot, written in zip(slots, left, strict=True):
+                if slot not in self.reading:
+                    self.runner.holds(slot, written.row.prompt_ids, written.ids)
         self.left += left  # first, so that an interrupt takes nothing from rows that are done
         self.taken += sum(map(len, left))
         for slot in slots:
@@ -361,7 +408,7 @@ class Loop:
         gone = [s for s in slots if s not in self.reading]
         gone += [s for s in dropped if s not in slots]
         self.runner.leave(gone)
-        self.free += gone
+        self.places.give_back(gone)
 
     def _tell(self) -> None:
         """Keep what rows in slots have written since this was last called, for `Happened`."""
@@ -369,28 +416,10 @@ class Loop:
         for slot, row in self.seated.items():
             start, end = self.told.get(row, 0), new[slot]
             if end > start and slot not in self.reading:
-                self.new_tokens.append(
-                    (row, self.slots.written["tokens"][slot, start:end].tolist())
-                )
+                # These are copies, as the row may leave and another one come in its place.
+                columns = {n: x[slot, start:end].clone() for n, x in self.slots.written.items()}
+                self.news.append(News(row, columns))
                 self.told[row] = end
-
-    def _draw(self, logits: list[Tensor]) -> BlendSample:
-        """The next token of each slot: drawn by one kernel or, where logits processors run, from
-        what they make of the blended scores."""
-        slots, mixer = self.slots, self.mixer
-        draw: dict[str, Any] = {name: slots.table[name] for name in DRAW}
-        draw["step"] = slots.new
-        terms = "term_logprobs" in slots.written
-        if self.watch.processors is None:
-            return mixer.sample(logits, {**draw, "return_term_logprobs": terms})
-        log_p = mixer.log_probs(logits)
-        scores = self.watch.process(mixer.scores(logits, log_p))
-        sample = ops.blend_sample([scores.float().contiguous()], [1.0], **draw)
-        at = sample.tokens.clamp(min=0)[:, None]
-        each = None
-        if terms:
-            each = torch.cat([t.gather(1, at) for t in mixer.term_log_probs(logits)], dim=1)
-        return sample._replace(logprobs=log_p.gather(1, at)[:, 0], term_logprobs=each)
 
     def _warn(self, slot: int, logits: list[Tensor]) -> None:
         """Warn of a row that failed, and say why.
@@ -398,11 +427,11 @@ class Loop:
         A stopped row is fed its last token again at each step, so these logits still show the
         fault.
         """
-        why = self.mixer.why_bad(slot, logits, [m.name for m in self.runner.models])
-        warn(
-            f"{self.seated[slot]} was ended at its token {int(self.slots.new[slot])}: {why}",
-            RuntimeWarning,
-        )
+        place = slot if self.stepped is None else self.stepped.tolist().index(slot)
+        names = [m.name for m in self.runner.models]
+        why = self.mixer.of(self.stepped).why_bad(place, logits, names)
+        row = self.seated[slot]
+        self.report(row, f"{row} was ended at its token {int(self.slots.new[slot])}: {why}")
 
 
 def is_late(row: Row, now: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,11 @@ def row_weights(
         blend.row_part_weights(requests, device),
         blend.row_classifier_weights(requests, device),
     )
+
+
+def rows_of(x: Any, rows: Tensor | None) -> Any:
+    """What some rows ``[n]`` have of a tensor with an entry a row; anything else is of all rows."""
+    return x if rows is None or not isinstance(x, Tensor) else x[rows]
 
 
 class Mixer:
@@ -62,6 +68,19 @@ class Mixer:
         self.terms = sum(models[0] < k for models in self.models_of_logits)
         self.weights, self.value_weights, self.part_weights, self.classifier_weights = weights
         self.references, self.said = references, list[Tensor]()
+
+    def of(self, rows: Tensor | None) -> Mixer:
+        """The same for some of the rows ``[n]``, with their own weights; for all if None."""
+        if rows is None:
+            return self
+        few = copy.copy(self)
+        each = self.weights, self.value_weights, self.part_weights, self.classifier_weights
+        few.weights, few.value_weights, few.part_weights, few.classifier_weights = (
+            rows_of(w, rows) for w in each
+        )
+        few.references = [(mixer.of(rows), places) for mixer, places in self.references]
+        few.said = [x[rows] for x in self.said]
+        return few
 
     def _term_weights(self) -> Weights:
         """The weight of each tensor of logits that stands for terms: 1 if it is blended already."""

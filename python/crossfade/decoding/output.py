@@ -189,6 +189,8 @@ class Scores:
             that several texts share and that are read once.
         term_logprobs: ``[requests, tokens, terms]`` float32: under each term alone; on demand.
         kl: ``[requests, tokens]`` float32, nats: KL(blend || `kl_to`) at each token; on demand.
+        top_tokens, top_logprobs: ``[requests, tokens, n]``: the n tokens that the blend likes best
+            at each place, the best first, and their log-probs; on demand.
     """
 
     logprobs: Tensor
@@ -197,6 +199,8 @@ class Scores:
     stats: Stats
     term_logprobs: Tensor | None = None
     kl: Tensor | None = None
+    top_tokens: Tensor | None = None
+    top_logprobs: Tensor | None = None
 
     def __repr__(self) -> str:
         """For people: the log-prob of each response, cut after some of them."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,17 +11,33 @@ from torch import Tensor
 
 from ..search import ParticleFilter, Tournament
 from .driver import Driver
+from .engine.prefix import PrefixCache
 from .job import Job
 from .output import Filtered, Output, Played
 from .rows import Written, column
 from .search.job import SearchJob
-from .stats import Stats, summed
+from .stats import ModelStats, Stats, summed
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What there is to say of how a request was run that shared its loop with others."""
+
+    device: torch.device
+    seconds: float
+    models_stats: Sequence[ModelStats] = ()
+    cache_bytes: int = 0
+    peak_bytes: int = 0
+    notes: Sequence[str] = ()
+    interrupted: bool = False
+    drafted: Mapping[str, Any] = field(default_factory=dict)
+    cache: PrefixCache | None = None
 
 
 def output_of(
     job: Job,
     written: Sequence[Written],
-    driver: Driver,
+    driver: Driver | Ran,
     *,
     term_logprobs: bool = False,
     alone: bool = False,

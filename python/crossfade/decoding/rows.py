@@ -21,9 +21,9 @@ Kept = dict[str, tuple[tuple[int, ...], torch.dtype]]
 Outcome = Played | Filtered
 
 
-def kept(terms: int, references: int, *, entropies: bool = False) -> Kept:
-    """What is kept of a token, with the log-probs of so many terms and so many divergences, and the
-    entropy of what it was drawn from if that is wanted."""
+def kept(terms: int, references: int, *, entropies: bool = False, tops: int = 0) -> Kept:
+    """What is kept of a token, with the log-probs of so many terms and so many divergences, the
+    entropy of what it was drawn from if that is wanted, and so many of the best tokens there."""
     one: tuple[int, ...] = ()
     found: Kept = {
         "tokens": (one, torch.int64),
@@ -36,6 +36,9 @@ def kept(terms: int, references: int, *, entropies: bool = False) -> Kept:
         found["kl"] = ((references,), torch.float32)
     if entropies:
         found["entropies"] = (one, torch.float32)
+    if tops:
+        found["top_tokens"] = ((tops,), torch.int64)
+        found["top_logprobs"] = ((tops,), torch.float32)
     return found
 
 
@@ -262,22 +265,21 @@ class Slots:
     def write(
         self,
         sample: BlendSample,
-        kl: Tensor | None,
+        columns: Mapping[str, Tensor],
         heads: Tensor | None = None,
-        entropies: Tensor | None = None,
     ) -> Tensor | None:
         """Append a token to every live row, and end the rows that cannot go on.
 
         Args:
-            kl: ``[slots, references]``: the divergences of the step, if there are references.
+            columns: ``[slots, ...]``: what else `kinds` has of a token, by name. With "entropies",
+                those of what the tokens were drawn from, chunks may end by them.
             heads: ``[slots, heads]``: what value heads say after the step, if there are any.
-            entropies: ``[slots]``: of what the tokens were drawn from, if chunks end by them.
 
         Returns:
             ``[slots]`` bool: the rows whose chunks ended before their tokens, which were not
             written; None where chunks do not end by the entropy.
         """
-        live, waits = self.live, None
+        live, waits, entropies = self.live, None, columns.get("entropies")
         if entropies is not None and self.most_entropy is not None:
             waits = live & (self.new > self.begun) & (entropies > self.most_entropy)
             live = live & ~waits
@@ -289,12 +291,10 @@ class Slots:
         self.written["sampled_logprobs"][at] = sample.sampled_logprobs
         if sample.term_logprobs is not None and "term_logprobs" in self.written:
             self.written["term_logprobs"][at] = sample.term_logprobs
-        if kl is not None:
-            self.written["kl"][at] = kl
+        for name, x in columns.items():
+            self.written[name][at] = x
         if heads is not None:
             self.heads.copy_(torch.where(ok[:, None] | self.of_fed, heads, self.heads))
-        if entropies is not None:
-            self.written["entropies"][at] = entropies
         self.failed |= live & ~ok
         self.wrote.copy_(ok)
         self.new += ok

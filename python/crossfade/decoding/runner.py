@@ -74,11 +74,29 @@ class Runner(Protocol):
         """The host's part of a step that feeds so many tokens of each row; True if buffers moved,
         so that a captured step is void."""
 
-    def step(self, tokens: Tensor, live: Tensor) -> list[Tensor]:
+    @property
+    def feeds_some(self) -> bool:
+        """Whether a step may feed some slots alone, which takes less time than all."""
+
+    def step(self, tokens: Tensor, live: Tensor, slots: Tensor | None = None) -> list[Tensor]:
         """Logits ``[slots, V]`` of each of `models_of_logits` after one more token ``[slots]``.
 
         Rows that are not `live` are fed as well, but do not keep what they were fed.
+
+        Args:
+            slots: ``[n]``: those that are fed, among them all that are live, and whose logits are
+                given; None: all.
         """
+
+    def held(self, slot: int, prompt_ids: PromptIds) -> int:
+        """How many tokens of a prompt all models together need not read if it joins in a slot that
+        is free, as the slot's caches hold them."""
+
+    def holds(self, slot: int, prompt_ids: PromptIds, new: Ids) -> None:
+        """Let the caches of a slot know what its row has written, which leaves it."""
+
+    def forget(self, slot: int) -> None:
+        """Let a free slot's caches hold nothing that a prompt could be read on from."""
 
     @property
     def heads(self) -> Sequence[TermModel]:

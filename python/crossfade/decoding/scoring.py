@@ -52,6 +52,7 @@ def score(
     max_batch: int | None = None,
     return_term_logprobs: bool = False,
     kl_to: Any = None,
+    top_logprobs: int = 0,
     tools: Sequence[Any] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Scores:
@@ -75,6 +76,7 @@ def score(
             would span the two, the prompt stays as it is, and the response is encoded as if after a
             character that it shares no token with. In a chat it is the content of an answer.
         max_batch: how many requests share a forward, at most; None: as many as memory is meant for.
+        top_logprobs: how many of the best tokens at each place are given, with their log-probs.
         tokenizer, attention_mask, return_term_logprobs, kl_to, tools, chat_template_kwargs: as in
             `crossfade.generate`.
 
@@ -90,6 +92,7 @@ def score(
         max_batch=max_batch,
         return_term_logprobs=return_term_logprobs,
         kl_to=kl_to,
+        top_logprobs=top_logprobs,
         tools=tools,
         chat_template_kwargs=chat_template_kwargs,
     )
@@ -191,6 +194,7 @@ class Scoring:
         max_batch: int | None = None,
         return_term_logprobs: bool = False,
         kl_to: Any = None,
+        top_logprobs: int = 0,
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         branches: Branches | None = None,
@@ -198,6 +202,7 @@ class Scoring:
         blend = as_blend(blend)
         check.flag("return_term_logprobs", return_term_logprobs)
         check_int("max_batch", max_batch, 1)
+        check_int("top_logprobs", top_logprobs, 0)
         call = Call(blend, tokenizer, references_of(blend, kl_to))
         self.members, self.models, self.max_batch = call.members, call.models, max_batch
         requests = read_requests(
@@ -222,6 +227,7 @@ class Scoring:
             return_term_logprobs,
             call.classified(requests, read),
             max(map(len, self.responses)),
+            top_logprobs,
         )
 
         self.branches = Branches() if branches is None else branches
@@ -261,7 +267,8 @@ class Scoring:
         """The figures of all requests."""
         found = dict(self.each())
         each = zip(*(found[i] for i in range(len(found))), strict=True)
-        log_p, ranks, terms, kl = (pad_sequence(list(x), batch_first=True) for x in each)
+        log_p, ranks, terms, kl, *best = (pad_sequence(list(x), batch_first=True) for x in each)
+        top_tokens, top_logprobs = best if self.mixing.tops else (None, None)
         assert self._stats is not None
         return Scores(
             logprobs=log_p,
@@ -270,6 +277,8 @@ class Scoring:
             stats=self._stats,
             term_logprobs=terms if self.mixing.terms else None,
             kl=kl if self.members.references else None,
+            top_tokens=top_tokens,
+            top_logprobs=top_logprobs,
         )
 
     def _read(self) -> Iterator[tuple[Sequence[int], list[Tensor]]]:

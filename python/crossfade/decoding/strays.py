@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..blends.blend import Blend
 from ..checks import warn
+from .mixer import rows_of
 from .rows import Slots
 
 FAR = 3.0  # nats: on average the blend's tokens are twenty times as likely as under any term
@@ -47,20 +48,21 @@ class Strays:
         self.steps += steps
         return not self.warned and self.steps >= self.next
 
-    def look(self, logits: Sequence[Tensor], slots: Slots) -> None:
+    def look(self, logits: Sequence[Tensor], slots: Slots, fed: Tensor | None = None) -> None:
         """Look at the tokens of a step.
 
         Args:
             logits: of each model alone, ``[slots, V]``, from which the tokens were drawn. Those of
                 the terms come first.
+            fed: the slots that these are of; None: all.
         """
-        at = slots.tokens[:, None]
+        at = rows_of(slots.tokens, fed)[:, None]
         each = [z[:, : self.vocabulary].float() for z in logits[: len(self.blend.terms)]]
         best = torch.stack([z.gather(1, at)[:, 0] - z.logsumexp(dim=1) for z in each]).amax(dim=0)
         last = (slots.new - 1).clamp(min=0)[:, None]
-        far = slots.written["logprobs"].gather(1, last)[:, 0] - best
-        far = far.nan_to_num(0.0).clamp(-MOST, MOST)
-        sums = torch.stack([(far * slots.wrote).sum(), slots.wrote.sum()])
+        far = rows_of(slots.written["logprobs"].gather(1, last)[:, 0], fed) - best
+        far, wrote = far.nan_to_num(0.0).clamp(-MOST, MOST), rows_of(slots.wrote, fed)
+        sums = torch.stack([(far * wrote).sum(), wrote.sum()])
         far_in_all, tokens = sums.tolist()
         self.far += far_in_all
         self.tokens += int(tokens)

@@ -28,6 +28,7 @@ class Watch:
 
     Attributes:
         rows: the row in each slot.
+        own: the processors of each row that has some, where rows come and go.
         criteria: each with the slots, as ``[slots]`` bool, whose rows it may end.
         ids: ``[slots, prompt + steps]``, where rows are aligned.
         prompts: ``[slots, prompt]``, where rows that started at once wait for each other.
@@ -44,6 +45,7 @@ class Watch:
         self.prompts: Tensor | None = None
         self.processors: Any = None
         self.streamer: Any = None
+        self.own: dict[int, Any] = {}
         if aligned is not None:
             job = aligned[0].job
             self.ids = job.prompts[0].ids[[row.request for row in aligned]].to(slots.device)
@@ -62,6 +64,10 @@ class Watch:
     def seat(self, seated: Mapping[int, Row]) -> None:
         """Watch these rows instead of those that their slots had before."""
         self.rows.update(seated)
+        if self.ids is None and self.prompts is None:
+            for slot, row in seated.items():
+                if row.job.processors is not None:
+                    self.own[slot] = row.job.processors([row.index])
         slots_of: dict[int, tuple[Any, list[int]]] = {}
         for slot, row in self.rows.items():
             for c in row.job.criteria:
@@ -106,6 +112,7 @@ class Watch:
         """Look no more at the rows in these slots."""
         for slot in slots:
             del self.rows[slot]
+            self.own.pop(slot, None)
 
     def fork(self, slots: Sequence[int], parents: Sequence[int]) -> None:
         """Slot ``slots[i]`` gets what slot ``parents[i]`` has."""
@@ -135,6 +142,16 @@ class Watch:
             processed[its] = self._process(processors, ids, scores[its], its)
         return processed
 
+    def process_own(self, slots: Sequence[int], scores: Tensor) -> Tensor:
+        """What the processors of the rows in these slots make of their scores ``[n, V]``."""
+        new, tokens = self.slots.new.tolist(), self.slots.written["tokens"]
+        found = []
+        for slot, score in zip(slots, scores.split(1), strict=True):
+            prompt = torch.tensor(self.rows[slot].prompt_ids[0], device=tokens.device)
+            ids = torch.cat([prompt, tokens[slot, : new[slot]]])[None]
+            found.append(self._process(self.own[slot], ids, score, [slot]))
+        return torch.cat(found)
+
     def _process(self, processors: Any, ids: Any, scores: Tensor, slots: Sequence[int]) -> Tensor:
         """What some processors make of the scores of the rows in some slots."""
         processed: Any = scores
@@ -144,9 +161,10 @@ class Watch:
                 processed = processor(ids, before)
             except Exception as error:
                 where = self._culprit(processor, ids, before, slots)
+                token = int(self.slots.new[slots[0]]) if self.own else self.steps
                 raise RuntimeError(
                     f"logits_processor {type(processor).__name__} raised {type(error).__name__} at "
-                    f"token {self.steps} of {where}: {error}"
+                    f"token {token} of {where}: {error}"
                 ) from error
         if not isinstance(processed, Tensor) or processed.shape != scores.shape:
             found = list(processed.shape) if isinstance(processed, Tensor) else processed

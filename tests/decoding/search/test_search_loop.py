@@ -136,7 +136,7 @@ def test_searches_that_come_and_go(kind: str) -> None:
             loop.drain()
         loop.check_places()
         assert loop.left.keys() == rows.keys()
-        assert len(loop.loop.free) == GROUPS * size
+        assert len(loop.loop.places.free) == GROUPS * size
         for row, request in rows.items():
             written = loop.left[row]
             if id(row.job) in cancelled:

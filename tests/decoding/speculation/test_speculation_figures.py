@@ -75,9 +75,9 @@ def test_a_draft_of_its_own_is_counted_apart(monkeypatch: pytest.MonkeyPatch) ->
     fed: Counter[str] = Counter()
     feed, append = Group.feed, Group._append
 
-    def feeding(self: Group, tokens: Any, at: Any = None) -> Any:
+    def feeding(self: Group, tokens: Any, at: Any = None, slots: Any = None) -> Any:
         fed[self.name] += 1
-        return feed(self, tokens, at)
+        return feed(self, tokens, at, slots)
 
     def appending(self: Group, *given: Any) -> Any:
         fed[self.name] += 1

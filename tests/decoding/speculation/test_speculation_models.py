@@ -189,9 +189,9 @@ def test_guesses_have_a_place_in_the_cache(kind: str, monkeypatch: pytest.Monkey
     """A row near its end stands beside one that has just begun: nothing is written past it."""
     feed = Group.feed
 
-    def checked(self: Group, tokens: Any, at: Any = None) -> Any:
+    def checked(self: Group, tokens: Any, at: Any = None, slots: Any = None) -> Any:
         assert int(self.lengths.max()) + tokens.shape[1] <= self.cache.capacity
-        return feed(self, tokens, at)
+        return feed(self, tokens, at, slots)
 
     monkeypatch.setattr(Group, "feed", checked)
     prompts = [[5 + i % 50 for i in range(40)], [7, 8, 9], [10, 11, 12]]

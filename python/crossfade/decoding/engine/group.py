@@ -195,24 +195,28 @@ class Group:
     def _make_room(self, capacity: int) -> None:
         self.moved |= self.cache.reserve(capacity, self.most)
 
-    def step(self, tokens: Tensor, live: Tensor) -> Tensor:
+    def step(self, tokens: Tensor, live: Tensor, slots: Tensor | None = None) -> Tensor:
         """The device's part of a step, which feeds one more token ``[slots]``.
 
         Only the rows of `live` slots keep the token. Nothing here depends on what the host knows,
         so that the step can be captured.
 
+        Args:
+            slots: ``[n]``: those that are fed, among them all that are live; None: all.
+
         Returns:
-            Logits ``[own * slots, V]`` of the lanes that go through the head of the model.
+            Logits ``[own * n, V]`` of the lanes that go through the head of the model.
         """
-        logits = self.feed(tokens[:, None])[:, 0]
+        logits = self.feed(tokens[:, None], slots=slots)[:, 0]
         self.keep(live)
         return logits
 
-    def feed(self, tokens: Tensor, at: Tensor | None = None) -> Tensor:
+    def feed(self, tokens: Tensor, at: Tensor | None = None, slots: Tensor | None = None) -> Tensor:
         """Feed the next tokens ``[slots, n]``, of which rows keep what `keep` says.
 
         Args:
             at: ``[slots]``: after which of them a row's logits are wanted; None: after each.
+            slots: those that are fed, if not all.
 
         Returns:
             Logits ``[own * slots, n or 1, V]`` of the lanes that go through the head of the model.
@@ -225,15 +229,23 @@ class Group:
             positions = positions + torch.arange(n, device=self.device)
         if n > 1 or self.last_position is not None:
             positions = positions.clamp(max=self._highest_position)
-        wanted = Wanted(every=True, rows=self.own * self.slots)
+        rows: Tensor | None = None
+        lengths, count = self.lengths, self.slots
+        if slots is not None:
+            count = len(slots)
+            rows = (torch.arange(lanes, device=self.device)[:, None] * self.slots + slots).flatten()
+            ids, positions, lengths = ids[rows], positions[rows], lengths[rows]
+        wanted = Wanted(every=True, rows=self.own * count, slots=slots)
         if at is not None:
-            wanted = Wanted(at=at.repeat(lanes)[:, None], rows=self.own * self.slots)
+            wanted = Wanted(at=at.repeat(lanes)[:, None], rows=self.own * count)
         how = self.forward if n == 1 or not self._compiled else forward
         if self.tapes is not None and at is None:
-            how = self.tapes.step(ids.shape)
-        forward_pass = ForwardPass(self.cache, self.lengths)
+            how = self.tapes.step(ids.shape, some_rows=rows is not None)
+        forward_pass = ForwardPass(self.cache, lengths, rows)
         with self.head.reading(wanted):
-            logits = self._run(how, slice(None), ids, positions, forward_pass)
+            logits = self._run(
+                how, slice(None) if rows is None else rows, ids, positions, forward_pass
+            )
         return logits
 
     def states(self, lane: int) -> Tensor:

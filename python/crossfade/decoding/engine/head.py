@@ -31,6 +31,7 @@ class Wanted:
         states: whether the hidden states are read in the place of logits. Nothing may come after
             the head.
         rows: how many of the rows, from the first on, go through the head; None: all.
+        slots: ``[n]``: the slots that the rows of each term are in; None: all, in order.
     """
 
     logits: bool = True
@@ -39,6 +40,7 @@ class Wanted:
     columns: Tensor | None = None
     states: bool = False
     rows: int | None = None
+    slots: Tensor | None = None
 
     @property
     def last(self) -> bool:
@@ -56,6 +58,7 @@ class Head:
             hidden states are blended before it. None: the states of each term go through it.
         some_columns: whether columns that nobody reads are left out.
         wanted: what is read of the logits of the forward under way.
+        row_weights: those of `weights` that the rows of this forward have.
         hidden: where terms share the head, the states ``[terms * slots, 1, H]`` of the last step.
         keeps: whether `states` are kept, for further heads.
         states: the hidden states ``[B, n, H]`` at the positions wanted of the last forward.
@@ -77,6 +80,7 @@ class Head:
         self.some_columns = False
         self.terms = tuple(terms)
         self.wanted = Wanted()
+        self.row_weights: Tensor | None = None
         self.hidden: Tensor | None = None
 
     @property
@@ -87,7 +91,8 @@ class Head:
     @contextmanager
     def reading(self, wanted: Wanted) -> Iterator[None]:
         """Forwards within this context give the logits that are wanted."""
-        self.wanted = wanted
+        self.wanted, w = wanted, self.weights
+        self.row_weights = w if w is None or wanted.slots is None else w[wanted.slots]
         try:
             yield
         finally:
@@ -117,9 +122,9 @@ class Head:
         hidden = hidden[: wanted.rows]
         if head is None:
             return product(self.layer, hidden, self.backend)
-        if self.weights is not None:  # sum_k w_k (W h_k) = W (sum_k w_k h_k)
+        if self.row_weights is not None:  # sum_k w_k (W h_k) = W (sum_k w_k h_k)
             self.hidden = None if torch.compiler.is_compiling() else hidden
-            each = self.weights.to(hidden.device).unbind(1)
+            each = self.row_weights.to(hidden.device).unbind(1)
             hidden = mix(hidden, torch.stack([each[k] for k in self.terms], dim=1))
         whole = wanted.columns is None or not self.some_columns
         if whole or type(head) is QuantizedLinear:  # whose rows are packed together

@@ -25,8 +25,14 @@ class Plan(Protocol):
     def fork(self, parents: Sequence[int]) -> None:
         """Slot i becomes what slot ``parents[i]`` is; -1 leaves it as it is."""
 
-    def step(self, tokens: Tensor, live: Tensor) -> dict[Group, Tensor]:
-        """Logits ``[rows, V]`` of every group, after one more token ``[slots]``."""
+    def step(
+        self, tokens: Tensor, live: Tensor, slots: Tensor | None = None
+    ) -> dict[Group, Tensor]:
+        """Logits ``[rows, V]`` of every group, after one more token ``[slots]``.
+
+        Args:
+            slots: those that are fed, among them all that are live; None: all. `Lazy` feeds all.
+        """
 
     def take_back(self, which: Tensor) -> None:
         """Let rows forget the token of the last step, which they kept: ``[slots]`` bool."""
@@ -44,7 +50,9 @@ class All:
     def fork(self, parents: Sequence[int]) -> None:
         pass
 
-    def step(self, tokens: Tensor, live: Tensor) -> dict[Group, Tensor]:
+    def step(
+        self, tokens: Tensor, live: Tensor, slots: Tensor | None = None
+    ) -> dict[Group, Tensor]:
         first, *others = self.stepped
         streams: dict[Group, torch.cuda.Stream] = {}
         if first.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -53,8 +61,8 @@ class All:
         found = {}
         for group in others:  # They begin first, as the largest model is often the first term's.
             with on_stream(streams.get(group)):
-                found[group] = group.step(tokens.to(group.device), live.to(group.device))
-        found[first] = first.step(tokens.to(first.device), live.to(first.device))
+                found[group] = group.step(tokens.to(group.device), live.to(group.device), slots)
+        found[first] = first.step(tokens.to(first.device), live.to(first.device), slots)
         for stream in streams.values():
             here.wait_stream(stream)
         return found

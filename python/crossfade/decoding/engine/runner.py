@@ -12,7 +12,7 @@ from ...blends.blend import Blend
 from ...models.value_heads import token_values
 from ...ops import Support
 from ...ops.check import Weights
-from ..forms import Ids
+from ..forms import Ids, common
 from ..runner import PromptIds, Shares
 from ..simple.term_model import TermModel
 from ..stats import ModelStats
@@ -288,9 +288,37 @@ class EngineRunner:
             p if p < 0 else m * self.slots + p for m in range(len(group.terms)) for p in parents
         ]
 
-    def step(self, tokens: Tensor, live: Tensor) -> list[Tensor]:
+    @property
+    def feeds_some(self) -> bool:
+        """As of `Runner`. On a GPU steps are captured, which have one shape."""
+        plain = all(g.device.type == "cpu" and not g.riders for g in self.groups)
+        return plain and isinstance(self.plan, All) and not self.engine.compile
+
+    def step(self, tokens: Tensor, live: Tensor, slots: Tensor | None = None) -> list[Tensor]:
         """Logits ``[slots, V]`` of each of `models_of_logits`, after one more token ``[slots]``."""
-        return self._logits(self.plan.step(tokens, live))
+        return self._logits(self.plan.step(tokens, live, slots))
+
+    def held(self, slot: int, prompt_ids: PromptIds) -> int:
+        """As of `Runner`: how many tokens of a prompt need not be read in a slot."""
+        return sum(
+            common(group.cache.held[m * self.slots + slot], prompt_ids[self._texts[k]])
+            for group in self.groups
+            for m, k in enumerate(group.terms)
+        )
+
+    def holds(self, slot: int, prompt_ids: PromptIds, new: Ids) -> None:
+        """As of `Runner`: what a row that leaves has written stays in its slot's caches."""
+        for group in self.groups:
+            for m, k in enumerate(group.terms):
+                prompt, row = prompt_ids[self._texts[k]], m * self.slots + slot
+                if new:  # The last token was drawn, and not fed.
+                    group.cache.holds(row, len(prompt) - 1, [prompt[-1], *new[:-1]])
+
+    def forget(self, slot: int) -> None:
+        """As of `Runner`: what a slot's caches hold is of no use to the next row."""
+        for group in self._all_groups:
+            for m in range(len(group.terms)):
+                group.cache.rewind(m * self.slots + slot, 0)
 
     def verify(self, tokens: Tensor, known: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Logits ``[slots, n, V]`` of each of `models_of_logits` after each of the next tokens.

@@ -82,7 +82,7 @@ class SearchLoop(Loop):
     ) -> None:
         super().__init__(runner, mixer, slots, places, aligned, **others)
         self.valuer, self.keep_cache = valuer, keep_cache
-        self.settings = valuer.settings
+        self.settings, self.feeds_some = valuer.settings, False
         self.size = self.settings.rows
         count, parts = slots.values.shape
         self.totals = torch.full((count,), NAN, dtype=torch.float64, device="cpu")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...blends.mixes import Mix
+from ..forms import Ids
 from ..inputs import Prompts, left_pad
 from ..runner import PromptIds, Shares
 from ..stats import ModelStats
@@ -148,7 +149,18 @@ class SimpleRunner:
     def leave(self, slots: Sequence[int]) -> None:
         pass  # All rows end together.
 
-    def step(self, tokens: Tensor, live: Tensor) -> list[Tensor]:
+    feeds_some = False
+
+    def held(self, slot: int, prompt_ids: PromptIds) -> int:
+        return 0  # Every prompt is read from its beginning.
+
+    def holds(self, slot: int, prompt_ids: PromptIds, new: Ids) -> None:
+        pass
+
+    def forget(self, slot: int) -> None:
+        pass
+
+    def step(self, tokens: Tensor, live: Tensor, slots: Tensor | None = None) -> list[Tensor]:
         """Logits ``[rows, V]`` of each model: the first time after the prompts, and from then on
         after one more token ``[rows]``."""
         if self.started is not None:

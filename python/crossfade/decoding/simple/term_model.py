@@ -189,18 +189,29 @@ def positions_of(mask: Tensor) -> Tensor:
     return (mask.cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def term_models(members: Members) -> list[TermModel]:
-    """The models of a call's members."""
-    return [
-        TermModel(
-            member.model,
-            name,
-            getattr(member, "adapter", "active"),
-            tokenizer=members.tokenizer if member.tokenizer is None else member.tokenizer,
-            reads_request=reads_request(member),
-        )
-        for member, name in zip(members.all, members.names, strict=True)
-    ]
+def term_models(
+    members: Members, known: dict[Hashable, TermModel] | None = None
+) -> list[TermModel]:
+    """The models of a call's members.
+
+    Args:
+        known: those of earlier calls, for the ones that follow: what a model and its adapters are
+            is then not looked at again. Mixes of adapters, which are of their requests, are not
+            kept.
+    """
+    found = []
+    for member, name in zip(members.all, members.names, strict=True):
+        adapter = getattr(member, "adapter", "active")
+        tokenizer = members.tokenizer if member.tokenizer is None else member.tokenizer
+        reads = reads_request(member)
+        key = id(member.model), adapter, name, id(tokenizer), reads
+        model = None if known is None else known.get(key)
+        if model is None:
+            model = TermModel(member.model, name, adapter, tokenizer=tokenizer, reads_request=reads)
+            if known is not None and not isinstance(adapter, Mix):
+                known[key] = model
+        found.append(model)
+    return found
 
 
 def reads_request(member: Any) -> bool:

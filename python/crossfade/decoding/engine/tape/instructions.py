@@ -366,9 +366,10 @@ def _addmm(call: Call) -> list[Instruction] | None:
 def _attend(call: Call) -> list[Instruction] | None:
     names = [x.name for x in call.function._schema.arguments]
     given = dict(zip(names, call.args, strict=False)) | call.kwargs
-    if given["rows"] is not None or given["backend"] == "reference":
+    if given["backend"] == "reference":
         return None
     if given["query"].dtype not in FLOATS:
         return None
-    inputs = [given[name] for name in ("query", "key", "value", "lengths")]
+    inputs = [given[name] for name in ("query", "key", "value", "lengths", "rows")]
+    inputs = [x for x in inputs if x is not None]
     return [Instruction(Op.ATTENTION, call.result, inputs, about=given)]

@@ -53,17 +53,18 @@ class Tapes:
         self.weights = (*bare.parameters(), *bare.buffers())
         self.fixed = {storage(x) for x in self.weights}
         self.foreign = foreign_module(bare)
-        self.steps: dict[tuple[int, ...], TapedStep] = {}
+        self.steps: dict[tuple[int | bool, ...], TapedStep] = {}
         self.programs = shelf.lend(self, bare, len(models)) if deltas is None else deltas.programs
         adapters = [a.names if isinstance(a := m.adapter, Mix) else a for m in models]
         layout = None if deltas is None else deltas.layout
         self.programs.settle((self.structures, adapters, shelf.places(self.weights), layout))
 
-    def step(self, shape: Sequence[int]) -> TapedStep:
-        """The step that feeds ids of this shape."""
-        found = self.steps.get(tuple(shape))
+    def step(self, shape: Sequence[int], *, some_rows: bool = False) -> TapedStep:
+        """The step that feeds ids of this shape, to all rows of the cache or to some."""
+        key = *shape, some_rows
+        found = self.steps.get(key)
         if found is None:
-            found = self.steps[tuple(shape)] = TapedStep(self, tuple(shape))
+            found = self.steps[key] = TapedStep(self, tuple(shape), some_rows)
         return found
 
     @property
@@ -87,9 +88,10 @@ class TapedStep:
 
     Args:
         shape: of the ids of a step, rows and tokens.
+        some_rows: whether the rows are not all of the cache.
     """
 
-    def __init__(self, tapes: Tapes, shape: tuple[int, ...]) -> None:
+    def __init__(self, tapes: Tapes, shape: tuple[int, ...], some_rows: bool) -> None:
         # Not the tapes themselves, which refer to this object.
         self.forward, self.deltas = tapes.forward, tapes.deltas
         self.bare, self.structures, self.fixed = tapes.bare, tapes.structures, tapes.fixed
@@ -97,7 +99,7 @@ class TapedStep:
         self.program: Program | None = None
         self.runs = 0
         self.bound: tuple[KVCache, int] | None = None  # the caches that the tape knows
-        self.question = "tape", self.deltas is not None, *(n > 1 for n in shape)
+        self.question = "tape", self.deltas is not None, some_rows, *(n > 1 for n in shape)
         found = known(self.bare, self.structures, self.question)
         self.proved = found == PROVED
         self.why: str | None = None if self.proved else found
@@ -116,14 +118,14 @@ class TapedStep:
         inputs = [ids, positions, forward_pass.lengths]
         if self.deltas is not None:
             inputs += self.deltas.scales.values()
-        if head.weights is not None:
-            inputs.append(head.weights)
+        inputs += [x for x in (head.row_weights, forward_pass.rows) if x is not None]
         cache = forward_pass.cache
         own: Tensor | None = None
         if not cache.layers:
             run()  # The first forward of all makes the caches.
         if self.program is None:
-            key = self.shape, head.keeps, head.wanted.rows, head.weights is not None
+            shared = head.weights is not None
+            key = self.shape, cache.rows, head.keeps, head.wanted.rows, shared
             self.program = self.programs.of.get(key)
         if self.program is None:
             own = self._record(run, head, inputs, cache)

@@ -1,0 +1,301 @@
+"""Reads what a request asks for: its formula, its settings, and what it is to be told."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...blends.blend import Blend, Model
+from ...blends.mixes import Mix
+from ...checks import did_you_mean
+from ...formula import names_in, parse
+from ...models.hf import is_multimodal
+from ..call import Call
+from ..generation import Generation
+from ..inputs import read_requests
+from ..job import DRAW, OF_EACH_ROW, Job
+from ..simple.term_model import TermModel
+from .asked import Asked, Given, check_position, own_weight
+from .penalties import CountPenalty
+
+ENDS = 16  # the tokens that may end a row of a session
+TOPS = 20  # the best tokens of a step that are kept where any are asked for
+DTYPES = {"top_k": torch.int64, "seed": torch.int64, "stream": torch.int64}
+NEGATIVE = "negative"  # the name of the term that reads a negative prompt
+
+
+class Asking:
+    """Reads requests over the terms of a session.
+
+    Args:
+        terms: by name, what formulas may name. The first one is the base.
+        blend, weights: where a request has no formula, and no faders, of its own.
+        tokenizer: for terms that have none.
+    """
+
+    def __init__(
+        self,
+        terms: Mapping[str, Any],
+        blend: str,
+        weights: Mapping[str, float],
+        tokenizer: Any = None,
+    ) -> None:
+        self.terms, self.tokenizer = dict(terms), tokenizer
+        self.blend, self.weights = blend, dict(weights)
+        self._known: dict[Hashable, TermModel] = {}
+        self.models = {n: x for n, x in self.terms.items() if isinstance(x, Model)}
+
+    def read(self, inputs: Any, given: Given) -> Asked:
+        """One request as a job of its own.
+
+        Raises:
+            TypeError, ValueError, NotImplementedError: names the argument, what it was and what it
+                must be.
+        """
+        faders = self._faders(given)
+        terms = self._terms(given)
+
+        def mixed(at: Mapping[str, float]) -> Blend:
+            return self._mixed(given, terms, at)
+
+        blend = mixed(faders)
+        arguments, processors = _arguments(given)
+        generation = Generation(
+            blend,
+            tokenizer=self.tokenizer,
+            logits_processor=processors,
+            return_term_logprobs=given.return_term_logprobs,
+            return_kl_to_base=given.return_kl_to_base,
+            search=given.search,
+            draft=given.draft,
+            arguments=arguments,
+            known=self._known,
+        )
+        requests = generation.read(inputs)
+        check_one(len(requests))
+        for penalty in processors:
+            penalty.prompt = len(generation.call.prompts(requests)[0].unpadded()[0])
+        job = generation.job(requests, 0 if given.seed is None else given.seed)
+        if given.seed is None:
+            seed = torch.randint(2**63 - 1, (1,), device="cpu")
+            job = replace(job, table={**job.table, "seed": seed.expand(len(job)).clone()})
+        why = job.context_room.why(0)
+        if min(job.limits) < 1:
+            raise ValueError(f"inputs cannot be decoded: {why}")
+        job = _of_any_loop(job, given)
+        return Asked(given, _kind(generation, job, given), generation, job, mixed, faders)
+
+    def check(self, formula: str) -> None:
+        """Read a formula with the session's faders, so that a fault in it is found.
+
+        Raises:
+            TypeError, ValueError: as of `read`.
+        """
+        self.mixed(formula, {})
+
+    def ids(self, blend: Blend, inputs: Any) -> list[int]:
+        """What the first term reads of a request."""
+        call = Call(blend, self.tokenizer, known=self._known)
+        multimodal = is_multimodal(blend.terms[0].model)
+        requests = read_requests(inputs, None, multimodal=multimodal, name="inputs")
+        check_one(len(requests))
+        return list(call.prompts(requests)[0].unpadded()[0])
+
+    def mixed(self, formula: str, weights: Mapping[str, float]) -> Blend:
+        """The blend that a formula means, with these faders and the session's."""
+        given = Given(formula, weights)
+        return self._mixed(given, self.terms, self._faders(given))
+
+    def _faders(self, given: Given) -> dict[str, float]:
+        """Where each fader of a request's formula stands."""
+        if not isinstance(given.blend, str):
+            raise TypeError(f"blend is a {type(given.blend).__name__}; it must be a formula, a str")
+        positions = {**self.weights, **given.weights}
+        for name, x in given.weights.items():
+            check_position(f"weights[{name!r}]", x)
+            if name in self.terms:
+                raise ValueError(f"weights has {name!r}, which is a term; a fader must differ")
+        parse(given.blend, **self.terms, **positions_in(given.blend, positions))
+        known = names_in(given.blend)
+        for name in given.weights:
+            if name not in known:
+                raise ValueError(
+                    f"weights has {name!r}, which is not in {given.blend!r}"
+                    f"{did_you_mean(name, known - self.terms.keys())}"
+                )
+        return positions_in(given.blend, positions)
+
+    def _terms(self, given: Given) -> dict[str, Any]:
+        """What the names of a request's formula stand for."""
+        for name in given.systems:
+            if name not in self.models:
+                meant = did_you_mean(name, self.models)
+                raise ValueError(
+                    f"systems has {name!r}; it must name terms: {', '.join(self.models)}{meant}"
+                )
+        terms = dict(self.terms)
+        for name, system in given.systems.items():
+            terms[name] = replace(terms[name], system=system)
+        return terms
+
+    def _mixed(self, given: Given, terms: Mapping[str, Any], faders: Mapping[str, float]) -> Blend:
+        """The blend of a request, with all models of the session where it is geometric."""
+        if given.lora is not None:
+            return self._lora(given, terms)
+        of_request = {name: torch.tensor([x], dtype=torch.float64) for name, x in faders.items()}
+        blend = parse(given.blend, **terms, **of_request)
+        if given.guidance_scale is not None:
+            blend = _guided(blend, given)
+        models = [x for x in terms.values() if isinstance(x, Model)]
+        geometric = blend.power == 0 and not blend.parts and blend.support is None
+        if geometric and all(t in models or t.name == NEGATIVE for t in blend.terms):
+            others = [t for t in blend.terms if t not in models]
+            own = dict(zip(blend.terms, blend.weights, strict=True))
+            each = [*models, *others]
+            blend = replace(
+                blend, terms=tuple(each), weights=tuple(own_weight(own.get(t, 0.0)) for t in each)
+            )
+            return replace(blend, value_weights=tuple(map(own_weight, blend.value_weights)))
+        return replace(
+            blend,
+            weights=tuple(map(own_weight, blend.weights)),
+            value_weights=tuple(map(own_weight, blend.value_weights)),
+            classifier_weights=tuple(map(own_weight, blend.classifier_weights)),
+        )
+
+    def _lora(self, given: Given, terms: Mapping[str, Any]) -> Blend:
+        """One model whose layers have the sum of some adapters' deltas."""
+        assert given.lora is not None
+        adapters: dict[str, float] = {}
+        first = None
+        for name, scale in given.lora.items():
+            term = terms.get(name)
+            if not isinstance(term, Model) or not isinstance(term.adapter, str):
+                known = [n for n, x in self.models.items() if isinstance(x.adapter, str)]
+                raise ValueError(
+                    f"lora has {name!r}; it must name terms that are adapters: {', '.join(known)}"
+                )
+            check_position(f"lora[{name!r}]", scale)
+            first = first or term
+            if term.model is not first.model:
+                raise ValueError(f"lora has {name!r}, which is an adapter of another model")
+            adapters[term.adapter] = float(scale)
+        if first is None:
+            raise ValueError("lora is empty; it must have a scale for an adapter")
+        every = [
+            x.adapter
+            for x in self.models.values()
+            if x.model is first.model and isinstance(x.adapter, str)
+        ]
+        mix = {name: torch.tensor([adapters.get(name, 0.0)]) for name in dict.fromkeys(every)}
+        return Blend((replace(first, adapter=mix, name="lora"),), (own_weight(1.0),))
+
+
+def check_one(requests: int) -> None:
+    """Refuse inputs that are not one request."""
+    if requests != 1:
+        raise ValueError(f"inputs are {requests} requests; they must be one: a text, a chat or ids")
+
+
+def positions_in(formula: str, positions: Mapping[str, float]) -> dict[str, float]:
+    """The faders that a formula has, of those whose positions are known.
+
+    Raises:
+        ValueError: as `parse` says it, where the formula cannot be read.
+    """
+    try:
+        known = names_in(formula)
+    except SyntaxError:
+        return {}  # `parse` tells where the fault is.
+    return {n: float(x) for n, x in positions.items() if n in known}
+
+
+def _guided(blend: Blend, given: Given) -> Blend:
+    """``blend + (scale - 1) * (base - base | negative_prompt)``: classifier-free guidance. With the
+    base alone this is ``uncond + scale * (cond - uncond)`` (Sanchez et al., arXiv:2306.17806)."""
+    check_position("guidance_scale", given.guidance_scale)
+    if given.negative_prompt is None:
+        raise ValueError(
+            "negative_prompt is None; with guidance_scale it must be the prompt to be led away from"
+        )
+    base = blend.terms[0]
+    negative = replace(base, prompt=given.negative_prompt, system=None, name=NEGATIVE)
+    assert given.guidance_scale is not None
+    more = torch.tensor([given.guidance_scale - 1.0], dtype=torch.float64)
+    return blend + more * base - more * negative
+
+
+def _arguments(given: Given) -> tuple[dict[str, Any], list[CountPenalty]]:
+    """The arguments of `generate`, as lists of one request where a row may have its own."""
+    arguments = dict(given.generation)
+    if arguments.get("num_return_sequences", 1) != 1:
+        raise ValueError(
+            f"num_return_sequences is {arguments['num_return_sequences']}; it must be 1: submit "
+            "once for each, with sample=0, 1, ..."
+        )
+    for name in ("temperature", "top_k", "top_p", "min_p", "max_new_tokens"):
+        if arguments.get(name) is not None:
+            arguments[name] = [arguments[name]]
+    stops = arguments.get("stop_strings")
+    if stops is not None:
+        arguments["stop_strings"] = [(stops,) if isinstance(stops, str) else tuple(stops)]
+    if given.logit_bias:
+        arguments["sequence_bias"] = {(int(t),): float(b) for t, b in given.logit_bias.items()}
+    penalties: list[CountPenalty] = []
+    for name in ("presence_penalty", "frequency_penalty"):
+        check_position(name, getattr(given, name))
+    if given.presence_penalty or given.frequency_penalty:
+        penalties.append(CountPenalty(given.presence_penalty, given.frequency_penalty, 0))
+    return arguments, penalties
+
+
+def _of_any_loop(job: Job, given: Given) -> Job:
+    """A job whose table has a value of each row's own, so that it fits any loop of its kind."""
+    rows, table = len(job), dict(job.table)
+    if job.processors is not None:
+        others = [p for p in job.processors([0]) if type(p) not in OF_EACH_ROW | {CountPenalty}]
+        if others:
+            raise NotImplementedError(
+                f"{type(others[0]).__name__} reads all rows at one step, and rows of a session "
+                "come and go"
+            )
+    greedy = not table["do_sample"]
+    table["do_sample"] = True
+    for name in DRAW:
+        x = table[name]
+        if name != "do_sample":
+            dtype = DTYPES.get(name, torch.float32)
+            table[name] = torch.as_tensor(x).to(dtype).expand(rows).clone()
+    if greedy:
+        table["temperature"] = torch.zeros(rows)
+    table["limit"] = torch.as_tensor(table["limit"]).expand(rows).clone()
+    table["stream"] = table["stream"] + (given.sample << 32)
+    eos = table["eos"]
+    if eos.shape[1] > ENDS:
+        raise ValueError(f"eos_token_id has {eos.shape[1]} tokens; it must have at most {ENDS}")
+    table["eos"] = torch.nn.functional.pad(eos, (0, ENDS - eos.shape[1]), value=-1)
+    tops = TOPS if given.top_logprobs else 0
+    return replace(job, table=table, apart=True, tops=tops, scope=given.scope)
+
+
+def _kind(generation: Generation, job: Job, given: Given) -> Hashable:
+    """What requests must have in common to be rows of one loop."""
+    call = generation.call
+    blend, draft = call.blend, given.draft
+    models = tuple(
+        (id(m.model), m.adapter.names if isinstance(m.adapter, Mix) else m.adapter)
+        for m in call.models
+    )
+    parts = tuple((p.power, p.min, p.max, tuple(map(id, p.terms))) for p in blend.parts)
+    tables = tuple(name for name, x in job.table.items() if isinstance(x, Tensor))
+    guesses = None if draft is None else (draft.source, draft.length, draft.texts is not None)
+    classifiers = tuple(map(id, blend.classifiers))
+    shown = job.tops, job.term_logprobs, len(job.references), given.return_pushes
+    structure = len(blend.terms), len(blend.values), blend.power, blend.support, parts, classifiers
+    if given.search is not None:
+        return object()  # A search is a batch of its own, with value models of its own.
+    return models, structure, tables, guesses, shown, len(job)
