@@ -38,9 +38,9 @@ export function App() {
       <h1>crossfade <span>mixing desk</span></h1>
       <${Connection} />
       <p class="lead">
-        Several models write one text together.
-        <strong
-          >Push a fader up and the next words lean its way; pull it below 0 and they lean the other
+        Several models write one text together.${" "}
+        <strong>
+          Push a fader up and the next words lean its way; pull it below 0 and they lean the other
           way</strong
         >, even in the middle of a text.
       </p>

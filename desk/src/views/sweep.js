@@ -7,7 +7,7 @@ import { Front } from "./charts.js";
 import { NumberField } from "./fields.js";
 
 const ACROSS = "divergence from the base, nats a token";
-const title = (measure) => (measure === "length" ? "length, tokens" : measure);
+const title = (measure) => (measure === "length" ? "length in tokens" : measure);
 
 export function Sweep() {
   if (!desk.faders.value.length) return null;
@@ -57,7 +57,7 @@ function Range() {
           value=${sweep.chosen.value}
           onChange=${(event) => (sweep.measure.value = event.target.value)}
         >
-          ${sweep.measures.value.map((name) => html`<option value=${name}>${title(name)}</option>`)}
+          ${sweep.measures.value.map((name) => html`<option value=${name}>${name}</option>`)}
         </select>
       </label>
       <button
