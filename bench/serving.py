@@ -1,7 +1,7 @@
 """What serving costs: requests with guidance of their own, over HTTP, beside one call for all.
 
     export OMP_NUM_THREADS=2 OMP_PROC_BIND=true
-    python bench/serve.py --json bench/results/serve.json
+    python bench/serving.py --json bench/results/serving.json
 
 Each request has its own weights of two LoRA guides over SmolLM2, its own seed, and a text of the
 same length. They arrive at random (a Poisson process) at several rates, and all at once. Beside
@@ -33,9 +33,11 @@ import httpx
 import torch
 from crossfade.bench import hardware
 from crossfade.serve import Background
-from reports.serve import render
+from reports.serving import render
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 FORMULA = "base + w * (kind - base) + v * (short - base)"
 GUIDES = {"kind": "sentiment", "short": "brevity"}
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     terms, model, vocabulary = load(args.quick)
     asked = requests(args.requests, vocabulary)
     report = {
-        "command": " ".join(["python bench/serve.py", *given]),
+        "command": " ".join(["python bench/serving.py", *given]),
         "machine": hardware("cpu"),
         "versions": {p: metadata.version(p) for p in ("crossfade", "torch", "fastapi", "uvicorn")},
         "settings": {
@@ -106,8 +108,11 @@ def load(quick: bool) -> tuple[dict[str, Any], Any, int]:
             num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
         )  # fmt: skip
         each = [LlamaForCausalLM(config).eval() for _ in ("base", *GUIDES)]
-        names = ("base", *GUIDES)
-        return {n: cf.Model(m, name=n) for n, m in zip(names, each, strict=True)}, each, 512
+        words = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(WordLevel({f"w{i}": i for i in range(512)}, unk_token="w0"))
+        )
+        pairs = zip(("base", *GUIDES), each, strict=True)
+        return {n: cf.Model(m, tokenizer=words, name=n) for n, m in pairs}, each, 512
     model, tokenizer = cf.models.smollm2()
     guides = {name: cf.models.guide(guide) for name, guide in GUIDES.items()}
     model = cf.models.with_adapters(model, guides)
