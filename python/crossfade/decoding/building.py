@@ -121,7 +121,8 @@ class Builder:
             "aligned": together if self.same_step(job) else None,
             "stepper": Stepper(engine.cuda_graph and not self._host_acts(job)),
             "every": self._steps_between_looks(job, limit, chunk),
-            "strays": self.strays if self.strays.possible else None,
+            # What runs for long has rows of many formulas, and nobody who reads a warning.
+            "strays": self.strays if self.strays.possible and not tells else None,
             "tells": tells,
             "remembers": tells and search is None,
         }

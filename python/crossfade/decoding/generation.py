@@ -22,7 +22,7 @@ from . import settings
 from .call import Call, Seed, blend_and_search, seeds_and_streams
 from .chats import template_arguments
 from .driver import Driver
-from .each import stop_criterion, take_each
+from .each import STOPS, stop_criterion, take_each
 from .ends import check_ids
 from .engine.options import Engine, check_engine
 from .engine.prefix import PrefixCache
@@ -375,11 +375,12 @@ class Generation:
                 "tokenizer=..."
             )
         try:
-            return self.base._get_stopping_criteria(
-                generation_config=config,
-                stopping_criteria=StoppingCriteriaList(self.stopping_criteria),
-                tokenizer=tokenizer,
-            )
+            with STOPS:
+                return self.base._get_stopping_criteria(
+                    generation_config=config,
+                    stopping_criteria=StoppingCriteriaList(self.stopping_criteria),
+                    tokenizer=tokenizer,
+                )
         except ValueError:
             if not config.stop_strings or tokenizer is None:
                 raise
