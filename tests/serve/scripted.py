@@ -130,6 +130,24 @@ class Request:
         return piece
 
 
+class Scoring:
+    """The log-probs of a prompt: -0.1, -0.2 and so on."""
+
+    def __init__(self, ids: list[int], tops: int) -> None:
+        self.ids, self.tops = ids, tops
+
+    def cancel(self) -> None:
+        """It is over as soon as it begins."""
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        async def scores() -> Any:
+            logprobs = [None, *(-0.1 * i for i in range(1, len(self.ids)))]
+            top = [{} if i == 0 or not self.tops else {3: -0.05} for i in range(len(self.ids))]
+            return SimpleNamespace(ids=self.ids, logprobs=logprobs, top_logprobs=top)
+
+        return scores().__await__()
+
+
 class Session:
     """See the module.
 
@@ -231,23 +249,13 @@ class Session:
     def score(
         self,
         inputs: Any,
-        responses: Any,
         *,
         blend: str | None = None,
         weights: Mapping[str, float] | None = None,
-        timeout: float | None = None,
         top_logprobs: int = 0,
-    ) -> Any:
-        """The tokens of a response have the log-probs -0.1, -0.2 and so on."""
+    ) -> Scoring:
         self.check(blend, weights)
-        for response in responses:
-            self.ids_of(response)
-        shape = len(responses), max(map(len, responses))
-        logprobs = -0.1 * torch.arange(1, shape[1] + 1).expand(shape)
-        tops: Any = (None, None)
-        if top_logprobs:
-            tops = torch.full((*shape, 1), 3), torch.full((*shape, 1), -0.05)
-        return SimpleNamespace(logprobs=logprobs, top_tokens=tops[0], top_logprobs=tops[1])
+        return Scoring(self.ids_of(inputs), top_logprobs)
 
     def stats(self) -> Stats:
         return Stats({"stop": 2}, sum(len(r.written) for r in self.requests))

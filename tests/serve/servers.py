@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -53,3 +55,11 @@ def soon(condition: Callable[[], object], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.005)
+
+
+def leave(server: Running, body: dict[str, Any], until: Callable[[], object]) -> None:
+    """Ask, wait until something is so, and close the connection."""
+    content = json.dumps(body).encode()
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(raw(content))
+        soon(until)

@@ -256,7 +256,6 @@ def test_all_requests_together_may_cost_so_much(small: Running) -> None:
         assert answer.headers["retry-after"] == "1"
         assert answer.json()["error"]["code"] == "overloaded"
         small.session.paused = False
-        assert small.post("/v1/completions", {**TEXT, "model": "base"}).status_code == 200
         stream.read()
     soon(lambda: small.app.state.service.calls.load == 0)
     assert small.post("/v1/completions", TEXT).status_code == 200

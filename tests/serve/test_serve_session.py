@@ -13,8 +13,8 @@ import crossfade as cf
 import pytest
 from crossfade.extras import old_names
 from crossfade.serve import Settings
-from servers import Running, running, soon
-from tiny_models import EOS, lora, make, make_tokenizer
+from servers import Running, leave, running, soon
+from tiny_models import EOS, lora, make, make_letters, make_tokenizer
 
 BLEND = "base + w * (kind - base)"
 PROMPT = "the film was"
@@ -110,27 +110,30 @@ def test_requests_with_different_blends_at_once_are_what_each_is_alone(
         assert found == generated(terms, **fields).text[0]
 
 
-def test_a_stop_string_ends_a_text_and_is_no_part_of_it(
-    server: Running, terms: dict[str, Any]
-) -> None:
-    words = generated(terms, seed=7).text[0].split()
-    stop = next(w for i, w in enumerate(words) if i > 2 and w not in words[:i])
-    found = text(server, seed=7, stop=[stop])
-    assert found["text"].split() == words[: words.index(stop)]
-    assert found["finish_reason"] == "stop"
+def test_a_stop_string_ends_a_text_and_is_no_part_of_it(serve: Any) -> None:
+    term = cf.Model(make(seed=5), tokenizer=make_letters())
+    with cf.Session({"base": term}) as session:
+        server = serve(session)
+        whole = text(server, prompt="abc", seed=7, max_tokens=40)["text"]
+        stop = next(whole[i : i + 3] for i in range(5, 30) if whole.find(whole[i : i + 3]) == i)
+        for stream in (False, True):
+            body = {"prompt": "abc", "seed": 7, "max_tokens": 40, "stop": stop, "stream": stream}
+            answer = server.post("/v1/completions", body).text
+            parts = answer.split("\n\n")[:-2] if stream else [answer]
+            choices = [json.loads(part.removeprefix("data: "))["choices"][0] for part in parts]
+            assert "".join(c["text"] for c in choices) == whole[: whole.index(stop)]
+            assert choices[-1]["finish_reason"] == "stop"
+        server.close()
 
 
 def test_figures_are_those_of_generate(server: Running, terms: dict[str, Any]) -> None:
     out = generated(terms, seed=7, return_term_logprobs=True, return_kl_to_base=True)
-    asked = {"return_term_logprobs": True, "return_kl_to_base": True, "return_pushes": True}
-    found = text(server, seed=7, **asked)
+    found = text(server, seed=7, return_term_logprobs=True, return_kl_to_base=True)
     parsed = cf.parse(BLEND, **terms, w=0.5)
     for name, column in zip(parsed.names, out.term_logprobs[0].T, strict=True):
         told = [x[name] for x in found["term_logprobs"]]
         assert told == pytest.approx(column.tolist(), abs=1e-4)
     assert found["kl_to_base"] == pytest.approx(out.kl_to_base[0].tolist(), abs=1e-4)
-    assert len(found["pushes"]) == out.lengths[0]
-    assert all(set(x) == {"w"} for x in found["pushes"])
 
 
 def test_the_likeliest_tokens_are_told(server: Running) -> None:
@@ -174,10 +177,13 @@ def test_faders_move_from_the_next_token_on(server: Running, terms: dict[str, An
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_goes_away_frees_the_place(server: Running, stream: bool) -> None:
     body = {"prompt": PROMPT, "max_tokens": 480, "stream": stream, "logit_bias": {str(EOS): -100}}
-    with pytest.raises(Exception, match="timed out"):
-        server.http.post("/v1/completions", json={**body, "n": 8}, timeout=0.1)
+    before = server.session.stats()
+    leave(server, {**body, "n": 8}, lambda: server.session.running == 8)
     soon(lambda: server.session.running == 0)
-    assert server.app.state.service.calls.load == 0
+    soon(lambda: server.app.state.service.calls.load == 0)
+    after = server.session.stats()
+    assert after.requests["cancelled"] - before.requests.get("cancelled", 0) == 8
+    assert after.tokens - before.tokens < 8 * 480
     assert text(server)["text"]
 
 
@@ -207,23 +213,23 @@ def test_extensions_do_what_they_do_in_generate(server: Running, terms: dict[str
 
 
 def test_drafts_change_no_token_and_are_counted(server: Running, terms: dict[str, Any]) -> None:
-    plain = text(server, seed=7, max_tokens=40)
-    body = {"prompt": PROMPT, "max_tokens": 40, "seed": 7}
+    body = {"prompt": PROMPT, "max_tokens": 40, "seed": 7, "logit_bias": {str(EOS): -100}}
+    plain = text(server, **body)
     prediction = {"type": "content", "content": plain["text"]}
     for draft in ({"draft": "prompt"}, {"prediction": prediction}):
         answer = server.post("/v1/completions", {**body, **draft}).json()
         assert answer["choices"][0]["text"] == plain["text"]
     details = answer["usage"]["completion_tokens_details"]
-    assert details["accepted_prediction_tokens"] > 10
-    assert details["rejected_prediction_tokens"] < 40
+    each = details["accepted_prediction_tokens"], details["rejected_prediction_tokens"]
+    assert sum(each) == 40  # On so small a model guesses may not pay, and then none is made.
 
 
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [
-        ({"prompt": [8] * 600}, "prompt", "longer than"),
-        ({"prompt": [61]}, "prompt", "61"),
-        ({"prompt": ""}, "prompt", "prompt"),
+        ({"prompt": [8] * 600}, "prompt", "prompt cannot be decoded: its prompt has 600 tokens"),
+        ({"prompt": [61]}, "prompt", "prompt has id 61"),
+        ({"prompt": ""}, "prompt", "prompt has no tokens"),
         ({"weights": {"v": 1.0}}, "weights", "weights has 'v', which is not in"),
         ({"weights": {"kind": 1.0}}, "weights", "which is a term"),
         ({"blend": "base + v * kind"}, "blend", "unknown name 'v'"),

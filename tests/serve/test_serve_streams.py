@@ -12,7 +12,7 @@ import pytest
 from crossfade.serve import Settings
 from crossfade.serve.limits import Limits
 from scripted import Session
-from servers import Running, raw, running, soon
+from servers import Running, leave, raw, running, soon
 
 CHAT = {"messages": [{"role": "user", "content": "the film"}], "model": "base"}
 
@@ -100,14 +100,6 @@ def test_a_text_may_take_so_long(serve: Any) -> None:
 
 
 # ---- Clients that go away -----------------------------------------------------------------------
-
-
-def leave(server: Running, body: dict[str, Any], until: Any) -> None:
-    """Ask, wait until something is so, and close the connection."""
-    content = json.dumps(body).encode()
-    with socket.create_connection(("127.0.0.1", server.port)) as sock:
-        sock.sendall(raw(content))
-        soon(until)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 
-from .contract import Request
+from .contract import Request, Scoring
 from .errors import APIError, busy
 from .limits import Limits
 
@@ -23,6 +23,7 @@ class Call:
     def __init__(self, calls: Calls, id: str, owner: str, cost: int) -> None:
         self.id, self.owner, self.cost = id, owner, cost
         self.requests: list[Request] = []
+        self._scorings: list[Scoring] = []
         self._calls = calls
         self._lock = threading.Lock()
         self._closed = False
@@ -35,10 +36,18 @@ class Call:
         if closed:
             request.cancel()
 
+    def add_scoring(self, scoring: Scoring) -> None:
+        """Take in a prompt that is scored, as `add` does a text."""
+        with self._lock:
+            self._scorings.append(scoring)
+            closed = self._closed
+        if closed:
+            scoring.cancel()
+
     def cancel(self) -> None:
         """Let its texts end where they are."""
         with self._lock:
-            under_way = [*self.requests]
+            under_way = [*self.requests, *self._scorings]
         for request in under_way:
             request.cancel()
 
@@ -96,6 +105,6 @@ class Calls:
         """
         with self._lock:
             call = self._calls.get(id)
-        if call is None or call.owner != owner:
+        if call is None or call.owner != owner or all(r.done for r in call.requests):
             raise APIError(404, f"no request {id} of this key is under way", code="not_found")
         return call

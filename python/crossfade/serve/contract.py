@@ -34,6 +34,24 @@ class Request(Protocol):
     def weights(self, **faders: float) -> None: ...
 
 
+class Scores(Protocol):
+    """The log-probs of a prompt's own tokens; its first one has none."""
+
+    @property
+    def ids(self) -> list[int]: ...
+    @property
+    def logprobs(self) -> list[float | None]: ...
+    @property
+    def top_logprobs(self) -> list[dict[int, float]]: ...
+
+
+class Scoring(Protocol):
+    """A prompt that is being scored."""
+
+    def __await__(self) -> Generator[Any, None, Scores]: ...
+    def cancel(self) -> object: ...
+
+
 class Session(Protocol):
     """A thread that owns the models, and what is asked of it from any other thread."""
 
@@ -57,12 +75,10 @@ class Session(Protocol):
     def score(
         self,
         inputs: Any,
-        responses: Any,
         *,
         blend: str | None = None,
         weights: Mapping[str, float] | None = None,
-        timeout: float | None = None,
-        **arguments: Any,
-    ) -> Any: ...
+        top_logprobs: int = 0,
+    ) -> Scoring: ...
     def stats(self) -> Any: ...
     def close(self, *, drain: bool = True, timeout: float | None = None) -> None: ...

@@ -19,8 +19,6 @@ RETRY = {"Retry-After": "1"}  # seconds after which a place in the queue is like
 # Arguments of a session, and the fields that set them: the first one that a request has.
 FIELDS = {
     "inputs": ("prompt", "messages"),
-    "prompts": ("prompt",),
-    "responses": ("prompt",),
     "max_new_tokens": ("max_tokens",),
     "stop_strings": ("stop",),
     "formula": ("blend",),
@@ -115,13 +113,14 @@ def of_submit(error: Exception, known: Iterable[str]) -> APIError:
     if isinstance(error, Closed):
         return dead()
     if isinstance(error, (TypeError, ValueError, NotImplementedError)):
-        found = re.match(r"[A-Za-z_]\w*", str(error))
+        said = re.sub(r"^the prompt of (row|request) 0", "inputs", str(error))
+        found = re.match(r"[A-Za-z_]\w*", said)
         named = found[0] if found else ""
         fields = set(known)
         field = next((f for f in FIELDS.get(named, (named,)) if f in fields), None)
         if field is None:
-            return APIError(400, str(error))
-        return refused(field, f"{field}{str(error)[len(named) :]}")
+            return APIError(400, said)
+        return refused(field, f"{field}{said[len(named) :]}")
     return internal()
 
 

@@ -14,16 +14,15 @@ from starlette.responses import Response
 
 from . import submitting
 from .answers import Answer, Change, CompletionDetails, Usage, number
-from .contract import Piece, Request
+from .contract import Piece, Request, Scoring
 from .errors import APIError, of_run, of_submit, refused
 from .fields import joined
 from .forms import Form, Head, Written
 from .security import owner_of
 from .service import Service
 from .streams import DONE, GONE, WAITING, EventStream, GoneError, event, unless_gone
-from .tokens import Token, tokens_of, tokens_of_scores
+from .tokens import Token, tokens_of, tokens_of_prompt
 
-TOGETHER = 8  # prompts that are scored together
 T = TypeVar("T")
 
 
@@ -85,6 +84,7 @@ class Exchange:
         self.head = Head(self.call.id, int(time.time()), model)
         self.written = [Written(i) for i in range(len(form.prompts) * form.drawn)]
         self.clocks = [service.metrics.clock() for _ in self.written]
+        self.scorings: list[Scoring] = []
         self.prompt_tokens = self.accepted = self.predicted = 0
 
     def end(self) -> None:
@@ -97,8 +97,12 @@ class Exchange:
         """Hand all texts to the session, which refuses them here, and score the prompts."""
         try:
             await in_thread(self._submit)
-            if self.scores:
-                await in_thread(self._score)
+            for i, scoring in enumerate(self.scorings):
+                scores = await scoring
+                for written in self._of_prompt(i):
+                    written.tokens += tokens_of_prompt(scores)
+                if not self.writes:
+                    self.prompt_tokens += len(scores.ids)
         except (APIError, asyncio.CancelledError):
             raise
         except Exception as error:
@@ -110,48 +114,22 @@ class Exchange:
 
     def _submit(self) -> None:
         """Hand the texts to the session, in a thread of its own."""
-        form = self.form
+        session, form = self.service.session, self.form
+        known = {name: self.options.get(name) for name in ("blend", "weights")}
         for i, prompt in enumerate(form.prompts):
             if form.echoes:
                 for written in self._of_prompt(i):
                     written.echo = self.service.text_of(prompt)
+            if self.scores:
+                self.scorings.append(session.score(prompt, top_logprobs=form.tops or 0, **known))
+                self.call.add_scoring(self.scorings[-1])
             for sample in range(form.drawn * self.writes):
-                request = self.service.session.submit(prompt, sample=sample, **self.options)
+                request = session.submit(prompt, sample=sample, **self.options)
                 self.call.add(request)
                 self.prompt_tokens += len(request.prompt_ids) if sample == 0 else 0
         if form.asked.prediction is not None:
             text = joined(form.asked.prediction.content)
             self.predicted = len(self.service.ids_of(text)) * len(self.call.requests)
-
-    def _score(self) -> None:
-        """Score the prompts, in a thread of its own. What they say comes before each text.
-
-        A prompt is read as what follows its first token. A few at a time are read together, and
-        texts that are being written go on between.
-        """
-        session, tops = self.service.session, self.form.tops or 0
-        known = {name: self.options.get(name) for name in ("blend", "weights")}
-        each = [self.service.ids_of(prompt) for prompt in self.form.prompts]
-        if not all(each):
-            raise refused("prompt", "prompt has a text without tokens")
-        for first in range(0, len(each), TOGETHER):
-            some = [i for i in range(first, min(first + TOGETHER, len(each))) if len(each[i]) > 1]
-            if not some:
-                continue
-            scores = session.score(
-                [each[i][:1] for i in some],
-                [each[i][1:] for i in some],
-                timeout=self.service.settings.limits.seconds,
-                top_logprobs=tops,
-                **known,
-            )
-            for row, i in enumerate(some):
-                for written in self._of_prompt(i):
-                    written.tokens += tokens_of_scores(scores, row, each[i][1:])
-        for i, ids in enumerate(each):
-            for written in self._of_prompt(i):
-                written.tokens.insert(0, Token(ids[0], None))
-            self.prompt_tokens += 0 if self.writes else len(ids)
 
     def _of_prompt(self, i: int) -> list[Written]:
         return self.written[i * self.form.drawn : (i + 1) * self.form.drawn]

@@ -15,7 +15,7 @@ from .answers import (
     TopLogprob,
     number,
 )
-from .contract import Piece
+from .contract import Piece, Scores
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,10 @@ def tokens_of(piece: Piece) -> list[Token]:
     ]
 
 
-def tokens_of_scores(scores: Any, row: int, ids: Sequence[int]) -> list[Token]:
-    """The tokens of a text that was scored.
-
-    Args:
-        scores: the `crossfade.Scores` of several texts, of which `row` is the number of this one.
-    """
-    logprobs = scores.logprobs[row].tolist()
-    tops: list[dict[int, float]] = [{} for _ in ids]
-    if scores.top_tokens is not None:
-        pairs = zip(scores.top_tokens[row].tolist(), scores.top_logprobs[row].tolist(), strict=True)
-        tops = [dict(zip(t, p, strict=True)) for t, p in pairs]
-    return [Token(*each) for each in zip(ids, logprobs, tops, strict=False)]
+def tokens_of_prompt(scores: Scores) -> list[Token]:
+    tops = scores.top_logprobs or [{}] * len(scores.ids)
+    each = zip(scores.ids, scores.logprobs, tops, strict=True)
+    return [Token(token, logprob, top) for token, logprob, top in each]
 
 
 def figures_of(tokens: Iterable[Token], figures: Figures) -> None:

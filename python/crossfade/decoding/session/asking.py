@@ -211,8 +211,8 @@ class Asking:
         first = None
         for name, scale in given.lora.items():
             term = terms.get(name)
-            if not isinstance(term, Model) or not isinstance(term.adapter, str):
-                known = [n for n, x in self.models.items() if isinstance(x.adapter, str)]
+            if not _has_adapter(term):
+                known = [n for n, x in self.models.items() if _has_adapter(x)]
                 raise ValueError(
                     f"lora has {name!r}; it must name terms that are adapters: {', '.join(known)}"
                 )
@@ -227,9 +227,7 @@ class Asking:
         if first is None:
             raise ValueError("lora is empty; it must have a scale for an adapter")
         every = [
-            x.adapter
-            for x in self.models.values()
-            if x.model is first.model and isinstance(x.adapter, str)
+            x.adapter for x in self.models.values() if x.model is first.model and _has_adapter(x)
         ]
         mix = {name: torch.tensor([adapters.get(name, 0.0)]) for name in dict.fromkeys(every)}
         return Blend((replace(first, adapter=mix, name="lora"),), (own_weight(1.0),))
@@ -239,6 +237,11 @@ def check_one(requests: int) -> None:
     """Refuse inputs that are not one request."""
     if requests != 1:
         raise ValueError(f"inputs are {requests} requests; they must be one: a text, a chat or ids")
+
+
+def _has_adapter(term: Any) -> bool:
+    """Whether a term is one adapter of a model, by its name."""
+    return isinstance(term, Model) and isinstance(term.adapter, str) and term.adapter != "active"
 
 
 def positions_in(formula: str, positions: Mapping[str, float]) -> dict[str, float]:
