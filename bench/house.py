@@ -65,6 +65,7 @@ pareto dynamics
 training.clp training.stages
 training.makers
 training.run
+serve
 bench
 cli
 __main__

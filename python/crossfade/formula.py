@@ -185,6 +185,15 @@ def names_in(formula: str) -> set[str]:
     return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called}
 
 
+def calls_in(formula: str) -> int:
+    """How often a formula which can be read calls a preset, any of which may add a term."""
+    tree = ast.parse(_one_line(formula), mode="eval")
+    return sum(
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id != "Support"
+        for node in ast.walk(tree)
+    )
+
+
 def _function(name: str, fail: Callable[[str], NoReturn]) -> Callable[..., Any]:
     if name in presets.RECIPES:
         fail(

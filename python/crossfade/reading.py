@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,32 @@ def decode(data: bytes, where: str) -> str:
         raise ValueError(f"{where} is not UTF-8 text: {error.reason} in line {line}") from None
 
 
-def parse_json(text: str, where: str, *, unique: bool = False) -> Any:
+def parse_json(
+    text: str,
+    where: str,
+    *,
+    unique: bool = False,
+    finite: bool = False,
+    most_keys: int | None = None,
+) -> Any:
     """The value of a JSON text. Errors begin with `where`, which names a file and a line, say.
 
     Args:
         unique: refuse a key that an object has twice, of which JSON keeps the last one.
+        finite: refuse NaN and infinity, which JSON does not have and Python reads.
+        most_keys: with `unique`, refuse an object that has more keys.
 
     Raises:
         ValueError: the text is not JSON, or is nested more than `DEPTH` levels deep, or has a
             number with more digits than Python reads or a string that UTF-8 cannot write.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique if unique else None)
-    except _TwiceError as error:
+        value = json.loads(
+            text,
+            object_pairs_hook=partial(_unique, most_keys) if unique else None,
+            parse_constant=_infinite if finite else None,
+        )
+    except _RefusedError as error:
         raise ValueError(f"{where}: {error}") from None
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text else ""
@@ -64,16 +78,22 @@ def parse_json(text: str, where: str, *, unique: bool = False) -> Any:
     return value
 
 
-class _TwiceError(ValueError):
-    """An object has a key twice."""
+class _RefusedError(ValueError):
+    """A text is JSON that Python reads, and is not to be read here."""
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in found if keys.count(key) > 1)
-        raise _TwiceError(f"the key {twice!r:.80} is there twice")
+def _infinite(name: str) -> float:
+    raise _RefusedError(f"{name} is no number of JSON")
+
+
+def _unique(most: int | None, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if most is not None and len(pairs) > most:
+        raise _RefusedError(f"an object has {len(pairs)} keys; it must have at most {most}")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _RefusedError(f"the key {key!r:.80} is there twice")
+        found[key] = value
     return found
 
 

@@ -30,6 +30,7 @@ from . import (
     judge,
     pareto,
     score,
+    serve,
     train,
 )
 from .usage import Formatter, Parser
@@ -45,6 +46,7 @@ COMMANDS = (
     pareto,
     dynamics,
     train,
+    serve,
     inspect,
     bench,
     info,

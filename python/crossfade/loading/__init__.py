@@ -7,5 +7,6 @@ gives what they name as `Loaded`.
 from .formulas import value_of
 from .loaded import Loaded
 from .plan import Plan
+from .serving import Served, ServerPlan
 
-__all__ = ["Loaded", "Plan", "value_of"]
+__all__ = ["Loaded", "Plan", "Served", "ServerPlan", "value_of"]

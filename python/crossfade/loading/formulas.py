@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -12,6 +13,25 @@ from .. import formula
 from ..blends.algebra import Algebra
 from ..blends.blend import Blend, ValueHead
 from ..blends.values import LogRatio, ValueSum, formula_value
+
+
+@contextmanager
+def errors_of(option: str) -> Iterator[None]:
+    """Let errors of a formula name the option that has it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{option}: {str(error).removeprefix('formula: ')}") from None
+
+
+def names_of(option: str, text: str) -> set[str]:
+    """The names in a formula; whatever keeps it from being read is an error."""
+    try:
+        return formula.names_in(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        with errors_of(option):
+            formula.evaluate(text, {})
+        raise
 
 
 class Unloaded(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class Loaded:
         accept: the value that a correction must raise.
         tilt: of a search.
         draft: the blend that guesses tokens.
+        others: the rewards, by name.
+        plain: the terms without the system prompts of options.
     """
 
     formula: str
@@ -39,6 +41,8 @@ class Loaded:
     accept: ValueSum | None = None
     tilt: LogRatio | None = None
     draft: Blend | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
+    plain: Mapping[str, Model | ValueHead] = field(default_factory=dict)
 
     def blend(self, own: Mapping[str, Weight] | None = None) -> Blend:
         """The blend, with some faders at other positions: numbers, or tensors ``[requests]``."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-from .. import formula, rewards
+from .. import rewards
 from ..blends import file_reader
 from ..blends.blend import Blend, Model, ValueHead
 from ..blends.values import Reward, RewardModel
@@ -17,7 +16,7 @@ from ..checks import did_you_mean
 from ..drafts import PROMPT
 from ..models import saved
 from ..specs import Spec, fader_of, system_of
-from .formulas import Unloaded, blend_of, members_of, tilt_of, value_of
+from .formulas import Unloaded, blend_of, errors_of, members_of, names_of, tilt_of, value_of
 from .loaded import Loaded, dtype_of, load_terms
 
 S = TypeVar("S", bound=Any)
@@ -43,6 +42,8 @@ class Plan:
         accept: the formula of the value that a correction must raise, or None.
         tilt: the formula of a search's tilt, or None.
         draft: the formula of the blend that guesses tokens, or None.
+        spare: whether there may be models, rewards and faders that no formula uses, as a server
+            has, whose requests bring formulas of their own.
     """
 
     specs: Mapping[str, Spec]
@@ -58,6 +59,7 @@ class Plan:
     accept: str | None = None
     tilt: str | None = None
     draft: str | None = None
+    spare: bool = False
 
     @classmethod
     def of_rewards(cls, models: Mapping[str, str], rewards: Mapping[str, str]) -> Plan:
@@ -99,6 +101,7 @@ class Plan:
         accept: str | None = None,
         tilt: str | None = None,
         draft: str | None = None,
+        spare: Collection[str] | None = None,
     ) -> Plan:
         """Read the texts of options.
 
@@ -114,6 +117,7 @@ class Plan:
             accept: a formula of the value that a correction must raise.
             tilt: a formula of two models, ``target - sampler``.
             draft: a formula of the models that guess tokens, most often a name.
+            spare: names in formulas that are read elsewhere; those given need be in no formula.
 
         Raises:
             ValueError: an option is malformed or does not fit the others. OSError: a model or
@@ -139,13 +143,13 @@ class Plan:
                 )
         if outline is not None:
             blend = str(outline)
-        if value is None and accept is None and len(functions) > 1:
+        if value is None and accept is None and spare is None and len(functions) > 1:
             raise ValueError(
                 "--value is missing; with several rewards it must be a formula of them"
             )
-        if value is None and len(functions) == 1:
+        if value is None and spare is None and len(functions) == 1:
             value = next(iter(functions))
-        deciding: set[str] = set()
+        deciding = set(spare or ())
         for option, text, name in (
             ("--value", value, "reward"),
             ("--judge", judge, "judge"),
@@ -158,7 +162,7 @@ class Plan:
                     f"{option} is {text!r}, a folder; it must be a formula: --model {name}={text} "
                     f"{option} {name}"
                 )
-            deciding |= set() if text is None else _names(option, text)
+            deciding |= set() if text is None else names_of(option, text)
         if blend is None:
             if len(specs) > 1:
                 others = [name for name in specs if name not in deciding]
@@ -188,6 +192,7 @@ class Plan:
             accept,
             tilt,
             draft,
+            spare is not None,
         )
 
     @property
@@ -210,7 +215,7 @@ class Plan:
     @cached_property
     def names(self) -> dict[str, set[str]]:
         """The names in each formula, by its option."""
-        return {option: _names(option, text) for option, text in self.formulas.items()}
+        return {option: names_of(option, text) for option, text in self.formulas.items()}
 
     @property
     def free(self) -> set[str]:
@@ -227,6 +232,8 @@ class Plan:
                         f"{option} has {name!r}, a reward; it can be in --value, by which a search "
                         "chooses"
                     )
+        if self.spare:
+            return
         used = set().union(*self.names.values())
         for option, given in (
             ("--model", self.specs),
@@ -288,27 +295,33 @@ class Plan:
             if name not in self.labels
         }
         terms |= members_of(self.outline)
-        with _errors_of("--blend"):
+        with errors_of("--blend"):
             blend_of(self.blend, terms, faders)
         for option, text in (("--judge", self.judge), ("--draft", self.draft)):
             if text is not None:
-                with _errors_of(option):
+                with errors_of(option):
                     blend_of(text, terms, faders)
         others = {n: Reward(max, name=n) for n in (*self.labels, *self.rewards)}
         for option, text in self.values.items():
             if text is not None:
-                with _errors_of(option):
+                with errors_of(option):
                     value_of(text, {**terms, **others}, faders)
         if self.tilt is not None:
-            with _errors_of("--tilt"):
+            with errors_of("--tilt"):
                 tilt_of(self.tilt, {**terms, **others}, faders)
 
-    def load(self, device: str = "cpu", dtype: str = "auto") -> Loaded:
+    def load(
+        self,
+        device: str = "cpu",
+        dtype: str = "auto",
+        tell: Callable[[str], object] = lambda path: None,
+    ) -> Loaded:
         """Load the models. Terms over the same path share one.
 
         Args:
             device: where the models go.
             dtype: of the models, or "auto" for what they were saved in.
+            tell: is called with each path before it is loaded.
 
         Raises:
             ValueError, OSError: a model is not there or cannot be loaded. ImportError: names what
@@ -318,6 +331,7 @@ class Plan:
         kept = [s for name, s in self.specs.items() if name not in self.labels]
         for path in dict.fromkeys(spec.path for spec in kept):
             same = [spec for spec in kept if spec.path == path]
+            tell(path)
             terms |= load_terms(path, same, device, dtype)
         judging = dict(terms)  # All that a judge reads is its own prompt.
         for name, text in self.systems.items():
@@ -336,7 +350,19 @@ class Plan:
         judge = None if self.judge is None else blend_of(self.judge, judging, self.faders)
         ratio = None if self.tilt is None else tilt_of(self.tilt, terms, self.faders)
         draft = None if self.draft is None else blend_of(self.draft, terms, self.faders)
-        return Loaded(self.blend, terms, self.faders, value, blend, judge, accept, ratio, draft)
+        return Loaded(
+            self.blend,
+            terms,
+            self.faders,
+            value,
+            blend,
+            judge,
+            accept,
+            ratio,
+            draft,
+            others,
+            judging,
+        )
 
     def load_rewards(self, device: Any, dtype: str) -> dict[str, Any]:
         """The functions and the reward models, by name; arguments and errors are as in `load`."""
@@ -364,25 +390,6 @@ def _outline(file: str) -> Blend:
     for term in d["terms"]:
         term["adapter"] = "active"  # The adapters are not loaded either.
     return Blend.from_dict(d, **{member["name"]: Unloaded() for member in members})
-
-
-@contextmanager
-def _errors_of(option: str) -> Iterator[None]:
-    """Let errors of a formula name the option that has it."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{option}: {str(error).removeprefix('formula: ')}") from None
-
-
-def _names(option: str, text: str) -> set[str]:
-    """The names in a formula; whatever keeps it from being read is an error."""
-    try:
-        return formula.names_in(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        with _errors_of(option):
-            formula.evaluate(text, {})
-        raise
 
 
 def _by_name(option: str, given: Sequence[S]) -> dict[str, S]:

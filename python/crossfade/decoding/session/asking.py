@@ -72,6 +72,8 @@ class Asking:
             return_kl_to_base=given.return_kl_to_base,
             search=given.search,
             draft=given.draft,
+            tools=arguments.pop("tools", None),
+            chat_template_kwargs=arguments.pop("chat_template_kwargs", None),
             arguments=arguments,
             known=self._known,
         )

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...blends.blend import Model
+from ...blends.blend import Model, ValueHead
+from ...blends.classifier import Classifier
 from ...blends.terms import check_name
 from ...checks import explained
 from ...drafts import Draft
@@ -114,6 +115,12 @@ class Session:
         return tuple(self._asking.terms)
 
     @property
+    def values(self) -> tuple[str, ...]:
+        """Those of them whose numbers are added to a blend: value heads and classifiers."""
+        kinds = (ValueHead, Classifier)
+        return tuple(name for name, x in self._asking.terms.items() if isinstance(x, kinds))
+
+    @property
     def weights(self) -> dict[str, float]:
         """Where faders stand unless a request says so."""
         return dict(self._asking.weights)
@@ -187,7 +194,8 @@ class Session:
             return_term_logprobs, return_kl_to_base, return_pushes: as in `crossfade.generate`;
                 pieces have them, too.
             **generation: as in `crossfade.generate`, such as `max_new_tokens`, `temperature`,
-                `top_k`, `top_p`, `min_p`, `do_sample`, `stop_strings`, `repetition_penalty`.
+                `top_k`, `top_p`, `min_p`, `do_sample`, `stop_strings`, `repetition_penalty`,
+                `tools`, `chat_template_kwargs`.
 
         Raises:
             TypeError, ValueError, NotImplementedError: names the argument, what it was and what it
