@@ -380,9 +380,10 @@ class Loop:
         slots, mixer = self.slots, self.mixer
         draw: dict[str, Any] = {name: slots.table[name] for name in DRAW}
         draw["step"] = slots.new
-        terms = "term_logprobs" in slots.written
+        terms, pushes = "term_logprobs" in slots.written, "pushes" in slots.written
         if self.watch.processors is None:
-            return mixer.sample(logits, {**draw, "return_term_logprobs": terms})
+            wanted = {"return_term_logprobs": terms, "return_pushes": pushes}
+            return mixer.sample(logits, {**draw, **wanted})
         log_p = mixer.log_probs(logits)
         scores = self.watch.process(mixer.scores(logits, log_p))
         sample = ops.blend_sample([scores.float().contiguous()], [1.0], **draw)
@@ -390,7 +391,11 @@ class Loop:
         each = None
         if terms:
             each = torch.cat([t.gather(1, at) for t in mixer.term_log_probs(logits)], dim=1)
-        return sample._replace(logprobs=log_p.gather(1, at)[:, 0], term_logprobs=each)
+        return sample._replace(
+            logprobs=log_p.gather(1, at)[:, 0],
+            term_logprobs=each,
+            pushes=mixer.pushes(logits, log_p, at[:, 0]) if pushes else None,
+        )
 
     def _warn(self, slot: int, logits: list[Tensor]) -> None:
         """Warn of a row that failed, and say why.

@@ -21,9 +21,9 @@ Kept = dict[str, tuple[tuple[int, ...], torch.dtype]]
 Outcome = Played | Filtered
 
 
-def kept(terms: int, references: int, *, entropies: bool = False) -> Kept:
-    """What is kept of a token, with the log-probs of so many terms and so many divergences, and the
-    entropy of what it was drawn from if that is wanted."""
+def kept(terms: int, references: int, *, entropies: bool = False, pushes: int = 0) -> Kept:
+    """What is kept of a token, with the log-probs of so many terms and so many divergences, the
+    entropy of what it was drawn from if that is wanted, and so many pushes."""
     one: tuple[int, ...] = ()
     found: Kept = {
         "tokens": (one, torch.int64),
@@ -36,6 +36,8 @@ def kept(terms: int, references: int, *, entropies: bool = False) -> Kept:
         found["kl"] = ((references,), torch.float32)
     if entropies:
         found["entropies"] = (one, torch.float32)
+    if pushes:
+        found["pushes"] = ((pushes,), torch.float32)
     return found
 
 
@@ -289,6 +291,8 @@ class Slots:
         self.written["sampled_logprobs"][at] = sample.sampled_logprobs
         if sample.term_logprobs is not None and "term_logprobs" in self.written:
             self.written["term_logprobs"][at] = sample.term_logprobs
+        if sample.pushes is not None:
+            self.written["pushes"][at] = sample.pushes
         if kl is not None:
             self.written["kl"][at] = kl
         if heads is not None:
