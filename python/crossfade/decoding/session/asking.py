@@ -90,6 +90,7 @@ class Asking:
             logits_processor=penalties,
             return_term_logprobs=given.return_term_logprobs,
             return_kl_to_base=given.return_kl_to_base,
+            return_pushes=given.return_pushes,
             search=given.search,
             draft=given.draft,
             arguments=arguments,
