@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..extras import require
@@ -180,6 +182,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings.check_host(arguments.host, keys)
     plan = _plan(arguments)
     plan.check()
+    if arguments.name in plan.plan.specs:
+        raise ValueError(f"--name is {arguments.name!r}, which is a --model; it must differ")
     try:  # before models are loaded, which takes longer
         at = server.bind(arguments.host, arguments.port)
     except OSError as error:
@@ -246,14 +250,13 @@ def _serve(arguments: argparse.Namespace, served: Served, keys: Any, at: Any) ->
         max_batch=arguments.max_batch,
         max_waiting=arguments.max_waiting,
     )
-    _log(arguments)
     port = at.getsockname()[1]
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
 
     def begun() -> None:
         options.note(arguments, f"{session.blend}, at http://{host}:{port}/ (Ctrl-C stops)")
 
-    with session:
+    with session, _lines(arguments.quiet):
         app = create_app(session, settings)
         server.run(server.Server(app, grace=arguments.grace, begun=begun), at)
 
@@ -280,12 +283,19 @@ def _limits(arguments: argparse.Namespace) -> Any:
     )
 
 
-def _log(arguments: argparse.Namespace) -> None:
+@contextmanager
+def _lines(quiet: bool) -> Iterator[None]:
     """Print what the server has to say on stderr, with the time."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    for name in ("crossfade.serve", "uvicorn"):
-        logger = logging.getLogger(name)
+    loggers = [logging.getLogger(name) for name in ("crossfade.serve", "uvicorn")]
+    for logger in loggers:
         logger.addHandler(handler)
-        logger.propagate = False
-        logger.setLevel(logging.WARNING if arguments.quiet or name == "uvicorn" else logging.INFO)
+        logger.setLevel(logging.WARNING)
+    if not quiet:
+        loggers[0].setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)

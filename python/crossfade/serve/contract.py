@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from typing import Any, Protocol
 
 
 class Piece(Protocol):
     """What a request has written since its last piece."""
 
-    text: str
-    ids: list[int]
-    logprobs: list[float]
-    top_logprobs: list[dict[int, float]]
-    term_logprobs: list[dict[str, float]]
-    pushes: list[dict[str, float]]
-    kl: list[float]
+    @property
+    def text(self) -> str: ...
+    @property
+    def ids(self) -> list[int]: ...
+    @property
+    def logprobs(self) -> list[float]: ...
+    @property
+    def top_logprobs(self) -> list[dict[int, float]]: ...
+    @property
+    def term_logprobs(self) -> list[dict[str, float]]: ...
+    @property
+    def pushes(self) -> list[dict[str, float]]: ...
+    @property
+    def kl(self) -> list[float]: ...
 
 
 class Request(Protocol):
@@ -71,7 +78,8 @@ class Session(Protocol):
     @property
     def waiting(self) -> int: ...
 
-    def submit(self, inputs: Any, **options: Any) -> Request: ...
+    @property
+    def submit(self) -> Callable[..., Request]: ...
     def score(
         self,
         inputs: Any,

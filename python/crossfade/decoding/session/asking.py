@@ -212,8 +212,9 @@ class Asking:
         first = None
         for name, scale in given.lora.items():
             term = terms.get(name)
-            if not _has_adapter(term):
-                known = [n for n, x in self.models.items() if _has_adapter(x)]
+            adapter = _adapter_of(term)
+            if term is None or adapter is None:
+                known = [n for n, x in self.models.items() if _adapter_of(x)]
                 raise ValueError(
                     f"lora has {name!r}; it must name terms that are adapters: {', '.join(known)}"
                 )
@@ -224,13 +225,13 @@ class Asking:
                     f"lora has {name!r}, which is an adapter of another model than {first.name!r}; "
                     "all must be of one"
                 )
-            adapters[term.adapter] = float(scale)
+            adapters[adapter] = float(scale)
         if first is None:
             raise ValueError("lora is empty; it must have a scale for an adapter")
-        every = [
-            x.adapter for x in self.models.values() if x.model is first.model and _has_adapter(x)
-        ]
-        mix = {name: torch.tensor([adapters.get(name, 0.0)]) for name in dict.fromkeys(every)}
+        every = [_adapter_of(x) for x in self.models.values() if x.model is first.model]
+        mix = {
+            name: torch.tensor([adapters.get(name, 0.0)]) for name in dict.fromkeys(every) if name
+        }
         return Blend((replace(first, adapter=mix, name="lora"),), (own_weight(1.0),))
 
 
@@ -240,9 +241,10 @@ def check_one(requests: int) -> None:
         raise ValueError(f"inputs are {requests} requests; they must be one: a text, a chat or ids")
 
 
-def _has_adapter(term: Any) -> bool:
-    """Whether a term is one adapter of a model, by its name."""
-    return isinstance(term, Model) and isinstance(term.adapter, str) and term.adapter != "active"
+def _adapter_of(term: Any) -> str | None:
+    """The name of the adapter that a term is; None if it is anything else."""
+    adapter = term.adapter if isinstance(term, Model) else None
+    return adapter if isinstance(adapter, str) and adapter != "active" else None
 
 
 def positions_in(formula: str, positions: Mapping[str, float]) -> dict[str, float]:
