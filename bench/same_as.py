@@ -205,6 +205,7 @@ def settings(pick: random.Random, requests: int) -> Spec:
         ("epsilon_cutoff", [0.02], 0.03),
         ("stop_strings", ["a", ["th", "e"], ["de", "q", "xy"]], 0.12),
         ("return_term_logprobs", [True], 0.2),
+        ("return_pushes", [True], 0.12),
         ("return_kl_to_base", [True], 0.12),
         ("max_time", [0.0, 1e4], 0.03),
         ("return_dict_in_generate", [False, True], 0.05),

@@ -73,12 +73,13 @@ Blend read_blend(const py::tuple& t) {
   return b;
 }
 
-// (do_sample, temperature, top_p, min_p, top_k, seed, stream, step, addresses of the four outputs)
+// (do_sample, temperature, top_p, min_p, top_k, seed, stream, step, addresses of the five outputs)
 Sampling read_sampling(const py::tuple& t) {
   return {t[0].cast<bool>(),           read_setting<float>(t[1]),   read_setting<float>(t[2]),
           read_setting<float>(t[3]),   read_setting<int64_t>(t[4]), read_setting<int64_t>(t[5]),
           read_setting<int64_t>(t[6]), read_setting<int64_t>(t[7]), pointer<int64_t>(t[8]),
-          pointer<float>(t[9]),        pointer<float>(t[10]),       pointer<float>(t[11])};
+          pointer<float>(t[9]),        pointer<float>(t[10]),       pointer<float>(t[11]),
+          pointer<float>(t[12])};
 }
 
 // [(address, strides, heads, length, size, bytes of a number), ...]

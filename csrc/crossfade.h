@@ -76,6 +76,10 @@ struct Sampling {
   float* logprobs;          // [rows], of the token under the blend at temperature 1
   float* sampled_logprobs;  // [rows], of the token under the distribution it was drawn from
   float* term_logprobs;     // [rows, terms], of the token under each term alone; or null
+  // [rows, terms + values], or null; only with power 0 and without parts. With E the expectation
+  // under the blend at temperature 1, a term's is w_k ((z_k - z_0)(token) - E[z_k - z_0]), and a
+  // value's is l_m (Q_m(token) - E[Q_m]). It is NaN in a bad row, and where E is not finite.
+  float* pushes;
 };
 
 // A tensor [rows, heads, tokens, size] whose last dimension is contiguous.

@@ -5,14 +5,14 @@ sums of exponentials. `choose` takes the group with the largest log-mass under t
 and of its tokens, whose scores it makes again, the one with the largest score under the noise of
 tokens. With truncation the scores are written to scratch memory, in which `choose` finds their
 threshold without a sort, and then the sums of what is left in each group. A power mean takes one
-more read, by `term_tiles` of terms.py, and so do parts.
+more read, by `term_tiles` of terms.py, and so do parts, and what terms pushed, by `push_tiles`.
 """
 
 import triton
 import triton.language as tl
 
 from .noise import GROUPS, TOKENS, noise_of
-from .terms import NEG_INF, blend_scores, combine, load_row, place_of, setting
+from .terms import NEG_INF, blend_scores, combine, load_row, place_of, setting, weight_of
 from .threshold import exp_over, inverse_of, key_of, list_groups, load_listed, truncation
 
 # Planes of `partials` [PLANES, B, groups] float32.
@@ -230,3 +230,67 @@ def choose(
             log_p = (z - term_top) - tl.log(mass)
             at = term_logprobs + row.to(tl.int64) * len(blend.terms) + n
             tl.store(at, tl.where(good, log_p, float("nan")))
+
+
+# ---- What pushed the token -----------------------------------------------------------------------
+
+
+@triton.jit
+def push_of(w, p, x, at_token):
+    """w E[x(token) - x] of a tile's x, with the probabilities p; NaN if it is not finite."""
+    push = w * tl.sum(tl.where(p > 0.0, p * (at_token - x), 0.0))
+    return tl.where(tl.abs(push) < float("inf"), push, float("nan"))
+
+
+@triton.jit
+def departure(blend, k: tl.constexpr, row, cols, vocab):
+    """What a term's logits are above the first term's."""
+    z = load_row(blend.terms[k], blend.strides[k], row, cols, vocab)
+    return z - load_row(blend.terms[0], blend.strides[0], row, cols, vocab)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def push_tiles(
+    pushes,  # [B, K + M, tiles] float32: to be summed over the tiles
+    tokens,  # [B] int64
+    partials,
+    blend,  # without a power mean and parts
+    rows,
+    vocab,
+    tiles,
+    groups,
+    BLOCK: tl.constexpr,  # tokens of a tile
+    CHUNK: tl.constexpr,  # the groups that a loop takes at once
+    TILES: tl.constexpr,  # the tiles that a loop takes at once
+):
+    """Each term's and each value's push, as far as it is of one tile of a row. Grid (B, tiles)."""
+    row, tile = place_of()
+    size = rows.to(tl.int64) * groups
+    top, total = combine(partials + row.to(tl.int64) * groups, size, TOP, groups, CHUNK)
+    score, _ = blend_scores(
+        blend, None, size, tiles, TILES, row, tile * BLOCK, vocab, False, False, BLOCK
+    )
+    p = tl.exp(score - top) / total
+    token = tl.load(tokens + row)
+    good = token >= 0
+    nothing = tl.where(good, 0.0, float("nan"))
+    token = tl.maximum(token, 0)
+    cols = tile * BLOCK + tl.arange(0, BLOCK)
+
+    K: tl.constexpr = len(blend.terms)
+    M: tl.constexpr = 0 if blend.value_terms is None else len(blend.value_terms)
+    pushes += row.to(tl.int64) * (K + M) * tiles + tile
+    tl.store(pushes, nothing)  # the first term's
+    for k in tl.static_range(1, K):
+        w, push = weight_of(blend.weights, blend.weight_stride, row, k), nothing
+        if good & (w != 0.0):
+            at_token = departure(blend, k, row, token, vocab)
+            push = push_of(w, p, departure(blend, k, row, cols, vocab), at_token)
+        tl.store(pushes + k * tiles, push)
+    for m in tl.static_range(M):
+        w, push = weight_of(blend.value_weights, blend.value_weight_stride, row, m), nothing
+        if good & (w != 0.0):
+            q, stride = blend.value_terms[m], blend.value_strides[m]
+            at_token = load_row(q, stride, row, token, vocab)
+            push = push_of(w, p, load_row(q, stride, row, cols, vocab), at_token)
+        tl.store(pushes + (K + m) * tiles, push)

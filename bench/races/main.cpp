@@ -120,11 +120,12 @@ void blends(int threads) {
           s.seed.all = 11;
           const auto draw = [&](int count) {
             auto tokens = filled<int64_t>(rows);
-            auto numbers = filled<float>(rows * 5);
+            auto numbers = filled<float>(rows * 8);
             s.tokens = tokens.data();
             s.logprobs = numbers.data();
             s.sampled_logprobs = numbers.data() + rows;
             s.term_logprobs = numbers.data() + 2 * rows;
+            s.pushes = power == 0 ? numbers.data() + 5 * rows : nullptr;
             blend_sample_rows(b, s, count);
             numbers.insert(numbers.end(), tokens.begin(), tokens.end());
             return numbers;

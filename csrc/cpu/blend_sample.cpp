@@ -7,6 +7,7 @@
 //      score is stored.
 //   3. One thread draws a group by the masses, then a token among the group's scores, which are
 //      made again where they were not stored.
+//   4. Where its pushes are asked for, all read the inputs once more: see pushes.h.
 #include <omp.h>
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "draw.h"
+#include "pushes.h"
 #include "row_blend.h"
 
 namespace crossfade {
@@ -161,6 +163,35 @@ class RowReader {
     return made;
   }
 
+  // Writes the pushes of a token that all members know.
+  void push(int64_t token, float* out) const {
+    Departure from[2 * kMaxTerms];
+    int count = 0;
+    for (int k = 1; k < blend_.terms; ++k)
+      if (weight_of(blend_.weight, row_, k) != 0)
+        from[count++] = Departure::of_term(blend_, row_, k, token);
+    for (int m = 0; m < blend_.values; ++m)
+      if (weight_of(blend_.value_weight, row_, m) != 0)
+        from[count++] = Departure::of_value(blend_, row_, m, token);
+    const auto sums = [&](int n) { return w_.push_sum + n * w_.groups; };
+
+    alignas(64) float made[kGroup], e[kGroup];
+    for (int64_t j = begin_; j < end_; ++j) {
+      const bool counts = w_.group_max[j] - sum_.max > kLeastLog;
+      if (counts) exponentials(scores(j, made), w_.group_max[j], e);
+      for (int n = 0; n < count; ++n) sums(n)[j] = counts ? from[n].sum(j, blend_.vocab, e) : 0;
+    }
+    team_.sync();
+    if (team_.rank != 0) return;
+    std::fill_n(out, blend_.terms + blend_.values, 0.0f);
+    for (int n = 0; n < count; ++n) {
+      for (int64_t j = groups_; j % kLanes != 0; ++j) sums(n)[j] = 0;
+      const double mean = log_sum(w_.group_max, sums(n), groups_).total / sum_.total;
+      out[from[n].column] =
+          std::isfinite(mean) ? static_cast<float>(from[n].of.weight * mean) : __builtin_nanf("");
+    }
+  }
+
   LogSum term_sum_of(int k) const { return log_sum(term_max(k), term_sum(k), groups_); }
   const LogSum& sum() const { return sum_; }
   int64_t groups() const { return groups_; }
@@ -229,11 +260,13 @@ class RowReader {
   LogSum sum_;
 };
 
-void write_bad(const Sampling& out, int64_t row, int terms) {
+void write_bad(const Sampling& out, int64_t row, int terms, int values) {
   const float nan = __builtin_nanf("");
   out.tokens[row] = -1;
   out.logprobs[row] = out.sampled_logprobs[row] = nan;
   if (out.term_logprobs) std::fill_n(out.term_logprobs + row * terms, terms, nan);
+  const int both = terms + values;
+  if (out.pushes) std::fill_n(out.pushes + row * both, both, nan);
 }
 
 void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team& team) {
@@ -243,7 +276,7 @@ void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team
   const bool cuts = own.cut.any();
   const bool stores = cuts && !own.cut.few(blend.vocab);
   if (!reader.read({out.term_logprobs != nullptr, stores, own.inv_t}) || own.bad) {
-    if (team.rank == 0) write_bad(out, row, blend.terms);
+    if (team.rank == 0) write_bad(out, row, blend.terms, blend.values);
     return;
   }
   const LogSum& sum = reader.sum();
@@ -271,6 +304,10 @@ void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team
       out.term_logprobs[row * blend.terms + k] =
           z.finite() ? (own_logit - z.max) - z.log_total() : __builtin_nanf("");
     }
+  }
+  if (out.pushes) {
+    team.sync();  // then all know the token
+    reader.push(out.tokens[row], out.pushes + row * (blend.terms + blend.values));
   }
 }
 

@@ -21,6 +21,7 @@ struct Workspace {
   Packed* packed;
   float* lane_max;             // for each lane of each group
   float *term_max, *term_sum;  // for each group of each term
+  float* push_sum;             // for each group of each term and value
   uint32_t* words;             // of noise, for each group, or each token of one
   int64_t groups = 0;
 
@@ -40,7 +41,7 @@ struct Workspace {
     const int64_t tokens = list_at(groups + 1);
     float** const lists[] = {&listed, &listed_mass, &near, &near_mass, &left, &left_mass};
     float** const of_groups[] = {&group_max, &group_sum, &group_tempered, &group_mass};
-    const int64_t numbers = 7 * tokens + (6 + kLanes + 2 * kMaxTerms) * groups + kGroup;
+    const int64_t numbers = 7 * tokens + (6 + kLanes + 4 * kMaxTerms) * groups + kGroup;
     // Of a size that is no multiple of the alignment, sanitizers and some libraries give nothing.
     const size_t bytes = (numbers * sizeof(float) + 63) / 64 * 64;
     float* at = scores = static_cast<float*>(std::aligned_alloc(64, bytes));
@@ -54,6 +55,7 @@ struct Workspace {
     lane_max = at, at += kLanes * groups;
     term_max = at, at += kMaxTerms * groups;
     term_sum = at, at += kMaxTerms * groups;
+    push_sum = at, at += 2 * kMaxTerms * groups;
     packed = reinterpret_cast<Packed*>(at), at += groups;
     words = reinterpret_cast<uint32_t*>(at);
     return true;

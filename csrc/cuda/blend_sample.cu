@@ -9,13 +9,14 @@
 //      do not hold all of those, more readings find the threshold, see edge.cuh and threshold.cuh,
 //      and run the race.
 //   5. It reads the group that won once more and draws the token.
+//   6. Where its pushes are asked for, it reads the inputs for these, see pushes.cuh.
 // Scores are never stored but made anew from the inputs wherever they are needed. So neither shared
 // memory nor registers limit how many rows are under way, and no scratch memory is needed.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include "launch.cuh"
-#include "read_row.cuh"
+#include "pushes.cuh"
 
 namespace crossfade {
 namespace cuda {
@@ -25,8 +26,9 @@ __device__ __forceinline__ T setting(const PerRow<T>& setting, int64_t row) {
   return setting.rows ? setting.rows[row] : setting.all;
 }
 
-template <bool kNormed, Format kFormat>
-__global__ void __launch_bounds__(kMostThreads<kNormed>, 1)
+// With kPushes it has code for these. Other calls have a kernel without, whose registers they need.
+template <bool kNormed, Format kFormat, bool kPushes = false>
+__global__ void __launch_bounds__(kMostThreads<kNormed || kPushes>, 1)
     sample_kernel(const __grid_constant__ Blend blend, const __grid_constant__ Sampling out) {
   Shared& shared = shared_memory();
   Team team(shared.exchange);
@@ -69,8 +71,15 @@ __global__ void __launch_bounds__(kMostThreads<kNormed>, 1)
       out.term_logprobs[row * blend.terms + threadIdx.x] =
           good ? shared.row.log_z[threadIdx.x].log_p(number_at(term, best.index)) : NAN;
     }
+    if (kPushes && threadIdx.x == 0) shared.token = best.index;
   }
   Team::sync();  // no member leaves while another reads its shared memory
+  if (kPushes) {
+    const int64_t both = blend.terms + blend.values;
+    const uint32_t token = Team::at(0, shared.token);
+    write_pushes<kFormat>(team, shared, blend, token, out.pushes + Team::row() * both);
+    Team::sync();
+  }
 }
 
 template <bool kNormed>
@@ -139,6 +148,8 @@ const char* blend_sample_cuda(const Blend& blend, const Sampling& sampling, int 
   const auto run = [&]() {
     if (cuda::normalises(blend))
       return cuda::run<cuda::sample_kernel<true, Format::any>, Blend, Sampling>;
+    if (sampling.pushes)
+      return cuda::run<cuda::sample_kernel<false, Format::any, true>, Blend, Sampling>;
     switch (cuda::format_of(blend)) {
       case Format::f32:
         return cuda::run<cuda::sample_kernel<false, Format::f32>, Blend, Sampling>;

@@ -56,7 +56,7 @@ enum class Format : int { f32, bf16, f16, any };
 struct alignas(16) Input {
   const void* row;
   float weight;
-  uint16_t term;  // the number of the term, if it is one
+  uint16_t column;  // its number among the terms and then the values
   uint8_t dtype;
   bool aligned;  // to 16 bytes, so that eight tokens are one or two vector loads
 
@@ -64,10 +64,10 @@ struct alignas(16) Input {
   __device__ bool narrow() const { return !wide() && aligned; }
 };
 
-__device__ __forceinline__ Input input_of(const Matrix& m, int64_t row, float weight, int term) {
+__device__ __forceinline__ Input input_of(const Matrix& m, int64_t row, float weight, int column) {
   const int64_t bytes = m.dtype == DType::f32 ? 4 : 2;
   const char* data = static_cast<const char*>(m.data) + row * m.row_stride * bytes;
-  return {data, weight, static_cast<uint16_t>(term), static_cast<uint8_t>(m.dtype),
+  return {data, weight, static_cast<uint16_t>(column), static_cast<uint8_t>(m.dtype),
           reinterpret_cast<uintptr_t>(data) % 16 == 0};
 }
 

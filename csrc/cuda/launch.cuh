@@ -26,8 +26,8 @@ namespace cuda {
 
 // The most threads of a block. The power means and the pushes of eight tokens take more registers
 // than 1,024 threads have.
-template <bool kNormed>
-constexpr int kMostThreads = kNormed ? 512 : 1024;
+template <bool kLarge>
+constexpr int kMostThreads = kLarge ? 512 : 1024;
 
 struct Spread {
   unsigned cluster, threads;  // blocks of a row, and threads of a block: powers of two

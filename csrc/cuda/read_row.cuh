@@ -39,6 +39,7 @@ struct Shared {
   Cut cut;    // the truncation that this step does
   Task task;
   Result result;
+  uint32_t token;  // in the team's first member: the row's, where its pushes are asked for
   ThresholdMemory threshold;
 };
 static_assert(sizeof(Shared) <= 48 * 1024, "more takes an attribute of the kernel");

@@ -37,7 +37,7 @@ struct RowBlend {
     float w = 0;
     if (exists) w = weights.rows ? weights.rows[row * weights.row_stride + i] : weights.all[i];
     Input in{};
-    if (exists) in = input_of(is_term ? b.term[i] : b.value[i], row, w, i);
+    if (exists) in = input_of(is_term ? b.term[i] : b.value[i], row, w, is_term ? i : b.terms + i);
     if (exists && is_term) term[i] = in;
 
     const bool mean = is_term && b.power != 0;
@@ -196,7 +196,7 @@ class BlendScores {
     float before = 0;
     for (uint32_t n = 0; n < row.means; ++n) {
       const Input& in = row.weighted[n];
-      const LogZ z = row.log_z[in.term];
+      const LogZ z = row.log_z[in.column];
       Eight x;
       unpack(in, load(in, v, vocab_), x);
 #pragma unroll
@@ -244,7 +244,7 @@ class BlendScores {
       float before = 0;
       for (uint32_t n = 0; n < row.means; ++n) {
         const Input& in = row.weighted[n];
-        mean.add(row.log_z[in.term].log_p(number_at(in, v)), in.weight, before, power_);
+        mean.add(row.log_z[in.column].log_p(number_at(in, v)), in.weight, before, power_);
         before += in.weight;
       }
       massless = mean.bound == -INFINITY;

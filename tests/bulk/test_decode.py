@@ -48,7 +48,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "processors": {"repetition_penalty": 1.3},
     "whole length": {"max_new_tokens": None, "max_length": 14},
     "stop strings": {"stop_strings": ["a", "nd"], "tokenizer": make_letters()},
-    "terms": {"return_term_logprobs": True, "return_kl_to_base": True},
+    "terms": {"return_term_logprobs": True, "return_pushes": True, "return_kl_to_base": True},
 }
 
 
@@ -67,7 +67,7 @@ def test_each_prompt_gets_what_it_gets_alone(
         assert torch.equal(found[i].sequences, theirs.sequences)
         assert found[i].text == theirs.text
         torch.testing.assert_close(found[i].logprobs, theirs.logprobs, atol=1e-4, rtol=1e-4)
-        for name in ("term_logprobs", "kl_to_base"):
+        for name in ("term_logprobs", "pushes", "kl_to_base"):
             ours, own = getattr(found[i], name), getattr(theirs, name)
             if own is not None:
                 torch.testing.assert_close(ours, own, atol=1e-4, rtol=1e-4)

@@ -253,6 +253,21 @@ def test_scores(shape: str, base: cf.Model, tokenizer: PreTrainedTokenizerFast) 
 
 
 @pytest.mark.parametrize("engine", [None, SIMPLE])
+def test_pushes(
+    engine: cf.Engine | None, base: cf.Model, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A classifier's follow those of terms: it alone makes the blend depart from the base, by
+    log(pi / p_0)(y) less its expectation, the divergence."""
+    blend = base + 2.0 * cf.Classifier(classifier_model(), tokenizer, 1, top=TOP)
+    asked = {"return_pushes": True, "return_term_logprobs": True, "return_kl_to_base": True}
+    out = cf.generate(blend, PROMPTS, max_new_tokens=3, engine=engine, **asked)
+    want = out.logprobs - out.term_logprobs[..., 0] - out.kl_to_base
+    torch.testing.assert_close(out.pushes[..., 1], want, atol=1e-4, rtol=1e-4)
+    assert not out.pushes[..., 0].any()
+    assert out.pushes[..., 1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("engine", [None, SIMPLE])
 def test_divergence_from_a_classified_reference(
     engine: cf.Engine | None, base: cf.Model, tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -109,6 +109,7 @@ def test_the_dict_has_the_fields_of_an_output(
     blend: cf.Blend, base: PreTrainedModel, batch: Batch, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     asked: dict[str, Any] = {"return_term_logprobs": True, "kl_to": base, "return_kl_to_base": True}
+    asked["return_pushes"] = True
     arguments = {**asked, "do_sample": True, "seed": 5, "top_k": 0, "num_return_sequences": 2}
     theirs = base.generate(
         **batch,
@@ -122,7 +123,7 @@ def test_the_dict_has_the_fields_of_an_output(
     ours = cf.generate(blend, batch, tokenizer=tokenizer, max_new_tokens=6, **arguments)
     for name in ("sequences", "lengths", "logprobs", "sampled_logprobs", "finished", "failed"):
         assert torch.equal(theirs[name], getattr(ours, name))
-    for name in ("term_logprobs", "kl", "kl_to_base"):
+    for name in ("term_logprobs", "pushes", "kl", "kl_to_base"):
         assert torch.allclose(theirs[name], getattr(ours, name), atol=1e-5)
     assert theirs.text == ours.text
 
@@ -343,6 +344,7 @@ class TestBlendInputs:
         ({"seed": -2}, ValueError, "seed is -2"),
         ({"kl_to": 7, "return_dict_in_generate": True}, TypeError, "kl_to is a int"),
         ({"return_term_logprobs": True}, ValueError, "pass return_dict_in_generate=True"),
+        ({"return_pushes": True}, ValueError, "pass return_dict_in_generate=True"),
         ({"return_kl_to_base": 1}, TypeError, "return_kl_to_base is 1"),
         ({"engine": "simple"}, TypeError, "engine is a str"),
         ({"blend_streamer": print}, TypeError, "blend_streamer is a builtin"),

@@ -234,6 +234,7 @@ class Chatty:
         ({"stop_strings": [3]}, ValueError, "stop_strings has 3"),
         ({"return_dict_in_generate": 3}, TypeError, "return_dict_in_generate is 3"),
         ({"return_term_logprobs": 1}, TypeError, "return_term_logprobs is 1"),
+        ({"return_pushes": 1}, TypeError, "return_pushes is 1"),
         ({"return_kl_to_base": "yes"}, TypeError, "return_kl_to_base is 'yes'"),
         ({"seed": 1.5}, TypeError, "seed is 1.5"),
         ({"seed": True}, TypeError, "seed is True"),

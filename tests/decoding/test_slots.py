@@ -136,7 +136,7 @@ def written(slots: Slots, live: list[bool], tokens: list[int]) -> None:
     slots.reserve()
     slots.live[:] = torch.tensor(live)
     numbers = torch.tensor(tokens, dtype=torch.float32)
-    slots.write(BlendSample(torch.tensor(tokens), numbers, numbers, None), {})
+    slots.write(BlendSample(torch.tensor(tokens), numbers, numbers, None, None), {})
 
 
 def slots_of(count: int, limit: int) -> tuple[Slots, list[Row]]:

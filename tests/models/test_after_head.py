@@ -237,6 +237,11 @@ def terms() -> tuple[cf.Model, cf.Model, cf.Model]:
         ),
         (
             lambda m, p, g: m + 0.5 * p,
+            {"return_pushes": True},
+            ("a head for each term of m: the pushes of each term are asked for",),
+        ),
+        (
+            lambda m, p, g: m + 0.5 * p,
             {"return_kl_to_base": True},
             ("a head for each term of m: the divergence of each step is asked for",),
         ),

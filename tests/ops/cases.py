@@ -154,13 +154,13 @@ def problem(
 
 
 def structs(
-    *args: Any, return_term_logprobs: bool = False, **options: Any
-) -> tuple[Inputs, Draw, bool]:
+    *args: Any, return_term_logprobs: bool = False, return_pushes: bool = False, **options: Any
+) -> tuple[Inputs, Draw, bool, bool]:
     """The arguments of `blend_sample` as a backend takes them."""
     names = {*inspect.signature(Draw).parameters} & options.keys()
     draw = {name: options.pop(name) for name in names}
     inputs = Inputs(*args, **options)
-    return inputs, Draw(inputs, **draw), return_term_logprobs
+    return inputs, Draw(inputs, **draw), return_term_logprobs, return_pushes
 
 
 def matrices(count: int, device: str = "cpu") -> list[Tensor]:
@@ -183,6 +183,7 @@ def good_call(device: str, sample: bool = True) -> dict[str, Any]:
     if sample:
         call |= {"temperature": 0.9, "top_k": 7, "top_p": 0.99, "min_p": 0.001, "do_sample": True}
         call |= {"seed": 1, "stream": 2, "step": 3, "return_term_logprobs": True}
+        call |= {"return_pushes": False}  # which parts have not
     return call
 
 
@@ -248,8 +249,9 @@ def temperatures(p: Problem, settings: dict[str, Any]) -> Tensor:
 
 
 def assert_samples_agree(backend: Backend, p: Problem, **settings: Any) -> BlendSample:
-    """Checks a backend's tokens and log-probs against the reference's, and returns them."""
-    settings = {"return_term_logprobs": True, **settings}
+    """Checks a backend's tokens, log-probs and pushes against the reference's, and returns them."""
+    has_pushes = not p.options.get("power") and not p.options.get("parts")
+    settings = {"return_term_logprobs": True, "return_pushes": has_pushes, **settings}
     got = backend.blend_sample(*p.args, **p.options, **settings)
     want = ops.blend_sample(*p.args, **p.options, **settings, backend="reference")
     assert (got.tokens.shape, got.tokens.dtype) == ((p.rows,), torch.int64)
@@ -266,19 +268,46 @@ def assert_samples_agree(backend: Backend, p: Problem, **settings: Any) -> Blend
     _assert_close(
         "sampled_logprobs", got.sampled_logprobs, want.sampled_logprobs, allowed_sampled, same
     )
-    if not settings["return_term_logprobs"]:
-        assert got.term_logprobs is None
-        return got
-    assert got.term_logprobs is not None
-    assert want.term_logprobs is not None
-    assert got.term_logprobs.shape == (p.rows, len(p.logits))
+    assert (got.term_logprobs is not None) == settings["return_term_logprobs"]
+    if got.term_logprobs is not None:
+        _assert_terms_close(p, got.term_logprobs, want.term_logprobs, token, same)
+    assert (got.pushes is not None) == settings["return_pushes"]
+    if got.pushes is not None:
+        assert got.pushes[want.tokens < 0].isnan().all()
+        _assert_pushes_close(p, got.pushes, want.pushes, token, same)
+    return got
+
+
+def _assert_terms_close(
+    p: Problem, got: Tensor, want: Tensor | None, token: Tensor, same: Tensor
+) -> None:
+    assert want is not None
+    assert got.shape == (p.rows, len(p.logits))
     for k, z in enumerate(p.logits):
         z = z[:, : p.vocab].double()
         scale = z.gather(1, token)[:, 0].abs() + z.nan_to_num(0.0).amax(dim=-1).abs()
         allowed = 1e-5 + 4 * EPS * scale.nan_to_num(0.0, 0.0)
-        mine, truth = got.term_logprobs[:, k], want.term_logprobs[:, k]
-        _assert_close(f"term_logprobs[:, {k}]", mine, truth, allowed, same)
-    return got
+        _assert_close(f"term_logprobs[:, {k}]", got[:, k], want[:, k], allowed, same)
+
+
+def _assert_pushes_close(
+    p: Problem, got: Tensor, want: Tensor | None, token: Tensor, same: Tensor
+) -> None:
+    """They are off by the rounding of logits, and of the probabilities that weigh these."""
+    assert want is not None
+    assert got.shape == (p.rows, len(p.logits) + len(p.values))
+    shares = p.scores().nan_to_num(-INF).softmax(dim=-1)
+    rounding = 1e-5 + 4 * EPS * magnitudes(p)
+    inputs = [x[:, : p.vocab].double() for x in (*p.logits, *p.values)]
+    each = (p.weights, p.value_weights) if p.values else (p.weights,)
+    weights = torch.cat([reference.weights_of(w, p.rows, shares.device) for w in each], dim=1)
+    for c, w in enumerate(weights.unbind(1)):
+        base = inputs[0] if c < len(p.logits) else torch.zeros_like(inputs[0])
+        x, size = inputs[c] - base, inputs[c].abs() + base.abs()
+        ahead, sizes = (x.gather(1, token) - x).abs(), size + size.gather(1, token)
+        error = torch.where(shares > 0, shares * (ahead * rounding + 4 * EPS * sizes), 0.0)
+        allowed = 1e-6 + w.abs() * error.sum(dim=-1)
+        _assert_close(f"pushes[:, {c}]", got[:, c], want[:, c], allowed.nan_to_num(0.0), same)
 
 
 def _assert_close(name: str, got: Tensor, want: Tensor, allowed: Tensor, same: Tensor) -> None:

@@ -95,6 +95,7 @@ class SamplingStruct(ctypes.Structure):
         ("logprobs", ctypes.c_void_p),
         ("sampled_logprobs", ctypes.c_void_p),
         ("term_logprobs", ctypes.c_void_p),
+        ("pushes", ctypes.c_void_p),
     )
 
 
@@ -181,15 +182,16 @@ class EmulatedCuda:
         return out
 
     def blend_sample(self, *args: Any, **options: Any) -> BlendSample:
-        inputs, draw, return_term_logprobs = structs(*args, **options)
+        inputs, draw, return_term_logprobs, return_pushes = structs(*args, **options)
         logprobs, sampled = torch.full((2, inputs.rows), 12345.0)
+        terms = len(inputs.logits)
+        both = terms + len(inputs.values)
         out = BlendSample(
             torch.full((inputs.rows,), 77),
             logprobs,
             sampled,
-            torch.full((inputs.rows, len(inputs.logits)), 12345.0)
-            if return_term_logprobs
-            else None,
+            torch.full((inputs.rows, terms), 12345.0) if return_term_logprobs else None,
+            torch.full((inputs.rows, both), 12345.0) if return_pushes else None,
         )
         self._run("emulated_blend_sample", blend_struct(inputs), sampling_struct(draw, out))
         return out

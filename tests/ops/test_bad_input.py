@@ -164,6 +164,9 @@ OF_SAMPLING = [
     Bad("step", "3", TypeError, "step is '3'"),
     Bad("step", meta(ROWS, dtype=torch.int64), ValueError, "step is on meta"),
     Bad("return_term_logprobs", 1, TypeError, "return_term_logprobs is 1"),
+    Bad("return_pushes", 1, TypeError, "return_pushes is 1"),
+    Bad("return_pushes", True, NotImplementedError, "parts has 1 members; it must be empty"),
+    Bad("return_pushes", True, NotImplementedError, "power is 1.0; it must be 0", {"power": 1.0}),
 ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from batches import tensors
 from cases import INF, NAN, Backend, good_call, lay_out
 from crossfade.ops import Support
 from sweeps import product
@@ -103,7 +104,7 @@ BAD_SETTINGS: dict[str, tuple[str, float]] = {
 def in_tensors(device: str, power: float = 0.0) -> dict[str, Any]:
     """A good call in which each row has weights, a mask and settings of its own."""
     call = good_call(device)
-    call |= {"power": power, "support": None, "parts": ()}
+    call |= {"power": power, "support": None, "parts": (), "return_pushes": power == 0}
     for name in ("weights", "value_weights"):
         call[name] = torch.tensor([call[name]] * ROWS, device=device)
     call["mask"] = call["mask"].repeat(ROWS, 1)
@@ -127,8 +128,7 @@ def assert_bad_row(backend: Backend, call: dict[str, Any]) -> None:
     out = backend.blend_sample(**call)
     want, _ = without_fault(backend, call["power"], call["support"])
     assert out.tokens.tolist() == [-1 if b == ROW else want.tokens[b] for b in range(ROWS)]
-    for got, good_rows in zip(out[1:], want[1:], strict=True):
-        assert got is not None
+    for got, good_rows in zip(tensors(out)[1:], tensors(want)[1:], strict=True):
         assert got[ROW].isnan().all()
         torch.testing.assert_close(got[::2], good_rows[::2])
 
@@ -247,8 +247,11 @@ def test_no_rows(backend: Backend, values: int) -> None:
             step=0,
             do_sample=do_sample,
             return_term_logprobs=True,
+            return_pushes=True,
         )
         assert out.tokens.shape == out.logprobs.shape == out.sampled_logprobs.shape == (0,)
         assert out.term_logprobs is not None
         assert out.term_logprobs.shape == (0, TERMS)
+        assert out.pushes is not None
+        assert out.pushes.shape == (0, TERMS + values)
         assert out.tokens.dtype == torch.int64

@@ -35,6 +35,8 @@ def assert_same(got: BlendSample, want: BlendSample) -> None:
 def test_every_argument(backend: Backend, graph: str) -> None:
     call = good_call(backend.device)
     assert_same(compiled(backend.blend_sample, graph)(**call), backend.blend_sample(**call))
+    call |= {"parts": (), "return_pushes": True}
+    assert_same(compiled(backend.blend_sample, graph)(**call), backend.blend_sample(**call))
     call = good_call(backend.device, sample=False)
     got = compiled(backend.blend, graph)(**call)
     torch.testing.assert_close(got, backend.blend(**call))
@@ -65,6 +67,7 @@ def test_defaults(backend: Backend) -> None:
 
     assert_same(compiled(draw, "aot_eager")(z), draw(z))
     assert draw(z).term_logprobs is None
+    assert draw(z).pushes is None
 
 
 def test_sizes_that_change(backend: Backend) -> None:
@@ -113,6 +116,7 @@ def schema_args(backend: Backend, sample: bool, **changes: Any) -> tuple[Any, ..
         "stream": torch.arange(3, **on),
         "step": torch.arange(3, **on),
         "return_term_logprobs": True,
+        "return_pushes": False,
     }
     op = torch.ops.crossfade.blend_sample if sample else torch.ops.crossfade.blend
     call |= changes
@@ -130,10 +134,11 @@ CHANGES: list[dict[str, Any]] = [
         "part_weights": torch.empty(0),
         "parts": [],
     },
+    {"part_weights": torch.empty(0), "parts": [], "return_pushes": True},
 ]
 
 
-@pytest.mark.parametrize("changes", CHANGES, ids=["all", "greedy", "mixture"])
+@pytest.mark.parametrize("changes", CHANGES, ids=["all", "greedy", "mixture", "pushes"])
 @pytest.mark.parametrize("sample", [False, True], ids=["blend", "blend_sample"])
 def test_registration(backend: Backend, sample: bool, changes: dict[str, Any]) -> None:
     """Schema, fake tensors, autograd's registration and dispatch under dynamic shapes.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from batches import tensors
 from cases import (
     DTYPES,
     INF,
@@ -423,8 +424,8 @@ def test_results_do_not_depend_on_the_order_of_threads(library: Any) -> None:
     for order in (1, 2, 3):
         cuda = EmulatedCuda(library, 2, 64, order)
         for settings in ({}, {"top_k": 20, "top_p": 0.9}, {"top_p": 0.99, "temperature": 3.0}):
-            got = cuda.blend_sample(*p.args, **settings, **SAMPLE, return_term_logprobs=True)
-            results.append(got)
+            more = {"return_term_logprobs": True, "return_pushes": True}
+            results.append(cuda.blend_sample(*p.args, **settings, **SAMPLE, **more))
     for i, got in enumerate(results[3:]):
         assert all(torch.equal(x, y) for x, y in zip(got, results[i % 3], strict=True))
 
@@ -436,15 +437,16 @@ def test_greedy_rows(cuda: EmulatedCuda, power: float, settings: dict[str, Any])
     """A row of temperature 0 comes out as with `do_sample=False`, and the others as without it."""
     support = Support(term=1, top_k=99)
     p = problem(cuda, vocab=530, rows=4, values=1, power=power, support=support)
-    settings = {**settings, **SAMPLE, "return_term_logprobs": True}
+    results = {"return_term_logprobs": True, "return_pushes": power == 0}
+    settings = {**settings, **SAMPLE, **results}
     warm = torch.tensor([0.7, 1.0, 1.3, 2.0])
     t = torch.where(torch.tensor([False, True, False, True]), 0.0, warm)
     mixed = assert_samples_agree(cuda, p, **{**settings, "temperature": t})
     greedy = cuda.blend_sample(*p.args, **p.options, **settings, do_sample=False)
     sampled = cuda.blend_sample(*p.args, **p.options, **{**settings, "temperature": warm})
-    for got, best, drawn in zip(mixed, greedy, sampled, strict=True):
+    for got, best, drawn in zip(*map(tensors, (mixed, greedy, sampled)), strict=True):
         assert torch.equal(got[1::2], best[1::2])
         assert torch.equal(got[::2], drawn[::2])
     for zero in (0.0, torch.zeros(4)):
         got = cuda.blend_sample(*p.args, **p.options, **{**settings, "temperature": zero})
-        assert all(torch.equal(x, y) for x, y in zip(got, greedy, strict=True))
+        assert all(torch.equal(x, y) for x, y in zip(tensors(got), tensors(greedy), strict=True))

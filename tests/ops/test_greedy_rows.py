@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from batches import ROWS, assert_rows, batch, settings, take
+from batches import ROWS, assert_rows, batch, pick_rows, settings, take, tensors
 from cases import INF, NAN, Backend, assert_samples_agree
 from crossfade.ops import BlendSample, Support
 from sweeps import product
@@ -18,13 +18,13 @@ SAMPLED = [b for b, t in enumerate(TEMPERATURES) if t != 0]
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
-def mixed(device: str, **others: Any) -> dict[str, Any]:
-    own = settings(ROWS, device)
+def mixed(device: str, power: float = 0.0, **others: Any) -> dict[str, Any]:
+    own = settings(ROWS, device, power)
     return {**own, "temperature": torch.tensor(TEMPERATURES, device=device), **others}
 
 
 def assert_same_bits(got: BlendSample, want: BlendSample) -> None:
-    for a, b in zip(got, want, strict=True):
+    for a, b in zip(tensors(got), tensors(want), strict=True):
         assert torch.equal(a, b)
 
 
@@ -41,14 +41,14 @@ def assert_same_bits(got: BlendSample, want: BlendSample) -> None:
 def test_rows_are_as_alone(
     backend: Backend, cut: dict[str, Any], power: float, support: Support | None
 ) -> None:
-    p, chosen = batch(backend, power), mixed(backend.device, **cut)
+    p, chosen = batch(backend, power), mixed(backend.device, power, **cut)
     p.options["support"] = support
     whole = assert_samples_agree(backend, p, **chosen)
     assert (whole.tokens >= 0).all()
     assert whole.sampled_logprobs[GREEDY].tolist() == [0.0] * len(GREEDY)
     part, own = take(p, chosen, GREEDY)
     alone = backend.blend_sample(*part.args, **part.options, **{**own, "do_sample": False})
-    assert_same_bits(BlendSample(*(x[GREEDY] for x in whole)), alone)
+    assert_same_bits(pick_rows(whole, GREEDY), alone)
     for b in (GREEDY[0], SAMPLED[0]):
         part, own = take(p, chosen, [b])
         assert_rows(backend.blend_sample(*part.args, **part.options, **own), whole, [b])
@@ -92,7 +92,7 @@ def test_settings_of_greedy_rows_are_not_read(backend: Backend, name: str) -> No
     bad = torch.tensor([-1 if name == "top_k" else NAN] * ROWS, device=backend.device)
     got = backend.blend_sample(*p.args, **p.options, **plain | {name: bad})
     assert (got.tokens < 0).nonzero()[:, 0].tolist() == SAMPLED
-    assert_rows(BlendSample(*(x[GREEDY] for x in got)), want, GREEDY)  # type: ignore[index]
+    assert_rows(pick_rows(got, GREEDY), want, GREEDY)
 
 
 @pytest.mark.parametrize("junk", [NAN, INF, -INF])

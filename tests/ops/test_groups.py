@@ -68,7 +68,7 @@ def test_reference_is_the_second_implementation(vocab: int) -> None:
     """torch and numpy draw the same tokens, over one group and many."""
     x, streams = normal(1, vocab, 4, scale=1.0).double().log_softmax(dim=-1), torch.arange(200)
     inputs = Inputs([x.expand(200, -1)], [1.0])
-    out = reference.blend_sample(inputs, Draw(inputs, seed=9, stream=streams, step=2), False)
+    out = reference.blend_sample(inputs, Draw(inputs, seed=9, stream=streams, step=2), False, False)
     want = gumbel_max(x[0].numpy(), 9, streams.numpy().astype(np.uint64), 2)
     assert out.tokens.tolist() == want.tolist()
 

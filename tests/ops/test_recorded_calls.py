@@ -142,13 +142,23 @@ def test_another_default_dtype(dtype: torch.dtype, backend: str | None) -> None:
             backend=backend,
         )
         log_p = ops.blend([z, z.flip(1)], weights, [z], [0.123], support=cut, backend=backend)
+        pushed = ops.blend_sample(
+            [z, z.flip(1)],
+            weights,
+            [z],
+            [0.123],
+            seed=3,
+            step=1,
+            return_pushes=True,
+            backend=backend,
+        )
         of_head = ops.linear_logp(z, z, TARGETS.new_tensor([0, 1, 2]), backend=backend)
         y = ops.linear(z, z, backend=backend)
         new, keys = query[:, :1], caches.clone()
         attended = ops.attend_(
             query, new, new, keys, keys.clone(), LENGTHS, scale=0.37, softcap=3.3, backend=backend
         )
-        return [*drawn, log_p, of_head.logp, y, attended]
+        return [*drawn[:4], pushed.pushes, log_p, of_head.logp, y, attended]
 
     want = all_results()
     torch.set_default_dtype(dtype)

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from batches import ROWS, assert_rows, batch, settings, take
+from batches import ROWS, assert_rows, batch, pick_rows, settings, take, tensors
 from cases import INF, NAN, Backend
 from crossfade.ops import BlendSample, Support
 from sweeps import product
@@ -12,7 +12,7 @@ from sweeps import product
 
 @functools.cache
 def whole_batch(backend: Backend, power: float) -> tuple[BlendSample, torch.Tensor]:
-    p, chosen = batch(backend, power), settings(ROWS, backend.device)
+    p, chosen = batch(backend, power), settings(ROWS, backend.device, power)
     return backend.blend_sample(*p.args, **p.options, **chosen), backend.blend(*p.args, **p.options)
 
 
@@ -26,7 +26,7 @@ def whole_batch(backend: Backend, power: float) -> tuple[BlendSample, torch.Tens
     ids=str,
 )
 def test_any_rows_in_any_order(backend: Backend, rows: list[int], power: float) -> None:
-    p, chosen = batch(backend, power), settings(ROWS, backend.device)
+    p, chosen = batch(backend, power), settings(ROWS, backend.device, power)
     whole, log_p = whole_batch(backend, power)
     part, own = take(p, chosen, rows)
     assert_rows(backend.blend_sample(*part.args, **part.options, **own), whole, rows)
@@ -41,7 +41,7 @@ def test_threads(backend: Backend, rows: int, power: float) -> None:
         pytest.skip("runs no threads of the CPU")
     p = batch(backend, power, vocab=30_011, rows=rows)
     p.options["support"] = Support(top_p=0.999)
-    chosen = settings(rows, backend.device)
+    chosen = settings(rows, backend.device, power)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -60,14 +60,14 @@ def test_threads(backend: Backend, rows: int, power: float) -> None:
 
 @pytest.mark.parametrize(("power", "junk"), product([0.0, 1.0], [NAN, INF, -INF], together=1))
 def test_bad_rows_leave_others_alone(backend: Backend, junk: float, power: float) -> None:
-    p, chosen = batch(backend, power), settings(ROWS, backend.device)
+    p, chosen = batch(backend, power), settings(ROWS, backend.device, power)
     good = [0, 2, 3, 5]
     want, log_p = whole_batch(backend, power)
     p.logits[0][1] = junk
     p.logits[1][4] = junk
     got = backend.blend_sample(*p.args, **p.options, **chosen)
     assert got.tokens.tolist() == [-1 if b in (1, 4) else want.tokens[b] for b in range(ROWS)]
-    assert_rows(BlendSample(*(x[good] for x in got)), want, good)  # type: ignore[index]
+    assert_rows(pick_rows(got, good), want, good)
     torch.testing.assert_close(backend.blend(*p.args, **p.options)[good], log_p[good])
 
 
@@ -78,7 +78,7 @@ def test_again_is_the_same(backend: Backend) -> None:
     state = torch.get_rng_state()
     first = backend.blend_sample(*p.args, **p.options, **chosen)
     again = backend.blend_sample(*p.args, **p.options, **chosen)
-    for a, b in zip(first, again, strict=True):
+    for a, b in zip(tensors(first), tensors(again), strict=True):
         assert torch.equal(a, b)
     assert torch.equal(torch.get_rng_state(), state)
     for x, copy in zip((*p.logits, *p.values, p.weights), copies, strict=True):

@@ -223,7 +223,8 @@ def test_results_do_not_depend_on_the_tiles(vocab):
     """One tile, a full one, and one with a single token in it all agree with the reference."""
     z = list(normal(2, 2, vocab))
     on_device = [x.to(DEVICE) for x in z]
-    options = {"seed": 3, "step": 5, "temperature": 0.8, "return_term_logprobs": True}
+    options = {"seed": 3, "step": 5, "temperature": 0.8}
+    options |= {"return_term_logprobs": True, "return_pushes": True}
     for settings in ({}, {"top_k": 7, "top_p": 0.8}, {"do_sample": False}):
         ours = blend_sample(on_device, (1.0, 0.5), **options, **settings)
         truth = ops.blend_sample(z, (1.0, 0.5), **options, **settings, backend="reference")
@@ -287,7 +288,8 @@ def test_outputs_do_not_follow_the_default_dtype():
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        drawn = blend_sample(z, (1.0,), top_k=3, seed=0, step=0, return_term_logprobs=True)
+        results = {"return_term_logprobs": True, "return_pushes": True}
+        drawn = blend_sample(z, (1.0,), top_k=3, seed=0, step=0, **results)
         log_p = blend(z, (1.0,))
     finally:
         torch.set_default_dtype(before)
@@ -353,7 +355,7 @@ def compile_all(capability: int) -> None:
     }
     per_row = {"temperature": floats, "seed": ints, "stream": ints, "step": ints}
     blend_sample(z, (1.0, 1.0, -1.0), do_sample=False, seed=0, step=0)
-    blend_sample(z, torch.ones(rows, 3), **per_row, **everything)
+    blend_sample(z, torch.ones(rows, 3), **per_row, **everything, return_pushes=True)
     blend_sample(
         z, (0.5, 0.3, 0.2), top_k=ints, top_p=floats, min_p=floats, **per_row, **everything, power=1
     )

@@ -19,7 +19,8 @@ def test_arguments_are_those_of_the_public_ops() -> None:
     """By name and by default: whoever adds a setting adds it to the struct that carries it."""
     backend = {"backend": None}
     assert defaults(Inputs) | backend == defaults(ops.blend)
-    both = defaults(Inputs) | defaults(Draw) | backend | {"return_term_logprobs": False}
+    results = {"return_term_logprobs": False, "return_pushes": False}
+    both = defaults(Inputs) | defaults(Draw) | backend | results
     assert both == defaults(ops.blend_sample)
 
 

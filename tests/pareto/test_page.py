@@ -31,6 +31,7 @@ def front(tmp_path: Path) -> str:
 
 def test_the_page_in_a_browser(browser: Any, tmp_path: Path) -> None:
     from selenium.webdriver import ActionChains, Keys
+    from selenium.webdriver.support.ui import WebDriverWait
 
     def all_of(selector: str) -> Any:
         return browser.find_elements("css selector", selector)
@@ -65,3 +66,9 @@ def test_the_page_in_a_browser(browser: Any, tmp_path: Path) -> None:
         at(4).perform()
         assert said() == "<b>second</b> 1"
     assert browser.get_log("browser") == []
+    # The page's policy lets no other script run, should a text ever get into its HTML.
+    hostile = "<img src='data:,' onerror='document.title = 1'>"
+    browser.execute_script("document.body.insertAdjacentHTML('beforeend', arguments[0])", hostile)
+    stopped = WebDriverWait(browser, 20).until(lambda browser: browser.get_log("browser"))
+    assert "Content Security Policy" in stopped[0]["message"]
+    assert browser.title == "Fronts"

@@ -63,10 +63,15 @@ class Builder:
 
     def kept(self, job: Job) -> Kept:
         """What is kept of every token of a job's rows."""
-        terms = len(self.blend.terms) * job.term_logprobs
-        search = job.search
-        entropies = search is not None and search.settings.most_entropy is not None
-        return kept(terms, len(job.references), entropies=entropies, tops=job.tops)
+        blend, search = self.blend, job.search
+        terms, values = len(blend.terms), len(blend.values) + len(blend.classifier_names)
+        return kept(
+            terms * job.term_logprobs,
+            len(job.references),
+            entropies=search is not None and search.settings.most_entropy is not None,
+            tops=job.tops,
+            pushes=(terms + values) * job.pushes,
+        )
 
     def value_size(self, job: Job) -> int:
         """How many numbers a search keeps of a row's value: the value itself and its parts."""
@@ -121,7 +126,8 @@ class Builder:
             "aligned": together if self.same_step(job) else None,
             "stepper": Stepper(engine.cuda_graph and not self._host_acts(job)),
             "every": self._steps_between_looks(job, limit, chunk),
-            "strays": self.strays if self.strays.possible else None,
+            # What runs for long has rows of many formulas, and nobody who reads a warning.
+            "strays": self.strays if self.strays.possible and not tells else None,
             "tells": tells,
             "remembers": tells and search is None,
         }

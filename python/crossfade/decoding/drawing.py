@@ -42,8 +42,9 @@ class Drawing:
         mixer, watch = self.mixer.of(fed), self.watch
         if watch.processors is not None:  # Rows are aligned then, and all of them are fed.
             return self._processed(mixer, logits, self._draw(fed), watch.process)
-        terms = "term_logprobs" in self.slots.written
-        sample = mixer.sample(logits, {**self._draw(fed), "return_term_logprobs": terms})
+        kinds = self.slots.kinds
+        wanted = {f"return_{n}": n in kinds for n in ("term_logprobs", "pushes")}
+        sample = mixer.sample(logits, {**self._draw(fed), **wanted})
         if watch.own:
             sample = self._with_own(sample, logits, fed)
         if fed is None:
@@ -78,11 +79,14 @@ class Drawing:
         log_p = mixer.log_probs(logits)
         scores = process(mixer.scores(logits, log_p))
         sample = ops.blend_sample([scores.float().contiguous()], [1.0], **draw)
-        at = sample.tokens.clamp(min=0)[:, None]
-        each = None
-        if "term_logprobs" in self.slots.written:
+        at, kinds = sample.tokens.clamp(min=0)[:, None], self.slots.kinds
+        each = pushes = None
+        if "term_logprobs" in kinds:
             each = torch.cat([t.gather(1, at) for t in mixer.term_log_probs(logits)], dim=1)
-        return sample._replace(logprobs=log_p.gather(1, at)[:, 0], term_logprobs=each)
+        if "pushes" in kinds:
+            pushes = mixer.pushes(logits, log_p, at[:, 0])
+        logprobs = log_p.gather(1, at)[:, 0]
+        return sample._replace(logprobs=logprobs, term_logprobs=each, pushes=pushes)
 
     def _with_own(
         self, sample: BlendSample, logits: Sequence[Tensor], fed: Tensor | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,10 @@ from ..ops import check
 from .inputs import Requests
 from .job import Criteria
 from .settings import LARGEST, SAMPLING, check_int, check_stop_strings
+
+# Transformers keeps what it knows of some stop strings in a place that all threads share, and from
+# which one may take what another has just found there.
+STOPS = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ def stop_criterion(texts: list[str], tokenizer: Any) -> StopStringCriteria:
         ValueError: Transformers cannot tell what the tokens of this tokenizer add to a text.
     """
     try:
-        return StopStringCriteria(tokenizer, texts)
+        with STOPS:
+            return StopStringCriteria(tokenizer, texts)
     except ValueError as error:  # It tells tokenizers apart by how they write the letters a to f.
         raise ValueError(
             f"stop_strings={texts!r}: Transformers cannot tell what the tokens of this "

@@ -22,7 +22,7 @@ from . import settings
 from .call import Call, Seed, blend_and_search, seeds_and_streams
 from .chats import template_arguments
 from .driver import Driver
-from .each import stop_criterion, take_each
+from .each import STOPS, stop_criterion, take_each
 from .ends import check_ids
 from .engine.options import Engine, check_engine
 from .engine.prefix import PrefixCache
@@ -49,6 +49,7 @@ def generate(
     streamer: Any = None,
     seed: Seed = None,
     return_term_logprobs: bool = False,
+    return_pushes: bool = False,
     kl_to: Any = None,
     return_kl_to_base: bool = False,
     max_batch: int | None = None,
@@ -90,6 +91,8 @@ def generate(
             wherever it is in the batch. None takes one from torch's generator. Sample j of a
             request (`num_return_sequences`) draws from stream ``i + (j << 32)``.
         return_term_logprobs: also give each term's log-prob of each token.
+        return_pushes: also give what each term and value did for each token, as `Output.pushes`. A
+            blend with a power or with parts (clamps, unions) is no sum of such pushes.
         kl_to: a blend, a `Model` or a bare model: also give each step's divergence from it, as
             `Output.kl`. Its models need not be in the blend: those that the blend does not run
             are run beside it. Its tensors of weights are ``[requests]`` too.
@@ -138,6 +141,7 @@ def generate(
         prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
         streamer=streamer,
         return_term_logprobs=return_term_logprobs,
+        return_pushes=return_pushes,
         kl_to=kl_to,
         return_kl_to_base=return_kl_to_base,
         search=search,
@@ -221,6 +225,7 @@ class Generation:
         prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None,
         streamer: Any = None,
         return_term_logprobs: bool = False,
+        return_pushes: bool = False,
         kl_to: Any = None,
         return_kl_to_base: bool = False,
         search: Search | None = None,
@@ -234,6 +239,8 @@ class Generation:
         and `known` is as of `term_models`."""
         mixed, self.search = blend_and_search(blend, search)
         check.flag("return_term_logprobs", return_term_logprobs)
+        if check.flag("return_pushes", return_pushes):
+            check.pushes_exist(mixed.power, mixed.parts)
         check.flag("return_kl_to_base", return_kl_to_base)
         for name, x in (
             ("logits_processor", logits_processor),
@@ -248,7 +255,7 @@ class Generation:
         references = references_of(mixed, kl_to, return_kl_to_base)
         self.call = Call(mixed, tokenizer, references, draft, known)
         self.chat = template_arguments(tools, chat_template_kwargs)
-        self.term_logprobs = return_term_logprobs
+        self.term_logprobs, self.pushes = return_term_logprobs, return_pushes
         self.streamer = streamer
         self.logits_processor = list(logits_processor or ())
         self.stopping_criteria = list(stopping_criteria or ())
@@ -361,6 +368,7 @@ class Generation:
             each=self.each,
             search=search,
             term_logprobs=self.term_logprobs,
+            pushes=self.pushes,
             pad=self._pad,
             writing=writing,
             streamer=None if self.streamer is None else Stream(self.streamer),
@@ -375,11 +383,12 @@ class Generation:
                 "tokenizer=..."
             )
         try:
-            return self.base._get_stopping_criteria(
-                generation_config=config,
-                stopping_criteria=StoppingCriteriaList(self.stopping_criteria),
-                tokenizer=tokenizer,
-            )
+            with STOPS:
+                return self.base._get_stopping_criteria(
+                    generation_config=config,
+                    stopping_criteria=StoppingCriteriaList(self.stopping_criteria),
+                    tokenizer=tokenizer,
+                )
         except ValueError:
             if not config.stop_strings or tokenizer is None:
                 raise

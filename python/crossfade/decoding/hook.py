@@ -54,6 +54,7 @@ class BlendDecoderOnlyOutput(GenerateDecoderOnlyOutput):
     finished: Tensor | None = None
     failed: Tensor | None = None
     term_logprobs: Tensor | None = None
+    pushes: Tensor | None = None
     kl: Tensor | None = None
     kl_to_base: Tensor | None = None
     search_values: Tensor | None = None
@@ -100,6 +101,7 @@ def decode(
     draft: Draft | None = None,
     seed: Seed = None,
     return_term_logprobs: bool = False,
+    return_pushes: bool = False,
     kl_to: Any = None,
     return_kl_to_base: bool = False,
     engine: Engine | None = None,
@@ -133,8 +135,8 @@ def decode(
         blend_stop_strings: as `stop_strings` in `crossfade.generate`.
         search: as in `crossfade.generate`; ``do_sample=True`` must be passed with it.
         draft, seed, engine: as in `crossfade.generate`.
-        return_term_logprobs, kl_to, return_kl_to_base: as in `crossfade.generate`; they need
-            ``return_dict_in_generate=True``.
+        return_term_logprobs, return_pushes, kl_to, return_kl_to_base: as in `crossfade.generate`;
+            they need ``return_dict_in_generate=True``.
         tools, chat_template_kwargs: what chat templates are given besides the chats of
             `blend_inputs`, as in `crossfade.generate`.
 
@@ -160,6 +162,7 @@ def decode(
     as_dict = bool(generation_config.return_dict_in_generate)
     for name, on in (
         ("return_term_logprobs", check.flag("return_term_logprobs", return_term_logprobs)),
+        ("return_pushes", check.flag("return_pushes", return_pushes)),
         ("return_kl_to_base", check.flag("return_kl_to_base", return_kl_to_base)),
         ("kl_to", kl_to is not None),
     ):
@@ -168,6 +171,8 @@ def decode(
                 f"{name} is set, and sequences alone are returned; pass "
                 "return_dict_in_generate=True with it"
             )
+    if return_pushes:
+        check.pushes_exist(blend.power, blend.parts)
     settings.check_supported(generation_config, model.generation_config)
     copies = generation_config.num_return_sequences
     mask = _mask(model, input_ids, model_kwargs)
@@ -203,6 +208,7 @@ def decode(
         each=each,
         search=search_job,
         term_logprobs=return_term_logprobs,
+        pushes=return_pushes,
         pad=pad,
         writing=writing if as_dict else None,
         streamer=None if blend_streamer is None else Stream(blend_streamer),

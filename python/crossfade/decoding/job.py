@@ -107,6 +107,7 @@ class Job:
         streamer: is told every step's tokens.
         writing: what the rows write, as texts; None without a tokenizer.
         term_logprobs: whether the log-probs of every term are wanted.
+        pushes: whether it is wanted what each term and value pushed.
         references: the blends that divergences are measured to.
         search: how rows are chosen by a value; None if they are not.
         numbers: the place of each request in the caller's list. None: the requests are the whole
@@ -131,6 +132,7 @@ class Job:
     streamer: Any = None
     writing: Writing | None = None
     term_logprobs: bool = False
+    pushes: bool = False
     references: Sequence[Reference] = ()
     search: SearchJob | None = None
     numbers: Sequence[int] | None = None
@@ -179,6 +181,8 @@ class Job:
         """Why all logits of every term are needed at every step; None if they are not."""
         if self.term_logprobs:
             return "the log-probs of each term are asked for"
+        if self.pushes:
+            return "the pushes of each term are asked for"
         return "the divergence of each step is asked for" if self.references else None
 
     @property

@@ -315,8 +315,8 @@ class Loop:
             cancelled = [s for s in ready if s not in self.seated]
             self.runner.leave(cancelled)
             self.places.give_back(cancelled)
-            if self._under_way:
-                return
+            if self._under_way or self.remembers:
+                return  # Where it runs for long, rows may join or be cancelled between two pieces.
 
     def _start(self, slots: Sequence[int]) -> None:
         """Let rows write whose prompts have been read. A search overrides it."""

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .. import ops
 from ..blends.blend import Blend
-from ..ops import BlendSample, Part, check
+from ..ops import BlendSample, Inputs, Part, check
 from ..ops.check import Weights
+from ..ops.reference import pushes_of
 
 PartWeights = tuple[tuple[float, ...], ...] | Tensor
 
@@ -138,6 +139,15 @@ class Mixer:
         """``[rows, V]`` float32 under each term alone."""
         z = logits[: self.terms]
         return [t[:, : self.vocabulary].float().log_softmax(dim=-1) for t in z]
+
+    def pushes(self, logits: Sequence[Tensor], log_p: Tensor, tokens: Tensor) -> Tensor:
+        """`BlendSample.pushes` of tokens that were not drawn from the blend itself.
+
+        Args:
+            log_p: ``[rows, V]`` under the blend.
+            tokens: ``[rows]``.
+        """
+        return pushes_of(Inputs(**self._inputs(logits)), log_p.double(), tokens).float()
 
     def divergences(self, logits: Sequence[Tensor]) -> Tensor:
         """``[rows, references]`` nats: KL(blend at temperature 1 || reference).

@@ -89,6 +89,10 @@ class Output:
             is longer than the context of a model that reads it; a RuntimeWarning said why.
         stats: what it cost.
         term_logprobs: ``[rows, new, terms]`` float32: under each term alone; on demand.
+        pushes: ``[rows, new, terms + values]`` float32, nats: what each term, then each value and
+            classifier did for each token, as `crossfade.ops.BlendSample` says: how far it made the
+            token's log-prob depart from the first term's, and from the mean over the blend's
+            tokens; 0 past the end; on demand.
         kl: ``[rows, new]`` float32, nats: KL(blend at temperature 1 || `kl_to`) of each step: how
             far a step's distribution is from the reference's. Infinite where the reference excludes
             a token that the blend does not, NaN where it is bad; on demand.
@@ -136,6 +140,7 @@ class Output:
     effective_sizes: list[list[float]] | None = None
     entropies: Tensor | None = None
     tokens_by_draft: Tensor | None = None
+    pushes: Tensor | None = None
 
     def __repr__(self) -> str:
         """For people: what was written, cut after some rows and characters, and why it ended."""

@@ -34,7 +34,7 @@ class Places:
             return self.free.pop(0)
         scope = row.job.scope
         held = {
-            s: self.runner.held(s, row.prompt_ids) if self.scopes.get(s) == scope else 0
+            s: self.runner.held(s, row.prompt_ids, row.mixes) if self.scopes.get(s) == scope else 0
             for s in self.free
         }
         slot = max(self.free, key=lambda s: held[s])

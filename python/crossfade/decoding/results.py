@@ -95,6 +95,7 @@ def output_of(
             **driver.drafted,
         ),
         entropies=column(rows, "entropies"),
+        pushes=column(rows, "pushes"),
         term_logprobs=column(rows, "term_logprobs") if term_logprobs else None,
         cache=driver.cache,
         **others,

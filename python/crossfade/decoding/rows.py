@@ -21,9 +21,12 @@ Kept = dict[str, tuple[tuple[int, ...], torch.dtype]]
 Outcome = Played | Filtered
 
 
-def kept(terms: int, references: int, *, entropies: bool = False, tops: int = 0) -> Kept:
+def kept(
+    terms: int, references: int, *, entropies: bool = False, tops: int = 0, pushes: int = 0
+) -> Kept:
     """What is kept of a token, with the log-probs of so many terms and so many divergences, the
-    entropy of what it was drawn from if that is wanted, and so many of the best tokens there."""
+    entropy of what it was drawn from if that is wanted, so many of the best tokens there, and so
+    many pushes."""
     one: tuple[int, ...] = ()
     found: Kept = {
         "tokens": (one, torch.int64),
@@ -39,6 +42,8 @@ def kept(terms: int, references: int, *, entropies: bool = False, tops: int = 0)
     if tops:
         found["top_tokens"] = ((tops,), torch.int64)
         found["top_logprobs"] = ((tops,), torch.float32)
+    if pushes:
+        found["pushes"] = ((pushes,), torch.float32)
     return found
 
 
@@ -291,6 +296,8 @@ class Slots:
         self.written["sampled_logprobs"][at] = sample.sampled_logprobs
         if sample.term_logprobs is not None and "term_logprobs" in self.written:
             self.written["term_logprobs"][at] = sample.term_logprobs
+        if sample.pushes is not None and "pushes" in self.written:
+            self.written["pushes"][at] = sample.pushes
         for name, x in columns.items():
             self.written[name][at] = x
         if heads is not None:

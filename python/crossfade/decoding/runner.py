@@ -88,9 +88,13 @@ class Runner(Protocol):
                 given; None: all.
         """
 
-    def held(self, slot: int, prompt_ids: PromptIds) -> int:
+    def held(self, slot: int, prompt_ids: PromptIds, mixes: Sequence[Shares]) -> int:
         """How many tokens of a prompt all models together need not read if it joins in a slot that
-        is free, as the slot's caches hold them."""
+        is free, as the slot's caches hold them.
+
+        Args:
+            mixes: of each model, as in `join`; or none at all.
+        """
 
     def holds(self, slot: int, prompt_ids: PromptIds, new: Ids) -> None:
         """Let the caches of a slot know what its row has written, which leaves it."""

@@ -101,6 +101,7 @@ def blend_sample(
     mask: Tensor | None = None,
     vocab_size: int | None = None,
     return_term_logprobs: bool = False,
+    return_pushes: bool = False,
     backend: str | None = None,
 ) -> BlendSample:
     """Blend next-token distributions as `blend` does, and draw one token a row, in one pass.
@@ -145,6 +146,8 @@ def blend_sample(
         stream: within [0, 2^64): which sequence of draws of this seed.
         step: within [0, 2^32): which draw of the stream.
         return_term_logprobs: also return each term's own log-prob of the token.
+        return_pushes: also return what each term and each value did for the token, with power 0 and
+            without parts: see `BlendSample`. The inputs are read once more for it.
 
     Returns:
         `BlendSample`. A bad row (as in `blend`, or with a bad setting in a tensor) has token -1 and
@@ -152,6 +155,7 @@ def blend_sample(
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
+        NotImplementedError: `return_pushes` with another power than 0, or with parts.
 
     Source: Gumbel-max sampling (Maddison et al., arXiv:1411.0030), here first among groups and then
     within one; Philox is Salmon et al., SC 2011.
@@ -161,13 +165,15 @@ def blend_sample(
         inputs, temperature, top_k, top_p, min_p, do_sample, seed=seed, stream=stream, step=step
     )
     check.flag("return_term_logprobs", return_term_logprobs)
+    if check.flag("return_pushes", return_pushes):
+        check.pushes_exist(inputs.power, inputs.parts)
     if memory.unobserved() or not _observed("blend_sample", inputs):
         run = backends.select(backend, inputs.device).blend_sample
         try:
-            return run(inputs, draw, return_term_logprobs)
+            return run(inputs, draw, return_term_logprobs, return_pushes)
         except memory.NotPlain:
             pass
-    return _recorded_sample(backend, inputs, draw, return_term_logprobs)
+    return _recorded_sample(backend, inputs, draw, return_term_logprobs, return_pushes)
 
 
 def _observed(op: str, inputs: Inputs) -> bool:
@@ -192,11 +198,11 @@ _INPUTS = (
 )
 _DRAW = (
     "Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, bool do_sample, Tensor seed, "
-    "Tensor stream, Tensor step, bool return_term_logprobs"
+    "Tensor stream, Tensor step, bool return_term_logprobs, bool return_pushes"
 )
 torch.library.define("crossfade::blend", f"({_INPUTS}) -> Tensor")
 torch.library.define(
-    "crossfade::blend_sample", f"({_INPUTS}, {_DRAW}) -> (Tensor, Tensor, Tensor, Tensor)"
+    "crossfade::blend_sample", f"({_INPUTS}, {_DRAW}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -225,22 +231,29 @@ def _blend_fake(logits, weights, values, value_weights, power, support, mask, vo
 @torch.library.impl("crossfade::blend_sample", "CompositeExplicitAutograd")
 def _blend_sample(*arguments):
     *given, backend = arguments[:11]
-    *settings, seed, stream, step, return_term_logprobs = arguments[11:]
+    *settings, seed, stream, step, return_term_logprobs, return_pushes = arguments[11:]
     inputs = _inputs(*given)
     draw = Draw(inputs, *settings, seed=seed, stream=stream, step=step)
-    drawn = backends.select(backend, inputs.device).blend_sample(inputs, draw, return_term_logprobs)
-    terms = drawn.term_logprobs
-    return *drawn[:3], drawn.logprobs.new_empty(inputs.rows, 0) if terms is None else terms
+    run = backends.select(backend, inputs.device).blend_sample
+    drawn = run(inputs, draw, return_term_logprobs, return_pushes)
+    on_demand = (drawn.term_logprobs, drawn.pushes)
+    return *drawn[:3], *(_empty_rows(inputs) if x is None else x for x in on_demand)
+
+
+def _empty_rows(i: Inputs) -> Tensor:
+    return torch.empty(i.rows, 0, dtype=torch.float32, device=i.device)
 
 
 @torch.library.register_fake("crossfade::blend_sample")
-def _blend_sample_fake(logits, *args):
-    rows, return_term_logprobs = logits[0].shape[0], args[-1]
+def _blend_sample_fake(logits, weights, values, *args):
+    rows, terms = logits[0].shape[0], len(logits)
+    *_, return_term_logprobs, return_pushes = args
     return (
         logits[0].new_empty(rows, dtype=torch.int64),
         logits[0].new_empty(rows, dtype=torch.float32),
         logits[0].new_empty(rows, dtype=torch.float32),
-        logits[0].new_empty(rows, len(logits) if return_term_logprobs else 0, dtype=torch.float32),
+        logits[0].new_empty(rows, terms if return_term_logprobs else 0, dtype=torch.float32),
+        logits[0].new_empty(rows, terms + len(values) if return_pushes else 0, dtype=torch.float32),
     )
 
 
@@ -298,12 +311,16 @@ def _recorded_blend(backend: str | None, inputs: Inputs) -> Tensor:
 
 
 def _recorded_sample(
-    backend: str | None, inputs: Inputs, draw: Draw, return_term_logprobs: bool
+    backend: str | None,
+    inputs: Inputs,
+    draw: Draw,
+    return_term_logprobs: bool,
+    return_pushes: bool,
 ) -> BlendSample:
     """`blend_sample` of a backend, as a call of the registered op."""
     numbers = functools.partial(_row_tensor, inputs.logits[0], torch.float32)
     integers = functools.partial(_row_tensor, inputs.logits[0], torch.int64)
-    tokens, logprobs, sampled, terms = torch.ops.crossfade.blend_sample(
+    tokens, logprobs, sampled, terms, pushes = torch.ops.crossfade.blend_sample(
         *_as_arguments(inputs),
         backend,
         numbers(draw.temperature),
@@ -315,8 +332,15 @@ def _recorded_sample(
         integers(draw.stream),
         integers(draw.step),
         return_term_logprobs,
+        return_pushes,
     )
-    return BlendSample(tokens, logprobs, sampled, terms if return_term_logprobs else None)
+    return BlendSample(
+        tokens,
+        logprobs,
+        sampled,
+        terms if return_term_logprobs else None,
+        pushes if return_pushes else None,
+    )
 
 
 def _as_arguments(i: Inputs) -> tuple[Any, ...]:

@@ -174,6 +174,20 @@ def parts_of(
     return settings, torch.cat(alike, dim=-1)
 
 
+def pushes_exist(power: float, parts: Sequence[Any]) -> None:
+    """Refuses pushes of terms where the blend's log-probs are no weighted sum of theirs."""
+    if power != 0:
+        raise NotImplementedError(
+            f"return_pushes is True and power is {power}; it must be 0: the log of a power mean is "
+            "not a sum over its terms, so that none has a push of its own"
+        )
+    if parts:
+        raise NotImplementedError(
+            f"return_pushes is True and parts has {len(parts)} members; it must be empty: what is "
+            "clamped or a union is not a sum over terms, so that none has a push of its own"
+        )
+
+
 def power_of(r: Any) -> float:
     if isinstance(r, float) and math.isinf(r):
         return r

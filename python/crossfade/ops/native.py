@@ -107,7 +107,7 @@ def _parts(i: Inputs) -> list[tuple[Any, float, float, float]]:
 
 def _sampling(d: Draw, out: BlendSample) -> tuple:
     """`crossfade::Sampling` as the binding reads it."""
-    terms = out.term_logprobs
+    terms, pushes = out.term_logprobs, out.pushes
     return (
         d.do_sample,
         _setting("temperature", d.temperature),
@@ -121,6 +121,7 @@ def _sampling(d: Draw, out: BlendSample) -> tuple:
         out.logprobs.data_ptr(),
         out.sampled_logprobs.data_ptr(),
         0 if terms is None else terms.data_ptr(),
+        0 if pushes is None else pushes.data_ptr(),
     )
 
 
@@ -134,15 +135,18 @@ def blend(inputs: Inputs) -> Tensor:
     return out
 
 
-def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> BlendSample:
-    rows, device = inputs.rows, inputs.device
-    shape = rows, len(inputs.logits)
+def blend_sample(
+    inputs: Inputs, draw: Draw, return_term_logprobs: bool, return_pushes: bool
+) -> BlendSample:
+    rows, device, terms = inputs.rows, inputs.device, len(inputs.logits)
+    both = terms + len(inputs.values)
     logprobs = torch.empty(rows, dtype=torch.float32, device=device)
     out = BlendSample(
         torch.empty(rows, dtype=torch.int64, device=device),
         logprobs,
         torch.empty_like(logprobs),
-        torch.empty(shape, dtype=torch.float32, device=device) if return_term_logprobs else None,
+        logprobs.new_empty(rows, terms) if return_term_logprobs else None,
+        logprobs.new_empty(rows, both) if return_pushes else None,
     )
     b, s = _blend(inputs), _sampling(draw, out)
     if device.type == "cpu":

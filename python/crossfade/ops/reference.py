@@ -216,8 +216,29 @@ def gumbel_max(x: Tensor, noise: Noise) -> Tensor:
     return group * GROUP + (of_group + noise.of_tokens(group)).argmax(dim=-1)
 
 
+def pushes_of(i: Inputs, score: Tensor, tokens: Tensor) -> Tensor:
+    """What pushed the token y of each row, ``[B, K + M]`` in float64: of term k it is
+    w_k E[x(y) - x] with x = z_k - z_0, and of value m it is the same with x = Q_m.
+
+    The expectation is under softmax(score), in which tokens that are removed have no part.
+    """
+    p = score.softmax(dim=-1)
+    z = [t[:, : i.vocab_size].double() for t in i.logits]
+    departures = [z_k - z[0] for z_k in z] + [q[:, : i.vocab_size].double() for q in i.values]
+    weights = [weights_of(w, i.rows, i.device) for w in (i.weights, i.value_weights)]
+    pushes = []
+    for w, x in zip(torch.cat(weights, dim=1).unbind(1), departures, strict=True):
+        ahead = x.gather(1, tokens[:, None]) - x
+        mean = torch.where(p > 0, p * ahead, 0.0).sum(dim=-1)
+        mean = mean.where(mean.isfinite(), float("nan"))
+        pushes.append(torch.where(w != 0, w * mean, 0.0))
+    return torch.stack(pushes, dim=1)
+
+
 @torch.no_grad()
-def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> BlendSample:
+def blend_sample(
+    inputs: Inputs, draw: Draw, return_term_logprobs: bool, return_pushes: bool
+) -> BlendSample:
     score, bad = blend_scores(inputs)
     rows, vocab = score.shape
     device, nan = score.device, float("nan")
@@ -257,6 +278,9 @@ def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> Blen
             [at_token(z[:, :vocab].double().log_softmax(dim=-1)) for z in inputs.logits], dim=1
         )
         if return_term_logprobs
+        else None,
+        pushes=pushes_of(inputs, score, tokens).masked_fill(bad[:, None], nan).float()
+        if return_pushes
         else None,
     )
 

@@ -253,12 +253,27 @@ class BlendSample(NamedTuple):
         sampled_logprobs: ``[B]`` float32, nats: of the token under the distribution that was
             sampled, after temperature and truncation; 0 where decoding is greedy.
         term_logprobs: ``[B, K]`` float32, nats: of the token under each term alone, or None.
+        pushes: ``[B, K + M]`` float32, nats: what each term and then each value did for the token,
+            or None.
+
+    With y the token, pi the blend at temperature 1 before truncation, and E the expectation under
+    pi, the pushes are::
+
+        w_k * ((z_k - z_0)[y] - E[z_k - z_0])  # of term k: its departure from the first term
+        l_m * (Q_m[y] - E[Q_m])                # of value m
+
+    The first term's push is 0. Tokens without probability have no part in E. Where the weights of
+    terms sum to one, all pushes sum to ``log(pi / p_0)[y] - E[log(pi / p_0)]``: they share out how
+    the blend departs from the first term's own distribution p_0. A term or value of weight 0 has a
+    push of 0 and is not read; only the first term is, as others depart from it. If its weight is 0
+    and it has an infinity or NaN at a token of the blend, the pushes of other terms are NaN.
     """
 
     tokens: torch.Tensor
     logprobs: torch.Tensor
     sampled_logprobs: torch.Tensor
     term_logprobs: torch.Tensor | None
+    pushes: torch.Tensor | None
 
 
 class LinearLogp(NamedTuple):

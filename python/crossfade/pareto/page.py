@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from .fronts import Front
 
 DATA = "@DATA@"  # where the template has the front
+HASH = "@HASH@"  # where its policy has the hash of the one script that may run
 
 
 def html(front: Front) -> str:
@@ -49,7 +52,13 @@ def html(front: Front) -> str:
         )
     # "<" is escaped, so that no text can end the script that holds it.
     text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    return template.replace(DATA, text)
+    return template.replace(HASH, _hash(template)).replace(DATA, text)
+
+
+def _hash(template: str) -> str:
+    """The hash of the template's script, as a content security policy has it."""
+    script = template.rpartition("<script>")[2].partition("</script>")[0]
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _color(method: int) -> str:

@@ -40,6 +40,7 @@ REFUSED = {
     "return_cache": "all texts are written in one loop",
     "attention_mask": "prompts are texts or chats",
     "return_term_logprobs": "a Front has no log-probs of terms",
+    "return_pushes": "a Front has no pushes of terms",
     "return_kl_to_base": "the reference is given as kl_to",
     "return_dict_in_generate": "a sweep gives a Front",
     "max_time": "texts would depend on the time",

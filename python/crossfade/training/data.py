@@ -25,7 +25,8 @@ from ..progress import progress_bar
 
 # Arguments of `generate` that do not change what the rows hold.
 WITHOUT_EFFECT = {
-    *("engine", "streamer", "kl_to", "return_kl_to_base", "return_term_logprobs", "return_cache"),
+    *("engine", "streamer", "kl_to", "return_kl_to_base", "return_term_logprobs", "return_pushes"),
+    "return_cache",
 }
 RewardFn = Callable[[list[Any], list[str]], Sequence[float]]
 # Why rows leave responses out, as what is logged says it.

@@ -62,7 +62,7 @@ def check_same(ours: Output, theirs: Output) -> None:
     assert ours.text == theirs.text
     for name in (
         *("logprobs", "sampled_logprobs", "term_logprobs", "kl", "kl_to_base", "entropies"),
-        *("values", "value_parts", "weights"),
+        *("values", "value_parts", "weights", "pushes"),
     ):
         a, b = getattr(ours, name), getattr(theirs, name)
         assert (a is None) == (b is None), name

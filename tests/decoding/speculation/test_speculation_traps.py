@@ -291,6 +291,7 @@ def test_a_model_that_gives_nan_guesses_nothing(kind: str) -> None:
 
 FIGURES: dict[str, dict[str, Any]] = {
     "term log-probs": {"return_term_logprobs": True},
+    "pushes": {"return_pushes": True},
     "divergences": {"kl_to": cf.Model(make("qwen3", 4)), "return_kl_to_base": True},
     "all": {"return_term_logprobs": True, "return_kl_to_base": True, "temperature": 0.7},
 }

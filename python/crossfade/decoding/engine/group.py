@@ -300,10 +300,8 @@ class Group:
             here = torch.tensor(rows, device=self.device)
             self.shares[here] = torch.tensor(shares, device=self.device)
         for row, prompt, mix in zip(rows, prompts, mixes, strict=True):
-            if self.cache.mixes[row] != mix:
-                self.cache.rewind(row, 0)
-                self.cache.mixes[row] = mix
-            start = common(self.cache.held[row], prompt[:-1])
+            start = self.held(row, prompt, mix)
+            self.cache.mixes[row] = mix
             self.cache.rewind(row, start)
             starts.append(start)
             self.bounds[row] = len(prompt) - 1
@@ -314,6 +312,10 @@ class Group:
         at = torch.tensor(rows, device=self.device)
         self.prompt_lengths[at] = torch.tensor([len(p) for p in prompts], device=self.device)
         self.lengths[at] = torch.tensor(starts, device=self.device)
+
+    def held(self, row: int, prompt: Ids, mix: Shares) -> int:
+        """How many of a prompt's tokens the row's cache holds, of those that `read` would read."""
+        return common(self.cache.held[row], prompt[:-1]) if self.cache.mixes[row] == mix else 0
 
     def read(self, *, each: bool = False) -> None:
         """Read the next piece of the prompts of rows that have joined, as much as a forward takes.

@@ -128,7 +128,8 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        return sum(b.nbytes for pair in self.layers.values() for b in pair)
+        # A list, as another thread may ask while a layer writes for the first time.
+        return sum(b.nbytes for pair in [*self.layers.values()] for b in pair)
 
 
 def _rounded(capacity: int) -> int:

@@ -12,7 +12,7 @@ from ...blends.blend import Blend
 from ...models.value_heads import token_values
 from ...ops import Support
 from ...ops.check import Weights
-from ..forms import Ids, common
+from ..forms import Ids
 from ..runner import PromptIds, Shares
 from ..simple.term_model import TermModel
 from ..stats import ModelStats
@@ -298,13 +298,14 @@ class EngineRunner:
         """Logits ``[slots, V]`` of each of `models_of_logits`, after one more token ``[slots]``."""
         return self._logits(self.plan.step(tokens, live, slots))
 
-    def held(self, slot: int, prompt_ids: PromptIds) -> int:
+    def held(self, slot: int, prompt_ids: PromptIds, mixes: Sequence[Shares]) -> int:
         """As of `Runner`: how many tokens of a prompt need not be read in a slot."""
-        return sum(
-            common(group.cache.held[m * self.slots + slot], prompt_ids[self._texts[k]])
-            for group in self.groups
-            for m, k in enumerate(group.terms)
-        )
+        found = 0
+        for group in self.groups:
+            for m, k in enumerate(group.terms):
+                row, mix = m * self.slots + slot, mixes[k] if k < len(mixes) else None
+                found += group.held(row, prompt_ids[self._texts[k]], mix)
+        return found
 
     def holds(self, slot: int, prompt_ids: PromptIds, new: Ids) -> None:
         """As of `Runner`: what a row that leaves has written stays in its slot's caches."""

@@ -17,10 +17,11 @@ from ...search import Search
 from ..generation import Generation
 from ..job import WEIGHTS, Job
 from ..mixer import row_weights
-from ..output import Output
 
 if TYPE_CHECKING:
     from .request import Piece
+
+NONE = -math.inf  # the log-prob of what cannot be drawn
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,10 @@ class Asked:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        stops = self.generation.each.stop_strings
-        return () if not stops else stops[0]
+        generation = self.generation
+        stops = [generation.config.stop_strings or ()]
+        stops = generation.each.stop_strings or stops
+        return (stops[0],) if isinstance(stops[0], str) else tuple(stops[0])
 
     @property
     def cost(self) -> int:
@@ -105,7 +108,8 @@ class Asked:
             n = given.top_logprobs
             tops = zip(columns["top_tokens"], columns["top_logprobs"], strict=True)
             more["top_logprobs"] = [
-                dict(zip(t[:n].tolist(), p[:n].tolist(), strict=True)) for t, p in tops
+                {t: p for t, p in zip(ids[:n].tolist(), each[:n].tolist(), strict=True) if p > NONE}
+                for ids, each in tops
             ]
         if given.return_term_logprobs and "term_logprobs" in columns:
             names = call.blend.names
@@ -116,18 +120,6 @@ class Asked:
         if given.return_kl_to_base and "kl" in columns:
             more["kl"] = columns["kl"][:, 0].tolist()
         return Piece(text, ids, columns["logprobs"].tolist(), **more)
-
-    def columns(self, output: Output, start: int) -> dict[str, Tensor]:
-        """What an output has of a row from a token on, as a loop would have told it."""
-        end = int(output.lengths[0])
-        each = {
-            "tokens": output.sequences[:, output.prompt_length :],
-            "logprobs": output.logprobs,
-            "term_logprobs": output.term_logprobs,
-            "pushes": getattr(output, "pushes", None),
-            "kl": None if output.kl_to_base is None else output.kl_to_base[..., None],
-        }
-        return {n: x[0, start:end].cpu() for n, x in each.items() if x is not None}
 
     def _by_fader(self, pushes: Tensor) -> dict[str, float]:
         """How far each fader moved a token, of how far each term did: ``[terms + values]``.

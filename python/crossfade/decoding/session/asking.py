@@ -18,6 +18,7 @@ from ..call import Call
 from ..generation import Generation
 from ..inputs import read_requests
 from ..job import DRAW, OF_EACH_ROW, Job
+from ..settings import check_int
 from ..simple.term_model import TermModel
 from .asked import Asked, Given, check_position, own_weight
 from .penalties import CountPenalty
@@ -26,6 +27,25 @@ ENDS = 16  # the tokens that may end a row of a session
 TOPS = 20  # the best tokens of a step that are kept where any are asked for
 DTYPES = {"top_k": torch.int64, "seed": torch.int64, "stream": torch.int64}
 NEGATIVE = "negative"  # the name of the term that reads a negative prompt
+# What `Generation` takes that is no field of a generation config.
+PASSED = ("generation_config", "tools", "chat_template_kwargs")
+# Arguments of `generate` that a request does not have, and what there is in their place.
+OF_CALLS = {
+    "attention_mask": "its inputs are not padded; leave it out",
+    "cache": "a session goes on from what its caches hold; leave it out",
+    "engine": "give it to the Session",
+    "kl_to": "it has return_kl_to_base",
+    "logits_processor": "rows of a session come and go; it has logit_bias and penalties",
+    "max_batch": "give it to the Session",
+    "num_return_sequences": "submit once for each, with sample=0, 1, ...",
+    "prefix_allowed_tokens_fn": "rows of a session come and go; leave it out",
+    "progress": "iterate over the request",
+    "return_cache": "a session keeps what its caches hold; leave it out",
+    "return_dict_in_generate": "its result is an Output; leave it out",
+    "stopping_criteria": "rows of a session come and go; it has stop_strings, and Request.cancel",
+    "streamer": "iterate over the request",
+    "tokenizer": "give it to the Session",
+}
 
 
 class Asking:
@@ -63,41 +83,55 @@ class Asking:
             return self._mixed(given, terms, at)
 
         blend = mixed(faders)
-        arguments, processors = _arguments(given)
+        arguments, passed, penalties = _arguments(given)
         generation = Generation(
             blend,
             tokenizer=self.tokenizer,
-            logits_processor=processors,
+            logits_processor=penalties,
             return_term_logprobs=given.return_term_logprobs,
             return_kl_to_base=given.return_kl_to_base,
+            return_pushes=given.return_pushes,
             search=given.search,
             draft=given.draft,
-            tools=arguments.pop("tools", None),
-            chat_template_kwargs=arguments.pop("chat_template_kwargs", None),
             arguments=arguments,
             known=self._known,
+            **passed,
         )
+        copies = generation.config.num_return_sequences
+        if copies != 1:
+            raise ValueError(
+                f"num_return_sequences is {copies}; it must be 1: submit once for each, with "
+                "sample=0, 1, ..."
+            )
         requests = generation.read(inputs)
         check_one(len(requests))
-        for penalty in processors:
-            penalty.prompt = len(generation.call.prompts(requests)[0].unpadded()[0])
         job = generation.job(requests, 0 if given.seed is None else given.seed)
+        for penalty in penalties:
+            penalty.prompt = len(job.prompt_ids[0][0])
         if given.seed is None:
             seed = torch.randint(2**63 - 1, (1,), device="cpu")
             job = replace(job, table={**job.table, "seed": seed.expand(len(job)).clone()})
         why = job.context_room.why(0)
         if min(job.limits) < 1:
             raise ValueError(f"inputs cannot be decoded: {why}")
-        job = _of_any_loop(job, given)
+        job = _of_any_loop(job, given, generation.call.vocabulary)
         return Asked(given, _kind(generation, job, given), generation, job, mixed, faders)
 
-    def check(self, formula: str) -> None:
-        """Read a formula with the session's faders, so that a fault in it is found.
+    def check_faders(self, weights: Mapping[str, float]) -> None:
+        """Refuse positions of faders that are no finite numbers, or have the names of terms."""
+        for name, x in weights.items():
+            check_position(f"weights[{name!r}]", x)
+            if name in self.terms:
+                raise ValueError(f"weights has {name!r}, which is a term; a fader must differ")
+
+    def check(self) -> None:
+        """Read the session's own formula and faders, so that a fault in them is found.
 
         Raises:
             TypeError, ValueError: as of `read`.
         """
-        self.mixed(formula, {})
+        self.check_faders(self.weights)
+        Generation(self.mixed(self.blend, {}), tokenizer=self.tokenizer, arguments={})
 
     def ids(self, blend: Blend, inputs: Any) -> list[int]:
         """What the first term reads of a request."""
@@ -116,11 +150,12 @@ class Asking:
         """Where each fader of a request's formula stands."""
         if not isinstance(given.blend, str):
             raise TypeError(f"blend is a {type(given.blend).__name__}; it must be a formula, a str")
+        if given.lora is not None:
+            if given.weights:
+                raise ValueError("weights and lora are both given; lora has no faders")
+            return {}
+        self.check_faders(given.weights)
         positions = {**self.weights, **given.weights}
-        for name, x in given.weights.items():
-            check_position(f"weights[{name!r}]", x)
-            if name in self.terms:
-                raise ValueError(f"weights has {name!r}, which is a term; a fader must differ")
         parse(given.blend, **self.terms, **positions_in(given.blend, positions))
         known = names_in(given.blend)
         for name in given.weights:
@@ -147,26 +182,27 @@ class Asking:
     def _mixed(self, given: Given, terms: Mapping[str, Any], faders: Mapping[str, float]) -> Blend:
         """The blend of a request, with all models of the session where it is geometric."""
         if given.lora is not None:
-            return self._lora(given, terms)
-        of_request = {name: torch.tensor([x], dtype=torch.float64) for name, x in faders.items()}
-        blend = parse(given.blend, **terms, **of_request)
+            blend = self._lora(given, terms)
+        else:
+            at = {name: torch.tensor([x], dtype=torch.float64) for name, x in faders.items()}
+            blend = parse(given.blend, **terms, **at)
         if given.guidance_scale is not None:
             blend = _guided(blend, given)
         models = [x for x in terms.values() if isinstance(x, Model)]
         geometric = blend.power == 0 and not blend.parts and blend.support is None
         if geometric and all(t in models or t.name == NEGATIVE for t in blend.terms):
             others = [t for t in blend.terms if t not in models]
-            own = dict(zip(blend.terms, blend.weights, strict=True))
-            each = [*models, *others]
-            blend = replace(
-                blend, terms=tuple(each), weights=tuple(own_weight(own.get(t, 0.0)) for t in each)
-            )
-            return replace(blend, value_weights=tuple(map(own_weight, blend.value_weights)))
+            weights = dict(zip(blend.terms, blend.weights, strict=True))
+            each = (*models, *others)
+            # A weight that is the number 0 would leave its term out.
+            own = tuple(own_weight(weights.get(t, 0.0)) for t in each)
+            blend = replace(blend, terms=each, weights=own)
         return replace(
             blend,
             weights=tuple(map(own_weight, blend.weights)),
             value_weights=tuple(map(own_weight, blend.value_weights)),
             classifier_weights=tuple(map(own_weight, blend.classifier_weights)),
+            parts=tuple(replace(p, weights=tuple(map(own_weight, p.weights))) for p in blend.parts),
         )
 
     def _lora(self, given: Given, terms: Mapping[str, Any]) -> Blend:
@@ -185,7 +221,10 @@ class Asking:
             check_position(f"lora[{name!r}]", scale)
             first = first or term
             if term.model is not first.model:
-                raise ValueError(f"lora has {name!r}, which is an adapter of another model")
+                raise ValueError(
+                    f"lora has {name!r}, which is an adapter of another model than {first.name!r}; "
+                    "all must be of one"
+                )
             adapters[adapter] = float(scale)
         if first is None:
             raise ValueError("lora is empty; it must have a scale for an adapter")
@@ -225,42 +264,40 @@ def _guided(blend: Blend, given: Given) -> Blend:
     """``blend + (scale - 1) * (base - base | negative_prompt)``: classifier-free guidance. With the
     base alone this is ``uncond + scale * (cond - uncond)`` (Sanchez et al., arXiv:2306.17806)."""
     check_position("guidance_scale", given.guidance_scale)
+    assert given.guidance_scale is not None
     if given.negative_prompt is None:
         raise ValueError(
             "negative_prompt is None; with guidance_scale it must be the prompt to be led away from"
         )
     base = blend.terms[0]
     negative = replace(base, prompt=given.negative_prompt, system=None, name=NEGATIVE)
-    assert given.guidance_scale is not None
     more = torch.tensor([given.guidance_scale - 1.0], dtype=torch.float64)
     return blend + more * base - more * negative
 
 
-def _arguments(given: Given) -> tuple[dict[str, Any], list[CountPenalty]]:
-    """The arguments of `generate`, as lists of one request where a row may have its own."""
+def _arguments(given: Given) -> tuple[dict[str, Any], dict[str, Any], list[CountPenalty]]:
+    """The fields of a generation config, other arguments of `generate`, and penalties."""
     arguments = dict(given.generation)
-    if arguments.get("num_return_sequences", 1) != 1:
-        raise ValueError(
-            f"num_return_sequences is {arguments['num_return_sequences']}; it must be 1: submit "
-            "once for each, with sample=0, 1, ..."
-        )
-    for name in ("temperature", "top_k", "top_p", "min_p", "max_new_tokens"):
-        if arguments.get(name) is not None:
-            arguments[name] = [arguments[name]]
-    stops = arguments.get("stop_strings")
-    if stops is not None:
-        arguments["stop_strings"] = [(stops,) if isinstance(stops, str) else tuple(stops)]
+    for name, instead in OF_CALLS.items():
+        if name in arguments:
+            raise TypeError(f"{name} is of a whole call of generate, not of a request: {instead}")
+    passed = {name: arguments.pop(name) for name in PASSED if name in arguments}
     if given.logit_bias:
-        arguments["sequence_bias"] = {(int(t),): float(b) for t, b in given.logit_bias.items()}
+        if arguments.get("sequence_bias") is not None:
+            raise ValueError("logit_bias and sequence_bias are both given; it must be one of them")
+        for token, bias in given.logit_bias.items():
+            check_int("a token of logit_bias", token, 0)
+            check_position(f"logit_bias[{token}]", bias)
+        arguments["sequence_bias"] = {(t,): float(b) for t, b in given.logit_bias.items()}
     penalties: list[CountPenalty] = []
     for name in ("presence_penalty", "frequency_penalty"):
         check_position(name, getattr(given, name))
     if given.presence_penalty or given.frequency_penalty:
         penalties.append(CountPenalty(given.presence_penalty, given.frequency_penalty, 0))
-    return arguments, penalties
+    return arguments, passed, penalties
 
 
-def _of_any_loop(job: Job, given: Given) -> Job:
+def _of_any_loop(job: Job, given: Given, vocabulary: int) -> Job:
     """A job whose table has a value of each row's own, so that it fits any loop of its kind."""
     rows, table = len(job), dict(job.table)
     if job.processors is not None:
@@ -285,7 +322,7 @@ def _of_any_loop(job: Job, given: Given) -> Job:
     if eos.shape[1] > ENDS:
         raise ValueError(f"eos_token_id has {eos.shape[1]} tokens; it must have at most {ENDS}")
     table["eos"] = torch.nn.functional.pad(eos, (0, ENDS - eos.shape[1]), value=-1)
-    tops = TOPS if given.top_logprobs else 0
+    tops = min(TOPS, vocabulary) if given.top_logprobs else 0
     return replace(job, table=table, apart=True, tops=tops, scope=given.scope)
 
 
@@ -297,12 +334,17 @@ def _kind(generation: Generation, job: Job, given: Given) -> Hashable:
         (id(m.model), m.adapter.names if isinstance(m.adapter, Mix) else m.adapter)
         for m in call.models
     )
-    parts = tuple((p.power, p.min, p.max, tuple(map(id, p.terms))) for p in blend.parts)
-    tables = tuple(name for name, x in job.table.items() if isinstance(x, Tensor))
-    guesses = None if draft is None else (draft.source, draft.length, draft.texts is not None)
-    classifiers = tuple(map(id, blend.classifiers))
+    parts = tuple((p.power, p.min, p.max, *map(blend.terms.index, p.terms)) for p in blend.parts)
+    # Rows have tensors of their own. Anything else in the table is one value for all rows.
+    table = tuple((n, None if isinstance(x, Tensor) else x) for n, x in job.table.items())
+    guesses: tuple[Hashable, ...] = ()
+    if draft is not None:
+        its = draft.blend
+        of_blend = its and (len(its.terms), len(its.values), its.power, its.support, len(its.parts))
+        guesses = draft.source is None, draft.length, of_blend
     shown = job.tops, job.term_logprobs, len(job.references), given.return_pushes
-    structure = len(blend.terms), len(blend.values), blend.power, blend.support, parts, classifiers
+    structure = len(blend.terms), len(blend.values), blend.power, blend.support, parts
+    classifiers = tuple(map(id, blend.classifiers))
     if given.search is not None:
         return object()  # A search is a batch of its own, with value models of its own.
-    return models, structure, tables, guesses, shown, len(job)
+    return models, structure, classifiers, table, guesses, shown, len(job)

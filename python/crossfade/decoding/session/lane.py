@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 from torch import Tensor
 
@@ -25,10 +27,11 @@ class Lane:
     by then is not told again, as they write the same again.
 
     Attributes:
-        requests: those that have joined and not ended.
+        requests: those in the loop.
+        begins: those that are to begin, or to begin again, in this order.
         most: how many of them may be in the loop at a time.
-        again: requests that begin again, first of all.
         idle_since: the number of the step at which the last one ended.
+        once: whether nobody but the first request can ever join.
 
     Args:
         first: one of the requests.
@@ -38,12 +41,13 @@ class Lane:
     def __init__(self, first: Request, places: int, engine: Engine) -> None:
         call = first.asked.generation.call
         self.rows_each = len(first.asked.job)
-        self.places = max(1, places // self.rows_each)
+        self.once = first.asked.given.search is not None
+        self.places = 1 if self.once else max(1, places // self.rows_each)
         self.builder = Builder(call.blend, call.models, call.vocabulary, engine, None, False)
         self.loop: Loop | None = None
         self.requests: dict[int, Request] = {}
+        self.begins: list[Request] = []
         self.most = self.places
-        self.again: list[Request] = []
         self.written: dict[int, list[Written]] = {}
         self.reused = 0  # by loops that were taken down
         self.idle_since = 0
@@ -51,83 +55,106 @@ class Lane:
     @property
     def room(self) -> int:
         """How many more requests may join now."""
-        if self.again:
-            return 0
-        if self.loop is not None and self._alone:
-            return 0 if self.requests else 1
-        return self.most - len(self.requests)
+        return self._at_a_time - len(self.requests) - len(self.begins)
 
     @property
-    def _alone(self) -> bool:
-        """Whether the loop takes one request at a time, as rows cannot join it later."""
-        return self.builder.simple
+    def _at_a_time(self) -> int:
+        """How many requests the loop takes: on the simple path one, as no row can join it later."""
+        return 1 if self.builder.simple else self.most
 
     @property
     def busy(self) -> bool:
-        return bool(self.requests or self.again)
+        return bool(self.requests or self.begins)
+
+    @property
+    def all(self) -> list[Request]:
+        """All requests under way."""
+        return [*self.requests.values(), *self.begins]
 
     def join(self, request: Request) -> None:
-        """Let a request take its place."""
-        job = request.asked.job
-        rows = job.rows()
-        self.requests[request.id] = request
-        request.rows = rows
-        if self.loop is None or (self._alone and not self._seated()):
-            places = self.rows_each * (1 if self._alone else self.places)
-            self.loop = self.builder.loop(job, rows, places, tells=True)
-            self.loop.refilled = True
-            self.loop.report = self._report
-        self.loop.join(rows)
+        """Let a request begin at the next `advance`."""
+        self.begins.append(request)
 
-    def _seated(self) -> bool:
-        return self.loop is not None and bool(self.loop.seated or self.loop.waiting)
+    def _begin(self) -> None:
+        """Let requests begin for which there is room in the loop."""
+        while self.begins and len(self.requests) < self._at_a_time:
+            request = self.begins.pop(0)
+            self.requests[request.id] = request  # first, as it may be what fails here
+            job, request.rows = request.asked.job, request.asked.job.rows()
+            request.begin()
+            if self.loop is None or self.builder.simple:
+                count = self.rows_each * self._at_a_time
+                self.loop = self.builder.loop(job, request.rows, count, tells=True)
+                self.loop.refilled = True
+                self.loop.report = self._report
+            self.loop.join(request.rows)
+            self._move_again(request)
 
     def _report(self, row: Row, why: str) -> None:
         """Keep why a row failed, for whoever waits for it."""
-        request = self._request_of(row)
-        if request is not None:
-            request.why = why.replace(row.request_name, f"request {request.id}")
+        for request in self.requests.values():
+            if request.asked.job is row.job:
+                request.why = why.replace(row.request_name, f"request {request.id}")
 
-    def _request_of(self, row: Row) -> Request | None:
-        return next((r for r in self.requests.values() if r.asked.job is row.job), None)
-
-    def cancel(self, request: Request) -> None:
-        """Let a request leave as it is."""
-        if request in self.again:
-            self.again.remove(request)
-            self.requests[request.id] = request
-            self._take(request, [])
-        elif self.loop is not None:
-            self.loop.cancel(request.rows)
-
-    def move(self, request: Request, weights: Mapping[str, Tensor]) -> int:
-        """Give a request's rows other weights from their next tokens on.
+    def cancel(self, request: Request) -> bool:
+        """Let a request leave as it is.
 
         Returns:
-            How many tokens the first row has by now.
+            Whether it has left. Otherwise the next `advance` gives it.
         """
+        if request in self.begins:
+            self.begins.remove(request)
+            return True
+        if self.loop is not None and request.id in self.requests:
+            self.loop.cancel(request.rows)
+        return False
+
+    def move(self, request: Request, weights: Mapping[str, Tensor]) -> int:
+        """Give a request other weights, from its next token on that was not told yet.
+
+        Returns:
+            How many tokens it has by then.
+        """
+        if request.id not in self.requests:
+            return request.told  # `moves` has them when it begins.
+        tokens = self._tokens(request)
+        if tokens >= request.told:
+            self._change(request, weights)
+            return tokens
+        request.moves_left.append((request.told, weights))
+        return request.told
+
+    def _change(self, request: Request, weights: Mapping[str, Tensor]) -> None:
+        """Give a request's rows these weights from their next tokens on."""
         assert self.loop is not None
+        here = {*self.loop.waiting, *self.loop.seated.values()}
         for row in request.rows:
-            for name, w in weights.items():
+            for name, w in weights.items() if row in here else ():
                 self.loop.change(row, name, w[0])
+
+    def _tokens(self, request: Request) -> int:
+        """How many tokens the first row of a request in the loop has by now."""
+        assert self.loop is not None
         slots = [s for s, row in self.loop.seated.items() if row is request.rows[0]]
         return int(self.loop.slots.new[slots[0]]) if slots else 0
 
     def _move_again(self, request: Request) -> None:
-        """Where a request began again, let its faders move where they had moved."""
-        while request.moves_left and request.moves_left[0][0] <= request.lived:
-            self.move(request, request.moves_left.pop(0)[1])
+        """Let faders move where they had moved before the request began, or began again."""
+        while request.moves_left and request.moves_left[0][0] <= self._tokens(request):
+            self._change(request, request.moves_left.pop(0)[1])
 
     def advance(self) -> Iterator[tuple[Request, list[Written]]]:
         """Take some steps, and give the requests that have ended with what they have written.
 
         A request that failed alone is told of its error, and given with nothing.
         """
-        self._begin_again()
-        if self.loop is None:
-            return
+        now = time.time()
+        for request in [r for r in self.begins if r.is_late(now)]:
+            self.begins.remove(request)
+            yield request, []
         try:
-            happened = self.loop.advance()
+            self._begin()
+            happened = None if self.loop is None else self.loop.advance()
         except Unsupported as reason:
             if self.builder.simple:
                 yield from self._failed(NotImplementedError(f"the simple path: {reason}"))
@@ -142,73 +169,66 @@ class Lane:
             return
         by_row = {row: r for r in self.requests.values() for row in r.rows}
         for news in happened.news:
-            request = by_row.get(news.row)
-            if request is not None and len(request.rows) == 1:
+            request = by_row[news.row]
+            if len(request.rows) == 1:
                 request.tell(news.columns)
-                self._move_again(request)
         for written in happened.left:
-            request = by_row.get(written.row)
-            if request is None:
-                continue
+            request = by_row[written.row]
             its = self.written.setdefault(request.id, [])
             its.append(written)
             if len(its) == len(request.rows):
-                yield self._take(request, its)
-        if not self.busy:
+                del self.written[request.id], self.requests[request.id]
+                yield request, its
+        for request in self.requests.values():
+            self._move_again(request)
+        if not self.busy and self.most < self.places:  # What failed is over.
+            self._take_down()
             self.most = self.places
-
-    def _take(self, request: Request, written: list[Written]) -> tuple[Request, list[Written]]:
-        self.written.pop(request.id, None)
-        del self.requests[request.id]
-        if self.most < self.places and not self.again:
-            self.most = self.places  # What failed is over.
-        return request, written
 
     def _failed(self, error: Exception) -> Iterator[tuple[Request, list[Written]]]:
         """Take the loop down. A request that was alone in it has failed; others begin again."""
         its = list(self.requests.values())
         self._take_down()
+        self.most = max(1, len(its) // 2)
         if len(its) == 1:
-            (request,) = its
-            self.again.remove(request)
-            request.fail(error)
-            self.most = self.most if self.again else self.places
-            yield request, []
-            return
-        self.most = max(1, min(len(its), self.most) // 2)
+            self.begins.remove(its[0])
+            self.most = self.places
+            its[0].fail(error)
+            yield its[0], []
 
     def _take_down(self) -> None:
         """Let all requests begin again in a new loop."""
-        self.again = [*self.requests.values(), *self.again]
+        loop, self.loop = self.loop, None
+        if loop is not None:
+            self.reused += loop.places.reused
+            with suppress(Exception):  # It may be in any state.
+                so_far = {written.row: written for written in loop.cut()}
+                for request in self.requests.values():
+                    request.keep([so_far[row] for row in request.rows])
+        self.begins = self.all
         self.requests.clear()
         self.written.clear()
-        if self.loop is not None:
-            self.reused += self.loop.places.reused
-        self.loop = None
+        del loop
         gc.collect()  # What of it forms circles keeps memory.
-
-    def _begin_again(self) -> None:
-        while self.again and len(self.requests) < (1 if self._alone else self.most):
-            request = self.again.pop(0)
-            request.begin_again()
-            self.join(request)
-            self._move_again(request)
 
     @property
     def rows(self) -> int:
         """The rows of its requests."""
-        return self.rows_each * (len(self.requests) + len(self.again))
+        return self.rows_each * (len(self.requests) + len(self.begins))
 
     @property
     def all_reused(self) -> int:
         """Tokens of prompts that were not read, as caches held them."""
-        return self.reused + (0 if self.loop is None else self.loop.places.reused)
+        loop = self.loop
+        return self.reused + (0 if loop is None else loop.places.reused)
 
     @property
     def cache_bytes(self) -> int:
-        return 0 if self.loop is None else self.loop.cache_bytes
+        loop = self.loop
+        return 0 if loop is None else loop.cache_bytes
 
     @property
     def notes(self) -> list[str]:
-        own = [] if self.loop is None else self.loop.notes
+        loop = self.loop
+        own = [] if loop is None else loop.notes
         return list(dict.fromkeys([*self.builder.notes, *own]))

@@ -85,6 +85,7 @@ class Request:
         self.cancelled = self.late = False
         self.told = 0  # tokens that whoever reads pieces knows of, or will
         self.lived = 0  # tokens since it began, which it may have done more than once
+        self.before: Sequence[Written] = ()  # what it had written when it had to begin again
         self.moves: list[tuple[int, Mapping[str, Tensor]]] = []  # the weights at each of `changes`
         self.moves_left: list[tuple[int, Mapping[str, Tensor]]] = []
         self.rows: list[Row] = []
@@ -118,19 +119,18 @@ class Request:
             return "error"
         if self._written is None:
             return None
-        (first,) = [w for w in self._written if w.row.index == 0]
-        if first.finished:
+        if self._first.finished:
             return "stop"
-        if first.ended:
+        if self._first.ended:
             return "length"
         return "timeout" if self.late and not self.cancelled else "cancelled"
 
     @property
     def text(self) -> str:
         """What was read so far by iteration; all of it once the request has ended."""
-        if self._written is None:
+        if self._written is None or self._over:
             return self._text.told
-        return self._text.whole(self._result().responses[0])
+        return self._text.whole(self._first.ids)
 
     def result(self, timeout: float | None = None) -> Output:
         """The `Output` of one row, once the request has ended.
@@ -154,7 +154,7 @@ class Request:
         """Let the request end with what it has written. One that has ended stays as it is."""
         self._owner.cancel(self)
 
-    def weights(self, **faders: float) -> None:
+    def weights(self, /, **faders: float) -> None:
         """Move faders, from the next token on.
 
         Raises:
@@ -163,7 +163,8 @@ class Request:
         """
         if self.done:
             raise ValueError(f"request {self.id} has ended; faders move while one is under way")
-        self._owner.move(self, faders, self.asked.moved(faders))
+        with self._changed:  # Two threads that move faders take turns.
+            self._owner.move(self, faders, self.asked.moved(faders))
 
     def __iter__(self) -> Iterator[Piece]:
         while not self._over:
@@ -201,8 +202,15 @@ class Request:
         self._notify()
 
     def expire(self, timeout: float) -> None:
-        """Let its time be up so many seconds from now."""
-        self.asked.job = replace(self.asked.job, deadline=time.time() + timeout)
+        """Let its time be up so many seconds from now, or sooner, as `max_time` may say."""
+        job, deadline = self.asked.job, time.time() + timeout
+        if job.deadline is None or deadline < job.deadline:
+            self.asked.job = replace(job, deadline=deadline)
+
+    def is_late(self, now: float) -> bool:
+        """Whether its time is up, at a time as ``time.time()`` counts it."""
+        deadline = self.asked.job.deadline
+        return deadline is not None and now > deadline
 
     def unwritten(self) -> list[Written]:
         """What its rows have written if it was never begun."""
@@ -211,13 +219,24 @@ class Request:
         size = 0 if search is None else 1 + search.weights.shape[1]
         return [unwritten(row, kinds, size, call.device) for row in job.rows()]
 
-    def begin_again(self) -> None:
-        """Its loop has failed, and it is to write again what it had written."""
+    def begin(self) -> None:
+        """Its rows join a loop: the first one, or another where that has failed."""
         self.lived, self.moves_left = 0, list(self.moves)
 
+    def keep(self, written: Sequence[Written]) -> None:
+        """Keep what it has written in a loop that failed, if that is more than before."""
+        if sum(map(len, written)) >= sum(map(len, self.before)):
+            self.before = written
+
     def end(self, written: Sequence[Written]) -> None:
-        deadline = self.asked.job.deadline
-        self.late = deadline is not None and time.time() > deadline
+        """It has ended with what its rows have written; with none of them, it was not in a loop.
+
+        What was told is part of the result, also where it was cut before it had written that again.
+        """
+        self.late = self.is_late(time.time())
+        if self.before and sum(map(len, written)) < self.told:
+            written = self.before
+        written = written or self.unwritten()
         with self._changed:
             self._written, self.seconds = written, time.monotonic() - self.submitted
         self._notify()
@@ -226,8 +245,14 @@ class Request:
         """Let whoever waits raise an error. The first one counts."""
         with self._changed:
             if not self.done:
-                self._error = error
+                self._error, self.seconds = error, time.monotonic() - self.submitted
         self._notify()
+
+    @property
+    def _first(self) -> Written:
+        """What its first row has written, once it has ended: the best one of a search."""
+        assert self._written is not None
+        return next(w for w in self._written if w.row.index == 0)
 
     # ---- Both -----------------------------------------------------------------------------------
 
@@ -272,14 +297,14 @@ class Request:
             yield self.asked.piece(self._text.add(self._ids), columns)
         if not done:
             return
-        self._over = True
         if error is not None:
             raise error
-        output = self._result()
-        rest = output.responses[0][len(self._ids) :]  # A search gives its response at the end.
-        text = self._text.end(output.responses[0])
-        if rest:
-            yield self.asked.piece(text, self.asked.columns(output, len(self._ids)))
+        self._over = True
+        first, known = self._first, len(self._ids)
+        text = self._text.end(first.ids)
+        if len(first) > known:  # A search gives its response at the end.
+            columns = {name: x[known:].cpu() for name, x in first.columns.items()}
+            yield self.asked.piece(text, columns)
         elif text:
             yield Piece(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import threading
 import weakref
@@ -17,13 +18,13 @@ from ...blends.blend import Model, ValueHead
 from ...blends.classifier import Classifier
 from ...blends.terms import check_name
 from ...checks import explained
-from ...drafts import Draft
+from ...drafts import Draft, check_draft
 from ...search import Search
 from .. import settings
 from ..driver import ROWS
 from ..engine.options import Engine, check_engine
 from ..members import tokenizer_of
-from .asked import Given
+from .asked import Given, check_position
 from .asking import Asking
 from .request import Request
 from .scored import Scoring
@@ -82,6 +83,7 @@ class Session:
         engine: Engine | None = None,
     ) -> None:
         named = _named(terms)
+        _check_mapping("weights", weights)
         settings.check_int("max_batch", max_batch, 1)
         settings.check_int("max_waiting", max_waiting, 0)
         settings.check_int("max_length", max_length, 1)
@@ -94,20 +96,20 @@ class Session:
         self.max_batch = max_batch or ROWS.get(device.type, ROWS["cuda"])
         self.max_waiting, self.max_length = max_waiting, max_length
         self.engine = engine or Engine()
-        # That the default formula can be read is found out here, and not by the first request.
-        self._asking.check(self.blend)
+        # That the default formula can be decoded is found out here, and not by the first request.
+        self._asking.check()
 
         self._worker = Worker(self.max_batch, max_waiting, self.engine)
         self._numbers = itertools.count()
         self._thread = threading.Thread(
-            target=self._worker.run,
-            args=(torch.get_num_threads(),),  # Each thread has a number of its own.
+            target=_serve,
+            args=(self._worker, torch.get_num_threads()),  # Each thread has a number of its own.
             name="crossfade.Session",
             daemon=True,
         )
         self._thread.start()
-        # A session that nobody has any more closes; at the end of the interpreter each one does.
-        weakref.finalize(self, _stop, self._worker, self._thread)
+        # A session that nobody has any more closes.
+        weakref.finalize(self, self._worker.close, drain=False)
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -174,7 +176,7 @@ class Session:
             weights: where the formula's faders stand, which `Request.weights` moves later.
             systems: system prompts of terms, for this request.
             guidance_scale, negative_prompt: classifier-free guidance: ``(guidance_scale - 1) *
-                (base - base after negative_prompt)`` is added to the blend.
+                (first - first after negative_prompt)`` is added to the blend, of its first term.
             lora: in the place of a formula: the names of terms that are adapters of one model, each
                 with its scale. Every layer has the sum of their deltas: one forward, a mix in
                 weight space.
@@ -206,8 +208,21 @@ class Session:
         self._worker.check_room()
         settings.check_int("sample", sample, 0, 2**30)
         settings.check_int("top_logprobs", top_logprobs, 0, 20)
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout is {timeout}; it must be above 0 seconds, or None")
+        settings.check_int("priority", priority, -(2**63), 2**63 - 1)
+        if timeout is not None:
+            check_position("timeout", timeout)
+            if timeout <= 0:
+                raise ValueError(f"timeout is {timeout}; it must be above 0 seconds, or None")
+        if not isinstance(scope, str):
+            raise TypeError(f"scope is {scope!r:.80}; it must be a str")
+        each = {"weights": weights, "systems": systems, "lora": lora, "logit_bias": logit_bias}
+        for name, x in each.items():
+            _check_mapping(name, x)
+        if lora is not None and blend is not None:
+            raise ValueError("blend and lora are both given; lora is in the place of a formula")
+        if negative_prompt is not None and guidance_scale is None:
+            raise ValueError("guidance_scale is None; with negative_prompt it must be a number")
+        check_draft(draft, simple=self.engine.simple)
         given = Given(
             self.blend if blend is None else blend,
             dict(weights or {}),
@@ -320,7 +335,21 @@ def _named(terms: Any) -> dict[str, Any]:
     return found
 
 
-def _stop(worker: Worker, thread: threading.Thread) -> None:
-    worker.close(drain=False)
-    if thread is not threading.current_thread():
+def _check_mapping(name: str, x: Any) -> None:
+    if x is not None and not isinstance(x, Mapping):
+        raise TypeError(f"{name} is {x!r:.80}; it must be a mapping, such as a dict")
+
+
+def _serve(worker: Worker, threads: int) -> None:
+    """What a session's thread does. The interpreter does not end while torch is at work in it."""
+    thread = threading.current_thread()
+
+    def stop() -> None:
+        worker.close(drain=False)
         thread.join()
+
+    atexit.register(stop)
+    try:
+        worker.run(threads)
+    finally:
+        atexit.unregister(stop)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..writing import Writing
 
 PARTIAL = "\ufffd"  # what the beginning of a character decodes to
+LONGEST = 16  # tokens that are decoded again and again, as they may be the beginning of a character
 
 
 class TextStream:
@@ -38,7 +39,7 @@ class TextStream:
         if self.writing is None or self.stopped or len(ids) == self.start:
             return ""
         (text,) = self.writing.texts([0], [ids], [self.start])
-        if text.endswith(PARTIAL) and len(ids) - self.start < 16:
+        if (not text or text.endswith(PARTIAL)) and len(ids) - self.start < LONGEST:
             return ""
         self.start = len(ids)
         return self._give(self.held + text)
@@ -50,8 +51,10 @@ class TextStream:
             if self.start < len(ids):
                 (rest,) = self.writing.texts([0], [ids], [self.start])
                 self.held += rest
-            text += self._cut(self.held)
-            self.held, self.start = "", len(ids)
+            rest = self._cut(self.held)
+            if not self.stopped:
+                self.told += rest
+            self.held, self.start, text = "", len(ids), text + rest
         return text
 
     def whole(self, ids: Sequence[int]) -> str:
@@ -67,7 +70,6 @@ class TextStream:
         given = self._cut(text)
         if self.stopped:
             return given
-        self.told = self.told[: len(self.told) - len(given)]
         longest = max(map(len, self.stop_strings), default=1) - 1
         back = next(
             (
@@ -77,15 +79,14 @@ class TextStream:
             ),
             0,
         )
-        self.held = text[len(text) - back :]
-        text = text[: len(text) - back]
-        self.told += text
-        return text
+        given, self.held = text[: len(text) - back], text[len(text) - back :]
+        self.told += given
+        return given
 
     def _cut(self, text: str) -> str:
-        """The text up to a stop string."""
+        """The text up to a stop string, if it has one."""
         places = [p for s in self.stop_strings if (p := text.find(s)) >= 0]
         if places:
             self.stopped, self.held, text = True, "", text[: min(places)]
-        self.told += text
+            self.told += text
         return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Hashable, Mapping
 
 from .request import Request
 
@@ -29,22 +29,23 @@ class Waiting:
     def all(self) -> list[Request]:
         return list(self._each)
 
-    def first(self, running: Mapping[str, int]) -> Request | None:
+    def first(self, running: Mapping[str, int], full: Collection[Hashable] = ()) -> Request | None:
         """Whose turn it is.
 
         Args:
             running: how many requests of each scope are under way.
+            full: the kinds of requests whose turn it cannot be.
         """
 
         def turn(request: Request) -> tuple[int, int, int]:
             priority, order = self._each[request]
             return priority, running.get(request.asked.given.scope, 0), order
 
-        return min(self.all(), key=turn, default=None)
+        return min((r for r in self.all() if r.asked.kind not in full), key=turn, default=None)
 
     def late(self, now: float) -> list[Request]:
         """Take out the requests whose time is up."""
-        found = [r for r in self.all() if (d := r.asked.job.deadline) is not None and now > d]
+        found = [r for r in self.all() if r.is_late(now)]
         for request in found:
             self.remove(request)
         return found

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -107,9 +107,10 @@ class Worker:
             Full, Closed: as they say.
         """
         self._check_alive()
-        has_place = not self.waiting and self._rows() < self.max_batch
-        if len(self.waiting) >= self.max_waiting and not has_place:
-            raise Full(f"{len(self.waiting)} requests wait; at most {self.max_waiting} may")
+        free = max(0, self.max_batch - self._rows())  # Those that wait for these begin at once.
+        waiting = len(self.waiting) - free
+        if waiting >= self.max_waiting:
+            raise Full(f"{max(0, waiting)} requests wait; at most {self.max_waiting} may")
 
     def cancel(self, request: Request) -> None:
         """As `Request.cancel`."""
@@ -139,8 +140,9 @@ class Worker:
             except Exception as error:
                 future.set_exception(error)
 
-        self._check_alive()
-        self._later(act)
+        with self._wake:
+            self._check_alive()
+            self._later(act)
         return future
 
     def close(self, *, drain: bool) -> None:
@@ -155,7 +157,7 @@ class Worker:
     @property
     def running(self) -> int:
         """How many requests have a place."""
-        return sum(len(lane.requests) + len(lane.again) for lane in [*self.lanes.values()])
+        return sum(len(lane.requests) + len(lane.begins) for lane in [*self.lanes.values()])
 
     def stats(self) -> SessionStats:
         lanes = [*self.lanes.values()]
@@ -210,10 +212,8 @@ class Worker:
 
     def step(self) -> None:
         """Do what others asked for, let requests join, and advance all loops."""
-        with self._wake:
-            todo, self._todo = self._todo, deque()
-        for act in todo:
-            act()
+        while self._todo:
+            self._todo.popleft()()  # One by one: if it dies of one, `_die` finds the others.
         self._seat()
         busy = [lane for lane in self.lanes.values() if lane.busy]
         start = time.monotonic()
@@ -226,40 +226,32 @@ class Worker:
 
     def _seat(self) -> None:
         """Let requests that wait join their loops, as long as there is room."""
-        now = time.time()
-        for late in self.waiting.late(now):
+        for late in self.waiting.late(time.time()):
             self._end(late, [])
-        running = Counter(
-            r.asked.given.scope for lane in self.lanes.values() for r in lane.requests.values()
-        )
-        while True:
-            request = self.waiting.first(running)
-            if request is None or self._rows() + len(request.asked.job) > self.max_batch:
-                return
-            lane = self.lanes.get(request.asked.kind)
-            if lane is None:
-                lane = Lane(request, self.max_batch, self.engine)
-                self.lanes[request.asked.kind] = lane
-            if lane.room < 1:
+        running = Counter(r.asked.given.scope for x in self.lanes.values() for r in x.all)
+        full: set[Hashable] = set()
+        while (request := self.waiting.first(running, full)) is not None:
+            kind = request.asked.kind
+            if self._rows() + len(request.asked.job) > self.max_batch:
                 return  # Those behind it wait too, or it might wait for ever.
-            self.waiting.remove(request)
+            lane = self.lanes.get(kind)
+            if lane is None:
+                lane = self.lanes[kind] = Lane(request, self.max_batch, self.engine)
+            if lane.room < 1:
+                full.add(kind)
+                continue
             self._prompt_tokens += len(request.prompt_ids)
             running[request.asked.given.scope] += 1
-            try:
-                lane.join(request)
-            except Exception as error:
-                lane.requests.pop(request.id, None)
-                request.fail(error)
-                self._count(request, 0)
+            lane.join(request)
+            self.waiting.remove(request)
 
     def _end(self, request: Request, written: list[Written]) -> None:
         """A request has ended with these rows; with none of them, it was never begun."""
         if not request.done:
-            failed = next((w for w in written if w.failed), None)
-            if failed is not None:
+            if any(w.failed and w.row.is_returned for w in written):
                 request.fail(RuntimeError(request.why or f"request {request.id} failed"))
             else:
-                request.end(written or request.unwritten())
+                request.end(written)
         self._count(request, sum(map(len, written)))
 
     def _count(self, request: Request, tokens: int) -> None:
@@ -273,32 +265,36 @@ class Worker:
         if self.waiting.remove(request):
             return self._end(request, [])
         lane = self.lanes.get(request.asked.kind)
-        if lane is not None:
-            lane.cancel(request)
+        if lane is not None and lane.cancel(request):
+            self._end(request, [])
 
     def _cancel_all(self) -> None:
-        under_way = [r for x in self.lanes.values() for r in (*x.requests.values(), *x.again)]
-        for request in (*self.waiting.all(), *under_way):
+        for request in self._all():
             self._cancel(request)
+
+    def _all(self) -> list[Request]:
+        """All requests that have not ended."""
+        return [*self.waiting.all(), *(r for x in self.lanes.values() for r in x.all)]
 
     def _move(
         self, request: Request, faders: dict[str, float], weights: Mapping[str, Tensor]
     ) -> None:
-        if request.done:
+        if request.done or request.cancelled:
             return
-        lane, tokens = self.lanes.get(request.asked.kind), 0
-        if lane is not None and request.id in lane.requests:
-            tokens = lane.move(request, weights)
-        else:
-            request.moves_left.append((0, weights))
+        lane = self.lanes.get(request.asked.kind)
+        tokens = 0 if lane is None else lane.move(request, weights)
         request.moves.append((tokens, weights))
         request.changes.append((tokens, faders))
 
     def _forget_lanes(self) -> None:
-        """Drop the loops that have been idle for longest, beyond a few."""
-        idle = [key for key, lane in self.lanes.items() if not lane.busy]
-        idle.sort(key=lambda key: self.lanes[key].idle_since)
-        for key in idle[: max(0, len(self.lanes) - LANES)]:
+        """Drop loops that nobody can join any more, and of others those idle for longest, beyond a
+        few."""
+        idle = sorted(
+            (key for key, lane in self.lanes.items() if not lane.busy),
+            key=lambda key: (not self.lanes[key].once, self.lanes[key].idle_since),
+        )
+        once = sum(self.lanes[key].once for key in idle)
+        for key in idle[: max(once, len(self.lanes) - LANES)]:
             self._reused += self.lanes.pop(key).all_reused
 
     def _die(self, error: BaseException | None) -> None:
@@ -309,8 +305,8 @@ class Worker:
         why = "the session was closed" if error is None else f"the session's thread died: {error!r}"
         closed = Closed(why)
         closed.__cause__, self._over = error, closed
-        under_way = [r for x in self.lanes.values() for r in (*x.requests.values(), *x.again)]
-        for request in (*self.waiting.all(), *under_way):
+        for request in self._all():
+            self.waiting.remove(request)
             request.fail(closed)
         for act in todo:  # Whoever waits for a call finds that nobody is there any more.
             act()

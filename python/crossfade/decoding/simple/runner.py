@@ -151,7 +151,7 @@ class SimpleRunner:
 
     feeds_some = False
 
-    def held(self, slot: int, prompt_ids: PromptIds) -> int:
+    def held(self, slot: int, prompt_ids: PromptIds, mixes: Sequence[Shares]) -> int:
         return 0  # Every prompt is read from its beginning.
 
     def holds(self, slot: int, prompt_ids: PromptIds, new: Ids) -> None:

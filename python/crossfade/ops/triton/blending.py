@@ -54,13 +54,17 @@ def blend(inputs: Inputs) -> Tensor:
     return scores
 
 
-def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> BlendSample:
+def blend_sample(
+    inputs: Inputs, draw: Draw, return_term_logprobs: bool, return_pushes: bool
+) -> BlendSample:
     rows, vocab, device = inputs.rows, inputs.vocab_size, inputs.device
+    terms, both = len(inputs.logits), len(inputs.logits) + len(inputs.values)
     out = BlendSample(
         torch.empty(rows, dtype=torch.int64, device=device),
         floats(device, rows),
         floats(device, rows),
-        floats(device, rows, len(inputs.logits)) if return_term_logprobs else None,
+        floats(device, rows, terms) if return_term_logprobs else None,
+        floats(device, rows, both) if return_pushes else None,
     )
     if rows == 0:
         return out
@@ -82,7 +86,7 @@ def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> Blen
             SAMPLE=draw.do_sample and not truncate,
         )
         kernels.choose[rows,](
-            *out,
+            *out[:4],
             tiles.partials,
             scores,
             integers(device, rows, tiles.groups) if truncate else None,
@@ -106,6 +110,22 @@ def blend_sample(inputs: Inputs, draw: Draw, return_term_logprobs: bool) -> Blen
             TILES=chunk_of(tiles.count),
             **(SEARCH if truncate else {"BLOCK": GROUP, "num_warps": 8}),
         )
+        if out.pushes is not None:
+            of_tiles = floats(device, rows, both, tiles.count)
+            kernels.push_tiles[tiles.grid](
+                of_tiles,
+                out.tokens,
+                tiles.partials,
+                tiles.blend,
+                rows,
+                vocab,
+                tiles.count,
+                tiles.groups,
+                BLOCK=tiles.block,
+                CHUNK=chunk_of(tiles.groups),
+                TILES=chunk_of(tiles.count),
+            )
+            torch.sum(of_tiles, dim=-1, out=out.pushes)
     return out
 
 

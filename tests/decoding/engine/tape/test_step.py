@@ -143,7 +143,7 @@ def test_blends(shape: str, blend: str) -> None:
     made = BLENDS[blend](shape)
     both(made)
     both(made, max_batch=2)  # Rows come and go.
-    both(made, return_term_logprobs=True)
+    both(made, return_term_logprobs=True, return_pushes=True)
 
 
 def test_long_responses_outgrow_the_first_caches() -> None:

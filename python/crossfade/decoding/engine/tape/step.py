@@ -70,7 +70,7 @@ class Tapes:
     @property
     def notes(self) -> list[str]:
         """What does not run natively, for people."""
-        each = (step.note for step in self.steps.values())
+        each = (step.note for step in [*self.steps.values()])  # A step may be new just now.
         return list(dict.fromkeys(note for note in each if note is not None))
 
 

@@ -56,6 +56,6 @@ def render(report: dict[str, Any]) -> str:
     return text(
         [*first, "", *second],
         f"{machine(report['machine'])}; {s['requests']} requests of {s['prompt']} tokens, each "
-        f"with its own weights of two LoRA guides over SmolLM2-135M, {s['new_tokens']} new tokens each, "
-        f"float32; one at a time: {s['alone']} of them; `{report['command']}`.",
+        f"with its own weights of two LoRA guides over SmolLM2-135M, {s['new_tokens']} new tokens "
+        f"each, float32; one at a time: {s['alone']} of them; `{report['command']}`.",
     )

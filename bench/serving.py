@@ -1,7 +1,7 @@
 """What serving costs: requests with guidance of their own, over HTTP, beside one call for all.
 
     export OMP_NUM_THREADS=2 OMP_PROC_BIND=true
-    python bench/serve.py --json bench/results/serve.json
+    python bench/serving.py --json bench/results/serving.json
 
 Each request has its own weights of two LoRA guides over SmolLM2, its own seed, and a text of the
 same length. They arrive at random (a Poisson process) at several rates, and all at once. Beside
@@ -33,9 +33,11 @@ import httpx
 import torch
 from crossfade.bench import hardware
 from crossfade.serve import Background
-from reports.serve import render
+from reports.serving import render
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 FORMULA = "base + w * (kind - base) + v * (short - base)"
 GUIDES = {"kind": "sentiment", "short": "brevity"}
@@ -56,11 +58,10 @@ class Asked:
 
 @dataclass
 class Got:
-    """What a client saw of its request: when it sent it, and when each piece of text came."""
+    """What a client saw of its request: when it sent it, and when each token came."""
 
     sent: float
     tokens: list[float] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     terms, model, vocabulary = load(args.quick)
     asked = requests(args.requests, vocabulary)
     report = {
-        "command": " ".join(["python bench/serve.py", *given]),
+        "command": " ".join(["python bench/serving.py", *given]),
         "machine": hardware("cpu"),
         "versions": {p: metadata.version(p) for p in ("crossfade", "torch", "fastapi", "uvicorn")},
         "settings": {
@@ -107,8 +108,11 @@ def load(quick: bool) -> tuple[dict[str, Any], Any, int]:
             num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256,
         )  # fmt: skip
         each = [LlamaForCausalLM(config).eval() for _ in ("base", *GUIDES)]
-        names = ("base", *GUIDES)
-        return {n: cf.Model(m, name=n) for n, m in zip(names, each, strict=True)}, each, 512
+        words = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(WordLevel({f"w{i}": i for i in range(512)}, unk_token="w0"))
+        )
+        pairs = zip(("base", *GUIDES), each, strict=True)
+        return {n: cf.Model(m, tokenizer=words, name=n) for n, m in pairs}, each, 512
     model, tokenizer = cf.models.smollm2()
     guides = {name: cf.models.guide(guide) for name, guide in GUIDES.items()}
     model = cf.models.with_adapters(model, guides)
@@ -146,7 +150,7 @@ def measure(
         for _ in tqdm(range(args.rounds), desc="all at once", file=sys.stderr):
             calls.append(new * len(asked) / call_of_all(terms, asked, new))
             got, seconds = at_once(server.url, asked, new)
-            served.append(sum(len(g.ids) for g in got) / seconds)
+            served.append(sum(len(g.tokens) for g in got) / seconds)
         rate = statistics.median(calls) / new  # requests a second
         found = {}
         for times in RATES:
@@ -170,7 +174,7 @@ def measure(
     ):
         at_once(server.url, few[:1], 4)
         got, seconds = at_once(server.url, few, new)
-        alone = sum(len(g.ids) for g in got) / seconds
+        alone = sum(len(g.tokens) for g in got) / seconds
     recipe = recipe_of(terms, model)
     recipe_seconds = [
         seconds_of_recipe(recipe, a, new) for a in tqdm(few, "recipe", file=sys.stderr)
@@ -232,7 +236,7 @@ async def _ask(client: httpx.AsyncClient, asked: Asked, new: int, start: float) 
     await asyncio.sleep(max(0.0, start + asked.at - time.perf_counter()))
     body = {
         "model": "crossfade", "prompt": asked.ids, "weights": asked.weights, "seed": asked.seed,
-        "max_tokens": new, "stream": True, "return_tokens": True, **peers.SAMPLING,
+        "max_tokens": new, "stream": True, "logprobs": 0, **peers.SAMPLING,
     }  # fmt: skip
     got = Got(time.perf_counter())
     async with client.stream("POST", "/v1/completions", json=body) as response:
@@ -242,10 +246,11 @@ async def _ask(client: httpx.AsyncClient, asked: Asked, new: int, start: float) 
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
             chunk = json.loads(line.removeprefix("data: "))
+            if "error" in chunk:
+                raise RuntimeError(line)
             for choice in chunk["choices"]:
-                ids = (choice.get("crossfade") or {}).get("ids", [])
-                got.tokens += [time.perf_counter()] * len(ids)
-                got.ids += ids
+                new_tokens = (choice.get("logprobs") or {}).get("tokens", [])
+                got.tokens += [time.perf_counter()] * len(new_tokens)
     return got
 
 
@@ -254,7 +259,7 @@ def latencies(got: Sequence[Got], seconds: float) -> dict[str, Any]:
     first = [1e3 * (g.tokens[0] - g.sent) for g in got]
     between = [1e3 * (b - a) for g in got for a, b in itertools.pairwise(g.tokens)]
     return {
-        "tokens_per_s": round(sum(len(g.ids) for g in got) / seconds, 2),
+        "tokens_per_s": round(sum(len(g.tokens) for g in got) / seconds, 2),
         "first_ms": [round(x, 1) for x in _quantiles(first)],
         "between_ms": [round(x, 1) for x in _quantiles(between)],
     }
