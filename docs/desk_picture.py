@@ -2,21 +2,25 @@
 
 python docs/desk_picture.py http://127.0.0.1:8000
 
-The server is the one that docs/desk.md starts. Needs Chromium, its driver and selenium.
+The server is the one that docs/desk.md starts. Needs Chromium, its driver, selenium
+and Pillow.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-WIDTH, HEIGHT = 1280, 850
+WIDTH, HEIGHT = 1280, 790
+COLORS = 256  # of the file, which is half as large so
 LINK = "#prompt=How+was+the+weekend%3F&max_tokens=48&seed=7&strip=w:0.8,v:0&strip=w:0,v:0"
 MOVED, TO = 14, 1.8  # after so many tokens the first fader of strip A is moved there
 MOVE = """
@@ -33,7 +37,12 @@ STATES = (
 def picture(address: str, path: Path) -> None:
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
-    for option in ("--headless=new", "--no-sandbox", f"--window-size={WIDTH},{HEIGHT + 150}"):
+    for option in (
+        "--headless=new",
+        "--no-sandbox",
+        "--hide-scrollbars",
+        f"--window-size={WIDTH},{HEIGHT + 150}",
+    ):
         options.add_argument(option)
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     with webdriver.Chrome(options=options, service=service) as browser:
@@ -49,7 +58,8 @@ def picture(address: str, path: Path) -> None:
         wait(lambda b: b.execute_script(WRITTEN) >= MOVED)
         browser.execute_script(MOVE, TO)
         wait(lambda b: b.execute_script(STATES))
-        browser.save_screenshot(str(path))
+        shown = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+        shown.quantize(COLORS).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ export function strongest(token) {
   return found;
 }
 
-const STEPS = [0.05, 0.25, 0.6, 1.2, 2.4]; // nats from which a colour has strength 1 to 5
+const STEPS = [0.1, 0.3, 0.6, 1.2, 2.4]; // nats from which a colour has strength 1 to 5
 
 /** How strong the colour of a push is, from 0 to 5. */
 export function strength(nats) {

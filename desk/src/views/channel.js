@@ -8,7 +8,7 @@ import { NumberInput } from "./fields.js";
 
 const REACH = 2; // how far a fader goes to either side, unless its number is beyond
 const STEP = 0.05;
-const FULL = 2; // nats a token at which a meter is full
+const FULL = 1; // nats a token at which a meter is full
 
 export function Channel({ strip, fader }) {
   const x = strip.position(fader);

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from browser import resize
-from fake_desk import FakeDesk
 
 DESKTOP, PHONE = (1280, 900), (375, 740)
 SIZES = pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
@@ -26,15 +25,15 @@ def until(found: Callable[[], Any], what: str = "it") -> Any:
 
 
 class Desk:
-    """The page, opened on a fake server."""
+    """The page, opened on a server: a fake one, or the real one."""
 
-    def __init__(self, browser: Any, server: FakeDesk) -> None:
+    def __init__(self, browser: Any, server: Any) -> None:
         self.browser, self.server = browser, server
 
     def open(self, hash_: str = "", size: tuple[int, int] = DESKTOP, ready: bool = True) -> Desk:
         resize(self.browser, *size)
         self.browser.get("about:blank")  # Else another hash alone would not load the page.
-        self.browser.get(self.server.address + hash_)
+        self.browser.get(f"{self.server.url}/{hash_}")
         if ready:
             until(lambda: self.all(".strip"), "the desk")
         return self

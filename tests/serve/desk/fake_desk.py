@@ -77,8 +77,8 @@ class FakeDesk(ThreadingHTTPServer):
         self.sent: dict[str, int] = {}  # tokens of each request
 
     @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/"
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
 
 
 class Answers(BaseHTTPRequestHandler):

@@ -91,7 +91,7 @@ def test_the_code_says_what_is_sent(desk: Desk) -> None:
     desk.write()
     (body,) = desk.asked(1)
     words = shlex.split(curl)
-    assert words[:3] == ["curl", "-N", f"{desk.server.address}v1/chat/completions"]
+    assert words[:3] == ["curl", "-N", f"{desk.server.url}/v1/chat/completions"]
     said = json.loads(words[-1])
     told = ("logprobs", "return_pushes", "return_kl_to_base")
     assert said == {name: x for name, x in body.items() if name not in told}
