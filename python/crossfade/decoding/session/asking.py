@@ -208,31 +208,29 @@ class Asking:
     def _lora(self, given: Given, terms: Mapping[str, Any]) -> Blend:
         """One model whose layers have the sum of some adapters' deltas."""
         assert given.lora is not None
-        adapters: dict[str, float] = {}
-        first = None
+        known = {n: x for n, x in self.models.items() if _is_adapter(x)}
         for name, scale in given.lora.items():
-            term = terms.get(name)
-            adapter = _adapter_of(term)
-            if term is None or adapter is None:
-                known = [n for n, x in self.models.items() if _adapter_of(x)]
+            if name not in known:
+                names = ", ".join(known) or "there are none"
                 raise ValueError(
-                    f"lora has {name!r}; it must name terms that are adapters: {', '.join(known)}"
+                    f"lora has {name!r}; it must name terms that are adapters: {names}"
                 )
             check_position(f"lora[{name!r}]", scale)
-            first = first or term
-            if term.model is not first.model:
-                raise ValueError(
-                    f"lora has {name!r}, which is an adapter of another model than {first.name!r}; "
-                    "all must be of one"
-                )
-            adapters[adapter] = float(scale)
-        if first is None:
+        if not given.lora:
             raise ValueError("lora is empty; it must have a scale for an adapter")
-        every = [_adapter_of(x) for x in self.models.values() if x.model is first.model]
-        mix = {
-            name: torch.tensor([adapters.get(name, 0.0)]) for name in dict.fromkeys(every) if name
-        }
-        return Blend((replace(first, adapter=mix, name="lora"),), (own_weight(1.0),))
+        first = next(iter(given.lora))
+        model = known[first].model
+        for name in given.lora:
+            if known[name].model is not model:
+                raise ValueError(
+                    f"lora has {name!r}, which is an adapter of another model than {first!r}; all "
+                    "must be of one"
+                )
+        # All adapters of the model are in the mix, so that all mixes are rows of one loop.
+        mix = {x.adapter: torch.zeros(1) for x in known.values() if x.model is model}
+        for name, scale in given.lora.items():
+            mix[known[name].adapter] += scale
+        return Blend((replace(terms[first], adapter=mix, name="lora"),), (own_weight(1.0),))
 
 
 def check_one(requests: int) -> None:
@@ -258,6 +256,10 @@ def positions_in(formula: str, positions: Mapping[str, float]) -> dict[str, floa
     except SyntaxError:
         return {}  # `parse` tells where the fault is.
     return {n: float(x) for n, x in positions.items() if n in known}
+
+
+def _is_adapter(term: Model) -> bool:
+    return isinstance(term.adapter, str) and term.adapter != "active"
 
 
 def _guided(blend: Blend, given: Given) -> Blend:

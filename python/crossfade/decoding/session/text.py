@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..writing import Writing
 
 PARTIAL = "\ufffd"  # what the beginning of a character decodes to
-LONGEST = 16  # tokens that are decoded again and again, as they may be the beginning of a character
+LONGEST = 16  # tokens that may be the beginning of a character
 
 
 class TextStream:
@@ -38,10 +38,15 @@ class TextStream:
         """
         if self.writing is None or self.stopped or len(ids) == self.start:
             return ""
-        (text,) = self.writing.texts([0], [ids], [self.start])
-        if (not text or text.endswith(PARTIAL)) and len(ids) - self.start < LONGEST:
-            return ""
-        self.start = len(ids)
+        for end in range(len(ids), max(self.start, len(ids) - LONGEST), -1):
+            (text,) = self.writing.texts([0], [ids[:end]], [self.start])
+            if text and not text.endswith(PARTIAL):
+                break
+        else:
+            if len(ids) - self.start < LONGEST:
+                return ""
+            end, (text,) = len(ids), self.writing.texts([0], [ids], [self.start])
+        self.start = end
         return self._give(self.held + text)
 
     def end(self, ids: Sequence[int]) -> str:
