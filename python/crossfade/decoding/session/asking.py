@@ -239,12 +239,6 @@ def check_one(requests: int) -> None:
         raise ValueError(f"inputs are {requests} requests; they must be one: a text, a chat or ids")
 
 
-def _adapter_of(term: Any) -> str | None:
-    """The name of the adapter that a term is; None if it is anything else."""
-    adapter = term.adapter if isinstance(term, Model) else None
-    return adapter if isinstance(adapter, str) and adapter != "active" else None
-
-
 def positions_in(formula: str, positions: Mapping[str, float]) -> dict[str, float]:
     """The faders that a formula has, of those whose positions are known.
 
