@@ -30,10 +30,10 @@ def test_a_conversation_reads_only_what_is_new(make: Callable[[], Terms]) -> Non
     with cf.Session(terms, max_batch=3) as session:
         for blend, weights in each:
             before = session.stats().reused_tokens
-            request = session.submit(prompt, blend=blend, weights=weights, **ASKED)
-            if weights.get("w") == 0.9:
-                next(iter(request))
-                request.weights(w=1.4)
+            with session._worker._wake:  # No step begins before this is left.
+                request = session.submit(prompt, blend=blend, weights=weights, **ASKED)
+                if weights.get("w") == 0.9:
+                    request.weights(w=1.4)
             answer = request.result(30).responses[0]
             if not request.changes:
                 want = alone(terms, prompt, blend=blend, weights=weights, **ASKED)
@@ -111,5 +111,5 @@ def test_what_a_loop_that_failed_had_counts_on() -> None:
         before = reused(session)
         assert before == 15
         (lane,) = session._worker.lanes.values()
-        session._worker.call(lane._take_down, 30)
+        session._worker.call(lane._take_down).result(30)
         assert reused(session) == before
