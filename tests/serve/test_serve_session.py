@@ -128,12 +128,15 @@ def test_a_stop_string_ends_a_text_and_is_no_part_of_it(serve: Any) -> None:
 
 def test_figures_are_those_of_generate(server: Running, terms: dict[str, Any]) -> None:
     out = generated(terms, seed=7, return_term_logprobs=True, return_kl_to_base=True)
-    found = text(server, seed=7, return_term_logprobs=True, return_kl_to_base=True)
+    asked = {"return_term_logprobs": True, "return_kl_to_base": True, "return_pushes": True}
+    found = text(server, seed=7, **asked)
     parsed = cf.parse(BLEND, **terms, w=0.5)
     for name, column in zip(parsed.names, out.term_logprobs[0].T, strict=True):
         told = [x[name] for x in found["term_logprobs"]]
         assert told == pytest.approx(column.tolist(), abs=1e-4)
     assert found["kl_to_base"] == pytest.approx(out.kl_to_base[0].tolist(), abs=1e-4)
+    pushed = generated(terms, seed=7, return_pushes=True).pushes[0, :, 1:].sum(dim=1)
+    assert [x["w"] for x in found["pushes"]] == pytest.approx(pushed.tolist(), abs=1e-4)
 
 
 def test_the_likeliest_tokens_are_told(server: Running) -> None:

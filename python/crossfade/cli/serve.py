@@ -126,6 +126,13 @@ def _add_limits(group: Any) -> None:
         help="tokens that a text may have (default: %(default)s)",
     )
     group.add_argument(
+        "--max-length",
+        type=options.positive,
+        metavar="N",
+        help="tokens that a prompt and its text may have together, which bounds the memory of "
+        "caches (default: as many as the models have contexts for)",
+    )
+    group.add_argument(
         "--max-cost",
         type=options.positive,
         metavar="N",
@@ -249,6 +256,7 @@ def _serve(arguments: argparse.Namespace, served: Served, keys: Any, at: Any) ->
         weights=loaded.faders,
         max_batch=arguments.max_batch,
         max_waiting=arguments.max_waiting,
+        max_length=arguments.max_length,
     )
     port = at.getsockname()[1]
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host

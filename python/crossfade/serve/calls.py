@@ -47,9 +47,12 @@ class Call:
     def cancel(self) -> None:
         """Let its texts end where they are."""
         with self._lock:
-            under_way = [*self.requests, *self._scorings]
-        for request in under_way:
-            request.cancel()
+            requests, scorings = [*self.requests], [*self._scorings]
+        for request in requests:
+            if not request.done:  # else the session's thread would wake for nothing
+                request.cancel()
+        for scoring in scorings:
+            scoring.cancel()
 
     def close(self) -> None:
         """End the call: whatever of it is still under way is cancelled. Once is enough."""
