@@ -9,13 +9,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from crossfade import cli
+import torch
+from crossfade import cli, training
 from crossfade.loading import ServerPlan
 from crossfade.serve import server as serving
+from word_models import loaded
 
 BLEND = "base + w * (tuned - ref)"
 
@@ -97,6 +100,29 @@ def test_models_blends_and_names_are_served(
     assert "(Ctrl-C stops)" in err
     assert err.count("loading ") == 3
     assert "POST /v1/completions 200" in err
+
+
+def test_value_heads_are_values_of_searches_and_of_blends(
+    visited: Any, paths: dict[str, str], tmp_path: Path
+) -> None:
+    """Wherever they stand among the options, the base is the first model that writes."""
+    head = training.value_model(loaded(paths["base"]), "q", rank=2)
+    torch.nn.init.normal_(head.get_output_embeddings().b)
+    training.save_value_head(head, tmp_path / "head")
+
+    def ask(http: httpx.Client) -> Any:
+        body = {"prompt": "a b c", "max_tokens": 5, "seed": 1, "blend": "base + 0.5 * joy"}
+        blended = http.post("/v1/completions", json=body)
+        body = {"prompt": "a b c", "max_tokens": 5, "seed": 1, "search": {"best_of": 2}}
+        return http.get("/v1/desk").json(), blended, http.post("/v1/completions", json=body)
+
+    argv = ["--model", f"joy={paths['base']}@{tmp_path / 'head'}", *models(paths)]
+    status, (desk, blended, searched) = visited(ask, *argv)
+    assert status == 0
+    assert (desk["blend"], desk["terms"]) == ("base", ["base", "tuned", "ref"])
+    assert desk["values"] == desk["searches"] == ["joy"]
+    assert blended.status_code == 200, blended.text
+    assert isinstance(searched.json()["choices"][0]["value"], float), searched.text
 
 
 def test_ctrl_c_lets_a_stream_end(visited: Any, paths: dict[str, str]) -> None:

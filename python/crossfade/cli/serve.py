@@ -251,7 +251,7 @@ def _serve(arguments: argparse.Namespace, served: Served, keys: Any, at: Any) ->
         limits=_limits(arguments),
     )
     session = cf.Session(
-        loaded.terms,
+        served.terms,
         blend=loaded.formula,
         weights=loaded.faders,
         max_batch=arguments.max_batch,

@@ -11,7 +11,7 @@ from ..blends.values import Reward, ValueSum, as_value
 from ..checks import did_you_mean
 from ..drafts import PROMPT
 from ..specs import Spec
-from .formulas import Unloaded, blend_of, errors_of, names_of, value_of
+from .formulas import Unloaded, blend_of, errors_of, members_of, names_of, value_of
 from .loaded import Loaded
 from .plan import Plan
 
@@ -22,12 +22,14 @@ class Served:
 
     Attributes:
         loaded: the models, and the default blend.
+        terms: its terms as a session takes them: models in the order of the options, then values.
         values: what a search may be decided by: each value head, reward model and reward by its
             own name, and formulas of them.
         judges, drafts: blends that judge, and that guess tokens.
     """
 
     loaded: Loaded
+    terms: Mapping[str, Model | ValueHead]
     values: Mapping[str, ValueSum]
     judges: Mapping[str, Blend]
     drafts: Mapping[str, Blend]
@@ -64,14 +66,15 @@ class ServerPlan:
 
         Args:
             model, system, fader, reward: as of `Plan.read`.
-            blend: as there; None is the first model.
+            blend: as there; None is the first model that writes texts.
             value, judge, draft: each ``NAME=FORMULA``.
 
         Raises:
             ValueError, OSError: as of `Plan.read`.
         """
         if blend is None and len(model) > 1:
-            blend = Spec.read(model[0]).name
+            specs = map(Spec.read, model)
+            blend = next((s.name for s in specs if not _scores(s)), None)
         named = [_by_name(o, x) for o, x in (("value", value), ("judge", judge), ("draft", draft))]
         if PROMPT in named[2]:
             raise ValueError(
@@ -98,6 +101,7 @@ class ServerPlan:
             for name, spec in self.plan.specs.items()
             if name not in self.plan.labels
         }
+        models |= members_of(self.plan.outline)
         rewards = {name: Reward(max, name=name) for name in (*self.plan.labels, *self.plan.rewards)}
         heads = [name for name, x in models.items() if isinstance(x, ValueHead)]
         for name in self.values:
@@ -121,14 +125,22 @@ class ServerPlan:
     def load(self, device: str, dtype: str, tell: Callable[[str], object]) -> Served:
         """Load all of it. Arguments and errors are as of `Plan.load`."""
         loaded = self.plan.load(device, dtype, tell)
-        heads = {name: x for name, x in loaded.terms.items() if isinstance(x, ValueHead)}
+        named = [name for name in self.plan.specs if name in loaded.terms]
+        terms = {name: loaded.terms[name] for name in (*named, *loaded.terms)}
+        heads = {name: x for name, x in terms.items() if isinstance(x, ValueHead)}
+        terms = {name: x for name, x in terms.items() if name not in heads} | heads
         values = {name: as_value(x) for name, x in {**heads, **loaded.others}.items()}
         known = {**loaded.terms, **loaded.others}
         for name, text in self.values.items():
             values[name] = value_of(text, known, loaded.faders)
         judges = {n: blend_of(x, loaded.plain, loaded.faders) for n, x in self.judges.items()}
         drafts = {n: blend_of(x, loaded.terms, loaded.faders) for n, x in self.drafts.items()}
-        return Served(loaded, values, judges, drafts)
+        return Served(loaded, terms, values, judges, drafts)
+
+
+def _scores(spec: Spec) -> bool:
+    """Whether a model scores texts, and writes none."""
+    return spec.is_value_head or spec.is_reward_model(in_value=False)
 
 
 def _by_name(option: str, given: Sequence[str]) -> dict[str, str]:
