@@ -75,12 +75,12 @@ class Lazy:
         fresh = self.first.fresh[: self.first.slots].tolist()
         going, new = live.tolist(), tokens.tolist()
         found = {self.first: self.first.step(tokens, live)}
-        slots = self.first.slots
-        own = found[self.first].unflatten(0, (-1, slots))[self.member]
+        count = self.first.slots
+        own = found[self.first].unflatten(0, (-1, count))[self.member]
         survivors = (
             ops.blend([own], [1.0], support=self.cut, vocab_size=self.vocabulary) > -torch.inf
         )
-        needed = [s for s in range(slots) if going[s]]
+        needed = [s for s in range(count) if going[s]]
         if self.skip and all(n == 1 for n in survivors[needed].sum(dim=1).tolist()):
             needed = []  # All rest or none: a single row would cost a read of all weights as well.
         columns = survivors[needed].any(dim=0).nonzero()[:, 0] if self.restrict else None
@@ -88,10 +88,10 @@ class Lazy:
             columns = None
         for group, owed in self.owed.items():
             for row, tokens_owed in enumerate(owed):
-                slot = row % slots
+                slot = row % count
                 if going[slot] and not fresh[slot]:
                     tokens_owed.append(new[slot])
-            rows = [m * slots + s for m in range(len(group.terms)) for s in needed]
+            rows = [m * count + s for m in range(len(group.terms)) for s in needed]
             logits = group.catch_up(rows, [owed[r] for r in rows], columns)
             for r in rows:
                 owed[r] = []

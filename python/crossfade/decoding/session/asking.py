@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...blends.blend import Blend, Model
+from ...blends.mixes import Mix
 from ...checks import did_you_mean
 from ...formula import names_in, parse
 from ..generation import Generation
@@ -308,7 +309,7 @@ def _kind(generation: Generation, job: Job, given: Given) -> Hashable:
     call = generation.call
     blend, draft = call.blend, given.draft
     models = tuple(
-        (id(m.model), m.adapter.names if hasattr(m.adapter, "names") else m.adapter)
+        (id(m.model), m.adapter.names if isinstance(m.adapter, Mix) else m.adapter)
         for m in call.models
     )
     parts = tuple((p.power, p.min, p.max, *map(blend.terms.index, p.terms)) for p in blend.parts)

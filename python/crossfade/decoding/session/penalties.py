@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 
-class CountPenalty(LogitsProcessor):  # type: ignore[misc]
+class CountPenalty(LogitsProcessor):
     """``z[v] -= presence + frequency * count[v]`` for each token v that the response has.
 
     The prompt does not count.

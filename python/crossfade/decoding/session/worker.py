@@ -227,8 +227,8 @@ class Worker:
 
     def _seat(self) -> None:
         """Let requests that wait join their loops, as long as there is room."""
-        for request in self.waiting.late(time.time()):
-            self._end(request, [])
+        for late in self.waiting.late(time.time()):
+            self._end(late, [])
         running = Counter(r.asked.given.scope for x in self.lanes.values() for r in x.all)
         full: set[Hashable] = set()
         while (request := self.waiting.first(running, full)) is not None:
