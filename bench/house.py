@@ -49,7 +49,8 @@ decoding.engine
 decoding.mixer
 decoding.rows
 decoding.speculation
-decoding.watch decoding.strays
+decoding.watch decoding.strays decoding.places
+decoding.drawing
 decoding.loop
 decoding.search
 decoding.classifiers
@@ -57,6 +58,7 @@ decoding.building decoding.figures
 decoding.driver
 decoding.call decoding.results
 decoding.generation decoding.hook decoding.scoring
+decoding.session
 decoding
 bulk
 integrations training

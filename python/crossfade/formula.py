@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import math
 import numbers
 import operator
 import re
+import threading
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -25,6 +27,9 @@ from .blends.weights import Weight, check_weight
 from .checks import did_you_mean
 from .ops.types import Support
 
+# Up to Python 3.12 threads that make trees at the same time count each other's depth, and fail
+# (python/cpython issue 106905).
+_PARSING = threading.RLock()
 CUTS = {f.name for f in fields(Support)}
 LONGEST = 4096  # characters a formula may have; far more would exhaust the stack of the parser
 FORMS = "only names, numbers, + - * / and parentheses can stand"
@@ -150,7 +155,7 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
     if "\0" in text:  # Older versions of Python raise no SyntaxError for it.
         fail(text.index("\0"), FORMS)
     try:
-        tree = ast.parse(text, mode="eval")
+        tree = _tree(text)
         comment = _comment(text, tree)
         if comment is not None:  # Python would skip it.
             fail(comment, FORMS)
@@ -160,6 +165,17 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
         fail(min(e.offset - 1, end) if e.offset else end, e.msg)
     except (RecursionError, MemoryError):
         fail(0, "it is nested too deeply")
+
+
+@functools.lru_cache(maxsize=256)
+def _tree(text: str) -> ast.Expression:
+    """What a text of one line says, as Python's parser reads it. Nobody may change it.
+
+    Raises:
+        SyntaxError, RecursionError, MemoryError: as of the parser.
+    """
+    with _PARSING:
+        return ast.parse(text, mode="eval")
 
 
 def _one_line(formula: str) -> str:
@@ -180,14 +196,14 @@ def _comment(text: str, tree: ast.AST) -> int | None:
 
 def names_in(formula: str) -> set[str]:
     """The names that a formula which can be read has, without those of its presets."""
-    tree = ast.parse(_one_line(formula), mode="eval")
+    tree = _tree(_one_line(formula))
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called}
 
 
 def calls_in(formula: str) -> int:
     """How often a formula which can be read calls a preset, any of which may add a term."""
-    tree = ast.parse(_one_line(formula), mode="eval")
+    tree = _tree(_one_line(formula))
     return sum(
         isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id != "Support"
         for node in ast.walk(tree)

@@ -11,7 +11,10 @@ import pytest
 import torch
 from served import FADED, PROMPT, adapters, alone, apart, until
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+    pytest.mark.usefixtures("slow"),
+]
 
 Terms = dict[str, Any]
 LONG: dict[str, Any] = {"do_sample": True, "max_new_tokens": 40, "eos_token_id": None, "seed": 5}
@@ -34,9 +37,10 @@ def test_each_token_is_of_where_the_fader_stood(make: Callable[[], Terms]) -> No
     with cf.Session(terms, max_batch=4) as session:
         other = session.submit(PROMPT, blend=FADED, weights={"w": 0.2}, **LONG)
         request = session.submit(PROMPT, blend=FADED, weights={"w": 0.5}, **LONG)
-        for moves, piece in enumerate(request):
-            if piece.ids and moves in (2, 6):
-                request.weights(w=1.0 + moves)
+        pieces = iter(request)
+        for w in (3.0, 7.0):
+            next(pieces)
+            request.weights(w=w)
         request.result(30)
         assert [moved for _, moved in request.changes] == [{"w": 3.0}, {"w": 7.0}]
         check(terms, request, 0.5)
@@ -105,7 +109,7 @@ def test_what_cannot_be_moved() -> None:
             with pytest.raises(error, match=says):
                 request.weights(**faders)
         request.cancel()
-        request.weights(w=2.0)  # It may have ended or not.
+        request.weights(w=2.0)  # It has not ended by now, and will not move any more.
         request.result(30)
         assert request.changes == []
         with pytest.raises(ValueError, match="has ended"):

@@ -19,6 +19,8 @@ from crossfade.decoding.session import Closed, Full
 from served import PROMPT, alone, until
 from tiny_models import make
 
+pytestmark = pytest.mark.usefixtures("slow")
+
 LONG: dict[str, Any] = {"max_new_tokens": 450, "eos_token_id": None}
 SHORT: dict[str, Any] = {"max_new_tokens": 3, "eos_token_id": None}
 
@@ -156,7 +158,7 @@ def test_full(paused: threading.Event) -> None:
 @pytest.mark.parametrize("drain", [True, False])
 def test_close(drain: bool) -> None:
     session = cf.Session({"base": make()}, max_batch=1)
-    each = [session.submit(PROMPT, **LONG | {"max_new_tokens": 40}) for _ in range(3)]
+    each = [session.submit(PROMPT, **LONG | {"max_new_tokens": 9}) for _ in range(3)]
     next(iter(each[0]))
     session.close(drain=drain)
     session.close()

@@ -8,6 +8,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 from served import FADED, adapters, alone, apart, until
+from sweeps import every
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
@@ -21,7 +22,7 @@ def reused(session: cf.Session, before: int = 0) -> int:
     return session.stats().reused_tokens - before
 
 
-@pytest.mark.parametrize("make", [apart, adapters])
+@pytest.mark.parametrize("make", every(2, [adapters, apart]))
 def test_a_conversation_reads_only_what_is_new(make: Callable[[], Terms]) -> None:
     """Each turn's prompt is the last one's, what was answered, and what is asked next. Formulas,
     weights and faders that move do not matter, as caches are of models and not of blends."""

@@ -10,6 +10,7 @@ import pytest
 from crossfade.decoding.engine.group import Group
 from crossfade.decoding.loop import SIZES, Loop
 from served import FADED, PROMPT, SAMPLED, adapters, alone, apart, until
+from sweeps import product
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
@@ -30,8 +31,7 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("make", [apart, adapters])
-@pytest.mark.parametrize("tape", [True, False])
+@pytest.mark.parametrize(("make", "tape"), product([apart, adapters], [True, False], together=1))
 def test_few_rows_in_many_slots(make: Callable[[], Terms], tape: bool, fed: list[int]) -> None:
     terms, engine = make(), cf.Engine(tape=tape)
     want = [

@@ -1,6 +1,6 @@
 """Requests that join a running loop: one thread owns the models, any thread may ask."""
 
-from .request import Piece as Piece
+from .piece import Piece as Piece
 from .request import Request as Request
 from .scored import PromptScores as PromptScores
 from .session import Session as Session

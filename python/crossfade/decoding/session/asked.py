@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,7 @@ from ...search import Search
 from ..generation import Generation
 from ..job import WEIGHTS, Job
 from ..mixer import row_weights
-
-if TYPE_CHECKING:
-    from .request import Piece
+from .piece import Piece
 
 NONE = -math.inf  # the log-prob of what cannot be drawn
 
@@ -99,8 +97,6 @@ class Asked:
 
     def piece(self, text: str, columns: Mapping[str, Tensor]) -> Piece:
         """A piece of what the row has written."""
-        from .request import Piece
-
         call, given = self.generation.call, self.given
         ids = columns["tokens"].tolist()
         more: dict[str, Any] = {}

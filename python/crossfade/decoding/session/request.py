@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from ..output import Output
 from ..results import Ran, output_of
 from ..rows import Written, kept, unwritten
 from .asked import Asked
+from .piece import Piece
 from .text import TextStream
 
 if TYPE_CHECKING:
@@ -34,31 +35,6 @@ class Owner(Protocol):
     def move(
         self, request: Request, faders: Mapping[str, float], weights: Mapping[str, Tensor]
     ) -> None: ...
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What a request has written since its last piece.
-
-    Attributes:
-        text: whole characters alone, without a stop string. All pieces joined are `Request.text`.
-        ids: the tokens. A piece may have tokens and no text, where these begin a character or a
-            stop string, and text and no tokens at the end.
-        logprobs: of each token, nats: under the blend at temperature 1.
-        top_logprobs: for each token the most likely ones there, the best first; on demand.
-        term_logprobs: for each token its log-prob under each term; on demand.
-        pushes: for each token how far each fader moved it away from the base, in nats; terms count
-            as faders where the formula has none; on demand.
-        kl: for each token KL(blend || first term), nats; on demand.
-    """
-
-    text: str
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[dict[int, float]] = field(default_factory=list)
-    term_logprobs: list[dict[str, float]] = field(default_factory=list)
-    pushes: list[dict[str, float]] = field(default_factory=list)
-    kl: list[float] = field(default_factory=list)
 
 
 class Request:
