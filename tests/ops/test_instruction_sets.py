@@ -18,6 +18,7 @@ TESTS = {
     "test_linear.py": "truth or deltas or rows_alone or threads or not_finite or rounding",
     "test_linear_packed.py": "kernel",
     "test_long_rows.py": "native and test_thresholds",
+    "test_pushes.py": "native",
     "logp": "native and (test_truth or test_error or test_same_bits or extreme or bad)",
 }
 

@@ -32,26 +32,24 @@ def pushes(backend: Backend, p: Problem, **options: Any) -> Tensor:
     return found.double()
 
 
+def above_mean(x: Tensor, log_p: Tensor, y: int) -> Tensor:
+    """``x(y) - E[x]`` under the tokens that are left."""
+    left = log_p > -INF
+    return x[y] - (log_p[left].softmax(0) * x[left]).sum()
+
+
 def expected(p: Problem, tokens: Tensor) -> Tensor:
     """The formula of `BlendSample`, a row and a column at a time."""
     log_p = ops.blend(*p.args, **p.options, backend="reference").double()
+    w = reference.weights_of(p.weights, p.rows, log_p.device)
+    v = reference.weights_of(p.value_weights if p.values else (), p.rows, log_p.device)
+    z, q = ([x[:, : p.vocab].double() for x in group] for group in (p.logits, p.values))
     rows = []
     for b, y in enumerate(tokens.tolist()):
-        left = log_p[b] > -INF
-        pi = log_p[b, left].softmax(0)
-
-        def ahead(
-            x: Tensor, b: int = b, y: int = y, left: Tensor = left, pi: Tensor = pi
-        ) -> Tensor:
-            x = x[b, : p.vocab].double()
-            return x[y] - (pi * x[left]).sum()
-
-        w = reference.weights_of(p.weights, p.rows, log_p.device)[b]
-        row = [w[k] * (ahead(z) - ahead(p.logits[0])) for k, z in enumerate(p.logits)]
-        if p.values:
-            v = reference.weights_of(p.value_weights, p.rows, log_p.device)[b]
-            row += [v[m] * ahead(q) for m, q in enumerate(p.values)]
-        rows.append(torch.stack(row))
+        terms = [above_mean(x[b], log_p[b], y) for x in z]
+        values = [above_mean(x[b], log_p[b], y) for x in q]
+        row = [w[b, k] * (x - terms[0]) for k, x in enumerate(terms)]
+        rows.append(torch.stack(row + [v[b, m] * x for m, x in enumerate(values)]))
     return torch.stack(rows)
 
 
