@@ -72,7 +72,7 @@ struct TapeInstruction {
 struct Tape {
   std::vector<TapeInstruction> instructions;
   std::vector<Linear> linears;        // their x, y and scale are operands
-  std::vector<Attention> attentions;  // their query, key, value, lengths, cache_row and out are operands
+  std::vector<Attention> attentions;  // so are their query, key, value, lengths, cache_row and out
 };
 
 // Runs instructions [begin, end).
