@@ -8,6 +8,7 @@ import math
 import numbers
 import operator
 import re
+import threading
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -27,6 +28,9 @@ from .ops.types import Support
 
 CUTS = {f.name for f in fields(Support)}
 LONGEST = 4096  # characters a formula may have; far more would exhaust the stack of the parser
+# Up to Python 3.12 a parse may fail where another thread parses meanwhile: both count the depth of
+# their trees in one place ("AST constructor recursion depth mismatch").
+PARSING = threading.Lock()
 FORMS = "only names, numbers, + - * / and parentheses can stand"
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "power_mean": power_mean,
@@ -150,7 +154,7 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
     if "\0" in text:  # Older versions of Python raise no SyntaxError for it.
         fail(text.index("\0"), FORMS)
     try:
-        tree = ast.parse(text, mode="eval")
+        tree = _tree(text)
         comment = _comment(text, tree)
         if comment is not None:  # Python would skip it.
             fail(comment, FORMS)
@@ -160,6 +164,12 @@ def evaluate(formula: str, names: Mapping[str, Any]) -> Any:
         fail(min(e.offset - 1, end) if e.offset else end, e.msg)
     except (RecursionError, MemoryError):
         fail(0, "it is nested too deeply")
+
+
+def _tree(text: str) -> ast.Expression:
+    """What Python's parser makes of a text."""
+    with PARSING:
+        return ast.parse(text, mode="eval")
 
 
 def _one_line(formula: str) -> str:
@@ -180,7 +190,7 @@ def _comment(text: str, tree: ast.AST) -> int | None:
 
 def names_in(formula: str) -> set[str]:
     """The names that a formula which can be read has, without those of its presets."""
-    tree = ast.parse(_one_line(formula), mode="eval")
+    tree = _tree(_one_line(formula))
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called}
 
