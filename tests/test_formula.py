@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import threading
 
 import pytest
 import torch
@@ -321,3 +323,29 @@ def test_a_faders_own_rules():
 def test_a_product_without_its_sign() -> None:
     with pytest.raises(ValueError, match=r"a product has a \*, as in 0.5 \* \(a - b\), which is"):
         parse("a + 0.5(a - b)", a=Model(make(seed=0)), b=Model(make(seed=1)))
+
+
+def test_formulas_read_by_several_threads() -> None:
+    """One thread reads a formula in the middle of another's: Python's parser does not stand it."""
+    text = " + ".join(["a * (b - c)"] * 20)
+    found: list[set[str]] = []
+    threads: list[threading.Thread] = []
+
+    def beside(phase: str, info: dict[str, int]) -> None:
+        if phase == "start" and len(threads) < 5:
+            threads.append(threading.Thread(target=lambda: found.append(names_in(text))))
+            threads[-1].start()
+            threads[-1].join(0.1)
+
+    before = gc.get_threshold()
+    gc.set_threshold(20)  # A collection, and with it another thread, comes while a tree is made.
+    gc.callbacks.append(beside)
+    try:
+        found.append(names_in(text))
+    finally:
+        gc.callbacks.remove(beside)
+        gc.set_threshold(*before)
+    for thread in threads:
+        thread.join()
+    assert found == [{"a", "b", "c"}] * (1 + len(threads))
+    assert threads

@@ -27,8 +27,8 @@ from .blends.weights import Weight, check_weight
 from .checks import did_you_mean
 from .ops.types import Support
 
-# Up to Python 3.12 threads that make trees at the same time count each other's depth, and fail
-# (python/cpython issue 106905).
+# Up to Python 3.12 threads that make trees at the same time count each other's depth, and fail:
+# "AST constructor recursion depth mismatch".
 _PARSING = threading.RLock()
 CUTS = {f.name for f in fields(Support)}
 LONGEST = 4096  # characters a formula may have; far more would exhaust the stack of the parser

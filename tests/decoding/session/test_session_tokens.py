@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -196,3 +197,19 @@ def test_two_sessions_and_a_call_over_the_same_models() -> None:
         got = [(r, s.submit(**r)) for r in asked for s in (one, other)]
         for request, r in got:
             assert given_alone(terms, request) == r.result(30).responses[0]
+
+
+def test_a_temperature_alone_samples() -> None:
+    """`generate` takes the best token unless do_sample is set, and warns; a session draws."""
+    terms = apart()
+    asked = {"max_new_tokens": 8, "eos_token_id": None, "seed": 3}
+    with cf.Session(terms) as session:
+        for given, drawn in (({"temperature": 0.9}, True), ({"top_p": 0.8}, True), ({}, False)):
+            got = session.submit(PROMPT, **asked, **given).result(30)
+            want = alone(terms, PROMPT, do_sample=drawn, **asked, **given)
+            assert got.responses == want.responses
+        greedy = session.submit(PROMPT, **asked).result(30).responses
+        for given in ({"temperature": 0}, {"temperature": 0.9, "do_sample": False}):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Transformers' own, of what is not used
+                assert session.submit(PROMPT, **asked, **given).result(30).responses == greedy

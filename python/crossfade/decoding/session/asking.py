@@ -14,6 +14,7 @@ from ...blends.mixes import Mix
 from ...checks import did_you_mean
 from ...formula import names_in, parse
 from ...models.hf import is_multimodal
+from .. import settings
 from ..call import Call
 from ..generation import Generation
 from ..inputs import read_requests
@@ -278,6 +279,10 @@ def _arguments(given: Given) -> tuple[dict[str, Any], dict[str, Any], list[Count
         if name in arguments:
             raise TypeError(f"{name} is of a whole call of generate, not of a request: {instead}")
     passed = {name: arguments.pop(name) for name in PASSED if name in arguments}
+    if settings.stated("do_sample", arguments, passed.get("generation_config")) is None and any(
+        arguments.get(name) is not None for name in settings.SAMPLING
+    ):  # Who says how to sample wants samples, but for the temperature 0.
+        arguments["do_sample"] = arguments.get("temperature") != 0
     if given.logit_bias:
         if arguments.get("sequence_bias") is not None:
             raise ValueError("logit_bias and sequence_bias are both given; it must be one of them")

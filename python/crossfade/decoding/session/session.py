@@ -197,7 +197,8 @@ class Session:
                 pieces have them, too.
             **generation: as in `crossfade.generate`, such as `max_new_tokens`, `temperature`,
                 `top_k`, `top_p`, `min_p`, `do_sample`, `stop_strings`, `repetition_penalty`,
-                `tools`, `chat_template_kwargs`.
+                `tools`, `chat_template_kwargs`. One default differs: a request with one of the
+                first four samples, unless `do_sample` says no.
 
         Raises:
             TypeError, ValueError, NotImplementedError: names the argument, what it was and what it
