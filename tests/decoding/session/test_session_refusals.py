@@ -157,12 +157,6 @@ def test_a_search_of_too_many_rows(session: cf.Session) -> None:
         session.submit(PROMPT, search=many, **SAMPLED)
 
 
-def test_temperature_without_sampling(session: cf.Session) -> None:
-    """As with `cf.generate`: what changes nothing is warned of."""
-    with pytest.warns(UserWarning, match="temperature is 0.7 and changes nothing"):
-        session.submit(PROMPT, temperature=0.7, max_new_tokens=2).result(30)
-
-
 def test_the_context_bounds_what_is_written() -> None:
     with cf.Session({"base": make()}) as session:
         request = session.submit([7] * 500, max_new_tokens=100, eos_token_id=None)
