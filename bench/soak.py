@@ -119,7 +119,15 @@ def ops_results() -> Results:
         cut = ops.Support(1, top_p=0.95)
         results[f"blend {power}"] = digest(ops.blend(z, w, power=power, support=cut))
         drawn = ops.blend_sample(
-            z, w, power=power, top_k=500, top_p=0.9, seed=7, step=3, return_term_logprobs=True
+            z,
+            w,
+            power=power,
+            top_k=500,
+            top_p=0.9,
+            seed=7,
+            step=3,
+            return_term_logprobs=True,
+            return_pushes=power == 0,
         )
         for field, x in zip(drawn._fields, drawn, strict=True):
             if x is not None:
