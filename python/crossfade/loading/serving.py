@@ -128,7 +128,7 @@ class ServerPlan:
         named = [name for name in self.plan.specs if name in loaded.terms]
         terms = {name: loaded.terms[name] for name in (*named, *loaded.terms)}
         heads = {name: x for name, x in terms.items() if isinstance(x, ValueHead)}
-        terms = {name: x for name, x in terms.items() if name not in heads} | heads
+        terms = {**{name: x for name, x in terms.items() if name not in heads}, **heads}
         values = {name: as_value(x) for name, x in {**heads, **loaded.others}.items()}
         known = {**loaded.terms, **loaded.others}
         for name, text in self.values.items():
