@@ -367,3 +367,17 @@ def test_what_it_cannot_do(base: cf.Model, tokenizer: PreTrainedTokenizerFast) -
     w = [1.0, math.nan]
     with pytest.raises(ValueError, match="is nan; it must be finite"):
         base + w * good
+
+
+def test_pushes_of_a_fader_of_a_session(base: cf.Model, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Over one model alone, all that moves a token is the classifier, and its fader's doing."""
+    good = cf.Classifier(classifier_model(), tokenizer, "good", top=TOP)
+    with cf.Session({"base": base, "good": good}) as session:
+        asked: dict[str, Any] = {"blend": "base + w * good", "weights": {"w": 2.0}}
+        asked |= {"max_new_tokens": NEW, "return_pushes": True}
+        request = session.submit(PROMPTS[0], **asked)
+        told = [x["w"] for piece in request for x in piece.pushes]
+        pushes = request.result(60).pushes
+    assert pushes is not None
+    assert told == pytest.approx(pushes[0, :, 1].tolist(), abs=1e-5)
+    assert any(abs(x) > 1e-3 for x in told)

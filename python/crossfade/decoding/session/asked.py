@@ -112,29 +112,30 @@ class Asked:
             rows = columns["term_logprobs"].tolist()
             more["term_logprobs"] = [dict(zip(names, row, strict=True)) for row in rows]
         if given.return_pushes and "pushes" in columns:
-            more["pushes"] = [self._by_fader(row) for row in columns["pushes"]]
+            more["pushes"] = self._by_fader(columns["pushes"])
         if given.return_kl_to_base and "kl" in columns:
             more["kl"] = columns["kl"][:, 0].tolist()
         return Piece(text, ids, columns["logprobs"].tolist(), **more)
 
-    def _by_fader(self, pushes: Tensor) -> dict[str, float]:
-        """How far each fader moved a token, of how far each term did: ``[terms + values]``.
+    def _by_fader(self, pushes: Tensor) -> list[dict[str, float]]:
+        """How far each fader moved each token, of how far each term did: ``[tokens, terms + values
+        + classifiers]``.
 
         A fader has the part of each term's weight that it makes: what the weight loses where the
         fader is at 0. Where the formula has no faders, each term but the first counts as one.
         """
         blend = self.mixed(self.faders)
-        names = [*blend.names, *blend.value_names]
         if not self.faders:
-            each = zip(names[1:], pushes[1:].tolist(), strict=False)
-            return {name: x for name, x in each if x != 0}
-        w = _flat(blend)
-        found = {}
+            names = [*blend.names, *blend.value_names, *blend.classifier_names]
+            rows = pushes[:, 1:].tolist()
+            each = [zip(names[1:], row, strict=True) for row in rows]
+            return [{name: x for name, x in row if x != 0} for row in each]
+        w, parts = _flat(blend), []
         for name in self.faders:
             without = _flat(self.mixed({**self.faders, name: 0.0}))
-            part = torch.where(w == 0, 0.0, (w - without) / w.where(w != 0, torch.ones_like(w)))
-            found[name] = float((part * pushes.cpu()).sum())
-        return found
+            parts.append(torch.where(w == 0, 0.0, (w - without) / w.where(w != 0, 1.0)))
+        moved = (torch.stack(parts) * pushes.cpu()[:, None]).sum(dim=2)
+        return [dict(zip(self.faders, row, strict=True)) for row in moved.tolist()]
 
 
 def check_position(name: str, x: Any) -> None:
@@ -151,8 +152,9 @@ def own_weight(w: Any) -> Tensor:
 
 
 def _flat(blend: Blend) -> Tensor:
-    """``[terms + values]``: the weights of a blend of one request."""
-    return torch.cat([own_weight(w).double() for w in (*blend.weights, *blend.value_weights)])
+    """``[terms + values + classifiers]``: the weights of a blend of one request."""
+    each = *blend.weights, *blend.value_weights, *blend.classifier_weights
+    return torch.cat([own_weight(w).double() for w in each])
 
 
 def _rows(blend: Blend, device: torch.device) -> dict[str, Tensor]:
