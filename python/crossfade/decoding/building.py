@@ -19,7 +19,7 @@ from .engine.runner import EngineRunner
 from .job import WEIGHTS, Drafted, Job, Row, weights_of
 from .loop import Loop
 from .mixer import Mixer
-from .rows import AHEAD, Kept, Slots, kept
+from .rows import AHEAD, Kept, Slots, kept_of
 from .runner import Runner
 from .search.loops import search_loop
 from .simple.runner import SimpleRunner
@@ -63,15 +63,7 @@ class Builder:
 
     def kept(self, job: Job) -> Kept:
         """What is kept of every token of a job's rows."""
-        blend, search = self.blend, job.search
-        terms, values = len(blend.terms), len(blend.values) + len(blend.classifier_names)
-        return kept(
-            terms * job.term_logprobs,
-            len(job.references),
-            entropies=search is not None and search.settings.most_entropy is not None,
-            tops=job.tops,
-            pushes=(terms + values) * job.pushes,
-        )
+        return kept_of(self.blend, job)
 
     def value_size(self, job: Job) -> int:
         """How many numbers a search keeps of a row's value: the value itself and its parts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from ..ops import BlendSample
 from .job import Job, Row
 from .output import Filtered, Played
+
+if TYPE_CHECKING:
+    from ..blends.blend import Blend
 
 AHEAD = 256  # the tokens of a row that there is room for at first, at most
 
@@ -45,6 +48,19 @@ def kept(
     if pushes:
         found["pushes"] = ((pushes,), torch.float32)
     return found
+
+
+def kept_of(blend: Blend, job: Job) -> Kept:
+    """What is kept of every token of the rows of a job, which decodes a blend."""
+    terms, search = len(blend.terms), job.search
+    others = len(blend.values) + len(blend.classifier_names)
+    return kept(
+        terms * job.term_logprobs,
+        len(job.references),
+        entropies=search is not None and search.settings.most_entropy is not None,
+        tops=job.tops,
+        pushes=(terms + others) * job.pushes,
+    )
 
 
 @dataclass(frozen=True, eq=False)

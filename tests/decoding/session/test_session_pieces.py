@@ -215,3 +215,17 @@ def test_one_thread_reads_while_another_waits(session: cf.Session) -> None:
     thread.join(30)
     assert found == [read]
     assert list(request) == [], "all of it was read"
+
+
+def test_what_was_never_begun_has_all_that_was_asked_for() -> None:
+    asked = {"return_pushes": True, "return_term_logprobs": True, "return_kl_to_base": True}
+    with cf.Session(apart(), max_batch=1) as session:
+        with session._worker._wake:  # No step begins before this is left.
+            waiting = session.submit(PROMPT, max_new_tokens=4, **asked)
+            waiting.cancel()
+        output = waiting.result(30)
+    assert waiting.reason == "cancelled"
+    assert output.lengths.tolist() == [0]
+    for found in (output.pushes, output.term_logprobs, output.kl_to_base):
+        assert found is not None
+        assert found.shape[:2] == (1, 0)

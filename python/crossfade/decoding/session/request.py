@@ -16,7 +16,7 @@ from torch import Tensor
 from ..job import Row
 from ..output import Output
 from ..results import Ran, output_of
-from ..rows import Written, kept, unwritten
+from ..rows import Written, kept_of, unwritten
 from .asked import Asked
 from .piece import Piece
 from .text import TextStream
@@ -191,7 +191,7 @@ class Request:
     def unwritten(self) -> list[Written]:
         """What its rows have written if it was never begun."""
         call, job, search = self.asked.generation.call, self.asked.job, self.asked.job.search
-        kinds = kept(len(call.blend.terms) * job.term_logprobs, len(job.references))
+        kinds = kept_of(call.blend, job)
         size = 0 if search is None else 1 + search.weights.shape[1]
         return [unwritten(row, kinds, size, call.device) for row in job.rows()]
 
