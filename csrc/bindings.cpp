@@ -47,7 +47,7 @@ PerRow<T> read_setting(py::handle object) {
 }
 
 // (rows, vocab, terms, values, weights, value weights, power, support, mask address, mask stride,
-// parts: [(weights, power, min, max), ...])
+// parts: [(weights, power, min, max), ...], address of log_z)
 Blend read_blend(const py::tuple& t) {
   Blend b{};
   b.rows = t[0].cast<int64_t>();
@@ -70,16 +70,18 @@ Blend read_blend(const py::tuple& t) {
     b.part[b.parts++] = {read_weights(p[0]), p[1].cast<float>(), p[2].cast<float>(),
                          p[3].cast<float>()};
   }
+  b.log_z = pointer<float>(t[11]);
   return b;
 }
 
-// (do_sample, temperature, top_p, min_p, top_k, seed, stream, step, addresses of the five outputs)
+// (do_sample, temperature, top_p, min_p, top_k, seed, stream, step, addresses of the five outputs,
+// first token, address of shards)
 Sampling read_sampling(const py::tuple& t) {
   return {t[0].cast<bool>(),           read_setting<float>(t[1]),   read_setting<float>(t[2]),
           read_setting<float>(t[3]),   read_setting<int64_t>(t[4]), read_setting<int64_t>(t[5]),
           read_setting<int64_t>(t[6]), read_setting<int64_t>(t[7]), pointer<int64_t>(t[8]),
           pointer<float>(t[9]),        pointer<float>(t[10]),       pointer<float>(t[11]),
-          pointer<float>(t[12])};
+          pointer<float>(t[12]),       t[13].cast<int64_t>(),       pointer<Shard>(t[14])};
 }
 
 // [(address, strides, heads, length, size, bytes of a number), ...]
@@ -146,10 +148,10 @@ PYBIND11_MODULE(_native, m) {
   m.def("out_of_memory_is",
         [](py::object type) { out_of_memory = std::move(type).release().ptr(); });
   m.def("cpu_isa", &cpu_isa);
-  m.def("blend_cpu", [](const py::tuple& blend, uintptr_t out, int threads) {
+  m.def("blend_cpu", [](const py::tuple& blend, uintptr_t out, bool raw, int threads) {
     const Blend b = read_blend(blend);
     py::gil_scoped_release release;
-    blend_cpu(b, reinterpret_cast<float*>(out), threads);
+    blend_cpu(b, reinterpret_cast<float*>(out), raw, threads);
   });
   m.def("blend_sample_cpu", [](const py::tuple& blend, const py::tuple& sampling, int threads) {
     const Blend b = read_blend(blend);
@@ -200,10 +202,11 @@ PYBIND11_MODULE(_native, m) {
 
 #ifdef CROSSFADE_CUDA
   m.attr("cuda_architectures") = CROSSFADE_CUDA_ARCHITECTURES;
-  m.def("blend_cuda", [](const py::tuple& blend, uintptr_t out, int device, uintptr_t stream) {
-    check(blend_cuda(read_blend(blend), reinterpret_cast<float*>(out), device,
-                     reinterpret_cast<void*>(stream)));
-  });
+  m.def("blend_cuda",
+        [](const py::tuple& blend, uintptr_t out, bool raw, int device, uintptr_t stream) {
+          check(blend_cuda(read_blend(blend), reinterpret_cast<float*>(out), raw, device,
+                           reinterpret_cast<void*>(stream)));
+        });
   m.def("blend_sample_cuda",
         [](const py::tuple& blend, const py::tuple& sampling, int device, uintptr_t stream) {
           check(blend_sample_cuda(read_blend(blend), read_sampling(sampling), device,

@@ -64,6 +64,21 @@ struct Blend {
   Support support;
   const uint8_t* mask;  // nonzero where a token is allowed; null: all tokens are
   int64_t mask_stride;  // from one row's mask to the next; 0: all rows have the same mask
+  // [rows, terms] the normalisers of terms: log p_k = z_k - log_z[k]. Null: they are found here, of
+  // these columns. They are given where the columns are a shard of a larger vocabulary.
+  const float* log_z;
+};
+
+// What a shard of a vocabulary, the columns that a kernel is given, knows of a row's draw. Groups
+// are those of 256 columns from the first on. Logs of masses are of e^((s - max) / temperature).
+struct Shard {
+  float max;          // the largest score; -inf where no token is left, and NaN in a bad row
+  float log_sum;      // log of the sum of e^(s - max)
+  float log_mass;     // of all tokens
+  float group_mass;   // of the group that won the race of groups; of a greedy row, its best token's
+  float group_noise;  // which was added to that; 0 in a greedy row
+  float below;        // s - max of the group's token that won
+  float token_noise;  // which was added to its below / temperature; 0 in a greedy row
 };
 
 // How each row's token is drawn, and where the results are written.
@@ -80,6 +95,8 @@ struct Sampling {
   // under the blend at temperature 1, a term's is w_k ((z_k - z_0)(token) - E[z_k - z_0]), and a
   // value's is l_m (Q_m(token) - E[Q_m]). It is NaN in a bad row, and where E is not finite.
   float* pushes;
+  int64_t first_token;  // the token that the first column is; its noise is that token's
+  Shard* shard;         // [rows], or null; then of all others above only tokens are written
 };
 
 // A tensor [rows, heads, tokens, size] whose last dimension is contiguous.
@@ -199,8 +216,9 @@ struct LogpGradient {
   float max, log_total, pick, share, tilt;
 };
 
-// Writes out[rows, vocab]: normalised log-probs, NaN in a bad row.
-void blend_cpu(const Blend& blend, float* out, int threads);
+// Writes out[rows, vocab]: normalised log-probs, NaN in a bad row. With `raw` they are not
+// normalised, so that a row in which no token is left is not bad.
+void blend_cpu(const Blend& blend, float* out, bool raw, int threads);
 void blend_sample_cpu(const Blend& blend, const Sampling& sampling, int threads);
 void attention_cpu(const Attention& attention, int threads);
 // A row of y depends neither on the other rows nor on the number of threads.
@@ -226,7 +244,7 @@ const char* cpu_isa();
 #ifdef CROSSFADE_CUDA
 // They run on `stream` (a cudaStream_t) of `device` and do not wait for it. Each returns null, or
 // CUDA's own words where something went wrong.
-const char* blend_cuda(const Blend& blend, float* out, int device, void* stream);
+const char* blend_cuda(const Blend& blend, float* out, bool raw, int device, void* stream);
 const char* blend_sample_cuda(const Blend& blend, const Sampling& sampling, int device,
                               void* stream);
 const char* chunk_select_cuda(const Selection& selection, int device, void* stream);

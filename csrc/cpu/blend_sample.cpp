@@ -81,8 +81,8 @@ class RowReader {
 
   // Returns false if the row is bad.
   bool read(const Reading& wanted) {
+    if (row_blend_.terms > 0 && !row_blend_.bad) normalise_terms();
     if (row_blend_.bad) return false;
-    if (row_blend_.terms > 0 && !normalise_terms()) return false;
     if (row_blend_.has_support) find_support();
     if (team_.rank == 0) pad();
     stored_ = wanted.scores;
@@ -192,6 +192,9 @@ class RowReader {
     }
   }
 
+  // Whether the row is not bad, but no token is left.
+  bool empty() const { return !row_blend_.bad && sum_.empty(); }
+
   LogSum term_sum_of(int k) const { return log_sum(term_max(k), term_sum(k), groups_); }
   const LogSum& sum() const { return sum_; }
   int64_t groups() const { return groups_; }
@@ -220,7 +223,8 @@ class RowReader {
     }
   }
 
-  bool normalise_terms() {
+  void normalise_terms() {
+    if (row_blend_.log_z) return row_blend_.normalise();
     if (team_.rank == 0) pad();
     for (int k = 0; k < row_blend_.terms; ++k)
       for (int64_t j = begin_; j < end_; ++j)
@@ -228,7 +232,6 @@ class RowReader {
     team_.sync();
     for (int k = 0; k < row_blend_.terms; ++k) row_blend_.normalise(k, term_sum_of(k));
     team_.sync();
-    return !row_blend_.bad;
   }
 
   void find_support() {
@@ -260,9 +263,15 @@ class RowReader {
   LogSum sum_;
 };
 
-void write_bad(const Sampling& out, int64_t row, int terms, int values) {
+// Of a row from which nothing is drawn: it is bad, or else, as a shard may be, empty.
+void write_none(const Sampling& out, int64_t row, int terms, int values, bool empty) {
   const float nan = __builtin_nanf("");
   out.tokens[row] = -1;
+  if (out.shard) {
+    const float max = empty ? -kInf : nan, log = empty ? -kInf : nan;
+    out.shard[row] = {max, log, log, log, 0, log, 0};
+    return;
+  }
   out.logprobs[row] = out.sampled_logprobs[row] = nan;
   if (out.term_logprobs) std::fill_n(out.term_logprobs + row * terms, terms, nan);
   const int both = terms + values;
@@ -276,7 +285,7 @@ void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team
   const bool cuts = own.cut.any();
   const bool stores = cuts && !own.cut.few(blend.vocab);
   if (!reader.read({out.term_logprobs != nullptr, stores, own.inv_t}) || own.bad) {
-    if (team.rank == 0) write_bad(out, row, blend.terms, blend.values);
+    if (team.rank == 0) write_none(out, row, blend.terms, blend.values, reader.empty() && !own.bad);
     return;
   }
   const LogSum& sum = reader.sum();
@@ -286,18 +295,23 @@ void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team
 
   if (team.rank == 0) {
     if (!cuts) all_masses(at_t, w);
-    const int64_t group = own.greedy ? first_of_the_best(w.group_max, reader.groups())
-                                     : draw_group(own, w.group_mass, reader.groups(), w.words);
+    const Drawn group = own.greedy ? first_of_the_best(w.group_max, reader.groups())
+                                   : draw_group(own, w.group_mass, reader.groups(), w.words);
     alignas(64) float made[kGroup];
-    const float* const s = reader.scores(group, made);
-    const int64_t nth = own.greedy ? first_of_the_best(s, kGroup)
-                                   : draw_token(own, s, group, sum.max, threshold, w.words);
-    const int64_t token = group * kGroup + nth;
-    const float below = s[nth] - sum.max;
-    out.tokens[row] = token;
+    const float* const s = reader.scores(group.index, made);
+    const Drawn nth = own.greedy ? first_of_the_best(s, kGroup)
+                                 : draw_token(own, s, group.index, sum.max, threshold, w.words);
+    const int64_t token = group.index * kGroup + nth.index;
+    const float below = s[nth.index] - sum.max, log_mass = static_cast<float>(std::log(mass));
+    out.tokens[row] = out.first_token + token;
+    if (out.shard) {
+      const float of_group = own.greedy ? below : std::log(w.group_mass[group.index]);
+      out.shard[row] = {sum.max,     sum.log_total(), log_mass, of_group,
+                        group.noise, below,           nth.noise};
+      return;
+    }
     out.logprobs[row] = below - sum.log_total();
-    out.sampled_logprobs[row] =
-        own.greedy ? 0.0f : below * own.inv_t - static_cast<float>(std::log(mass));
+    out.sampled_logprobs[row] = own.greedy ? 0.0f : below * own.inv_t - log_mass;
     for (int k = 0; out.term_logprobs && k < blend.terms; ++k) {
       const LogSum z = reader.term_sum_of(k);
       const float own_logit = stream_of(blend.term[k], row, 1).number(token);
@@ -311,10 +325,11 @@ void sample_row(const Blend& blend, const Sampling& out, int64_t row, const Team
   }
 }
 
-void blend_row(const Blend& blend, float* out, int64_t row, const Team& team) {
+void blend_row(const Blend& blend, float* out, bool raw, int64_t row, const Team& team) {
   RowReader reader(blend, row, team);
-  const bool good = reader.read({false, true, 1});
-  const float max = reader.sum().max, log_total = good ? reader.sum().log_total() : 0;
+  const bool good = reader.read({false, true, 1}) || (raw && reader.empty());
+  const float max = raw ? 0 : reader.sum().max;
+  const float log_total = good && !raw ? reader.sum().log_total() : 0;
   const int64_t end = std::min(reader.end() * kGroup, blend.vocab);
   const float* scores = team.workspace->scores;
   float* to = out + row * blend.vocab;
@@ -369,9 +384,9 @@ void for_rows(const Blend& blend, int threads, Work work) {
 
 }  // namespace
 
-void blend_rows(const Blend& blend, float* out, int threads) {
+void blend_rows(const Blend& blend, float* out, bool raw, int threads) {
   for_rows(blend, threads,
-           [&](int64_t row, const Team& team) { blend_row(blend, out, row, team); });
+           [&](int64_t row, const Team& team) { blend_row(blend, out, raw, row, team); });
 }
 
 void blend_sample_rows(const Blend& blend, const Sampling& sampling, int threads) {

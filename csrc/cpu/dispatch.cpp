@@ -20,7 +20,7 @@ namespace crossfade {
 #define CF_DECLARE(isa)                                                        \
   CF_DECLARE_LINEAR(isa)                                                       \
   namespace isa {                                                              \
-  void blend_rows(const Blend&, float*, int);                                  \
+  void blend_rows(const Blend&, float*, bool, int);                            \
   void blend_sample_rows(const Blend&, const Sampling&, int);                  \
   void attention_rows(const Attention&, int);                                  \
   void logp_forward_rows(const LogpTile&, LogpSums*, const LogpMoments&, int); \
@@ -118,8 +118,8 @@ const Kernels& kernels() {
 
 }  // namespace
 
-void blend_cpu(const Blend& blend, float* out, int threads) {
-  if (blend.rows > 0) kernels().blend(blend, out, threads);
+void blend_cpu(const Blend& blend, float* out, bool raw, int threads) {
+  if (blend.rows > 0) kernels().blend(blend, out, raw, threads);
 }
 
 void blend_sample_cpu(const Blend& blend, const Sampling& sampling, int threads) {

@@ -16,6 +16,7 @@ struct RowSampling {
   Truncation cut;
   uint64_t seed, stream;
   uint32_t step;
+  int64_t first_token;
   bool greedy;  // then nothing is cut, at temperature 1, and no noise is made
   bool bad;
 
@@ -23,7 +24,8 @@ struct RowSampling {
       : cut{at(s.top_k, row), at(s.top_p, row), at(s.min_p, row)},
         seed(at(s.seed, row)),
         stream(at(s.stream, row)),
-        step(static_cast<uint32_t>(at(s.step, row))) {
+        step(static_cast<uint32_t>(at(s.step, row))),
+        first_token(s.first_token) {
     const float t = at(s.temperature, row);
     inv_t = std::min(1.0f / t, std::numeric_limits<float>::max());  // 1 / t may be infinite
     greedy = !s.sample || t == 0;
@@ -42,13 +44,15 @@ struct RowSampling {
   }
 };
 
-// The words of noise of the counters first, first + 1 ..., four of each. `counters` is rounded up
-// to whole vectors.
-inline void noise_words(const RowSampling& own, uint32_t first, int64_t counters, uint32_t* words) {
+// The words of noise of n indices of a level from `first` on. There is memory for 32 more, as the
+// first may be amid the four of a counter, and counters come in whole vectors.
+inline const uint32_t* noise_words(const RowSampling& own, uint32_t level, int64_t first, int64_t n,
+                                   uint32_t* words) {
   U64 lanes;
   for (int i = 0; i < kLanes / 2; ++i) lanes[i] = i;
-  for (int64_t c = 0; c < counters; c += kLanes / 2) {
-    const Words<U64> noise = philox(lanes + (first + c), own.step, own.stream, own.seed);
+  const uint32_t counter = level + static_cast<uint32_t>(first / 4);
+  for (int64_t c = 0; c < (first % 4 + n + 3) / 4; c += kLanes / 2) {
+    const Words<U64> noise = philox(lanes + (counter + c), own.step, own.stream, own.seed);
     U64 pairs[2];
     for (int i = 0; i < 2; ++i)
       pairs[i] = (noise.w[2 * i] & 0xFFFFFFFFu) | noise.w[2 * i + 1] << 32;
@@ -57,6 +61,7 @@ inline void noise_words(const RowSampling& own, uint32_t first, int64_t counters
       std::memcpy(words + 4 * (c + i), four, sizeof four);
     }
   }
+  return words + first % 4;
 }
 
 // Gumbel noise -log E, as `gumbel` of one word: E is -log u of u = (h + 1/2) / 2^32, or
@@ -86,28 +91,37 @@ int64_t argmax(int64_t n, Value value) {
   return at[found];
 }
 
+// What won a race, by its index among the row's groups or the group's tokens, and its noise.
+struct Drawn {
+  int64_t index;
+  float noise;
+};
+
 // kept[j] is the mass of group j, padded with zeros to whole vectors.
-inline int64_t draw_group(const RowSampling& own, const float* kept, int64_t groups,
-                          uint32_t* words) {
-  noise_words(own, kGroupNoise, (groups + 3) / 4, words);
-  return argmax(groups,
-                [&](int64_t j) { return log(load(kept + j)) + gumbel(load_bits<U32>(words + j)); });
+inline Drawn draw_group(const RowSampling& own, const float* kept, int64_t groups,
+                        uint32_t* memory) {
+  const uint32_t* const words =
+      noise_words(own, kGroupNoise, own.first_token / kGroup, groups, memory);
+  const int64_t j = argmax(
+      groups, [&](int64_t j) { return log(load(kept + j)) + gumbel(load_bits<U32>(words + j)); });
+  return {j, gumbel(words[j])};
 }
 
 // One of group j's tokens, whose scores are s, among those of at least the threshold.
-inline int64_t draw_token(const RowSampling& own, const float* s, int64_t j, float max,
-                          float threshold, uint32_t* words) {
-  noise_words(own, static_cast<uint32_t>(j * (kGroup / 4)), kGroup / 4, words);
-  return argmax(kGroup, [&](int64_t v) {
+inline Drawn draw_token(const RowSampling& own, const float* s, int64_t j, float max,
+                        float threshold, uint32_t* memory) {
+  const uint32_t* const words = noise_words(own, 0, own.first_token + j * kGroup, kGroup, memory);
+  const int64_t v = argmax(kGroup, [&](int64_t v) {
     const F32 x = load(s + v);
     const F32 noisy = (x - max) * own.inv_t + gumbel(load_bits<U32>(words + v));
     return x >= threshold ? noisy : splat(-kInf);
   });
+  return {v, gumbel(words[v])};
 }
 
 // The first of the largest numbers: what a greedy row takes, of groups and of a group's tokens.
-inline int64_t first_of_the_best(const float* numbers, int64_t n) {
-  return argmax(n, [&](int64_t i) { return load(numbers + i); });
+inline Drawn first_of_the_best(const float* numbers, int64_t n) {
+  return {argmax(n, [&](int64_t i) { return load(numbers + i); }), 0};
 }
 
 }  // namespace CF_ISA

@@ -43,6 +43,7 @@ struct LogSum {
 
   // False where the scores are no distribution: there are none above -inf, or one is +inf or NaN.
   bool finite() const { return max > -kInf && max < kInf && total < kInf; }
+  bool empty() const { return max == -kInf && total == 0; }
   float log_total() const { return static_cast<float>(std::log(total)); }
 };
 
@@ -54,8 +55,9 @@ inline LogSum log_sum(const float* max_of_group, const float* sum, int64_t group
   F32 top = splat(-kInf);
   for (int64_t j = 0; j < groups; j += kLanes) top = max(top, load(max_of_group + j));
   all.max = max_of(top);
+  const float from = all.max > -kInf ? all.max : 0;  // the total of a row without tokens is 0
   for (int64_t j = 0; j < groups; j += kLanes)
-    all.total += total_of(load(sum + j) * exp((load(max_of_group + j) - all.max) * scale));
+    all.total += total_of(load(sum + j) * exp((load(max_of_group + j) - from) * scale));
   return all;
 }
 

@@ -77,8 +77,10 @@ struct RowBlend {
   int64_t vocab;
   float power;
   int sums = 0, terms = 0, parts;
-  Stream sum[2 * kMaxTerms];  // added with their weights: terms where power = 0, and values
-  Stream term[kMaxTerms];     // of a power mean, with their weights in it, and of parts
+  Stream sum[2 * kMaxTerms];     // added with their weights: terms where power = 0, and values
+  Stream term[kMaxTerms];        // of a power mean, with their weights in it, and of parts
+  const float* log_z = nullptr;  // of each of the blend's terms, where they are known
+  int nth_term[kMaxTerms];       // term[k] is this one of the blend's
   float top[kMaxTerms], log_total[kMaxTerms];  // of term[k]: log p = z - top - log_total
   RowPart part[kMaxParts];
   const uint8_t* mask;
@@ -93,6 +95,7 @@ struct RowBlend {
         power(b.power),
         parts(b.parts),
         mask(b.mask ? b.mask + row * b.mask_stride : nullptr),
+        log_z(b.log_z ? b.log_z + row * b.terms : nullptr),
         has_support(b.support.term >= 0),
         support(stream_of(b.term[has_support ? b.support.term : 0], row, 1)) {
     float weight_sum = 0;
@@ -108,7 +111,9 @@ struct RowBlend {
         part[g].weight[terms] = u;
         normalised |= u != 0;
       }
-      if (normalised) term[terms++] = stream_of(b.term[k], row, power == 0 ? 0 : w);
+      if (!normalised) continue;
+      nth_term[terms] = k;
+      term[terms++] = stream_of(b.term[k], row, power == 0 ? 0 : w);
     }
     for (int k = 0; k < terms; ++k) term[k].weight /= power == 0 ? 1 : weight_sum;
     for (int g = 0; g < parts; ++g) {
@@ -131,6 +136,15 @@ struct RowBlend {
     bad |= !z.finite();
     top[k] = z.max;
     log_total[k] = z.log_total();
+  }
+
+  // Sets the normalisers that are known already.
+  void normalise() {
+    for (int k = 0; k < terms; ++k) {
+      top[k] = log_z[nth_term[k]];
+      log_total[k] = 0;
+      bad |= !std::isfinite(top[k]);
+    }
   }
 
   // Writes the scores of group j, -inf past the vocabulary, and the largest of each lane. Returns

@@ -41,7 +41,7 @@ struct Workspace {
     const int64_t tokens = list_at(groups + 1);
     float** const lists[] = {&listed, &listed_mass, &near, &near_mass, &left, &left_mass};
     float** const of_groups[] = {&group_max, &group_sum, &group_tempered, &group_mass};
-    const int64_t numbers = 7 * tokens + (6 + kLanes + 4 * kMaxTerms) * groups + kGroup;
+    const int64_t numbers = 7 * tokens + (6 + kLanes + 4 * kMaxTerms) * groups + 2 * kGroup;
     // Of a size that is no multiple of the alignment, sanitizers and some libraries give nothing.
     const size_t bytes = (numbers * sizeof(float) + 63) / 64 * 64;
     float* at = scores = static_cast<float*>(std::aligned_alloc(64, bytes));

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import check
 from .memory import address, check_apart, written
 from .packed import Packed
-from .types import BlendSample, Draw, Inputs
+from .types import BlendSample, Draw, Inputs, ShardDraw
 
 if TYPE_CHECKING:
     from .attention import Attention
@@ -28,6 +28,7 @@ if _native is not None:  # std::bad_alloc is what torch raises where there is no
     _native.out_of_memory_is(torch.OutOfMemoryError)
 
 CPU = torch.device("cpu")
+SHARD_FACTS = 7  # the numbers of a crossfade::Shard
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # crossfade::DType
 
 
@@ -91,6 +92,7 @@ def _blend(i: Inputs) -> tuple:
         0 if mask is None else address(mask, "mask", integers=True),
         0 if mask is None or mask.dim() == 1 else mask.stride(0),
         _parts(i) if i.parts else (),
+        0 if i.log_z is None else i.log_z.data_ptr(),
     )
 
 
@@ -105,9 +107,8 @@ def _parts(i: Inputs) -> list[tuple[Any, float, float, float]]:
     return [(w[at], *part) for at, part in zip(each, i.parts, strict=True)]
 
 
-def _sampling(d: Draw, out: BlendSample) -> tuple:
+def _sampling(d: Draw, out: BlendSample | ShardDraw) -> tuple:
     """`crossfade::Sampling` as the binding reads it."""
-    terms, pushes = out.term_logprobs, out.pushes
     return (
         d.do_sample,
         _setting("temperature", d.temperature),
@@ -118,20 +119,26 @@ def _sampling(d: Draw, out: BlendSample) -> tuple:
         _setting("stream", d.stream),
         _setting("step", d.step),
         out.tokens.data_ptr(),
-        out.logprobs.data_ptr(),
-        out.sampled_logprobs.data_ptr(),
-        0 if terms is None else terms.data_ptr(),
-        0 if pushes is None else pushes.data_ptr(),
+        *(_WITHOUT_ROWS if isinstance(out, ShardDraw) else _addresses(*out[1:])),
+        d.first_token,
+        out.facts.data_ptr() if isinstance(out, ShardDraw) else 0,
     )
 
 
-def blend(inputs: Inputs) -> Tensor:
+_WITHOUT_ROWS = (0, 0, 0, 0)
+
+
+def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:
+    return tuple([0 if x is None else x.data_ptr() for x in tensors])
+
+
+def blend(inputs: Inputs, raw: bool = False) -> Tensor:
     device = inputs.device
     out = torch.empty(inputs.rows, inputs.vocab_size, dtype=torch.float32, device=device)
     if device.type == "cpu":
-        _native.blend_cpu(_blend(inputs), out.data_ptr(), torch.get_num_threads())
+        _native.blend_cpu(_blend(inputs), out.data_ptr(), raw, torch.get_num_threads())
     else:
-        _native.blend_cuda(_blend(inputs), out.data_ptr(), device.index, _stream(device))
+        _native.blend_cuda(_blend(inputs), out.data_ptr(), raw, device.index, _stream(device))
     return out
 
 
@@ -148,12 +155,26 @@ def blend_sample(
         logprobs.new_empty(rows, terms) if return_term_logprobs else None,
         logprobs.new_empty(rows, both) if return_pushes else None,
     )
+    _run_sample(inputs, draw, out)
+    return out
+
+
+def draw_shard(inputs: Inputs, draw: Draw) -> ShardDraw:
+    rows, device = inputs.rows, inputs.device
+    out = ShardDraw(
+        torch.empty(rows, dtype=torch.int64, device=device),
+        torch.empty(rows, SHARD_FACTS, dtype=torch.float32, device=device),
+    )
+    _run_sample(inputs, draw, out)
+    return out
+
+
+def _run_sample(inputs: Inputs, draw: Draw, out: BlendSample | ShardDraw) -> None:
     b, s = _blend(inputs), _sampling(draw, out)
-    if device.type == "cpu":
+    if inputs.device.type == "cpu":
         _native.blend_sample_cpu(b, s, torch.get_num_threads())
     else:
-        _native.blend_sample_cuda(b, s, device.index, _stream(device))
-    return out
+        _native.blend_sample_cuda(b, s, inputs.device.index, _stream(inputs.device))
 
 
 def linear(

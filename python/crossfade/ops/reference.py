@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import check
 from .check import WEIGHT_SUM_TOLERANCE
-from .types import BlendSample, Draw, Inputs
+from .types import BlendSample, Draw, Inputs, ShardDraw
 
 if TYPE_CHECKING:
     from .attention import Attention
@@ -55,7 +55,10 @@ def keep(scores: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
 
 
 def blend_scores(i: Inputs) -> tuple[Tensor, Tensor]:
-    """Unnormalised log-probs `[B, V]` in float64, -inf where removed, and which rows are bad."""
+    """Unnormalised log-probs `[B, V]` in float64, -inf where removed, and which rows are bad.
+
+    A row in which no token is left is not among these: a shard of a vocabulary may have none.
+    """
     rows, device, vocab, power = i.rows, i.device, i.vocab_size, i.power
     check.columns("logits", i.logits)  # as the kernels do, though torch could
     check.columns("values", i.values)
@@ -72,14 +75,14 @@ def blend_scores(i: Inputs) -> tuple[Tensor, Tensor]:
             score += torch.where(on, w[:, k : k + 1] * z_k, 0.0)
     else:  # log (sum_k w_k p_k^r)^(1/r)
         bad |= (w < 0).any(dim=1) | ((w.sum(dim=1) - 1).abs() > WEIGHT_SUM_TOLERANCE)
-        log_p = torch.stack([z_k.log_softmax(dim=-1) for z_k in z], dim=-1)
+        log_p = term_log_probs(i, z)
         on = (w > 0)[:, None, :]
         bad |= (on & log_p.isnan()).any(dim=-1).any(dim=-1)
         score = power_mean(log_p, torch.where(w > 0, w / w.sum(dim=1, keepdim=True), 0), power)
         removed |= score == NEG_INF
 
     if i.parts:
-        log_p = torch.stack([z_k.log_softmax(dim=-1) for z_k in z], dim=-1)
+        log_p = term_log_probs(i, z)
         each = weights_of(i.part_weights, rows, device).unflatten(1, (len(i.parts), len(z)))
         for u, (of_part, least, most) in zip(each.unbind(1), i.parts, strict=True):
             bad |= ~u.isfinite().all(dim=1)
@@ -108,8 +111,20 @@ def blend_scores(i: Inputs) -> tuple[Tensor, Tensor]:
         removed |= ~i.mask
 
     # The kernels' scores are float32: where a score overflows that, the row is bad here too.
-    bad |= (~removed & ~score.float().isfinite()).any(dim=1) | removed.all(dim=1)
+    bad |= (~removed & ~score.float().isfinite()).any(dim=1)
     return score.masked_fill(removed, NEG_INF), bad
+
+
+def term_log_probs(i: Inputs, z: Sequence[Tensor]) -> Tensor:
+    """`[B, V, K]` of the terms' logits, normalised over these columns or as `i.log_z` says."""
+    if i.log_z is None:
+        return torch.stack([z_k.log_softmax(dim=-1) for z_k in z], dim=-1)
+    return torch.stack(list(z), dim=-1) - i.log_z[:, None, :].double()
+
+
+def without_tokens(score: Tensor) -> Tensor:
+    """The rows `[B]` in which no token is left."""
+    return (score == NEG_INF).all(dim=1)
 
 
 def power_mean(log_p: Tensor, w: Tensor, power: float) -> Tensor:
@@ -147,9 +162,12 @@ def part_push(log_p: Tensor, u: Tensor, power: float) -> Tensor:
 
 
 @torch.no_grad()
-def blend(inputs: Inputs) -> Tensor:
+def blend(inputs: Inputs, raw: bool = False) -> Tensor:
     score, bad = blend_scores(inputs)
-    return score.log_softmax(dim=-1).masked_fill(bad[:, None], float("nan")).float()
+    if not raw:
+        bad |= without_tokens(score)
+        score = score.log_softmax(dim=-1)
+    return score.masked_fill(bad[:, None], float("nan")).float()
 
 
 GROUP = 256  # tokens that share the noise of the upper level
@@ -172,48 +190,69 @@ def philox(counter: Tensor, step: Tensor, stream: Tensor, seed: Tensor) -> list[
 
 @dataclass(frozen=True)
 class Noise:
-    """Gumbel noise of rows, each of which has a seed, a stream and a step: int64 `[B]`."""
+    """Gumbel noise of rows, each of which has a seed, a stream and a step: int64 `[B]`.
+
+    Tokens and groups are counted from `first_token` of the vocabulary on, and from its group.
+    """
 
     seed: Tensor
     stream: Tensor
     step: Tensor
+    first_token: int = 0
 
     def of_tokens(self, group: Tensor) -> Tensor:
         """For the tokens of each row's group `[B]`: `[B, GROUP]`.
 
         Token v has word v % 4 of counter (v // 4, step, stream low, stream high).
         """
-        nth = torch.arange(GROUP // 4, device=group.device)
-        return self._of_counters(group[:, None] * (GROUP // 4) + nth)
+        return self._of_indices(group[:, None] * GROUP + self.first_token, GROUP)
 
     def of_groups(self, groups: int) -> Tensor:
         """For the first `groups` groups of all rows: `[B, groups]`.
 
         Group j has word j % 4 of counter (2^31 | j // 4, step, stream low, stream high).
         """
-        nth = torch.arange((groups + 3) // 4, device=self.seed.device)
-        return self._of_counters(2**31 + nth[None, :])[:, :groups]
+        first = self.seed.new_full((1, 1), self.first_token // GROUP)
+        return self._of_indices(first, groups, level=2**31)
 
-    def _of_counters(self, counters: Tensor) -> Tensor:
+    def _of_indices(self, first: Tensor, count: int, level: int = 0) -> Tensor:
+        """Of the `count` indices of a level from each row's `first` on: the words of counters."""
+        skipped = int(first[0, 0]) % 4 if len(first) else 0  # the same in all rows
+        nth = torch.arange((skipped + count + 3) // 4, device=first.device)
+        counters = level + first // 4 + nth
         ids = (x[:, None] for x in (self.step, self.stream, self.seed))
         words = philox(counters, *ids)
         h = torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1).double()
         x = (h + 0.5) / 2**32
         e = torch.where(x <= 0.5, -x.log(), -torch.log1p(-(2**32 - 1 - h + 0.5) / 2**32))
-        return -e.log()
+        return (-e.log())[:, skipped : skipped + count]
 
 
-def gumbel_max(x: Tensor, noise: Noise) -> Tensor:
-    """Tokens `[B]` drawn from softmax(x), x `[B, V]` with -inf for removed tokens.
+class Race(NamedTuple):
+    """What won the race of groups, and that of the winner's tokens: each `[B]`."""
+
+    token: Tensor  # its index among the row's
+    group_mass: Tensor  # the log of the group's
+    group_noise: Tensor
+    token_noise: Tensor
+
+
+def gumbel_max(x: Tensor, noise: Noise) -> Race:
+    """Tokens drawn from softmax(x), x `[B, V]` with -inf for removed tokens.
 
     Gumbel-max on two levels: first a group by its mass, then a token of that group. It is exact, as
     Pr[v] = Pr[group] Pr[v | group], and their noises are independent. Ties go to the lower index.
     """
     x = F.pad(x, (0, -x.shape[1] % GROUP), value=NEG_INF).unflatten(1, (-1, GROUP))
     mass = x.logsumexp(dim=-1)  # [B, groups]: the log of each group's
-    group = (mass + noise.of_groups(mass.shape[1])).argmax(dim=-1)
+    of_groups = noise.of_groups(mass.shape[1]).expand_as(mass)
+    group = (mass + of_groups).argmax(dim=-1)
     of_group = x[torch.arange(len(x), device=x.device), group]
-    return group * GROUP + (of_group + noise.of_tokens(group)).argmax(dim=-1)
+    of_tokens = noise.of_tokens(group)
+    nth = (of_group + of_tokens).argmax(dim=-1)
+    at = group[:, None], nth[:, None]
+    won = mass.gather(1, at[0]), of_groups.gather(1, at[0]), of_tokens.gather(1, at[1])
+    return Race(group * GROUP + nth, *(x[:, 0] for x in won))
 
 
 def pushes_of(i: Inputs, score: Tensor, tokens: Tensor) -> Tensor:
@@ -240,29 +279,19 @@ def blend_sample(
     inputs: Inputs, draw: Draw, return_term_logprobs: bool, return_pushes: bool
 ) -> BlendSample:
     score, bad = blend_scores(inputs)
-    rows, vocab = score.shape
-    device, nan = score.device, float("nan")
-    t, p, m = (
-        per_row(s, rows, device, torch.float32).double()
-        for s in (draw.temperature, draw.top_p, draw.min_p)
-    )
-    k = per_row(draw.top_k, rows, device, torch.int64)
-    greedy = (t == 0) | (not draw.do_sample)
-    usable = (t > 0) & t.isfinite() & (k >= 0) & (p >= 0) & (p <= 1) & (m >= 0) & (m <= 1)
-    bad = bad | ~(greedy | usable)
+    bad |= without_tokens(score)
+    (rows, vocab), nan = score.shape, float("nan")
+    own = RowDraws.of(draw, inputs)
+    greedy, t, k, p, m = own.greedy, own.temperature, own.top_k, own.top_p, own.min_p
+    bad = bad | own.bad
     score = torch.where(bad[:, None], 0.0, score)  # or any numbers: a bad row's results are NaN
 
     tokens = score.argmax(dim=-1)  # greedy: ties go to the lowest id
     sampled = score.new_zeros(rows)
     if not greedy.all():
-        t, p, m, k = (torch.where(bad | greedy, s.new_ones(()), s) for s in (t, p, m, k))
         tempered = score / t[:, None]
         tempered = tempered.masked_fill(~keep(tempered, k, p, m), NEG_INF)
-        seed, stream, step = (
-            per_row(signed(s), rows, device, torch.int64)
-            for s in (draw.seed, draw.stream, draw.step)
-        )
-        drawn = gumbel_max(tempered, Noise(seed, stream, step))
+        drawn = gumbel_max(tempered, own.noise).token
         tokens = torch.where(greedy, tokens, drawn)
         log_p = tempered.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
         sampled = torch.where(greedy, sampled, log_p)
@@ -283,6 +312,66 @@ def blend_sample(
         if return_pushes
         else None,
     )
+
+
+@dataclass(frozen=True)
+class RowDraws:
+    """The settings of each row `[B]`; 1 where the row is greedy or has a bad one."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    greedy: Tensor
+    bad: Tensor
+    noise: Noise
+
+    @classmethod
+    def of(cls, draw: Draw, inputs: Inputs) -> RowDraws:
+        rows, device = inputs.rows, inputs.device
+        t, p, m = (
+            per_row(s, rows, device, torch.float32).double()
+            for s in (draw.temperature, draw.top_p, draw.min_p)
+        )
+        k = per_row(draw.top_k, rows, device, torch.int64)
+        greedy = (t == 0) | (not draw.do_sample)
+        usable = (t > 0) & t.isfinite() & (k >= 0) & (p >= 0) & (p <= 1) & (m >= 0) & (m <= 1)
+        bad = ~(greedy | usable)
+        t, p, m, k = (torch.where(bad | greedy, s.new_ones(()), s) for s in (t, p, m, k))
+        seed, stream, step = (
+            per_row(signed(s), rows, device, torch.int64)
+            for s in (draw.seed, draw.stream, draw.step)
+        )
+        return cls(t, k, p, m, greedy, bad, Noise(seed, stream, step, draw.first_token))
+
+
+@torch.no_grad()
+def draw_shard(inputs: Inputs, draw: Draw) -> ShardDraw:
+    score, bad = blend_scores(inputs)
+    own = RowDraws.of(draw, inputs)
+    bad = bad | own.bad
+    empty = without_tokens(score)
+    score = torch.where((bad | empty)[:, None], 0.0, score)
+    best = score.argmax(dim=-1)
+    race = gumbel_max(score / own.temperature[:, None], own.noise)
+    token = torch.where(own.greedy, best, race.token)
+    top = score.amax(dim=-1)
+    below = score.gather(1, token[:, None])[:, 0] - top
+    x = (score - top[:, None]) / own.temperature[:, None]
+    drawn = [
+        top,
+        (score - top[:, None]).logsumexp(dim=-1),
+        x.logsumexp(dim=-1),
+        torch.where(own.greedy, below, race.group_mass - top / own.temperature),
+        race.group_noise.masked_fill(own.greedy, 0.0),
+        below,
+        race.token_noise.masked_fill(own.greedy, 0.0),
+    ]
+    rest = torch.stack(drawn, dim=1).float()
+    rest[empty] = rest.new_tensor([NEG_INF, NEG_INF, NEG_INF, NEG_INF, 0.0, NEG_INF, 0.0])
+    rest[bad] = float("nan")
+    tokens = (token + draw.first_token).masked_fill(bad | empty, -1)
+    return ShardDraw(tokens, rest)
 
 
 def signed(word: int | Tensor) -> int | Tensor:

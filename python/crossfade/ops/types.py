@@ -117,6 +117,8 @@ class Inputs:
         mask: bool ``[vocab_size]`` or ``[rows, vocab_size]``, or None.
         vocab_size: the columns that are used.
         rows, device: of all the tensors.
+        log_z: the normalisers of the terms, a float32 tensor ``[rows, K]``, where the columns are a
+            shard of a vocabulary; or None, as these are found in the columns. `merge` sets them.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -134,6 +136,7 @@ class Inputs:
     vocab_size: int
     rows: int
     device: torch.device
+    log_z: Tensor | None
 
     def __init__(
         self,
@@ -175,6 +178,7 @@ class Inputs:
         self.values, self.value_weights = values, value_weights
         self.power, self.support, self.mask, self.vocab_size = power, support, mask, columns
         self.rows, self.device = rows, device
+        self.log_z = None
 
     @staticmethod
     def _check_parts(parts: Any) -> None:
@@ -205,6 +209,7 @@ class Draw:
         temperature, top_p, min_p: a number, or a float32 tensor ``[rows]``.
         top_k, seed, stream, step: an int, or an int64 tensor ``[rows]``.
         do_sample: False makes every row greedy, as temperature 0 makes its own.
+        first_token: the token that the first column is; another than 0 for a shard of a vocabulary.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
@@ -218,6 +223,7 @@ class Draw:
     seed: int | Tensor
     stream: int | Tensor
     step: int | Tensor
+    first_token: int
 
     def __init__(
         self,
@@ -231,6 +237,7 @@ class Draw:
         seed: Any,
         stream: Any = 0,
         step: Any,
+        first_token: Any = 0,
     ) -> None:
         rows, device = inputs.rows, inputs.device
         self.temperature = check.setting("temperature", temperature, rows, device)
@@ -241,6 +248,11 @@ class Draw:
         self.seed = check.setting("seed", seed, rows, device)
         self.stream = check.setting("stream", stream, rows, device)
         self.step = check.setting("step", step, rows, device)
+        self.first_token = first_token
+        if first_token != 0:
+            most = check.MOST_COLUMNS - inputs.vocab_size
+            must_be = f"within [0, {most}]: tokens are below 2^31"
+            self.first_token = check.integer("first_token", first_token, 0, most, must_be)
 
 
 class BlendSample(NamedTuple):
@@ -274,6 +286,20 @@ class BlendSample(NamedTuple):
     sampled_logprobs: torch.Tensor
     term_logprobs: torch.Tensor | None
     pushes: torch.Tensor | None
+
+
+class ShardDraw(NamedTuple):
+    """What some columns of a vocabulary tell of a draw, without truncation: for `merge`.
+
+    Attributes:
+        tokens: ``[B]`` int64: the token of the whole vocabulary that won among these columns; -1 in
+            a bad row, and where no token is left.
+        facts: ``[B, 7]`` float32, the fields of `crossfade::Shard` of csrc/crossfade.h: max,
+            log_sum, log_mass, group_mass, group_noise, below, token_noise.
+    """
+
+    tokens: torch.Tensor
+    facts: torch.Tensor
 
 
 class LinearLogp(NamedTuple):
