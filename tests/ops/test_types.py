@@ -19,16 +19,16 @@ def test_arguments_are_those_of_the_public_ops() -> None:
     """By name and by default: whoever adds a setting adds it to the struct that carries it."""
     backend = {"backend": None}
     assert defaults(Inputs) | backend == defaults(ops.blend)
-    results = {"return_term_logprobs": False, "return_pushes": False}
+    results = {"return_term_logprobs": False, "return_pushes": False, "return_partial": False}
     both = defaults(Inputs) | defaults(Draw) | backend | results
     assert both == defaults(ops.blend_sample)
 
 
 def test_public_names() -> None:
     """Each op, and each type that one of them takes or returns."""
-    types = ["BlendSample", "Draw", "Inputs", "LinearLogp", "Lora", "Packed", "Part"]
-    run = ["attend_", "blend", "blend_sample", "chunk_select", "fork_cache_"]
-    assert ops.__all__ == [*types, "Support", *run, "linear", "linear_logp"]
+    types = ["BlendSample", "Draw", "Inputs", "LinearLogp", "Lora", "Packed", "Part", "Partial"]
+    run = ["all_gather", "attend_", "blend", "blend_sample", "chunk_select", "fork_cache_"]
+    assert ops.__all__ == [*types, "Support", *run, "linear", "linear_logp", "merge"]
 
 
 def test_inputs() -> None:

@@ -19,6 +19,7 @@ from .engine.runner import EngineRunner
 from .job import WEIGHTS, Drafted, Job, Row, weights_of
 from .loop import Loop
 from .mixer import Mixer
+from .ranks import ranks_of
 from .rows import AHEAD, Kept, Slots, kept_of
 from .runner import Runner
 from .search.loops import search_loop
@@ -60,6 +61,7 @@ class Builder:
         self.notes: list[str] = []
         self.fingerprints: list[Hashable] = []
         self.strays = Strays(blend, vocabulary)
+        self.ranks = ranks_of(models)
 
     def kept(self, job: Job) -> Kept:
         """What is kept of every token of a job's rows."""
@@ -116,10 +118,13 @@ class Builder:
         together = job.rows() if own_slots else rows
         how: dict[str, Any] = {
             "aligned": together if self.same_step(job) else None,
-            "stepper": Stepper(engine.cuda_graph and not self._host_acts(job)),
+            # Steps of several ranks are not captured: the host takes part in their draws.
+            "stepper": Stepper(
+                engine.cuda_graph and not self._host_acts(job) and self.ranks is None
+            ),
             "every": self._steps_between_looks(job, limit, chunk),
             # What runs for long has rows of many formulas, and nobody who reads a warning.
-            "strays": self.strays if self.strays.possible and not tells else None,
+            "strays": self.strays if self._looks_for_strays(runner, tells) else None,
             "tells": tells,
             "remembers": tells and search is None,
         }
@@ -144,12 +149,20 @@ class Builder:
             for i, r in enumerate(job.references)
         ]
         own = [table[name] for name in WEIGHTS]
-        return Mixer(self.blend, own, self.vocabulary, runner.models_of_logits, references)
+        shard = runner.shard if isinstance(runner, EngineRunner) else None
+        return Mixer(self.blend, own, self.vocabulary, runner.models_of_logits, references, shard)
+
+    def _looks_for_strays(self, runner: Runner, tells: bool) -> bool:
+        in_shards = isinstance(runner, EngineRunner) and runner.shard is not None
+        return self.strays.possible and not tells and not in_shards
 
     def _drafter(self, draft: Drafted, slots: Slots, runner: Runner) -> Drafter | None:
         """What guesses the tokens of rows; None where the engine cannot let it."""
         if not isinstance(runner, EngineRunner):
             self.notes.append("no draft: the simple path reads a token at a time")
+            return None
+        if self.ranks is not None:
+            self.notes.append("no draft: how many tokens pay is measured, and ranks would differ")
             return None
         lanes = max(len(group.terms) for group in runner.groups)
         costs = Costs(self.device.type, lanes * len(slots.each))
@@ -196,7 +209,14 @@ class Builder:
         if job.draft is not None and job.draft.blend is not None:
             guessers = Guessers(job.draft.places, job.draft.first)
         runner = EngineRunner(self.models, longest, count, limit, engine, heads, draft=guessers)
-        runner.fit(blend, slots.table["weights"], self.vocabulary, job.why_each_term, drafts=drafts)
+        runner.fit(
+            blend,
+            slots.table["weights"],
+            self.vocabulary,
+            job.why_each_term,
+            why_whole=job.why_whole,
+            drafts=drafts,
+        )
         if self.has_cache:
             self.fingerprints = fingerprints_of(runner)
         if self.cache_in is not None:

@@ -22,6 +22,7 @@ from .inputs import Prompts, Requests, term_prompts
 from .job import WEIGHTS, Classified, Criteria, Drafted, Job, weights_of
 from .members import Members, tokenizer_of
 from .mixer import row_weights
+from .ranks import Ranks, ranks_of
 from .search.job import SearchJob
 from .simple.contexts import ModelPrompts, Room
 from .simple.term_model import TermModel, term_models
@@ -44,6 +45,7 @@ class Call:
         vocabulary: how many tokens all models share.
         tokenizer: the one of what is written; None if there is none.
         models: the terms', the values', the references'.
+        ranks: those that have shards of models; None where all models are whole.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Call:
             if isinstance(member, ValueHead):
                 check_width(member.model, name, self.vocabulary)
         self.device = self.models[0].device
+        self.ranks = ranks_of(self.models)
         self._value_models: dict[Any, TermModel] = {}
 
     def prompts(self, requests: Requests, pad: int = 0) -> list[Prompts]:
@@ -209,6 +212,8 @@ class Call:
                 table[name] = of_requests.repeat_interleave(copies)
             own_criteria = own.criteria(self.tokenizer)
         longest = int(torch.as_tensor(table["limit"], device="cpu").max())
+        if self.ranks is not None:
+            self._check_ranks(self.ranks, prompts, table, ends.deadline)
         return Job(
             prompts=prompts,
             copies=copies,
@@ -226,6 +231,18 @@ class Call:
             draft=self._drafted(requests, prompts),
             **options,
         )
+
+    def _check_ranks(
+        self, ranks: Ranks, prompts: Sequence[Prompts], table: Mapping[str, Any], deadline: Any
+    ) -> None:
+        """Refuse what would let one rank go where the others do not follow."""
+        if deadline is not None:
+            raise NotImplementedError(
+                "max_time is set, and models are in shards on several ranks; it must be None: the "
+                "ranks would end at different tokens"
+            )
+        texts = [[list(ids) for ids in each.unpadded()] for each in prompts]
+        ranks.check_same({"the list of requests": texts, **table})
 
     def _drafted(self, requests: Requests, prompts: Sequence[Prompts]) -> Drafted | None:
         """What guesses the tokens of these requests."""
@@ -311,12 +328,22 @@ def blend_and_search(blend: Any, search: Any) -> tuple[Blend, Search | None]:
 
 
 def seeds_and_streams(
-    seed: Seed, requests: int, copies: int, do_sample: bool, device: torch.device
+    seed: Seed,
+    requests: int,
+    copies: int,
+    do_sample: bool,
+    device: torch.device,
+    ranks: Ranks | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The seed and the stream of every row, int64 ``[requests * copies]``."""
+    """The seed and the stream of every row, int64 ``[requests * copies]``.
+
+    Args:
+        ranks: that take part; where there is no seed, all have the first one's.
+    """
     if seed is None:
         # Greedy decoding leaves torch's generator as it is, as in Hugging Face.
         seed = int(torch.randint(2**63 - 1, (), device="cpu")) if do_sample else 0
+        seed = seed if ranks is None else ranks.firsts(seed)
     if isinstance(seed, Tensor):
         if seed.is_floating_point() or seed.dtype == torch.bool or seed.dim() > 1:
             raise TypeError(

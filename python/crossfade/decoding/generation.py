@@ -362,7 +362,7 @@ class Generation:
             copies,
             processors,
             criteria,
-            seeds_and_streams(seed, len(requests), copies, config.do_sample, device),
+            seeds_and_streams(seed, len(requests), copies, config.do_sample, device, call.ranks),
             do_sample=config.do_sample,
             limits=limits,
             each=self.each,

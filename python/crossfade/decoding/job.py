@@ -186,6 +186,20 @@ class Job:
         return "the divergence of each step is asked for" if self.references else None
 
     @property
+    def why_whole(self) -> str | None:
+        """Why whole rows of logits are needed at every step; None if parts of them will do."""
+        if self.processors is not None:
+            return "logits processors read whole rows"
+        if self.references:
+            return "the divergence of each step is asked for"
+        if self.pushes:
+            return "the pushes of each term are asked for"
+        if self.classified is not None:
+            return "classifiers say something of every token"
+        most_entropy = self.search is not None and self.search.settings.most_entropy is not None
+        return "chunks end by the entropy of whole rows" if most_entropy else None
+
+    @property
     def why_aligned(self) -> str | None:
         """Why all rows of a batch must be at the same step; None if they need not be."""
         if self.processors is not None and not self.apart:

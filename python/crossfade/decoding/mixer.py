@@ -14,6 +14,7 @@ from ..blends.blend import Blend
 from ..ops import BlendSample, Inputs, Part, check
 from ..ops.check import Weights
 from ..ops.reference import pushes_of
+from .ranks import Shard
 
 PartWeights = tuple[tuple[float, ...], ...] | Tensor
 
@@ -48,6 +49,9 @@ class Mixer:
         references: what divergences are measured to, each with the places of its logits among those
             of a step.
 
+        shard: the columns of the vocabulary that this rank draws from, where logits have these, or
+            all; None: they have all.
+
     Attributes:
         terms: how many tensors of logits stand for terms. Those of values follow them.
         said: what the blend's classifiers say of the next tokens, ``[rows, V]`` each; empty before
@@ -61,6 +65,7 @@ class Mixer:
         vocabulary: int,
         models_of_logits: Sequence[tuple[int, ...]] | None = None,
         references: Sequence[tuple[Mixer, Sequence[int]]] = (),
+        shard: Shard | None = None,
     ) -> None:
         self.blend, self.vocabulary = blend, vocabulary
         k, all_own = len(blend.terms), len(blend.terms) + len(blend.values)
@@ -69,6 +74,7 @@ class Mixer:
         self.terms = sum(models[0] < k for models in self.models_of_logits)
         self.weights, self.value_weights, self.part_weights, self.classifier_weights = weights
         self.references, self.said = references, list[Tensor]()
+        self.shard = shard
 
     def of(self, rows: Tensor | None) -> Mixer:
         """The same for some of the rows ``[n]``, with their own weights; for all if None."""
@@ -133,7 +139,21 @@ class Mixer:
         return ops.blend(**self._inputs(logits))
 
     def sample(self, logits: Sequence[Tensor], draw: dict[str, Any]) -> BlendSample:
+        if self.shard is not None:
+            return self._sample_shard(self.shard, logits, draw)
         return ops.blend_sample(**self._inputs(logits), **draw)
+
+    def _sample_shard(
+        self, shard: Shard, logits: Sequence[Tensor], draw: dict[str, Any]
+    ) -> BlendSample:
+        """The same where the ranks have the columns of the vocabulary together."""
+        inputs = self._inputs([shard.part(z) for z in logits])
+        columns = min(shard.end, self.vocabulary) - shard.first
+        inputs["vocab_size"] = max(columns, 1)
+        if columns < 1:  # This rank has padding alone.
+            inputs["mask"] = torch.zeros(1, dtype=torch.bool, device=logits[0].device)
+        partial = ops.blend_sample(**inputs, **draw, first_token=shard.first, return_partial=True)
+        return ops.merge([partial], shard.reduce)
 
     def term_log_probs(self, logits: Sequence[Tensor]) -> list[Tensor]:
         """``[rows, V]`` float32 under each term alone."""

@@ -9,6 +9,10 @@ from .logp.api import linear_logp as linear_logp
 from .packed import Packed as Packed
 from .search import chunk_select as chunk_select
 from .search import fork_cache_ as fork_cache_
+from .shards import Partial as Partial
+from .shards import Reduce as Reduce
+from .shards import all_gather as all_gather
+from .shards import merge as merge
 from .types import BlendSample as BlendSample
 from .types import Draw as Draw
 from .types import Inputs as Inputs

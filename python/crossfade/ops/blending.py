@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import backends, check, memory
+from .shards import Partial
 from .types import BlendSample, Draw, Inputs, Part, Support
 
 
@@ -102,6 +103,8 @@ def blend_sample(
     vocab_size: int | None = None,
     return_term_logprobs: bool = False,
     return_pushes: bool = False,
+    first_token: int = 0,
+    return_partial: bool = False,
     backend: str | None = None,
 ) -> BlendSample:
     """Blend next-token distributions as `blend` does, and draw one token a row, in one pass.
@@ -148,23 +151,41 @@ def blend_sample(
         return_term_logprobs: also return each term's own log-prob of the token.
         return_pushes: also return what each term and each value did for the token, with power 0 and
             without parts: see `BlendSample`. The inputs are read once more for it.
+        first_token: with `return_partial`: the token of the vocabulary that the first column is.
+        return_partial: the columns are a part of the vocabulary, as a rank with a shard of a head
+            has them. The result is a `Partial`, from which `merge` draws.
 
     Returns:
-        `BlendSample`. A bad row (as in `blend`, or with a bad setting in a tensor) has token -1 and
-        NaN log-probs; the other rows are as they would be without it.
+        `BlendSample`, or with `return_partial` a `Partial`. A bad row (as in `blend`, or with a bad
+        setting in a tensor) has token -1 and NaN log-probs; the other rows are as they would be
+        without it.
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
-        NotImplementedError: `return_pushes` with another power than 0, or with parts.
+        NotImplementedError: `return_pushes` with another power than 0, with parts, or with
+            `return_partial`; `return_partial` with an input that wants a gradient.
 
     Source: Gumbel-max sampling (Maddison et al., arXiv:1411.0030), here first among groups and then
     within one; Philox is Salmon et al., SC 2011.
     """
     inputs = Inputs(logits, weights, values, value_weights, power, support, mask, vocab_size, parts)
     draw = Draw(
-        inputs, temperature, top_k, top_p, min_p, do_sample, seed=seed, stream=stream, step=step
+        inputs,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        do_sample,
+        seed=seed,
+        stream=stream,
+        step=step,
+        first_token=first_token,
     )
     check.flag("return_term_logprobs", return_term_logprobs)
+    if return_partial is not False or first_token != 0:
+        check.shard(return_partial, first_token, return_pushes)
+        partial = Partial(inputs, draw, return_term_logprobs, backend)
+        return partial  # type: ignore[return-value]
     if check.flag("return_pushes", return_pushes):
         check.pushes_exist(inputs.power, inputs.parts)
     if memory.unobserved() or not _observed("blend_sample", inputs):

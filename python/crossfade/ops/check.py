@@ -188,6 +188,19 @@ def pushes_exist(power: float, parts: Sequence[Any]) -> None:
         )
 
 
+def shard(return_partial: Any, first_token: int, return_pushes: Any) -> None:
+    if not flag("return_partial", return_partial):
+        raise ValueError(
+            f"first_token is {first_token} and return_partial is False; it must be 0: only a part "
+            "of a vocabulary begins elsewhere"
+        )
+    if flag("return_pushes", return_pushes):
+        raise NotImplementedError(
+            "return_pushes is True and return_partial is True; it must be False: the mean that a "
+            "push departs from is one over the whole vocabulary, which merge does not find"
+        )
+
+
 def power_of(r: Any) -> float:
     if isinstance(r, float) and math.isinf(r):
         return r

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...models.hf import text_config
 from ..forms import Ids, common
+from ..ranks import ranks_of
 from ..runner import Shares
 from ..simple.replica import Replica
 from ..simple.term_model import TermModel
@@ -78,6 +79,8 @@ class Group:
             for m in range(len(models))
         ]
         refuse_unsupported(first, self.most)
+        if deltas is not None and ranks_of([first]) is not None:
+            raise Unsupported(f"{first.name} has adapters over layers in shards")
         self.terms, self.slots, self.name = tuple(terms), slots, first.name
         self.models = tuple(models)
         self.base = first.bare

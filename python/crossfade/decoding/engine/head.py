@@ -16,6 +16,7 @@ from torch import Tensor
 from ... import ops
 from ...models.quantized import QuantizedLinear
 from ...models.value_heads import LowRankHead, WideLinear
+from ..ranks import local, shard_of
 from .modules import Forward, dtype_of, is_plain, weight_of
 
 
@@ -60,6 +61,8 @@ class Head:
         wanted: what is read of the logits of the forward under way.
         row_weights: those of `weights` that the rows of this forward have.
         hidden: where terms share the head, the states ``[terms * slots, 1, H]`` of the last step.
+        shard: the columns that this rank has of a head in shards; None: it has all of them.
+        whole: whether all columns are gathered from the ranks.
         keeps: whether `states` are kept, for further heads.
         states: the hidden states ``[B, n, H]`` at the positions wanted of the last forward.
 
@@ -71,8 +74,10 @@ class Head:
     def __init__(
         self, module: Any, terms: Sequence[int], backend: str | None, device: torch.device
     ) -> None:
-        self.layer: Any = layer_of(module)
-        self.module: Any = module if is_plain(module) else None
+        self.shard = shard_of(module)
+        self.whole = True
+        self.layer: Any = layer_of(module) if self.shard is None else module
+        self.module: Any = module if is_plain(module) or self.shard is not None else None
         self.backend = backend
         self.keeps = False
         self.states: Tensor | None = None
@@ -128,12 +133,17 @@ class Head:
             hidden = mix(hidden, torch.stack([each[k] for k in self.terms], dim=1))
         whole = wanted.columns is None or not self.some_columns
         if whole or type(head) is QuantizedLinear:  # whose rows are packed together
-            return ops.linear(hidden, weight_of(head), head.bias, backend=self.backend)
+            bias = None if head.bias is None else local(head.bias)
+            return self._gathered(ops.linear(hidden, weight_of(head), bias, backend=self.backend))
         few = head.weight[wanted.columns]
         bias = None if head.bias is None else head.bias[wanted.columns]
         logits = hidden.new_zeros(*hidden.shape[:-1], len(head.weight))
         logits[..., wanted.columns] = ops.linear(hidden, few, bias, backend=self.backend)
         return logits
+
+    def _gathered(self, logits: Tensor) -> Tensor:
+        """The logits of all columns, if these are wanted and others are on other ranks."""
+        return logits if self.shard is None or not self.whole else self.shard.gathered(logits)
 
     def _at(self, x: Tensor) -> Tensor:
         """What ``[B, tokens, d]`` has at the positions wanted."""
@@ -146,7 +156,9 @@ class Head:
         its states were not kept, as in compiled steps."""
         if self.hidden is None:
             return None
-        return ops.linear(self.hidden, weight_of(self.module), None, backend=self.backend)
+        return self._gathered(
+            ops.linear(self.hidden, weight_of(self.module), None, backend=self.backend)
+        )
 
 
 def layer_of(module: Any) -> Any:

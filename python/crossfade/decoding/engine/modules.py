@@ -20,6 +20,7 @@ from ... import ops
 from ...models.adapters import adapter_layers
 from ...models.hf import text_config
 from ...models.quantized import QuantizedLinear
+from ..ranks import local
 from ..simple.term_model import TermModel
 from .kv_cache import KVCache
 
@@ -144,7 +145,7 @@ def is_plain(module: Any) -> bool:
 
 def weight_of(module: Any) -> Any:
     """The weight of a plain layer as `ops.linear` takes it."""
-    return module.packed if type(module) is QuantizedLinear else module.weight
+    return module.packed if type(module) is QuantizedLinear else local(module.weight)
 
 
 def dtype_of(layer: Any) -> torch.dtype:

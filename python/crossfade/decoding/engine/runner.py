@@ -13,6 +13,7 @@ from ...models.value_heads import token_values
 from ...ops import Support
 from ...ops.check import Weights
 from ..forms import Ids
+from ..ranks import Shard
 from ..runner import PromptIds, Shares
 from ..simple.term_model import TermModel
 from ..stats import ModelStats
@@ -50,6 +51,8 @@ class EngineRunner:
         models_of_logits: the models that each tensor of logits stands for, by their places in
             `models`.
         plan: decides which models read what at a step.
+        shard: the columns of the vocabulary that this rank draws from; None: all of them. Logits
+            have these columns then, or all.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class EngineRunner:
         self._judges = range(len(judges))
         self.models_of_logits: list[tuple[int, ...]] = [(k,) for k in self._judges]
         self.plan: Plan = All(self.groups)
+        self.shard: Shard | None = None
         self.joining: list[Joining] = []
 
     @property
@@ -112,6 +116,7 @@ class EngineRunner:
         vocabulary: int,
         why_each_term: str | None,
         *,
+        why_whole: str | None = None,
         drafts: bool = False,
     ) -> None:
         """Leave out what this blend does not need, as far as the options of the engine allow.
@@ -120,6 +125,7 @@ class EngineRunner:
             weights: of the blend's terms: numbers, or ``[slots, terms]``.
             vocabulary: how many columns of the logits count.
             why_each_term: why all logits of every term are needed; None if they are not.
+            why_whole: why whole rows of logits are needed; None if heads may stay in shards.
             drafts: whether steps check guesses, several tokens a row.
         """
         engine = self.engine
@@ -131,8 +137,10 @@ class EngineRunner:
             w = torch.as_tensor(weights, dtype=torch.float32, device=self.device)
             w = w if w.dim() == 2 else w.expand(self.slots, -1)
             self.share_heads(w, why_each_term or why_mean or why_support)
+        self._keep_shards(why_whole)
         on_cpu = all(g.device.type == "cpu" for g in self.groups)
-        if blend.support is not None and on_cpu:
+        in_shards = any(g.head.shard is not None for g in self.groups)
+        if blend.support is not None and on_cpu and not in_shards:
             restrict = engine.restrict_guides and why_mean is None
             if engine.restrict_guides and why_mean is not None:
                 self._notes.append(f"every model computes all columns: {why_mean}")
@@ -140,6 +148,27 @@ class EngineRunner:
                 skip, why = engine.skip_guides, why_each_term
                 why = "a draft" if drafts else why
                 self.rest_others(blend.support, vocabulary, restrict, skip, why)
+
+    def _keep_shards(self, why_whole: str | None) -> None:
+        """Let heads in shards stay so, where no whole rows of logits are needed.
+
+        Those with the columns of the first one do; the logits of others are gathered.
+        """
+        sharded = [g for g in self.groups if g.head.shard is not None]
+        shard = sharded[0].head.shard if sharded else None
+        if shard is None:
+            return
+        if why_whole is not None:
+            self._notes.append(f"logits are gathered from {shard.ranks.size} ranks: {why_whole}")
+            return
+        self.shard = shard
+        for group in sharded:
+            group.head.whole = group.head.shard != shard
+            if group.head.whole:
+                self._notes.append(
+                    f"logits of {group.name} are gathered from {shard.ranks.size} ranks: its head "
+                    f"has other columns on each than that of {sharded[0].name}"
+                )
 
     def share_heads(self, weights: Tensor, why: str | None = None) -> None:
         """Let terms over one model share its head, by blending their hidden states before it.

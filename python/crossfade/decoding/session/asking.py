@@ -130,9 +130,16 @@ class Asking:
 
         Raises:
             TypeError, ValueError: as of `read`.
+            NotImplementedError: a term is in shards on several ranks.
         """
         self.check_faders(self.weights)
-        Generation(self.mixed(self.blend, {}), tokenizer=self.tokenizer, arguments={})
+        blend = self.mixed(self.blend, {})
+        generation = Generation(blend, tokenizer=self.tokenizer, arguments={})
+        if generation.call.ranks is not None:
+            raise NotImplementedError(
+                f"{blend} has models in shards on several ranks; a session must have whole ones: "
+                "requests would come to each rank at another time"
+            )
 
     def ids(self, blend: Blend, inputs: Any) -> list[int]:
         """What the first term reads of a request."""

@@ -261,7 +261,9 @@ def test_forwards_of_the_callers_own_see_every_step(how: str) -> None:
     out = cf.generate(cf.Model(model, name="own"), PROMPTS[:1], **(DRAW | {"eos_token_id": None}))
     assert len(seen) >= DRAW["max_new_tokens"]
     (note,) = out.stats.notes
-    assert note == "own: its modules run every step: model.norm has a forward of the caller's own"
+    assert (
+        note == "own: its modules run every step: model.norm has a forward that is not its class's"
+    )
 
 
 def test_a_changed_model_is_proved_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ class TapedStep:
         self.proved = found == PROVED
         self.why: str | None = None if self.proved else found
         if tapes.foreign is not None:
-            self.why = f"{tapes.foreign} has a forward of the caller's own"
+            self.why = f"{tapes.foreign} has a forward that is not its class's"
 
     def __call__(
         self, body: Any, head: Head, ids: Tensor, positions: Tensor, forward_pass: ForwardPass

@@ -1,0 +1,161 @@
+"""Models whose layers lie in shards on several ranks: Transformers' tensor parallelism.
+
+Every rank runs the same call. Layers sum up what the ranks have computed, so that all of them see
+the same hidden states; and draws go by seeds and counters, so that all of them draw the same
+tokens. Nothing is sent about but sums of layers and, of a head in shards, a few numbers a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+
+if TYPE_CHECKING:
+    from .simple.term_model import TermModel
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks that have the shards of a call's models.
+
+    Attributes:
+        group: the process group of torch.distributed.
+    """
+
+    group: Any
+
+    @property
+    def size(self) -> int:
+        return self.group.size()
+
+    @property
+    def rank(self) -> int:
+        return self.group.rank()
+
+    def firsts(self, x: Any) -> Any:
+        """What the first rank has, in place of each rank's own."""
+        from torch import distributed
+
+        given = [x]
+        distributed.broadcast_object_list(given, group=self.group, group_src=0)
+        return given[0]
+
+    def check_same(self, given: Mapping[str, Any]) -> None:
+        """Refuse what differs from rank to rank: they would wait for each other for ever.
+
+        Args:
+            given: numbers, texts, tensors and lists of these, by what they are called.
+
+        Raises:
+            ValueError: names the first that differs.
+        """
+        from torch import distributed
+
+        own = {name: _digest(x) for name, x in given.items()}
+        each: list[Any] = [None] * self.size
+        distributed.all_gather_object(each, own, group=self.group)
+        other = next((n for n in own if any(x.get(n) != own[n] for x in each)), None)
+        if other is not None:
+            raise ValueError(
+                f"{other} differs between the {self.size} ranks that have the models' shards; each "
+                "must make the same call, with the same seed"
+            )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The columns of a head that this rank has.
+
+    Attributes:
+        first, end: the tokens of the first column, and after the last.
+        columns: how many all ranks have together.
+    """
+
+    ranks: Ranks
+    first: int
+    end: int
+    columns: int
+
+    def gathered(self, logits: Tensor) -> Tensor:
+        """Logits ``[..., columns]``, from those ``[..., end - first]`` of each rank."""
+        most = -(-self.columns // self.ranks.size)
+        own = torch.nn.functional.pad(logits, (0, most - logits.shape[-1]))
+        return torch.cat([*self.reduce(own[None])], dim=-1)[..., : self.columns]
+
+    def part(self, x: Tensor) -> Tensor:
+        """The shard's columns of what has all of them; what has just these is given as it is."""
+        return x if x.shape[-1] == self.end - self.first else x[..., self.first : self.end]
+
+    @property
+    def reduce(self) -> ops.Reduce:
+        """What `ops.merge` gathers between the ranks by."""
+        return ops.all_gather(self.ranks.group)
+
+
+def ranks_of(models: Sequence[TermModel]) -> Ranks | None:
+    """The ranks that have shards of some of these models; None if all models are whole.
+
+    Raises:
+        NotImplementedError: two models are on other ranks.
+    """
+    found: dict[Any, str] = {}
+    for model in models:
+        for p in model.bare.parameters():
+            mesh = _mesh_of(p)
+            if mesh is not None:
+                found.setdefault(mesh.get_group(), model.name)
+                break
+    if len(found) > 1:
+        one, other, *_ = found.values()
+        raise NotImplementedError(
+            f"{one} and {other} are in shards on different ranks; they must be on the same, or one "
+            "of them whole on each"
+        )
+    return Ranks(next(iter(found))) if found else None
+
+
+def shard_of(head: Any) -> Shard | None:
+    """The columns of a linear head that this rank has; None if the head is no such shard."""
+    weight = getattr(head, "weight", None)
+    mesh = _mesh_of(weight)
+    if mesh is None or type(head) is not torch.nn.Linear:
+        return None
+    from torch.distributed.tensor import Shard as Sharded
+
+    assert weight is not None
+    if tuple(weight.placements) != (Sharded(0),):
+        return None
+    ranks, columns = Ranks(mesh.get_group()), weight.shape[0]
+    most = -(-columns // ranks.size)  # of a rank; the last ones may have fewer
+    first = min(ranks.rank * most, columns)
+    end = first + weight.to_local().shape[0]
+    return Shard(ranks, first, end, columns)
+
+
+def local(x: Any) -> Any:
+    """The numbers of a parameter that this rank has."""
+    return x if _mesh_of(x) is None else x.to_local()
+
+
+def _mesh_of(x: Any) -> Any:
+    """The mesh of a parameter that lies in shards on the ranks of a tensor parallel model."""
+    module = sys.modules.get("torch.distributed.tensor")  # Where there are shards, it is there.
+    if module is None or not isinstance(x, module.DTensor):
+        return None
+    mesh = x.device_mesh
+    parallel = mesh.ndim == 1 and mesh.size() > 1 and mesh.mesh_dim_names == ("tp",)
+    return mesh if parallel else None
+
+
+def _digest(x: Any) -> str:
+    if isinstance(x, Tensor):
+        x = x.tolist()
+    return hashlib.sha256(repr(x).encode()).hexdigest()

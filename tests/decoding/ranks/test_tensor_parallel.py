@@ -1,0 +1,116 @@
+"""Models in shards on two ranks of torchrun, by Transformers' own plan: the tokens are those of
+whole models, and no row of logits is gathered."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import calls_on_ranks as calls
+import pytest
+import torch
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+
+IN_SHARDS = [
+    *("sampled", "one model", "greedy", "truncated", "nucleus", "log-probs of terms", "a support"),
+    *("a power mean", "weights of requests", "several samples", "a search", "one whole model"),
+    "a draft",
+]
+GATHERED = ["a processor", "other columns", "the simple path", "adapters", "scores"]
+SECONDS = 300  # after which ranks that wait for each other are ended
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    calls.write_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What whole models give, and what each of two ranks got."""
+    tests = Path(calls.__file__).parents[2]
+    paths = [*map(str, [tests, Path(calls.__file__).parent]), *sys.path]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    run = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", calls.__file__]
+    ranks = subprocess.Popen(
+        [sys.executable, "-m", *run, str(folder)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        whole = calls.run(calls.whole(folder), folder)
+        said, _ = ranks.communicate(timeout=SECONDS)
+    finally:
+        ranks.kill()
+    assert ranks.returncode == 0, said
+    return whole, [json.loads((folder / f"rank{i}.json").read_text()) for i in range(2)]
+
+
+def test_each_call_has_a_test(both: Any) -> None:
+    assert [*both[0]] == [n for n in both[0] if n in (*IN_SHARDS, *GATHERED)]
+    assert len(both[0]) == len(IN_SHARDS) + len(GATHERED)
+
+
+@pytest.mark.parametrize("name", [*IN_SHARDS, *GATHERED])
+def test_every_rank_gets_what_whole_models_give(both: Any, name: str) -> None:
+    whole, ranks = both
+    for rank in ranks:
+        got = rank["calls"][name]
+        assert got["tokens"] == whole[name]["tokens"]
+        assert got["numbers"].keys() == whole[name]["numbers"].keys()
+        for kind, numbers in whole[name]["numbers"].items():
+            # The sums of layers have another order on ranks.
+            torch.testing.assert_close(
+                torch.tensor(got["numbers"][kind]), torch.tensor(numbers), atol=2e-4, rtol=1e-4
+            )
+    assert ranks[0]["calls"][name] == ranks[1]["calls"][name]
+
+
+def test_notes_say_why_logits_are_gathered(both: Any) -> None:
+    found = {name: " ".join(call["notes"]) for name, call in both[1][0]["calls"].items()}
+    for name in IN_SHARDS:
+        assert "gathered" not in found[name]
+    assert "logits are gathered from 2 ranks: logits processors" in found["a processor"]
+    assert "logits of other are gathered from 2 ranks: its head has" in found["other columns"]
+    assert "has adapters over layers in shards" in found["adapters"]
+    assert "no draft: how many tokens pay is measured" in found["a draft"]
+
+
+def test_what_ranks_send_a_step(both: Any) -> None:
+    """Three rows of 24 numbers of 8 bytes each; with top-k 20 before it, 24 more. `gathers` fails
+    where whole rows are gathered."""
+    rows, numbers = len(calls.PROMPTS), 24
+    for rank in both[1]:
+        assert set(rank["gathers"]["plain"]["bytes"]) == {rows * numbers * 8}
+        assert len(rank["gathers"]["plain"]["bytes"]) == calls.WRITE["max_new_tokens"]
+        assert set(rank["gathers"]["top-k"]["bytes"]) == {rows * (4 + 20) * 8, rows * numbers * 8}
+        assert len(rank["gathers"]["top-k"]["bytes"]) == 2 * calls.WRITE["max_new_tokens"]
+
+
+def test_ranks_without_a_seed_draw_alike(both: Any) -> None:
+    first, second = (rank["without a seed"] for rank in both[1])
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("other requests", "ValueError: the list of requests differs between the 2 ranks"),
+        ("other seeds", "ValueError: seed differs between the 2 ranks"),
+        ("other settings", "ValueError: temperature differs between the 2 ranks"),
+        ("a time limit", "NotImplementedError: max_time is set, and models are in shards"),
+        ("a session", "NotImplementedError: [1]*base has models in shards on several ranks"),
+    ],
+)
+def test_mistakes_that_would_let_ranks_wait(both: Any, name: str, words: str) -> None:
+    for rank in both[1]:
+        assert rank["mistakes"][name].startswith(words)
