@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from crossfade import metrics, ops
 from crossfade.bench import hardware
 from crossfade.ops import Inputs, reference
+from crossfade.ops.noise import GROUP, Noise
 from reports.coupling import EACH, render
 from torch import Tensor
 from tqdm import tqdm
@@ -151,11 +152,11 @@ def probabilities(logits: Sequence[Tensor], weights: Sequence[float], settings: 
 @functools.cache  # pairs are measured with the same noise
 def token_noise(vocab: int, rows: int, step: int, stream: int) -> Tensor:
     """Noise for each token of rows at consecutive steps, `[rows, V]`: what groups replace."""
-    groups = -(-vocab // reference.GROUP)
+    groups = -(-vocab // GROUP)
     steps = torch.arange(step, step + rows).repeat_interleave(groups)
-    noise = reference.Noise(
-        torch.full_like(steps, SEED), torch.full_like(steps, stream), steps
-    ).of_tokens(torch.arange(groups).repeat(rows))
+    noise = Noise(torch.full_like(steps, SEED), torch.full_like(steps, stream), steps).of_tokens(
+        torch.arange(groups).repeat(rows)
+    )
     return noise.view(rows, -1)[:, :vocab].float()
 
 
@@ -209,7 +210,7 @@ def gathered(parts: Iterable[dict[str, Tensor]], draws: int, flat_draws: int) ->
     for name, x in whole.items():
         found[name], found[f"{name}, interval"] = metrics.mean_interval(x.tolist())
     closed = {
-        "drawn": (f"groups of {reference.GROUP}", draws),
+        "drawn": (f"groups of {GROUP}", draws),
         "drawn, flat": ("one level", flat_draws),
     }
     for name, (form, each) in closed.items():
@@ -335,7 +336,7 @@ def main(arguments: list[str] | None = None) -> int:
         ),
         "machine": hardware("cpu"),
         "versions": {p: metadata.version(p) for p in ("torch", "transformers")},
-        **{"backend": args.backend, "seed": SEED, "tokens": NEW, "group": reference.GROUP},
+        **{"backend": args.backend, "seed": SEED, "tokens": NEW, "group": GROUP},
         "prompts": SUBJECTS[: args.prompts],
         "systems": SYSTEMS,
         "noise": noise_of_rows(),

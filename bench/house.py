@@ -45,6 +45,7 @@ decoding.job
 decoding.settings
 decoding.each
 decoding.simple
+decoding.ranks
 decoding.engine
 decoding.mixer
 decoding.rows

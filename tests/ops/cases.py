@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from crossfade import ops
 from crossfade.ops import BlendSample, Draw, Inputs, Part, Support, reference
+from crossfade.ops.noise import GROUP, Noise
 from torch import Tensor
 
 NAN, INF = float("nan"), float("inf")
@@ -338,7 +339,7 @@ def _assert_tied(p: Problem, settings: dict[str, Any], b: int, got: int, want: i
         assert abs(gap) <= rounding[[got, want]].sum(), f"row {b}: token {got} for {want}: {gap}"
         return
     tempered, allowed = row / t, float(rounding[[got, want]].sum()) / t + 4e-6
-    noise = reference.Noise(*(of_row(n, 0, torch.int64) for n in ("seed", "stream", "step")))
+    noise = Noise(*(of_row(n, 0, torch.int64) for n in ("seed", "stream", "step")))
     top_k, min_p = of_row("top_k", 0, torch.int64), of_row("min_p", 0.0, torch.float32).double()
     top_p = of_row("top_p", 1.0, torch.float32).double()
     gaps = []
@@ -354,17 +355,17 @@ def _assert_tied(p: Problem, settings: dict[str, Any], b: int, got: int, want: i
     )
 
 
-def _gap(x: Tensor, noise: reference.Noise, got: int, want: int) -> float:
+def _gap(x: Tensor, noise: Noise, got: int, want: int) -> float:
     """How far token `want` leads `got` in one row: their groups or, within one, they themselves."""
-    groups = -(-x.shape[1] // reference.GROUP)
-    one, other = got // reference.GROUP, want // reference.GROUP
+    groups = -(-x.shape[1] // GROUP)
+    one, other = got // GROUP, want // GROUP
     if one == other:
         group = torch.tensor([one], device=x.device)
-        first = one * reference.GROUP
-        noisy = x[:, first : first + reference.GROUP]
+        first = one * GROUP
+        noisy = x[:, first : first + GROUP]
         noisy = (noisy + noise.of_tokens(group)[:, : noisy.shape[1]])[0]
         return float(noisy[want - first] - noisy[got - first])
-    short = groups * reference.GROUP - x.shape[1]
+    short = groups * GROUP - x.shape[1]
     padded = torch.nn.functional.pad(x, (0, short), value=-INF)
     mass = padded.unflatten(1, (groups, -1)).logsumexp(-1)
     noisy = (mass + noise.of_groups(groups))[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cases import INF, Backend
-from crossfade.ops import reference
+from crossfade.ops import noise as torch_noise
 from numpy_noise import GROUP, group_words, gumbel, noise_words, philox4x32
 from scipy.stats import norm
 
@@ -54,7 +54,7 @@ GROUPS = 16
 def test_philox_known_answers(counter: list[int], key: list[int], words: list[int]) -> None:
     assert [int(w) for w in philox4x32(counter, key)] == words
     step, stream, seed = counter[1], counter[2] | counter[3] << 32, key[0] | key[1] << 32
-    got = reference.philox(*(torch.tensor(bits(x)) for x in (counter[0], step, stream, seed)))
+    got = torch_noise.philox(*(torch.tensor(bits(x)) for x in (counter[0], step, stream, seed)))
     assert [int(w) for w in got] == words
 
 
@@ -284,9 +284,9 @@ def test_groups_share_no_counter_with_tokens(monkeypatch: pytest.MonkeyPatch) ->
         blocks.append(torch.stack([w.flatten() for w in words], dim=-1))
         return words
 
-    philox = reference.philox
-    monkeypatch.setattr(reference, "philox", spy)
-    noise = reference.Noise(*(torch.tensor([x]) for x in (1, 2, 3)))
+    philox = torch_noise.philox
+    monkeypatch.setattr(torch_noise, "philox", spy)
+    noise = torch_noise.Noise(*(torch.tensor([x]) for x in (1, 2, 3)))
     last = 2**31 // GROUP - 1
     for group in (0, 1, last):
         noise.of_tokens(torch.tensor([group]))
@@ -303,7 +303,7 @@ def test_noise_is_not_correlated(axis: str) -> None:
     rows, each = 20_000, 8
     ids = {"seed": torch.tensor([5]), "stream": torch.tensor([6]), "step": torch.tensor([7])}
     ids = {name: x.expand(rows) for name, x in ids.items()} | {axis: torch.arange(rows)}
-    noise = reference.Noise(**ids)
+    noise = torch_noise.Noise(**ids)
     tokens = noise.of_tokens(torch.tensor([0]).expand(rows))
     numbers = torch.cat([noise.of_groups(each), tokens[:, :each], tokens[:, -each:]], dim=1)
     u = (-(-numbers).exp()).exp()  # uniform

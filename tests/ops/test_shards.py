@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import INF, NAN, Backend, Problem, lay_out, mean_weights, normal, problem
 from crossfade import ops
-from crossfade.ops import BlendSample, Part, Support, shards
+from crossfade.ops import BlendSample, Part, Support, thresholds
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -211,10 +211,10 @@ def test_ranks_beyond_what_is_sent() -> None:
 
 def test_keys_of_floats_sort_as_they_do() -> None:
     x = torch.tensor([-INF, -3e38, -1.0, -1e-40, -0.0, 0.0, 1e-40, 2.5, 3e38])
-    keys = shards._key(x)
+    keys = thresholds._key(x)
     assert keys[4] == keys[5]
     assert (keys[[0, 1, 2, 3, 5, 6, 7]] < keys[[1, 2, 3, 5, 6, 7, 8]]).all()
-    assert torch.equal(shards._of_key(keys).float(), x.where(x != 0, 0.0))
+    assert torch.equal(thresholds._of_key(keys).float(), x.where(x != 0, 0.0))
 
 
 # ---- Bad rows, and parts without tokens ----------------------------------------------------------

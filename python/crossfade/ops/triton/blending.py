@@ -13,7 +13,7 @@ from crossfade.kernels import blend_sample as kernels
 from crossfade.kernels.terms import Blend, support_threshold, term_tiles
 
 from .. import check, memory
-from ..reference import GROUP
+from ..noise import GROUP
 from ..types import BlendSample, Draw, Inputs
 
 MOST_AT_ONCE = 1024

@@ -1,0 +1,191 @@
+"""Where rows are truncated whose vocabulary lies in parts: top-k, then top-p, then min-p.
+
+Each part tells of its best tokens, which hold the threshold of most rows. Where they do not, a few
+histograms find it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .noise import NEG_INF
+
+CANDIDATES = 256  # the best tokens of a part, in which top-p looks for its threshold first
+MOST_CANDIDATES = 1024  # top-k asks for as many as it keeps, up to this
+BINS = 2048  # of a histogram
+
+
+class Cut(NamedTuple):
+    """How each row is truncated, ``[B]`` on the device of the first part; in float64 but top_k."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+
+
+class Thresholds:
+    """Finds the thresholds of rows by rounds between the parts of their vocabulary.
+
+    Args:
+        gather: gives ``[N, ...]`` in float64, of all N parts, from what each part here has.
+    """
+
+    def __init__(self, gather: Callable[[Sequence[Tensor]], Tensor]) -> None:
+        self.gather = gather
+
+    def of(self, scores: list[Tensor], cut: Cut) -> tuple[Tensor, Tensor]:
+        """Below which score ``[B]`` tokens are removed, and the log of the sum of e^s of all.
+
+        That sum is not finite where scores are no distribution.
+        """
+        most = int(cut.top_k.amax()) if len(cut.top_k) else 0
+        nucleus = bool((cut.top_p < 1).any())
+        count = max(min(most, MOST_CANDIDATES), CANDIDATES if nucleus else 1)
+        clean = [s.masked_fill(_no_scores(s), 0.0) for s in scores]
+        best = [_best(s, c, cut, count) for s, c in zip(scores, clean, strict=True)]
+        known = _Known(self.gather(best))
+        threshold, sure = known.threshold(cut)
+        if not sure.all():
+            threshold = torch.where(sure, threshold, self._searched(clean, cut, known.log_mass))
+        return torch.maximum(threshold, known.least(cut.min_p, cut.temperature)), known.log_sum
+
+    def _searched(self, scores: list[Tensor], cut: Cut, log_mass: Tensor) -> Tensor:
+        """The threshold of top-k, then top-p, by histograms."""
+        there = [(s > NEG_INF).double() for s in scores]
+        off = cut.top_k == 0
+        kth = self._search(scores, there, cut.top_k.double())
+        kth = kth.masked_fill(off, NEG_INF)
+        masses = [_share(s, cut.temperature, log_mass).where(s >= _at(kth, s), 0.0) for s in scores]
+        left = self.gather([m.sum(-1) for m in masses]).sum(0)
+        least = torch.finfo(torch.float64).tiny  # top-p of 0 keeps the best token
+        pth = self._search(scores, masses, (cut.top_p * left).clamp(min=least))
+        return torch.maximum(kth, pth.masked_fill(cut.top_p >= 1, NEG_INF))
+
+    def _search(self, scores: list[Tensor], weights: list[Tensor], target: Tensor) -> Tensor:
+        """The largest score ``[B]`` such that the weights of scores from it on reach the target;
+        where all weights do not, the smallest score that has a weight.
+
+        The key of a float32, which sorts as the numbers do, has 32 bits. Each round knows a digit
+        more of the key that is sought, by a histogram of that digit.
+        """
+        keys = [_key(s) for s in scores]
+        prefix, above = torch.zeros_like(target, dtype=torch.int64), torch.zeros_like(target)
+        for shift in (22, 11, 0):
+            histograms = [
+                _histogram(k >> shift, w, prefix) for k, w in zip(keys, weights, strict=True)
+            ]
+            each = self.gather(histograms).sum(0)
+            reached = each.flip(-1).cumsum(-1).flip(-1) + above[:, None]  # by this digit and above
+            enough = reached >= target[:, None]
+            nth = torch.arange(BINS, device=each.device)
+            last = torch.where(enough, nth, -1).amax(-1)
+            least = torch.where(each > 0, nth, BINS - 1).amin(-1)
+            digit = torch.where(last >= 0, last, least)
+            above = (reached - each).gather(1, digit[:, None])[:, 0]
+            prefix = prefix * BINS + digit
+        return _of_key(prefix)
+
+
+# ---- What a part tells of its own columns --------------------------------------------------------
+
+
+def _no_scores(s: Tensor) -> Tensor:
+    """The rows ``[B, 1]`` that have a NaN or +inf."""
+    return ~(s < float("inf")).all(-1, keepdim=True)
+
+
+def _at(x: Tensor, s: Tensor) -> Tensor:
+    """A number of each row ``[B, 1]``, to be compared with scores."""
+    return x.to(s.device, s.dtype)[:, None]
+
+
+def _share(s: Tensor, temperature: Tensor, log_mass: Tensor) -> Tensor:
+    """The share of each token in the mass of a row at a temperature."""
+    t, mass = temperature.to(s.device)[:, None], log_mass.to(s.device)[:, None]
+    return (s.double() / t - mass.where(mass.isfinite(), 0.0)).exp()
+
+
+def _best(scores: Tensor, clean: Tensor, cut: Cut, count: int) -> Tensor:
+    """Of a part ``[B, 4 + count]``: the logs of its sums of e^s and of e^(s / temperature), its
+    floor, how many tokens at the floor are not among the best, and these, the best first.
+
+    The floor is the least of the best, or -inf where all tokens are among these.
+    """
+    rows, columns = clean.shape
+    some = min(count, columns)
+    best = clean.topk(some, dim=-1).values
+    floor = best[:, -1] if some < columns else best.new_full((rows,), NEG_INF)
+    left_out = torch.where(floor > NEG_INF, (clean >= floor[:, None]).sum(-1) - some, 0)
+    log_sum = clean.logsumexp(-1).masked_fill(_no_scores(scores)[:, 0], float("nan"))
+    log_mass = (clean / _at(cut.temperature, clean)).logsumexp(-1)
+    best = torch.nn.functional.pad(best, (0, count - some), value=NEG_INF)
+    return torch.cat([torch.stack([log_sum, log_mass, floor, left_out], dim=1), best], dim=1)
+
+
+class _Known:
+    """What the best tokens of all parts ``[N, B, 4 + count]`` tell of their rows.
+
+    All tokens above the floor are among them. Of those at the floor, `left_out` are not.
+    """
+
+    def __init__(self, told: Tensor) -> None:
+        log_sum, log_mass, floor, left_out = told[..., :4].unbind(-1)
+        self.log_sum, self.log_mass = log_sum.logsumexp(0), log_mass.logsumexp(0)
+        self.log_sum = self.log_sum.masked_fill(log_sum.isnan().any(0), float("nan"))
+        self.floor = floor.amax(0)
+        self.left_out = left_out.where(floor == self.floor, 0.0).sum(0)
+        best = told[..., 4:].transpose(0, 1).flatten(1)
+        self.best = best.sort(dim=-1, descending=True).values
+
+    def threshold(self, cut: Cut) -> tuple[Tensor, Tensor]:
+        """That of top-k, then top-p, as far as these tokens tell, and whether they do.
+
+        A threshold of which they do not tell is at most the floor.
+        """
+        best, count = self.best, self.best.shape[1]
+        off = cut.top_k == 0
+        kth = best.gather(1, (cut.top_k - 1).clamp(0, count - 1)[:, None])[:, 0]
+        kth = kth.masked_fill(off | (cut.top_k > count), NEG_INF)
+        all_known, ranked = self.floor == NEG_INF, ~off & (kth >= self.floor)
+
+        share = _share(best, cut.temperature, self.log_mass).where(best >= kth[:, None], 0.0)
+        at_floor = _share(self.floor[:, None], cut.temperature, self.log_mass)[:, 0]
+        left = share.sum(-1) + (self.left_out * at_floor).where(kth == self.floor, 0.0)
+        target = cut.top_p * left.masked_fill(off & ~all_known, 1.0)
+        reached = share.cumsum(-1)
+        inside = reached - share < target[:, None]  # by what sorts higher
+        inside[:, 0] = True  # the best token stays, whatever top_p is
+        last = inside.long().cumprod(-1).sum(-1, keepdim=True) - 1
+        pth = best.gather(1, last)[:, 0]
+        found = (pth >= self.floor) & (reached.gather(1, last)[:, 0] >= target)
+        whole = cut.top_p >= 1
+        sure = all_known | (off | ranked) & (whole | ranked | found)
+        least = self.least(cut.min_p, cut.temperature)
+        return torch.maximum(kth, pth.masked_fill(whole, NEG_INF)), sure | (least >= self.floor)
+
+    def least(self, min_p: Tensor, temperature: Tensor) -> Tensor:
+        """The lowest score that min-p keeps."""
+        return self.best[:, 0] + temperature * min_p.log()
+
+
+def _key(s: Tensor) -> Tensor:
+    """Integers below 2^32 that sort as float32 numbers do; -0 and +0 have one."""
+    bits = (s + 0.0).view(torch.int32).long()
+    return torch.where(bits >= 0, bits + 2**31, -1 - bits)
+
+
+def _of_key(key: Tensor) -> Tensor:
+    bits = torch.where(key >= 2**31, key - 2**31, -1 - key)
+    return bits.to(torch.int32).view(torch.float32).double()
+
+
+def _histogram(digits: Tensor, weights: Tensor, prefix: Tensor) -> Tensor:
+    """The weights ``[B, BINS]`` of each last digit, of the keys whose other digits are `prefix`."""
+    counts = torch.where(digits // BINS == prefix.to(digits.device)[:, None], weights, 0.0)
+    histogram = counts.new_zeros(len(counts), BINS)
+    return histogram.scatter_add_(1, digits % BINS, counts)
