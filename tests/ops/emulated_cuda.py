@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from cases import structs
 from crossfade.ops import BlendSample, Draw, Inputs
 from crossfade.ops.types import ShardDraw
+from emulation import build
 from torch import Tensor
 
 MAX_TERMS = 16
@@ -168,6 +170,16 @@ def sampling_struct(d: Draw, out: BlendSample | ShardDraw) -> SamplingStruct:
 
 
 # ---- The emulated backend ------------------------------------------------------------------------
+
+
+def load_blends(directory: Path) -> Any:
+    """The library of an `EmulatedCuda`, compiled into a directory."""
+    loaded: Any = build("kernels.cpp", directory)
+    for name in ("emulated_blend", "emulated_blend_sample"):
+        getattr(loaded, name).restype = ctypes.c_char_p
+    assert loaded.blend_bytes() == ctypes.sizeof(BlendStruct)
+    assert loaded.sampling_bytes() == ctypes.sizeof(SamplingStruct)
+    return loaded
 
 
 @dataclasses.dataclass(frozen=True)
