@@ -12,7 +12,16 @@ import triton
 import triton.language as tl
 
 from .noise import GROUPS, TOKENS, noise_of
-from .terms import NEG_INF, blend_scores, combine, load_row, place_of, setting, weight_of
+from .terms import (
+    NEG_INF,
+    blend_scores,
+    combine,
+    load_row,
+    normaliser,
+    place_of,
+    setting,
+    weight_of,
+)
 from .threshold import exp_over, inverse_of, key_of, list_groups, load_listed, truncation
 
 # Planes of `partials` [PLANES, B, groups] float32.
@@ -23,7 +32,9 @@ TEMPERED = tl.constexpr(2)  # the sum of exp((score - TOP) / temperature)
 
 # Numbers that change from call to call. Triton must not compile a new kernel for each value.
 SIZES = ["rows", "tiles", "groups"]
-PER_CALL = ["seed", "seed_high", "stream", "stream_high", "step", "top_k", *SIZES]
+PER_CALL = ["seed", "seed_high", "stream", "stream_high", "step", "first_token", "top_k", *SIZES]
+
+FACTS = tl.constexpr(7)  # what is told of a shard's draw
 
 
 @triton.jit
@@ -85,29 +96,43 @@ def blend_tiles(
 
 
 @triton.jit(do_not_specialize=SIZES)
-def normalise(scores, partials, rows, vocab, tiles, BLOCK: tl.constexpr, TILES: tl.constexpr):
-    """Turns scores into log-probs in place, NaN in a bad row. Its groups are tiles. Grid (B,
-    tiles)."""
+def normalise(
+    scores, partials, rows, vocab, tiles,
+    RAW: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """Turns scores into log-probs in place, NaN in a bad row. With RAW other rows stay as they are,
+    and one in which no token is left is not bad. Its groups are tiles. Grid (B, tiles)."""
     row, tile = place_of()
     cols = tile * BLOCK + tl.arange(0, BLOCK)
     partials += row.to(tl.int64) * tiles
     top, total = combine(partials, rows.to(tl.int64) * tiles, TOP, tiles, TILES)
-    good = total > 0.0
-    log_total = tl.log(tl.where(good, total, 1.0))
     at = scores + row.to(tl.int64) * vocab + cols
-    log_p = (tl.load(at, mask=cols < vocab) - tl.where(good, top, 0.0)) - log_total
-    tl.store(at, tl.where(good, log_p, float("nan")), mask=cols < vocab)
+    x = tl.load(at, mask=cols < vocab)
+    if RAW:
+        good = total >= 0.0
+    else:
+        good = total > 0.0
+        log_total = tl.log(tl.where(good, total, 1.0))
+        x = (x - tl.where(good, top, 0.0)) - log_total
+    tl.store(at, tl.where(good, x, float("nan")), mask=cols < vocab)
 
 
 # ---- Sampling ------------------------------------------------------------------------------------
 
 
+@triton.jit
+def store_fact(at, good, empty, fact, NONE: tl.constexpr):
+    """Stores what a shard knows of a row: NONE where no token is left, and NaN where it is bad."""
+    tl.store(at, tl.where(good, fact, tl.where(empty, NONE, float("nan"))))
+
+
 @triton.jit(do_not_specialize=PER_CALL)
 def choose(
     tokens,  # [B] int64
-    logprobs,  # [B] float32
+    logprobs,  # [B] float32, or None with shards, as the next two are
     sampled_logprobs,  # [B] float32
     term_logprobs,  # [B, K] float32, or None
+    shards,  # [B, FACTS] float32, a crossfade::Shard of csrc/crossfade.h each; or None
     partials,
     scores,  # with TRUNCATE
     listed,  # [B, groups] int32 scratch, with TRUNCATE
@@ -122,6 +147,7 @@ def choose(
     stream,
     stream_high,
     step,
+    first_token,  # with shards: the token that the first column is
     rows,
     vocab,
     tiles,
@@ -136,7 +162,8 @@ def choose(
     TILES: tl.constexpr,  # the tiles that a loop takes at once
 ):
     """Takes one token for each row: a group of tokens by its mass, then one of its tokens. With
-    TRUNCATE both are of what truncation leaves. Grid (B,)."""
+    TRUNCATE both are of what truncation leaves. With shards the columns are one of a vocabulary's,
+    and what it knows of the draw is told. Grid (B,)."""
     row = tl.program_id(0)
     size = rows.to(tl.int64) * groups
     partials += row.to(tl.int64) * groups
@@ -145,6 +172,7 @@ def choose(
         term_partials += row.to(tl.int64) * tiles
     top, total = combine(partials, size, TOP, groups, CHUNK)
     good = total > 0.0
+    empty = total == 0.0
     greedy, temper = tl.full((), 1, tl.int1), tl.full((), 1.0, tl.float32)
     if SAMPLE:
         greedy, temper = temperature_of(temperature, row)
@@ -152,11 +180,17 @@ def choose(
         usable = (temper > 0.0) & (temper < float("inf")) & (k >= 0)
         usable &= (p >= 0.0) & (p <= 1.0) & (m >= 0.0) & (m <= 1.0)
         good &= greedy | usable
+        empty &= greedy | usable
         k, p, m = tl.where(greedy, 0, k), tl.where(greedy, 1.0, p), tl.where(greedy, 0.0, m)
 
+    SHARD: tl.constexpr = shards is not None
+    from_token = first_token if SHARD else 0
     token = -1
     score = 0.0
     tempered = 1.0
+    group_mass = 0.0  # with shards: the log of the winning group's, its noise and its token's
+    group_noise = 0.0
+    token_noise = 0.0
     if good:
         threshold = top * 0.0 + NEG_INF
         if TRUNCATE:  # finds the masses of what is left
@@ -189,14 +223,19 @@ def choose(
                 masses = tl.load(partials + size * TEMPERED + j, mask=left, other=1.0)
                 below = (tops - top) * inverse
                 tempered += tl.sum(masses * tl.exp(below))
+                logs = below + tl.log(masses)
                 noise = noise_of(
-                    GROUPS, first, seed, seed_high, stream, stream_high, step, row, CHUNK
-                )
-                value = tl.where(greedy, tops, below + tl.log(masses) + noise)
+                    GROUPS, from_token // GROUP + first, seed, seed_high, stream, stream_high, step,
+                    row, CHUNK, SHARD,
+                )  # fmt: skip
+                value = tl.where(greedy, tops, logs + noise)
             leader = tl.max(value)
             if leader > best:  # not on a tie: the lower group wins
                 best = leader
                 group = tl.argmax(value, axis=0) + first
+                if SHARD and SAMPLE:
+                    group_mass = tl.where(greedy, 0.0, tl.max(tl.where(j == group, logs, NEG_INF)))
+                    group_noise = tl.max(tl.where(j == group, noise, NEG_INF))
 
         first = group * GROUP
         if TRUNCATE:
@@ -210,22 +249,39 @@ def choose(
             )  # fmt: skip
         value = s
         if SAMPLE:
-            noise = noise_of(TOKENS, first, seed, seed_high, stream, stream_high, step, row, GROUP)
+            noise = noise_of(
+                TOKENS, from_token + first, seed, seed_high, stream, stream_high, step, row,
+                GROUP, SHARD,
+            )  # fmt: skip
             value = tl.where(greedy, s, (s - tl.max(s)) * inverse + noise)
         index = tl.argmax(value, axis=0)
         token = first + index
         score = tl.max(tl.where(tl.arange(0, GROUP) == index, s, NEG_INF))
+        if SHARD and SAMPLE:
+            token_noise = tl.max(tl.where(tl.arange(0, GROUP) == index, noise, NEG_INF))
 
-    tl.store(tokens + row, token.to(tl.int64))
     below = tl.where(good, score - top, float("nan"))
-    tl.store(logprobs + row, below - tl.log(tl.where(good, total, 1.0)))
-    sampled = below - below  # 0, or NaN
-    if SAMPLE:
-        sampled = tl.where(greedy, sampled, below / temper - tl.log(tempered))
-    tl.store(sampled_logprobs + row, sampled)
+    if SHARD:
+        tl.store(tokens + row, tl.where(good, token + first_token, -1).to(tl.int64))
+        log_sum = tl.log(tl.where(good, total, 1.0))
+        shards += row.to(tl.int64) * FACTS
+        store_fact(shards, good, empty, top, NEG_INF)
+        store_fact(shards + 1, good, empty, log_sum, NEG_INF)
+        store_fact(shards + 2, good, empty, tl.log(tempered) if SAMPLE else log_sum, NEG_INF)
+        store_fact(shards + 3, good, empty, group_mass, NEG_INF)
+        store_fact(shards + 4, good, empty, tl.where(greedy, 0.0, group_noise), 0.0)
+        store_fact(shards + 5, good, empty, below, NEG_INF)
+        store_fact(shards + 6, good, empty, tl.where(greedy, 0.0, token_noise), 0.0)
+    else:
+        tl.store(tokens + row, token.to(tl.int64))
+        tl.store(logprobs + row, below - tl.log(tl.where(good, total, 1.0)))
+        sampled = below - below  # 0, or NaN
+        if SAMPLE:
+            sampled = tl.where(greedy, sampled, below / temper - tl.log(tempered))
+        tl.store(sampled_logprobs + row, sampled)
     if term_logprobs is not None:
         for n in tl.static_range(len(blend.terms)):
-            term_top, mass = combine(term_partials, term_size, 2 * n, tiles, TILES)
+            term_top, mass = normaliser(blend, term_partials, term_size, n, row, tiles, TILES)
             z = load_row(blend.terms[n], blend.strides[n], row, tl.maximum(token, 0), vocab)
             log_p = (z - term_top) - tl.log(mass)
             at = term_logprobs + row.to(tl.int64) * len(blend.terms) + n

@@ -59,17 +59,26 @@ def words(x, high, row):
 
 @triton.jit
 def noise_of(
-    LEVEL: tl.constexpr, first, seed, seed_high, stream, stream_high, step, row, COUNT: tl.constexpr
-):
+    LEVEL: tl.constexpr, first, seed, seed_high, stream, stream_high, step, row,
+    COUNT: tl.constexpr, ANY: tl.constexpr = False,
+):  # fmt: skip
     """A row's Gumbel noise [COUNT] of its tokens, or of its groups, from `first` on.
 
     Token v has word v % 4 of counter TOKENS | v // 4, and group j word j % 4 of GROUPS | j // 4.
-    `first` is a multiple of 4.
+    `first` is a multiple of 4 unless ANY: then each takes its word of a counter that it does not
+    share, which is four times the work.
     """
     k0, k1 = words(seed, seed_high, row)
     c2, c3 = words(stream, stream_high, row)
     c1, _ = words(step, step, row)
-    c0 = (tl.arange(0, COUNT // 4) + first // 4).to(tl.uint32) | LEVEL
-    same = tl.zeros([COUNT // 4], tl.uint32)
+    COUNTERS: tl.constexpr = COUNT if ANY else COUNT // 4
+    n = tl.arange(0, COUNTERS)
+    c0 = ((n + first) // 4 if ANY else n + first // 4).to(tl.uint32) | LEVEL
+    same = tl.zeros([COUNTERS], tl.uint32)
     w0, w1, w2, w3 = philox(c0, same + c1, same + c2, same + c3, k0, k1)
-    return gumbel(tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3)))
+    if ANY:
+        nth = (n + first) % 4
+        h = tl.where(nth < 2, tl.where(nth == 0, w0, w1), tl.where(nth == 2, w2, w3))
+    else:
+        h = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+    return gumbel(h)

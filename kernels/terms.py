@@ -36,6 +36,7 @@ class Blend(NamedTuple):
     parts: Any  # of each part its power, min and max, one after the other; or None
     part_weights: Any  # like weights, with those of a part after those of the part before it
     part_stride: Any
+    log_z: Any  # [B, K] normalisers of the terms, or None where they are found in these columns
 
 
 # ---- Small parts ---------------------------------------------------------------------------------
@@ -133,6 +134,17 @@ def combine(partials, size, index: tl.constexpr, count, CHUNK: tl.constexpr):
 
 
 @triton.jit
+def normaliser(blend, term_partials, size, k: tl.constexpr, row, tiles, TILES: tl.constexpr):
+    """A term's top and mass, with log p = (z - top) - log mass: as given, or of the tiles."""
+    if blend.log_z is not None:
+        top = tl.load(blend.log_z + row.to(tl.int64) * len(blend.terms) + k)
+        mass = tl.full((), 1.0, tl.float32)
+    else:
+        top, mass = combine(term_partials, size, 2 * k, tiles, TILES)
+    return top, mass
+
+
+@triton.jit
 def store_term(z, partials, size, k: tl.constexpr):
     """Planes 2 k and 2 k + 1: a term's maximum in a tile, and its sum of exponentials below it."""
     top = tl.max(tl.where(z == z, z, NEG_INF))
@@ -185,15 +197,12 @@ def blend_scores(
     """A row's scores [COUNT] from token `first` on, and whether the row's weights can be used.
 
     A score is -inf where the token is removed, and NaN where a row is bad that has this token.
-    `term_partials` of the row are an input of a power mean and of parts, as NORMED says; else they
-    are written, unless None.
+    `term_partials` of the row are an input of a power mean and of parts, as NORMED says, if the
+    blend has no `log_z`; else they are written, unless None.
     """
     cols = first + tl.arange(0, COUNT)
     if MEAN:
-        score, lowest, ok = power_mean(
-            blend.terms, blend.strides, blend.weights, blend.weight_stride, term_partials, size,
-            tiles, TILES, blend.power, row, cols, vocab,
-        )  # fmt: skip
+        score, lowest, ok = power_mean(blend, term_partials, size, tiles, TILES, row, cols, vocab)
     else:
         written = None if NORMED else term_partials
         if written is not None:
@@ -216,7 +225,9 @@ def blend_scores(
     score = tl.where(lowest == NEG_INF, NEG_INF, score)
     if blend.supported is not None:
         z = load_row(blend.supported, blend.supported_stride, row, cols, vocab)
-        score = tl.where(z >= tl.load(blend.thresholds + row), score, NEG_INF)
+        threshold = tl.load(blend.thresholds + row)
+        ok &= threshold == threshold
+        score = tl.where(z >= threshold, score, NEG_INF)
     if blend.mask is not None:
         at = blend.mask + row.to(tl.int64) * blend.mask_stride + cols
         score = tl.where(tl.load(at, mask=cols < vocab, other=0) != 0, score, NEG_INF)
@@ -268,8 +279,8 @@ def add_pushes(
             u = weight_of(blend.part_weights, blend.part_stride, row, g * K + k)
             ok &= tl.abs(u) < float("inf")
             if u != 0.0:
-                top, mass = combine(term_partials, size, 2 * k, tiles, TILES)
-                ok &= (top > NEG_INF) & (mass < float("inf"))  # else no log-probs
+                top, mass = normaliser(blend, term_partials, size, k, row, tiles, TILES)
+                ok &= (tl.abs(top) < float("inf")) & (mass < float("inf"))  # else no log-probs
                 z = load_row(blend.terms[k], blend.strides[k], row, cols, vocab)
                 log_p = (z - top) - tl.log(mass)
                 push += u * log_p
@@ -294,10 +305,7 @@ def expm1_of_negative(x):
 
 
 @triton.jit
-def power_mean(
-    terms, strides, weights, weight_stride, term_partials, size, tiles, TILES: tl.constexpr,
-    power, row, cols, vocab,
-):  # fmt: skip
+def power_mean(blend, term_partials, size, tiles, TILES: tl.constexpr, row, cols, vocab):
     """log (sum_k w_k p_k^r)^(1/r), from one read of the terms, which it normalises.
 
     As of `weighted_sum`, a second result is -inf where a token is removed.
@@ -307,10 +315,11 @@ def power_mean(
     error of a plain log-sum-exp would be divided by r. For r = inf it is the largest log p_k, and
     for r = -inf the smallest, which are `ref`.
     """
+    power = blend.power
     total = 0.0
     ok = tl.full((), 1, tl.int1)
-    for k in tl.static_range(len(terms)):
-        w = weight_of(weights, weight_stride, row, k)
+    for k in tl.static_range(len(blend.terms)):
+        w = weight_of(blend.weights, blend.weight_stride, row, k)
         ok &= (w >= 0.0) & (w < float("inf"))
         total += w
     ok &= tl.abs(total - 1.0) <= WEIGHT_SUM_TOLERANCE
@@ -321,12 +330,12 @@ def power_mean(
     excess = nothing  # sum_k w_k expm1(a_k - r ref)
     sums = nothing  # sum_k w_k exp(a_k - r ref), which keeps its digits where excess nears -1
     weight = 0.0
-    for k in tl.static_range(len(terms)):
-        w = weight_of(weights, weight_stride, row, k) / total
+    for k in tl.static_range(len(blend.terms)):
+        w = weight_of(blend.weights, blend.weight_stride, row, k) / total
         if w > 0.0:
-            top, mass = combine(term_partials, size, 2 * k, tiles, TILES)
-            ok &= (top > NEG_INF) & (mass < float("inf"))  # else no log-probs
-            z = load_row(terms[k], strides[k], row, cols, vocab)
+            top, mass = normaliser(blend, term_partials, size, k, row, tiles, TILES)
+            ok &= (tl.abs(top) < float("inf")) & (mass < float("inf"))  # else no log-probs
+            z = load_row(blend.terms[k], blend.strides[k], row, cols, vocab)
             removed |= tl.where(power < 0, z, 0.0) == NEG_INF
             log_p = tl.where(z == NEG_INF, 0.0, (z - top) - tl.log(mass))
             a = power * (log_p - ref)

@@ -84,6 +84,7 @@ class RowReader {
     if (row_blend_.terms > 0 && !row_blend_.bad) normalise_terms();
     if (row_blend_.bad) return false;
     if (row_blend_.has_support) find_support();
+    if (row_blend_.bad) return false;
     if (team_.rank == 0) pad();
     stored_ = wanted.scores;
     alignas(64) float unstored[2][kGroup];
@@ -246,10 +247,9 @@ class RowReader {
     }
     team_.sync();
     sum_ = log_sum(w_.group_max, w_.group_sum, groups_);
-    float found = __builtin_nanf("");  // no token is left by what is no distribution
+    row_blend_.bad = !sum_.finite();  // what is no distribution leaves no token
     const Truncation support{blend_.support.top_k, blend_.support.top_p, blend_.support.min_p};
-    if (sum_.finite()) found = support.any() ? cut(at(1), support) : -kInf;
-    row_blend_.support_threshold = found;
+    if (!row_blend_.bad && support.any()) row_blend_.support_threshold = cut(at(1), support);
     team_.sync();
   }
 
@@ -268,8 +268,8 @@ void write_none(const Sampling& out, int64_t row, int terms, int values, bool em
   const float nan = __builtin_nanf("");
   out.tokens[row] = -1;
   if (out.shard) {
-    const float max = empty ? -kInf : nan, log = empty ? -kInf : nan;
-    out.shard[row] = {max, log, log, log, 0, log, 0};
+    const float none = empty ? -kInf : nan, noise = empty ? 0 : nan;
+    out.shard[row] = {none, none, none, none, noise, none, noise};
     return;
   }
   out.logprobs[row] = out.sampled_logprobs[row] = nan;

@@ -1,6 +1,6 @@
 // Blends and samples rows on CUDA GPUs, in one launch. A team of threads takes each row:
 //   1. With power != 0 or parts, or where log-probs of the terms are asked for, it reads the terms
-//      for their normalisers.
+//      for their normalisers, unless these are given.
 //   2. With a support, it reads the support's term for the threshold.
 //   3. It reads the inputs for the maximum and the sums of exponentials. Without truncation the sum
 //      of each group takes part in the race of groups, see race.cuh. With truncation each block
@@ -26,9 +26,26 @@ __device__ __forceinline__ T setting(const PerRow<T>& setting, int64_t row) {
   return setting.rows ? setting.rows[row] : setting.all;
 }
 
-// With kPushes it has code for these. Other calls have a kernel without, whose registers they need.
-template <bool kNormed, Format kFormat, bool kPushes = false>
-__global__ void __launch_bounds__(kMostThreads<kNormed || kPushes>, 1)
+// What a shard of a vocabulary knows of its draw: of a token of its, or of none.
+__device__ __forceinline__ Shard shard_of(const Shared& shared, const Winner& winner,
+                                          const Best& token) {
+  const float nothing = winner.empty ? -INFINITY : NAN, noiseless = winner.empty ? 0 : NAN;
+  if (winner.group.index == kNone)
+    return {nothing, nothing, nothing, nothing, noiseless, nothing, noiseless};
+  const Result& r = shared.result;
+  const Settings& own = shared.own;
+  const float noise = own.draw.of_group(winner.group.index);
+  const float lead = (winner.group.score - r.max) * own.cut.inv_t;
+  const float rest = winner.group.noise - noise;  // a group's mass is counted as noise, too
+  return {r.max, r.log_sum, r.log_kept, lead + rest, noise, token.score - r.max, token.noise};
+}
+
+// What a kernel has code for besides a token and its log-probs. Most calls have a kernel without,
+// whose registers they need.
+enum class Extra { none, pushes, shard };
+
+template <bool kNormed, Format kFormat, Extra kExtra>
+__global__ void __launch_bounds__(kMostThreads<kNormed || kExtra == Extra::pushes>, 1)
     sample_kernel(const __grid_constant__ Blend blend, const __grid_constant__ Sampling out) {
   Shared& shared = shared_memory();
   Team team(shared.exchange);
@@ -39,6 +56,7 @@ __global__ void __launch_bounds__(kMostThreads<kNormed || kPushes>, 1)
     own = Settings{};
     own.temperature = out.sample ? setting(out.temperature, row) : 0.0f;
     own.draw.greedy = own.temperature == 0;
+    own.draw.first_token = static_cast<uint32_t>(out.first_token);
     if (!own.draw.greedy) {
       own.min_p = setting(out.min_p, row);
       own.cut = {setting(out.top_k, row), setting(out.top_p, row),
@@ -57,11 +75,13 @@ __global__ void __launch_bounds__(kMostThreads<kNormed || kPushes>, 1)
     const bool good = winner.group.index != kNone;
     const Best best = good ? draw_token<kNormed, kFormat>(team, shared, blend, winner) : Best();
     const int64_t row = Team::row();
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0) out.tokens[row] = good ? out.first_token + best.index : -1;
+    if (kExtra == Extra::shard) {
+      if (threadIdx.x == 0) out.shard[row] = shard_of(shared, winner, best);
+    } else if (threadIdx.x == 0) {
       const Result& r = shared.result;
       const Settings& own = shared.own;
       const float below = best.score - r.max;
-      out.tokens[row] = good ? static_cast<int64_t>(best.index) : -1;
       out.logprobs[row] = good ? below - r.log_sum : NAN;
       const float sampled = own.draw.greedy ? 0.0f : below * own.cut.inv_t - r.log_kept;
       out.sampled_logprobs[row] = good ? sampled : NAN;
@@ -71,10 +91,10 @@ __global__ void __launch_bounds__(kMostThreads<kNormed || kPushes>, 1)
       out.term_logprobs[row * blend.terms + threadIdx.x] =
           good ? shared.row.log_z[threadIdx.x].log_p(number_at(term, best.index)) : NAN;
     }
-    if (kPushes && threadIdx.x == 0) shared.token = best.index;
+    if (kExtra == Extra::pushes && threadIdx.x == 0) shared.token = best.index;
   }
   Team::sync();  // no member leaves while another reads its shared memory
-  if (kPushes) {
+  if (kExtra == Extra::pushes) {
     const int64_t both = blend.terms + blend.values;
     const uint32_t token = Team::at(0, shared.token);
     write_pushes<kFormat>(team, shared, blend, token, out.pushes + Team::row() * both);
@@ -84,16 +104,17 @@ __global__ void __launch_bounds__(kMostThreads<kNormed || kPushes>, 1)
 
 template <bool kNormed>
 __global__ void __launch_bounds__(kMostThreads<kNormed>, 1)
-    blend_kernel(const __grid_constant__ Blend blend, float* __restrict__ out) {
+    blend_kernel(const __grid_constant__ Blend blend, float* __restrict__ out, bool raw) {
   Shared& shared = shared_memory();
   Team team(shared.exchange);
   if (threadIdx.x == 0) {
     shared.own = Settings{};
     shared.own.draw.greedy = true;
   }
-  const bool good = read_row<kNormed, Format::any>(team, shared, blend, false).group.index != kNone;
+  const Winner winner = read_row<kNormed, Format::any>(team, shared, blend, false);
+  const bool good = winner.group.index != kNone || (raw && winner.empty);
   __syncthreads();
-  const float max = shared.result.max, log_sum = shared.result.log_sum;
+  const float max = raw ? 0 : shared.result.max, log_sum = raw ? 0 : shared.result.log_sum;
 
   const Slice& slice = shared.slice;
   const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
@@ -134,33 +155,39 @@ inline Format format_of(const Blend& b) {
   return static_cast<Format>(dtype);
 }
 
+// What launches the kernel for a blend.
+template <Extra kExtra>
+auto sampler(const Blend& blend) {
+  if (normalises(blend)) return run<sample_kernel<true, Format::any, kExtra>, Blend, Sampling>;
+  switch (format_of(blend)) {
+    case Format::f32:
+      return run<sample_kernel<false, Format::f32, kExtra>, Blend, Sampling>;
+    case Format::bf16:
+      return run<sample_kernel<false, Format::bf16, kExtra>, Blend, Sampling>;
+    case Format::f16:
+      return run<sample_kernel<false, Format::f16, kExtra>, Blend, Sampling>;
+    default:
+      return run<sample_kernel<false, Format::any, kExtra>, Blend, Sampling>;
+  }
+}
+
 }  // namespace cuda
 
-const char* blend_cuda(const Blend& blend, float* out, int device, void* stream) {
-  const auto run = cuda::normalises(blend) ? cuda::run<cuda::blend_kernel<true>, Blend, float*>
-                                           : cuda::run<cuda::blend_kernel<false>, Blend, float*>;
-  return run(blend.rows, blend.vocab, device, stream, blend, out);
+const char* blend_cuda(const Blend& blend, float* out, bool raw, int device, void* stream) {
+  const auto run = cuda::normalises(blend)
+                       ? cuda::run<cuda::blend_kernel<true>, Blend, float*, bool>
+                       : cuda::run<cuda::blend_kernel<false>, Blend, float*, bool>;
+  return run(blend.rows, blend.vocab, device, stream, blend, out, raw);
 }
 
 const char* blend_sample_cuda(const Blend& blend, const Sampling& sampling, int device,
                               void* stream) {
-  using cuda::Format;
-  const auto run = [&]() {
-    if (cuda::normalises(blend))
-      return cuda::run<cuda::sample_kernel<true, Format::any>, Blend, Sampling>;
-    if (sampling.pushes)
-      return cuda::run<cuda::sample_kernel<false, Format::any, true>, Blend, Sampling>;
-    switch (cuda::format_of(blend)) {
-      case Format::f32:
-        return cuda::run<cuda::sample_kernel<false, Format::f32>, Blend, Sampling>;
-      case Format::bf16:
-        return cuda::run<cuda::sample_kernel<false, Format::bf16>, Blend, Sampling>;
-      case Format::f16:
-        return cuda::run<cuda::sample_kernel<false, Format::f16>, Blend, Sampling>;
-      default:
-        return cuda::run<cuda::sample_kernel<false, Format::any>, Blend, Sampling>;
-    }
-  }();
+  using cuda::Extra, cuda::Format;
+  const auto run =
+      sampling.shard ? cuda::sampler<Extra::shard>(blend)
+      : sampling.pushes
+          ? cuda::run<cuda::sample_kernel<false, Format::any, Extra::pushes>, Blend, Sampling>
+          : cuda::sampler<Extra::none>(blend);
   return run(blend.rows, blend.vocab, device, stream, blend, sampling);
 }
 

@@ -36,6 +36,13 @@ struct Draw {
   bool greedy;  // without noise, and groups count as much as their best tokens
   uint64_t seed, stream;
   uint32_t step;
+  uint32_t first_token;  // the token that the first column is
+
+  // Groups are counted as their noise is: on from that of the first token.
+  __device__ uint32_t first_group() const { return first_token / kGroup; }
+
+  // The noise of the group `index`.
+  __device__ float of_group(uint32_t index) const { return greedy ? 0 : noise(kGroupNoise, index); }
 
   // The group `index`, where `rest` is the sum of e^(inv_t (x - max)) over its scores x.
   __device__ Best group(uint32_t index, float max, float rest) const {
@@ -43,8 +50,9 @@ struct Draw {
     return {max, logf(rest) + noise(kGroupNoise, index), index};
   }
 
+  // The token of the column `index`.
   __device__ Best token(uint32_t index, float score) const {
-    return {score, greedy ? 0 : noise(0, index), index};
+    return {score, greedy ? 0 : noise(0, first_token + index), index};
   }
 
  private:
@@ -65,6 +73,8 @@ class Groups {
 
   __device__ Groups(const Draw& draw, bool races, float inv_t)
       : draw_(draw), races_(races), inv_t_(inv_t), rate_(fminf(inv_t * kLog2E, FLT_MAX)) {}
+
+  __device__ uint32_t first() const { return draw_.first_group(); }
 
   // All lanes must call it: they hold a group's scores, in the order of tokens, and `max` of them.
   // So the sum depends on the group alone. Lane n % 32 keeps it.

@@ -64,9 +64,17 @@ struct FourSums {
   LogSum of[4];
 };
 
-// Step 1: the log-sum-exp of the terms that must be normalised, or of `all` terms.
-__device__ __forceinline__ void sum_terms(Team& team, const Slice& slice, RowBlend& row,
-                                          uint32_t terms, uint32_t vocab, bool all) {
+// Step 1: the normalisers of the terms that need them, or of `all` terms. Where they are not given,
+// the terms are read for their log-sum-exp.
+__device__ __forceinline__ void normalise_terms(Team& team, const Slice& slice, RowBlend& row,
+                                                const Blend& blend, bool all) {
+  const uint32_t terms = blend.terms, vocab = static_cast<uint32_t>(blend.vocab);
+  if (blend.log_z) {
+    if (threadIdx.x < terms)
+      row.log_z[threadIdx.x] = {0, blend.log_z[Team::row() * terms + threadIdx.x]};
+    __syncthreads();
+    return;
+  }
   for (uint32_t n = 0; n < terms; n += 4) {
     FourSums sums;
     const auto wanted = [&](uint32_t k) { return k < terms && (all || row.normalised >> k & 1); };
@@ -156,10 +164,12 @@ struct Raced {
   uint64_t kept = 0;      // the mass of the tokens that stay, in fixed point
 };
 
-// The group that holds a row's token, and the lowest score that the token may have.
+// The group that holds a row's token, and the lowest score that the token may have. Without a group
+// the row is bad, or else no token is left in it.
 struct Winner {
   Best group;
   float from = -INFINITY;
+  bool empty = false;
 };
 
 // How far below the best a token may score. One thread computes it, as logarithms of doubles are
@@ -201,7 +211,7 @@ __device__ __forceinline__ void begin(Shared& shared, const Blend& blend, Step s
 }
 
 // Does steps 1 to 4 for one row, whose `shared.own` is set, and fills shared.result. Returns the
-// same in all threads of the team, and no group if the row is bad.
+// same in all threads of the team.
 template <bool kNormed, Format kFormat>
 __device__ __forceinline__ Winner read_row(Team& team, Shared& shared, const Blend& blend,
                                            bool all_terms) {
@@ -212,13 +222,13 @@ __device__ __forceinline__ Winner read_row(Team& team, Shared& shared, const Ble
   if (warp_id() == warp_count() - 1) shared.row.set_up(blend, Team::row());
   if (threadIdx.x == 0) {
     shared.own.cut.min_p_gap = min_p_gap(own.min_p, own.temperature);
-    shared.slice = Slice(vocab);
+    shared.slice = Slice(vocab, own.draw.first_group());
     begin(shared, blend, blend.support.term >= 0 ? kSupport : kBlend, -INFINITY, -INFINITY);
   }
   __syncthreads();
   if (shared.row.bad || own.bad) return Winner();
 
-  if (kNormed || all_terms) sum_terms(team, slice, shared.row, blend.terms, vocab, all_terms);
+  if (kNormed || all_terms) normalise_terms(team, slice, shared.row, blend, all_terms);
   if (kNormed) {
     for (uint32_t left = shared.row.normalised; left; left &= left - 1)
       if (!shared.row.log_z[__ffs(left) - 1].finite()) return Winner();
@@ -236,12 +246,13 @@ __device__ __forceinline__ Winner read_row(Team& team, Shared& shared, const Ble
     const auto scores = [&] { return BlendScores<kNormed, kFormat>(shared.row, blend); };
     Shortlist list(m, cut);
     const Totals totals = read(team, slice, scores(), list, own.draw, task);
-    if ((totals.flags & kBad) || (step != kEdge && !totals.at_one.finite())) return Winner();
+    if (totals.flags & kBad) return Winner();
+    if (step != kEdge && !totals.at_one.finite()) return {Best(), -INFINITY, step == kBlend};
     if (threadIdx.x == 0 && step != kEdge) {
       if (step != kRest) shared.result = {totals.at_one.max, totals.at_one.log_sum()};
       shared.result.log_kept = totals.at_t.log_sum();
     }
-    if (task.races && step != kEdge) return {totals.best, task.from};
+    if (task.races && step != kEdge) return {totals.best, task.from, false};
 
     bool settled = !(totals.flags & kListOverflows);
     if (step == kEdge) {
@@ -280,7 +291,7 @@ __device__ __forceinline__ Winner read_row(Team& team, Shared& shared, const Ble
         shared.result.log_kept +=
             logf(static_cast<float>(kept) * static_cast<float>(1 / kWholeMass));
       }
-      return {raced.group, raced.from};
+      return {raced.group, raced.from, false};
     }
 
     const bool top_p_alone = cut.top_k == 0 && cut.top_p < 1 && cut.min_p_gap == -INFINITY;
@@ -312,10 +323,11 @@ __device__ __forceinline__ Best draw_token(Team& team, Shared& shared, const Ble
                                            const Winner& winner) {
   const uint32_t vocab = static_cast<uint32_t>(blend.vocab);
   const float inv_t = shared.own.cut.inv_t;
-  const uint32_t v = winner.group.index * kGroup + lane_id() * kWidth;
+  const uint32_t group = winner.group.index - shared.own.draw.first_group();
+  const uint32_t v = group * kGroup + lane_id() * kWidth;
   const BlendScores<kNormed, kFormat> scores(shared.row, blend);
   Eight s;
-  read_group(scores, winner.group.index, winner.from, vocab, s);
+  read_group(scores, group, winner.from, vocab, s);
   Best best;
 #pragma unroll 1
   for (uint32_t i = warp_id(); i < kWidth; i += warp_count()) {

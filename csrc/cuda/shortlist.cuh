@@ -156,7 +156,7 @@ class Shortlist {
       Eight s;
       const float max = fetch(group, i, s);
       groups.add(count, s, max);
-      if (lane_id() == count % 32) mine = group;
+      if (lane_id() == count % 32) mine = groups.first() + group;
       if (++count % 32 == 0) groups.enter(mine);
     }
     groups.enter(mine);

@@ -163,24 +163,27 @@ class Team {
 
 // The part of a row of `vocab` tokens that the member reads, and in how many rounds. In each round
 // a warp reads one group of tokens, as every part begins where a group does. The last parts may
-// begin past the vocabulary's end: those are empty.
+// begin past the vocabulary's end: those are empty. Groups are counted on from `first_group`, that
+// of the first token, which is not 0 in a shard of a larger vocabulary.
 struct Slice {
   static constexpr uint32_t kWidth = 8;  // tokens a thread reads at once
   static_assert(kGroup == 32 * kWidth, "a warp reads a group in a round");
 
   uint32_t begin, end, rounds;
+  uint32_t group;  // the one at `begin`
 
-  __device__ explicit Slice(uint32_t vocab) {
+  __device__ Slice(uint32_t vocab, uint32_t first_group) {
     const uint32_t groups = (vocab + kGroup - 1) / kGroup;
     const uint32_t own = (groups + Team::size() - 1) / Team::size();
     begin = Team::rank() * own * kGroup;
     end = min(begin + own * kGroup, vocab);
+    group = first_group + begin / kGroup;
     rounds = (own + warp_count() - 1) / warp_count();
   }
 
   // The group that this thread's warp reads in a round.
   __device__ uint32_t group_of(uint32_t round) const {
-    return begin / kGroup + round * warp_count() + warp_id();
+    return group + round * warp_count() + warp_id();
   }
 };
 

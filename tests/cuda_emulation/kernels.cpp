@@ -23,8 +23,8 @@ void configure(unsigned cluster, unsigned threads, unsigned seed, int compute_ca
   m.compute_capability = compute_capability;
 }
 
-const char* emulated_blend(const crossfade::Blend* blend, float* out) {
-  return crossfade::blend_cuda(*blend, out, 0, nullptr);
+const char* emulated_blend(const crossfade::Blend* blend, float* out, const bool* raw) {
+  return crossfade::blend_cuda(*blend, out, *raw, 0, nullptr);
 }
 
 const char* emulated_blend_sample(const crossfade::Blend* blend,

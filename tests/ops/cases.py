@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from crossfade import ops
 from crossfade.ops import BlendSample, Draw, Inputs, Part, Support, reference
+from crossfade.ops.backends import select
 from crossfade.ops.noise import GROUP, Noise
+from crossfade.ops.types import ShardDraw
 from torch import Tensor
 
 NAN, INF = float("nan"), float("inf")
@@ -37,6 +39,12 @@ class Backend:
 
     def blend_sample(self, *args: Any, **kwargs: Any) -> BlendSample:
         return ops.blend_sample(*args, backend=self.name, **kwargs)
+
+    def raw_scores(self, inputs: Inputs) -> Tensor:
+        return select(self.name, inputs.device).blend(inputs, raw=True)
+
+    def draw_shard(self, inputs: Inputs, draw: Draw) -> ShardDraw:
+        return select(self.name, inputs.device).draw_shard(inputs, draw)
 
 
 def rms(x: Tensor) -> Tensor:

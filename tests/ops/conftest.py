@@ -13,6 +13,7 @@ pytest.register_assert_rewrite("cases")
 
 from cases import Backend  # noqa: E402
 from crossfade.ops.backends import why_not  # noqa: E402
+from emulated_cuda import EmulatedCuda, load_blends  # noqa: E402
 
 KERNELS = [Backend("native", "cpu")]
 if torch.cuda.is_available():
@@ -66,6 +67,21 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 def kernel(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Every backend but the reference: for tests against the reference."""
     yield from _usable(request.param)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The CUDA kernels of blends, compiled for the CPU: for an `EmulatedCuda`."""
+    return load_blends(tmp_path_factory.mktemp("cuda_emulation"))
+
+
+@pytest.fixture(scope="session", params=[*EVERY, (1, 64), (4, 32)], ids=str)
+def blender(request: pytest.FixtureRequest) -> Iterator[Backend | EmulatedCuda]:
+    """Every backend, and the CUDA kernels on the CPU by a block of 64 threads and by 4 of 32."""
+    if isinstance(request.param, Backend):
+        yield from _usable(request.param)
+    else:
+        yield EmulatedCuda(request.getfixturevalue("library"), *request.param)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from cases import structs
 from crossfade.ops import BlendSample, Draw, Inputs
+from crossfade.ops.types import ShardDraw
+from emulation import build
 from torch import Tensor
 
 MAX_TERMS = 16
@@ -78,6 +81,7 @@ class BlendStruct(ctypes.Structure):
         ("support", SupportStruct),
         ("mask", ctypes.c_void_p),
         ("mask_stride", ctypes.c_int64),
+        ("log_z", ctypes.c_void_p),
     )
 
 
@@ -96,7 +100,13 @@ class SamplingStruct(ctypes.Structure):
         ("sampled_logprobs", ctypes.c_void_p),
         ("term_logprobs", ctypes.c_void_p),
         ("pushes", ctypes.c_void_p),
+        ("first_token", ctypes.c_int64),
+        ("shard", ctypes.c_void_p),
     )
+
+
+def at(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
 
 
 def matrix(t: Tensor) -> Matrix:
@@ -138,12 +148,13 @@ def blend_struct(i: Inputs) -> BlendStruct:
             for w, part in zip(part_weights(i), i.parts, strict=True)
         ),
         support=SupportStruct(s.term, s.top_k, s.top_p, s.min_p) if s else SupportStruct(-1),
-        mask=None if mask is None else mask.data_ptr(),
+        mask=at(mask),
         mask_stride=mask.stride(0) if mask is not None and mask.dim() == 2 else 0,
+        log_z=at(i.log_z),
     )
 
 
-def sampling_struct(d: Draw, out: BlendSample) -> SamplingStruct:
+def sampling_struct(d: Draw, out: BlendSample | ShardDraw) -> SamplingStruct:
     def setting(struct: Callable[..., Any], x: Any) -> Any:
         return struct(x.data_ptr()) if isinstance(x, Tensor) else struct(None, x)
 
@@ -151,11 +162,24 @@ def sampling_struct(d: Draw, out: BlendSample) -> SamplingStruct:
         d.do_sample,
         *(setting(PerRowFloat, x) for x in (d.temperature, d.top_p, d.min_p)),
         *(setting(PerRowInt, x) for x in (d.top_k, d.seed, d.stream, d.step)),
-        *(None if x is None else x.data_ptr() for x in out),
+        at(out.tokens),
+        *((None,) * 4 if isinstance(out, ShardDraw) else map(at, out[1:])),
+        d.first_token,
+        at(out.facts) if isinstance(out, ShardDraw) else None,
     )
 
 
 # ---- The emulated backend ------------------------------------------------------------------------
+
+
+def load_blends(directory: Path) -> Any:
+    """The library of an `EmulatedCuda`, compiled into a directory."""
+    loaded: Any = build("kernels.cpp", directory)
+    for name in ("emulated_blend", "emulated_blend_sample"):
+        getattr(loaded, name).restype = ctypes.c_char_p
+    assert loaded.blend_bytes() == ctypes.sizeof(BlendStruct)
+    assert loaded.sampling_bytes() == ctypes.sizeof(SamplingStruct)
+    return loaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,10 +199,15 @@ class EmulatedCuda:
         assert error is None, error.decode()
 
     def blend(self, *args: Any, **options: Any) -> Tensor:
-        inputs = Inputs(*args, **options)
+        return self._blend(Inputs(*args, **options), raw=False)
+
+    def raw_scores(self, inputs: Inputs) -> Tensor:
+        return self._blend(inputs, raw=True)
+
+    def _blend(self, inputs: Inputs, raw: bool) -> Tensor:
         out = torch.full((inputs.rows, inputs.vocab_size), 12345.0)
         to = (ctypes.c_float * 0).from_address(out.data_ptr())
-        self._run("emulated_blend", blend_struct(inputs), to)
+        self._run("emulated_blend", blend_struct(inputs), to, ctypes.c_bool(raw))
         return out
 
     def blend_sample(self, *args: Any, **options: Any) -> BlendSample:
@@ -193,5 +222,10 @@ class EmulatedCuda:
             torch.full((inputs.rows, terms), 12345.0) if return_term_logprobs else None,
             torch.full((inputs.rows, both), 12345.0) if return_pushes else None,
         )
+        self._run("emulated_blend_sample", blend_struct(inputs), sampling_struct(draw, out))
+        return out
+
+    def draw_shard(self, inputs: Inputs, draw: Draw) -> ShardDraw:
+        out = ShardDraw(torch.full((inputs.rows,), 77), torch.full((inputs.rows, 7), 12345.0))
         self._run("emulated_blend_sample", blend_struct(inputs), sampling_struct(draw, out))
         return out

@@ -7,7 +7,6 @@ start. What only hardware shows (memory ordering, speed) is left to the GPU test
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import numpy as np
@@ -28,22 +27,10 @@ from cases import (
     problem,
 )
 from crossfade.ops import Part, Support
-from emulated_cuda import BlendStruct, EmulatedCuda, SamplingStruct
-from emulation import build
+from emulated_cuda import EmulatedCuda
 from numpy_noise import GROUP, group_words, gumbel, gumbel_max
 from sweeps import every, product
 from torch import Tensor
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    loaded: Any = build("kernels.cpp", tmp_path_factory.mktemp("cuda_emulation"))
-    for name in ("emulated_blend", "emulated_blend_sample"):
-        getattr(loaded, name).restype = ctypes.c_char_p
-    assert loaded.blend_bytes() == ctypes.sizeof(BlendStruct)
-    assert loaded.sampling_bytes() == ctypes.sizeof(SamplingStruct)
-    return loaded
-
 
 # Blocks of a team and their threads: one block as before Hopper, then clusters.
 TEAMS = [(1, 64), (2, 64), (4, 32), (8, 32)]

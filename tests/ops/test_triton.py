@@ -20,7 +20,7 @@ import triton.language as tl  # noqa: E402
 from cases import Backend, Problem, assert_samples_agree, structs  # noqa: E402
 from crossfade import ops  # noqa: E402
 from crossfade.kernels import noise, terms, threshold  # noqa: E402
-from crossfade.ops import BlendSample, Inputs, Support, reference  # noqa: E402
+from crossfade.ops import BlendSample, Draw, Inputs, Part, Support, reference  # noqa: E402
 from crossfade.ops import triton as backend  # noqa: E402
 from crossfade.ops.attention import Attention  # noqa: E402
 from crossfade.ops.logp import tiles as logp_tiles  # noqa: E402
@@ -360,6 +360,18 @@ def compile_all(capability: int) -> None:
         z, (0.5, 0.3, 0.2), top_k=ints, top_p=floats, min_p=floats, **per_row, **everything, power=1
     )
     blend([z[1][:1].expand(512, -1)], torch.ones(1), power=-1)  # enough for large tiles
+
+    shard = Inputs(z, (0.5, 0.3, 0.2), power=1, parts=[Part([1.0, -1.0, 0.0], max=1.0)])
+    shard.log_z = torch.zeros(rows, 3)
+    backend.blend(shard, raw=True)
+    for do_sample in (False, True):
+        variants = []
+        for first_token in (0, 1, 256, 2**31 - 1 - vocab):
+            compiled.clear()
+            draw = Draw(shard, do_sample=do_sample, seed=0, step=0, first_token=first_token)
+            backend.draw_shard(shard, draw)
+            variants.append(tuple(compiled))
+        assert len(set(variants)) == 1, "a shard's first token compiled another kernel"
 
     for settings in ({}, {"top_k": 5}):
         variants = []

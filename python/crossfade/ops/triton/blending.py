@@ -14,7 +14,7 @@ from crossfade.kernels.terms import Blend, support_threshold, term_tiles
 
 from .. import check, memory
 from ..noise import GROUP
-from ..types import BlendSample, Draw, Inputs
+from ..types import BlendSample, Draw, Inputs, ShardDraw
 
 MOST_AT_ONCE = 1024
 MOST_PROGRAMS = 2**15  # on the second axis of a grid
@@ -34,7 +34,7 @@ class Tiles:
     block: int
 
 
-def blend(inputs: Inputs) -> Tensor:
+def blend(inputs: Inputs, raw: bool = False) -> Tensor:
     rows, vocab, device = inputs.rows, inputs.vocab_size, inputs.device
     scores = floats(device, rows, vocab)
     if rows == 0:
@@ -48,6 +48,7 @@ def blend(inputs: Inputs) -> Tensor:
             rows,
             vocab,
             tiles.count,
+            RAW=raw,
             BLOCK=tiles.block,
             TILES=chunk_of(tiles.count),
         )
@@ -68,48 +69,8 @@ def blend_sample(
     )
     if rows == 0:
         return out
-    off = (draw.top_k, 0), (draw.top_p, 1), (draw.min_p, 0)
-    truncate = draw.do_sample and any(isinstance(x, Tensor) or x != none for x, none in off)
-    noise = (*words(draw.seed), *words(draw.stream), words(draw.step)[0])
-    temperature, top_p, min_p = (
-        x if isinstance(x, Tensor) else float(x) for x in (draw.temperature, draw.top_p, draw.min_p)
-    )
-    top_k = draw.top_k if isinstance(draw.top_k, Tensor) else min(draw.top_k, vocab)
-
     with torch.accelerator.device_index(device.index):
-        scores = floats(device, rows, vocab) if truncate else None
-        tiles = blend_tiles(
-            inputs,
-            scores=scores,
-            term_stats=return_term_logprobs,
-            temperature=temperature,
-            SAMPLE=draw.do_sample and not truncate,
-        )
-        kernels.choose[rows,](
-            *out[:4],
-            tiles.partials,
-            scores,
-            integers(device, rows, tiles.groups) if truncate else None,
-            tiles.term_partials,
-            tiles.blend,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            *noise,
-            rows,
-            vocab,
-            tiles.count,
-            tiles.groups,
-            MEAN=inputs.power != 0,
-            NORMED=normalises(inputs),
-            SAMPLE=draw.do_sample,
-            TRUNCATE=truncate,
-            GROUP=GROUP,
-            CHUNK=chunk_of(tiles.groups),
-            TILES=chunk_of(tiles.count),
-            **(SEARCH if truncate else {"BLOCK": GROUP, "num_warps": 8}),
-        )
+        tiles = choose(inputs, draw, out[:4])
         if out.pushes is not None:
             of_tiles = floats(device, rows, both, tiles.count)
             kernels.push_tiles[tiles.grid](
@@ -127,6 +88,69 @@ def blend_sample(
             )
             torch.sum(of_tiles, dim=-1, out=out.pushes)
     return out
+
+
+def draw_shard(inputs: Inputs, draw: Draw) -> ShardDraw:
+    rows, device = inputs.rows, inputs.device
+    out = ShardDraw(
+        torch.empty(rows, dtype=torch.int64, device=device),
+        floats(device, rows, kernels.FACTS.value),
+    )
+    if rows > 0:
+        with torch.accelerator.device_index(device.index):
+            choose(inputs, draw, (out.tokens, None, None, None), out.facts)
+    return out
+
+
+def choose(
+    inputs: Inputs, draw: Draw, out: Sequence[Tensor | None], facts: Tensor | None = None
+) -> Tiles:
+    """Fills `out`, the first four of `kernels.choose`; or with the `facts` of a shard the first."""
+    rows, vocab, device = inputs.rows, inputs.vocab_size, inputs.device
+    off = (draw.top_k, 0), (draw.top_p, 1), (draw.min_p, 0)
+    truncate = draw.do_sample and any(isinstance(x, Tensor) or x != none for x, none in off)
+    noise = (*words(draw.seed), *words(draw.stream), words(draw.step)[0])
+    temperature, top_p, min_p = (
+        x if isinstance(x, Tensor) else float(x) for x in (draw.temperature, draw.top_p, draw.min_p)
+    )
+    top_k = draw.top_k if isinstance(draw.top_k, Tensor) else min(draw.top_k, vocab)
+
+    scores = floats(device, rows, vocab) if truncate else None
+    tiles = blend_tiles(
+        inputs,
+        scores=scores,
+        term_stats=out[3] is not None,
+        temperature=temperature,
+        SAMPLE=draw.do_sample and not truncate,
+    )
+    kernels.choose[rows,](
+        *out,
+        facts,
+        tiles.partials,
+        scores,
+        integers(device, rows, tiles.groups) if truncate else None,
+        tiles.term_partials,
+        tiles.blend,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        *noise,
+        draw.first_token,
+        rows,
+        vocab,
+        tiles.count,
+        tiles.groups,
+        MEAN=inputs.power != 0,
+        NORMED=normalises(inputs),
+        SAMPLE=draw.do_sample,
+        TRUNCATE=truncate,
+        GROUP=GROUP,
+        CHUNK=chunk_of(tiles.groups),
+        TILES=chunk_of(tiles.count),
+        **(SEARCH if truncate else {"BLOCK": GROUP, "num_warps": 8}),
+    )
+    return tiles
 
 
 def blend_tiles(
@@ -174,6 +198,7 @@ def blend_tiles(
         flat = tuple(float(x) for part in inputs.parts for x in part)
         joined = flat, *weights_of(inputs.part_weights)
     normed = normalises(inputs)
+    reads_terms = inputs.log_z is None and (normed or term_stats)
     tiles = Tiles(
         Blend(
             tuple(logits),
@@ -185,15 +210,16 @@ def blend_tiles(
             *supported,
             power,
             *joined,
+            inputs.log_z,
         ),
         floats(device, kernels.PLANES, rows, groups),
-        floats(device, 2 * len(logits), rows, count) if term_stats or normed else None,
+        floats(device, 2 * len(logits), rows, count) if reads_terms else None,
         (rows, count // splits, splits),
         count,
         groups,
         block,
     )
-    if normed:
+    if normed and reads_terms:
         terms, strides = tiles.blend.terms, tiles.blend.strides
         term_tiles[tiles.grid](tiles.term_partials, terms, strides, rows, vocab, count, BLOCK=block)
     kernels.blend_tiles[tiles.grid](
