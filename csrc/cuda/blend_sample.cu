@@ -26,7 +26,7 @@ __device__ __forceinline__ T setting(const PerRow<T>& setting, int64_t row) {
   return setting.rows ? setting.rows[row] : setting.all;
 }
 
-// What a shard of a vocabulary knows of its draw: of a token of its, or of none.
+// What a shard of a vocabulary knows of its draw, of which there may be none.
 __device__ __forceinline__ Shard shard_of(const Shared& shared, const Winner& winner,
                                           const Best& token) {
   const float nothing = winner.empty ? -INFINITY : NAN, noiseless = winner.empty ? 0 : NAN;
@@ -34,7 +34,7 @@ __device__ __forceinline__ Shard shard_of(const Shared& shared, const Winner& wi
     return {nothing, nothing, nothing, nothing, noiseless, nothing, noiseless};
   const Result& r = shared.result;
   const Settings& own = shared.own;
-  const float noise = own.draw.of_group(winner.group.index);
+  const float noise = own.draw.group_noise(winner.group.index);
   const float lead = (winner.group.score - r.max) * own.cut.inv_t;
   const float rest = winner.group.noise - noise;  // a group's mass is counted as noise, too
   return {r.max, r.log_sum, r.log_kept, lead + rest, noise, token.score - r.max, token.noise};

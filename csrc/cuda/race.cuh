@@ -42,7 +42,9 @@ struct Draw {
   __device__ uint32_t first_group() const { return first_token / kGroup; }
 
   // The noise of the group `index`.
-  __device__ float of_group(uint32_t index) const { return greedy ? 0 : noise(kGroupNoise, index); }
+  __device__ float group_noise(uint32_t index) const {
+    return greedy ? 0 : noise(kGroupNoise, index);
+  }
 
   // The group `index`, where `rest` is the sum of e^(inv_t (x - max)) over its scores x.
   __device__ Best group(uint32_t index, float max, float rest) const {
