@@ -108,6 +108,8 @@ def ranks_of(models: Sequence[TermModel]) -> Ranks | None:
     """
     found: dict[Any, str] = {}
     for model in models:
+        if (getattr(model.bare, "tp_size", None) or 1) == 1:
+            continue
         for p in model.bare.parameters():
             mesh = _mesh_of(p)
             if mesh is not None:
@@ -126,7 +128,8 @@ def shard_of(head: Any) -> Shard | None:
     """The columns of a linear head that this rank has; None if the head is no such shard."""
     weight = getattr(head, "weight", None)
     mesh = _mesh_of(weight)
-    if mesh is None or type(head) is not torch.nn.Linear:
+    in_parallel = "forward" in vars(head) if type(head) is torch.nn.Linear else False
+    if mesh is None or not in_parallel:  # Other shards, as of FSDP, are gathered by their module.
         return None
     from torch.distributed.tensor import Shard as Sharded
 
@@ -151,8 +154,8 @@ def _mesh_of(x: Any) -> Any:
     if module is None or not isinstance(x, module.DTensor):
         return None
     mesh = x.device_mesh
-    parallel = mesh.ndim == 1 and mesh.size() > 1 and mesh.mesh_dim_names == ("tp",)
-    return mesh if parallel else None
+    named = mesh.mesh_dim_names in (None, ("tp",))  # Transformers 5.17 gives it no name.
+    return mesh if named and mesh.ndim == 1 and mesh.size() > 1 else None
 
 
 def _digest(x: Any) -> str:

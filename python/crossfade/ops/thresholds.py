@@ -56,15 +56,20 @@ class Thresholds:
 
     def _searched(self, scores: list[Tensor], cut: Cut, log_mass: Tensor) -> Tensor:
         """The threshold of top-k, then top-p, by histograms."""
-        there = [(s > NEG_INF).double() for s in scores]
-        off = cut.top_k == 0
-        kth = self._search(scores, there, cut.top_k.double())
-        kth = kth.masked_fill(off, NEG_INF)
-        masses = [_share(s, cut.temperature, log_mass).where(s >= _at(kth, s), 0.0) for s in scores]
+        off, whole = cut.top_k == 0, cut.top_p >= 1
+        threshold = torch.full_like(log_mass, NEG_INF)
+        if not off.all():
+            there = [(s > NEG_INF).double() for s in scores]
+            threshold = self._search(scores, there, cut.top_k.double()).masked_fill(off, NEG_INF)
+        if whole.all():
+            return threshold
+        masses = [
+            _share(s, cut.temperature, log_mass).where(s >= _at(threshold, s), 0.0) for s in scores
+        ]
         left = self.gather([m.sum(-1) for m in masses]).sum(0)
         least = torch.finfo(torch.float64).tiny  # top-p of 0 keeps the best token
         pth = self._search(scores, masses, (cut.top_p * left).clamp(min=least))
-        return torch.maximum(kth, pth.masked_fill(cut.top_p >= 1, NEG_INF))
+        return torch.maximum(threshold, pth.masked_fill(whole, NEG_INF))
 
     def _search(self, scores: list[Tensor], weights: list[Tensor], target: Tensor) -> Tensor:
         """The largest score ``[B]`` such that the weights of scores from it on reach the target;

@@ -20,7 +20,7 @@ from peft import PeftModel
 from tiny_models import lora
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-VOCAB = 1003  # four groups of 256 tokens; shards of 502 and 501
+VOCAB = 1004  # four groups of 256 tokens, of which shards have two and a part of another
 OTHER = 1010  # a head with other columns on each rank, of which all but VOCAB are padding
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 PROMPTS = [[5, 9, 100], [7, 300, 8, 8, 21, 4], [900, 2]]

@@ -7,10 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import calls_on_ranks as calls
+import crossfade as cf
 import pytest
 import torch
 
@@ -32,26 +34,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def both(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What whole models give, and what each of two ranks got."""
+def on_two_ranks(script: Path, *arguments: Path) -> str:
+    """What a script prints that torchrun starts twice."""
     tests = Path(calls.__file__).parents[2]
     paths = [*map(str, [tests, Path(calls.__file__).parent]), *sys.path]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    run = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", calls.__file__]
-    ranks = subprocess.Popen(
-        [sys.executable, "-m", *run, str(folder)],
+    run = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, *arguments]
+    ended = subprocess.run(
+        [sys.executable, "-m", *map(str, run)],
         env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
+        timeout=SECONDS,
     )
-    try:
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What whole models give, and what each of two ranks got."""
+    with ThreadPoolExecutor(1) as other:
+        ranks = other.submit(on_two_ranks, Path(calls.__file__), folder)
         whole = calls.run(calls.whole(folder), folder)
-        said, _ = ranks.communicate(timeout=SECONDS)
-    finally:
-        ranks.kill()
-    assert ranks.returncode == 0, said
+        ranks.result()
     return whole, [json.loads((folder / f"rank{i}.json").read_text()) for i in range(2)]
 
 
@@ -114,3 +120,16 @@ def test_ranks_without_a_seed_draw_alike(both: Any) -> None:
 def test_mistakes_that_would_let_ranks_wait(both: Any, name: str, words: str) -> None:
     for rank in both[1]:
         assert rank["mistakes"][name].startswith(words)
+
+
+def test_the_script_of_the_page(folder: Path, tmp_path: Path) -> None:
+    """It prints the tokens of whole models."""
+    root = Path(calls.__file__).parents[3]
+    page = (root / "docs" / "tensor-parallel.md").read_text()
+    script = tmp_path / "write.py"
+    script.write_text(page.split("```python write.py\n")[1].split("```")[0])
+    printed = on_two_ranks(script, folder / "guide", folder / "base")
+    load = calls.whole(folder)
+    tuned, base = cf.Model(load("guide")), cf.Model(load("base"))
+    whole = cf.generate(base + 1.5 * (tuned - base), [[5, 9, 100]], max_new_tokens=8, seed=7)
+    assert str(whole.sequences.tolist()) in printed
