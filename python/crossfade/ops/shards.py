@@ -154,7 +154,7 @@ class _Merge:
             cut = Cut(own.temperature, own.top_k, own.top_p, own.min_p)
             threshold, log_sum = self.thresholds.of(scores, cut)
             for s in scores:
-                s.masked_fill_(s < threshold.to(s.device, s.dtype)[:, None], NEG_INF)
+                s.masked_fill_(~(s >= threshold.to(s.device, s.dtype)[:, None]), NEG_INF)
             inputs = [Inputs([s], [1.0]) for s in scores]
         drawn = self.drawn(inputs, log_sum)
         if log_z is None or not self.parts[0].return_term_logprobs:
