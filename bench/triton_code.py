@@ -96,7 +96,7 @@ def main() -> None:
         inputs = Inputs([torch.empty(ROWS, VOCAB, dtype=dtype)] * TERMS, (1.0, 0.5, -0.5))
         for cut in CUTS:
             called = f"{str(dtype)[6:]} {cut or 'plain'}".replace("'", "")
-            blending.blend_sample(inputs, Draw(inputs, **cut, seed=0, step=0), False)
+            blending.blend_sample(inputs, Draw(inputs, **cut, seed=0, step=0), False, False)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -206,6 +207,13 @@ def test_threshold_keeps_what_a_sort_keeps(row, cut):
 
 
 # ---- Tiles ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu() -> Iterator[None]:
+    """The interpreter computes by NumPy, which warns of infinities and NaN."""
+    with np.errstate(all="ignore"):
+        yield
 
 
 @pytest.fixture(params=["tiles of 256", "tiles of 1024", "little at once"])
