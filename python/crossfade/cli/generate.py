@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..bulk import prompts, records
 
     _check(arguments)
-    question = judges.Question(arguments) if arguments.judge is not None else None
+    question = judges.question_of(arguments) if arguments.judge is not None else None
     common = options.writing(arguments, draws=(arguments.n or 1) > 1)
     options.check_output(arguments.output, arguments.resume)
     lines = prompts.read_prompts(arguments.prompt, arguments.prompts, keep=arguments.keep)
