@@ -63,6 +63,7 @@ decoding
 bulk
 integrations training
 policies
+bulk.ray
 pareto dynamics
 training.clp training.stages
 training.makers

@@ -184,15 +184,21 @@ class OpenLoop:
         Args:
             wait: whether to wait for one, or for the end.
         """
-        while items := self._take(wait):
-            try:
-                return self._read(items)
-            except Exception as error:
-                if len(items) > 1:
-                    self._alone.extend(items)
-                else:
-                    _fail(items, error)
-        return None
+        batch = None
+        while batch is None and (items := self._take(wait)):
+            batch = self._tried(items)
+        return batch
+
+    def _tried(self, items: Sequence[Item]) -> Batch | None:
+        """Some prompts as a job. Where one of them is at fault, each is tried alone."""
+        try:
+            return self._read(items)
+        except Exception as error:
+            if len(items) > 1:
+                self._alone.extend(items)
+            else:
+                _fail(items, error)
+            return None
 
     def _take(self, wait: bool) -> list[Item]:
         if self._alone:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import judges, options
@@ -209,9 +208,7 @@ def _particles(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def make(
-    arguments: argparse.Namespace, loaded: Loaded, question: Question | None
-) -> Any | None:
+def make(arguments: argparse.Namespace, loaded: Loaded, question: Question | None) -> Any | None:
     """The search of the options, if there is one, by a value or by the judge of a tournament.
 
     Args:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ... import lazy
 
 if TYPE_CHECKING:  # type checkers take `X as X` for a public name
+    from .actor_spec import spec as spec
     from .decoder import Decoder as Decoder
     from .driver import run as run
-    from .actor_spec import spec as spec
 
 _HOME = {"Decoder": "decoder", "run": "driver", "spec": "actor_spec"}
 

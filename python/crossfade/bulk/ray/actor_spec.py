@@ -117,8 +117,8 @@ class Spec:
             check_int(name, getattr(found, name), least)
         if found.reward and not found.functions:
             raise ValueError(
-                f"reward is {list(found.reward)}, and functions is False; actors import the modules "
-                "of functions, which functions=True must allow"
+                f"reward is {list(found.reward)}, and functions is False; actors import the "
+                "modules of functions, which functions=True must allow"
             )
         if found.task == "correct" and not found.objectives:
             raise ValueError('objectives is empty; the task "correct" must have one at least')

@@ -9,12 +9,11 @@ from typing import Any
 from ... import reading
 from ...extras import require
 from .actor_spec import Spec
+from .columns import ERROR, INDEX, LINE
 from .tasks import TASKS, Result, Row
 
 np: Any = require("numpy", "ray")
 
-# Of a pipeline from files: the place of a row, and its JSON.
-INDEX, LINE, ERROR = "index", "line", "error"
 # What a result has of its row, whose columns are there already.
 OF_ROWS = ("index", "prompt", "id", "metadata", "settings")
 
@@ -88,23 +87,24 @@ class Decoder:
 
     async def _lines(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         """The results of lines of files, each as JSON."""
-        rows, unread = [], {}
-        for i, text in zip(columns[INDEX], columns[LINE], strict=True):
-            try:
-                if text is None:
-                    raise ValueError(f"prompt {i} is not UTF-8, or has what JSON cannot say")
-                item = reading.parse_json(text, f"prompt {i}")
-            except ValueError as error:
-                unread[i] = self.task.failure(Row(i, text), error)
-            else:
-                rows.append(Row(i, item))
-        done = iter(await self.task(rows) if rows else [])
-        found = [unread.get(i) or next(done) for i in columns[INDEX]]
+        lines = zip(columns[INDEX], columns[LINE], strict=True)
+        found = await self.task([_row(i, text) for i, text in lines])
         return {
             INDEX: np.asarray(columns[INDEX]),
             LINE: _array([json.dumps(x.record, ensure_ascii=False) for x in found]),
             ERROR: _array([x.error for x in found]),
         }
+
+
+def _row(index: int, text: str | None) -> Row:
+    """The row that a line of a file is, with the error in its place if it cannot be read."""
+    where = f"prompt {index}"
+    if text is None:
+        return Row(index, ValueError(f"{where} is not UTF-8, or has what JSON cannot say"))
+    try:
+        return Row(index, reading.parse_json(text, where))
+    except ValueError as error:
+        return Row(index, error)
 
 
 def _columns(batch: Any) -> dict[str, list[Any]]:

@@ -14,11 +14,13 @@ from typing import Any
 from ...extras import require
 from ..records import lock
 from .actor_spec import Spec, spec
+from .columns import INDEX
 
 RUN, PARTS, CHECKPOINT = "run.json", "parts", "checkpoint"
 BATCHES = 8  # of a part: prompts that one task reads, and one file has
 CALLS = 2  # tasks that an actor works on at a time, so that one begins before the last has ended
 MEMORY = 256 << 20  # bytes of the object store of a cluster that is started here
+OTHERS = 2  # CPUs of what reads and writes, and of the actor that leaves out what is there
 SMALL: dict[str, Any] = {"num_cpus": 0.1}  # what tasks take that read and write
 # Fields of a spec that change no result.
 FREE = ("device", "batch_size", "expects")
@@ -111,7 +113,7 @@ def cluster(actors: int) -> Iterator[Any]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
             address="local",
-            num_cpus=actors + 1,
+            num_cpus=actors + OTHERS,
             include_dashboard=False,
             dashboard_host="127.0.0.1",
             _node_ip_address="127.0.0.1",
@@ -196,7 +198,7 @@ def _work(
     progress: bool,
 ) -> dict[str, int]:
     """Run the pipeline, and count the results that were written."""
-    from .decoder import INDEX, Decoder
+    from .decoder import Decoder
     from .files import Prompts, Results
 
     with cluster(actors) as ray, _context(output, progress):
@@ -206,12 +208,10 @@ def _work(
             Decoder,
             fn_constructor_kwargs=dict(given),
             batch_size=given.get("batch_size", Spec.batch_size),
-            compute=ray.data.ActorPoolStrategy(size=actors),
+            compute=ray.data.ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=CALLS),
             num_cpus=1,
             num_gpus=gpus,
-            max_concurrency=CALLS,
         )
-        assert INDEX == ray.data.DataContext.get_current().checkpoint_config.id_column
         results = Results(str(output / PARTS), file_format)
         try:
             rows.write_datasink(results, ray_remote_args=SMALL)
@@ -230,8 +230,10 @@ def _context(output: Path, progress: bool) -> Iterator[None]:
     logger = logging.getLogger("ray.data")
     level = logger.level
     folder = (output / CHECKPOINT).resolve()
-    config = checkpoint.CheckpointConfig("index", str(folder), delete_checkpoint_on_success=False)
-    config.checkpoint_actor_memory_bytes = MEMORY  # of the actor that leaves out what is there
+    config = checkpoint.CheckpointConfig(INDEX, str(folder), delete_checkpoint_on_success=False)
+    # One actor leaves out what is there. By default there are up to ten, of 1 GiB each.
+    config.checkpoint_actor_memory_bytes = MEMORY
+    config.checkpoint_actor_pool_max_size = 1
     context.checkpoint_config, context.enable_progress_bars = config, progress
     logger.setLevel(logging.ERROR)
     try:

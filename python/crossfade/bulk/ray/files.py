@@ -11,7 +11,7 @@ from typing import Any
 
 from ... import reading
 from ...extras import require
-from .decoder import ERROR, INDEX, LINE
+from .columns import ERROR, INDEX, LINE
 
 pyarrow: Any = require("pyarrow", "ray")
 parquet: Any = require("pyarrow.parquet", "ray")
@@ -86,14 +86,16 @@ def files_of(path: str | Path) -> list[Path]:
 def parts_of(files: Sequence[Path], size: int) -> tuple[list[Part], list[Source]]:
     """The prompts of files in parts of up to `size`, and the files. Each is read once."""
     parts: list[Part] = []
-    sources = []
+    sources: list[Source] = []
     for file in files:
         first = sum(source.prompts for source in sources)
         cut = _rows if file.suffix.lower() == ".parquet" else _lines
         its = list(cut(str(file.resolve()), first, size))
         with open(file, "rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256") if hasattr(hashlib, "file_digest") else (
-                hashlib.sha256(opened.read())
+            digest = (
+                hashlib.file_digest(opened, "sha256")
+                if hasattr(hashlib, "file_digest")
+                else (hashlib.sha256(opened.read()))
             )
         sources.append(Source(file.name, sum(p.count for p in its), digest.hexdigest()))
         parts += its
@@ -138,12 +140,16 @@ def _json_of_lines(part: Part) -> Iterator[str | None]:
         file.seek(part.start)
         data = file.read(part.size)
     for line in filter(_is_filled, data.split(b"\n")):
-        try:
-            text = reading.decode(line, part.path)
-        except ValueError:
-            yield None
-        else:
-            yield text if is_json else json.dumps(text)
+        text = _text(line)
+        yield text if is_json or text is None else json.dumps(text)
+
+
+def _text(line: bytes) -> str | None:
+    """A line without its end; None if it is not UTF-8."""
+    try:
+        return reading.decode(line, "a line")
+    except ValueError:
+        return None
 
 
 def _json_of_rows(part: Part) -> Iterator[str | None]:
@@ -173,7 +179,7 @@ def _given(x: Any) -> Any:
     return [_given(y) for y in x] if isinstance(x, list) else x
 
 
-class Prompts(datasource.Datasource):  # type: ignore[misc]
+class Prompts(datasource.Datasource):
     """The prompts of files, each part of them read by a task on its own."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
@@ -198,7 +204,7 @@ class Prompts(datasource.Datasource):  # type: ignore[misc]
         ]
 
 
-class Results(datasource.BlockBasedFileDatasink):  # type: ignore[misc]
+class Results(datasource.BlockBasedFileDatasink):
     """A folder of files with results, one for each block.
 
     Attributes:

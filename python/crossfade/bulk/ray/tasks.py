@@ -41,7 +41,8 @@ class Row:
 
     Attributes:
         id: what its draws are made of, together with the seed.
-        item: a text, or a mapping of its keys, as a line of a file has them.
+        item: a text, or a mapping of its keys, as a line of a file has them; or the error that kept
+            it from being read.
     """
 
     id: Any
@@ -74,7 +75,7 @@ class Task(ABC):
         self.spec, self.plan = spec, spec.plan()
         device = spec.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.loaded = self.plan.load(device, spec.dtype)
-        free = {name: 1.0 for name in self.plan.free - self.plan.faders.keys()}
+        free = dict.fromkeys(self.plan.free - self.plan.faders.keys(), 1.0)
         chats = bool(spec.system) or self.loaded.answers_chats(self.loaded.blend(free))
         self.chat = chats if spec.chat is None else spec.chat
         self.run = ""
@@ -82,15 +83,19 @@ class Task(ABC):
 
     async def __call__(self, rows: Sequence[Row]) -> list[Result]:
         """The result of each row. A row that cannot be worked on is told so in its own."""
-        read: list[Any] = []
-        for row in rows:
-            try:
-                read.append(self.read(row))
-            except BAD as error:
-                read.append(self.failure(row, error))
+        read = [self._tried(row) for row in rows]
         good = [x for x in read if not isinstance(x, Result)]
         found = iter(await self.work(good) if good else [])
         return [x if isinstance(x, Result) else next(found) for x in read]
+
+    def _tried(self, row: Row) -> Any:
+        """A row that was read, or its result if it cannot be."""
+        try:
+            if isinstance(row.item, ValueError):
+                raise row.item
+            return self.read(row)
+        except BAD as error:
+            return self.failure(row, error)
 
     @abstractmethod
     def read(self, row: Row) -> Any:
@@ -103,9 +108,6 @@ class Task(ABC):
     @abstractmethod
     async def work(self, rows: Sequence[Any]) -> list[Result]:
         """The results of rows that were read."""
-
-    def close(self) -> None:
-        """Let go of what the task holds."""
 
     def line(self, row: Row) -> Line:
         """The prompt of a row and its settings, with the formulas checked at its faders."""
@@ -131,7 +133,8 @@ class Task(ABC):
 
     def failure(self, row: Row, error: BaseException | str) -> Result:
         """The result of a row that could not be worked on."""
-        item = row.item if isinstance(row.item, dict) else {"prompt": row.item}
+        text = row.item if isinstance(row.item, str) else None
+        item = row.item if isinstance(row.item, dict) else {"prompt": text}
         said = {"index": row.id, "prompt": item.get("prompt", item.get("messages"))}
         said |= {key: item[key] for key in ("id", "metadata", *self.spec.keep) if key in item}
         why = str(error)
@@ -174,6 +177,9 @@ class Generate(Task):
 
     def read(self, row: Row) -> tuple[Row, Item]:
         line = self.line(row)
+        drawn = [name for name in settings.SAMPLING if name in line.settings]
+        if drawn and self.spec.generation.get("do_sample") is False:
+            raise ValueError(f'do_sample is False, and prompt {row.id} has a "{drawn[0]}"')
         if self.loop.rows > 1 and line.settings.get("temperature") == 0:
             raise ValueError(
                 f'prompt {row.id} has the "temperature" 0, and several texts are drawn'
@@ -308,7 +314,11 @@ class Correct(Batched):
     def identity(self) -> dict[str, Any]:
         self.aligner = MetaAligner(self.loaded.blend(), noun=self.spec.query_noun)
         spec = self.spec
-        asked = {"objectives": spec.objectives, "noun": spec.query_noun, "rounds": spec.rounds}
+        asked: dict[str, Any] = {
+            "objectives": spec.objectives,
+            "noun": spec.query_noun,
+            "rounds": spec.rounds,
+        }
         asked |= {"search": search_of(self.loaded, None, **spec.search)}
         asked |= {"accept": self.loaded.accept, "generation": dict(spec.generation)}
         return {"aligner": self.aligner.blend, **asked}
@@ -325,7 +335,7 @@ class Correct(Batched):
             self.aligner,
             [line.prompt for _, line, *_ in rows],
             [answer for *_, answer, _ in rows],
-            [objectives if isinstance(objectives, dict) else [*objectives] for *_, objectives in rows],
+            [wanted if isinstance(wanted, dict) else [*wanted] for *_, wanted in rows],
             rounds=spec.rounds,
             search=search_of(self.loaded, None, **spec.search),
             accept=self.loaded.accept,
