@@ -99,6 +99,8 @@ class OpenLoop:
         with self._changed:
             if self._closed:
                 raise RuntimeError("the loop is closed, and takes no more prompts")
+            for item in items:
+                item.future.set_running_or_notify_cancel()  # It can be cancelled no more.
             self._waiting.extend(items)
             self._changed.notify_all()
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ... import reading
 from ...extras import require
 from .actor_spec import Spec
+from .batch_tasks import Correct, Judge, Score, Value
 from .columns import ERROR, INDEX, LINE
-from .tasks import TASKS, Result, Row
+from .tasks import Generate, Result, Row, Task
 
 np: Any = require("numpy", "ray")
 
+TASKS: dict[str, Callable[[Spec], Task]] = {
+    "generate": Generate,
+    "score": Score,
+    "value": Value,
+    "correct": Correct,
+    "judge": Judge,
+}
 # What a result has of its row, whose columns are there already.
 OF_ROWS = ("index", "prompt", "id", "metadata", "settings")
 
