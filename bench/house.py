@@ -64,6 +64,7 @@ decoding
 bulk
 integrations training
 policies
+bulk.ray
 pareto dynamics
 training.clp training.stages
 training.makers

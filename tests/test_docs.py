@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))
 PAGES = ["README.md", "CONTRIBUTING.md", "bench/RESULTS.md", *DOCS]
+CLUSTER = pytest.param("docs/ray.md", marks=pytest.mark.sweep)  # It starts one of Ray, twice.
 EXAMPLES = [p for p in PAGES if re.search(r"(?m)^```(python|bash)$", (ROOT / p).read_text())]
 PLACES = [ROOT, ROOT / "python" / "crossfade", ROOT / "python" / "crossfade" / "decoding"]
 SIZE = r"[\d.]+ M parameters \(\d+ MB\)"
@@ -98,7 +99,7 @@ def run_examples(page: str, monkeypatch: pytest.MonkeyPatch, whole: bool) -> Non
 
 @pytest.mark.model
 @pytest.mark.filterwarnings("default")  # other packages warn, as they do for a reader
-@pytest.mark.parametrize("page", EXAMPLES)
+@pytest.mark.parametrize("page", [CLUSTER if p in CLUSTER.values else p for p in EXAMPLES])
 def test_examples_run(page: str, shallow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from crossfade import models
     from crossfade.models import small_model

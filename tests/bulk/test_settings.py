@@ -97,7 +97,7 @@ def test_settings_of_a_line_go_before_those_of_all() -> None:
     assert settings.seeds(own, 3) == [7, seed_of(3, 1), seed_of(3, 2)]
     found = settings.positions(own, {"w": 0.5, "v": 1.0})
     assert found["v"] == 1.0
-    torch.testing.assert_close(found["w"], torch.tensor([0.5, 2.0, 0.5]))
+    torch.testing.assert_close(found["w"], torch.tensor([0.5, 2.0, 0.5], dtype=torch.float64))
 
 
 def test_a_line_that_draws_leaves_the_others_as_they_are() -> None:

@@ -88,7 +88,7 @@ def positions(
     found: dict[str, float | Tensor] = dict(faders)
     for name in {name: None for settings in own for name in settings.get("weights", {})}:
         each = [settings.get("weights", {}).get(name, faders.get(name)) for settings in own]
-        found[name] = torch.tensor(each, dtype=torch.float32)
+        found[name] = torch.tensor(each, dtype=torch.float64)
     return found
 
 

@@ -140,7 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     options.check_keep(arguments, RESULT)
     searches.check(arguments)
-    question = judges.Question(arguments) if arguments.judge is not None else None
+    question = judges.question_of(arguments) if arguments.judge is not None else None
     options.writing(arguments)
     options.check_output(arguments.output, arguments.resume)
     file = arguments.objectives_file

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import options, searches
+from . import options
 
 if TYPE_CHECKING:
     from ..bulk.prompts import Line
@@ -161,6 +161,8 @@ class Writer:
 
     def _record(self, i: int, out: Any, place: int, why: str | None) -> dict[str, Any]:
         """The line of a query."""
+        from ..bulk.texts import of_prompt
+
         n = len(out.text) // len(out.answers)
         rows = range(place * n, place * n + n)
         each = [self._text(out, row) for row in rows]
@@ -173,7 +175,7 @@ class Writer:
         else:
             record |= {"outputs": each, "rounds": [t[place] for t in before]}
         record["failed"] = (why or "no token could be chosen") if failed else None
-        record |= searches.of_prompt(out, place)
+        record |= of_prompt(out, place)
         self.failed += failed
         if not failed:
             right = [x for x in each if not x["failed"]]
@@ -184,6 +186,7 @@ class Writer:
     def _text(self, out: Any, row: int) -> dict[str, Any]:
         """What a line says of one of its corrections."""
         from ..bulk.records import number
+        from ..bulk.texts import of_search
 
         found = {
             "text": out.text[row],
@@ -197,7 +200,7 @@ class Writer:
             found["tokens_by_draft"] = int(out.tokens_by_draft[row])
         if out.scores is not None:
             found["scores"] = [number(x) for x in out.scores[row]]
-        return {**found, **searches.figures(out, row)}
+        return {**found, **of_search(out, row)}
 
     def _say(self, written: int, kept: int, tokens: int, seconds: float) -> None:
         from ..decoding.stats import together

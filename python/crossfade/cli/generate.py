@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from . import judges, options, searches
+from . import judges, options, ray, searches
 from .texts import PlainTexts, Writer
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ examples:
   crossfade generate "Tell me a story." --model smollm2 \\
       --judge model --tournament 8
   crossfade generate --prompts prompts.jsonl --model smollm2 --draft prompt
+  crossfade generate --ray 2 --prompts prompts/ --model smollm2 --output answers/
 """
 # Keys of results, which --keep must not name.
 RESULT = {"index", "prompt", "settings", "text", "tokens", "logprob", "finished", "failed", "value"}
@@ -90,14 +91,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help='add "terms": the log-prob of the text, and with --logprobs of each token, under each '
         "model of the blend alone",
     )
+    ray.add_ray_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from ..bulk import prompts, records
 
     _check(arguments)
-    question = judges.Question(arguments) if arguments.judge is not None else None
+    question = judges.question_of(arguments) if arguments.judge is not None else None
     common = options.writing(arguments, draws=(arguments.n or 1) > 1)
+    if arguments.ray is not None:
+        return ray.run(arguments, common)
     options.check_output(arguments.output, arguments.resume)
     lines = prompts.read_prompts(arguments.prompt, arguments.prompts, keep=arguments.keep)
     plan = options.plan_of(arguments)
@@ -118,6 +122,7 @@ def _check(arguments: argparse.Namespace) -> None:
     options.check_chat(arguments)
     options.check_keep(arguments, RESULT)
     searched = searches.check(arguments)
+    ray.check(arguments)
     lines = [o for o in ("--logprobs", "--terms") if getattr(arguments, o[2:])]
     files = [o for o in ("--output", "--resume") if getattr(arguments, o[2:])]
     plain = [o for o in ("--stream", "--text") if getattr(arguments, o[2:])]

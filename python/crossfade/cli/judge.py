@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     options.check_keep(arguments, RESULT)
     options.check_output(arguments.output, arguments.resume)
-    question = judges.Question(arguments)
+    question = judges.question_of(arguments)
     found = pairs.read_pairs(arguments.data, keep=arguments.keep)
     plan = options.plan_of(arguments)
     plan.check()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import judges, options
 
 if TYPE_CHECKING:
     from ..loading import Loaded
+    from ..policies.self_judge.question import Question
 
 SEARCHES = ("--best-of", "--search", "--particles", "--tournament")
 # Options that belong to some searches alone.
@@ -208,66 +208,22 @@ def _particles(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def make(
-    arguments: argparse.Namespace, loaded: Loaded, question: judges.Question | None
-) -> Any | None:
+def make(arguments: argparse.Namespace, loaded: Loaded, question: Question | None) -> Any | None:
     """The search of the options, if there is one, by a value or by the judge of a tournament.
 
     Args:
         question: what the judge is asked; None if there is none.
     """
-    from ..search import BestOfN, ChunkBeamSearch, ParticleFilter, Tournament, entropy_above
+    from ..bulk.searching import search_of as search_with
 
-    if search_of(arguments) is None:
-        return None
-    budget, nats = arguments.budget, arguments.chunk_entropy
-    more: dict[str, Any] = {"budget": budget, "tilt": loaded.tilt}
-    ends = None if nats is None else entropy_above(nats)
-    decides: Any = loaded.value
+    judge = None
     if question is not None and loaded.judge is not None:
-        decides = question.judge(loaded.judge, f"--judge {arguments.judge}")
-    if arguments.tournament is not None:
-        return Tournament(decides, arguments.tournament, budget=budget)
-    if arguments.particles is None:
-        more["selection_temperature"] = arguments.selection_temperature or 0.0
-    if arguments.best_of is not None:
-        return BestOfN(arguments.best_of, decides, **more)
-    if arguments.particles is not None:
-        n, chunk_length = arguments.particles
-        temperature = arguments.particle_temperature or 1.0
-        return ParticleFilter(n, chunk_length, decides, temperature, chunk_end=ends, **more)
-    width, samples, chunk_length = arguments.search
-    return ChunkBeamSearch(width, samples, chunk_length, decides, ends, **more)
+        judge = question.judge(loaded.judge, f"--judge {arguments.judge}")
+    return search_with(loaded, judge, **settings_of(arguments))
 
 
-def bracket(rounds: Sequence[Sequence[Any]]) -> list[list[list[Any]]]:
-    """A tournament as JSON has it: of each round the matches, each with a, b, prob and winner."""
-    from ..bulk.records import number
-
-    return [[[m.a, m.b, number(m.prob), m.winner] for m in matches] for matches in rounds]
-
-
-def figures(out: Any, row: int) -> dict[str, Any]:
-    """What a line says of one text that a search gave."""
-    from ..bulk.records import number
-
-    found: dict[str, Any] = {}
-    if out.values is not None:
-        found["value"] = number(out.values.flatten()[row])
-    if out.weights is not None:
-        found["weight"] = number(out.weights.flatten()[row])
-    if out.slots is not None:
-        found["slot"] = int(out.slots.flatten()[row])
-    return found
-
-
-def of_prompt(out: Any, request: int) -> dict[str, Any]:
-    """What a line says of all texts of a prompt that a search gave."""
-    from ..bulk.records import number
-
-    found: dict[str, Any] = {}
-    if out.bracket is not None:
-        found["bracket"] = bracket(out.bracket[request])
-    if out.effective_sizes is not None:
-        found["effective_sizes"] = list(map(number, out.effective_sizes[request]))
-    return found
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a search that are given, by the names of their options."""
+    names = [*SEARCHES, *OWN]
+    given = [o[2:].replace("-", "_") for o in names if o != "--tilt" and _is_given(arguments, o)]
+    return {name: getattr(arguments, name) for name in given}

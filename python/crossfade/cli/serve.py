@@ -271,11 +271,11 @@ def _serve(arguments: argparse.Namespace, served: Served, keys: Any, at: Any) ->
 
 def _judges(served: Served) -> dict[str, Any]:
     """The judges, each asked the template's own question."""
-    from .judges import Question
+    from ..policies.self_judge.question import Question
 
     if not served.judges:
         return {}
-    question = Question(argparse.Namespace(template=None, principle=[]))
+    question = Question()
     return {n: question.judge(blend, f"--judge {n}") for n, blend in served.judges.items()}
 
 

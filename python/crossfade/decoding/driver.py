@@ -40,6 +40,8 @@ class Driver:
         cache: the cache of an earlier call, to go on from.
         keep_cache: whether a later call is to go on from a cache of this one. With either of these
             two there is one job.
+        waits: whether jobs come while others are decoded. The iterator of jobs may end for now, and
+            give more when it is asked again; all places are made ready for them.
 
     Attributes:
         notes: what was not done as the settings say, and why.
@@ -58,7 +60,9 @@ class Driver:
         progress: bool | Callable[[int], object] | None = None,
         cache: PrefixCache | None = None,
         keep_cache: bool = False,
+        waits: bool = False,
     ) -> None:
+        self.waits = waits
         self.builder = Builder(blend, models, vocabulary, engine, cache, keep_cache)
         self.max_batch, self.progress = max_batch, progress
         self.cache_in, self.keep_cache = cache, keep_cache
@@ -235,9 +239,13 @@ class Driver:
             rows, others = self._next_rows(most, self.builder.same_step(self.job))
             yield from self._given(others)
             if not rows:
+                if others:
+                    continue
                 return
             own_slots, ran_out = self.builder.slot_is_index(self.job), False
             count = len(self.job) if own_slots else len(rows)
+            if self.waits and not self.builder.same_step(self.job):
+                count = most
             try:
                 yield from self._decode(rows, count)
             except Unsupported as reason:
@@ -293,7 +301,7 @@ class Driver:
                     rows, others = self._next_rows(loop.free_places, False)
                     yield from self._given(others)
                     loop.join(rows)
-                    loop.refilled = bool(self.todo)
+                    loop.refilled = self.waits or bool(self.todo)
         except KeyboardInterrupt:
             self.interrupted = True
             yield from self._given(loop.cut())

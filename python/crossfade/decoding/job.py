@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # The names of what the kernel takes of every row. They are those of `crossfade.ops.Draw`.
 DRAW = ("temperature", "top_k", "top_p", "min_p", "do_sample", "seed", "stream")
+
+# Those of them that are whole numbers.
+WHOLE = ("top_k", "seed", "stream")
 
 # Logits processors of which each row has what it would have alone, and which keep nothing.
 OF_EACH_ROW = {
@@ -229,6 +232,36 @@ class Job:
         watched |= self.classified is not None or self.draft is not None
         reads = self.processors is not None or bool(self.criteria) or self.streamer is not None
         return watched or reads
+
+
+def of_any_loop(job: Job, own: Collection[type] = ()) -> Job:
+    """A job whose table has a value of each row's own, so that its rows can join any loop of their
+    kind, beside rows of other jobs that are drawn in other ways.
+
+    Args:
+        own: logits processors that look at each row alone, besides those of `OF_EACH_ROW`.
+
+    Raises:
+        NotImplementedError: a logits processor reads all rows at one step.
+    """
+    rows, table = len(job), dict(job.table)
+    if job.processors is not None:
+        others = [p for p in job.processors([0]) if type(p) not in OF_EACH_ROW.union(own)]
+        if others:
+            raise NotImplementedError(
+                f"{type(others[0]).__name__} reads all rows at one step, and rows of a session "
+                "come and go"
+            )
+    greedy = not table["do_sample"]
+    table["do_sample"] = True
+    for name in DRAW:
+        if name != "do_sample":
+            dtype = torch.int64 if name in WHOLE else torch.float32
+            table[name] = torch.as_tensor(table[name]).to(dtype).expand(rows).clone()
+    if greedy:
+        table["temperature"] = torch.zeros(rows)
+    table["limit"] = torch.as_tensor(table["limit"]).expand(rows).clone()
+    return replace(job, table=table, apart=True)
 
 
 # The table's names for the weights of the blend.

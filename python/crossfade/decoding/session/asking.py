@@ -18,7 +18,7 @@ from .. import settings
 from ..call import Call
 from ..generation import Generation
 from ..inputs import read_requests
-from ..job import DRAW, OF_EACH_ROW, Job
+from ..job import Job, of_any_loop
 from ..settings import check_int
 from ..simple.term_model import TermModel
 from .asked import Asked, Given, check_position, own_weight
@@ -26,7 +26,6 @@ from .penalties import CountPenalty
 
 ENDS = 16  # the tokens that may end a row of a session
 TOPS = 20  # the best tokens of a step that are kept where any are asked for
-DTYPES = {"top_k": torch.int64, "seed": torch.int64, "stream": torch.int64}
 NEGATIVE = "negative"  # the name of the term that reads a negative prompt
 # What `Generation` takes that is no field of a generation config.
 PASSED = ("generation_config", "tools", "chat_template_kwargs")
@@ -306,32 +305,16 @@ def _arguments(given: Given) -> tuple[dict[str, Any], dict[str, Any], list[Count
 
 
 def _of_any_loop(job: Job, given: Given, vocabulary: int) -> Job:
-    """A job whose table has a value of each row's own, so that it fits any loop of its kind."""
-    rows, table = len(job), dict(job.table)
-    if job.processors is not None:
-        others = [p for p in job.processors([0]) if type(p) not in OF_EACH_ROW | {CountPenalty}]
-        if others:
-            raise NotImplementedError(
-                f"{type(others[0]).__name__} reads all rows at one step, and rows of a session "
-                "come and go"
-            )
-    greedy = not table["do_sample"]
-    table["do_sample"] = True
-    for name in DRAW:
-        x = table[name]
-        if name != "do_sample":
-            dtype = DTYPES.get(name, torch.float32)
-            table[name] = torch.as_tensor(x).to(dtype).expand(rows).clone()
-    if greedy:
-        table["temperature"] = torch.zeros(rows)
-    table["limit"] = torch.as_tensor(table["limit"]).expand(rows).clone()
+    """A job whose rows fit any loop of its kind, whatever its request asks for."""
+    job = of_any_loop(job, own=(CountPenalty,))
+    table = dict(job.table)
     table["stream"] = table["stream"] + (given.sample << 32)
     eos = table["eos"]
     if eos.shape[1] > ENDS:
         raise ValueError(f"eos_token_id has {eos.shape[1]} tokens; it must have at most {ENDS}")
     table["eos"] = torch.nn.functional.pad(eos, (0, ENDS - eos.shape[1]), value=-1)
     tops = min(TOPS, vocabulary) if given.top_logprobs else 0
-    return replace(job, table=table, apart=True, tops=tops, scope=given.scope)
+    return replace(job, table=table, tops=tops, scope=given.scope)
 
 
 def _kind(generation: Generation, job: Job, given: Given) -> Hashable:

@@ -1,0 +1,152 @@
+"""The class that `ray.data` runs on actors: batches of rows in, the same with results out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ... import reading
+from ...extras import require
+from .actor_spec import Spec
+from .batch_tasks import Correct, Judge, Score, Value
+from .columns import ERROR, INDEX, LINE
+from .tasks import Generate, Result, Row, Task
+
+np: Any = require("numpy", "ray")
+
+TASKS: dict[str, Callable[[Spec], Task]] = {
+    "generate": Generate,
+    "score": Score,
+    "value": Value,
+    "correct": Correct,
+    "judge": Judge,
+}
+# What a result has of its row, whose columns are there already.
+OF_ROWS = ("index", "prompt", "id", "metadata", "settings")
+
+
+class Decoder:
+    """An actor of ``ray.data.Dataset.map_batches``: it loads the models once, and keeps one loop.
+
+    A dataset has a column of ids, and columns named as the keys of a line of ``crossfade
+    generate``: ``prompt`` or ``messages``, and settings of a row's own. Rows come back with all
+    their columns and those of the results, of which ``error`` says why a row failed and is null
+    elsewhere. A row is drawn by its id and the seed, so that its text depends neither on the number
+    of actors nor on how the dataset is cut into blocks.
+
+    Calls are asynchronous: Ray hands over batches while others are decoded, and a place that
+    becomes free is taken by a row of the next batch.
+
+    Args:
+        spec: plain data, as `crossfade.bulk.ray.spec` makes and checks it.
+
+    Example::
+
+        spec = crossfade.bulk.ray.spec(model=["smollm2"], generation={"max_new_tokens": 64})
+        ds = ds.map_batches(
+            crossfade.bulk.ray.Decoder,
+            fn_constructor_kwargs=spec,
+            batch_size=16,
+            compute=ray.data.ActorPoolStrategy(size=2),
+        )
+    """
+
+    def __init__(self, **spec: Any) -> None:
+        self.spec = Spec.of(spec)
+        self.task = TASKS[self.spec.task](self.spec)
+        if self.spec.expects not in (None, self.task.run):
+            raise ValueError(
+                f"the run is {self.task.run}, and that of the results is {self.spec.expects}: they "
+                "come from other models, another blend or other settings; results must be gone on "
+                "with by those that they were begun with"
+            )
+
+    async def __call__(self, batch: Any) -> Any:
+        """The results of a batch: a mapping of columns to arrays, or a table of pyarrow."""
+        columns = _columns(batch)
+        if LINE in columns and INDEX in columns:
+            return await self._lines(columns)
+        if self.spec.id not in columns:
+            raise ValueError(
+                f"the dataset has no column {self.spec.id!r} (columns: {', '.join(columns)}); id "
+                "must name one whose values are different, by which rows are drawn"
+            )
+        known = ("prompt", "messages", *self.task.settings, *self.task.keys, *self.spec.keep)
+        given = {name: x for name, x in columns.items() if name in known and name != self.spec.id}
+        rows = [
+            Row(key, {name: x[i] for name, x in given.items() if x[i] is not None})
+            for i, key in enumerate(columns[self.spec.id])
+        ]
+        more = self._results(await self.task(rows))
+        taken = [name for name in more if name in columns]
+        if taken:
+            raise ValueError(
+                f"the dataset has the column {taken[0]!r}, which results have themselves; rename it"
+            )
+        return _with(batch, more)
+
+    def _results(self, found: Sequence[Result]) -> dict[str, list[Any]]:
+        """The columns of results."""
+        names = dict.fromkeys([*self.task.columns, *(name for x in found for name in x.record)])
+        kept = [n for n in names if n not in (*OF_ROWS, *self.spec.keep, ERROR)]
+        each = {name: [x.record.get(name) for x in found] for name in kept}
+        return {**each, ERROR: [x.error for x in found]}
+
+    async def _lines(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        """The results of lines of files, each as JSON."""
+        lines = zip(columns[INDEX], columns[LINE], strict=True)
+        found = await self.task([_row(i, text) for i, text in lines])
+        return {
+            INDEX: np.asarray(columns[INDEX]),
+            LINE: _array([json.dumps(x.record, ensure_ascii=False) for x in found]),
+            ERROR: _array([x.error for x in found]),
+        }
+
+
+def _row(index: int, text: str | None) -> Row:
+    """The row that a line of a file is, with the error in its place if it cannot be read."""
+    where = f"prompt {index}"
+    if text is None:
+        return Row(index, ValueError(f"{where} is not UTF-8, or has what JSON cannot say"))
+    try:
+        return Row(index, reading.parse_json(text, where))
+    except ValueError as error:
+        return Row(index, error)
+
+
+def _columns(batch: Any) -> dict[str, list[Any]]:
+    """The columns of a batch as lists of Python's own objects."""
+    if not isinstance(batch, Mapping):
+        return batch.to_pydict()
+    return {name: [_plain(x) for x in column] for name, column in batch.items()}
+
+
+def _plain(x: Any) -> Any:
+    """A value as JSON has it. Of a mapping, what is null is left out: a struct of a column has the
+    keys of all rows."""
+    if isinstance(x, np.generic):
+        return x.item()
+    if isinstance(x, Mapping):
+        return {key: _plain(y) for key, y in x.items() if y is not None}
+    if isinstance(x, (np.ndarray, list, tuple)):
+        return [_plain(y) for y in x]
+    return x
+
+
+def _with(batch: Any, more: Mapping[str, list[Any]]) -> Any:
+    """A batch with more columns."""
+    if isinstance(batch, Mapping):
+        return {**batch, **{name: _array(x) for name, x in more.items()}}
+    pyarrow = require("pyarrow", "ray")
+    for name, x in more.items():
+        batch = batch.append_column(name, pyarrow.array(x))
+    return batch
+
+
+def _array(x: Sequence[Any]) -> Any:
+    """An array of objects, whose None Ray takes for null."""
+    found = np.empty(len(x), dtype=object)
+    for i, value in enumerate(x):  # An assignment of lists would make columns of them.
+        found[i] = value
+    return found

@@ -1,0 +1,257 @@
+"""Files of prompts as Ray Data reads them, and folders of results as it writes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ... import reading
+from ...extras import require
+from .columns import ERROR, INDEX, LINE
+
+pyarrow: Any = require("pyarrow", "ray")
+parquet: Any = require("pyarrow.parquet", "ray")
+datasource: Any = require("ray.data.datasource", "ray")
+
+KINDS = (".jsonl", ".parquet", ".txt")
+FORMATS = ("jsonl", "parquet")
+# The columns of results in parquet that have types of their own. The others are JSON.
+TYPES = {
+    "index": pyarrow.int64(),
+    "text": pyarrow.string(),
+    "tokens": pyarrow.int64(),
+    "logprob": pyarrow.float64(),
+    "perplexity": pyarrow.float64(),
+    "value": pyarrow.float64(),
+    "preference": pyarrow.float64(),
+    "winner": pyarrow.string(),
+    "finished": pyarrow.bool_(),
+    "error": pyarrow.string(),
+    "blend": pyarrow.string(),
+    "run": pyarrow.string(),
+}
+REST = "record"  # the column with the whole result as JSON
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some lines of a file, which one task reads.
+
+    Attributes:
+        first: the index of the first of them, among the prompts of all files.
+        count: how many prompts there are.
+        start: of lines the byte at which they begin; of parquet the row.
+        size: of lines how many bytes they are; of parquet rows.
+    """
+
+    path: str
+    first: int
+    count: int
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of prompts: how many there are, and the hash of its bytes."""
+
+    name: str
+    prompts: int
+    sha256: str
+
+
+def files_of(path: str | Path) -> list[Path]:
+    """A file of prompts, or those of a folder in the order of their names.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: a file is of another kind than `KINDS`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in KINDS)
+        if not found:
+            raise FileNotFoundError(f"{str(path)!r} has no {', '.join(KINDS)} file")
+        return found
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(path)!r} is no file and no folder")
+    if path.suffix.lower() not in KINDS:
+        raise ValueError(f"{str(path)!r} must be a folder, or a file named *{', *'.join(KINDS)}")
+    return [path]
+
+
+def parts_of(files: Sequence[Path], size: int) -> tuple[list[Part], list[Source]]:
+    """The prompts of files in parts of up to `size`, and the files. Each is read once."""
+    parts: list[Part] = []
+    sources: list[Source] = []
+    for file in files:
+        first = sum(source.prompts for source in sources)
+        cut = _rows if file.suffix.lower() == ".parquet" else _lines
+        its = list(cut(str(file.resolve()), first, size))
+        with open(file, "rb") as opened:
+            digest = (
+                hashlib.file_digest(opened, "sha256")
+                if hasattr(hashlib, "file_digest")
+                else (hashlib.sha256(opened.read()))
+            )
+        sources.append(Source(file.name, sum(p.count for p in its), digest.hexdigest()))
+        parts += its
+    return parts, sources
+
+
+def _lines(path: str, first: int, size: int) -> Iterator[Part]:
+    count = start = end = 0
+    with open(path, "rb") as file:
+        for line in file:
+            count += _is_filled(line)
+            end += len(line)
+            if count == size:
+                yield Part(path, first, count, start, end - start)
+                first, start, count = first + count, end, 0
+    if count:
+        yield Part(path, first, count, start, end - start)
+
+
+def _rows(path: str, first: int, size: int) -> Iterator[Part]:
+    total = parquet.read_metadata(path).num_rows
+    for start in range(0, total, size):
+        count = min(size, total - start)
+        yield Part(path, first + start, count, start, count)
+
+
+def _is_filled(line: bytes) -> bool:
+    return bool(line.decode(errors="replace").strip())
+
+
+def read(part: Part) -> Any:
+    """The prompts of a part as a table: their indices, and each as JSON, or null if it is none."""
+    rows = Path(part.path).suffix.lower() == ".parquet"
+    items = list((_json_of_rows if rows else _json_of_lines)(part))
+    index = pyarrow.array(range(part.first, part.first + len(items)), pyarrow.int64())
+    return pyarrow.table({INDEX: index, LINE: pyarrow.array(items, pyarrow.string())})
+
+
+def _json_of_lines(part: Part) -> Iterator[str | None]:
+    is_json = part.path.lower().endswith(".jsonl")
+    with open(part.path, "rb") as file:
+        file.seek(part.start)
+        data = file.read(part.size)
+    for line in filter(_is_filled, data.split(b"\n")):
+        text = _text(line)
+        yield text if is_json or text is None else json.dumps(text)
+
+
+def _text(line: bytes) -> str | None:
+    """A line without its end; None if it is not UTF-8."""
+    try:
+        return reading.decode(line, "a line")
+    except ValueError:
+        return None
+
+
+def _json_of_rows(part: Part) -> Iterator[str | None]:
+    file = parquet.ParquetFile(part.path)
+    before = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        start, end = part.start - before, part.start + part.size - before
+        if start < rows and end > 0:
+            start = max(0, start)
+            for item in file.read_row_group(group).slice(start, end - start).to_pylist():
+                yield _json(item)
+        before += rows
+
+
+def _json(item: Mapping[str, Any]) -> str | None:
+    """A row as JSON, without what is null, as all rows have the keys of all."""
+    try:
+        return json.dumps(_given(item), allow_nan=False)
+    except (TypeError, ValueError):
+        return None
+
+
+def _given(x: Any) -> Any:
+    if isinstance(x, Mapping):
+        return {key: _given(y) for key, y in x.items() if y is not None}
+    return [_given(y) for y in x] if isinstance(x, list) else x
+
+
+class Prompts(datasource.Datasource):
+    """The prompts of files, each part of them read by a task on its own."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        super().__init__()
+        self.parts = list(parts)
+
+    def get_name(self) -> str:
+        return "Prompts"
+
+    def estimate_inmemory_data_size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:
+        """A task for each part. Ray pickles what they read, and no prompts."""
+        block = require("ray.data.block", "ray")
+        return [
+            datasource.ReadTask(
+                lambda part=part: [read(part)],
+                block.BlockMetadata(part.count, part.size, [part.path], None),
+            )
+            for part in self.parts
+        ]
+
+
+class Results(datasource.BlockBasedFileDatasink):
+    """A folder of files with results, one for each block.
+
+    Attributes:
+        counts: how many results were written, with errors, and of how many tokens.
+    """
+
+    def __init__(self, folder: str, file_format: str) -> None:
+        super().__init__(folder, file_format=file_format)
+        self.file_format = file_format
+        self.counts = dict.fromkeys(("rows", "errors", "tokens"), 0)
+
+    def write_block_to_file(self, block: Any, file: Any) -> None:
+        lines = block.to_arrow()[LINE].to_pylist()
+        if self.file_format == "parquet":
+            parquet.write_table(table_of(lines), file)
+        else:
+            file.write("".join(f"{line}\n" for line in lines).encode())
+
+    def write(self, blocks: Iterable[Any], ctx: Any) -> Any:
+        """Write blocks, and count what they have."""
+        blocks = list(blocks)
+        super().write(iter(blocks), ctx)
+        counts = dict.fromkeys(self.counts, 0)
+        for block in blocks:
+            lines, errors = (block[name].to_pylist() for name in (LINE, ERROR))
+            counts["rows"] += len(lines)
+            counts["errors"] += sum(x is not None for x in errors)
+            counts["tokens"] += sum(map(_tokens, map(json.loads, lines)))
+        return counts
+
+    def on_write_complete(self, write_result: Any) -> None:
+        super().on_write_complete(write_result)
+        for counts in write_result.write_returns:
+            for name, x in (counts or {}).items():
+                self.counts[name] += x
+
+
+def _tokens(record: Mapping[str, Any]) -> int:
+    each = record.get("outputs", [record])
+    return sum(text.get("tokens") or 0 for text in each)
+
+
+def table_of(lines: Sequence[str]) -> Any:
+    """Results as a table: columns of `TYPES`, and `REST` with the whole of each as JSON."""
+    records = [json.loads(line) for line in lines]
+    columns = {
+        name: pyarrow.array([record.get(name) for record in records], kind)
+        for name, kind in TYPES.items()
+    }
+    return pyarrow.table({**columns, REST: pyarrow.array(lines, pyarrow.string())})

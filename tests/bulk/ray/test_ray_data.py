@@ -1,0 +1,227 @@
+"""Prompts through Ray: one process's bytes, nothing lost and nothing twice, whatever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from crossfade import cli
+from crossfade.bulk.ray import Decoder, run, spec
+from crossfade.bulk.ray.files import Part, files_of, parts_of, read, table_of
+from ray_runs import FORMULA, actors, one_process, options, prompts, results, write
+
+# Ray sets and copies settings of its own that it will change.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def kill_an_actor(folder: Path, killed: list[int], done: threading.Event) -> None:
+    """Kill one actor as soon as a part has been written."""
+    while not done.wait(0.02):
+        found = actors()
+        if found and any((folder / "parts").glob("*")):
+            killed.append(len(results(folder)))
+            os.kill(found[0], signal.SIGKILL)
+            return
+
+
+def same(found: dict[int, str], whole: dict[int, str], but: Collection[int] = ()) -> None:
+    """All lines are there, and those of one process: but for the last digits of log-probs, which
+    depend on the prompts that are read together."""
+    assert found.keys() == whole.keys() | set(but)
+    each = [(json.loads(found[i]), json.loads(whole[i])) for i in whole]
+    for one, other in each:
+        assert one.pop("logprob") == pytest.approx(other.pop("logprob"), abs=1e-4)
+    assert [json.dumps(one) for one, _ in each] == [json.dumps(other) for _, other in each]
+
+
+def test_an_actor_is_killed_and_a_run_goes_on(
+    cluster: Any, paths: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items, folder = prompts(300), tmp_path / "prompts"
+    folder.mkdir()
+    whole = one_process(write(tmp_path / "whole.jsonl", items), paths)
+    write(folder / "1.jsonl", items[:100])
+    bad = [{"prompt": ""}, {"prompt": "a", "colour": "red"}]
+    file = write(folder / "2.jsonl", [*items[100:], *bad])
+    file.write_text(file.read_text() + "{not JSON\n")
+    output = tmp_path / "out"
+    asked = ["generate", "--ray", "2", "--prompts", str(folder), "--output", str(output)]
+    asked += options(paths)
+    killed: list[int] = []
+    done = threading.Event()
+    killer = threading.Thread(target=kill_an_actor, args=(output, killed, done))
+    killer.start()
+    try:
+        assert cli.main(asked) == 0, capsys.readouterr().err
+    finally:
+        done.set()
+        killer.join()
+    assert killed
+    assert killed[0] < 300
+    assert "303 prompts (3 with an error)" in capsys.readouterr().err
+    found = results(output)
+    same(found, whole, {300, 301, 302})
+    for i, says in ((300, "is empty"), (301, "unknown key 'colour'"), (302, "not JSON")):
+        assert says in json.loads(found[i])["error"]
+
+    # A crash: some parts are missing, and one was cut before it was noted.
+    parts, notes = (sorted((output / name).iterdir()) for name in ("parts", "checkpoint"))
+    assert [p.stem for p in parts] == [p.stem for p in notes]
+    before = {p: p.stat().st_mtime_ns for p in parts[2:]}
+    parts[0].unlink()
+    notes[0].unlink()
+    parts[1].write_bytes(parts[1].read_bytes()[:-40])
+    notes[1].rename(notes[1].with_suffix(".pending.parquet"))
+    assert cli.main(asked) == 2
+    assert "exists; resume it" in capsys.readouterr().err
+    assert cli.main([*asked, "--resume", "--seed=1"]) == 2
+    assert "other settings (seed)" in capsys.readouterr().err
+    asked[2] = "1"  # The number of actors may change.
+    assert cli.main([*asked, "--resume"]) == 0, capsys.readouterr().err
+    assert "more were in the folder" in capsys.readouterr().err
+    again = results(output)
+    same({i: again[i] for i in whole}, whole)
+    assert {i: again[i] for i in (300, 301, 302)} == {i: found[i] for i in (300, 301, 302)}
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_a_folder_must_be_gone_on_with_as_it_was_begun(
+    paths: dict[str, str], tmp_path: Path
+) -> None:
+    """All is refused before a cluster is started."""
+    file = write(tmp_path / "p.jsonl", prompts(3))
+    given = spec(model=[f"base={paths['base']}"], blend="base")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "x").touch()
+    with pytest.raises(FileExistsError, match="has files of others"):
+        run(given, file, other, resume=True)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    before = {"spec": given, "prompts": [], "format": "jsonl"}
+    (begun / "run.json").write_text(json.dumps(before))
+    with pytest.raises(ValueError, match=r"other settings \(prompts\)"):
+        run(given, file, begun, resume=True)
+    with pytest.raises(NotADirectoryError, match="a file; it must be a folder"):
+        run(given, file, file)
+    (tmp_path / "none.jsonl").touch()
+    with pytest.raises(ValueError, match="there are no prompts"):
+        run(given, tmp_path / "none.jsonl", tmp_path / "new")
+    with pytest.raises(ValueError, match=r"must be a folder, or a file named \*.jsonl"):
+        files_of(write(tmp_path / "p.csv", []))
+
+
+# ---- Files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_parts_have_every_prompt_of_all_files_once(tmp_path: Path, size: int) -> None:
+    items = [{"prompt": f"p{i}", "weights": {"w": 1.0} if i % 2 else None} for i in range(7)]
+    (tmp_path / "a.txt").write_bytes(b"one\n\n  \ntwo\r\nthree \xff\nfour")
+    pq.write_table(pa.Table.from_pylist(items), tmp_path / "b.parquet", row_group_size=3)
+    write(tmp_path / "c.jsonl", [{"prompt": "x\u2028y"}, {"prompt": "z"}])
+    (tmp_path / "d.md").touch()
+    parts, sources = parts_of(files_of(tmp_path), size)
+    assert max(part.count for part in parts) <= size
+    assert [s.prompts for s in sources] == [4, 7, 2]
+    table = pa.concat_tables([read(part) for part in parts])
+    assert table["index"].to_pylist() == list(range(13))
+    found = [text and json.loads(text) for text in table["line"].to_pylist()]
+    assert found[:4] == ["one", "two\r", None, "four"]
+    assert found[4:11] == [{k: x for k, x in item.items() if x is not None} for item in items]
+    assert found[11:] == [{"prompt": "x\u2028y"}, {"prompt": "z"}]
+
+
+def test_a_row_that_json_cannot_say_is_null(tmp_path: Path) -> None:
+    table = pa.table({"prompt": ["a", "b"], "temperature": [float("nan"), 1.0]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    found = read(Part(str(tmp_path / "p.parquet"), 5, 2, 0, 2))
+    assert found["index"].to_pylist() == [5, 6]
+    assert found["line"].to_pylist() == [None, '{"prompt": "b", "temperature": 1.0}']
+
+
+def test_results_as_a_table_have_columns_of_their_types() -> None:
+    lines = ['{"index": 3, "text": "a", "tokens": 2}', '{"index": 4, "error": "bad"}']
+    table = table_of(lines)
+    assert table["tokens"].to_pylist() == [2, None]
+    assert table["logprob"].type == pa.float64()
+    assert table["error"].to_pylist() == [None, "bad"]
+    assert table["record"].to_pylist() == lines
+
+
+# ---- Longer runs --------------------------------------------------------------------------------
+
+
+@pytest.mark.sweep
+def test_two_thousand_prompts_and_a_driver_that_is_killed(
+    paths: dict[str, str], tmp_path: Path
+) -> None:
+    file = write(tmp_path / "prompts.jsonl", prompts(2000))
+    whole = one_process(file, paths)
+    output = tmp_path / "out"
+    asked = ["generate", "--ray", "2", "--prompts", str(file), "--output", str(output)]
+    command = [sys.executable, "-m", "crossfade", *asked, *options(paths)]
+    driver = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 300
+    while len(list((output / "parts").glob("*"))) < 4:
+        assert driver.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    while actors(driver.pid):
+        time.sleep(0.1)
+    there = len(list((output / "checkpoint").glob("*")))
+    assert 0 < there < 2000 / 64
+    done = subprocess.run([*command, "--resume"], stderr=subprocess.PIPE, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "more were in the folder" in done.stderr
+    same(results(output), whole)
+
+
+@pytest.mark.sweep
+def test_a_pipeline_of_parquet(cluster: Any, paths: dict[str, str], tmp_path: Path) -> None:
+    """Ray Data's own reading and writing around the class, and the folder of a run."""
+    items = [{"prompt": x["prompt"]} for x in prompts(60)]
+    whole = one_process(write(tmp_path / "whole.jsonl", items), paths)
+    rows = [{**item, "id": i} for i, item in enumerate(items)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=7)
+    models = [f"{name}={path}" for name, path in paths.items()]
+    asked = spec(model=models, blend=FORMULA, fader=["w=0.8"], generation={"max_new_tokens": 12})
+    found = cluster.data.read_parquet(str(tmp_path / "rows.parquet")).map_batches(
+        Decoder,
+        fn_constructor_kwargs=asked,
+        batch_size=4,
+        compute=cluster.data.ActorPoolStrategy(size=2),
+    )
+    texts = {row["id"]: row["text"] for row in found.take_all()}
+    assert texts == {i: json.loads(line)["text"] for i, line in whole.items()}
+
+    pq.write_table(pa.Table.from_pylist(items), tmp_path / "items.parquet")
+    done = run(asked, tmp_path / "items.parquet", tmp_path / "out", actors=1)
+    assert (done.rows, done.errors, done.kept) == (60, 0, 0)
+    table = pq.read_table(tmp_path / "out" / "parts")
+    same(dict(zip(*(table[n].to_pylist() for n in ("index", "record")), strict=True)), whole)
+    again = run(asked, tmp_path / "items.parquet", tmp_path / "out", actors=1, resume=True)
+    assert (again.rows, again.kept) == (0, 60)
+
+
+@pytest.mark.sweep
+def test_an_actor_that_cannot_begin_ends_the_run(
+    cluster: Any, paths: dict[str, str], tmp_path: Path
+) -> None:
+    file = write(tmp_path / "p.jsonl", prompts(3))
+    given = spec(model=[f"base={paths['base']}"], blend="base", device="cuda:99")
+    with pytest.raises(RuntimeError, match="an actor has failed: "):
+        run(given, file, tmp_path / "out")
