@@ -4,6 +4,10 @@ ray: prompts a second of `crossfade generate` in one process, and by actors of R
 machine. Each way is a command that is timed from its start to its end. How many prompts a second
 it decodes is told by itself, where it is one process, and with Ray by when each part was written:
 the rest of its time is what it costs to begin and to end. Texts are compared.
+
+shards: steps of a model that lies in shards on two ranks, with its head in shards and with logits
+that are gathered, beside one process; what goes between ranks and how long that takes; and what a
+step should take by these. Then draws of one process over a vocabulary in 1 to 4 parts.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import os
 import random
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,11 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from crossfade import ops
 from crossfade.bench import hardware
 from reports.scale import render
+from scale_ranks import step_of
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -139,7 +147,105 @@ def ray(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"ray": ray}
+# ---- Shards --------------------------------------------------------------------------------------
+
+RANKS = 2
+LAYERS, WIDTH, VOCAB = 8, 1024, 49152
+STEPS = 16  # of each measurement
+DRAWS = {"plain": {}, "top-k 50": {"top_k": 50}, "top-p 0.9": {"top_p": 0.9}}
+
+
+def shards(args: argparse.Namespace) -> dict[str, Any]:
+    """A model in shards against one process, and draws from a vocabulary in parts."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=WIDTH,
+            intermediate_size=WIDTH * 11 // 4,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=16,
+            num_key_value_heads=8,
+            tie_word_embeddings=False,
+        )
+        model = LlamaForCausalLM(config).eval()
+        model.save_pretrained(place)
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        weights -= model.get_input_embeddings().weight.nbytes
+        ranks = on_ranks(place, args.batches)
+    alone = {
+        threads: {rows: one_process(model, rows, threads) for rows in args.batches}
+        for threads in dict.fromkeys((1, os.cpu_count() or 1))
+    }
+    return {
+        "command": " ".join(["python bench/scale.py", *sys.argv[1:]]),
+        "hardware": hardware("cpu"),
+        "shape": (LAYERS, WIDTH, VOCAB),
+        "ranks": RANKS,
+        "weights": weights,
+        "alone": alone,
+        "in ranks": ranks,
+        "draws": draws(args.batches),
+    }
+
+
+def on_ranks(folder: Path, batches: list[int]) -> dict[str, Any]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("scale_ranks.py")
+    run = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS), str(script)]
+    given = [str(folder), json.dumps(batches), str(STEPS)]
+    subprocess.run([sys.executable, "-m", *run, *given], env=env, check=True)
+    return json.loads((folder / "measured.json").read_text())
+
+
+def one_process(model: LlamaForCausalLM, rows: int, threads: int) -> float:
+    torch.set_num_threads(threads)
+    return step_of(model, rows, STEPS)
+
+
+def draws(batches: list[int]) -> list[dict[str, Any]]:
+    """Seconds of a draw of three terms from the whole, and from parts one after the other."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for rows in batches:
+        logits = [3 * torch.randn(rows, VOCAB, generator=generator) for _ in range(3)]
+        for name, cut in DRAWS.items():
+            settings: dict[str, Any] = {"weights": [1.0, 0.5, -0.5], "seed": 1, "step": 0, **cut}
+            timed = {1: median_of(lambda z=logits, s=settings: ops.blend_sample(z, **s))}
+            for parts in (2, 4):
+                timed[parts] = median_of(lambda z=logits, s=settings, n=parts: in_parts(z, n, s))
+            found.append({"rows": rows, "draw": name, "seconds": timed})
+    return found
+
+
+def in_parts(logits: list[Tensor], count: int, settings: dict[str, Any]) -> ops.BlendSample:
+    size = VOCAB // count
+    return ops.merge(
+        [
+            ops.blend_sample(
+                [z[:, first : first + size] for z in logits],
+                **settings,
+                first_token=first,
+                return_partial=True,
+            )
+            for first in range(0, VOCAB, size)
+        ]
+    )
+
+
+def median_of(call: Callable[[], Any]) -> float:
+    call()
+    each = []
+    for _ in range(30):
+        start = time.perf_counter()
+        call()
+        each.append(time.perf_counter() - start)
+    return statistics.median(each)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"ray": ray, "shards": shards}
 
 
 def main() -> None:
@@ -149,13 +255,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="rows decoded at a time")
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="of shards: rows")
     parser.add_argument("--json", type=Path, help="also write the part there, beside other parts")
     args = parser.parse_args()
-    report = {args.part: PARTS[args.part](args)}
-    print(render(report, args.part))
+    report = json.loads(json.dumps({args.part: PARTS[args.part](args)}))
     if args.json:
         before = json.loads(args.json.read_text()) if args.json.exists() else {}
         args.json.write_text(json.dumps({**before, **report}, indent=1) + "\n")
+    print(render(report, args.part))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A rank of `bench/scale.py shards`, which starts it with torchrun: writes what it measured as JSON.
+"""A rank of `bench/scale.py shards`, which starts it by torchrun; writes what it measured as JSON.
 
 Steps of a model in shards, with heads in shards and with logits that are gathered, and how long a
 round between ranks takes for some sizes.
@@ -59,11 +59,11 @@ def main(folder: Path, batches: list[int], tokens: int) -> None:
     config = DistributedConfig(tp_size=ranks)
     model = LlamaForCausalLM.from_pretrained(folder, distributed_config=config).eval()
     width, vocab = model.config.hidden_size, model.config.vocab_size
+    gather = cf.ops.all_gather()
     found: dict[str, Any] = {"steps": {}, "sums": {}, "small": {}, "rows": {}}
     for rows in batches:
         hidden, small = torch.zeros(rows, 1, width), torch.zeros(1, rows, 3, 8, dtype=torch.float64)
         part = torch.zeros(rows, vocab // ranks)
-        gather = cf.ops.all_gather()
         found["sums"][rows] = seconds_of(lambda x=hidden: distributed.all_reduce(x), 50)
         found["small"][rows] = seconds_of(lambda x=small: gather(x), 50)
         found["rows"][rows] = seconds_of(lambda x=part: gather(x[None]), 20)
