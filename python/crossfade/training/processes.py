@@ -39,6 +39,13 @@ def in_any(accelerator: Any, flag: bool) -> bool:
     return bool(accelerator.gather(said).any())
 
 
+def of_the_first(x: Any) -> Any:
+    """What the first process has, in all of them."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([x])[0]
+
+
 def refuse_parts(trainer: Any) -> None:
     """Refuse weights that are spread over processes, for trainers that need the whole model.
 

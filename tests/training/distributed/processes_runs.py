@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ HERE = Path(__file__).parent
 LORA = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
 EOS = 1
 PROCESSES = 2
+OF_RUNS = ("resume", "refused")  # keys of a run that are no settings
 REWARDS = """
 def great(prompts, responses):
     return [float("great" in text) + len(text) / 50 for text in responses]
@@ -42,9 +42,9 @@ OWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dpo": ({}, {}),
     "kto": ({}, {}),
     "value": ({"lora": None, "value": {"rank": 2}}, {"objective": "cd_q"}),
-    "jsft": ({**JUDGED, "judge_weight": 3}, {}),
+    "jsft": ({**JUDGED, "judge_weight": 3}, {"max_steps": 8}),
     "self-judge": (JUDGED, {"max_new_tokens": 4, "warmup_steps": 0}),
-    "metaaligner": (STAGED, {"max_steps": 3}),
+    "metaaligner": (STAGED, {"max_steps": 3, "eval_steps": 3}),
     "clp": (REWARDED, {"max_new_tokens": 4, "num_generations": 2, "kl": [0.1, 0.5]}),
 }
 MORE: dict[str, dict[str, Any]] = {"clp": {"lora": {"r": 2}}}
@@ -85,18 +85,22 @@ def settings(
     Of nine rows the third batch of an epoch has one, for which there are two processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    data = folder / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind, rows)))
+    data, evaluated = folder / "rows.jsonl", folder / "evaluated.jsonl"
+    for file, form in ((data, kind), (evaluated, "dpo" if kind == "self-judge" else kind)):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(form, rows)))
     own, its = OWN[kind]
     common = {
         **{"output_dir": str(folder / "out"), "max_steps": 5, "logging_steps": 1},
         **{"per_device_train_batch_size": 4 // processes, "learning_rate": 1e-2},
+        **{"per_device_eval_batch_size": 4 // processes, "eval_strategy": "steps"},
+        "eval_steps": 5,
         **{"save_steps": 1, "use_cpu": True, "bf16": False, "dataloader_pin_memory": False},
         # rounding decides the first steps of Adam for weights whose gradient is nearly 0
         **{"adam_epsilon": 1e-4},
     }
-    given = {"model": base, "data": str(data), "lora": LORA, **own, **MORE.get(kind, {})}
-    return {"kind": kind, **given, "arguments": {**common, **its, **arguments}}
+    given = {"kind": kind, "model": base, "data": str(data), "eval_data": str(evaluated)}
+    given |= {"lora": LORA, **own, **MORE.get(kind, {})}
+    return {**given, "arguments": {**common, **its, **arguments}}
 
 
 def run(given: dict[str, Any], resume: bool = False) -> None:
@@ -113,7 +117,7 @@ def in_turn(runs: Sequence[dict[str, Any]], folder: Path, timeout: float = 240) 
     """Do runs by two processes; what went wrong in each, or "".
 
     Args:
-        runs: settings, and beside them ``resume``.
+        runs: settings, and beside them ``resume``, and ``refused`` where an error is expected.
         folder: for files of its own.
         timeout: in seconds; processes that wait for each other do not end by themselves.
     """
@@ -159,10 +163,11 @@ def main(file: Path) -> None:
     said = []
     for given in json.loads(file.read_text()):
         try:
-            run(given, resume=given.pop("resume", False))
+            run({k: x for k, x in given.items() if k not in OF_RUNS}, given.get("resume", False))
             said.append("")
         except Exception as error:
-            traceback.print_exc()
+            if not given.get("refused"):
+                raise  # torchrun ends the other process, which may be waiting for this one
             said.append(f"{type(error).__name__}: {error}")
     if torch.distributed.get_rank() == 0:
         (file.parent / "said.json").write_text(json.dumps(said))

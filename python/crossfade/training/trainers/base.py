@@ -188,16 +188,33 @@ class LogpTrainer(processes.InParallel):
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
         """As in TRL; with several processes the loss is that of the batch of all of them."""
-        if self._several and not self._of_rows and "labels" in inputs and not self.padding_free:
+        plain = super().prediction_step  # type: ignore[misc]
+        if not self._several:
+            return plain(model, inputs, *args, **options)
+        with contextlib.ExitStack() as stack:
+            if not self._of_rows and "labels" in inputs:
+                inputs = stack.enter_context(self._tokens_of_all(inputs))
+            loss, *rest = plain(model, inputs, *args, **options)
+        if loss is not None:
+            loss = self.accelerator.reduce(loss, reduction="mean")
+        return loss, *rest
+
+    @contextlib.contextmanager
+    def _tokens_of_all(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Have an evaluation's loss divided by the tokens of all processes, as that of a step is.
+
+        The batch that is given has no labels in rows that fill it up.
+        """
+        if not self.padding_free:
             labels = inputs["labels"].clone()
             labels[self._rows_that_count(len(labels)) :] = processes.IGNORED
             inputs = {**inputs, "labels": labels}
-        loss, *rest = super().prediction_step(  # type: ignore[misc]
-            model, inputs, *args, **options
-        )
-        if self._several and loss is not None:
-            loss = self.accelerator.reduce(loss, reduction="mean")
-        return loss, *rest
+        count = self._get_num_items_in_batch([inputs], self.args.device)
+        vars(self)["compute_loss"] = functools.partial(self.compute_loss, num_items_in_batch=count)
+        try:
+            yield inputs
+        finally:
+            del vars(self)["compute_loss"]
 
     def compute_ref_log_probs(self, *args: Any, **options: Any) -> Any:
         """As in TRL."""
@@ -252,12 +269,19 @@ class LogpTrainer(processes.InParallel):
         ours = ("crossfade", self.accelerator.mixed_precision, str(self.data_collator))
         plain = self._precompute_model_hash
         self._precompute_model_hash = (plain, *ours, getattr(self, "ld_alpha", None))
+        # a data set in memory would have a temporary file of its own in each process, of which the
+        # first one alone writes
+        path = getattr(dataset, "_get_cache_file_path", None)
+        if self._several and path is not None:
+            dataset._get_cache_file_path = lambda key: processes.of_the_first(path(key))
         try:
             return super()._precompute_ref_logps(dataset, name, batch_size)  # type: ignore[misc]
         finally:
             self._precompute_model_hash = plain
+            vars(dataset).pop("_get_cache_file_path", None)
 
     _sequences = 1  # how many of them a row has
+    _get_num_items_in_batch: Callable[..., Any]
     _is_vision_dataset: bool
     padding_free: bool
     args: Any
