@@ -25,7 +25,7 @@ from ..extras import require
 from ..models.hf import is_peft
 from ..search import check_prefer
 from . import rows
-from .processes import STANDS_IN, refuse_parts
+from .processes import STANDS_IN, check_parts
 from .sampling import as_decoded, noise
 from .trainers.base import columns_error, columns_of
 from .trainers.dpo import PAIR_WEIGHTS, WITHOUT_REFERENCE, WITHOUT_WEIGHTS, DPOTrainer
@@ -160,7 +160,7 @@ class SelfJudgeTrainer(DPOTrainer):
         )
         self.judge = judge(self.model) if makes else judge
         _check_judge("what judge(model) gave", self.judge)
-        refuse_parts(self)
+        check_parts(self, whole=True)
         self.data_collator = OfPrompts(self.data_collator)
 
     # ---- rows
@@ -224,9 +224,7 @@ class SelfJudgeTrainer(DPOTrainer):
             made.append({**self.data_collator([p.row for p in some]), **told})
         return made, count
 
-    def _pairs(
-        self, prompts: Sequence[Mapping[str, Any]], counted: Sequence[bool]
-    ) -> list[Pair]:
+    def _pairs(self, prompts: Sequence[Mapping[str, Any]], counted: Sequence[bool]) -> list[Pair]:
         """Two responses to each prompt, in the order of the judge's preference.
 
         Args:
@@ -298,8 +296,6 @@ class SelfJudgeTrainer(DPOTrainer):
 
     _tokenizer: Any
     _signature_columns: list[str]
-    is_fsdp_enabled: bool
-    is_deepspeed_enabled: bool
     state: Any
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler
 
 IGNORED = -100  # the label of a position that is not trained on
+PARTS = ("FSDP", "DEEPSPEED")  # what keeps the weights in parts, as Accelerate calls it
 STANDS_IN = "stands_in"  # the key of a batch that is there for the number of steps alone
 
 
@@ -46,13 +48,26 @@ def of_the_first(x: Any) -> Any:
     return broadcast_object_list([x])[0]
 
 
-def refuse_parts(trainer: Any) -> None:
-    """Refuse weights that are spread over processes, for trainers that need the whole model.
+def check_parts(trainer: Any, *, whole: bool = False) -> None:
+    """Refuse weights in parts that nobody would make, or that a trainer cannot train.
+
+    Args:
+        whole: whether the trainer needs the whole model in each process.
 
     Raises:
-        NotImplementedError: FSDP or DeepSpeed is on.
+        ValueError: FSDP or DeepSpeed was asked for, and Accelerate passes over it, as on a CPU.
+        NotImplementedError: one of them is on, and the trainer needs the whole model.
     """
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    how = trainer.accelerator.distributed_type.value
+    for name in PARTS:
+        asked = os.environ.get(f"ACCELERATE_USE_{name}", "false")
+        if asked.lower() in ("1", "true") and how != name:
+            raise ValueError(
+                f"ACCELERATE_USE_{name} is {asked!r}, as accelerate launch sets it, and Accelerate "
+                f"would train on {trainer.args.device} without it: each process with a copy of "
+                "the model; it must be left out there"
+            )
+    if whole and how in PARTS:
         raise NotImplementedError(
             f"FSDP and DeepSpeed spread the weights over processes, which {type(trainer).__name__} "
             "does not support; processes with a copy each (DDP) are, as of torchrun or accelerate "
@@ -74,7 +89,9 @@ class Shares(BatchSampler):
         drop_last: whether to leave out a last batch that is not full.
     """
 
-    def __init__(self, sampler: Any, size: int, processes: int, index: int, drop_last: bool) -> None:
+    def __init__(
+        self, sampler: Any, size: int, processes: int, index: int, drop_last: bool
+    ) -> None:
         self.sampler, self.batch_size, self.drop_last = sampler, size, drop_last
         self.processes, self.index = processes, index
 

@@ -20,7 +20,6 @@ HERE = Path(__file__).parent
 LORA = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
 EOS = 1
 PROCESSES = 2
-OF_RUNS = ("resume", "refused")  # keys of a run that are no settings
 REWARDS = """
 def great(prompts, responses):
     return [float("great" in text) + len(text) / 50 for text in responses]
@@ -113,11 +112,11 @@ def run(given: dict[str, Any], resume: bool = False) -> None:
         train(config.Settings(**given), resume=resume)
 
 
-def in_turn(runs: Sequence[dict[str, Any]], folder: Path, timeout: float = 240) -> list[str]:
-    """Do runs by two processes; what went wrong in each, or "".
+def in_turn(runs: Sequence[dict[str, Any]], folder: Path, timeout: float = 240) -> None:
+    """Do runs by two processes.
 
     Args:
-        runs: settings, and beside them ``resume``, and ``refused`` where an error is expected.
+        runs: the settings of each.
         folder: for files of its own.
         timeout: in seconds; processes that wait for each other do not end by themselves.
     """
@@ -128,8 +127,7 @@ def in_turn(runs: Sequence[dict[str, Any]], folder: Path, timeout: float = 240) 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={PROCESSES}", str(Path(__file__)), str(file)]
     done = launched(command, folder, timeout)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((folder / "said.json").read_text())
+    assert done.returncode == 0, done.stderr[-9000:]
 
 
 def launched(
@@ -160,17 +158,8 @@ def main(file: Path) -> None:
     from accelerate import Accelerator
 
     Accelerator.end_training = lambda self: None  # the next run needs the processes' group
-    said = []
     for given in json.loads(file.read_text()):
-        try:
-            run({k: x for k, x in given.items() if k not in OF_RUNS}, given.get("resume", False))
-            said.append("")
-        except Exception as error:
-            if not given.get("refused"):
-                raise  # torchrun ends the other process, which may be waiting for this one
-            said.append(f"{type(error).__name__}: {error}")
-    if torch.distributed.get_rank() == 0:
-        (file.parent / "said.json").write_text(json.dumps(said))
+        run(given)
     torch.distributed.destroy_process_group()
 
 

@@ -82,6 +82,7 @@ class LogpTrainer(processes.InParallel):
             stack.enter_context(own_heads(self._trls, functools.partial(self._add_head, stack)))
             with use_cache_kept(given.arguments.get("model")):
                 super().__init__(*given.args, **given.kwargs)
+        processes.check_parts(self)
         for name in ("train", "eval"):
             self._look_at_tokens(getattr(self, f"{name}_dataset"), f"the {name} dataset")
 
@@ -186,7 +187,9 @@ class LogpTrainer(processes.InParallel):
     def _divides(self) -> bool:
         return self._several and (self._exchanges() or not self._of_rows)
 
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any
+    ) -> Any:
         """As in TRL; with several processes the loss is that of the batch of all of them."""
         plain = super().prediction_step  # type: ignore[misc]
         if not self._several:
