@@ -25,7 +25,7 @@ from ..extras import require
 from ..models.hf import is_peft
 from ..search import check_prefer
 from . import rows
-from .processes import STANDS_IN, check_parts
+from .processes import STANDS_IN, check_processes
 from .sampling import as_decoded, noise
 from .trainers.base import columns_error, columns_of
 from .trainers.dpo import PAIR_WEIGHTS, WITHOUT_REFERENCE, WITHOUT_WEIGHTS, DPOTrainer
@@ -160,7 +160,7 @@ class SelfJudgeTrainer(DPOTrainer):
         )
         self.judge = judge(self.model) if makes else judge
         _check_judge("what judge(model) gave", self.judge)
-        check_parts(self, whole=True)
+        check_processes(self, whole=True)
         self.data_collator = OfPrompts(self.data_collator)
 
     # ---- rows

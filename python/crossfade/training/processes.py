@@ -48,30 +48,38 @@ def of_the_first(x: Any) -> Any:
     return broadcast_object_list([x])[0]
 
 
-def check_parts(trainer: Any, *, whole: bool = False) -> None:
-    """Refuse weights in parts that nobody would make, or that a trainer cannot train.
+def check_processes(trainer: Any, *, whole: bool = False) -> None:
+    """Refuse processes that would each train alone, and weights in parts where none can be.
 
     Args:
         whole: whether the trainer needs the whole model in each process.
 
     Raises:
-        ValueError: FSDP or DeepSpeed was asked for, and Accelerate passes over it, as on a CPU.
-        NotImplementedError: one of them is on, and the trainer needs the whole model.
+        ValueError: Accelerate passes over what was asked for, as it does on CPUs.
+        NotImplementedError: the weights are in parts, and the trainer needs the whole model.
     """
-    how = trainer.accelerator.distributed_type.value
+    accelerator = trainer.accelerator
+    how, device = accelerator.distributed_type.value, accelerator.device
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and accelerator.num_processes == 1:
+        raise ValueError(
+            f"WORLD_SIZE is {started}, and args.use_cpu is {trainer.args.use_cpu!r}; it must be "
+            f"True, without DeepSpeed, where processes are to train on {device} together: "
+            "Accelerate would let each of them train alone"
+        )
     for name in PARTS:
         asked = os.environ.get(f"ACCELERATE_USE_{name}", "false")
         if asked.lower() in ("1", "true") and how != name:
             raise ValueError(
-                f"ACCELERATE_USE_{name} is {asked!r}, as accelerate launch sets it, and Accelerate "
-                f"would train on {trainer.args.device} without it: each process with a copy of "
-                "the model; it must be left out there"
+                f"ACCELERATE_USE_{name} is {asked!r}, as accelerate launch sets it; it must be "
+                f"left out for {device}, on which Accelerate passes over it and gives each process "
+                "a copy of the model"
             )
     if whole and how in PARTS:
         raise NotImplementedError(
-            f"FSDP and DeepSpeed spread the weights over processes, which {type(trainer).__name__} "
-            "does not support; processes with a copy each (DDP) are, as of torchrun or accelerate "
-            "launch without a config of either"
+            f"{how} spreads the weights over processes, which {type(trainer).__name__} does not "
+            "support; processes with a copy each (DDP) are, as torchrun starts them, and "
+            "accelerate launch with docs/configs/ddp.yaml"
         )
 
 

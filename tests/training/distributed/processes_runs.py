@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 LORA = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
 EOS = 1
 PROCESSES = 2
+AS_GPUS = "PROCESSES_AS_GPUS"  # whether Accelerate is to take processes for those of GPUs
 REWARDS = """
 def great(prompts, responses):
     return [float("great" in text) + len(text) / 50 for text in responses]
@@ -112,12 +113,18 @@ def run(given: dict[str, Any], resume: bool = False) -> None:
         train(config.Settings(**given), resume=resume)
 
 
-def in_turn(runs: Sequence[dict[str, Any]], folder: Path, timeout: float = 240) -> None:
-    """Do runs by two processes.
+def in_turn(
+    runs: Sequence[dict[str, Any]],
+    folder: Path,
+    parts: Mapping[str, str] | None = None,
+    timeout: float = 240,
+) -> str:
+    """Do runs by two processes; what these say.
 
     Args:
         runs: the settings of each.
         folder: for files of its own.
+        parts: what accelerate launch would say of weights in parts, by environment variables.
         timeout: in seconds; processes that wait for each other do not end by themselves.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,12 +133,17 @@ def in_turn(runs: Sequence[dict[str, Any]], folder: Path, timeout: float = 240) 
     file.write_text(json.dumps([*runs]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={PROCESSES}", str(Path(__file__)), str(file)]
-    done = launched(command, folder, timeout)
+    own = {} if parts is None else {**parts, AS_GPUS: "1", "ACCELERATE_TORCH_DEVICE": "cpu"}
+    done = launched(command, folder, timeout, own)
     assert done.returncode == 0, done.stderr[-9000:]
+    return done.stderr
 
 
 def launched(
-    command: Sequence[str], folder: Path, timeout: float = 240
+    command: Sequence[str],
+    folder: Path,
+    timeout: float = 240,
+    more: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command that starts processes; all of them are ended where it takes too long."""
     paths = [str(folder), str(HERE), str(HERE.parent), str(HERE.parents[1])]
@@ -142,7 +154,7 @@ def launched(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **own},
+        env={**os.environ, **own, **(more or {})},
         start_new_session=True,
     )
     try:
@@ -155,11 +167,16 @@ def launched(
 
 
 def main(file: Path) -> None:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
+    from accelerate.utils import DistributedType
 
     Accelerator.end_training = lambda self: None  # the next run needs the processes' group
+    if AS_GPUS in os.environ:  # else Accelerate would train with copies, as this is a CPU
+        gpus = "gloo", DistributedType.MULTI_GPU
+        PartialState._prepare_backend = lambda self, *_: gpus
     for given in json.loads(file.read_text()):
         run(given)
+    print("trained by", PartialState().distributed_type.value, file=sys.stderr)
     torch.distributed.destroy_process_group()
 
 

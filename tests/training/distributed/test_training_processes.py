@@ -75,6 +75,10 @@ def check_same(one: Path, two: Path, but: Sequence[str] = ()) -> None:
             for key in mine:
                 if not key.endswith((*SPEEDS, *but)):
                     assert its[key] == pytest.approx(mine[key], rel=2e-4, abs=2e-5), key
+    check_weights(one, two)
+
+
+def check_weights(one: Path, two: Path) -> None:
     files = [{p.relative_to(out) for p in out.rglob("*.safetensors")} for out in (one, two)]
     assert files[0] == files[1] != set()
     for file in files[0]:
@@ -153,6 +157,53 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(
     check_same(whole, out, ("num_tokens",))  # TRL counts them since a process began
 
 
+CONFIGS = Path(__file__).parents[3] / "docs" / "configs"
+
+
+def fsdp() -> dict[str, str]:
+    """What accelerate launch says of docs/configs/fsdp.yaml to the processes that it starts."""
+    given = yaml.safe_load((CONFIGS / "fsdp.yaml").read_text())["fsdp_config"]
+    said = {
+        name.upper(): str(x).lower() if type(x) is bool else str(x) for name, x in given.items()
+    }
+    return {"ACCELERATE_USE_FSDP": "true", **said}
+
+
+def check_parts(base: str, folder: Path, parts: dict[str, str], **own: Any) -> str:
+    """Require runs with weights in parts to train as one process does; what the runs say."""
+    options = {"rows": 8, "eval_strategy": "no", "save_strategy": "no"}
+    plans, kinds = [], ("sft", "dpo")
+    for kind in kinds:
+        given = runs.settings(kind, base, folder / kind, processes=2, **options)
+        given["arguments"] |= {"use_cpu": False, **own.get("arguments", {})}
+        plans.append({**given, **{k: x for k, x in own.items() if k != "arguments"}})
+    said = runs.in_turn(plans, folder / "job", parts)
+    for kind, plan in zip(kinds, plans, strict=True):
+        alone = runs.settings(kind, base, folder / f"{kind}-1", processes=1, **options)
+        runs.run({**alone, "lora": plan["lora"]})
+        check_weights(output(alone), output(plan))
+    return said
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("lora", [runs.LORA, None])
+def test_fsdp_trains_as_one_process(lora: Any, base: str, tmp_path: Path, rewards: Any) -> None:
+    """FSDP2, on CPUs that Accelerate takes for GPUs."""
+    assert "trained by FSDP" in check_parts(base, tmp_path, fsdp(), lora=lora)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("lora", [runs.LORA, None])
+def test_deepspeed_trains_as_one_process(
+    lora: Any, base: str, tmp_path: Path, rewards: Any
+) -> None:
+    """ZeRO 2, on CPUs that Accelerate takes for GPUs."""
+    pytest.importorskip("deepspeed")
+    parts = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
+    file = {"deepspeed": str(CONFIGS / "deepspeed_zero2.json")}
+    assert "trained by DEEPSPEED" in check_parts(base, tmp_path, parts, lora=lora, arguments=file)
+
+
 @pytest.mark.sweep
 def test_ctrl_c_stops_both_at_one_step(base: str, tmp_path: Path) -> None:
     """One of them alone is asked; what they saved goes on to the end of a run that was not."""
@@ -226,9 +277,22 @@ def test_fsdp_is_refused_where_weights_would_stay_whole(
         runs.run(runs.settings(kind, base, tmp_path, processes=1))
 
 
-@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_weights_in_parts_are_refused_by_trainers_that_need_the_whole_model(kind: Any) -> None:
-    trainer: Any = SimpleNamespace(accelerator=SimpleNamespace(distributed_type=kind))
-    processes.check_parts(trainer)
+def of_processes(how: DistributedType, count: int = 2) -> Any:
+    """What the checks of a trainer look at."""
+    accelerator = SimpleNamespace(distributed_type=how, num_processes=count, device="cpu")
+    return SimpleNamespace(accelerator=accelerator, args=SimpleNamespace(use_cpu=False))
+
+
+@pytest.mark.parametrize("how", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_weights_in_parts_are_refused_by_trainers_that_need_the_whole_model(how: Any) -> None:
+    processes.check_processes(of_processes(how))
     with pytest.raises(NotImplementedError, match="which SimpleNamespace does not support"):
-        processes.check_parts(trainer, whole=True)
+        processes.check_processes(of_processes(how), whole=True)
+
+
+def test_processes_that_would_train_alone_are_refused(monkeypatch: Any) -> None:
+    """As Accelerate has it where there is no GPU, and nobody says that this is meant."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    processes.check_processes(of_processes(DistributedType.MULTI_CPU))
+    with pytest.raises(ValueError, match=r"args\.use_cpu is False; it must be True"):
+        processes.check_processes(of_processes(DistributedType.NO, 1))

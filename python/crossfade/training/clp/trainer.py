@@ -26,7 +26,7 @@ from ...models.saved_adapters import fill_adapter
 from ...pareto.points import failed
 from ...policies.conditioned import ConditionedPolicy, PromptedPolicy
 from ..clp_config import CLPConfig
-from ..processes import STANDS_IN, InParallel, check_parts
+from ..processes import STANDS_IN, InParallel, check_processes
 from ..sampling import as_decoded, noise
 from .learner import Learner
 from .prompts import Prompt, Prompts
@@ -146,7 +146,7 @@ class CLPTrainer(InParallel, transformers.Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        check_parts(self, whole=True)
+        check_processes(self, whole=True)
 
     def _checked(self, rewards: Any) -> dict[str, Any]:
         """What scores texts, by the names of the policy's rewards."""

@@ -82,7 +82,7 @@ class LogpTrainer(processes.InParallel):
             stack.enter_context(own_heads(self._trls, functools.partial(self._add_head, stack)))
             with use_cache_kept(given.arguments.get("model")):
                 super().__init__(*given.args, **given.kwargs)
-        processes.check_parts(self)
+        processes.check_processes(self)
         for name in ("train", "eval"):
             self._look_at_tokens(getattr(self, f"{name}_dataset"), f"the {name} dataset")
 

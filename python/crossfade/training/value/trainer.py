@@ -19,7 +19,7 @@ from ...models.hf import text_config, underlying
 from ...models.saved_value_heads import load_into, save_value_head
 from ...models.value_heads import value_head
 from ...progress import progress_bar
-from ..processes import STANDS_IN, InParallel, check_parts
+from ..processes import STANDS_IN, InParallel, check_processes
 from .learner import Base, Learner, adapted, check_trained, trained_in_backbone
 from .rollouts import IGNORED, Rollouts, collate
 
@@ -189,7 +189,7 @@ class ValueTrainer(InParallel, transformers.Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        check_parts(self, whole=True)
+        check_processes(self, whole=True)
         if args.cache_hidden:
             for rollouts in (train, *read.values()):
                 if rollouts is not None:
