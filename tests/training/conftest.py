@@ -20,7 +20,7 @@ if importlib.util.find_spec("trl") is None:  # TRL needs Python 3.11
         *("trainers", "test_checkpoints.py", "test_copies.py", "test_fused_head.py"),
         *("test_train_cli.py", "test_train_keys.py", "test_training_rows.py", "test_trl_parity.py"),
         *("test_on_policy.py", "test_train_judge.py", "test_train_aligner.py"),
-        "test_train_chain.py",
+        *("test_train_chain.py", "distributed"),
     ]
 
 

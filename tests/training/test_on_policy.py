@@ -82,8 +82,8 @@ def watched(made: Any) -> Iterator[list[dict[str, Any]]]:
     seen: list[dict[str, Any]] = []
     pairs = made._pairs
 
-    def recorded(prompts: Any) -> Any:
-        found = pairs(prompts)
+    def recorded(prompts: Any, counted: Any) -> Any:
+        found = pairs(prompts, counted)
         seen.extend(p.row | {"weight": p.weight, **r} for p, r in zip(found, prompts, strict=True))
         return found
 

@@ -19,9 +19,10 @@ from ..models.after_head import after_head
 from ..ops import check
 from ..ops.logp.api import all_results, temperature_of
 from ..ops.logp.tiles import Settings
+from . import processes
 from .logits import Logits, log_sum_squares, mean_logits
+from .processes import IGNORED
 
-IGNORED = -100  # the label of a position that is not trained on
 FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
 
 
@@ -164,7 +165,7 @@ def _class_of(plain: Any, settings: HeadSettings) -> type:
         # Accelerator may go on calling this function after training, on this model or a copy. So it
         # holds nothing of one model: `_log_probs` reads all from the class of the model it is given
         if fused_lm_head:
-            return _log_probs(self, *args, **kwargs)
+            return processes.together(functools.partial(_log_probs, self, *args), **kwargs)
         below = getattr(self, BELOW, None)
         return plain.forward(self, *args, **kwargs) if below is None else below(*args, **kwargs)
 

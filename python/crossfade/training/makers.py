@@ -26,13 +26,8 @@ from ..specs import Spec
 from . import chain, rows, stages
 from .config import Settings, config_of, lora_config, trainer_config, value_options
 from .data import read_jsonl
+from .processes import is_main_process
 from .ratings import rated_pairs
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one, of several, that prints what all have done."""
-    parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not parallel or torch.distributed.get_rank() == 0
 
 
 def _sft(s: Settings, data: Mapping[str, Any]) -> Any:

@@ -25,6 +25,7 @@ from ..extras import require
 from ..models.hf import is_peft
 from ..search import check_prefer
 from . import rows
+from .processes import STANDS_IN, check_processes
 from .sampling import as_decoded, noise
 from .trainers.base import columns_error, columns_of
 from .trainers.dpo import PAIR_WEIGHTS, WITHOUT_REFERENCE, WITHOUT_WEIGHTS, DPOTrainer
@@ -159,11 +160,7 @@ class SelfJudgeTrainer(DPOTrainer):
         )
         self.judge = judge(self.model) if makes else judge
         _check_judge("what judge(model) gave", self.judge)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise NotImplementedError(
-                "FSDP and DeepSpeed spread the weights over processes, which decoding here does "
-                "not support; processes with a copy each (DDP) are"
-            )
+        check_processes(self, whole=True)
         self.data_collator = OfPrompts(self.data_collator)
 
     # ---- rows
@@ -217,16 +214,22 @@ class SelfJudgeTrainer(DPOTrainer):
         """As in Transformers: the batches of a step. Pairs take the place of their prompts."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         prompts = [row for batch in batches for row in batch["prompts"]]
-        pairs = iter(self._pairs(prompts) if prompts else ())
+        counted = [not batch.get(STANDS_IN) for batch in batches for _ in batch["prompts"]]
+        pairs = iter(self._pairs(prompts, counted) if prompts else ())
         made = []
         for batch in batches:
             some = [next(pairs) for _ in batch["prompts"]]
             weights = torch.tensor([pair.weight for pair in some])
-            made.append({**self.data_collator([p.row for p in some]), PAIR_WEIGHTS: weights})
+            told = {PAIR_WEIGHTS: weights, STANDS_IN: batch.get(STANDS_IN, False)}
+            made.append({**self.data_collator([p.row for p in some]), **told})
         return made, count
 
-    def _pairs(self, prompts: Sequence[Mapping[str, Any]]) -> list[Pair]:
-        """Two responses to each prompt, in the order of the judge's preference."""
+    def _pairs(self, prompts: Sequence[Mapping[str, Any]], counted: Sequence[bool]) -> list[Pair]:
+        """Two responses to each prompt, in the order of the judge's preference.
+
+        Args:
+            counted: whether the figures that are logged are of a prompt too.
+        """
         with as_decoded(self.model):
             out: Any = generate(
                 Model(self.model, tokenizer=self._tokenizer, name="policy"),
@@ -244,7 +247,7 @@ class SelfJudgeTrainer(DPOTrainer):
             found = referee.probs([(i, i + 1) for i in range(0, len(contexts), 2)])
         ids = list(zip(out.responses[::2], out.responses[1::2], strict=True))
         probs = [p if a and b else math.nan for p, (a, b) in zip(found, ids, strict=True)]
-        self._tell(probs, out)
+        self._tell(probs, out, counted)
         pairs = []
         for row, both, p in zip(prompts, ids, probs, strict=True):
             chosen, rejected = both[::-1] if p < 0.5 else both
@@ -258,11 +261,14 @@ class SelfJudgeTrainer(DPOTrainer):
 
     # ---- figures
 
-    def _tell(self, probs: Sequence[float], out: Any) -> None:
+    def _tell(self, probs: Sequence[float], out: Any, counted: Sequence[bool]) -> None:
         """Count what became of the pairs of a step, in all processes."""
-        p = torch.tensor(probs)
+        kept = torch.tensor(counted)
+        p = torch.tensor(probs)[kept]
         counts, failed = (p - 0.5).abs() > 0, p.isnan()
-        lengths = out.lengths[out.lengths > 0].float()
+        both = kept.repeat_interleave(2).to(out.lengths.device)
+        lengths, finished = out.lengths[both], out.finished[both]
+        lengths = lengths[lengths > 0].float()
         sums = [
             (p[counts] - 0.5).abs().sum() + 0.5 * counts.sum(),
             counts.sum(),
@@ -271,10 +277,10 @@ class SelfJudgeTrainer(DPOTrainer):
             torch.tensor(len(p)),
             lengths.sum(),
             torch.tensor(len(lengths)),
-            out.finished.sum(),
+            finished.sum(),
         ]
         local = torch.stack([x.float().cpu() for x in sums]).to(self.accelerator.device)
-        probability, count, ties, failures, n, tokens, written, finished = self.accelerator.reduce(
+        probability, count, ties, failures, n, tokens, written, ended = self.accelerator.reduce(
             local, reduction="sum"
         ).tolist()
         self._tally(
@@ -284,14 +290,12 @@ class SelfJudgeTrainer(DPOTrainer):
                 "judge/ties": (ties, n),
                 "judge/failed": (failures, n),
                 "samples/length": (tokens, written),
-                "samples/finished": (finished, written),
+                "samples/finished": (ended, written),
             },
         )
 
     _tokenizer: Any
     _signature_columns: list[str]
-    is_fsdp_enabled: bool
-    is_deepspeed_enabled: bool
     state: Any
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 from transformers.trainer import SCALER_NAME
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
@@ -20,7 +22,11 @@ from ..progress import print_line
 from . import chain, stages
 from .checkpoints import checkpoints, last_complete
 from .config import Settings
-from .makers import MAKERS, is_main_process, rows_of, stage_trainer, tokenizer_of
+from .makers import MAKERS, rows_of, stage_trainer, tokenizer_of
+from .processes import in_any, is_main_process
+
+# One Ctrl-C may come twice within these seconds: from the terminal, and passed on by torchrun.
+ONE_PRESS = 0.5
 
 
 def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
@@ -74,9 +80,10 @@ def _fit(
         trainer = make()
         chain.check(s, getattr(trainer, "value_model", trainer.model))
         trainer.add_callback(stop)
+        stop.accelerator = trainer.accelerator
         with stop:
             result = trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+    if stop.agreed and trainer.state.global_step < trainer.state.max_steps:
         if is_main_process():
             print_line(f"saved {checkpoints(output)[0]}; --resume goes on from there", sys.stderr)
         raise KeyboardInterrupt
@@ -95,7 +102,7 @@ def _run_stages(s: Settings, stop: _StopAtStep, resume: bool) -> dict[str, Any] 
     before, trainer = None, None
     for i, stage in enumerate(planned):
         if stage.name not in done:
-            if stop.asked:
+            if stop.agreed:
                 if is_main_process():
                     told = f"the stage {planned[i - 1].name} is done; --resume goes on from there"
                     print_line(told, sys.stderr)
@@ -147,10 +154,18 @@ def _checkpoint(s: Settings, output: Path) -> Path:
 
 
 class _StopAtStep(TrainerCallback):
-    """Stops at the end of a step after Ctrl-C, with a checkpoint to go on from to the last bit."""
+    """Stops at the end of a step after Ctrl-C, with a checkpoint to go on from to the last bit.
+
+    Attributes:
+        agreed: whether one of the processes was asked, which all of them find at the same step.
+        accelerator: of the trainer.
+    """
+
+    agreed = False
+    accelerator: Any = None
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = 0.0  # when, in seconds; 0 if not
         self._before: Any = None
 
     def __enter__(self) -> None:
@@ -160,12 +175,16 @@ class _StopAtStep(TrainerCallback):
         signal.signal(signal.SIGINT, self._before)
 
     def _ask(self, *_: object) -> None:
+        now = time.monotonic()
         if self.asked:
+            if torch.distributed.is_initialized() and now - self.asked < ONE_PRESS:
+                return
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = now
         if is_main_process():
             print_line("\nstopping after this step; Ctrl-C again stops at once", sys.stderr)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.asked:
+        self.agreed = self.agreed or in_any(self.accelerator, bool(self.asked))
+        if self.agreed:
             control.should_save = control.should_training_stop = True

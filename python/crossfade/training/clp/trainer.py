@@ -26,6 +26,7 @@ from ...models.saved_adapters import fill_adapter
 from ...pareto.points import failed
 from ...policies.conditioned import ConditionedPolicy, PromptedPolicy
 from ..clp_config import CLPConfig
+from ..processes import STANDS_IN, InParallel, check_processes
 from ..sampling import as_decoded, noise
 from .learner import Learner
 from .prompts import Prompt, Prompts
@@ -34,7 +35,7 @@ from .rollouts import Rollouts
 ROLLOUTS = "rollouts"  # the key of a batch that has its responses
 
 
-class CLPTrainer(transformers.Trainer):
+class CLPTrainer(InParallel, transformers.Trainer):
     """A `transformers.Trainer` that trains a conditioned policy by policy gradient.
 
     At each step every prompt gets weights of rewards from a Dirichlet and a KL weight from a range,
@@ -145,11 +146,7 @@ class CLPTrainer(transformers.Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise NotImplementedError(
-                "FSDP and DeepSpeed spread the weights over processes, which decoding here does "
-                "not support; processes with a copy each (DDP) are"
-            )
+        check_processes(self, whole=True)
 
     def _checked(self, rewards: Any) -> dict[str, Any]:
         """What scores texts, by the names of the policy's rewards."""
@@ -199,7 +196,15 @@ class CLPTrainer(transformers.Trainer):
         written = self._write(prompts, self.state.global_step, when)
         ends = itertools.accumulate((len(batch["prompts"]) for batch in batches), initial=0)
         parts = [written.part(a, b) for a, b in itertools.pairwise(ends)]
-        return [{ROLLOUTS: part} for part in parts], len(written.responses)
+        idle = [batch.get(STANDS_IN, False) for batch in batches]
+        made = [
+            {ROLLOUTS: part, STANDS_IN: stands_in}
+            for part, stands_in in zip(parts, idle, strict=True)
+        ]
+        count = sum(len(x[ROLLOUTS].responses) for x in made if not x[STANDS_IN])
+        if self._several:
+            count = self.accelerator.reduce(torch.tensor(count, device=device)).item()
+        return made, count
 
     def _write(self, prompts: Sequence[Prompt], step: Any, when: str) -> Rollouts:
         """Responses to some prompts, each at weights that are drawn for it, and their rewards.
@@ -280,8 +285,14 @@ class CLPTrainer(transformers.Trainer):
         log_probs, reference = self._log_probs(model, written)
         rewards = written.rewards.to(log_probs).view(-1, written.n)
         losses = clp(log_probs, reference, rewards, written.kl.to(log_probs))
-        self._seen.append(written.figures((log_probs.detach() - reference).flatten().cpu()))
-        loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
+        figures = written.figures((log_probs.detach() - reference).flatten().cpu())
+        self._seen.append(figures[: 0 if inputs[STANDS_IN] else None])
+        if num_items_in_batch is None:
+            loss = losses.mean()
+        else:  # the number counts the responses of all processes, which are averaged
+            loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
+        if inputs[STANDS_IN]:
+            loss = 0 * loss
         return (loss, {"log_probs": log_probs}) if return_outputs else loss
 
     def _log_probs(self, model: Any, written: Rollouts) -> tuple[Tensor, Tensor]:
@@ -347,9 +358,6 @@ class CLPTrainer(transformers.Trainer):
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-    is_fsdp_enabled: bool
-    is_deepspeed_enabled: bool
 
 
 def _as_they_are(rows: list[Prompt]) -> dict[str, list[Prompt]]:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ...checks import did_you_mean
-from .. import rows
+from .. import processes, rows
 from ..fused_head import class_with_logp, seated
 
 logger = logging.getLogger(__name__)
@@ -62,13 +62,14 @@ class NoReference(nn.Module):
     """Stands in for the reference of a loss that needs none, so that TRL does not load one."""
 
 
-class LogpTrainer:
+class LogpTrainer(processes.InParallel):
     """What our trainers share. Each inherits from it first, and from TRL's trainer second."""
 
     _trls: type
     _kind: str
     _loss_types: tuple[str, ...] = ()  # those of TRL that its config does not name by itself
     _mean_only = False  # whether the loss is a sum or mean of the log-probs
+    _of_rows = True  # whether the loss is of rows, and not of tokens that are counted beforehand
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._classes = weakref.WeakKeyDictionary[nn.Module, type]()
@@ -81,6 +82,7 @@ class LogpTrainer:
             stack.enter_context(own_heads(self._trls, functools.partial(self._add_head, stack)))
             with use_cache_kept(given.arguments.get("model")):
                 super().__init__(*given.args, **given.kwargs)
+        processes.check_processes(self)
         for name in ("train", "eval"):
             self._look_at_tokens(getattr(self, f"{name}_dataset"), f"the {name} dataset")
 
@@ -154,10 +156,68 @@ class LogpTrainer:
         with self._heads():
             return super().evaluation_loop(*args, **options)  # type: ignore[misc]
 
-    def compute_loss(self, *args: Any, **options: Any) -> Any:
-        """As in TRL."""
-        with self._heads():
-            return super().compute_loss(*args, **options)  # type: ignore[misc]
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """As in TRL; with several processes it is the loss of the batch of all of them."""
+        stands_in = inputs.pop(processes.STANDS_IN, False)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._heads())
+            if self._several and self._of_rows and self._exchanges() and not return_outputs:
+                rows = len(inputs["input_ids"]) // self._sequences
+                count = 0 if stands_in else rows
+                if not self.model.training:
+                    count = self._rows_that_count(rows)
+                inputs = stack.enter_context(
+                    processes.whole_batch(self.accelerator, inputs, rows, count)
+                )
+            elif self._several and not self._of_rows and self.model.training:
+                stack.enter_context(processes.sums_of_all(self.accelerator, not stands_in))
+            given = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
+            return super().compute_loss(model, inputs, **given)  # type: ignore[misc]
+
+    def _exchanges(self) -> bool:
+        """Whether processes can exchange the rows of a batch: those of texts, each in a row."""
+        return not getattr(self, "padding_free", False) and not self._is_vision_dataset
+
+    def _divides(self) -> bool:
+        return self._several and (self._exchanges() or not self._of_rows)
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any
+    ) -> Any:
+        """As in TRL; with several processes the loss is that of the batch of all of them."""
+        plain = super().prediction_step  # type: ignore[misc]
+        if not self._several:
+            return plain(model, inputs, *args, **options)
+        with contextlib.ExitStack() as stack:
+            if not self._of_rows and "labels" in inputs:
+                inputs = stack.enter_context(self._tokens_of_all(inputs))
+            loss, *rest = plain(model, inputs, *args, **options)
+        if loss is not None:
+            loss = self.accelerator.reduce(loss, reduction="mean")
+        return loss, *rest
+
+    @contextlib.contextmanager
+    def _tokens_of_all(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Have an evaluation's loss divided by the tokens of all processes, as that of a step is.
+
+        The batch that is given has no labels in rows that fill it up.
+        """
+        if not self.padding_free:
+            labels = inputs["labels"].clone()
+            labels[self._rows_that_count(len(labels)) :] = processes.IGNORED
+            inputs = {**inputs, "labels": labels}
+        count = self._get_num_items_in_batch([inputs], self.args.device)
+        vars(self)["compute_loss"] = functools.partial(self.compute_loss, num_items_in_batch=count)
+        try:
+            yield inputs
+        finally:
+            del vars(self)["compute_loss"]
 
     def compute_ref_log_probs(self, *args: Any, **options: Any) -> Any:
         """As in TRL."""
@@ -212,11 +272,21 @@ class LogpTrainer:
         ours = ("crossfade", self.accelerator.mixed_precision, str(self.data_collator))
         plain = self._precompute_model_hash
         self._precompute_model_hash = (plain, *ours, getattr(self, "ld_alpha", None))
+        # a data set in memory would have a temporary file of its own in each process, of which the
+        # first one alone writes
+        path = getattr(dataset, "_get_cache_file_path", None)
+        if self._several and path is not None:
+            dataset._get_cache_file_path = lambda key: processes.of_the_first(path(key))
         try:
             return super()._precompute_ref_logps(dataset, name, batch_size)  # type: ignore[misc]
         finally:
             self._precompute_model_hash = plain
+            vars(dataset).pop("_get_cache_file_path", None)
 
+    _sequences = 1  # how many of them a row has
+    _get_num_items_in_batch: Callable[..., Any]
+    _is_vision_dataset: bool
+    padding_free: bool
     args: Any
     model: Any
     accelerator: Any

@@ -75,6 +75,7 @@ class DPOTrainer(LogpTrainer, trl.DPOTrainer):  # type: ignore[name-defined]
 
     _trls = trl.DPOTrainer
     _kind = "dpo"
+    _sequences = 2  # the chosen and the rejected one
 
     def __init__(
         self,

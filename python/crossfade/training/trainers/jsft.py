@@ -199,11 +199,12 @@ class JSFTTrainer(SFTTrainer):
         sums = [(x * y).sum(1).float() for x, y in zip((nll, nll, hits), of, strict=True)]
         rows = torch.stack([*sums, *(x.sum(1).float() for x in of)], dim=1)
         mode = "train" if self.model.training else "eval"
-        # in training, rows that fill up the last batch are trained on, so they count; and all
-        # batches of a step are fetched before the first is read, which gather_for_metrics ignores
-        each = mode == "eval" and not self.padding_free
-        gather = self.accelerator.gather_for_metrics if each else self.accelerator.gather
-        pairs = zip(*gather(rows).cpu().double().sum(0).view(2, -1).tolist(), strict=True)
+        # an evaluation's last batch is filled up with rows that gather_for_metrics leaves out
+        if mode == "eval" and not self.padding_free:
+            found = self.accelerator.gather_for_metrics(rows)
+        else:
+            found = self.accelerator.gather(rows.sum(0, keepdim=True))
+        pairs = zip(*found.cpu().double().sum(0).view(2, -1).tolist(), strict=True)
         self._tally(mode, dict(zip(COUNTED, pairs, strict=True)))
 
     compute_loss_func: Any

@@ -57,7 +57,8 @@ class KTOTrainer(LogpTrainer, trl.KTOTrainer):  # type: ignore[name-defined]
             tell_lengths(name, dataset, kept, args)
         if not self.calculate_KL:
             return kept
-        return with_kl_responses(kept, args.per_device_train_batch_size, name)
+        size = args.per_device_train_batch_size * args.world_size  # of all processes
+        return with_kl_responses(kept, size, name)
 
 
 def with_kl_responses(dataset: Any, size: int, name: str) -> Any:

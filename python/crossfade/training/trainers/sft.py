@@ -24,6 +24,7 @@ class SFTTrainer(LogpTrainer, trl.SFTTrainer):  # type: ignore[name-defined]
 
     _trls = trl.SFTTrainer
     _kind = "sft"
+    _of_rows = False
     _equal_weights = True  # whether all tokens count alike in the loss
 
     def __init__(self, model: Any, args: Any = None, *rest: Any, **options: Any) -> None:

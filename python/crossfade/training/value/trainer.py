@@ -19,6 +19,7 @@ from ...models.hf import text_config, underlying
 from ...models.saved_value_heads import load_into, save_value_head
 from ...models.value_heads import value_head
 from ...progress import progress_bar
+from ..processes import STANDS_IN, InParallel, check_processes
 from .learner import Base, Learner, adapted, check_trained, trained_in_backbone
 from .rollouts import IGNORED, Rollouts, collate
 
@@ -83,7 +84,7 @@ class ValueConfig(transformers.TrainingArguments):
         return (self.unfinished or ("drop" if self.objective == "cd_q" else "score")) == "drop"
 
 
-class ValueTrainer(transformers.Trainer):
+class ValueTrainer(InParallel, transformers.Trainer):
     """A `transformers.Trainer` that trains a value head.
 
     The loss is the mean of ``(V_t - target_t)^2 / 2`` over all tokens of the batch, of accumulated
@@ -120,6 +121,7 @@ class ValueTrainer(transformers.Trainer):
 
     Raises:
         TypeError, ValueError: names the argument, what it was and what it must be.
+        NotImplementedError: the model's weights are spread over processes.
 
     Source: Mudgal et al., arXiv:2310.17022.
     """
@@ -187,6 +189,7 @@ class ValueTrainer(transformers.Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        check_processes(self, whole=True)
         if args.cache_hidden:
             for rollouts in (train, *read.values()):
                 if rollouts is not None:
@@ -259,7 +262,10 @@ class ValueTrainer(transformers.Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The mean loss of a token, see the class."""
+        stands_in = inputs.pop(STANDS_IN, False)
         values, losses = self._losses(model, inputs)
+        if stands_in:
+            losses = 0 * losses
         if num_items_in_batch is None:
             loss = losses.sum() / inputs["lengths"].sum()
         else:  # the number counts the tokens of all accumulated batches
@@ -268,7 +274,8 @@ class ValueTrainer(transformers.Trainer):
                 loss = loss * self.accelerator.num_processes
         outputs = self._summary(values, losses, inputs)
         if model.training:
-            self._seen.append((*outputs, inputs["rewards"]))
+            counted = slice(0 if stands_in else None)
+            self._seen.append(tuple(x[counted] for x in (*outputs, inputs["rewards"])))
         return (loss, outputs) if return_outputs else loss
 
     def _losses(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
