@@ -203,7 +203,7 @@ def decode(
         copies,
         lambda rows: logits_processor,  # It was made for all rows, which are decoded at once.
         stopping_criteria,
-        seeds_and_streams(seed, len(requests), copies, sample, call.device),
+        seeds_and_streams(seed, len(requests), copies, sample, call.device, call.ranks),
         do_sample=sample,
         each=each,
         search=search_job,

@@ -97,6 +97,12 @@ def each_call(load: Load, folder: Path) -> dict[str, Callable[[], Any]]:
         happy, gloomy = (cf.Model(model.eval(), adapter=name) for name in ("happy", "gloomy"))
         return write(happy - 0.5 * gloomy)()
 
+    def by_hook(seed: int | None = 3) -> Any:
+        ids = torch.tensor(PROMPTS[:1])
+        options = {**WRITE, "seed": seed, "custom_generate": cf.decode, "blend": blend}
+        found = base.generate(ids, **options, return_dict_in_generate=True)
+        return {"tokens": found.sequences.tolist(), "numbers": {}, "notes": []}
+
     def scored() -> Any:
         scores = cf.score(blend, PROMPTS, [[5, 6], [7], [800, 9]])
         return {"tokens": [], "numbers": {"logprobs": scores.logprobs.tolist()}, "notes": []}
@@ -123,6 +129,7 @@ def each_call(load: Load, folder: Path) -> dict[str, Callable[[], Any]]:
         "a draft": write(draft=cf.Draft("prompt")),
         "adapters": of_adapters,
         "scores": scored,
+        "Hugging Face's generate": by_hook,
     }
     return calls
 
@@ -184,9 +191,13 @@ def gathers(load: Load) -> dict[str, Any]:
 
 
 def without_a_seed(load: Load) -> list[Any]:
+    """What ranks draw by `generate` and by Hugging Face's, with generators of their own."""
     torch.manual_seed(torch.distributed.get_rank())
-    out = cf.generate(cf.Model(load("base")), PROMPTS, **{**WRITE, "seed": None})
-    return out.sequences.tolist()
+    base = load("base")
+    options = {**WRITE, "seed": None}
+    out = cf.generate(cf.Model(base), PROMPTS, **options)
+    options |= {"custom_generate": cf.decode, "blend": cf.as_blend(base)}
+    return [out.sequences.tolist(), base.generate(torch.tensor(PROMPTS[:1]), **options).tolist()]
 
 
 def main(folder: Path) -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:Futur
 IN_SHARDS = [
     *("sampled", "one model", "greedy", "truncated", "nucleus", "log-probs of terms", "a support"),
     *("a power mean", "weights of requests", "several samples", "a search", "one whole model"),
-    "a draft",
+    *("a draft", "Hugging Face's generate"),
 ]
 GATHERED = ["a processor", "other columns", "the simple path", "adapters", "scores"]
 SECONDS = 300  # after which ranks that wait for each other are ended
