@@ -218,6 +218,10 @@ class Scoring:
         for model, prompt in zip(self.models, read, strict=True):
             check_context(model, prompt.mask.sum(dim=1), self.responses)
         self.prompts = [*zip(*(p.unpadded() for p in read), strict=True)]
+        if call.ranks is not None:
+            texts = [[list(ids) for ids in each] for each in self.prompts]
+            given = [list(ids) for ids in self.responses]
+            call.ranks.check_same({"the list of prompts": texts, "the list of responses": given})
         self.mixes = call.mixes(requests)
         self.mixing = Mixing(
             blend,

@@ -146,6 +146,9 @@ def mistakes(load: Load, rank: int) -> dict[str, Callable[[], Any]]:
         "other seeds": write(seed=rank),
         "other settings": write(temperature=1.0 + rank),
         "a time limit": write(max_time=60.0),
+        "other responses": lambda: cf.score(
+            model, PROMPTS, [[5]] * (2 + rank) + [[6]] * (1 - rank)
+        ),
         "a session": lambda: cf.Session({"base": model}),
     }
 

@@ -113,6 +113,7 @@ def test_ranks_without_a_seed_draw_alike(both: Any) -> None:
         ("other requests", "ValueError: the list of requests differs between the 2 ranks"),
         ("other seeds", "ValueError: seed differs between the 2 ranks"),
         ("other settings", "ValueError: temperature differs between the 2 ranks"),
+        ("other responses", "ValueError: the list of responses differs between the 2 ranks"),
         ("a time limit", "NotImplementedError: max_time is set, and models are in shards"),
         ("a session", "NotImplementedError: [1]*base has models in shards on several ranks"),
     ],
