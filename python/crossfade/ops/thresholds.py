@@ -16,7 +16,8 @@ from .noise import NEG_INF
 
 CANDIDATES = 256  # the best tokens of a part, in which top-p looks for its threshold first
 MOST_CANDIDATES = 1024  # top-k asks for as many as it keeps, up to this
-BINS = 2048  # of a histogram
+DIGIT = 11  # bits of a key that a histogram tells of
+BINS = 1 << DIGIT
 
 
 class Cut(NamedTuple):
@@ -41,17 +42,15 @@ class Thresholds:
     def of(self, scores: list[Tensor], cut: Cut) -> tuple[Tensor, Tensor]:
         """Below which score ``[B]`` tokens are removed, and the log of the sum of e^s of all.
 
-        That sum is not finite where scores are no distribution.
+        That sum is not finite where scores are no distribution, and the threshold may be anything.
         """
         most = int(cut.top_k.amax()) if len(cut.top_k) else 0
         nucleus = bool((cut.top_p < 1).any())
         count = max(min(most, MOST_CANDIDATES), CANDIDATES if nucleus else 1)
-        clean = [s.masked_fill(_no_scores(s), 0.0) for s in scores]
-        best = [_best(s, c, cut, count) for s, c in zip(scores, clean, strict=True)]
-        known = _Known(self.gather(best))
+        known = _Known(self.gather([_best(s, cut, count) for s in scores]))
         threshold, sure = known.threshold(cut)
         if not sure.all():
-            threshold = torch.where(sure, threshold, self._searched(clean, cut, known.log_mass))
+            threshold = torch.where(sure, threshold, self._searched(scores, cut, known.log_mass))
         return torch.maximum(threshold, known.least(cut.min_p, cut.temperature)), known.log_sum
 
     def _searched(self, scores: list[Tensor], cut: Cut, log_mass: Tensor) -> Tensor:
@@ -80,7 +79,7 @@ class Thresholds:
         """
         keys = [_key(s) for s in scores]
         prefix, above = torch.zeros_like(target, dtype=torch.int64), torch.zeros_like(target)
-        for shift in (22, 11, 0):
+        for shift in (2 * DIGIT, DIGIT, 0):
             histograms = [
                 _histogram(k >> shift, w, prefix) for k, w in zip(keys, weights, strict=True)
             ]
@@ -99,11 +98,6 @@ class Thresholds:
 # ---- What a part tells of its own columns --------------------------------------------------------
 
 
-def _no_scores(s: Tensor) -> Tensor:
-    """The rows ``[B, 1]`` that have a NaN or +inf."""
-    return ~(s < float("inf")).all(-1, keepdim=True)
-
-
 def _at(x: Tensor, s: Tensor) -> Tensor:
     """A number of each row ``[B, 1]``, to be compared with scores."""
     return x.to(s.device, s.dtype)[:, None]
@@ -115,21 +109,22 @@ def _share(s: Tensor, temperature: Tensor, log_mass: Tensor) -> Tensor:
     return (s.double() / t - mass.where(mass.isfinite(), 0.0)).exp()
 
 
-def _best(scores: Tensor, clean: Tensor, cut: Cut, count: int) -> Tensor:
+def _best(s: Tensor, cut: Cut, count: int) -> Tensor:
     """Of a part ``[B, 4 + count]``: the logs of its sums of e^s and of e^(s / temperature), its
     floor, how many tokens at the floor are not among the best, and these, the best first.
 
     The floor is the least of the best, or -inf where all tokens are among these.
     """
-    rows, columns = clean.shape
+    rows, columns = s.shape
     some = min(count, columns)
-    best = clean.topk(some, dim=-1).values
+    best = s.topk(some, dim=-1).values
     floor = best[:, -1] if some < columns else best.new_full((rows,), NEG_INF)
-    left_out = torch.where(floor > NEG_INF, (clean >= floor[:, None]).sum(-1) - some, 0)
-    log_sum = clean.logsumexp(-1).masked_fill(_no_scores(scores)[:, 0], float("nan"))
-    log_mass = (clean / _at(cut.temperature, clean)).logsumexp(-1)
+    at_least = (s >= floor[:, None]).count_nonzero(-1)
+    left_out = torch.where(floor > NEG_INF, at_least - some, 0)
+    log_mass = (s / _at(cut.temperature, s)).logsumexp(-1)
     best = torch.nn.functional.pad(best, (0, count - some), value=NEG_INF)
-    return torch.cat([torch.stack([log_sum, log_mass, floor, left_out], dim=1), best], dim=1)
+    told = torch.stack([s.logsumexp(-1), log_mass, floor, left_out], dim=1)
+    return torch.cat([told, best], dim=1)
 
 
 class _Known:
@@ -141,7 +136,8 @@ class _Known:
     def __init__(self, told: Tensor) -> None:
         log_sum, log_mass, floor, left_out = told[..., :4].unbind(-1)
         self.log_sum, self.log_mass = log_sum.logsumexp(0), log_mass.logsumexp(0)
-        self.log_sum = self.log_sum.masked_fill(log_sum.isnan().any(0), float("nan"))
+        odd = log_sum.isnan() | (log_sum == float("inf"))  # of a part with NaN or +inf
+        self.log_sum = self.log_sum.masked_fill(odd.any(0), float("nan"))
         self.floor = floor.amax(0)
         self.left_out = left_out.where(floor == self.floor, 0.0).sum(0)
         best = told[..., 4:].transpose(0, 1).flatten(1)
@@ -169,7 +165,7 @@ class _Known:
         pth = best.gather(1, last)[:, 0]
         found = (pth >= self.floor) & (reached.gather(1, last)[:, 0] >= target)
         whole = cut.top_p >= 1
-        sure = all_known | (off | ranked) & (whole | ranked | found)
+        sure = all_known | self.log_sum.isnan() | (off | ranked) & (whole | ranked | found)
         least = self.least(cut.min_p, cut.temperature)
         return torch.maximum(kth, pth.masked_fill(whole, NEG_INF)), sure | (least >= self.floor)
 
@@ -191,6 +187,6 @@ def _of_key(key: Tensor) -> Tensor:
 
 def _histogram(digits: Tensor, weights: Tensor, prefix: Tensor) -> Tensor:
     """The weights ``[B, BINS]`` of each last digit, of the keys whose other digits are `prefix`."""
-    counts = torch.where(digits // BINS == prefix.to(digits.device)[:, None], weights, 0.0)
+    counts = torch.where(digits >> DIGIT == prefix.to(digits.device)[:, None], weights, 0.0)
     histogram = counts.new_zeros(len(counts), BINS)
-    return histogram.scatter_add_(1, digits % BINS, counts)
+    return histogram.scatter_add_(1, digits & (BINS - 1), counts)
