@@ -38,7 +38,7 @@ examples:
   crossfade generate "Tell me a story." --model smollm2 \\
       --judge model --tournament 8
   crossfade generate --prompts prompts.jsonl --model smollm2 --draft prompt
-  crossfade generate --ray 2 --prompts prompts/ --model smollm2 --output answers/
+  crossfade generate --ray 2 --prompts prompts --model smollm2 --output answers
 """
 # Keys of results, which --keep must not name.
 RESULT = {"index", "prompt", "settings", "text", "tokens", "logprob", "finished", "failed", "value"}

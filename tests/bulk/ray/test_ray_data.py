@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from crossfade import cli
 from crossfade.bulk.ray import Decoder, run, spec
+from crossfade.bulk.ray import driver as ray_driver
 from crossfade.bulk.ray.files import Part, files_of, parts_of, read, table_of
 from ray_runs import FORMULA, actors, one_process, options, prompts, results, write
 
@@ -26,11 +27,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def kill_an_actor(folder: Path, killed: list[int], done: threading.Event) -> None:
-    """Kill one actor as soon as a part has been written."""
+    """Kill one actor as soon as a new part is there, and say how many are noted by then."""
+    before = set((folder / "parts").glob("*"))
     while not done.wait(0.02):
         found = actors()
-        if found and any((folder / "parts").glob("*")):
-            killed.append(len(results(folder)))
+        if found and set((folder / "parts").glob("*")) - before:
+            killed.append(len(list((folder / "checkpoint").glob("*"))))
             os.kill(found[0], signal.SIGKILL)
             return
 
@@ -45,8 +47,23 @@ def same(found: dict[int, str], whole: dict[int, str], but: Collection[int] = ()
     assert [json.dumps(one) for one, _ in each] == [json.dumps(other) for _, other in each]
 
 
-def test_an_actor_is_killed_and_a_run_goes_on(
-    cluster: Any, paths: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def note(output: Path, name: str, lines: dict[int, str], *, cut: bool = False) -> None:
+    """A part as a driver that was killed leaves it: whole and noted, or cut and not yet noted."""
+    text = "".join(f"{line}\n" for line in lines.values())
+    part = output / "parts" / f"{name}.jsonl"
+    checkpoint = output / "checkpoint" / f"{name}{'.pending' if cut else ''}.parquet"
+    for file in (part, checkpoint):
+        file.parent.mkdir(exist_ok=True)
+    part.write_text(text[:-40] if cut else text)
+    pq.write_table(pa.table({"index": list(lines)}), checkpoint)
+
+
+def test_a_run_whose_driver_was_killed_goes_on_and_loses_an_actor(
+    cluster: Any,
+    paths: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     items, folder = prompts(300), tmp_path / "prompts"
     folder.mkdir()
@@ -58,42 +75,36 @@ def test_an_actor_is_killed_and_a_run_goes_on(
     output = tmp_path / "out"
     asked = ["generate", "--ray", "2", "--prompts", str(folder), "--output", str(output)]
     asked += options(paths)
+    with monkeypatch.context() as patch:  # A driver that ends before it has begun.
+        patch.setattr(ray_driver, "_work", lambda *_: sys.exit(9))
+        with pytest.raises(SystemExit):
+            cli.main(asked)
+    note(output, "killed_0", {i: whole[i] for i in range(40, 72)})
+    note(output, "killed_1", {i: whole[i] for i in range(90, 122)}, cut=True)
+    kept = (output / "parts" / "killed_0.jsonl").stat().st_mtime_ns
+    assert cli.main(asked) == 2
+    assert "exists; resume it" in capsys.readouterr().err
+    assert cli.main([*asked, "--resume", "--seed=1"]) == 2
+    assert "other settings (seed)" in capsys.readouterr().err
+
     killed: list[int] = []
     done = threading.Event()
     killer = threading.Thread(target=kill_an_actor, args=(output, killed, done))
     killer.start()
     try:
-        assert cli.main(asked) == 0, capsys.readouterr().err
+        assert cli.main([*asked, "--resume"]) == 0, capsys.readouterr().err
     finally:
         done.set()
         killer.join()
     assert killed
-    assert killed[0] < 300
-    assert "303 prompts (3 with an error)" in capsys.readouterr().err
+    assert killed[0] < 8  # of the ten
+    said = capsys.readouterr().err
+    assert "271 prompts (3 with an error, 32 more were in the folder)" in said
+    assert (output / "parts" / "killed_0.jsonl").stat().st_mtime_ns == kept
     found = results(output)
     same(found, whole, {300, 301, 302})
     for i, says in ((300, "is empty"), (301, "unknown key 'colour'"), (302, "not JSON")):
         assert says in json.loads(found[i])["error"]
-
-    # A crash: some parts are missing, and one was cut before it was noted.
-    parts, notes = (sorted((output / name).iterdir()) for name in ("parts", "checkpoint"))
-    assert [p.stem for p in parts] == [p.stem for p in notes]
-    before = {p: p.stat().st_mtime_ns for p in parts[2:]}
-    parts[0].unlink()
-    notes[0].unlink()
-    parts[1].write_bytes(parts[1].read_bytes()[:-40])
-    notes[1].rename(notes[1].with_suffix(".pending.parquet"))
-    assert cli.main(asked) == 2
-    assert "exists; resume it" in capsys.readouterr().err
-    assert cli.main([*asked, "--resume", "--seed=1"]) == 2
-    assert "other settings (seed)" in capsys.readouterr().err
-    asked[2] = "1"  # The number of actors may change.
-    assert cli.main([*asked, "--resume"]) == 0, capsys.readouterr().err
-    assert "more were in the folder" in capsys.readouterr().err
-    again = results(output)
-    same({i: again[i] for i in whole}, whole)
-    assert {i: again[i] for i in (300, 301, 302)} == {i: found[i] for i in (300, 301, 302)}
-    assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
 def test_a_folder_must_be_gone_on_with_as_it_was_begun(

@@ -203,7 +203,8 @@ def _work(
 
     with cluster(actors) as ray, _context(output, progress):
         gpus = 1 if _on_gpus(ray, given.get("device")) else 0
-        rows = ray.data.read_datasource(Prompts(parts), **SMALL)
+        count = len(parts)  # Else Ray cuts them further.
+        rows = ray.data.read_datasource(Prompts(parts), override_num_blocks=count, **SMALL)
         rows = rows.map_batches(
             Decoder,
             fn_constructor_kwargs=dict(given),
@@ -234,6 +235,8 @@ def _context(output: Path, progress: bool) -> Iterator[None]:
     # One actor leaves out what is there. By default there are up to ten, of 1 GiB each.
     config.checkpoint_actor_memory_bytes = MEMORY
     config.checkpoint_actor_pool_max_size = 1
+    # To read which prompts are done, Ray Data would start 32 processes.
+    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
     context.checkpoint_config, context.enable_progress_bars = config, progress
     logger.setLevel(logging.ERROR)
     try:
