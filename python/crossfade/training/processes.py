@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
+from ..extras import require
+
 IGNORED = -100  # the label of a position that is not trained on
 PARTS = ("FSDP", "DEEPSPEED")  # what keeps the weights in parts, as Accelerate calls it
 STANDS_IN = "stands_in"  # the key of a batch that is there for the number of steps alone
@@ -43,9 +45,7 @@ def in_any(accelerator: Any, flag: bool) -> bool:
 
 def of_the_first(x: Any) -> Any:
     """What the first process has, in all of them."""
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([x])[0]
+    return require("accelerate.utils", "train").broadcast_object_list([x])[0]
 
 
 def check_processes(trainer: Any, *, whole: bool = False) -> None:
@@ -100,7 +100,8 @@ class Shares(BatchSampler):
     def __init__(
         self, sampler: Any, size: int, processes: int, index: int, drop_last: bool
     ) -> None:
-        self.sampler, self.batch_size, self.drop_last = sampler, size, drop_last
+        self.rows, self.batch_size, self.drop_last = sampler, size, drop_last
+        self.sampler = sampler  # by this name Accelerate tells it of epochs
         self.processes, self.index = processes, index
 
     @property
@@ -111,10 +112,10 @@ class Shares(BatchSampler):
     @property
     def stands_in(self) -> bool:
         """Whether nothing is left for this process of an epoch's last batch."""
-        return not self.drop_last and 0 < len(self.sampler) % self.whole <= self.index
+        return not self.drop_last and 0 < len(self.rows) % self.whole <= self.index
 
     def __len__(self) -> int:
-        full, left = divmod(len(self.sampler), self.whole)
+        full, left = divmod(len(self.rows), self.whole)
         return full + bool(left and not self.drop_last)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -133,10 +134,9 @@ def divide(loader: Any) -> bool:
     Returns:
         Whether this process stands in for an epoch's last batch.
     """
-    from accelerate.data_loader import BatchSamplerShard
-
+    kind = require("accelerate.data_loader", "train").BatchSamplerShard
     shard = getattr(loader, "batch_sampler", None)
-    if not isinstance(shard, BatchSamplerShard) or shard.split_batches:
+    if not isinstance(shard, kind) or shard.split_batches:
         return False  # streams, or how `args.accelerator_config` wants it
     inner = shard.batch_sampler
     if type(inner) is not BatchSampler:

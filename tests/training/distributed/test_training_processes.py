@@ -27,9 +27,9 @@ pytestmark = [
 Case = tuple[str, int, dict[str, Any], dict[str, Any]]
 KINDS: dict[str, Case] = {kind: (kind, 9, {}, {}) for kind in runs.OWN}
 ADVANCE = {"precompute_ref_log_probs": True}
-FREE = {"padding_free": True, "max_length": None}
+FREE = {"padding_free": True, "max_length": None, "eval_strategy": "no"}
 KINDS |= {
-    "sft padding-free": ("sft", 7, {**FREE, "eval_strategy": "no"}, {}),
+    "sft padding-free": ("sft", 7, FREE, {}),
     "dpo by a sort": ("dpo", 7, {}, {"loss": "aot"}),
     "dpo by losses of TRL": ("dpo", 7, {"loss_type": ["sigmoid", "aot", "sft"]}, {}),
     "kto of references in advance": ("kto", 10, ADVANCE, {}),
@@ -138,7 +138,8 @@ def trained_more(base: str, tmp_path_factory: pytest.TempPathFactory, rewards: A
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", MORE)
 def test_two_processes_train_as_one_in_other_ways(name: str, trained_more: Pair) -> None:
-    check_same(*trained_more(name))
+    ties = ("accuracies",)  # at step 0 rounding decides which of two equal rewards is larger
+    check_same(*trained_more(name), ties if "in advance" in name else ())
 
 
 @pytest.mark.parametrize("kind", ["dpo", "self-judge", "value", "clp"])
