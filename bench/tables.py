@@ -82,6 +82,7 @@ PAGES: dict[str, dict[str, Section]] = {
         "session": of(session.render, "session"),
         "serving": of(serving.render, "serving"),
         "scale-ray": of(scale.ray, "scale"),
+        "scale-shards": of(scale.shards, "scale"),
         "search": of(search.render, "search"),
         "speculation": of(speculation.render, "speculation"),
         "judge": of(judge.render, "judge"),

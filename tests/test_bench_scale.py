@@ -71,3 +71,35 @@ def test_a_command_is_run() -> None:
     ways = scale.ray(args)["sizes"]["tiny"]["ways"]
     assert {x["equal"] for x in ways.values()} == {3}
     assert all(x["rate"] > 0 for x in ways.values())
+
+
+def test_shards_against_one_process() -> None:
+    """The formula, the figures beside it, and what goes between ranks."""
+    report = {
+        "command": "python bench/scale.py shards",
+        "hardware": {"device": "X", "threads": 1, "isa": "avx2"},
+        "shape": [8, 1024, 49152],
+        "ranks": 2,
+        "weights": 5e8,
+        "alone": {"1": {"1": 0.1}, "2": {"1": 0.08}},
+        "in ranks": {
+            "steps": {"1": {"in shards": 0.07, "gathered": 0.09}},
+            "sums": {"1": 1e-3},
+            "small": {"1": 4e-3},
+            "rows": {"1": 2e-3},
+        },
+        "draws": [{"rows": 1, "draw": "plain", "seconds": {"1": 1e-3, "2": 2e-3, "4": 3e-3}}],
+    }
+    page = scale.render({"shards": report}, "shards")
+    assert "| 1 | one process, 2 threads | 80.0 | 1.25 |" in page
+    assert "| 1 | 2 ranks, by the formula | 70.0 | 1.43 |" in page  # 50 + 16 sums of 1 + 4
+    assert "| 1 | 2 ranks, head in shards | 70.0 | 1.43 |" in page
+    assert "192 B in 4000 us | 98,304 B in 2000 us |" in page
+    assert "| 1 | plain | 1.00 | 2.00 | 3.00 |" in page
+
+
+@pytest.mark.sweep
+def test_draws_from_parts() -> None:
+    found = scale.draws([1])
+    assert {x["draw"] for x in found} == set(scale.DRAWS)
+    assert all(x["seconds"].keys() == {1, 2, 4} for x in found)
