@@ -80,8 +80,8 @@ def shards(report: dict[str, Any]) -> str:
         [
             *table(["rows", "way", "ms a step", "of one thread's speed"], rows),
             "",
-            f"The formula: one thread's time over {ranks} ranks, {2 * layers} sums of layers, and the "
-            "round of the draw, each as measured:",
+            f"The formula: one thread's time over {ranks} ranks, {2 * layers} sums of layers, and "
+            "the round of the draw, each as measured:",
             "",
             *table(["rows", "a sum of a layer", "a draw in shards", "logits, gathered"], rounds),
             "",
@@ -89,8 +89,8 @@ def shards(report: dict[str, Any]) -> str:
             "",
             *table(["rows", "draw", "whole, ms", "2 parts", "4 parts"], drawn),
         ],
-        f"{layers} layers of {width}, a vocabulary of {vocab:,}, float32, {weights / 1e6:,.0f} MB "
-        f"read a step, gloo, one thread a rank. {machine(found['hardware'])}; `{found['command']}`.",
+        f"{layers} layers of {width}, {vocab:,} tokens, float32, {weights / 1e6:,.0f} MB read a "
+        f"step, gloo, one thread a rank. {machine(found['hardware'])}; `{found['command']}`.",
     )
 
 
