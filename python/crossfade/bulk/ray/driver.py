@@ -82,6 +82,7 @@ def run(
         raise ValueError(f"there are no prompts: {str(prompts)!r} is empty")
     if len(parts) < 2 * actors:  # so that no actor waits for others
         parts, _ = parts_of(files, max(1, -(-total // (2 * actors))))
+    actors = min(actors, len(parts))
     file_format = "parquet" if all(f.suffix.lower() == ".parquet" for f in files) else "jsonl"
     what = {
         "spec": {name: x for name, x in given.items() if name not in FREE},
@@ -247,9 +248,15 @@ def _context(output: Path, progress: bool) -> Iterator[None]:
 
 
 def _on_gpus(ray: Any, device: str | None) -> bool:
-    if device is None:
-        return ray.cluster_resources().get("GPU", 0) > 0
-    return device.startswith("cuda")
+    """Whether actors take a GPU each.
+
+    Raises:
+        ValueError: they are to, and the cluster has none, for which Ray would wait for ever.
+    """
+    there = ray.cluster_resources().get("GPU", 0) > 0
+    if device is not None and device.startswith("cuda") and not there:
+        raise ValueError(f"device is {device!r}, and the cluster of Ray has no GPU")
+    return there if device is None else device.startswith("cuda")
 
 
 def _cause(error: BaseException) -> str:
