@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ CALLS = 2  # tasks that an actor works on at a time, so that one begins before t
 MEMORY = 256 << 20  # bytes of the object store of a cluster that is started here
 OTHERS = 2  # CPUs of what reads and writes, and of the actor that leaves out what is there
 SMALL: dict[str, Any] = {"num_cpus": 0.1}  # what tasks take that read and write
+SAID = re.compile(r"(?m)^\s*(?:\w+Error): (.+)$")  # the line of a stack that says what was wrong
 # Fields of a spec that change no result.
 FREE = ("device", "batch_size", "expects")
 
@@ -261,7 +263,9 @@ def _on_gpus(ray: Any, device: str | None) -> bool:
 
 def _cause(error: BaseException) -> str:
     """What an actor said, without the stack that Ray puts before it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    said = str(error)
+    each: BaseException | None = error
+    while each is not None:
+        said, each = f"{each}\n{said}", each.__cause__
+    found = SAID.findall(said)
+    return found[-1] if found else type(error).__name__
