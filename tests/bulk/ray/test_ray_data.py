@@ -214,7 +214,7 @@ def test_a_pipeline_of_parquet(cluster: Any, paths: dict[str, str], tmp_path: Pa
         Decoder,
         fn_constructor_kwargs=asked,
         batch_size=4,
-        compute=cluster.data.ActorPoolStrategy(size=2),
+        compute=cluster.data.ActorPoolStrategy(size=1),
     )
     texts = {row["id"]: row["text"] for row in found.take_all()}
     assert texts == {i: json.loads(line)["text"] for i, line in whole.items()}
@@ -229,10 +229,14 @@ def test_a_pipeline_of_parquet(cluster: Any, paths: dict[str, str], tmp_path: Pa
 
 
 @pytest.mark.sweep
-def test_an_actor_that_cannot_begin_ends_the_run(
+def test_actors_with_other_models_end_the_run(
     cluster: Any, paths: dict[str, str], tmp_path: Path
 ) -> None:
     file = write(tmp_path / "p.jsonl", prompts(3))
-    given = spec(model=[f"base={paths['base']}"], blend="base", device="cuda:99")
-    with pytest.raises(RuntimeError, match="an actor has failed: "):
-        run(given, file, tmp_path / "out")
+    output = tmp_path / "out"
+    given = spec(model=[f"base={paths['base']}"], blend="base")
+    with pytest.raises(ValueError, match="the cluster of Ray has no GPU"):
+        run({**given, "device": "cuda:99"}, file, output)
+    note(output, "before", {0: '{"index": 0, "run": "other"}'})
+    with pytest.raises(RuntimeError, match=r"an actor has failed: .*that of the results is other"):
+        run(given, file, output, resume=True)

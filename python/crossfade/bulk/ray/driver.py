@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ CALLS = 2  # tasks that an actor works on at a time, so that one begins before t
 MEMORY = 256 << 20  # bytes of the object store of a cluster that is started here
 OTHERS = 2  # CPUs of what reads and writes, and of the actor that leaves out what is there
 SMALL: dict[str, Any] = {"num_cpus": 0.1}  # what tasks take that read and write
+SAID = re.compile(r"(?m)^\s*(?:\w+Error): (.+)$")  # the line of a stack that says what was wrong
 # Fields of a spec that change no result.
 FREE = ("device", "batch_size", "expects")
 
@@ -82,6 +84,7 @@ def run(
         raise ValueError(f"there are no prompts: {str(prompts)!r} is empty")
     if len(parts) < 2 * actors:  # so that no actor waits for others
         parts, _ = parts_of(files, max(1, -(-total // (2 * actors))))
+    actors = min(actors, len(parts))
     file_format = "parquet" if all(f.suffix.lower() == ".parquet" for f in files) else "jsonl"
     what = {
         "spec": {name: x for name, x in given.items() if name not in FREE},
@@ -247,14 +250,22 @@ def _context(output: Path, progress: bool) -> Iterator[None]:
 
 
 def _on_gpus(ray: Any, device: str | None) -> bool:
-    if device is None:
-        return ray.cluster_resources().get("GPU", 0) > 0
-    return device.startswith("cuda")
+    """Whether actors take a GPU each.
+
+    Raises:
+        ValueError: they are to, and the cluster has none, for which Ray would wait for ever.
+    """
+    there = ray.cluster_resources().get("GPU", 0) > 0
+    if device is not None and device.startswith("cuda") and not there:
+        raise ValueError(f"device is {device!r}, and the cluster of Ray has no GPU")
+    return there if device is None else device.startswith("cuda")
 
 
 def _cause(error: BaseException) -> str:
     """What an actor said, without the stack that Ray puts before it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    said = str(error)
+    each: BaseException | None = error
+    while each is not None:
+        said, each = f"{each}\n{said}", each.__cause__
+    found = SAID.findall(said)
+    return found[-1] if found else type(error).__name__

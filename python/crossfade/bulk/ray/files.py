@@ -228,7 +228,7 @@ class Results(datasource.BlockBasedFileDatasink):
         blocks = list(blocks)
         super().write(iter(blocks), ctx)
         counts = dict.fromkeys(self.counts, 0)
-        for block in blocks:
+        for block in filter(len, blocks):  # An empty one has no columns.
             lines, errors = (block[name].to_pylist() for name in (LINE, ERROR))
             counts["rows"] += len(lines)
             counts["errors"] += sum(x is not None for x in errors)
