@@ -147,10 +147,13 @@ class Mixer:
         self, shard: Shard, logits: Sequence[Tensor], draw: dict[str, Any]
     ) -> BlendSample:
         """The same where the ranks have the columns of the vocabulary together."""
-        inputs = self._inputs([shard.part(z) for z in logits])
         columns = min(shard.end, self.vocabulary) - shard.first
-        inputs["vocab_size"] = max(columns, 1)
-        if columns < 1:  # This rank has padding alone.
+        if columns > 0:
+            inputs = self._inputs([shard.part(z) for z in logits])
+            inputs["vocab_size"] = columns
+        else:  # This rank has padding alone: a column, which no token is.
+            inputs = self._inputs([z[..., :1] for z in logits])
+            inputs["vocab_size"] = 1
             inputs["mask"] = torch.zeros(1, dtype=torch.bool, device=logits[0].device)
         partial = ops.blend_sample(**inputs, **draw, first_token=shard.first, return_partial=True)
         return ops.merge([partial], shard.reduce)
