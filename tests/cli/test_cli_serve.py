@@ -66,7 +66,12 @@ def visited(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Any]]:
         visitor = Visitor(ask, stop)
         monkeypatch.setattr(serving, "bind", visitor.bind)
         visitor.start()
-        status = cli.main(["serve", "--port", "0", *argv])
+        # A shell lets what it starts in the background ignore Ctrl-C.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            status = cli.main(["serve", "--port", "0", *argv])
+        finally:
+            signal.signal(signal.SIGINT, before)
         visitor.join()
         return status, visitor.found
 
