@@ -118,6 +118,7 @@ def test_value(base: str, tmp_path: Path, objective: str, capsys: Any) -> None:
     assert "value has the key 'rnk'; known ones are kind, rank" in capsys.readouterr().err
 
 
+@pytest.mark.sweep
 def test_two_processes(base: str, tmp_path: Path) -> None:
     """Two processes with half a batch each train as one does, and only one of them prints."""
     given = settings(base, tmp_path, "sft", value={"rank": 2})

@@ -6,12 +6,17 @@ rank i gets to ``rank<i>.json``.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
+import runpy
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import crossfade as cf
 import torch
@@ -203,6 +208,19 @@ def without_a_seed(load: Load) -> list[Any]:
     return [out.sequences.tolist(), base.generate(torch.tensor(PROMPTS[:1]), **options).tolist()]
 
 
+def printed_by_the_page(folder: Path) -> str:
+    """What the script of docs/tensor-parallel.md prints on this rank, which is there already."""
+    page = (Path(__file__).parents[3] / "docs" / "tensor-parallel.md").read_text()
+    script = folder / f"write{os.environ['RANK']}.py"
+    script.write_text(page.split("```python write.py\n")[1].split("```")[0])
+    sys.argv = [str(script), str(folder / "guide"), str(folder / "base")]
+    group = ("init_process_group", "destroy_process_group")
+    there = patch.multiple(torch.distributed, **dict.fromkeys(group, lambda *_: None))
+    with there, contextlib.redirect_stdout(io.StringIO()) as printed:
+        runpy.run_path(str(script), run_name="__main__")
+    return printed.getvalue()
+
+
 def main(folder: Path) -> None:
     from torch import distributed
 
@@ -211,6 +229,7 @@ def main(folder: Path) -> None:
     found: dict[str, Any] = {"calls": run(load, folder), "gathers": gathers(load)}
     found["without a seed"] = without_a_seed(load)
     found["mistakes"] = {n: refusal(call) for n, call in mistakes(load, rank).items()}
+    found["the page's script"] = printed_by_the_page(folder)
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
     distributed.destroy_process_group()
 
