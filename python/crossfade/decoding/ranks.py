@@ -128,8 +128,9 @@ def shard_of(head: Any) -> Shard | None:
     """The columns of a linear head that this rank has; None if the head is no such shard."""
     weight = getattr(head, "weight", None)
     mesh = _mesh_of(weight)
-    in_parallel = "forward" in vars(head) if type(head) is torch.nn.Linear else False
-    if mesh is None or not in_parallel:  # Other shards, as of FSDP, are gathered by their module.
+    if mesh is None or type(head) is not torch.nn.Linear:
+        return None
+    if "forward" not in vars(head):  # Other shards, as of FSDP, are gathered by their module.
         return None
     from torch.distributed.tensor import Shard as Sharded
 

