@@ -9,6 +9,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
+from crossfade.decoding.engine.backbone import Backbone
 from crossfade.decoding.engine.group import Group
 from crossfade.decoding.engine.modules import Unsupported
 from crossfade.decoding.loop import Loop
@@ -65,14 +66,14 @@ def test_logits_that_are_nan(terms: Terms) -> None:
 def test_a_model_that_raises_for_one_prompt(
     terms: Terms, session: cf.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Group._run
+    run = Backbone.run
 
-    def fails(self: Group, how: Any, at: Any, ids: torch.Tensor, *rest: Any) -> Any:
+    def fails(self: Backbone, ids: torch.Tensor, *rest: Any) -> Any:
         if (ids == BAD[0]).any():
             raise ArithmeticError("not this one")
-        return run(self, how, at, ids, *rest)
+        return run(self, ids, *rest)
 
-    monkeypatch.setattr(Group, "_run", fails)
+    monkeypatch.setattr(Backbone, "run", fails)
     quiet = LONG | {"suppress_tokens": [BAD[0]]}
     others = [session.submit(PROMPT, blend=FADED, seed=i, **quiet) for i in range(5)]
     until(lambda: others[0].begun)
@@ -104,14 +105,14 @@ def test_memory_for_few_rows(
     rows: int, terms: Terms, session: cf.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where forwards of more rows find no memory, fewer are decoded at a time."""
-    run, most = Group._run, 99
+    run, most = Backbone.run, 99
 
-    def runs_out(self: Group, how: Any, at: Any, ids: torch.Tensor, *rest: Any) -> Any:
+    def runs_out(self: Backbone, ids: torch.Tensor, *rest: Any) -> Any:
         if len(ids) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run(self, how, at, ids, *rest)
+        return run(self, ids, *rest)
 
-    monkeypatch.setattr(Group, "_run", runs_out)
+    monkeypatch.setattr(Backbone, "run", runs_out)
     requests = five(session)
     until(lambda: all(r.begun for r in requests))
     most = rows

@@ -52,12 +52,12 @@ def test_few_rows_in_many_slots(make: Callable[[], Terms], tape: bool, fed: list
         (lane,) = session._worker.lanes.values()
         groups: Any = lane.loop.runner.groups
         for group in groups if tape else ():
-            steps = group.tapes.steps
+            steps = group.backbone.tapes.steps
             assert steps, "it is used"
             assert all(some for *_, some in steps), "all of them fed some of the slots"
             assert all(s.program is not None and s.why is None for s in steps.values())
             assert any(s.proved for s in steps.values())
-            assert not group.tapes.notes
+            assert not group.backbone.tapes.notes
 
 
 def test_numbers_do_not_depend_on_how_many_are_fed(monkeypatch: pytest.MonkeyPatch) -> None:

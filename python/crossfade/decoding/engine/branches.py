@@ -289,7 +289,7 @@ def _logits(runner: EngineRunner, some: Sequence[Branch]) -> list[Tensor]:
         of_lanes = padded.unflatten(0, (len(group.terms), -1))
         for lane, z in zip(group.lanes, of_lanes, strict=True):
             for k in lane:
-                found[k] = product(group.layer(k), z, group.backend) if by_states else z
+                found[k] = product(group.layer(k), z, group.backbone.backend) if by_states else z
     return [found[k] for k in range(len(runner.models))]
 
 

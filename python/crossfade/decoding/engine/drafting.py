@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .group import Group, logits_of
+from .group import Group
+from .plan import logits_of
 
 
 class Guessers(NamedTuple):

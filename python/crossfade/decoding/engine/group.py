@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...models.hf import text_config
 from ..forms import Ids, common
 from ..ranks import ranks_of
 from ..runner import Shares
-from ..simple.replica import Replica
 from ..simple.term_model import TermModel
+from .backbone import Backbone
 from .batching import MAX_LOGITS, Cost, batches, max_tokens
 from .deltas import Deltas
-from .head import Head, Wanted, product, split
+from .head import Wanted, product
 from .kv_cache import KVCache
 from .lanes import Rider
-from .modules import Forward, ForwardPass, Unsupported, linear_forwards, refuse_unsupported
-from .tape import SHORTEST, Tapes
+from .modules import ForwardPass, Unsupported, refuse_unsupported
+from .tape import SHORTEST
+from .unread import Queue, Unread
 
 AHEAD = 256  # the new tokens of a row that caches have room for at first, at most
 
@@ -82,26 +81,18 @@ class Group:
         if deltas is not None and ranks_of([first]) is not None:
             raise Unsupported(f"{first.name} has adapters over layers in shards")
         self.terms, self.slots, self.name = tuple(terms), slots, first.name
-        self.models = tuple(models)
-        self.base = first.bare
-        self.device = first.device
-        self.config = text_config(first.bare)
-        native = kernels and self.device.type == "cpu"
-        self.backend = backend = None if kernels else "reference"  # of `ops.linear`
-        replacements: dict[Any, Forward] = linear_forwards(self.base) if native else {}
-        self.deltas = deltas
-        if deltas is not None:
-            replacements.update(deltas.replacements)
-        body, self.head = split(self.base, terms[: self.own], backend)
+        self.models, self.deltas = tuple(models), deltas
+        self.backbone = Backbone(
+            models,
+            terms[: self.own],
+            deltas,
+            kernels=kernels,
+            compile=compile,
+            tape=tape and limit >= SHORTEST,
+            attention=attention,
+        )
+        self.device, self.head = self.backbone.device, self.backbone.head
         self.head.keeps = bool(self.riders)
-        replacements.update(self.head.replacements)
-        replica = Replica(self.base)
-        replica.install(replacements)
-        replica.silence()
-        for state in first.adapter_states if deltas is None else ():
-            state.apply(replica)
-        text_config(replica.model)._attn_implementation = attention
-        self.body = replica[body]
 
         rows = slots * len(models)
         self.cache = KVCache(rows, longest + min(limit, AHEAD))
@@ -115,37 +106,23 @@ class Group:
         of_terms = range(len(models))
         each = [[1.0] if deltas is None else deltas.shares(m, None) for m in of_terms]
         self.shares = torch.tensor(each, device=self.device).repeat_interleave(slots, 0)
-        self.unread: list[Unread] = []  # what is yet to be read of prompts, in order
+        self.unread = Queue()
         self.pending = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        # The forward of a step. As a method it would refer to this object in a circle.
-        self.forward: Any = torch.compile(forward, dynamic=False) if compile else forward
-        self._compiled = compile
-        self.tapes: Tapes | None = None
-        if tape and native and not compile and limit >= SHORTEST:
-            self.tapes = Tapes(forward, models, deltas)
         self.forwards_run = 0
         self.tokens_read = 0
 
     def _run(
         self,
-        how: Any,
         at: Tensor | slice,
         ids: Tensor,
         positions: Tensor,
         forward_pass: ForwardPass,
+        how: Any = None,
     ) -> Tensor:
-        """Run a forward over some rows, and give what the head was asked for.
-
-        Args:
-            how: `forward`, compiled or not.
-            at: the rows ``[B]``, or a slice of all.
-        """
+        """Run a forward over the rows ``at [B]``, as `Backbone.run`, each with its adapters."""
         if self.deltas is not None:
             self.deltas.seat(self.members[at], self.shares[at])
-        logits = how(self.body, self.head, ids, positions, forward_pass)
-        if set(self.cache.layers) != set(range(self.config.num_hidden_layers)):
-            raise Unsupported("its layers do not all use Transformers' attention interface")
-        return logits
+        return self.backbone.run(ids, positions, forward_pass, how)
 
     @property
     def fresh(self) -> Tensor:
@@ -241,14 +218,11 @@ class Group:
         wanted = Wanted(every=True, rows=self.own * count, slots=slots)
         if at is not None:
             wanted = Wanted(at=at.repeat(lanes)[:, None], rows=self.own * count)
-        how = self.forward if n == 1 or not self._compiled else forward
-        if self.tapes is not None and at is None:
-            how = self.tapes.step(ids.shape, some_rows=rows is not None)
+        how = self.backbone.step(ids, some_rows=rows is not None, every=at is None)
         forward_pass = ForwardPass(self.cache, lengths, rows)
         with self.head.reading(wanted):
-            logits = self._run(
-                how, slice(None) if rows is None else rows, ids, positions, forward_pass
-            )
+            fed = slice(None) if rows is None else rows
+            logits = self._run(fed, ids, positions, forward_pass, how)
         return logits
 
     def states(self, lane: int) -> Tensor:
@@ -260,7 +234,7 @@ class Group:
     def ridden(self, place: int) -> Tensor:
         """``[slots, n, V]``: what a rider's head makes of its lane's states."""
         rider = self.riders[place]
-        return product(rider.layer, self.states(rider.lane), self.backend)
+        return product(rider.layer, self.states(rider.lane), self.backbone.backend)
 
     def layer(self, place: int) -> Any:
         """The head of a model that makes its numbers of the hidden states of its lane."""
@@ -308,10 +282,8 @@ class Group:
             self.cache.rewind(row, start)
             starts.append(start)
             self.bounds[row] = len(prompt) - 1
-            if start < len(prompt) - 1:
-                unread.append(Unread(row, start, prompt))
-        # Prompts of about one length share a forward, and short ones do not wait for long ones.
-        self.unread += sorted(unread, key=len)
+            unread.append(Unread(row, start, prompt))
+        self.unread.put(unread)
         at = torch.tensor(rows, device=self.device)
         self.prompt_lengths[at] = torch.tensor([len(p) for p in prompts], device=self.device)
         self.lengths[at] = torch.tensor(starts, device=self.device)
@@ -337,20 +309,14 @@ class Group:
             How many prompts these are.
         """
         most = max_tokens(self.device)
-        now: list[Unread] = []
-        width = 0
-        while self.unread:
-            width = max(width, min(len(self.unread[0]), most))
-            if now and (len(now) + 1) * width > most:
-                break
-            now.append(self.unread.pop(0))
-        pieces = [x.prompt[x.start : min(x.start + most, len(x.prompt) - 1)] for x in now]
+        now = self.unread.take(most)
+        pieces = [x.piece(most) for x in now]
         with self.head.reading(Wanted(logits=False)):
             self._append([x.row for x in now], [x.start for x in now], pieces)
         for x, ids in zip(now, pieces, strict=True):
             self.cache.holds(x.row, x.start, ids)
             x.start += len(ids)
-        self.unread += [x for x in now if len(x)]  # Their next pieces wait behind the others.
+        self.unread.put_back(now)
         return len(now)
 
     def begin(self, rows: Sequence[int], prompts: Sequence[Ids]) -> None:
@@ -365,7 +331,7 @@ class Group:
         """Keep the caches of these rows, which have ended, from growing."""
         for row in rows:
             self.used[row] = False
-        self.unread = [x for x in self.unread if x.row not in rows]
+        self.unread.drop(rows)
 
     def _append(self, rows: Sequence[int], starts: Sequence[int], ids: Sequence[Ids]) -> Tensor:
         """Feed `ids` to `rows`, and give what the head was asked for.
@@ -382,7 +348,7 @@ class Group:
         positions = lengths[:, None] + torch.minimum(steps, counts[:, None] - 1)
         self._make_room(max(starts) + width)
         forward_pass = ForwardPass(self.cache, lengths, at)
-        logits = self._run(forward, at, padded, positions, forward_pass)
+        logits = self._run(at, padded, positions, forward_pass)
         self.lengths[at] = lengths + counts
         self.forwards_run += 1
         self.tokens_read += sum(map(len, ids))
@@ -412,7 +378,7 @@ class Group:
         """
         for now in batches(
             Cost([len(x) for x in ids], max_tokens(self.device)),
-            Cost(counts, MAX_LOGITS // self.config.vocab_size),
+            Cost(counts, MAX_LOGITS // self.backbone.config.vocab_size),
         ):
             for i in now:
                 self.bounds[rows[i]] = starts[i] + len(ids[i])
@@ -476,54 +442,3 @@ class Group:
             state.copy_(state[source])
         self.bounds = [self.bounds[s] for s in sources]
         self.used = [self.used[s] for s in sources]
-
-
-@dataclass
-class Unread:
-    """What a row has yet to read of its prompt: its tokens from `start` on, without the last."""
-
-    row: int
-    start: int
-    prompt: Ids
-
-    def __len__(self) -> int:
-        return len(self.prompt) - 1 - self.start
-
-
-def forward(
-    body: Any, head: Head, ids: Tensor, positions: Tensor, forward_pass: ForwardPass
-) -> Tensor:
-    """One forward of a model over the engine's caches, and what is wanted of its logits."""
-    output = body(
-        input_ids=ids,
-        position_ids=positions,
-        use_cache=False,
-        return_dict=True,
-        logits_to_keep=head.keep,
-        crossfade=forward_pass,
-    )
-    return head.logits(output)
-
-
-def logits_of(
-    found: Mapping[Group, Tensor], device: torch.device, models: int
-) -> dict[tuple[int, ...], Tensor]:
-    """The logits of each model on one device, of those that groups gave: ``[own * slots, ...]``.
-
-    Those that share a head have their logits together, by all their places.
-
-    Args:
-        models: how many of a call's models have logits; riders after these are asked otherwise.
-    """
-    each: dict[tuple[int, ...], Tensor] = {}
-    for group, logits in found.items():
-        logits, own = logits.to(device), group.terms[: group.own]
-        if group.head.weights is not None:
-            each[own] = logits
-        else:
-            each.update(((k,), z) for k, z in zip(own, logits.chunk(len(own)), strict=True))
-        for k in group.riders:
-            if k < models:
-                ridden = group.ridden(k).to(device)
-                each[(k,)] = ridden if logits.dim() == 3 else ridden[:, 0]
-    return each

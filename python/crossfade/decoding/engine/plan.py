@@ -1,8 +1,8 @@
-"""Which models read what at a step."""
+"""Which models read what at a step, and what logits come of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -81,3 +81,27 @@ def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
     stream.wait_stream(torch.cuda.current_stream(stream.device))
     with torch.cuda.stream(stream):
         yield
+
+
+def logits_of(
+    found: Mapping[Group, Tensor], device: torch.device, models: int
+) -> dict[tuple[int, ...], Tensor]:
+    """The logits of each model on one device, of those that groups gave: ``[own * slots, ...]``.
+
+    Those that share a head have their logits together, by all their places.
+
+    Args:
+        models: how many of a call's models have logits; riders after these are asked otherwise.
+    """
+    each: dict[tuple[int, ...], Tensor] = {}
+    for group, logits in found.items():
+        logits, own = logits.to(device), group.terms[: group.own]
+        if group.head.weights is not None:
+            each[own] = logits
+        else:
+            each.update(((k,), z) for k, z in zip(own, logits.chunk(len(own)), strict=True))
+        for k in group.riders:
+            if k < models:
+                ridden = group.ridden(k).to(device)
+                each[(k,)] = ridden if logits.dim() == 3 else ridden[:, 0]
+    return each

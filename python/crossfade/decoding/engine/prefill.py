@@ -219,7 +219,8 @@ def over_caches(
     Yields:
         The index of a row in `rows`, and the logits ``[n, V]`` after the next n of those tokens.
     """
-    most, most_logits = max_tokens(group.device), max(1, MAX_LOGITS // group.config.vocab_size)
+    most = max_tokens(group.device)
+    most_logits = max(1, MAX_LOGITS // group.backbone.config.vocab_size)
     done = [0] * len(rows)
     unread = [i for i in range(len(rows)) if ids[i]]
     while unread:

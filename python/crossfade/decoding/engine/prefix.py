@@ -42,7 +42,7 @@ class KeptCache:
 def fingerprints_of(runner: EngineRunner) -> list[Hashable]:
     """The fingerprints of the models of a runner's groups, as the models are now."""
     return [
-        fingerprint(g.base, active=any(m.adapter == "active" for m in g.models))
+        fingerprint(g.backbone.model, active=any(m.adapter == "active" for m in g.models))
         for g in runner.groups
     ]
 

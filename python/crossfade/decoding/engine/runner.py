@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ...blends.blend import Blend
 from ...models.value_heads import token_values
-from ...ops import Support
 from ...ops.check import Weights
 from ..forms import Ids
 from ..ranks import Shard
@@ -19,13 +18,13 @@ from ..simple.term_model import TermModel
 from ..stats import ModelStats
 from . import contract
 from .drafting import Guessers
-from .group import Group, logits_of
+from .fitting import Fitting
+from .group import Group
 from .grouping import Grouping
 from .lanes import Lanes, after_head_of, same_text
-from .lazy import Lazy
 from .modules import Unsupported
 from .options import Engine
-from .plan import All, Plan
+from .plan import All, Plan, logits_of
 
 
 class EngineRunner:
@@ -48,11 +47,7 @@ class EngineRunner:
         groups: of the models that decide which tokens are drawn.
         drafting: the models that guess; None if there are none.
         heads: those of the given ones for which that is so: they ride on lanes of the groups.
-        models_of_logits: the models that each tensor of logits stands for, by their places in
-            `models`.
-        plan: decides which models read what at a step.
-        shard: the columns of the vocabulary that this rank draws from; None: all of them. Logits
-            have these columns then, or all.
+        models_of_logits, plan, shard: as of `Fitting`.
     """
 
     def __init__(
@@ -69,7 +64,6 @@ class EngineRunner:
     ) -> None:
         self.models, self.device = tuple(models), models[0].device
         self.slots, self.engine = slots, engine
-        self._notes: list[str] = []
         self.backend = None if engine.kernels else "reference"
         self._members = (*models, *heads)
         # The model whose prompts each of these reads: itself, or one that reads the same.
@@ -83,7 +77,7 @@ class EngineRunner:
         grouping = Grouping(self._members, rows, slots, limit, engine, len(models))
         self.groups = grouping.groups(lanes)
         self.drafting = None if draft is None else grouping.drafting(self.groups, draft)
-        self._notes += grouping.notes
+        self._left_out = grouping.notes
         self._riding = [
             (g, k)
             for k in range(len(models), len(self._members))
@@ -91,10 +85,7 @@ class EngineRunner:
             if k in g.riders
         ]
         self.heads = tuple(self._members[k] for _, k in self._riding)
-        self._judges = range(len(judges))
-        self.models_of_logits: list[tuple[int, ...]] = [(k,) for k in self._judges]
-        self.plan: Plan = All(self.groups)
-        self.shard: Shard | None = None
+        self.fitting = Fitting(self.groups, len(judges), engine)
         self.joining: list[Joining] = []
 
     @property
@@ -106,8 +97,8 @@ class EngineRunner:
     @property
     def notes(self) -> list[str]:
         """What was left out so far, and why."""
-        taped = ((g.name, g.tapes.notes) for g in self._all_groups if g.tapes is not None)
-        return [*self._notes, *(f"{name}: {note}" for name, notes in taped for note in notes)]
+        of_groups = [f"{g.name}: {note}" for g in self._all_groups for note in g.backbone.notes]
+        return [*self._left_out, *self.fitting.notes, *of_groups]
 
     def fit(
         self,
@@ -128,97 +119,21 @@ class EngineRunner:
             why_whole: why whole rows of logits are needed; None if heads may stay in shards.
             drafts: whether steps check guesses, several tokens a row.
         """
-        engine = self.engine
-        why_mean = f"the blend has power {blend.power:g}" if blend.power != 0 else None
-        if blend.parts:
-            why_mean = "the blend has a clamp, a union or an intersection among its terms"
-        if engine.share_head:
-            why_support = None if blend.support is None else "the blend has a support"
-            w = torch.as_tensor(weights, dtype=torch.float32, device=self.device)
-            w = w if w.dim() == 2 else w.expand(self.slots, -1)
-            self.share_heads(w, why_each_term or why_mean or why_support)
-        self._keep_shards(why_whole)
-        on_cpu = all(g.device.type == "cpu" for g in self.groups)
-        in_shards = any(g.head.shard is not None for g in self.groups)
-        if blend.support is not None and on_cpu and not in_shards:
-            restrict = engine.restrict_guides and why_mean is None
-            if engine.restrict_guides and why_mean is not None:
-                self._notes.append(f"every model computes all columns: {why_mean}")
-            if restrict or engine.skip_guides:
-                skip, why = engine.skip_guides, why_each_term
-                why = "a draft" if drafts else why
-                self.rest_others(blend.support, vocabulary, restrict, skip, why)
+        w = torch.as_tensor(weights, dtype=torch.float32, device=self.device)
+        w = w if w.dim() == 2 else w.expand(self.slots, -1)
+        self.fitting.fit(blend, w, vocabulary, why_each_term, why_whole, drafts=drafts)
 
-    def _keep_shards(self, why_whole: str | None) -> None:
-        """Let heads in shards stay so, where no whole rows of logits are needed.
+    @property
+    def plan(self) -> Plan:
+        return self.fitting.plan
 
-        Those with the columns of the first one do; the logits of others are gathered.
-        """
-        sharded = [g for g in self.groups if g.head.shard is not None]
-        shard = sharded[0].head.shard if sharded else None
-        if shard is None:
-            return
-        if why_whole is not None:
-            self._notes.append(f"logits are gathered from {shard.ranks.size} ranks: {why_whole}")
-            return
-        self.shard = shard
-        for group in sharded:
-            group.head.whole = group.head.shard != shard
-            if group.head.whole:
-                self._notes.append(
-                    f"logits of {group.name} are gathered from {shard.ranks.size} ranks: its head "
-                    f"has other columns on each than that of {sharded[0].name}"
-                )
+    @property
+    def models_of_logits(self) -> list[tuple[int, ...]]:
+        return self.fitting.models_of_logits
 
-    def share_heads(self, weights: Tensor, why: str | None = None) -> None:
-        """Let terms over one model share its head, by blending their hidden states before it.
-
-        Args:
-            weights: of the terms, ``[slots, terms]``.
-            why: why no head may be shared; None if heads may.
-        """
-        for group in self.groups:
-            own = list(group.terms[: group.own])
-            blended = [k for k in own if k < weights.shape[1]]
-            if len(blended) < 2:
-                continue
-            not_here = why or _why_not_linear(group)
-            if blended != own:
-                not_here = why or "others that are not blended are rows of the same forward"
-            if not_here is None:
-                group.head.weights = weights
-            else:
-                self._notes.append(f"a head for each term of {group.name}: {not_here}")
-        merged = [g.terms[: g.own] for g in self.groups if g.head.weights is not None]
-        together = {k for terms in merged for k in terms}
-        alone = [(k,) for k in self._judges if k not in together]
-        self.models_of_logits = sorted([*alone, *merged])
-
-    def rest_others(
-        self, support: Support, vocabulary: int, restrict: bool, skip: bool, why: str | None = None
-    ) -> None:
-        """Let models other than the support's rest, or compute few columns of their heads.
-
-        Args:
-            vocabulary: how many columns of the logits count.
-            restrict, skip: as in `Lazy`.
-            why: why all models must run in full at every step; None if they need not.
-        """
-        others = [g for g in self.groups if support.term not in g.terms]
-        if not others and why is None:
-            why = "they are rows of one forward with the support's term"
-        if why is None and (self._riding or any(g.riders for g in others)):
-            why = "value heads are over the rows of some"
-        if why is not None:
-            if len(self.models) > 1:
-                self._notes.append(f"all models run in full at every step: {why}")
-            return
-        self.plan = Lazy(self.groups, support, vocabulary, restrict=restrict, skip=skip)
-        for group in others if restrict else ():
-            not_here = _why_not_some_columns(group)
-            group.head.some_columns = not_here is None
-            if not_here is not None:
-                self._notes.append(f"all columns of the head of {group.name}: {not_here}")
+    @property
+    def shard(self) -> Shard | None:
+        return self.fitting.shard
 
     def join(
         self,
@@ -273,7 +188,7 @@ class EngineRunner:
         unread = set()
         for group in self._all_groups:
             group.read(each=each)
-            unread |= {x.row % self.slots for x in group.unread}
+            unread |= {row % self.slots for row in group.unread.rows}
         ready = [j for j in self.joining if j.slots[0] not in unread]
         if not ready:
             return []
@@ -445,26 +360,3 @@ class Joining:
     prompt_ids: PromptIds
     mixes: Sequence[Shares]
     slots: list[int]
-
-
-NOT_PLAIN = "it is not a plain linear layer"
-
-
-def _why_not_linear(group: Group) -> str | None:
-    """Why a model's logits are not one linear map of its hidden states; None if they are."""
-    if group.head.module is None:
-        return NOT_PLAIN
-    if group.head.module.bias is not None:
-        return "it has a bias"
-    if after_head_of(group.models[0]).is_linear:
-        return None
-    return "what the model makes of its outputs is not linear"
-
-
-def _why_not_some_columns(group: Group) -> str | None:
-    """Why some columns of a model's logits cannot be had without the others; None if they can."""
-    if group.head.module is None:
-        return NOT_PLAIN
-    if after_head_of(group.models[0]).keeps_columns_apart:
-        return None
-    return "what the model makes of its outputs mixes them"

@@ -177,7 +177,7 @@ class Reader:
             answered[i] += len(asked) if every else 0
             for model in group.lanes[lane]:
                 layer = group.layer(model) if states else None
-                answers = self._ask(z, asked, layer, group.backend)
+                answers = self._ask(z, asked, layer, group.backbone.backend)
                 kept = self.found[model][slot] if every else []
                 self.found[model][slot] = kept + answers
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from ...checks import did_you_mean, explained
 from ...decoding.chats import render
-from ...decoding.engine.group import common
+from ...decoding.forms import common
 from ..turns import quoted, turns
 
 DASHES = "-----"

@@ -11,7 +11,7 @@ from typing import Any
 import crossfade as cf
 import pytest
 import torch
-from crossfade.decoding.engine import group
+from crossfade.decoding.engine import backbone
 from crossfade.decoding.engine.tape import instructions, step
 from peft import PeftModel
 from sweeps import product
@@ -49,14 +49,14 @@ def both(blend: Any, inputs: Any = PROMPTS, **settings: Any) -> cf.Output:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many rows each forward of modules read."""
     forwards: list[int] = []
-    own = group.forward
+    own = backbone.forward
 
     def forward(body: Any, head: Any, ids: Tensor, *others: Any) -> Tensor:
         forwards.append(len(ids))
         return own(body, head, ids, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(group, "forward", forward)
+        patch.setattr(backbone, "forward", forward)
         yield forwards
 
 
