@@ -51,7 +51,7 @@ decoding.mixer
 decoding.rows
 decoding.speculation
 decoding.watch decoding.strays decoding.places
-decoding.drawing
+decoding.drawing decoding.news
 decoding.loop
 decoding.search
 decoding.classifiers

@@ -100,7 +100,8 @@ class Open:
         assert not taken & set(loop.places.free)
         assert len(loop.places.free) + len(taken) == places
         assert loop.watch.rows.keys() == loop.seated.keys()
-        assert set(loop.told) <= set(loop.seated.values())
+        told = {} if loop.teller is None else loop.teller.told
+        assert set(told) <= set(loop.seated.values())
         live = self.slots.live.tolist()
         assert not any(live[s] for s in range(places) if s not in loop.seated or s in loop.reading)
         assert all(not loop.seated.get(s) or s in taken for s in range(places))

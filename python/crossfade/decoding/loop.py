@@ -18,6 +18,7 @@ from .drawing import Drawing
 from .engine.graph import Stepper
 from .job import Row
 from .mixer import Mixer
+from .news import News, Teller
 from .places import Places
 from .rows import Slots, Written
 from .runner import PromptIds, Runner
@@ -33,18 +34,6 @@ if TYPE_CHECKING:
 # The numbers of slots that steps feed where not all have a row. They are few, as each is recorded
 # or compiled anew.
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-
-
-@dataclass(frozen=True, eq=False)
-class News:
-    """Tokens that a row got.
-
-    Attributes:
-        columns: ``[tokens, ...]`` of each name that `kept` gives.
-    """
-
-    row: Row
-    columns: dict[str, Tensor]
 
 
 @dataclass
@@ -117,15 +106,13 @@ class Loop:
         self.reading: dict[int, PromptIds] = {}  # the prompts that slots have not read to the end
         self.places = Places(runner, places, remembers=remembers)
         self.left: list[Written] = []  # rows that left since `advance` last gave them
-        self.news: list[News] = []
         self.begun = 0
         self.refilled = False
         self.taken = 0  # tokens of the rows that have left
         self.warned: set[Row] = set()  # rows in slots that failed, of which a warning has told why
         self.remembers = remembers
         self.report: Callable[[Row, str], object] = lambda row, why: warn(why, RuntimeWarning)
-        self.tells = tells
-        self.told: dict[Row, int] = {}  # how many tokens of each row in a slot have been told
+        self.teller = Teller(slots) if tells else None
 
     @property
     def free_places(self) -> int:
@@ -177,8 +164,8 @@ class Loop:
                 else:
                     logits = self.rounds.step(self)
             self._look(logits)
-        happened = Happened(self.news, self.left)
-        self.news, self.left = [], []
+        news = [] if self.teller is None else self.teller.take()
+        happened, self.left = Happened(news, self.left), []
         return happened
 
     def step(self) -> list[Tensor]:
@@ -339,8 +326,8 @@ class Loop:
         """Wait for the device, and let the rows leave that have ended or have no more time."""
         if self.rounds is None:
             self.see(logits)
-        if self.tells:
-            self._tell()
+        if self.teller is not None:
+            self.teller.look({s: r for s, r in self.seated.items() if s not in self.reading})
         slots = self.slots
         live, failed = torch.stack([slots.live, slots.failed]).tolist()
         stopped = [s for s in self.seated if not live[s] and s not in self.reading]
@@ -398,7 +385,8 @@ class Loop:
             del self.seated[slot]
         self.watch.leave(slots)
         for written in left:
-            self.told.pop(written.row, None)
+            if self.teller is not None:
+                self.teller.leave(written.row)
             self.warned.discard(written.row)
         # A prompt is read to its end as long as any of the rows that share it is there.
         wanted = {id(ids) for s, ids in self.reading.items() if s in self.seated}
@@ -409,17 +397,6 @@ class Loop:
         gone += [s for s in dropped if s not in slots]
         self.runner.leave(gone)
         self.places.give_back(gone)
-
-    def _tell(self) -> None:
-        """Keep what rows in slots have written since this was last called, for `Happened`."""
-        new = self.slots.new.tolist()
-        for slot, row in self.seated.items():
-            start, end = self.told.get(row, 0), new[slot]
-            if end > start and slot not in self.reading:
-                # These are copies, as the row may leave and another one come in its place.
-                columns = {n: x[slot, start:end].clone() for n, x in self.slots.written.items()}
-                self.news.append(News(row, columns))
-                self.told[row] = end
 
     def _warn(self, slot: int, logits: list[Tensor]) -> None:
         """Warn of a row that failed, and say why.
