@@ -1,5 +1,6 @@
 """What all tests share: the small real model, a browser, a core a worker, Triton without a GPU."""
 
+import gc
 import itertools
 import os
 from collections.abc import Iterator
@@ -15,6 +16,15 @@ if not torch.cuda.is_available():
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes that tests start read this
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the modules and the tests, which stay to the end.
+
+    Else each of the many calls of ``gc.collect()`` in trainers and benches takes half a second.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -47,11 +46,3 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     datasets.disable_progress_bars()
     yield
     datasets.enable_progress_bars()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def few_objects() -> Iterator[None]:
-    """Keep garbage collections short. Each Trainer starts one, which would take a second."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
