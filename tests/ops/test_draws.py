@@ -112,6 +112,19 @@ def test_extreme_temperatures(kernel: Backend, temperature: float) -> None:
     torch.testing.assert_close(out.logprobs, got, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("cut", [{}, {"top_p": 0.5}], ids=str)
+def test_tied_tokens_are_drawn_alike_however_cold(backend: Backend, cut: dict[str, Any]) -> None:
+    """As at any temperature at which the others have no mass."""
+    z = torch.full((12, 600), 5.0, device=backend.device)
+    z[:, [3, 259, 260]] = 7.5
+    ids = {"seed": 5, "stream": torch.arange(12, device=backend.device), "step": 0}
+    cold, cool = (
+        backend.blend_sample([z], [1.0], temperature=t, **ids, **cut) for t in (1e-30, 1e-2)
+    )
+    assert {*cold.tokens.tolist()} == {3, 259, 260}
+    assert torch.equal(cold.tokens, cool.tokens)
+
+
 def test_term_logprobs(kernel: Backend) -> None:
     """Log-probs under each term alone, whatever its weight and the mask; None unless asked for."""
     p = problem(kernel, rows=4, vocab=60, layout="padded")

@@ -151,8 +151,8 @@ class Mixer:
         if columns > 0:
             inputs = self._inputs([shard.part(z) for z in logits])
             inputs["vocab_size"] = columns
-        else:  # This rank has padding alone: a column, which no token is.
-            inputs = self._inputs([z[..., :1] for z in logits])
+        else:  # This rank has padding alone: a column without probability, which no token is.
+            inputs = self._inputs([torch.full_like(z[..., :1], -torch.inf) for z in logits])
             inputs["vocab_size"] = 1
             inputs["mask"] = torch.zeros(1, dtype=torch.bool, device=logits[0].device)
         partial = ops.blend_sample(**inputs, **draw, first_token=shard.first, return_partial=True)

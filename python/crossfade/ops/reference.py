@@ -202,7 +202,8 @@ def blend_sample(
     tokens = score.argmax(dim=-1)  # greedy: ties go to the lowest id
     sampled = score.new_zeros(rows)
     if not greedy.all():
-        tempered = score / t[:, None]
+        # Where a temperature is tiny, noise would be lost beside the best score divided by it.
+        tempered = (score - score.amax(dim=-1, keepdim=True)) / t[:, None]
         tempered = tempered.masked_fill(~keep(tempered, k, p, m), NEG_INF)
         drawn = gumbel_max(tempered, own.noise).token
         tokens = torch.where(greedy, tokens, drawn)
@@ -266,16 +267,16 @@ def draw_shard(inputs: Inputs, draw: Draw) -> ShardDraw:
     empty = without_tokens(score)
     score = torch.where((bad | empty)[:, None], 0.0, score)
     best = score.argmax(dim=-1)
-    race = gumbel_max(score / own.temperature[:, None], own.noise)
-    token = torch.where(own.greedy, best, race.token)
     top = score.amax(dim=-1)
-    below = score.gather(1, token[:, None])[:, 0] - top
     x = (score - top[:, None]) / own.temperature[:, None]
+    race = gumbel_max(x, own.noise)
+    token = torch.where(own.greedy, best, race.token)
+    below = score.gather(1, token[:, None])[:, 0] - top
     drawn = [
         top,
         (score - top[:, None]).logsumexp(dim=-1),
         x.logsumexp(dim=-1),
-        torch.where(own.greedy, below, race.group_mass - top / own.temperature),
+        torch.where(own.greedy, below, race.group_mass),
         race.group_noise.masked_fill(own.greedy, 0.0),
         below,
         race.token_noise.masked_fill(own.greedy, 0.0),

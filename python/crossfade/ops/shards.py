@@ -20,7 +20,7 @@ from torch import Tensor
 from . import backends, memory
 from .noise import GROUP, NEG_INF
 from .reference import RowDraws, per_row
-from .thresholds import Cut, Thresholds
+from .thresholds import Cut, Thresholds, log_sum
 from .types import BlendSample, Draw, Inputs
 
 Given = TypeVar("Given", Inputs, Draw)
@@ -38,12 +38,25 @@ class Partial:
 
     def __post_init__(self) -> None:
         i = self.inputs
-        weights = [w for w in (i.weights, i.value_weights) if isinstance(w, Tensor)]
+        each = i.weights, i.value_weights, i.part_weights
+        weights = [w for w in each if isinstance(w, Tensor)]
         if memory.want_gradient(*i.logits, *i.values, *weights):
             raise NotImplementedError(
                 "return_partial is True and an input wants a gradient, but merge has no "
                 "derivative; detach the inputs"
             )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What must be the same in all parts, by its name."""
+        i, d = self.inputs, self.draw
+        own = ("weights", "value_weights", "power", "parts", "part_weights", "support")
+        return {
+            "values": len(i.values),
+            **{name: getattr(i, name) for name in own},
+            **{name: getattr(d, name) for name in d.__slots__ if name != "first_token"},
+            "return_term_logprobs": self.return_term_logprobs,
+        }
 
 
 def all_gather(group: Any = None) -> Reduce:
@@ -54,8 +67,12 @@ def all_gather(group: Any = None) -> Reduce:
     """
     import torch.distributed as dist
 
+    ranks = dist.get_world_size(group)
+    if ranks < 1:
+        raise ValueError("group has other processes; this one must be among its ranks")
+
     def reduce(own: Tensor) -> Tensor:
-        each = own.new_empty(dist.get_world_size(group), *own.shape)
+        each = own.new_empty(ranks, *own.shape)
         dist.all_gather([*each], own.contiguous(), group)
         return each.flatten(0, 1)
 
@@ -76,7 +93,7 @@ def merge(parts: Sequence[Any], reduce: Reduce | None = None) -> BlendSample:
     Args:
         parts: the results of ``blend_sample(..., first_token=t, return_partial=True)`` that this
             process has, in the order of their tokens. Their settings must be the same. Each may be
-            on a device of its own.
+            on a device of its own. Their tensors are read here, and must not have changed since.
         reduce: where other processes have parts too: a function that takes a float64 tensor ``[P,
             ...]`` of this process's P parts and returns ``[N, ...]``, of all parts of all
             processes, the same in each. `ops.all_gather()` makes one for ranks of
@@ -100,6 +117,7 @@ def _check(parts: Sequence[Any], reduce: Any) -> None:
         raise TypeError(f"parts is a {type(parts).__name__}; it must be a list of partial draws")
     if not parts:
         raise ValueError("parts is empty; it must have at least one partial draw")
+    settings: dict[str, Any] = {}
     for n, p in enumerate(parts):
         if not isinstance(p, Partial):
             raise TypeError(
@@ -112,6 +130,13 @@ def _check(parts: Sequence[Any], reduce: Any) -> None:
                 f"parts[{n}] has {p.inputs.rows} rows of {len(p.inputs.logits)} terms; it must "
                 f"have {first.rows} rows of {len(first.logits)}, as parts[0]"
             )
+        settings = settings or p.settings
+        for name, x in p.settings.items() if n else ():
+            if not _alike(x, settings[name]):
+                raise ValueError(
+                    f"parts[{n}] has {name} {_said(x)}; it must have {_said(settings[name])}, as "
+                    "parts[0]"
+                )
         if n and p.draw.first_token != _end(parts[n - 1]):
             raise ValueError(
                 f"parts[{n}] begins at token {p.draw.first_token}; it must begin at "
@@ -121,6 +146,23 @@ def _check(parts: Sequence[Any], reduce: Any) -> None:
         raise TypeError(
             f"reduce is a {type(reduce).__name__}; it must be a function of a tensor, or None"
         )
+    begins = parts[0].draw.first_token
+    if reduce is None and begins != 0:
+        raise ValueError(
+            f"parts[0] begins at token {begins}; it must begin at 0, unless reduce gives parts of "
+            "other processes"
+        )
+
+
+def _alike(x: Any, other: Any) -> bool:
+    """Whether settings are the same, as far as is seen without waiting for a device."""
+    if isinstance(x, Tensor) and isinstance(other, Tensor):
+        return x.shape == other.shape
+    return type(x) is type(other) and x == other
+
+
+def _said(x: Any) -> str:
+    return f"{list(x.shape)} (a tensor)" if isinstance(x, Tensor) else repr(x)
 
 
 def _end(part: Partial) -> int:
@@ -139,7 +181,18 @@ class _Merge:
 
     def gather(self, each: Sequence[Tensor]) -> Tensor:
         own = torch.stack([x.to(self.device, torch.float64) for x in each])
-        return own if self.reduce is None else self.reduce(own)
+        if self.reduce is None:
+            return own
+        found = self.reduce(own)
+        if not isinstance(found, Tensor) or found.dtype != own.dtype:
+            kind = getattr(found, "dtype", type(found).__name__)
+            raise TypeError(f"reduce gave {kind}; it must give a float64 tensor")
+        if found.shape[1:] != own.shape[1:] or len(found) < len(own):
+            raise ValueError(
+                f"reduce gave a tensor {list(found.shape)} of {list(own.shape)}; it must give "
+                f"{['N', *own.shape[1:]]}, of all N parts".replace("'", "")
+            )
+        return found
 
     def result(self) -> BlendSample:
         inputs, log_z = self.normalised([p.inputs for p in self.parts])
@@ -170,7 +223,7 @@ class _Merge:
         if not means and not first.return_term_logprobs:
             return inputs, None
         each = [
-            torch.stack([z[:, : i.vocab_size].float().logsumexp(-1) for z in i.logits], dim=-1)
+            torch.stack([log_sum(z[:, : i.vocab_size].float()) for z in i.logits], dim=-1)
             for i in inputs
         ]
         log_z = self.gather(each).logsumexp(0)
@@ -187,7 +240,8 @@ class _Merge:
         terms = [i.logits[support.term][:, : i.vocab_size].float() for i in inputs]
         rows, device = inputs[0].rows, self.device
         one, top_p, min_p = (
-            per_row(x, rows, device, torch.float64) for x in (1.0, support.top_p, support.min_p)
+            per_row(x, rows, device, torch.float32).double()  # as kernels have them
+            for x in (1.0, support.top_p, support.min_p)
         )
         cut = Cut(one, per_row(support.top_k, rows, device, torch.int64), top_p, min_p)
         threshold, log_sum = self.thresholds.of(terms, cut)

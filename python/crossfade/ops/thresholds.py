@@ -47,25 +47,23 @@ class Thresholds:
         most = int(cut.top_k.amax()) if len(cut.top_k) else 0
         nucleus = bool((cut.top_p < 1).any())
         count = max(min(most, MOST_CANDIDATES), CANDIDATES if nucleus else 1)
-        known = _Known(self.gather([_best(s, cut, count) for s in scores]))
+        known = _Known(self.gather([_best(s, cut, count) for s in scores]), cut)
         least = known.least(cut)
         threshold, sure = known.threshold(cut, least)
         if not sure.all():
-            threshold = torch.where(sure, threshold, self._searched(scores, cut, known.log_mass))
+            threshold = torch.where(sure, threshold, self._searched(scores, cut, known))
         return torch.maximum(threshold, least), known.log_sum
 
-    def _searched(self, scores: list[Tensor], cut: Cut, log_mass: Tensor) -> Tensor:
+    def _searched(self, scores: list[Tensor], cut: Cut, known: _Known) -> Tensor:
         """The threshold of top-k, then top-p, by histograms."""
         off, whole = cut.top_k == 0, cut.top_p >= 1
-        threshold = torch.full_like(log_mass, NEG_INF)
+        threshold = torch.full_like(known.highest, NEG_INF)
         if not off.all():
             there = [(s > NEG_INF).double() for s in scores]
             threshold = self._search(scores, there, cut.top_k.double()).masked_fill(off, NEG_INF)
         if whole.all():
             return threshold
-        masses = [
-            _share(s, cut.temperature, log_mass).where(s >= _at(threshold, s), 0.0) for s in scores
-        ]
+        masses = [known.share(s, cut).where(s >= _at(threshold, s), 0.0) for s in scores]
         left = self.gather([m.sum(-1) for m in masses]).sum(0)
         least = torch.finfo(torch.float64).tiny  # top-p of 0 keeps the best token
         pth = self._search(scores, masses, (cut.top_p * left).clamp(min=least))
@@ -79,20 +77,23 @@ class Thresholds:
         more of the key that is sought, by a histogram of that digit.
         """
         keys = [_key(s) for s in scores]
-        prefix, above = torch.zeros_like(target, dtype=torch.int64), torch.zeros_like(target)
+        prefix, above = torch.full_like(target, -1, dtype=torch.int32), torch.zeros_like(target)
         for shift in (2 * DIGIT, DIGIT, 0):
+            first = prefix * BINS  # of the keys' digits that are counted; -BINS in the first round
+            if shift == 2 * DIGIT:
+                first = first + BINS // 2
             histograms = [
-                _histogram(k >> shift, w, prefix) for k, w in zip(keys, weights, strict=True)
+                _histogram(k >> shift, w, first) for k, w in zip(keys, weights, strict=True)
             ]
             each = self.gather(histograms).sum(0)
             reached = each.flip(-1).cumsum(-1).flip(-1) + above[:, None]  # by this digit and above
             enough = reached >= target[:, None]
             nth = torch.arange(BINS, device=each.device)
             last = torch.where(enough, nth, -1).amax(-1)
-            least = torch.where(each > 0, nth, BINS - 1).amin(-1)
-            digit = torch.where(last >= 0, last, least)
+            lowest = torch.where(each > 0, nth, BINS - 1).amin(-1)
+            digit = torch.where(last >= 0, last, lowest)
             above = (reached - each).gather(1, digit[:, None])[:, 0]
-            prefix = prefix * BINS + digit
+            prefix = first + digit.int()
         return _of_key(prefix)
 
 
@@ -104,15 +105,10 @@ def _at(x: Tensor, s: Tensor) -> Tensor:
     return x.to(s.device, s.dtype)[:, None]
 
 
-def _share(s: Tensor, temperature: Tensor, log_mass: Tensor) -> Tensor:
-    """The share of each token in the mass of a row at a temperature."""
-    t, mass = temperature.to(s.device)[:, None], log_mass.to(s.device)[:, None]
-    return (s.double() / t - mass.where(mass.isfinite(), 0.0)).exp()
-
-
 def _best(s: Tensor, cut: Cut, count: int) -> Tensor:
-    """Of a part ``[B, 4 + count]``: the logs of its sums of e^s and of e^(s / temperature), its
-    floor, how many tokens at the floor are not among the best, and these, the best first.
+    """Of a part ``[B, 4 + count]``: the logs of its sums of e^x and of e^(x / temperature), where x
+    is a score less the best one; its floor, how many tokens at the floor are not among the best,
+    and these, the best first.
 
     The floor is the least of the best, or -inf where all tokens are among these.
     """
@@ -122,9 +118,11 @@ def _best(s: Tensor, cut: Cut, count: int) -> Tensor:
     floor = best[:, -1] if some < columns else best.new_full((rows,), NEG_INF)
     at_least = (s >= floor[:, None]).count_nonzero(-1)
     left_out = torch.where(floor > NEG_INF, at_least - some, 0)
-    log_mass = (s / _at(cut.temperature, s)).logsumexp(-1)
+    x = s - _finite(best[:, :1])
+    log_sum = x.exp().sum(-1).log()
+    log_mass = x.div_(_at(cut.temperature, s)).exp_().sum(-1).log()
     best = torch.nn.functional.pad(best, (0, count - some), value=NEG_INF)
-    told = torch.stack([s.logsumexp(-1), log_mass, floor, left_out], dim=1)
+    told = torch.stack([log_sum, log_mass, floor, left_out], dim=1)
     return torch.cat([told, best], dim=1)
 
 
@@ -134,15 +132,23 @@ class _Known:
     All tokens above the floor are among them. Of those at the floor, `left_out` are not.
     """
 
-    def __init__(self, told: Tensor) -> None:
-        log_sum, log_mass, floor, left_out = told[..., :4].unbind(-1)
-        self.log_sum, self.log_mass = log_sum.logsumexp(0), log_mass.logsumexp(0)
-        odd = log_sum.isnan() | (log_sum == float("inf"))  # of a part with NaN or +inf
-        self.log_sum = self.log_sum.masked_fill(odd.any(0), float("nan"))
+    def __init__(self, told: Tensor, cut: Cut) -> None:
+        log_sum, log_mass, floor, left_out, first = told[..., :5].unbind(-1)
         self.floor = floor.amax(0)
         self.left_out = left_out.where(floor == self.floor, 0.0).sum(0)
         best = told[..., 4:].transpose(0, 1).flatten(1)
         self.best = best.sort(dim=-1, descending=True).values
+        self.highest = _finite(self.best[:, 0])
+        below = first - self.highest  # how far the best of a part is below the best of all
+        self.log_mass = _finite((below / cut.temperature + log_mass).logsumexp(0))
+        self.log_sum = self.highest + (below + log_sum).logsumexp(0)
+        odd = log_sum.isnan() | (log_sum == float("inf"))  # of a part with NaN or +inf
+        self.log_sum = self.log_sum.masked_fill(odd.any(0), float("nan"))
+
+    def share(self, s: Tensor, cut: Cut) -> Tensor:
+        """The share of tokens ``[B, n]`` in the mass of their row, in float64."""
+        x = (s - _at(self.highest, s)).div_(_at(cut.temperature, s))
+        return x.sub_(_at(self.log_mass, s)).exp_().double()
 
     def threshold(self, cut: Cut, least: Tensor) -> tuple[Tensor, Tensor]:
         """That of top-k, then top-p, as far as these tokens tell, and whether they do.
@@ -156,8 +162,8 @@ class _Known:
         kth = kth.masked_fill(off | (cut.top_k > count), NEG_INF)
         all_known, ranked = self.floor == NEG_INF, ~off & (kth >= self.floor)
 
-        share = _share(best, cut.temperature, self.log_mass).where(best >= kth[:, None], 0.0)
-        at_floor = _share(self.floor[:, None], cut.temperature, self.log_mass)[:, 0]
+        share = self.share(best, cut).where(best >= kth[:, None], 0.0)
+        at_floor = self.share(self.floor[:, None], cut)[:, 0]
         left = share.sum(-1) + (self.left_out * at_floor).where(kth == self.floor, 0.0)
         target = cut.top_p * left.masked_fill(off & ~all_known, 1.0)
         reached = share.cumsum(-1)
@@ -175,19 +181,33 @@ class _Known:
         return self.best[:, 0] + cut.temperature * cut.min_p.log()
 
 
+def log_sum(z: Tensor) -> Tensor:
+    """log sum e^z of each row: of float32 numbers in float64, which rounds no large one."""
+    top = _finite(z.amax(-1))
+    return top.double() + (z - top[:, None]).exp_().sum(-1).log()
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x.where(x.isfinite(), 0.0)
+
+
 def _key(s: Tensor) -> Tensor:
-    """Integers below 2^32 that sort as float32 numbers do; -0 and +0 have one."""
-    bits = (s + 0.0).view(torch.int32).long()
-    return torch.where(bits >= 0, bits + 2**31, -1 - bits)
+    """Integers of 32 bits that sort as float32 numbers do; -0 and +0 have one."""
+    return _swapped((s + 0.0).view(torch.int32))
 
 
 def _of_key(key: Tensor) -> Tensor:
-    bits = torch.where(key >= 2**31, key - 2**31, -1 - key)
-    return bits.to(torch.int32).view(torch.float32).double()
+    return _swapped(key).view(torch.float32).double()
 
 
-def _histogram(digits: Tensor, weights: Tensor, prefix: Tensor) -> Tensor:
-    """The weights ``[B, BINS]`` of each last digit, of the keys whose other digits are `prefix`."""
-    counts = torch.where(digits >> DIGIT == prefix.to(digits.device)[:, None], weights, 0.0)
-    histogram = counts.new_zeros(len(counts), BINS)
-    return histogram.scatter_add_(1, digits & (BINS - 1), counts)
+def _swapped(bits: Tensor) -> Tensor:
+    """Bits of float32 numbers as keys, and keys as bits: those below 0 have the other order."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _histogram(digits: Tensor, weights: Tensor, first: Tensor) -> Tensor:
+    """The weights ``[B, BINS]`` of the digits from each row's `first` on."""
+    # Digits below these are counted before them, and those above after them.
+    at = (digits - (first.to(digits.device) - 1)[:, None]).clamp_(0, BINS + 1)
+    histogram = weights.new_zeros(len(weights), BINS + 2)
+    return histogram.scatter_add_(1, at.long(), weights)[:, 1:-1]

@@ -249,7 +249,7 @@ class Draw:
         self.stream = check.setting("stream", stream, rows, device)
         self.step = check.setting("step", step, rows, device)
         self.first_token = first_token
-        if first_token != 0:
+        if type(first_token) is not int or first_token != 0:
             most = check.MOST_COLUMNS - inputs.vocab_size
             must_be = f"within [0, {most}]: tokens are below 2^31"
             self.first_token = check.integer("first_token", first_token, 0, most, must_be)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -40,16 +41,27 @@ class Columns(Shard):
         return lambda own: self.ranks.gather(self.rank, own)
 
 
+DRAWS: list[dict[str, Any]] = [{}, {"top_p": 0.9}, {"do_sample": False}]
+BLENDS: dict[str, Callable[[cf.Model, cf.Model], cf.Blend]] = {
+    "a difference": lambda a, b: 1.5 * a - 0.5 * b,
+    "a support": lambda a, b: (1.5 * a - 0.5 * b).within(cf.Support(1, top_k=3)),
+    "a power mean": lambda a, b: cf.power_mean([a, b], [0.3, 0.7], 1.0),
+}
+
+
 @pytest.mark.parametrize("vocabulary", [1000, 700, 300])
-@pytest.mark.parametrize("draw", [{}, {"top_p": 0.9}, {"do_sample": False}])
-def test_tokens_are_those_of_whole_rows(vocabulary: int, draw: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "draw"), [*(("a difference", x) for x in DRAWS), *((k, {}) for k in BLENDS)], ids=str
+)
+def test_tokens_are_those_of_whole_rows(vocabulary: int, kind: str, draw: dict[str, Any]) -> None:
     """The second term's logits are whole on each rank. With few tokens the last ranks have padding
-    alone, where the second term has no column at all."""
-    blend = 1.5 * cf.Model(make()) - 0.5 * cf.Model(make(seed=1))
-    weights: list[Any] = [(1.5, -0.5), (), (), ()]
+    alone, where the second term has no column at all: nothing may be counted there."""
+    blend = BLENDS[kind](cf.Model(make()), cf.Model(make(seed=1)))
+    weights: list[Any] = [tuple(blend.weights), (), (), ()]
     made = torch.Generator().manual_seed(0)
     first = 3 * torch.randn(4, 1002, generator=made)
     second = 3 * torch.randn(4, vocabulary, generator=made)
+    second[:, 0] = 9.0  # a token whose mass would be seen where it is counted twice
     draw = {"seed": 3, "stream": torch.arange(4), "step": 0, **draw}
     whole = Mixer(blend, weights, vocabulary).sample([first, second], draw)
 
