@@ -9,7 +9,7 @@ import pytest
 import torch
 from crossfade.decoding.stats import Stats
 from crossfade.policies.self_judge import Judgments
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 NAN = math.nan
@@ -67,6 +67,16 @@ orders = st.lists(
 )
 
 
+# The votes tie, and the mean scores differ by less than the preference can show.
+TIED_TO_ROUNDING = [
+    [[0.0, 0.0], [0.25, 0.0]],
+    [[0.0, 0.25], [0.3, 0.25]],
+    [[0.0, 0.3], [0.0, 0.4]],
+    [[0.5, 0.25], [0.3, 0.5]],
+]
+
+
+@example(TIED_TO_ROUNDING)
 @given(orders)
 def test_the_preference_says_who_wins_and_mirrors(one: Any) -> None:
     """A swapped pair has its orders the other way round, with the same numbers."""

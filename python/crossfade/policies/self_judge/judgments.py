@@ -72,8 +72,7 @@ class Judgments:
     def first_wins(self) -> Tensor:
         """``[n]`` bool: whether a beats b: by the majority of the principles, where they tie by the
         mean score, and where this ties too, a does. False where a pair has failed."""
-        decided = torch.where(self.votes == 0, self.first - self.second, self.votes.double())
-        return decided >= 0
+        return self.preference >= 0.5
 
     @cached_property
     def preference(self) -> Tensor:
