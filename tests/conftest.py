@@ -18,8 +18,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes that tests start read this
 
 
-def pytest_collection_finish() -> None:
-    """Spare the garbage collector the modules and the tests, which stay to the end.
+@pytest.fixture(autouse=True, scope="module")
+def light_collections() -> None:
+    """Spare the garbage collector what is there before a module's tests, which stays to the end.
 
     Else each of the many calls of ``gc.collect()`` in trainers and benches takes half a second.
     """
