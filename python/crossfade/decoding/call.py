@@ -212,8 +212,11 @@ class Call:
                 table[name] = of_requests.repeat_interleave(copies)
             own_criteria = own.criteria(self.tokenizer)
         longest = int(torch.as_tensor(table["limit"], device="cpu").max())
-        if self.ranks is not None:
-            self._check_ranks(self.ranks, prompts, table, ends.deadline)
+        if self.ranks is not None and ends.deadline is not None:
+            raise NotImplementedError(
+                "max_time is set, and models are in shards on several ranks; it must be None: the "
+                "ranks would end at different tokens"
+            )
         return Job(
             prompts=prompts,
             copies=copies,
@@ -231,18 +234,6 @@ class Call:
             draft=self._drafted(requests, prompts),
             **options,
         )
-
-    def _check_ranks(
-        self, ranks: Ranks, prompts: Sequence[Prompts], table: Mapping[str, Any], deadline: Any
-    ) -> None:
-        """Refuse what would let one rank go where the others do not follow."""
-        if deadline is not None:
-            raise NotImplementedError(
-                "max_time is set, and models are in shards on several ranks; it must be None: the "
-                "ranks would end at different tokens"
-            )
-        texts = [[list(ids) for ids in each.unpadded()] for each in prompts]
-        ranks.check_same({"the list of requests": texts, **table})
 
     def _drafted(self, requests: Requests, prompts: Sequence[Prompts]) -> Drafted | None:
         """What guesses the tokens of these requests."""
@@ -340,10 +331,12 @@ def seeds_and_streams(
     Args:
         ranks: that take part; where there is no seed, all have the first one's.
     """
-    if seed is None:
-        # Greedy decoding leaves torch's generator as it is, as in Hugging Face.
-        seed = int(torch.randint(2**63 - 1, (), device="cpu")) if do_sample else 0
-        seed = seed if ranks is None else ranks.firsts(seed)
+    drawn = 0
+    if seed is None and do_sample:  # Greedy decoding leaves torch's generator as in Hugging Face.
+        drawn = int(torch.randint(2**63 - 1, (), device="cpu"))
+    if ranks is not None:
+        seed = ranks.seed_of_all(seed, drawn)
+    seed = drawn if seed is None else seed
     if isinstance(seed, Tensor):
         if seed.is_floating_point() or seed.dtype == torch.bool or seed.dim() > 1:
             raise TypeError(

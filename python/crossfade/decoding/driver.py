@@ -20,6 +20,7 @@ from .engine.runner import EngineRunner
 from .job import Job, Row
 from .loop import Loop, is_late
 from .memory import is_out_of_memory
+from .ranks import kind_of
 from .rows import Written, unwritten
 from .simple.term_model import TermModel
 from .stats import ModelStats
@@ -99,6 +100,7 @@ class Driver:
         if first is None:
             return
         self.job = first
+        self._check_ranks(first)
         self.todo.extend(first.rows())
         _check_addressable(first)
         stream, count = first.streamer, len(first)
@@ -163,6 +165,7 @@ class Driver:
                 job = None if one_job and rows else next(self.jobs, None)
                 if job is None:
                     break
+                self._check_ranks(job)
                 self.todo.extend(job.rows())
                 continue
             if one_job and rows and self.todo[0].job is not rows[0].job:
@@ -265,6 +268,31 @@ class Driver:
                 gc.collect()
             self.todo.extendleft(reversed(self.under_way))  # They begin again.
             self.under_way.clear()
+
+    def _check_ranks(self, job: Job) -> None:
+        """Refuse what would let one rank go where the others do not follow."""
+        builder, search = self.builder, job.search
+        if builder.ranks is None:
+            return
+        at_a_time = min(self._rows_at_a_time(), len(job))
+        settings = {} if search is None else vars(search.settings)
+        numbers = {n: x for n, x in settings.items() if isinstance(x, (int, float, str))}
+        builder.ranks.check_same(
+            {
+                "the list of requests": [list(map(list, ids)) for ids in job.prompt_ids],
+                "the kind of blend": kind_of(builder.blend),
+                **job.table,
+                "search": None if search is None else (type(search.settings).__name__, numbers),
+                "engine": repr(builder.engine),
+                "max_batch": len(job) if builder.slot_is_index(job) else at_a_time,
+                "whether a cache is given": self.cache_in is None,
+                "the list of logits processors": job.processors is None,
+                "the list of stopping criteria": len(job.criteria),
+                "return_term_logprobs": job.term_logprobs,
+                "return_pushes": job.pushes,
+                "the list of divergences": [kind_of(r.blend) for r in job.references],
+            }
+        )
 
     def _rows_at_a_time(self) -> int:
         """How many rows are decoded at a time."""

@@ -30,6 +30,7 @@ from .inputs import Requests, read_requests
 from .job import Job
 from .members import references_of
 from .output import Output
+from .ranks import together
 from .results import output_of
 from .simple.term_model import TermModel
 from .streaming import Stream, check_streamer
@@ -132,48 +133,49 @@ def generate(
         raise TypeError(
             f"inputs is a {type(inputs).__name__}; the blend comes first: generate(blend, inputs)"
         )
-    generation = Generation(
-        blend,
-        tokenizer=tokenizer,
-        generation_config=generation_config,
-        logits_processor=logits_processor,
-        stopping_criteria=stopping_criteria,
-        prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-        streamer=streamer,
-        return_term_logprobs=return_term_logprobs,
-        return_pushes=return_pushes,
-        kl_to=kl_to,
-        return_kl_to_base=return_kl_to_base,
-        search=search,
-        draft=draft,
-        tools=tools,
-        chat_template_kwargs=chat_template_kwargs,
-        arguments=arguments,
-    )
-    check_running(max_batch, progress, engine)
-    check_draft(draft, simple=engine is not None and engine.simple)
-    check.flag("return_cache", return_cache)
-    if cache is not None and not isinstance(cache, PrefixCache):
-        raise TypeError(
-            f"cache is a {type(cache).__name__}; it must be the cache of an Output, which "
-            "return_cache=True gives"
+    with together(blend):
+        generation = Generation(
+            blend,
+            tokenizer=tokenizer,
+            generation_config=generation_config,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            streamer=streamer,
+            return_term_logprobs=return_term_logprobs,
+            return_pushes=return_pushes,
+            kl_to=kl_to,
+            return_kl_to_base=return_kl_to_base,
+            search=search,
+            draft=draft,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+            arguments=arguments,
         )
-    requests = generation.read(inputs, attention_mask)
-    job = generation.job(requests, seed)
-    whole = cache is not None or return_cache
-    check_together(len(job), max_batch, streamer, whole=whole)
-    if whole and engine is not None and engine.simple:
-        raise ValueError("engine is simple, which has no cache to keep; leave it out")
-    driver = Driver(
-        generation.call.blend,
-        generation.call.models,
-        generation.call.vocabulary,
-        engine or Engine(),
-        max_batch,
-        progress,
-        cache,
-        return_cache,
-    )
+        check_running(max_batch, progress, engine)
+        check_draft(draft, simple=engine is not None and engine.simple)
+        check.flag("return_cache", return_cache)
+        if cache is not None and not isinstance(cache, PrefixCache):
+            raise TypeError(
+                f"cache is a {type(cache).__name__}; it must be the cache of an Output, which "
+                "return_cache=True gives"
+            )
+        requests = generation.read(inputs, attention_mask)
+        job = generation.job(requests, seed)
+        whole = cache is not None or return_cache
+        check_together(len(job), max_batch, streamer, whole=whole)
+        if whole and engine is not None and engine.simple:
+            raise ValueError("engine is simple, which has no cache to keep; leave it out")
+        driver = Driver(
+            generation.call.blend,
+            generation.call.models,
+            generation.call.vocabulary,
+            engine or Engine(),
+            max_batch,
+            progress,
+            cache,
+            return_cache,
+        )
     written = list(driver.decode([job]))
     if driver.interrupted:
         ended = sum(w.ended for w in written)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,17 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..blends.blend import Blend, as_blend
+from ..models.hf import underlying
 
 if TYPE_CHECKING:
     from .simple.term_model import TermModel
+
+REFUSED = "an error"  # what a rank asks for whose call is refused
+
+
+class RanksDiffer(ValueError):
+    """Ranks make different calls. All of them raise it, as they would wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +49,34 @@ class Ranks:
     def rank(self) -> int:
         return self.group.rank()
 
-    def firsts(self, x: Any) -> Any:
-        """What the first rank has, in place of each rank's own."""
+    def each(self, what: str, own: Any) -> list[Any]:
+        """What every rank has of something that all of them must ask for.
+
+        Raises:
+            RanksDiffer: another rank asks for something else, or its call was refused.
+        """
         from torch import distributed
 
-        given = [x]
-        distributed.broadcast_object_list(given, group=self.group, group_src=0)
-        return given[0]
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, (what, own), group=self.group)
+        for rank, (asked, x) in enumerate(found):
+            if asked == REFUSED != what:
+                raise RanksDiffer(f"rank {rank} of {self.size} refused the call: {x}")
+        if any(asked != what for asked, _ in found):
+            each = ", ".join(f"rank {rank} for {asked}" for rank, (asked, _) in enumerate(found))
+            raise RanksDiffer(f"ranks make different calls; at the same time {each}")
+        return [x for _, x in found]
+
+    def seed_of_all(self, seed: Any, drawn: int) -> Any:
+        """The seed that all ranks were given, or what the first one has drawn if none was.
+
+        Raises:
+            RanksDiffer: some were given one.
+        """
+        given = self.each("a seed", (seed is not None, drawn))
+        if len({was_given for was_given, _ in given}) > 1:
+            raise RanksDiffer("seed is None on some ranks alone; each must make the same call")
+        return given[0][1] if seed is None else seed
 
     def check_same(self, given: Mapping[str, Any]) -> None:
         """Refuse what differs from rank to rank: they would wait for each other for ever.
@@ -55,16 +85,14 @@ class Ranks:
             given: numbers, texts, tensors and lists of these, by what they are called.
 
         Raises:
-            ValueError: names the first that differs.
+            RanksDiffer: names the first that differs.
         """
-        from torch import distributed
-
         own = {name: _digest(x) for name, x in given.items()}
-        each: list[Any] = [None] * self.size
-        distributed.all_gather_object(each, own, group=self.group)
-        other = next((n for n in own if any(x.get(n) != own[n] for x in each)), None)
+        each = self.each("the call", own)
+        names = dict.fromkeys(name for x in each for name in x)
+        other = next((n for n in names if any(x.get(n) != own.get(n) for x in each)), None)
         if other is not None:
-            raise ValueError(
+            raise RanksDiffer(
                 f"{other} differs between the {self.size} ranks that have the models' shards; each "
                 "must make the same call, with the same seed"
             )
@@ -108,13 +136,9 @@ def ranks_of(models: Sequence[TermModel]) -> Ranks | None:
     """
     found: dict[Any, str] = {}
     for model in models:
-        if (getattr(model.bare, "tp_size", None) or 1) == 1:
-            continue
-        for p in model.bare.parameters():
-            mesh = _mesh_of(p)
-            if mesh is not None:
-                found.setdefault(mesh.get_group(), model.name)
-                break
+        group = _group_of(model.bare)
+        if group is not None:
+            found.setdefault(group, model.name)
     if len(found) > 1:
         one, other, *_ = found.values()
         raise NotImplementedError(
@@ -122,6 +146,33 @@ def ranks_of(models: Sequence[TermModel]) -> Ranks | None:
             "of them whole on each"
         )
     return Ranks(next(iter(found))) if found else None
+
+
+@contextmanager
+def together(blend: Any) -> Iterator[None]:
+    """What makes a call, up to where ranks see that it is the same on all of them. If it is refused
+    on one rank, the others are told, and do not wait for it."""
+    try:
+        yield
+    except RanksDiffer:
+        raise
+    except Exception as error:
+        with suppress(Exception):  # The error itself says what is wrong.
+            found = as_blend(getattr(blend, "blend", blend))  # A recipe has one.
+            terms: list[Any] = [*found.terms, *found.values]
+            groups = [_group_of(underlying(x.model)) for x in terms]
+            group = next((g for g in groups if g is not None), None)
+            if group is not None:
+                Ranks(group).each(REFUSED, f"{type(error).__name__}: {error}")
+        raise
+
+
+def kind_of(blend: Blend) -> Any:
+    """What decides which rounds a draw takes, whatever the models are called."""
+    return [
+        *(len(blend.terms), len(blend.values), len(blend.classifiers)),
+        *(blend.power, blend.support, [(p.power, p.min, p.max) for p in blend.parts]),
+    ]
 
 
 def shard_of(head: Any) -> Shard | None:
@@ -147,6 +198,14 @@ def shard_of(head: Any) -> Shard | None:
 def local(x: Any) -> Any:
     """The numbers of a parameter that this rank has."""
     return x if _mesh_of(x) is None else x.to_local()
+
+
+def _group_of(model: Any) -> Any:
+    """The process group that has the shards of a model; None if it is whole."""
+    if (getattr(model, "tp_size", None) or 1) == 1:
+        return None
+    meshes = (_mesh_of(p) for p in model.parameters())
+    return next((mesh.get_group() for mesh in meshes if mesh is not None), None)
 
 
 def _mesh_of(x: Any) -> Any:

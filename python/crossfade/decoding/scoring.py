@@ -30,6 +30,7 @@ from .inputs import read_requests
 from .members import references_of
 from .memory import is_out_of_memory
 from .output import Scores
+from .ranks import kind_of, together
 from .settings import check_int
 from .simple.contexts import check_context
 from .simple.term_model import TermModel
@@ -199,41 +200,51 @@ class Scoring:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         branches: Branches | None = None,
     ) -> None:
-        blend = as_blend(blend)
-        check.flag("return_term_logprobs", return_term_logprobs)
-        check_int("max_batch", max_batch, 1)
-        check_int("top_logprobs", top_logprobs, 0)
-        call = Call(blend, tokenizer, references_of(blend, kl_to))
-        self.members, self.models, self.max_batch = call.members, call.models, max_batch
-        requests = read_requests(
-            prompts,
-            attention_mask,
-            multimodal=is_multimodal(blend.terms[0].model),
-            name="prompts",
-        )
-        requests = replace(requests, chat=template_arguments(tools, chat_template_kwargs))
-        read = call.prompts(requests)
-        writing = call.writing(read)
-        self.responses = _responses(responses, writing, len(requests), call.vocabulary)
-        for model, prompt in zip(self.models, read, strict=True):
-            check_context(model, prompt.mask.sum(dim=1), self.responses)
-        self.prompts = [*zip(*(p.unpadded() for p in read), strict=True)]
-        if call.ranks is not None:
-            texts = [[list(ids) for ids in each] for each in self.prompts]
-            given = [list(ids) for ids in self.responses]
-            call.ranks.check_same({"the list of prompts": texts, "the list of responses": given})
-        self.mixes = call.mixes(requests)
-        self.mixing = Mixing(
-            blend,
-            self.members,
-            len(requests),
-            call.device,
-            return_term_logprobs,
-            call.classified(requests, read),
-            max(map(len, self.responses)),
-            top_logprobs,
-        )
-
+        with together(blend):
+            blend = as_blend(blend)
+            check.flag("return_term_logprobs", return_term_logprobs)
+            check_int("max_batch", max_batch, 1)
+            check_int("top_logprobs", top_logprobs, 0)
+            call = Call(blend, tokenizer, references_of(blend, kl_to))
+            self.members, self.models, self.max_batch = call.members, call.models, max_batch
+            requests = read_requests(
+                prompts,
+                attention_mask,
+                multimodal=is_multimodal(blend.terms[0].model),
+                name="prompts",
+            )
+            requests = replace(requests, chat=template_arguments(tools, chat_template_kwargs))
+            read = call.prompts(requests)
+            writing = call.writing(read)
+            self.responses = _responses(responses, writing, len(requests), call.vocabulary)
+            for model, prompt in zip(self.models, read, strict=True):
+                check_context(model, prompt.mask.sum(dim=1), self.responses)
+            self.prompts = [*zip(*(p.unpadded() for p in read), strict=True)]
+            self.mixes = call.mixes(requests)
+            self.mixing = Mixing(
+                blend,
+                self.members,
+                len(requests),
+                call.device,
+                return_term_logprobs,
+                call.classified(requests, read),
+                max(map(len, self.responses)),
+                top_logprobs,
+            )
+            if call.ranks is not None:
+                call.ranks.check_same(
+                    {
+                        "the list of prompts": [
+                            [list(ids) for ids in each] for each in self.prompts
+                        ],
+                        "the list of responses": [list(ids) for ids in self.responses],
+                        "the kind of blend": kind_of(blend),
+                        "max_batch": max_batch,
+                        "return_term_logprobs": return_term_logprobs,
+                        "top_logprobs": top_logprobs,
+                        "kl_to": [kind_of(r.blend) for r in call.members.references],
+                    }
+                )
         self.branches = Branches() if branches is None else branches
         self._stats: Stats | None = None
 

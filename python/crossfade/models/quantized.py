@@ -129,6 +129,11 @@ def _check(name: str, layer: nn.Module, group: int) -> None:
     inner = weight.shape[0 if isinstance(layer, Conv1D) else 1]
     if weight.is_meta or hasattr(layer, "_hf_hook"):
         raise ValueError(f"{name}.weight is offloaded or on meta; it must be on a device")
+    if hasattr(weight, "to_local"):
+        raise ValueError(
+            f"{name}.weight lies in shards on several processes; it must be whole: quantize a "
+            "model that is loaded without distributed_config or FSDP"
+        )
     if not weight.is_floating_point():
         raise TypeError(f"{name}.weight has dtype {weight.dtype}; it must be a float dtype")
     if inner == 0 or inner % group:

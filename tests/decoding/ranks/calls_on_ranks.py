@@ -108,6 +108,11 @@ def each_call(load: Load, folder: Path) -> dict[str, Callable[[], Any]]:
         found = base.generate(ids, **options, return_dict_in_generate=True)
         return {"tokens": found.sequences.tolist(), "numbers": {}, "notes": []}
 
+    def from_cache() -> Any:
+        first = cf.generate(blend, PROMPTS[:1], **WRITE, return_cache=True)
+        on = [*PROMPTS[0], *map(int, first.responses[0]), 7]
+        return written(cf.generate(blend, [on], **WRITE, cache=first.cache))
+
     def scored() -> Any:
         scores = cf.score(blend, PROMPTS, [[5, 6], [7], [800, 9]])
         return {"tokens": [], "numbers": {"logprobs": scores.logprobs.tolist()}, "notes": []}
@@ -133,6 +138,7 @@ def each_call(load: Load, folder: Path) -> dict[str, Callable[[], Any]]:
         "the simple path": write(engine=simple),
         "a draft": write(draft=cf.Draft("prompt")),
         "adapters": of_adapters,
+        "a cache": from_cache,
         "scores": scored,
         "Hugging Face's generate": by_hook,
     }
@@ -141,19 +147,30 @@ def each_call(load: Load, folder: Path) -> dict[str, Callable[[], Any]]:
 
 def mistakes(load: Load, rank: int) -> dict[str, Callable[[], Any]]:
     """What must be refused, or the ranks would wait for each other."""
-    model = cf.Model(load("base"), name="base")
+    base = load("base")
+    model = cf.Model(base, name="base")
 
-    def write(prompts: Any = PROMPTS, **options: Any) -> Callable[[], Any]:
-        return lambda: cf.generate(model, prompts, **{**WRITE, **options})
+    def write(prompts: Any = PROMPTS, which: Any = model, **options: Any) -> Callable[[], Any]:
+        return lambda: cf.generate(which, prompts, **{**WRITE, **options})
+
+    def score(last: int, **options: Any) -> Callable[[], Any]:
+        return lambda: cf.score(model, PROMPTS, [[5], [6], [last]], **options)
 
     return {
         "other requests": write(PROMPTS[rank:]),
         "other seeds": write(seed=rank),
         "other settings": write(temperature=1.0 + rank),
+        "other blends": write(which=cf.power_mean([model], [1.0], 1.0 + rank)),
+        "other engines": write(engine=cf.Engine(simple=rank == 1)),
+        "other batches": write(max_batch=1 + rank),
+        "processors on one": write(logits_processor=[lambda ids, scores: scores] * rank),
+        "a seed on one": write(seed=rank or None),
+        "a bad setting on one": write(temperature=1.0 - 2 * rank),
+        "a bad response on one": score([6, VOCAB][rank]),
         "a time limit": write(max_time=60.0),
-        "other responses": lambda: cf.score(
-            model, PROMPTS, [[5]] * (2 + rank) + [[6]] * (1 - rank)
-        ),
+        "other responses": score(5 + rank),
+        "other batches of scores": score(5, max_batch=1 + rank),
+        "shards that are quantised": lambda: cf.quantize(base),
         "a session": lambda: cf.Session({"base": model}),
     }
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:Futur
 IN_SHARDS = [
     *("sampled", "one model", "greedy", "truncated", "nucleus", "log-probs of terms", "a support"),
     *("a power mean", "weights of requests", "several samples", "a search", "one whole model"),
-    *("a draft", "Hugging Face's generate"),
+    *("a draft", "a cache", "Hugging Face's generate"),
 ]
 GATHERED = ["a processor", "other columns", "the simple path", "adapters", "scores"]
 SECONDS = 300  # after which ranks that wait for each other are ended
@@ -110,10 +110,17 @@ def test_ranks_without_a_seed_draw_alike(both: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("other requests", "ValueError: the list of requests differs between the 2 ranks"),
-        ("other seeds", "ValueError: seed differs between the 2 ranks"),
-        ("other settings", "ValueError: temperature differs between the 2 ranks"),
-        ("other responses", "ValueError: the list of responses differs between the 2 ranks"),
+        ("other requests", "RanksDiffer: the list of requests differs between the 2 ranks"),
+        ("other seeds", "RanksDiffer: seed differs between the 2 ranks"),
+        ("other settings", "RanksDiffer: temperature differs between the 2 ranks"),
+        ("other blends", "RanksDiffer: the kind of blend differs between the 2 ranks"),
+        ("other engines", "RanksDiffer: engine differs between the 2 ranks"),
+        ("other batches", "RanksDiffer: max_batch differs between the 2 ranks"),
+        ("processors on one", "RanksDiffer: the list of logits processors differs between the 2"),
+        ("a seed on one", "RanksDiffer: seed is None on some ranks alone"),
+        ("other responses", "RanksDiffer: the list of responses differs between the 2 ranks"),
+        ("other batches of scores", "RanksDiffer: max_batch differs between the 2 ranks"),
+        ("shards that are quantised", "ValueError: model.layers.0.self_attn.q_proj.weight lies in"),
         ("a time limit", "NotImplementedError: max_time is set, and models are in shards"),
         ("a session", "NotImplementedError: [1]*base has models in shards on several ranks"),
     ],
@@ -121,6 +128,19 @@ def test_ranks_without_a_seed_draw_alike(both: Any) -> None:
 def test_mistakes_that_would_let_ranks_wait(both: Any, name: str, words: str) -> None:
     for rank in both[1]:
         assert rank["mistakes"][name].startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a bad setting on one", "ValueError: temperature is -1.0; it must be 0"),
+        ("a bad response on one", f"ValueError: responses[2] has id {calls.VOCAB}; ids must be"),
+    ],
+)
+def test_what_one_rank_refuses_the_others_are_told(both: Any, name: str, words: str) -> None:
+    first, second = (rank["mistakes"][name] for rank in both[1])
+    assert second.startswith(words)
+    assert first.startswith(f"RanksDiffer: rank 1 of 2 refused the call: {words}")
 
 
 def test_the_script_of_the_page(both: Any, folder: Path) -> None:

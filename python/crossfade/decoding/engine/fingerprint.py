@@ -23,11 +23,16 @@ def fingerprint(model: nn.Module, *, active: bool) -> Hashable:
     Args:
         active: whether it matters which adapters the model itself has switched on.
     """
-    tensors = [t.detach() for t in chain(model.parameters(), model.buffers())]
+    with torch.no_grad():  # Of a tensor in shards on several processes, this one's.
+        tensors = [
+            t.to_local() if hasattr(t, "to_local") else t
+            for t in chain(model.parameters(), model.buffers())
+        ]
     about = [
         (t.data_ptr(), t.dtype, t.device, t.shape, None if t.is_inference() else t._version)
-        for t in chain(model.parameters(), model.buffers())
+        for t in tensors
     ]
+    tensors = [t.detach() for t in tensors]
     modules = [_about(m, active) for m in model.modules()]
     return model.training, tuple(about), _numbers(tensors), tuple(modules)
 
