@@ -102,6 +102,13 @@ def each_call(load: Load, folder: Path) -> dict[str, Callable[[], Any]]:
         happy, gloomy = (cf.Model(model.eval(), adapter=name) for name in ("happy", "gloomy"))
         return write(happy - 0.5 * gloomy)()
 
+    def of_fsdp() -> Any:
+        from torch.distributed import is_initialized
+        from torch.distributed.fsdp import fully_shard
+
+        model = whole(folder)("base")
+        return write(cf.Model(fully_shard(model) if is_initialized() else model))()
+
     def by_hook(seed: int | None = 3) -> Any:
         ids = torch.tensor(PROMPTS[:1])
         options = {**WRITE, "seed": seed, "custom_generate": cf.decode, "blend": blend}
@@ -138,6 +145,7 @@ def each_call(load: Load, folder: Path) -> dict[str, Callable[[], Any]]:
         "the simple path": write(engine=simple),
         "a draft": write(draft=cf.Draft("prompt")),
         "adapters": of_adapters,
+        "shards of FSDP": of_fsdp,
         "a cache": from_cache,
         "scores": scored,
         "Hugging Face's generate": by_hook,
@@ -145,13 +153,21 @@ def each_call(load: Load, folder: Path) -> dict[str, Callable[[], Any]]:
     return calls
 
 
-def mistakes(load: Load, rank: int) -> dict[str, Callable[[], Any]]:
+def mistakes(load: Load, folder: Path, rank: int) -> dict[str, Callable[[], Any]]:
     """What must be refused, or the ranks would wait for each other."""
     base = load("base")
     model = cf.Model(base, name="base")
 
     def write(prompts: Any = PROMPTS, which: Any = model, **options: Any) -> Callable[[], Any]:
         return lambda: cf.generate(which, prompts, **{**WRITE, **options})
+
+    def of_fsdp() -> Any:
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        guide = whole(folder)("guide")
+        return cf.Model(
+            FullyShardedDataParallel(guide, device_id=torch.device("cpu")), name="guide"
+        )
 
     def score(last: int, **options: Any) -> Callable[[], Any]:
         return lambda: cf.score(model, PROMPTS, [[5], [6], [last]], **options)
@@ -171,6 +187,7 @@ def mistakes(load: Load, rank: int) -> dict[str, Callable[[], Any]]:
         "other responses": score(5 + rank),
         "other batches of scores": score(5, max_batch=1 + rank),
         "shards that are quantised": lambda: cf.quantize(base),
+        "a wrapper of FSDP": lambda: cf.generate(of_fsdp(), PROMPTS, **WRITE),
         "a session": lambda: cf.Session({"base": model}),
     }
 
@@ -245,7 +262,7 @@ def main(folder: Path) -> None:
     rank, load = distributed.get_rank(), in_shards(folder)
     found: dict[str, Any] = {"calls": run(load, folder), "gathers": gathers(load)}
     found["without a seed"] = without_a_seed(load)
-    found["mistakes"] = {n: refusal(call) for n, call in mistakes(load, rank).items()}
+    found["mistakes"] = {n: refusal(call) for n, call in mistakes(load, folder, rank).items()}
     found["the page's script"] = printed_by_the_page(folder)
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
     distributed.destroy_process_group()

@@ -23,7 +23,14 @@ IN_SHARDS = [
     *("a power mean", "weights of requests", "several samples", "a search", "one whole model"),
     *("a draft", "a cache", "Hugging Face's generate"),
 ]
-GATHERED = ["a processor", "other columns", "the simple path", "adapters", "scores"]
+GATHERED = [
+    "a processor",
+    "other columns",
+    "the simple path",
+    "adapters",
+    "shards of FSDP",
+    "scores",
+]
 SECONDS = 300  # after which ranks that wait for each other are ended
 
 
@@ -88,6 +95,7 @@ def test_notes_say_why_logits_are_gathered(both: Any) -> None:
     assert "logits are gathered from 2 ranks: logits processors" in found["a processor"]
     assert "logits of other are gathered from 2 ranks: its head has" in found["other columns"]
     assert "has adapters over layers in shards" in found["adapters"]
+    assert "base lies in shards that its modules gather, as of FSDP" in found["shards of FSDP"]
     assert "no draft: how many tokens pay is measured" in found["a draft"]
 
 
@@ -121,6 +129,7 @@ def test_ranks_without_a_seed_draw_alike(both: Any) -> None:
         ("other responses", "RanksDiffer: the list of responses differs between the 2 ranks"),
         ("other batches of scores", "RanksDiffer: max_batch differs between the 2 ranks"),
         ("shards that are quantised", "ValueError: model.layers.0.self_attn.q_proj.weight lies in"),
+        ("a wrapper of FSDP", "ValueError: guide is wrapped by FullyShardedDataParallel"),
         ("a time limit", "NotImplementedError: max_time is set, and models are in shards"),
         ("a session", "NotImplementedError: [1]*base has models in shards on several ranks"),
     ],

@@ -14,7 +14,10 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 accelerate = pytest.importorskip("accelerate")
 
 PROMPTS = [[7, 9, 30], [40], [11, 12, 13, 14, 15]]
-NOTE = "the simple path: {} is offloaded or spread over several devices"
+NOTE = (
+    "the simple path: {} is offloaded or spread over several devices; the engine runs models on "
+    "one device, and in shards on several ranks"
+)
 
 
 def on_cpu(model: Any, folder: Path) -> Any:

@@ -181,6 +181,15 @@ def refuse_unsupported(model: TermModel, tokens: int) -> None:
         raise Unsupported(f"{model.name} has {what}")
     devices = {p.device for p in bare.parameters()}
     if len(devices) > 1 or torch.device("meta") in devices:
-        raise Unsupported(f"{model.name} is offloaded or spread over several devices")
+        raise Unsupported(
+            f"{model.name} is offloaded or spread over several devices; the engine runs models on "
+            "one device, and in shards on several ranks"
+        )
+    whole = (getattr(bare, "tp_size", None) or 1) == 1
+    if whole and any(hasattr(p, "to_local") for p in bare.parameters()):
+        raise Unsupported(
+            f"{model.name} lies in shards that its modules gather, as of FSDP; the engine runs "
+            "whole models, and those loaded with distributed_config=DistributedConfig(tp_size=...)"
+        )
     if why := model.follows_longest(tokens):
         raise Unsupported(why)

@@ -266,7 +266,10 @@ def prepared(model: TermModel, ids: Tensor, mask: Tensor, limit: int) -> dict[st
         # A value head's config may be of the user's own class; its layers then keep all tokens.
         cache = DynamicCache(config=config if hasattr(config, "get_text_config") else None)
         return {**arguments, "past_key_values": cache, "use_cache": True}
-    plain: Any = copy.copy(bare)  # the same modules, but not the saved generation config
+    # The same modules, but not the saved generation config. A copy by `copy` would fail with FSDP,
+    # whose classes make a module anew where `__new__` is called.
+    plain: Any = object.__new__(type(bare))
+    vars(plain).update(vars(bare))
     plain.generation_config = GenerationConfig()
     found = plain.generate(
         ids,

@@ -145,8 +145,15 @@ def _input_device(model: nn.Module, name: str) -> torch.device:
     """Where a model reads its tokens, also where accelerate keeps its weights elsewhere.
 
     Raises:
-        ValueError: its parameters are on the meta device, and nothing brings their numbers.
+        ValueError: its parameters are on the meta device, and nothing brings their numbers; or they
+            are pieces that only FullyShardedDataParallel brings together.
     """
+    if any(hasattr(p, "_is_flat_param") for p in model.parameters()):
+        raise ValueError(
+            f"{name} is wrapped by FullyShardedDataParallel, which keeps its layers without "
+            "numbers; it must be whole, sharded by torch's fully_shard, or loaded with "
+            "distributed_config=DistributedConfig(tp_size=...)"
+        )
     if not any(p.is_meta for p in model.parameters()):
         return next(model.parameters()).device
     devices = []
