@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import check_file
+from .parsed import check_file
 
 HELP = "Measure how fast the kernels are on this machine."
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import options
+from . import options, parsed
 from .conversation import Conversation
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    writing = options.writing(arguments)
+    writing = parsed.writing(arguments)
     if sys.stdin is None:
         raise ValueError("stdin is closed; messages must come from there")
-    plan = options.plan_of(arguments)
+    plan = parsed.plan_of(arguments)
     plan.check()
-    conversation = Conversation(options.load(arguments, plan), arguments.seed, writing)
+    conversation = Conversation(parsed.load(arguments, plan), arguments.seed, writing)
     talk = _Talk(conversation)
     interactive = _interactive()
     say(f"{conversation}  (/help shows the commands, /quit leaves)")
@@ -197,7 +197,7 @@ class _Talk:
     def save(self, text: str) -> None:
         if not text:
             raise ValueError("/save needs the name of a file")
-        options.check_file("/save", text)
+        parsed.check_file("/save", text)
         if Path(text).exists():
             raise FileExistsError(f"/save {text}: it exists; name another file")
         line = json.dumps({"messages": self.conversation.messages}, ensure_ascii=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..checks import did_you_mean
-from . import judges, options, searches
+from . import judges, options, parsed, searches
 from .corrections import Query, Writer
 
 if TYPE_CHECKING:
@@ -138,11 +138,11 @@ def run(arguments: argparse.Namespace) -> int:
     from ..bulk import prompts, records
     from ..policies import metaaligner
 
-    options.check_keep(arguments, RESULT)
+    parsed.check_keep(arguments, RESULT)
     searches.check(arguments)
     question = judges.question_of(arguments) if arguments.judge is not None else None
-    options.writing(arguments)
-    options.check_output(arguments.output, arguments.resume)
+    parsed.writing(arguments)
+    parsed.check_output(arguments.output, arguments.resume)
     file = arguments.objectives_file
     own = {} if file is None else metaaligner.read_objectives(file)
     template = metaaligner.AlignerTemplate(arguments.query_noun)
@@ -156,7 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError('--policy is given, and all lines have an "answer"')
     plan = _plan(arguments)
     with records.Results(arguments.output, resume=arguments.resume) as results:
-        loaded = options.load(arguments, plan)
+        loaded = parsed.load(arguments, plan)
         aligner = metaaligner.MetaAligner(
             loaded.terms["aligner"], noun=template.noun, objectives=own or None
         )
@@ -184,7 +184,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         judge=arguments.judge,
         accept=arguments.accept,
         tilt=arguments.tilt,
-        draft=options.draft_formula(arguments, ("answer", "prompt")),
+        draft=parsed.draft_formula(arguments, ("answer", "prompt")),
     )
     searched = searches.search_of(arguments)
     if searched and plan.value is None and plan.judge is None and plan.tilt is None:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import options
+from . import parsed
 
 if TYPE_CHECKING:
     from ..bulk.prompts import Line
@@ -53,10 +53,10 @@ class Writer:
 
         self.arguments, self.aligner, self.queries = arguments, aligner, queries
         self.search, self.accept = search, loaded.accept
-        self.draft = options.draft_of(arguments, loaded)
+        self.draft = parsed.draft_of(arguments, loaded)
         self.policy: Any = loaded.terms.get("policy")
-        self.common = options.writing(arguments, draws=(arguments.n or 1) > 1)
-        self.of_policy = options.writing(arguments)
+        self.common = parsed.writing(arguments, draws=(arguments.n or 1) > 1)
+        self.of_policy = parsed.writing(arguments)
         instructed = self.policy is not None and instruct.is_instruct(
             self.policy.model, self.policy.tokenizer
         )

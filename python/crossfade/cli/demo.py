@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..extras import require
-from .options import TEMPERATURE, add_device_option, add_text_options, check_file, device_of, quiet
+from .options import TEMPERATURE, add_device_option, add_text_options
+from .parsed import check_file, device_of, quiet
 
 if TYPE_CHECKING:
     from .fader import Settings

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..checks import did_you_mean
-from . import options
+from . import options, parsed
 
 HELP = "Report which behaviours of a preference set will be learnt first."
 USAGE = "DATA --model PATH --output FILE [options]"
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..dynamics import rebalancing, report, runs, statistics
     from ..loading import Plan
 
-    with options.option_errors("seed"):
+    with parsed.option_errors("seed"):
         check_int("seed", arguments.seed, 0)
     watches = {path: runs.read(path) for path in arguments.watch}
     plan = Plan.read([arguments.model])
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     if plan.labels or spec.is_value_head:
         what = "a value head" if spec.is_value_head else "a reward model"
         raise ValueError(f"--model is {arguments.model!r}, {what}; it must be a language model")
-    loaded = options.load(arguments, plan)
+    loaded = parsed.load(arguments, plan)
     notes: list[str] = []
     with _noted(notes, where):
         stats = statistics(
@@ -141,7 +141,7 @@ def _check_files(arguments: argparse.Namespace) -> None:
     seen = {os.path.realpath(arguments.data): "DATA"} if arguments.data != "-" else {}
     seen |= {os.path.realpath(path): "--watch" for path in arguments.watch}
     for option, path in outputs.items():
-        options.check_file(option, path)
+        parsed.check_file(option, path)
         if path is not None:
             place = os.path.realpath(path)
             if place in seen:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from . import judges, options, ray, searches
+from . import judges, options, parsed, ray, searches
 from .texts import PlainTexts, Writer
 
 if TYPE_CHECKING:
@@ -99,16 +99,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     _check(arguments)
     question = judges.question_of(arguments) if arguments.judge is not None else None
-    common = options.writing(arguments, draws=(arguments.n or 1) > 1)
+    common = parsed.writing(arguments, draws=(arguments.n or 1) > 1)
     if arguments.ray is not None:
         return ray.run(arguments, common)
-    options.check_output(arguments.output, arguments.resume)
+    parsed.check_output(arguments.output, arguments.resume)
     lines = prompts.read_prompts(arguments.prompt, arguments.prompts, keep=arguments.keep)
-    plan = options.plan_of(arguments)
+    plan = parsed.plan_of(arguments)
     _check_lines(arguments, lines, plan)
     form = PlainTexts() if arguments.text else None
     with records.Results(arguments.output, resume=arguments.resume, form=form) as results:
-        loaded = options.load(arguments, plan)
+        loaded = parsed.load(arguments, plan)
         writer = Writer(arguments, loaded, lines, common, question)
         if arguments.stream:
             writer.stream()
@@ -119,8 +119,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse options that contradict each other."""
-    options.check_chat(arguments)
-    options.check_keep(arguments, RESULT)
+    parsed.check_chat(arguments)
+    parsed.check_keep(arguments, RESULT)
     searched = searches.check(arguments)
     ray.check(arguments)
     lines = [o for o in ("--logprobs", "--terms") if getattr(arguments, o[2:])]
@@ -155,4 +155,4 @@ def _check_lines(arguments: argparse.Namespace, lines: Sequence[Line], plan: Pla
             raise ValueError(f'--greedy is given, and prompt {i} has a "{drawn[0]}", for draws')
         if draws and line.settings.get("temperature") == 0:
             raise ValueError(f'prompt {i} has the "temperature" 0, and several texts are drawn')
-    options.check_lines(arguments, lines, plan)
+    parsed.check_lines(arguments, lines, plan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from . import options
+from . import options, parsed
 
 HELP = "Show the formula of a blend, and the models that it runs for every token."
 USAGE = "--model [NAME=]PATH ... [options]"
@@ -22,9 +22,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    plan = options.plan_of(arguments)
+    plan = parsed.plan_of(arguments)
     plan.check()
-    loaded = options.load(arguments, plan)
+    loaded = parsed.load(arguments, plan)
     blend = loaded.blend()
     chat = loaded.answers_chats(blend)
     if arguments.json:

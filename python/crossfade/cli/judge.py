@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import judges, options
+from . import judges, options, parsed
 
 if TYPE_CHECKING:
     from ..bulk.pairs import Pair
@@ -69,14 +69,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from ..bulk import pairs, records
 
-    options.check_keep(arguments, RESULT)
-    options.check_output(arguments.output, arguments.resume)
+    parsed.check_keep(arguments, RESULT)
+    parsed.check_output(arguments.output, arguments.resume)
     question = judges.question_of(arguments)
     found = pairs.read_pairs(arguments.data, keep=arguments.keep)
-    plan = options.plan_of(arguments)
+    plan = parsed.plan_of(arguments)
     plan.check()
     with records.Results(arguments.output, resume=arguments.resume) as results:
-        blend = options.load(arguments, plan).blend()
+        blend = parsed.load(arguments, plan).blend()
         single = len(arguments.model) == 1
         option = f"--model {arguments.model[0]}" if single else f"--blend {arguments.blend}"
         judge = question.judge(blend, option)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..extras import require
-from .options import add_device_option, device_of, note, quiet
+from .options import add_device_option
+from .parsed import device_of, note, quiet
 
 if TYPE_CHECKING:
     from ..pareto import Front

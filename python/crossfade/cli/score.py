@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..checks import did_you_mean
-from . import options
+from . import options, parsed
 
 if TYPE_CHECKING:
     from ..bulk.prompts import Line
@@ -51,9 +51,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from ..bulk import prompts, records
 
-    options.check_chat(arguments)
-    options.check_keep(arguments, RESULT)
-    options.check_output(arguments.output)
+    parsed.check_chat(arguments)
+    parsed.check_keep(arguments, RESULT)
+    parsed.check_output(arguments.output)
     items = prompts.read_lines(arguments.data)
     if not items:
         raise ValueError("there is nothing to score: the input is empty")
@@ -67,10 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
         for i, item in enumerate(items)
     ]
-    plan = options.plan_of(arguments)
-    options.check_lines(arguments, lines, plan)
+    plan = parsed.plan_of(arguments)
+    parsed.check_lines(arguments, lines, plan)
     with records.Results(arguments.output) as results:
-        write_scores(arguments, options.load(arguments, plan), lines, responses, results)
+        write_scores(arguments, parsed.load(arguments, plan), lines, responses, results)
     return 0
 
 
@@ -100,7 +100,7 @@ def write_scores(
 
     own = [line.settings for line in lines]
     blend = loaded.blend(settings.positions(own, loaded.faders))
-    chat = options.sends_chats(arguments, loaded, blend, lines)
+    chat = parsed.sends_chats(arguments, loaded, blend, lines)
     total, tokens = 0.0, 0
     with progress_bar(len(lines), "response", prints=arguments.output is None) as bar:
         for batch in records.batches(range(len(lines)), arguments.batch_size):

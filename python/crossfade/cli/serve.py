@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..extras import require
-from . import options
+from . import options, parsed
 
 if TYPE_CHECKING:
     from ..loading import Served, ServerPlan
@@ -225,10 +225,10 @@ def _plan(arguments: argparse.Namespace) -> ServerPlan:
 
 
 def _load(arguments: argparse.Namespace, plan: ServerPlan) -> Served:
-    options.quiet()
-    device = options.device_of(arguments.device)
+    parsed.quiet()
+    device = parsed.device_of(arguments.device)
     return plan.load(
-        device, arguments.dtype, lambda path: options.note(arguments, f"loading {path} on {device}")
+        device, arguments.dtype, lambda path: parsed.note(arguments, f"loading {path} on {device}")
     )
 
 
@@ -262,7 +262,7 @@ def _serve(arguments: argparse.Namespace, served: Served, keys: Any, at: Any) ->
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
 
     def begun() -> None:
-        options.note(arguments, f"{session.blend}, at http://{host}:{port}/ (Ctrl-C stops)")
+        parsed.note(arguments, f"{session.blend}, at http://{host}:{port}/ (Ctrl-C stops)")
 
     with session, _lines(arguments.quiet):
         app = create_app(session, settings)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import options, searches
+from . import parsed, searches
 
 if TYPE_CHECKING:
     from ..bulk.prompts import Line
@@ -39,14 +39,14 @@ class Writer:
             common,
             arguments.seed,
             searches.make(arguments, loaded, question),
-            options.draft_of(arguments, loaded),
+            parsed.draft_of(arguments, loaded),
             arguments.n,
             arguments.logprobs,
             arguments.terms,
             faders=bool(settings.positions(own, loaded.faders)),
         )
         self.blend = self.texts.moved(lines)
-        chat = options.sends_chats(arguments, loaded, self.blend, lines)
+        chat = parsed.sends_chats(arguments, loaded, self.blend, lines)
         self.prompts = [line.sent(chat=chat) for line in lines]
         self.generation = self.texts.arguments(lines)
         self.seeds = settings.seeds(own, arguments.seed)

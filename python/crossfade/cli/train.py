@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..training import keys
-from .options import quiet
+from .parsed import quiet
 
 HELP = "Train an adapter, a model or a value function, with the settings of a file."
 WIDTH = 80  # of the texts at the end of --help, whose rows of data alone may be longer
