@@ -11,7 +11,7 @@ from typing import Any
 from crossfade import cli
 from tiny_models import make, make_tokenizer
 
-ACTOR = b"ray::MapWorker(MapBatches(Decoder))"
+ACTOR = b"ray::MapWorker(MapBatches(LineDecoder))"
 FORMULA = "base + w * (tuned - base)"
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from crossfade import cli
+from crossfade.bulk.prompts import read_lines
 from crossfade.bulk.ray import Decoder, run, spec
 from crossfade.bulk.ray import driver as ray_driver
 from crossfade.bulk.ray.files import Part, files_of, parts_of, read, table_of
@@ -160,6 +161,36 @@ def test_a_row_that_json_cannot_say_is_null(tmp_path: Path) -> None:
     found = read(Part(str(tmp_path / "p.parquet"), 5, 2, 0, 2))
     assert found["index"].to_pylist() == [5, 6]
     assert found["line"].to_pylist() == [None, '{"prompt": "b", "temperature": 1.0}']
+
+
+def test_a_mark_of_utf8_is_taken_off_the_beginning_of_a_file_alone(tmp_path: Path) -> None:
+    """A prompt has the same index and text as in one process."""
+    for name, text in (("a.txt", "\ufeffa\n\ufeffb\n"), ("b.txt", "\ufeff\nc\n")):
+        file = tmp_path / name
+        file.write_text(text)
+        parts, _ = parts_of([file], 1)
+        found = [json.loads(x) for part in parts for x in read(part)["line"].to_pylist()]
+        assert found == read_lines(str(file))
+
+
+def test_maps_and_whole_floats_of_parquet_are_settings(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "prompt": ["a", "b"],
+            "weights": pa.array([[("w", 0.5)], None], pa.map_(pa.string(), pa.float64())),
+            "seed": [3.0, None],
+        }
+    )
+    pq.write_table(table, tmp_path / "p.parquet")
+    found = read(Part(str(tmp_path / "p.parquet"), 0, 2, 0, 2))["line"].to_pylist()
+    first = {"prompt": "a", "weights": {"w": 0.5}, "seed": 3}
+    assert found == [json.dumps(first), '{"prompt": "b"}']
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.parquet").write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match=r"p.parquet' is no whole file of parquet"):
+        parts_of(files_of(tmp_path), 8)
 
 
 def test_results_as_a_table_have_columns_of_their_types() -> None:

@@ -117,10 +117,60 @@ def test_tables_of_pyarrow_get_columns(paths: dict[str, str]) -> None:
     assert found["text"].to_pylist() == list(again["text"])
 
 
+def test_types_of_tables_do_not_depend_on_what_their_rows_have(paths: dict[str, str]) -> None:
+    """Ray cannot write parquet of blocks whose columns have other types."""
+    decoder = Decoder(**told(paths))
+    tables = [pa.table({"id": [i], "prompt": [x]}) for i, x in enumerate(["a film", ""])]
+    good, bad = called(decoder, *tables)
+    for name in ("text", "tokens", "logprob", "finished", "blend", "run", "error"):
+        assert good.schema.field(name) == bad.schema.field(name)
+
+
+def test_frames_of_pandas_get_columns(paths: dict[str, str]) -> None:
+    pandas = pytest.importorskip("pandas")
+    decoder = Decoder(**told(paths))
+    frame = pandas.DataFrame({"id": [0, 1], "prompt": ["a film", None], "seed": [3, None]})
+    (found,) = called(decoder, frame)
+    (table,) = called(decoder, pa.table({"id": [0], "prompt": ["a film"], "seed": [3]}))
+    assert found["text"][0] == table["text"][0].as_py()
+    assert 'must have a "prompt"' in found["error"][1]
+
+
+def test_a_column_with_nulls_is_one_of_floats_in_numpy(paths: dict[str, str]) -> None:
+    """So are the ids and settings of a batch where one of them is null, and not of another."""
+    decoder = Decoder(**told(paths))
+    names = ("seed", "top_k", "max_new_tokens")
+    prompt = column(["a film", "the plot"])
+    rows = {name: np.array([3.0, np.nan]) for name in names}
+    (found,) = called(decoder, {"id": np.arange(2), "prompt": prompt, **rows})
+    assert list(found["error"]) == [None, None]
+    table = {"id": [0, 1], "prompt": list(prompt), **{name: [3, None] for name in names}}
+    (exact,) = called(decoder, pa.table(table))
+    assert list(found["text"]) == exact["text"].to_pylist()
+    drawn = {"prompt": prompt[:1], "temperature": np.array([1.0])}
+    ints, floats = called(
+        decoder,
+        {"id": np.array([7]), **drawn},
+        {"id": np.array([7.0, np.nan]), **{n: np.repeat(x, 2) for n, x in drawn.items()}},
+    )
+    assert ints["text"][0] == floats["text"][0]
+    assert "the id is None; it must be an int or a text" in floats["error"][1]
+
+
+def test_columns_may_have_any_name_that_results_do_not(paths: dict[str, str]) -> None:
+    batch = {"id": np.arange(1), "prompt": column(["a"])}
+    more = {"index": np.arange(1), "line": column(["a line"])}
+    (found,) = called(Decoder(**told(paths)), {**batch, **more})
+    assert list(found["error"]) == [None]
+    assert list(found["line"]) == ["a line"]
+
+
 def test_a_dataset_must_have_ids_and_room_for_results(paths: dict[str, str]) -> None:
     decoder = Decoder(**told(paths))
     with pytest.raises(ValueError, match="no column 'id'"):
         called(decoder, {"prompt": column(["a"])})
+    with pytest.raises(ValueError, match=r"no column 'prompt' or 'messages' .columns: id, text"):
+        called(decoder, {"id": np.arange(1), "text": column(["a"])})
     batch = {"id": np.arange(1), "prompt": column(["a"])}
     with pytest.raises(ValueError, match=r"has the column 'text'.*rename it"):
         called(decoder, {**batch, "text": column(["x"])})

@@ -10,7 +10,7 @@ from ... import reading
 from ...extras import require
 from .actor_spec import Spec
 from .batch_tasks import Correct, Judge, Score, Value
-from .columns import ERROR, INDEX, LINE
+from .columns import ERROR, INDEX, LINE, plain, row_of
 from .tasks import Generate, Result, Row, Task
 
 np: Any = require("numpy", "ray")
@@ -63,19 +63,22 @@ class Decoder:
             )
 
     async def __call__(self, batch: Any) -> Any:
-        """The results of a batch: a mapping of columns to arrays, or a table of pyarrow."""
+        """The results of a batch: a mapping of columns to arrays, or a table of pyarrow or
+        pandas."""
         columns = _columns(batch)
-        if LINE in columns and INDEX in columns:
-            return await self._lines(columns)
         if self.spec.id not in columns:
             raise ValueError(
                 f"the dataset has no column {self.spec.id!r} (columns: {', '.join(columns)}); id "
                 "must name one whose values are different, by which rows are drawn"
             )
+        if columns.keys().isdisjoint(("prompt", "messages", "chosen")):
+            raise ValueError(
+                f"the dataset has no column 'prompt' or 'messages' (columns: {', '.join(columns)})"
+            )
         known = ("prompt", "messages", *self.task.settings, *self.task.keys, *self.spec.keep)
         given = {name: x for name, x in columns.items() if name in known and name != self.spec.id}
         rows = [
-            Row(key, {name: x[i] for name, x in given.items() if x[i] is not None})
+            _row(key, row_of({name: x[i] for name, x in given.items()}))
             for i, key in enumerate(columns[self.spec.id])
         ]
         more = self._results(await self.task(rows))
@@ -93,18 +96,33 @@ class Decoder:
         each = {name: [x.record.get(name) for x in found] for name in kept}
         return {**each, ERROR: [x.error for x in found]}
 
-    async def _lines(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-        """The results of lines of files, each as JSON."""
-        lines = zip(columns[INDEX], columns[LINE], strict=True)
-        found = await self.task([_row(i, text) for i, text in lines])
+
+class LineDecoder(Decoder):
+    """A `Decoder` of lines of files, each as JSON, with their places in place of ids."""
+
+    async def __call__(self, batch: Any) -> Any:
+        lines = zip(batch[INDEX].tolist(), batch[LINE], strict=True)
+        found = await self.task([_line(i, text) for i, text in lines])
         return {
-            INDEX: np.asarray(columns[INDEX]),
+            INDEX: batch[INDEX],
             LINE: _array([json.dumps(x.record, ensure_ascii=False) for x in found]),
             ERROR: _array([x.error for x in found]),
         }
 
 
-def _row(index: int, text: str | None) -> Row:
+def _row(key: Any, item: dict[str, Any]) -> Row:
+    """A row of a dataset, with the error in its place if it has no id.
+
+    An id is the same whether its column is of ints or, as some of its cells are null, of floats.
+    """
+    if isinstance(key, float) and key.is_integer():
+        key = int(key)
+    if isinstance(key, (int, str)) and not isinstance(key, bool):
+        return Row(key, item)
+    return Row(key, ValueError(f"the id is {key!r:.80}; it must be an int or a text"))
+
+
+def _line(index: int, text: str | None) -> Row:
     """The row that a line of a file is, with the error in its place if it cannot be read."""
     where = f"prompt {index}"
     if text is None:
@@ -117,30 +135,29 @@ def _row(index: int, text: str | None) -> Row:
 
 def _columns(batch: Any) -> dict[str, list[Any]]:
     """The columns of a batch as lists of Python's own objects."""
-    if not isinstance(batch, Mapping):
+    if hasattr(batch, "to_pydict"):  # Tables of pyarrow know which cells are null.
         return batch.to_pydict()
-    return {name: [_plain(x) for x in column] for name, column in batch.items()}
+    return {name: [_cell(x) for x in column] for name, column in batch.items()}
 
 
-def _plain(x: Any) -> Any:
-    """A value as JSON has it. Of a mapping, what is null is left out: a struct of a column has the
-    keys of all rows."""
-    if isinstance(x, np.generic):
-        return x.item()
-    if isinstance(x, Mapping):
-        return {key: _plain(y) for key, y in x.items() if y is not None}
-    if isinstance(x, (np.ndarray, list, tuple)):
-        return [_plain(y) for y in x]
-    return x
+def _cell(x: Any) -> Any:
+    """A cell of an array, of which numpy and pandas say by NaN that it is null."""
+    x = plain(x)
+    is_cell = not isinstance(x, (dict, list))
+    return None if is_cell and (x is None or type(x).__name__ == "NAType" or x != x) else x
 
 
 def _with(batch: Any, more: Mapping[str, list[Any]]) -> Any:
     """A batch with more columns."""
     if isinstance(batch, Mapping):
         return {**batch, **{name: _array(x) for name, x in more.items()}}
+    if not hasattr(batch, "append_column"):  # a frame of pandas
+        return batch.assign(**{name: _array(x) for name, x in more.items()})
+    from .files import TYPES  # which needs Ray
+
     pyarrow = require("pyarrow", "ray")
-    for name, x in more.items():
-        batch = batch.append_column(name, pyarrow.array(x))
+    for name, x in more.items():  # with the same types where all of a batch are null
+        batch = batch.append_column(name, pyarrow.array(x, TYPES.get(name)))
     return batch
 
 

@@ -201,7 +201,7 @@ def _work(
     progress: bool,
 ) -> dict[str, int]:
     """Run the pipeline, and count the results that were written."""
-    from .decoder import Decoder
+    from .decoder import LineDecoder
     from .files import Prompts, Results
 
     with cluster(actors) as ray, _context(output, progress):
@@ -209,7 +209,7 @@ def _work(
         count = len(parts)  # Else Ray cuts them further.
         rows = ray.data.read_datasource(Prompts(parts), override_num_blocks=count, **SMALL)
         rows = rows.map_batches(
-            Decoder,
+            LineDecoder,
             fn_constructor_kwargs=dict(given),
             batch_size=given.get("batch_size", Spec.batch_size),
             compute=ray.data.ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=CALLS),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ... import reading
 from ...extras import require
 from ...files import sha256
-from .columns import ERROR, INDEX, LINE
+from .columns import ERROR, INDEX, LINE, row_of
 
 pyarrow: Any = require("pyarrow", "ray")
 parquet: Any = require("pyarrow.parquet", "ray")
@@ -100,7 +100,7 @@ def _lines(path: str, first: int, size: int) -> Iterator[Part]:
     count = start = end = 0
     with open(path, "rb") as file:
         for line in file:
-            count += _is_filled(line)
+            count += _is_filled(line if end else line.removeprefix(BOM_UTF8))
             end += len(line)
             if count == size:
                 yield Part(path, first, count, start, end - start)
@@ -110,7 +110,10 @@ def _lines(path: str, first: int, size: int) -> Iterator[Part]:
 
 
 def _rows(path: str, first: int, size: int) -> Iterator[Part]:
-    total = parquet.read_metadata(path).num_rows
+    try:
+        total = parquet.read_metadata(path).num_rows
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path!r} is no whole file of parquet: {error}") from None
     for start in range(0, total, size):
         count = min(size, total - start)
         yield Part(path, first + start, count, start, count)
@@ -133,6 +136,8 @@ def _json_of_lines(part: Part) -> Iterator[str | None]:
     with open(part.path, "rb") as file:
         file.seek(part.start)
         data = file.read(part.size)
+    if not part.start:
+        data = data.removeprefix(BOM_UTF8)
     for line in filter(_is_filled, data.split(b"\n")):
         text = _text(line)
         yield text if is_json or text is None else json.dumps(text)
@@ -141,8 +146,8 @@ def _json_of_lines(part: Part) -> Iterator[str | None]:
 def _text(line: bytes) -> str | None:
     """A line without its end; None if it is not UTF-8."""
     try:
-        return reading.decode(line, "a line")
-    except ValueError:
+        return line.decode()
+    except UnicodeDecodeError:
         return None
 
 
@@ -162,15 +167,9 @@ def _json_of_rows(part: Part) -> Iterator[str | None]:
 def _json(item: Mapping[str, Any]) -> str | None:
     """A row as JSON, without what is null, as all rows have the keys of all."""
     try:
-        return json.dumps(_given(item), allow_nan=False)
+        return json.dumps(row_of(item), allow_nan=False)
     except (TypeError, ValueError):
         return None
-
-
-def _given(x: Any) -> Any:
-    if isinstance(x, Mapping):
-        return {key: _given(y) for key, y in x.items() if y is not None}
-    return [_given(y) for y in x] if isinstance(x, list) else x
 
 
 class Prompts(datasource.Datasource):
