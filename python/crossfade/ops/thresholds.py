@@ -63,7 +63,10 @@ class Thresholds:
             threshold = self._search(scores, there, cut.top_k.double()).masked_fill(off, NEG_INF)
         if whole.all():
             return threshold
-        masses = [known.share(s, cut).where(s >= _at(threshold, s), 0.0) for s in scores]
+        masses = [known.share(s, cut) for s in scores]
+        if not off.all():
+            each = zip(masses, scores, strict=True)
+            masses = [m.where(s >= _at(threshold, s), 0.0) for m, s in each]
         left = self.gather([m.sum(-1) for m in masses]).sum(0)
         least = torch.finfo(torch.float64).tiny  # top-p of 0 keeps the best token
         pth = self._search(scores, masses, (cut.top_p * left).clamp(min=least))
