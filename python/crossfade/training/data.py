@@ -8,7 +8,6 @@ other ids.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..checks import check_number
 from ..decoding import Output
 from ..identity import run_id
 from ..progress import progress_bar
+from .processes import get_logger
 
 # Arguments of `generate` that do not change what the rows hold.
 WITHOUT_EFFECT = {
@@ -40,7 +40,7 @@ REASONS = {
     "same": "are the same text as their partner",
     "equal": "are of prompts that have no response rated worse than the best",
 }
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def rollouts(

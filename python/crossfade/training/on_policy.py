@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,13 +24,13 @@ from ..extras import require
 from ..models.hf import is_peft
 from ..search import check_prefer
 from . import rows
-from .processes import STANDS_IN, check_processes
+from .processes import STANDS_IN, check_processes, get_logger
 from .sampling import as_decoded, noise
 from .trainers.base import columns_error, columns_of
 from .trainers.dpo import PAIR_WEIGHTS, WITHOUT_REFERENCE, WITHOUT_WEIGHTS, DPOTrainer
 
 trl = require("trl", "train")
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 # Losses that do not go with sampled pairs, and why.
 REFUSED_LOSSES = {
     **dict.fromkeys(WITHOUT_WEIGHTS, "sorts the batch, and ties must count nothing"),
@@ -190,14 +189,13 @@ class SelfJudgeTrainer(DPOTrainer):
             )
             if len(kept) == 0:
                 raise ValueError(f"{name} has no row left: all prompts are {why}")
-            if args.process_index == 0:
-                logger.warning(
-                    "%s: %d of %d prompts are left out, as they are %s",
-                    name,
-                    len(given) - len(kept),
-                    len(given),
-                    why,
-                )
+            logger.warning(
+                "%s: %d of %d prompts are left out, as they are %s",
+                name,
+                len(given) - len(kept),
+                len(given),
+                why,
+            )
         return kept
 
     def _set_signature_columns_if_needed(self) -> None:

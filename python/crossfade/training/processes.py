@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -27,12 +28,17 @@ from ..extras import require
 IGNORED = -100  # the label of a position that is not trained on
 PARTS = ("FSDP", "DEEPSPEED")  # what keeps the weights in parts, as Accelerate calls it
 STANDS_IN = "stands_in"  # the key of a batch that is there for the number of steps alone
+_PARTED: list[Any] = []  # groups of processes that no longer work together
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one, of several, that prints what all have done."""
-    parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not parallel or torch.distributed.get_rank() == 0
+    """Whether this process is the one, of several, that prints what all have done.
+
+    What starts processes says it before they have found each other, such as while rows are read.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def in_any(accelerator: Any, flag: bool) -> bool:
@@ -41,6 +47,25 @@ def in_any(accelerator: Any, flag: bool) -> bool:
         return flag
     said = torch.tensor([int(flag)], device=accelerator.device)
     return bool(accelerator.gather(said).any())
+
+
+def get_logger(name: str) -> logging.Logger:
+    """A logger for what all processes find, and the first one alone says."""
+    logger = logging.getLogger(name)
+    logger.addFilter(lambda record: is_main_process())
+    return logger
+
+
+def part(accelerator: Any) -> None:
+    """End what the processes did together.
+
+    Their group is kept until this process ends. Torch would destroy it together with the trainer,
+    and would then wait, with Python's lock, for threads of gloo: for ever, where one of them is
+    about to free a tensor that was exchanged, which takes the same lock.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        _PARTED.append(torch.distributed.group.WORLD)
+    accelerator.end_training()
 
 
 def of_the_first(x: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections import Counter
@@ -11,8 +10,9 @@ from typing import Any
 
 from ..checks import check_number
 from .data import Rows, check_keys, message
+from .processes import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 FORM = '{"text": "...", "ratings": {"helpful": 4}}'  # of a response
 # What other programs call ratings.
 MEANT = ("rating", "score", "scores", "reward", "overall_score", "grade", "points", "value")

@@ -23,7 +23,7 @@ from . import chain, stages
 from .checkpoints import checkpoints, last_complete
 from .config import Settings
 from .makers import MAKERS, rows_of, stage_trainer, tokenizer_of
-from .processes import in_any, is_main_process
+from .processes import in_any, is_main_process, part
 
 # One Ctrl-C may come twice within these seconds: from the terminal, and passed on by torchrun.
 ONE_PRESS = 0.5
@@ -61,7 +61,7 @@ def run(s: Settings, *, resume: bool = False) -> dict[str, Any] | None:
     if trainer.args.should_save:
         chain.join(s, Path(s.arguments["output_dir"]))
     main = is_main_process()  # nothing knows it once the processes have parted
-    trainer.accelerator.end_training()
+    part(trainer.accelerator)
     return measured if main else None
 
 
@@ -121,7 +121,7 @@ def _run_stages(s: Settings, stop: _StopAtStep, resume: bool) -> dict[str, Any] 
         planned[-1].copy_to(Path(s.arguments["output_dir"]))
         chain.join(s, Path(s.arguments["output_dir"]))
     if trainer is not None:
-        trainer.accelerator.end_training()
+        part(trainer.accelerator)
     if not main:
         return None
     figures = ("train_loss", "train_runtime")

@@ -22,6 +22,7 @@ from ..progress import print_line
 from .checkpoints import checkpoints
 from .config import Settings, check_keys, config_of, trainer_config
 from .data import read_jsonl
+from .processes import is_main_process
 
 MARK = "trained.json"  # lies in the folder of a stage that was trained to its end
 # Arguments of a trainer that begin so do not change what is learnt.
@@ -86,11 +87,12 @@ def plan(s: Settings, tokenizer: Any) -> list[Stage]:
         name: replace(s, arguments={**s.arguments, **own, "output_dir": str(output / name)})
         for name, own in _own_arguments(s).items()
     }
-    configs = [trainer_config(config_of(s.kind), part) for part in parts.values()]
+    for part in parts.values():
+        trainer_config(config_of(s.kind), part)  # wrong arguments are found before any training
     found = {"train": _rows(s, "data", s.data, tokenizer, s.validation)}
     if s.eval_data is not None:
         found["eval"] = _rows(s, "eval_data", s.eval_data, tokenizer, 0.0)
-    if configs[0].process_index == 0:
+    if is_main_process():
         for key, rows in found.items():
             print_line(f"the {key} data: {rows.summary()}", sys.stderr)
     planned: list[Stage] = []

@@ -268,6 +268,35 @@ def test_shares_are_of_the_rows_that_one_process_reads(rows: int, drop_last: boo
         assert all(len(p) == 1 for p in parts[len(counted) :])
 
 
+@pytest.mark.parametrize(("rank", "said"), [("0", ["3 rows are left out"]), ("1", [])])
+def test_what_all_processes_find_the_first_one_says(
+    rank: str, said: list[str], monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also before they have found each other, while they read their rows."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    processes.get_logger("crossfade.training.found").warning("%d rows are left out", 3)
+    assert caplog.messages == said
+
+
+def test_every_logger_of_training_says_it_once() -> None:
+    folder = Path(processes.__file__).parent
+    files = {str(f.relative_to(folder)): f.read_text() for f in folder.rglob("*.py")}
+    others = [name for name, text in files.items() if "logging.getLogger(" in text]
+    assert others == ["processes.py"]
+
+
+def test_the_group_of_processes_that_part_is_kept(tmp_path: Path) -> None:
+    """Torch would wait, in its end, for threads that wait for Python's lock."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/found", rank=0, world_size=1
+    )
+    group = torch.distributed.group.WORLD
+    processes.part(SimpleNamespace(end_training=torch.distributed.destroy_process_group))
+    assert not torch.distributed.is_initialized()
+    assert any(x is group for x in processes._PARTED)
+
+
 @pytest.mark.parametrize("kind", ["sft", "dpo", "value", "self-judge", "clp"])
 def test_fsdp_is_refused_where_weights_would_stay_whole(
     kind: str, base: str, tmp_path: Path, monkeypatch: Any, rewards: Any

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
 from ...decoding.inputs import encode
+from ..processes import get_logger
 from ..rows import Checker, keys_of
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Prompt(NamedTuple):

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import logging
 import re
 import sys
 import weakref
@@ -21,7 +20,7 @@ from ...checks import did_you_mean
 from .. import processes, rows
 from ..fused_head import class_with_logp, seated
 
-logger = logging.getLogger(__name__)
+logger = processes.get_logger(__name__)
 
 
 @contextlib.contextmanager
@@ -336,7 +335,7 @@ def tell_lengths(name: str, given: Any, prepared: Any, args: Any, *, packed: boo
             f"{name} has no row left: none has a token to train on within args.max_length, "
             f"{args.max_length} tokens"
         )
-    if packed or args.max_length is None or args.process_index > 0:
+    if packed or args.max_length is None:
         return
     unpaired = "chosen" in given.column_names and "completion_ids" in prepared.column_names
     before = len(given) * (2 if unpaired else 1)  # KTO makes two rows of a pair

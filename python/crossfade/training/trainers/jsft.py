@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,11 +17,12 @@ from torch import Tensor
 from ...checks import check_number
 from ...extras import require
 from ..fused_head import IGNORED
+from ..processes import get_logger
 from .base import columns_of
 from .sft import SFTTrainer
 
 trl = require("trl", "train")
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 # What a token is in the column `judge_tokens`: none of a judgment, one of it, or its label.
 OTHER, OF_JUDGMENT, LABEL = 0, 1, 2
 # What is counted over the tokens of the rows that a log tells of: sums, and their numbers.
@@ -126,16 +126,15 @@ class JSFTTrainer(SFTTrainer):
                 f"{name} has no row left: all are longer than args.max_length, {limit} tokens"
             )
         judgments = [sum(map(_is_judgment, x)) for x in (prepared, kept)]
-        if args.process_index == 0:
-            logger.warning(
-                "%s: %d of %d rows are left out, as they are longer than args.max_length, %d "
-                "tokens; %d of them are judgments",
-                name,
-                len(prepared) - len(kept),
-                len(prepared),
-                limit,
-                judgments[0] - judgments[1],
-            )
+        logger.warning(
+            "%s: %d of %d rows are left out, as they are longer than args.max_length, %d tokens; "
+            "%d of them are judgments",
+            name,
+            len(prepared) - len(kept),
+            len(prepared),
+            limit,
+            judgments[0] - judgments[1],
+        )
         return kept
 
     def _set_signature_columns_if_needed(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +13,10 @@ from ...checks import check_number
 from ...decoding.inputs import right_pad
 from ..encoding import encoded
 from ..fused_head import IGNORED
+from ..processes import get_logger
 from ..rows import check_ids
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Rollout(NamedTuple):

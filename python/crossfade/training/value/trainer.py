@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,11 +18,11 @@ from ...models.hf import text_config, underlying
 from ...models.saved_value_heads import load_into, save_value_head
 from ...models.value_heads import value_head
 from ...progress import progress_bar
-from ..processes import STANDS_IN, InParallel, check_processes
+from ..processes import STANDS_IN, InParallel, check_processes, get_logger, is_main_process
 from .learner import Base, Learner, adapted, check_trained, trained_in_backbone
 from .rollouts import IGNORED, Rollouts, collate
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 CHUNK = 1 << 23  # how many logits (tokens times vocabulary) are computed at a time
 
 
@@ -238,7 +237,8 @@ class ValueTrainer(InParallel, transformers.Trainer):
             firsts,
             rows=self.args.eval_batch_size,
         )
-        with nullcontext() if self.args.disable_tqdm else progress_bar(len(texts), "row") as bar:
+        hidden = self.args.disable_tqdm or not is_main_process()
+        with nullcontext() if hidden else progress_bar(len(texts), "row") as bar:
             for i, found in states:
                 if kept is None:
                     kept = torch.empty(
