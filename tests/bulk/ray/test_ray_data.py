@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import signal
@@ -127,6 +128,12 @@ def test_a_folder_must_be_gone_on_with_as_it_was_begun(
         run(given, file, begun, resume=True)
     with pytest.raises(NotADirectoryError, match="a file; it must be a folder"):
         run(given, file, file)
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    write(folder / "p.jsonl", prompts(1))
+    for output in (folder, folder / "new"):
+        with pytest.raises(ValueError, match=r"which is in the folder of prompts"):
+            run(given, folder, output)
     (tmp_path / "none.jsonl").touch()
     with pytest.raises(ValueError, match="there are no prompts"):
         run(given, tmp_path / "none.jsonl", tmp_path / "new")
@@ -143,7 +150,8 @@ def test_parts_have_every_prompt_of_all_files_once(tmp_path: Path, size: int) ->
     (tmp_path / "a.txt").write_bytes(b"one\n\n  \ntwo\r\nthree \xff\nfour")
     pq.write_table(pa.Table.from_pylist(items), tmp_path / "b.parquet", row_group_size=3)
     write(tmp_path / "c.jsonl", [{"prompt": "x\u2028y"}, {"prompt": "z"}])
-    (tmp_path / "d.md").touch()
+    for name in (".d.md", "_SUCCESS"):
+        (tmp_path / name).touch()
     parts, sources = parts_of(files_of(tmp_path), size)
     assert max(part.count for part in parts) <= size
     assert [s.prompts for s in sources] == [4, 7, 2]
@@ -155,12 +163,37 @@ def test_parts_have_every_prompt_of_all_files_once(tmp_path: Path, size: int) ->
     assert found[11:] == [{"prompt": "x\u2028y"}, {"prompt": "z"}]
 
 
-def test_a_row_that_json_cannot_say_is_null(tmp_path: Path) -> None:
-    table = pa.table({"prompt": ["a", "b"], "temperature": [float("nan"), 1.0]})
-    pq.write_table(table, tmp_path / "p.parquet")
-    found = read(Part(str(tmp_path / "p.parquet"), 5, 2, 0, 2))
-    assert found["index"].to_pylist() == [5, 6]
-    assert found["line"].to_pylist() == [None, '{"prompt": "b", "temperature": 1.0}']
+def test_why_a_prompt_is_none_stands_beside_it(tmp_path: Path) -> None:
+    day = datetime.date(2020, 1, 2)
+    table = pa.table(
+        {
+            "prompt": ["a", "b", "c"],
+            "temperature": [float("nan"), 1.0, 1.0],
+            "metadata": [None, None, {"day": day}],
+        }
+    )
+    pq.write_table(table, tmp_path / "p.parquet", row_group_size=2)
+    found = read(Part(str(tmp_path / "p.parquet"), 5, 3, 0, 3))
+    assert found["index"].to_pylist() == [5, 6, 7]
+    assert found["line"].to_pylist() == [None, '{"prompt": "b", "temperature": 1.0}', None]
+    first, none, last = found["error"].to_pylist()
+    assert none is None
+    for name, row, said in (("temperature", 0, first), ("metadata", 2, last)):
+        assert f"is row {row} of 'p.parquet', whose column '{name}' has" in said
+    (tmp_path / "p.txt").write_bytes(b"one\n\xff")
+    found = read(Part(str(tmp_path / "p.txt"), 0, 2, 0, 5))
+    assert found["error"].to_pylist() == [None, "is not UTF-8"]
+
+
+def test_a_folder_of_prompts_has_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", prompts(1))
+    (tmp_path / "q.csv").touch()
+    with pytest.raises(ValueError, match=r"has 'q.csv', which is no .jsonl, .parquet, .txt file"):
+        files_of(tmp_path)
+    (tmp_path / "q.csv").unlink()
+    (tmp_path / "more.jsonl").mkdir()
+    with pytest.raises(ValueError, match=r"has 'more.jsonl', which is a folder"):
+        files_of(tmp_path)
 
 
 def test_a_mark_of_utf8_is_taken_off_the_beginning_of_a_file_alone(tmp_path: Path) -> None:

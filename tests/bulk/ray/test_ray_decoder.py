@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from crossfade.bulk.ray import Decoder, spec
+from crossfade.bulk.ray.decoder import LineDecoder
 from crossfade.policies.self_judge import Judge
 from ray_runs import FORMULA, one_process, options, prompts, write
 from tiny_models import make, make_tokenizer
@@ -31,7 +32,7 @@ def column(x: list[Any]) -> Any:
     return found
 
 
-def called(decoder: Decoder, *batches: dict[str, Any]) -> list[Any]:
+def called(decoder: Decoder, *batches: Any) -> list[Any]:
     async def all_of_them() -> list[Any]:
         return list(await asyncio.gather(*map(decoder, batches)))
 
@@ -107,6 +108,32 @@ def test_a_bad_row_has_an_error_and_the_others_their_texts(paths: dict[str, str]
     assert list(found["other"]) == [0, 1, 2, 3, 4]
 
 
+def test_errors_have_the_names_of_rows_and_of_their_keys(paths: dict[str, str]) -> None:
+    items = [
+        {"prompt": [1, 2, 99]},
+        {"prompt": "a", "weights": {"v": 1}},
+        {"prompt": "a", "stop": ["xyz"]},  # no token of the tiny tokenizer has these letters
+        {"prompt": "a", "stop": [""]},
+        {"messages": [{"role": "user"}]},
+    ]
+    given = LineDecoder(**told(paths))
+    lines = column([*map(json.dumps, items), "{", None])
+    why = column([None] * 6 + ["is not UTF-8"])
+    (found,) = called(given, {"index": np.arange(7), "line": lines, "error": why})
+    says = ["has id 99 for base", "weights has 'v'", "stop=['xyz']", "stop has ''", "message 0"]
+    for i, (says_it, error) in enumerate(
+        zip([*says, "JSON", "UTF-8"], found["error"], strict=True)
+    ):
+        assert error.startswith(f"prompt {i}")
+        assert says_it in error
+        assert "row 0" not in error
+
+
+def test_a_batch_is_a_mapping_or_a_table(paths: dict[str, str]) -> None:
+    with pytest.raises(TypeError, match="the batch is a list; it must be a mapping"):
+        called(Decoder(**told(paths)), [{"id": 0, "prompt": "a"}])
+
+
 def test_tables_of_pyarrow_get_columns(paths: dict[str, str]) -> None:
     decoder = Decoder(**told(paths, id="key"))
     table = pa.table({"key": ["x", "y"], "prompt": ["a film", "the plot"]})
@@ -122,7 +149,7 @@ def test_types_of_tables_do_not_depend_on_what_their_rows_have(paths: dict[str, 
     decoder = Decoder(**told(paths))
     tables = [pa.table({"id": [i], "prompt": [x]}) for i, x in enumerate(["a film", ""])]
     good, bad = called(decoder, *tables)
-    for name in ("text", "tokens", "logprob", "finished", "blend", "run", "error"):
+    for name in ("text", "tokens", "logprob", "finished", "failed", "blend", "run", "error"):
         assert good.schema.field(name) == bad.schema.field(name)
 
 
@@ -249,6 +276,9 @@ def test_judgments_are_those_of_the_library(paths: dict[str, str], tmp_path: Pat
         {"a": "first", "b": "second", "tie": "tie"}[w] for w in whole.winners
     ]
     assert 'has no "second"' in found["error"][2]
+    bad = pa.table({"id": [0], "prompt": ["a"], "first": ["x"], "second": [""]})
+    (found,) = called(Decoder(**asked), bad)
+    assert found["failed"].type == pa.string()
 
 
 # ---- What a spec may be -------------------------------------------------------------------------

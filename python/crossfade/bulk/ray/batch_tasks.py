@@ -6,7 +6,7 @@ import asyncio
 import threading
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...blends.blend import Blend
@@ -133,6 +133,7 @@ class Correct(Batched):
     keys = ("answer", "objectives")
     settings = ()
     columns = ("text", "unchanged", "edit_distance", "tokens", "finished", "failed", "run")
+    types: Mapping[str, str] = {"failed": "string", "unchanged": "bool", "edit_distance": "double"}
 
     def __init__(self, spec: Spec) -> None:
         self.aligner: Any = None
@@ -193,6 +194,7 @@ class Judge(Batched):
     keys = KEYS
     settings = ()
     columns = ("preference", "winner", "failed", "run")
+    types: Mapping[str, str] = {"failed": "string"}
 
     def __init__(self, spec: Spec) -> None:
         self.judge: Any = None

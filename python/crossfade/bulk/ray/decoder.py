@@ -87,7 +87,7 @@ class Decoder:
             raise ValueError(
                 f"the dataset has the column {taken[0]!r}, which results have themselves; rename it"
             )
-        return _with(batch, more)
+        return _with(batch, more, self.task.types)
 
     def _results(self, found: Sequence[Result]) -> dict[str, list[Any]]:
         """The columns of results."""
@@ -101,8 +101,8 @@ class LineDecoder(Decoder):
     """A `Decoder` of lines of files, each as JSON, with their places in place of ids."""
 
     async def __call__(self, batch: Any) -> Any:
-        lines = zip(batch[INDEX].tolist(), batch[LINE], strict=True)
-        found = await self.task([_line(i, text) for i, text in lines])
+        lines = zip(batch[INDEX].tolist(), batch[LINE], batch[ERROR], strict=True)
+        found = await self.task([_line(*line) for line in lines])
         return {
             INDEX: batch[INDEX],
             LINE: _array([json.dumps(x.record, ensure_ascii=False) for x in found]),
@@ -122,11 +122,11 @@ def _row(key: Any, item: dict[str, Any]) -> Row:
     return Row(key, ValueError(f"the id is {key!r:.80}; it must be an int or a text"))
 
 
-def _line(index: int, text: str | None) -> Row:
+def _line(index: int, text: str | None, why: str | None) -> Row:
     """The row that a line of a file is, with the error in its place if it cannot be read."""
     where = f"prompt {index}"
     if text is None:
-        return Row(index, ValueError(f"{where} is not UTF-8, or has what JSON cannot say"))
+        return Row(index, ValueError(f"{where} {why}"))
     try:
         return Row(index, reading.parse_json(text, where))
     except ValueError as error:
@@ -137,6 +137,11 @@ def _columns(batch: Any) -> dict[str, list[Any]]:
     """The columns of a batch as lists of Python's own objects."""
     if hasattr(batch, "to_pydict"):  # Tables of pyarrow know which cells are null.
         return batch.to_pydict()
+    if not isinstance(batch, Mapping) and not hasattr(batch, "assign"):  # as frames of pandas have
+        raise TypeError(
+            f"the batch is a {type(batch).__name__}; it must be a mapping of columns to arrays, or "
+            "a table of pyarrow or pandas"
+        )
     return {name: [_cell(x) for x in column] for name, column in batch.items()}
 
 
@@ -147,8 +152,8 @@ def _cell(x: Any) -> Any:
     return None if is_cell and (x is None or type(x).__name__ == "NAType" or x != x) else x
 
 
-def _with(batch: Any, more: Mapping[str, list[Any]]) -> Any:
-    """A batch with more columns."""
+def _with(batch: Any, more: Mapping[str, list[Any]], types: Mapping[str, str]) -> Any:
+    """A batch with more columns, which have the same types where all of a batch are null."""
     if isinstance(batch, Mapping):
         return {**batch, **{name: _array(x) for name, x in more.items()}}
     if not hasattr(batch, "append_column"):  # a frame of pandas
@@ -156,8 +161,9 @@ def _with(batch: Any, more: Mapping[str, list[Any]]) -> Any:
     from .files import TYPES  # which needs Ray
 
     pyarrow = require("pyarrow", "ray")
-    for name, x in more.items():  # with the same types where all of a batch are null
-        batch = batch.append_column(name, pyarrow.array(x, TYPES.get(name)))
+    known = {**TYPES, **types}
+    for name, x in more.items():
+        batch = batch.append_column(name, pyarrow.array(x, known.get(name)))
     return batch
 
 

@@ -78,6 +78,10 @@ def run(
     asked = Spec.of(spec(**given))
     output = Path(output)
     files = files_of(prompts)
+    if Path(prompts).is_dir() and output.resolve().is_relative_to(Path(prompts).resolve()):
+        raise ValueError(
+            f"output is {str(output)!r}, which is in the folder of prompts; it must lie elsewhere"
+        )
     parts, sources = parts_of(files, BATCHES * asked.batch_size)
     total = sum(source.prompts for source in sources)
     if not total:

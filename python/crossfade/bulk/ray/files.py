@@ -11,7 +11,7 @@ from typing import Any
 
 from ...extras import require
 from ...files import sha256
-from .columns import ERROR, INDEX, LINE, row_of
+from .columns import ERROR, INDEX, LINE, plain, row_of
 
 pyarrow: Any = require("pyarrow", "ray")
 parquet: Any = require("pyarrow.parquet", "ray")
@@ -34,6 +34,7 @@ TYPES = {
     "blend": pyarrow.string(),
     "run": pyarrow.string(),
 }
+Read = tuple[str | None, str | None]  # a prompt as JSON, or why it is none
 REST = "record"  # the column with the whole result as JSON
 
 
@@ -67,12 +68,22 @@ class Source:
 def files_of(path: str | Path) -> list[Path]:
     """A file of prompts, or those of a folder in the order of their names.
 
+    What programs note in a folder, under names that begin with a dot or an underscore, is left out.
+
     Raises:
-        FileNotFoundError: there is none. ValueError: a file is of another kind than `KINDS`.
+        FileNotFoundError: there is none. ValueError: a file is of another kind than `KINDS`, or a
+            folder lies in the folder.
     """
     path = Path(path)
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in KINDS)
+        found = sorted(p for p in path.iterdir() if not p.name.startswith((".", "_")))
+        for file in found:
+            if not file.is_file() or file.suffix.lower() not in KINDS:
+                what = "a folder" if file.is_dir() else f"no {', '.join(KINDS)} file"
+                raise ValueError(
+                    f"{str(path)!r} has {file.name!r}, which is {what}; a folder of prompts must "
+                    "have nothing but their files: move it elsewhere"
+                )
         if not found:
             raise FileNotFoundError(f"{str(path)!r} has no {', '.join(KINDS)} file")
         return found
@@ -124,14 +135,15 @@ def _is_filled(line: bytes) -> bool:
 
 
 def read(part: Part) -> Any:
-    """The prompts of a part as a table: their indices, and each as JSON, or null if it is none."""
+    """The prompts of a part as a table: their indices, and each as JSON, or why it is none."""
     rows = Path(part.path).suffix.lower() == ".parquet"
     items = list((_json_of_rows if rows else _json_of_lines)(part))
     index = pyarrow.array(range(part.first, part.first + len(items)), pyarrow.int64())
-    return pyarrow.table({INDEX: index, LINE: pyarrow.array(items, pyarrow.string())})
+    lines, errors = (pyarrow.array(x, pyarrow.string()) for x in zip(*items, strict=True))
+    return pyarrow.table({INDEX: index, LINE: lines, ERROR: errors})
 
 
-def _json_of_lines(part: Part) -> Iterator[str | None]:
+def _json_of_lines(part: Part) -> Iterator[Read]:
     is_json = part.path.lower().endswith(".jsonl")
     with open(part.path, "rb") as file:
         file.seek(part.start)
@@ -139,19 +151,18 @@ def _json_of_lines(part: Part) -> Iterator[str | None]:
     if not part.start:
         data = data.removeprefix(BOM_UTF8)
     for line in filter(_is_filled, data.split(b"\n")):
-        text = _text(line)
-        yield text if is_json or text is None else json.dumps(text)
+        yield _json_of_line(line, is_json=is_json)
 
 
-def _text(line: bytes) -> str | None:
-    """A line without its end; None if it is not UTF-8."""
+def _json_of_line(line: bytes, *, is_json: bool) -> Read:
     try:
-        return line.decode()
+        text = line.decode()
     except UnicodeDecodeError:
-        return None
+        return None, "is not UTF-8"
+    return text if is_json else json.dumps(text), None
 
 
-def _json_of_rows(part: Part) -> Iterator[str | None]:
+def _json_of_rows(part: Part) -> Iterator[Read]:
     file = parquet.ParquetFile(part.path)
     before = 0
     for group in range(file.num_row_groups):
@@ -159,17 +170,27 @@ def _json_of_rows(part: Part) -> Iterator[str | None]:
         start, end = part.start - before, part.start + part.size - before
         if start < rows and end > 0:
             start = max(0, start)
-            for item in file.read_row_group(group).slice(start, end - start).to_pylist():
-                yield _json(item)
+            items = file.read_row_group(group).slice(start, end - start).to_pylist()
+            for row, item in enumerate(items, before + start):
+                yield _json(item, f"row {row} of {Path(part.path).name!r}")
         before += rows
 
 
-def _json(item: Mapping[str, Any]) -> str | None:
+def _json(item: Mapping[str, Any], where: str) -> Read:
     """A row as JSON, without what is null, as all rows have the keys of all."""
     try:
-        return json.dumps(row_of(item), allow_nan=False)
+        return json.dumps(row_of(item), allow_nan=False), None
     except (TypeError, ValueError):
-        return None
+        name, x = next((name, x) for name, x in item.items() if not _is_json(x))
+        return None, f"is {where}, whose column {name!r} has {x!r:.80}, which JSON cannot say"
+
+
+def _is_json(x: Any) -> bool:
+    try:
+        json.dumps(plain(x), allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 class Prompts(datasource.Datasource):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +52,14 @@ class Task(ABC):
         keys: those of a row besides the prompt and the settings.
         settings: those that a row may have of its own.
         columns: what all results have.
+        types: those of columns in arrow that differ between tasks.
         run: the identity of what is done, as results have it.
     """
 
     keys: tuple[str, ...] = ()
     settings: tuple[str, ...] = ("weights", "system")
     columns: tuple[str, ...] = ()
+    types: Mapping[str, str] = {}
 
     def __init__(self, spec: Spec) -> None:
         self.spec, self.plan = spec, spec.plan()
@@ -125,14 +127,23 @@ class Task(ABC):
         item = row.item if isinstance(row.item, dict) else {"prompt": text}
         said = {"index": row.id, "prompt": item.get("prompt", item.get("messages"))}
         said |= {key: item[key] for key in ("id", "metadata", *self.spec.keep) if key in item}
-        why = str(error)
+        why = _in_words_of(row, error)
         return Result({**said, "error": why, "run": self.run}, why)
+
+
+def _in_words_of(row: Row, error: BaseException | str) -> str:
+    """What an error says, with the name of the row and of its keys: the decoder, which reads such
+    a row alone, knows it as row 0 and its "stop" as ``stop_strings``."""
+    where = f"prompt {row.id}"
+    said = str(error).replace("the prompt of row 0", where, 1).replace("stop_strings", "stop", 1)
+    return said if where in said else f"{where}: {said}"
 
 
 class Generate(Task):
     """Writes texts, in a loop that takes the next batch before the last one has ended."""
 
     settings = settings.SETTINGS
+    types: Mapping[str, str] = {"failed": "bool"}
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
