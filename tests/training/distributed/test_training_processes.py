@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import shutil
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,9 @@ import pytest
 import torch
 import yaml
 from accelerate.utils import DistributedType
-from crossfade.training import processes
+from crossfade.training import config, makers, processes
+from crossfade.training.clp.prompts import Prompts
+from crossfade.training.value.rollouts import Rollouts
 from safetensors.torch import load_file
 
 pytestmark = [
@@ -268,33 +272,11 @@ def test_shares_are_of_the_rows_that_one_process_reads(rows: int, drop_last: boo
         assert all(len(p) == 1 for p in parts[len(counted) :])
 
 
-@pytest.mark.parametrize(("rank", "said"), [("0", ["3 rows are left out"]), ("1", [])])
-def test_what_all_processes_find_the_first_one_says(
-    rank: str, said: list[str], monkeypatch: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Also before they have found each other, while they read their rows."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", rank)
-    processes.get_logger("crossfade.training.found").warning("%d rows are left out", 3)
-    assert caplog.messages == said
-
-
 def test_every_logger_of_training_says_it_once() -> None:
     folder = Path(processes.__file__).parent
     files = {str(f.relative_to(folder)): f.read_text() for f in folder.rglob("*.py")}
     others = [name for name, text in files.items() if "logging.getLogger(" in text]
     assert others == ["processes.py"]
-
-
-def test_the_group_of_processes_that_part_is_kept(tmp_path: Path) -> None:
-    """Torch would wait, in its end, for threads that wait for Python's lock."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/found", rank=0, world_size=1
-    )
-    group = torch.distributed.group.WORLD
-    processes.part(SimpleNamespace(end_training=torch.distributed.destroy_process_group))
-    assert not torch.distributed.is_initialized()
-    assert any(x is group for x in processes._PARTED)
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "value", "self-judge", "clp"])
@@ -326,3 +308,44 @@ def test_processes_that_would_train_alone_are_refused(monkeypatch: Any) -> None:
     processes.check_processes(of_processes(DistributedType.MULTI_CPU))
     with pytest.raises(ValueError, match=r"args\.use_cpu is False; it must be True"):
         processes.check_processes(of_processes(DistributedType.NO, 1))
+
+
+@pytest.mark.parametrize("kind", ["jsft", "value", "clp"])
+def test_what_all_processes_find_is_said_by_the_first_alone(
+    kind: str, base: str, tmp_path: Path, monkeypatch: Any, rewards: Any, capsys: Any, caplog: Any
+) -> None:
+    """Also before they have found each other, as while rows are read."""
+    arguments = {"max_new_tokens": 4, "max_length": 8} if kind == "clp" else {}
+    given = config.Settings(**runs.settings(kind, base, tmp_path, processes=1, **arguments))
+    rows = makers.rows_of(given, "data", given.data)
+    if kind == "value":
+        rows[0]["finished"] = False
+    for rank, says in (("1", False), ("0", True)):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", rank)
+        if kind == "jsft":
+            makers._of_judging(given, "train", rows, makers.tokenizer_of(given))
+        elif kind == "value":
+            Rollouts(rows, None, 99, "drop", "rows")
+        else:
+            Prompts(rows, makers.tokenizer_of(given), 99, 5, "rows")
+        said = capsys.readouterr().err + caplog.text
+        assert ("the train data" in said or "are left out" in said) is says
+
+
+def test_a_process_alone_says_what_it_finds_whatever_its_rank(monkeypatch: Any) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert processes.is_main_process()
+
+
+def test_the_group_of_processes_outlives_what_they_trained(tmp_path: Path) -> None:
+    """Torch's destructor of a group waits for threads, with the lock that these may need."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    kept = weakref.ref(torch.distributed.group.WORLD)
+    end = torch.distributed.destroy_process_group
+    processes.part(SimpleNamespace(end_training=end))
+    gc.collect()
+    assert not torch.distributed.is_initialized()
+    assert kept() is not None
