@@ -109,8 +109,12 @@ def test_a_run_whose_driver_was_killed_goes_on_and_loses_an_actor(
         assert says in json.loads(found[i])["error"]
 
 
+def _fail(*_: Any) -> None:
+    raise RuntimeError("no cluster")
+
+
 def test_a_folder_must_be_gone_on_with_as_it_was_begun(
-    paths: dict[str, str], tmp_path: Path
+    paths: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All is refused before a cluster is started."""
     file = write(tmp_path / "p.jsonl", prompts(3))
@@ -128,6 +132,10 @@ def test_a_folder_must_be_gone_on_with_as_it_was_begun(
         run(given, file, begun, resume=True)
     with pytest.raises(NotADirectoryError, match="a file; it must be a folder"):
         run(given, file, file)
+    monkeypatch.setattr(ray_driver, "_work", _fail)
+    with pytest.raises(RuntimeError, match="no cluster"):
+        run(given, file, tmp_path / "failed")
+    assert not any((tmp_path / "failed").iterdir())  # It can be begun again.
     folder = tmp_path / "prompts"
     folder.mkdir()
     write(folder / "p.jsonl", prompts(1))
@@ -301,6 +309,7 @@ def test_actors_with_other_models_end_the_run(
     given = spec(model=[f"base={paths['base']}"], blend="base")
     with pytest.raises(ValueError, match="the cluster of Ray has no GPU"):
         run({**given, "device": "cuda:99"}, file, output)
+    assert not any(output.iterdir())
     note(output, "before", {0: '{"index": 0, "run": "other"}'})
     with pytest.raises(RuntimeError, match=r"an actor has failed: .*that of the results is other"):
         run(given, file, output, resume=True)

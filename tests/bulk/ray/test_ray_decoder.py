@@ -291,6 +291,8 @@ def test_judgments_are_those_of_the_library(paths: dict[str, str], tmp_path: Pat
         ({"task": "generat"}, "task is 'generat'.*did you mean"),
         ({"generation": {"top_k": np.int64(3)}}, "spec is no plain data"),
         ({"model": "base=x"}, "model is 'base=x'; it must be a list of texts"),
+        ({"model": ["base=none", "tuned=none"]}, "there is no folder 'none'"),
+        ({"model": ["base=.", "tuned=."]}, "'.' has no config.json"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"reward": ["len:count"]}, "functions=True must allow"),
         ({"task": "correct"}, "objectives is empty"),
@@ -301,7 +303,7 @@ def test_judgments_are_those_of_the_library(paths: dict[str, str], tmp_path: Pat
 def test_a_spec_says_what_is_wrong_with_it(
     paths: dict[str, str], more: dict[str, Any], says: str
 ) -> None:
-    with pytest.raises((TypeError, ValueError), match=says):
+    with pytest.raises((TypeError, ValueError, OSError), match=says):
         told(paths, **more)
 
 

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ... import models
 from ...checks import did_you_mean
 from ...decoding.settings import check_int
 from ...drafts import AUTO, PROMPT
 from ...loading import Plan
+from ...models import sources
 
 TASKS = ("generate", "score", "value", "correct", "judge")
 PATHS = ("model", "blend", "template")  # fields that may name files
@@ -162,6 +164,10 @@ def spec(**given: Any) -> dict[str, Any]:
     moved = plan.free - plan.faders.keys()  # Rows bring the positions of these.
     if not moved or found.task in ("correct", "judge"):
         plan.check()
+    for path in dict.fromkeys(term.path for term in plan.specs.values()):
+        source = sources.named(path)
+        if source is None or "folder" in source:
+            models.folder_of(path)  # says what is wrong with it
     return {**given, **{name: _absolute(given[name]) for name in PATHS if given.get(name)}}
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -136,7 +137,8 @@ def cluster(actors: int) -> Iterator[Any]:
 
 @contextmanager
 def _folder(output: Path, what: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
-    """The folder of results, locked while a run writes it.
+    """The folder of results, locked while a run writes it. Where an error comes before any result,
+    what was made here is removed again.
 
     Raises:
         FileExistsError: it exists, and is not gone on with. ValueError: it is of another run.
@@ -158,7 +160,14 @@ def _folder(output: Path, what: Mapping[str, Any], *, resume: bool) -> Iterator[
         opened.write(json.dumps(what, indent=1, ensure_ascii=False).encode() + b"\n")
         opened.flush()
         os.fsync(opened.fileno())
-        yield
+        try:
+            yield
+        except Exception:
+            if not begun and not any((output / PARTS).glob("*")):
+                for name in (PARTS, CHECKPOINT):
+                    shutil.rmtree(output / name, ignore_errors=True)
+                file.unlink()
+            raise
 
 
 def _compare(before: Any, what: Mapping[str, Any], file: Path) -> None:
