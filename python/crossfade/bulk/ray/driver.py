@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ... import reading
 from ...extras import require
 from ..records import lock
 from .actor_spec import Spec, spec
@@ -74,7 +75,7 @@ def run(
         TypeError, ValueError: names what is wrong. OSError: files cannot be read or written.
         RuntimeError: an actor has failed; says why.
     """
-    from .files import files_of, parts_of  # which needs Ray
+    from .files import files_of, mend, parts_of  # which needs Ray
 
     asked = Spec.of(spec(**given))
     output = Path(output)
@@ -97,6 +98,7 @@ def run(
         "format": file_format,
     }
     with _folder(output, what, resume=resume):
+        mend(output / PARTS, output / CHECKPOINT)
         told = {**given, "expects": _run_of(output)}
         counts = _work(told, parts, output, file_format, actors, progress)
     return Summary(**counts, kept=total - counts["rows"])
@@ -153,13 +155,13 @@ def _folder(output: Path, what: Mapping[str, Any], *, resume: bool) -> Iterator[
     output.mkdir(parents=True, exist_ok=True)
     with open(file, "r+b" if begun else "x+b") as opened:
         lock(opened, file)
-        if begun:
-            _compare(json.loads(opened.read() or b"null"), what, file)
-        opened.seek(0)
-        opened.truncate()
-        opened.write(json.dumps(what, indent=1, ensure_ascii=False).encode() + b"\n")
-        opened.flush()
-        os.fsync(opened.fileno())
+        before = opened.read()
+        if before:
+            _compare(before, what, file)
+        else:  # It is new, or a crash came before it was written.
+            opened.write(json.dumps(what, indent=1, ensure_ascii=False).encode() + b"\n")
+            opened.flush()
+            os.fsync(opened.fileno())
         try:
             yield
         except Exception:
@@ -170,10 +172,11 @@ def _folder(output: Path, what: Mapping[str, Any], *, resume: bool) -> Iterator[
             raise
 
 
-def _compare(before: Any, what: Mapping[str, Any], file: Path) -> None:
+def _compare(noted: bytes, what: Mapping[str, Any], file: Path) -> None:
     """Refuse to go on with results of other prompts or another spec."""
-    if not isinstance(before, dict):  # A crash came before it was written.
-        return
+    before = reading.parse_json(noted.decode(errors="replace"), str(file))
+    if not isinstance(before, dict):
+        raise ValueError(f"{file} is {before!r:.80}; it must be what a run has written there")
     now = json.loads(json.dumps(what))
     differs = [name for name in now if before.get(name) != now[name]]
     if "spec" in differs:

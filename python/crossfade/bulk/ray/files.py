@@ -19,6 +19,7 @@ datasource: Any = require("ray.data.datasource", "ray")
 
 KINDS = (".jsonl", ".parquet", ".txt")
 FORMATS = ("jsonl", "parquet")
+PENDING = ".pending"  # how Ray ends the name of what is noted of a part that is not yet whole
 # The columns of results in parquet that have types of their own. The others are JSON.
 TYPES = {
     "index": pyarrow.int64(),
@@ -254,6 +255,39 @@ class Results(datasource.BlockBasedFileDatasink):
         for counts in write_result.write_returns:
             for name, x in (counts or {}).items():
                 self.counts[name] += x
+
+
+def mend(parts: Path, checkpoint: Path) -> None:
+    """Let a checkpoint note what parts have, whatever happened to either since it was written.
+
+    A part that is not whole is taken away, and so is the note of one that is not there: their
+    prompts are worked on again. What was being written when a run was killed is noted as pending,
+    and left to Ray.
+    """
+    notes = {note.stem: note for note in checkpoint.glob("*.parquet")}
+    pending = {name.removesuffix(PENDING) for name in notes if name.endswith(PENDING)}
+    files = {part.stem: part for kind in FORMATS for part in parts.glob(f"*.{kind}")}
+    for name in {*files, *notes} - pending - {f"{name}{PENDING}" for name in pending}:
+        part, note = files.get(name), notes.get(name, checkpoint / f"{name}.parquet")
+        has = None if part is None else _indices(part)
+        if has is None:
+            for file in (part, note):
+                if file is not None:
+                    file.unlink(missing_ok=True)
+        elif has != _indices(note):
+            checkpoint.mkdir(exist_ok=True)
+            parquet.write_table(pyarrow.table({INDEX: pyarrow.array(has, pyarrow.int64())}), note)
+
+
+def _indices(file: Path) -> list[int] | None:
+    """The places of the prompts that a part or a note has; None if it is not whole."""
+    try:
+        if file.suffix == ".parquet":
+            return parquet.read_table(file, columns=[INDEX])[INDEX].to_pylist()
+        *lines, rest = file.read_bytes().split(b"\n")
+        return None if rest else [json.loads(line)[INDEX] for line in lines]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _tokens(record: Mapping[str, Any]) -> int:
