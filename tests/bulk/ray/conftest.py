@@ -1,4 +1,4 @@
-"""One cluster of Ray, on this machine alone, which the tests of a session share."""
+"""One cluster of Ray, on this machine alone, which the tests of a file share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return save_models(tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     from crossfade.bulk.ray.driver import cluster
 
