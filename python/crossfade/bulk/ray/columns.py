@@ -9,6 +9,22 @@ from typing import Any
 INDEX = "index"  # the place of a prompt among those of all files
 LINE = "line"  # the prompt as JSON, and then its result
 ERROR = "error"  # why a prompt failed
+# The types, as arrow calls them, of the columns of results that have the same in all tasks. The
+# others are JSON in files.
+TYPES = {
+    "index": "int64",
+    "text": "string",
+    "tokens": "int64",
+    "logprob": "float64",
+    "perplexity": "float64",
+    "value": "float64",
+    "preference": "float64",
+    "winner": "string",
+    "finished": "bool",
+    "error": "string",
+    "blend": "string",
+    "run": "string",
+}
 INTS = ("seed", "max_new_tokens", "top_k")  # settings that are whole numbers
 
 

@@ -10,7 +10,7 @@ from ... import reading
 from ...extras import require
 from .actor_spec import Spec
 from .batch_tasks import Correct, Judge, Score, Value
-from .columns import ERROR, INDEX, LINE, plain, row_of
+from .columns import ERROR, INDEX, LINE, TYPES, plain, row_of
 from .tasks import Generate, Result, Row, Task
 
 np: Any = require("numpy", "ray")
@@ -148,8 +148,9 @@ def _columns(batch: Any) -> dict[str, list[Any]]:
 def _cell(x: Any) -> Any:
     """A cell of an array, of which numpy and pandas say by NaN that it is null."""
     x = plain(x)
-    is_cell = not isinstance(x, (dict, list))
-    return None if is_cell and (x is None or type(x).__name__ == "NAType" or x != x) else x
+    if isinstance(x, (dict, list)):
+        return x
+    return None if type(x).__name__ == "NAType" or x != x else x
 
 
 def _with(batch: Any, more: Mapping[str, list[Any]], types: Mapping[str, str]) -> Any:
@@ -158,8 +159,6 @@ def _with(batch: Any, more: Mapping[str, list[Any]], types: Mapping[str, str]) -
         return {**batch, **{name: _array(x) for name, x in more.items()}}
     if not hasattr(batch, "append_column"):  # a frame of pandas
         return batch.assign(**{name: _array(x) for name, x in more.items()})
-    from .files import TYPES  # which needs Ray
-
     pyarrow = require("pyarrow", "ray")
     known = {**TYPES, **types}
     for name, x in more.items():

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...extras import require
 from ...files import sha256
-from .columns import ERROR, INDEX, LINE, plain, row_of
+from .columns import ERROR, INDEX, LINE, TYPES, plain, row_of
 
 pyarrow: Any = require("pyarrow", "ray")
 parquet: Any = require("pyarrow.parquet", "ray")
@@ -20,21 +20,6 @@ datasource: Any = require("ray.data.datasource", "ray")
 KINDS = (".jsonl", ".parquet", ".txt")
 FORMATS = ("jsonl", "parquet")
 PENDING = ".pending"  # how Ray ends the name of what is noted of a part that is not yet whole
-# The columns of results in parquet that have types of their own. The others are JSON.
-TYPES = {
-    "index": pyarrow.int64(),
-    "text": pyarrow.string(),
-    "tokens": pyarrow.int64(),
-    "logprob": pyarrow.float64(),
-    "perplexity": pyarrow.float64(),
-    "value": pyarrow.float64(),
-    "preference": pyarrow.float64(),
-    "winner": pyarrow.string(),
-    "finished": pyarrow.bool_(),
-    "error": pyarrow.string(),
-    "blend": pyarrow.string(),
-    "run": pyarrow.string(),
-}
 Read = tuple[str | None, str | None]  # a prompt as JSON, or why it is none
 REST = "record"  # the column with the whole result as JSON
 
