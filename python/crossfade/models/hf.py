@@ -37,6 +37,11 @@ def place(device: torch.device) -> tuple[str, int]:
     return device.type, device.index or 0
 
 
+def in_shards(x: Any) -> bool:
+    """Whether a parameter has its numbers in shards on several processes, as of FSDP."""
+    return hasattr(x, "to_local")
+
+
 def is_multimodal(model: Any) -> bool:
     """Whether the text decoder is one part of a model that reads pictures or sounds as well."""
     config = getattr(underlying(model), "config", None)

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .. import ops
 from ..ops import packed
-from .hf import underlying
+from .hf import in_shards, underlying
 
 MARK = "crossfade_quantized"  # a config has it if its model has layers of this kind
 
@@ -129,7 +129,7 @@ def _check(name: str, layer: nn.Module, group: int) -> None:
     inner = weight.shape[0 if isinstance(layer, Conv1D) else 1]
     if weight.is_meta or hasattr(layer, "_hf_hook"):
         raise ValueError(f"{name}.weight is offloaded or on meta; it must be on a device")
-    if hasattr(weight, "to_local"):
+    if in_shards(weight):
         raise ValueError(
             f"{name}.weight lies in shards on several processes; it must be whole: quantize a "
             "model that is loaded without distributed_config or FSDP"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ...models.hf import in_shards
 
 SAMPLE = 16  # numbers of each tensor that are looked at
 
@@ -23,11 +24,9 @@ def fingerprint(model: nn.Module, *, active: bool) -> Hashable:
     Args:
         active: whether it matters which adapters the model itself has switched on.
     """
+    each: list[Any] = [*model.parameters(), *model.buffers()]
     with torch.no_grad():  # Of a tensor in shards on several processes, this one's.
-        tensors = [
-            t.to_local() if hasattr(t, "to_local") else t
-            for t in chain(model.parameters(), model.buffers())
-        ]
+        tensors = [t.to_local() if in_shards(t) else t for t in each]
     about = [
         (t.data_ptr(), t.dtype, t.device, t.shape, None if t.is_inference() else t._version)
         for t in tensors

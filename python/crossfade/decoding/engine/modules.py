@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ... import ops
 from ...models.adapters import adapter_layers
-from ...models.hf import text_config
+from ...models.hf import in_shards, text_config
 from ...models.quantized import QuantizedLinear
 from ..ranks import local
 from ..simple.term_model import TermModel
@@ -186,7 +186,7 @@ def refuse_unsupported(model: TermModel, tokens: int) -> None:
             "one device, and in shards on several ranks"
         )
     whole = (getattr(bare, "tp_size", None) or 1) == 1
-    if whole and any(hasattr(p, "to_local") for p in bare.parameters()):
+    if whole and any(in_shards(p) for p in bare.parameters()):
         raise Unsupported(
             f"{model.name} lies in shards that its modules gather, as of FSDP; the engine runs "
             "whole models, and those loaded with distributed_config=DistributedConfig(tp_size=...)"
